@@ -1,0 +1,25 @@
+"""MoCo's CIFAR recipe: the baseline, one-way, every negative, a linear head, no blur, a queue of noise.
+
+    python -m dualcl_jax.main --config=configs/cifar10_moco.py --config.data.data_dir=DIR --workdir=runs/cifar10_moco
+
+At its full size (ResNet-18 of width 64, 200 epochs, batch 512): unmeasured here.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    config = default.get_config()
+    config.data.mean = (0.4914, 0.4822, 0.4465)
+    config.data.std = (0.2023, 0.1994, 0.2010)
+    config.views.preset = 'moco_cifar'
+    config.model.norm = 'local'
+    config.model.projection = 'linear'
+    config.loss.symmetric = False
+    config.negatives.selector = 'all'
+    config.negatives.mask_same_image = False
+    config.queue.init = 'noise'
+    config.optimizer.decay_norm_and_bias = True
+    return config

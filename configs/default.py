@@ -1,0 +1,106 @@
+"""Every field of a configuration, with its default, range and meaning. Other configs start from this one.
+
+    python -m dualcl_jax.main --config=configs/default.py --config.data.data_dir=DIR --workdir=runs/default
+
+The full method on CIFAR-10 (a TFDS directory): both views as query and key, the hardest quarter of the queue as
+negatives, no older key of the anchor's own image among them. Time and accuracy: unmeasured; `configs/cifar10.py` and
+`configs/cifar10_moco.py` are the measured ones.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config() -> ConfigDict:
+    """The defaults. A field's type is that of its default: an int field refuses 0.25."""
+    config = ConfigDict()
+
+    config.seed = 0  # of initialisation, order, views and shuffling; at least 0
+
+    config.data = data = ConfigDict()
+    data.name = 'cifar10'  # photo_patches | npz | any image classification set of TFDS, prepared as array_record
+    data.data_dir = ''  # TFDS directory; empty: TFDS's own default
+    data.path = ''  # the file of data.name='npz'
+    data.image_size = 32  # side of a view in pixels
+    data.limit = 0  # train on a fixed random subset of this many images; 0: all
+    data.num_examples = 0  # refuse a training set of another size; 0: take what is there
+    data.mean = ()  # per channel, in [0, 1]; empty: measured on the training images and written into config.json
+    data.std = ()  # likewise
+
+    config.views = views = ConfigDict()
+    views.preset = 'moco_v2'  # moco_v1 | moco_v2 | moco_v3 | moco_cifar: augmentation of the two views
+    # Each of these, where set, replaces the preset's value in both views; ranges in `dualcl_jax.views.ViewSpec`.
+    views.crop_scale = config_dict.placeholder(tuple)  # (least, largest) share of the image's area
+    views.crop_ratio = config_dict.placeholder(tuple)  # (least, largest) width / height
+    views.flip_probability = config_dict.placeholder(float)
+    views.jitter_probability = config_dict.placeholder(float)
+    views.brightness = config_dict.placeholder(float)  # factor in [max(0, 1 - b), 1 + b]
+    views.contrast = config_dict.placeholder(float)
+    views.saturation = config_dict.placeholder(float)
+    views.hue = config_dict.placeholder(float)  # shift in [-h, h] turns, h at most 0.5
+    views.grayscale_probability = config_dict.placeholder(float)
+    views.blur_probability = config_dict.placeholder(float)
+    views.blur_sigma = config_dict.placeholder(tuple)  # pixels
+    views.solarize_probability = config_dict.placeholder(float)
+    views.solarize_threshold = config_dict.placeholder(float)
+
+    config.model = model = ConfigDict()
+    model.name = 'resnet18'  # resnet18 | resnet34 | resnet50 | tiny (for tests)
+    model.stem = 'cifar'  # cifar: 3×3, stride 1 | imagenet: 7×7, stride 2, and pooling
+    model.width = 64  # channels of the first stage
+    model.norm = 'split:8'  # BN statistics: local (a device) | sync (all) | split:n (n groups of the global batch)
+    model.projection = 'mlp'  # linear (MoCo v1) | mlp (v2)
+    model.dim = 128  # D, length of queries and keys
+    model.dtype = 'float32'  # of the encoder's computation: float32 | bfloat16; the loss is float32 always
+
+    config.loss = loss = ConfigDict()
+    loss.temperature = 0.1  # τ > 0
+    loss.symmetric = True  # both views act as query and as key; False: MoCo's one-way loss
+    loss.key_weight = 0.0  # w in [0, 1], share of the term anchored at the key
+    loss.key_term = 'batch'  # negatives of that term: batch (other queries of the global batch) | queue
+    loss.shuffle_keys = False  # permute the key batch across devices and BN groups (MoCo's shuffling BN)
+
+    config.negatives = negatives = ConfigDict()
+    negatives.selector = 'top_k'  # all | top_k
+    negatives.k = 0  # how many; 0: by fraction
+    negatives.fraction = 0.25  # of queue.size, in (0, 1]; read where k is 0
+    negatives.mask_same_image = True  # an older key of the anchor's image is no negative
+
+    config.queue = queue = ConfigDict()
+    queue.size = 4096  # K
+    queue.init = 'empty'  # empty: slots count once they are filled | noise: MoCo's random unit vectors
+
+    config.ema = ema = ConfigDict()
+    ema.momentum = 0.99  # m in [0, 1]: ξ <- m·ξ + (1 - m)·θ
+    ema.schedule = 'constant'  # constant | cosine: from m to 1 over the run
+
+    config.optimizer = optimizer = ConfigDict()
+    optimizer.name = 'sgd'  # sgd | lars | adamw
+    optimizer.learning_rate = 0.06  # peak; the loss is the mean over view orders
+    optimizer.momentum = 0.9  # of sgd and lars; β1 of adamw
+    optimizer.weight_decay = 5e-4
+    optimizer.decay_norm_and_bias = False  # decay biases and normalisation scales too (MoCo does)
+    optimizer.warmup_epochs = 0.0  # linear from 0; then a cosine to 0
+
+    config.train = train = ConfigDict()
+    train.batch_size = 256  # global: over all devices of all processes
+    train.epochs = 200
+    train.steps = 0  # wins over epochs where positive
+
+    config.log = log = ConfigDict()
+    log.every_steps = 20  # a line of metrics.jsonl; the first and the last step always
+
+    config.checkpoint = checkpoint = ConfigDict()
+    checkpoint.every_steps = 500  # and the last step always; 0: only the last
+    checkpoint.keep = 2  # the newest so many
+    checkpoint.keep_best = 0  # and the best so many by kNN
+
+    config.monitor = monitor = ConfigDict()
+    monitor.every_epochs = 5  # kNN accuracy on the test split, also before the first step and at the end; 0: off
+    monitor.k = 200  # neighbours
+    monitor.temperature = 0.1  # votes weigh exp(cosine / temperature)
+    monitor.bank = 50_000  # at most so many training images in the bank; 0: all
+
+    config.parallel = parallel = ConfigDict()
+    parallel.mapper = 'pmap'  # pmap | shard_map
+
+    return config

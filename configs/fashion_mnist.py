@@ -1,0 +1,20 @@
+"""The full method on Fashion-MNIST: one-channel images, so views without hue, saturation and grayscale.
+
+    python -m dualcl_jax.main --config=configs/fashion_mnist.py --config.data.data_dir=DIR --workdir=runs/fashion_mnist
+
+Time and accuracy: unmeasured here.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    config = default.get_config()
+    config.data.name = 'fashion_mnist'
+    config.data.image_size = 28
+    config.views.preset = 'moco_cifar'
+    config.model.width = 32
+    config.train.epochs = 50
+    return config

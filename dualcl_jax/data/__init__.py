@@ -1,0 +1,38 @@
+"""Data sets, the order in which they are seen, and the loader. NumPy only: nothing here starts a JAX backend."""
+
+from collections.abc import Callable
+from typing import Any
+
+from dualcl_jax.data import npz, photo_patches, tfds_source
+from dualcl_jax.data.loader import Batch, Loader
+from dualcl_jax.data.source import ArraySource, Source, Splits, limit_train
+from dualcl_jax.errors import UserError
+
+__all__ = ['SOURCES', 'ArraySource', 'Batch', 'Loader', 'Source', 'Splits', 'load']
+
+# A set of your own: a function from the data config to its splits, and a line here. Any other name is a TFDS set.
+SOURCES: dict[str, Callable[[Any], Splits]] = {
+    'npz': npz.load,
+    'photo_patches': photo_patches.load,
+}
+
+
+def load(data: Any) -> Splits:
+    """The splits that a data config asks for.
+
+    Args:
+      data: the `data` part of the config: `name`, `data_dir`, `path`, `limit`, `num_examples` (0: whatever is found).
+
+    Raises:
+      UserError: the set is missing or malformed, or does not have `data.num_examples` training examples.
+    """
+    if not data.name:
+        raise UserError(f'data.name is empty: use one of {", ".join(sorted(SOURCES))}, or a TFDS name')
+    train, test = SOURCES.get(data.name, tfds_source.load)(data)
+    train = limit_train(train, data.limit)
+    if data.num_examples and data.num_examples != len(train):
+        raise UserError(
+            f'data.num_examples={data.num_examples}, but data.name={data.name} has {len(train)} training examples '
+            'after data.limit: correct it, or set it to 0'
+        )
+    return Splits(train, test)

@@ -1,0 +1,128 @@
+"""Batches prepared ahead in a background thread. NumPy only: the transfer to a device is the caller's."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+
+from dualcl_jax.data.order import batch_indices, steps_per_epoch
+from dualcl_jax.data.source import Source
+
+T = TypeVar('T')
+
+
+class Batch(NamedTuple):
+    """The rows of one global batch that a process owns.
+
+    images: uint8 [b, H, W, C]; ids: int32 [b], the index in the training split; labels: int32 [b], -1 where unknown;
+    positions: int32 [b], the position in the global batch, from which an example's random key is made.
+    """
+
+    images: np.ndarray
+    ids: np.ndarray
+    labels: np.ndarray
+    positions: np.ndarray
+
+
+def make_batch(source: Source, rows: np.ndarray, *, seed: int, step: int, batch_size: int) -> Batch:
+    """The rows `rows` (integers [b], positions in the global batch) of the global batch at `step`."""
+    ids = batch_indices(seed, step, len(source), batch_size)[rows]
+    return Batch(source.images(ids), ids.astype(np.int32), source.labels[ids], rows.astype(np.int32))
+
+
+class Loader(Generic[T]):
+    """Iterates over `place(batch)` for the steps from `start_step` up to, not including, `stop_step`.
+
+    At most `depth` batches are prepared ahead, each passed through `place` in the same background thread, so that the
+    transfer overlaps with the step. To be used as a context manager, once: the thread starts on entry and has ended
+    after exit, also in the middle. An exception in the thread is raised by `next` at the batch where it happened, after
+    all batches before it. What comes out depends on the arguments alone.
+
+    Args:
+      source: the training split.
+      rows: integers [b]: the positions in the global batch that this process owns, in any order, each at most once.
+      seed: of the data order.
+      batch_size: of the global batch.
+      place: moves a batch to where the step wants it; called from the background thread.
+      depth: how many batches to prepare ahead, at least 1.
+
+    Attributes:
+      wait_seconds: the time that `next` has spent waiting for the thread, in all.
+
+    Raises:
+      UserError: the split has fewer examples than one batch takes.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        rows: np.ndarray,
+        seed: int,
+        batch_size: int,
+        start_step: int,
+        stop_step: int,
+        place: Callable[[Batch], T],
+        depth: int = 2,
+    ) -> None:
+        steps_per_epoch(len(source), batch_size)  # too small a set shows here, not in the thread
+        rows = np.asarray(rows)
+        if rows.ndim != 1 or not np.issubdtype(rows.dtype, np.integer) or len(np.unique(rows)) != len(rows):
+            raise ValueError(f'rows: expected distinct integers [b], got {rows.dtype} {rows.shape}')
+        if len(rows) and not 0 <= rows.min() <= rows.max() < batch_size:
+            raise ValueError(f'rows: expected positions in 0..{batch_size - 1}, got {rows.min()}..{rows.max()}')
+        if start_step < 0 or depth < 1:
+            raise ValueError(f'expected start_step >= 0 and depth >= 1, got {start_step} and {depth}')
+        self.wait_seconds = 0.0
+        self._prepare = lambda step: place(make_batch(source, rows, seed=seed, step=step, batch_size=batch_size))
+        self._next_step, self._stop_step = start_step, stop_step
+        self._free = threading.Semaphore(depth)
+        self._ready: queue.SimpleQueue[tuple[T, None] | tuple[None, BaseException]] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._entered = False
+        self._thread = threading.Thread(target=self._work, args=(start_step,), name='dualcl-loader', daemon=True)
+
+    def _work(self, start_step: int) -> None:
+        try:
+            for step in range(start_step, self._stop_step):
+                self._free.acquire()
+                if self._stopping.is_set():
+                    return
+                self._ready.put((self._prepare(step), None))
+        except BaseException as error:
+            self._ready.put((None, error))
+
+    def __enter__(self) -> 'Loader[T]':
+        self._thread.start()
+        self._entered = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopping.set()
+        self._next_step = self._stop_step
+        self._free.release()  # wakes the thread where it waits for room
+        self._thread.join()
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        if not self._entered:
+            raise RuntimeError('a Loader is a context manager: use it in a with statement')
+        if self._next_step >= self._stop_step:
+            raise StopIteration
+        start = time.perf_counter()
+        item, error = self._ready.get()
+        self.wait_seconds += time.perf_counter() - start
+        if error is not None:
+            self._next_step = self._stop_step
+            raise error
+        self._next_step += 1
+        self._free.release()
+        return item  # type: ignore[return-value]

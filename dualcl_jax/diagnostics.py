@@ -1,0 +1,94 @@
+"""What a step tells about itself: scalars, averaged over devices in one collective. None of them enters the loss."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dualcl_jax.losses import Contrast, chance_level
+from dualcl_jax.queue import UNKNOWN, Queue, mean_age
+
+
+def measure(
+    loss: jax.Array,
+    queries: jax.Array,
+    contrasts: Sequence[Contrast],
+    gradients: optax.Updates,
+    labels: jax.Array,
+    queue: Queue,
+    step: jax.Array,
+    axis_name: str,
+) -> dict[str, jax.Array]:
+    """Metrics of one step.
+
+    Args:
+      loss: [] the device's loss.
+      queries: [V, b, D] unit vectors.
+      contrasts: query-anchored, one for each view order.
+      gradients: averaged over devices.
+      labels: [b] int32 of the anchors, or -1.
+      queue: as the loss saw it.
+      step: [] int32.
+      axis_name: the mapped axis.
+
+    Returns:
+      Scalars, float32:
+      train/loss, and train/loss_chance, what an encoder that cannot tell the positive would have;
+      train/positive_similarity and train/negative_similarity, mean cosines, the latter of the selected negatives;
+      train/false_negative_rate, share of the selected negatives that are of the anchor's class, beside
+      train/same_class_rate, the same over every key of the queue; NaN without labels or negatives;
+      train/feature_std, 1 where queries spread over the sphere evenly, 0 where they collapse to a point;
+      train/effective_rank in [1, D], participation ratio of the queries' second moment: 1 / ‖E[q qᵀ]‖²_F;
+      train/gradient_norm; queue/fill in [0, 1]; queue/age in steps.
+    """
+    flat = queries.reshape(-1, queries.shape[-1])
+    chosen = jnp.stack([c.selection.chosen.sum() for c in contrasts]).sum().astype(jnp.float32)
+    similarity = jnp.stack(
+        [jnp.where(c.selection.chosen, c.selection.similarities, 0.0).sum() for c in contrasts]
+    ).sum()
+    selected_same, selected_known = _same_class(contrasts, labels, queue)
+    in_queue = (queue.labels[None, :] == labels[:, None]) & (labels[:, None] != UNKNOWN)
+    known = (queue.labels[None, :] != UNKNOWN) & (labels[:, None] != UNKNOWN)
+
+    sums = jax.lax.pmean(
+        {
+            'loss': loss,
+            'chance': jnp.stack([chance_level(c) for c in contrasts]).mean(),
+            'positive': jnp.stack([c.positive.mean() for c in contrasts]).mean(),
+            'similarity': similarity,
+            'chosen': chosen,
+            'selected_same': selected_same,
+            'selected_known': selected_known,
+            'queue_same': in_queue.sum().astype(jnp.float32),
+            'queue_known': known.sum().astype(jnp.float32),
+            'first': flat.mean(axis=0),
+            'second': jnp.matmul(flat.T, flat, precision=jax.lax.Precision.HIGHEST) / flat.shape[0],
+        },
+        axis_name,
+    )
+    variance = jnp.diagonal(sums['second']) - sums['first'] ** 2
+    return {
+        'train/loss': sums['loss'],
+        'train/loss_chance': sums['chance'],
+        'train/positive_similarity': sums['positive'],
+        'train/negative_similarity': sums['similarity'] / sums['chosen'],
+        'train/false_negative_rate': sums['selected_same'] / sums['selected_known'],
+        'train/same_class_rate': sums['queue_same'] / sums['queue_known'],
+        'train/feature_std': jnp.sqrt(jnp.maximum(variance, 0.0).mean() * flat.shape[1]),
+        'train/effective_rank': 1.0 / (sums['second'] ** 2).sum(),
+        'train/gradient_norm': optax.global_norm(gradients),
+        'queue/fill': queue.filled.astype(jnp.float32) / queue.size,
+        'queue/age': mean_age(queue, step),
+    }
+
+
+def _same_class(contrasts: Sequence[Contrast], labels: jax.Array, queue: Queue) -> tuple[jax.Array, jax.Array]:
+    """How many selected negatives are of their anchor's class, and of how many that can be said."""
+    same, known = [], []
+    for contrast in contrasts:
+        classes = contrast.selection.take(queue.labels)
+        comparable = contrast.selection.chosen & (classes != UNKNOWN) & (labels[:, None] != UNKNOWN)
+        same.append((comparable & (classes == labels[:, None])).sum())
+        known.append(comparable.sum())
+    return jnp.stack(same).sum().astype(jnp.float32), jnp.stack(known).sum().astype(jnp.float32)

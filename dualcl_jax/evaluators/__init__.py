@@ -1,0 +1,1 @@
+"""Evaluators: what the features of a frozen encoder are worth."""

@@ -1,0 +1,56 @@
+"""Features of whole data sets: the encoder in evaluation mode, over all devices of all processes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dualcl_jax.data import Source
+from dualcl_jax.method import AXIS, Method
+from dualcl_jax.models import Encoded
+from dualcl_jax.step import standardize
+
+BLOCK = 256
+"""Images that a device encodes at a time."""
+
+
+class Embedder:
+    """Encodes the images of a source as they are, resized to the method's image size where they differ.
+
+    It reads variables and changes nothing. Every process must call it, and gets all features.
+
+    Args:
+      method: whose encoder and normalisation to use.
+      mesh: all devices.
+    """
+
+    def __init__(self, method: Method, mesh: Mesh) -> None:
+        replicated = NamedSharding(mesh, PartitionSpec())
+        self._rows = NamedSharding(mesh, PartitionSpec(AXIS))
+        self._block = BLOCK * mesh.devices.size
+
+        def encode(variables: Any, images: jax.Array) -> Encoded:
+            pixels = images.astype(jnp.float32) / 255.0
+            shape = (images.shape[0], method.image_size, method.image_size, images.shape[3])
+            if pixels.shape != shape:
+                pixels = jax.image.resize(pixels, shape, 'linear')
+            return method.encoder.apply(variables, standardize(pixels, method), train=False)
+
+        self._encode: Callable[[Any, jax.Array], Encoded] = jax.jit(encode, out_shardings=replicated)
+
+    def __call__(self, variables: Any, source: Source, indices: np.ndarray) -> Encoded:
+        """Features of the images at `indices` [N], NumPy: backbone [N, F] and projection [N, D] float32."""
+        block = min(self._block, -(-len(indices) // self._rows.mesh.size) * self._rows.mesh.size)
+        parts = []
+        for start in range(0, len(indices), block):
+            chosen = indices[start : start + block]
+            images = source.images(np.pad(chosen, (0, block - len(chosen)), mode='edge'))
+            on_devices = jax.make_array_from_callback(
+                images.shape, self._rows, lambda part, images=images: images[part]
+            )
+            encoded = self._encode(variables, on_devices)
+            parts.append(jax.tree.map(lambda leaf, n=len(chosen): np.asarray(leaf)[:n], encoded))
+        return Encoded(*(np.concatenate(column) for column in zip(*parts, strict=True)))

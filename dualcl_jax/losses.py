@@ -1,0 +1,121 @@
+"""The loss: InfoNCE against selected negatives, made symmetric over two views, with a term anchored at the key.
+
+Every similarity and softmax is float32 at `Precision.HIGHEST`, whatever the encoder computes in: accelerators would
+otherwise round the inputs of the product to bfloat16 and with them the order of the negatives.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dualcl_jax.negatives import Selection, Selector, select_all
+
+
+class Contrast(NamedTuple):
+    """B anchors against their positives and selected negatives.
+
+    Attributes:
+      loss: [B] float32, at least 0; 0 where an anchor has no negative.
+      positive: [B] float32, cosine similarity of anchor and positive.
+      selection: the negatives that entered.
+    """
+
+    loss: jax.Array
+    positive: jax.Array
+    selection: Selection
+
+
+def normalize(features: jax.Array) -> jax.Array:
+    """Rows of [..., D] scaled to unit length, in float32; a zero row stays zero."""
+    features = features.astype(jnp.float32)
+    return features * jax.lax.rsqrt(jnp.maximum((features**2).sum(-1, keepdims=True), 1e-24))
+
+
+def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
+    """[M, N] similarities of unit vectors a [M, D] and b [N, D]: one float32 product at full precision."""
+    return jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+
+
+def cross_entropy(positive: jax.Array, negatives: jax.Array, temperature: float) -> jax.Array:
+    """-log of the positive's share of the softmax over itself and its negatives.
+
+    Args:
+      positive: [B] similarities.
+      negatives: [B, K'] similarities, -inf for none. A row without any gives loss 0 and gradient 0.
+      temperature: τ > 0.
+
+    Returns:
+      [B] float32.
+    """
+    margins = (negatives - positive[:, None]) / temperature
+    largest = jax.lax.stop_gradient(jnp.maximum(margins.max(axis=1, initial=-jnp.inf), 0.0))
+    return largest + jnp.log(jnp.exp(-largest) + jnp.exp(margins - largest[:, None]).sum(axis=1))
+
+
+def info_nce(
+    anchors: jax.Array,
+    positives: jax.Array,
+    negatives: jax.Array,
+    allowed: jax.Array | None = None,
+    *,
+    temperature: float,
+    select: Selector = select_all,
+    k: int = 0,
+) -> Contrast:
+    """InfoNCE of each anchor against its positive and its selected negatives (1807.03748; 2501.16360 for the selection).
+
+    -log( exp(a·p/τ) / (exp(a·p/τ) + Σ_{n ∈ N(a)} exp(a·n/τ)) ), N(a) = select(allowed negatives of a, k).
+
+    Args:
+      anchors: [B, D] unit vectors.
+      positives: [B, D] unit vectors, row i the positive of anchor i.
+      negatives: [K, D] unit vectors shared by all anchors, such as the keys of the queue.
+      allowed: [B, K] bool, which negatives an anchor may see; None for all.
+      temperature: τ > 0.
+      select: a selector of `dualcl_jax.negatives`.
+      k: how many negatives to select; `select_all` ignores it.
+    """
+    positive = (anchors * positives).sum(axis=1)
+    similarities = cosine(anchors, negatives)
+    if allowed is not None:
+        similarities = jnp.where(allowed, similarities, -jnp.inf)
+    selection = select(similarities, k)
+    return Contrast(cross_entropy(positive, selection.similarities, temperature), positive, selection)
+
+
+def dual_view_loss(
+    queries: jax.Array,
+    keys: jax.Array,
+    contrast: Callable[[jax.Array, jax.Array], Contrast],
+    key_contrast: Callable[[jax.Array, jax.Array], Contrast] | None = None,
+    key_weight: float = 0.0,
+) -> tuple[jax.Array, list[Contrast]]:
+    """The dual-view loss: the mean over view orders of (1 - w)·InfoNCE(q, k) + w·[the key anchored, the query its positive].
+
+    With two views both act as query and as key, ½ InfoNCE(q_1, k_2) + ½ InfoNCE(q_2, k_1): that is the balance of
+    query and key embeddings that 2501.16360 asks for. With one (MoCo), q_1 meets k_2 alone.
+
+    Args:
+      queries: [V, B, D] unit vectors, V view orders.
+      keys: [V, B, D] unit vectors without gradient; `keys[v]` is the positive of `queries[v]`.
+      contrast: (anchors, positives) -> Contrast for queries as anchors, such as a partial `info_nce`.
+      key_contrast: the same for keys as anchors; needed where key_weight > 0.
+      key_weight: w in [0, 1].
+
+    Returns:
+      The loss, [] float32, and the query-anchored Contrast of each view order.
+    """
+    pairs = list(zip(queries, keys, strict=True))
+    contrasts = [contrast(query, key) for query, key in pairs]
+    loss = jnp.stack([c.loss.mean() for c in contrasts]).mean()
+    if key_weight and key_contrast is not None:
+        key_loss = jnp.stack([key_contrast(key, query).loss.mean() for query, key in pairs]).mean()
+        loss = (1.0 - key_weight) * loss + key_weight * key_loss
+    return loss, contrasts
+
+
+def chance_level(contrast: Contrast) -> jax.Array:
+    """[] float32: mean log(1 + selected negatives), the loss of an encoder that cannot tell positive from negative."""
+    return jnp.log1p(contrast.selection.chosen.sum(axis=1).astype(jnp.float32)).mean()

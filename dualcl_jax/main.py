@@ -1,0 +1,56 @@
+"""Trains: python -m dualcl_jax.main --config=configs/cifar10.py --workdir=DIR [--config.loss.symmetric=False ...]."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from dualcl_jax.errors import EXIT_STOPPED_BY_SIGNAL, UserError, exits_cleanly
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f'{message}\nsee python -m dualcl_jax.main --help')
+
+
+def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Flags, and the overrides of config fields as 'field=value'.
+
+    Raises:
+      UserError: an unknown or missing flag.
+    """
+    parser = _Parser(
+        prog='python -m dualcl_jax.main',
+        description='Trains a run, or goes on with it: the same command on the same workdir resumes.',
+        epilog='Any field of the config can be set: --config.loss.symmetric=False. configs/default.py documents all.',
+        allow_abbrev=False,
+    )
+    parser.add_argument('--config', required=True, help='a configuration file, such as configs/cifar10.py')
+    parser.add_argument('--workdir', required=True, help='folder of the run, local or remote')
+    parser.add_argument('--coordinator_address', help='HOST:PORT of process 0, when there are several')
+    parser.add_argument('--num_processes', type=int, help='how many processes run this command')
+    parser.add_argument('--process_id', type=int, help='which of them this is, from 0')
+    flags, rest = parser.parse_known_args(arguments)
+    overrides = [flag.removeprefix('--config.') for flag in rest if flag.startswith('--config.')]
+    unknown = [flag for flag in rest if not flag.startswith('--config.')]
+    if unknown:
+        parser.error(f'{unknown[0]}: no such flag')
+    return flags, overrides
+
+
+@exits_cleanly
+def main() -> int:
+    flags, overrides = parse(sys.argv[1:])
+    from dualcl_jax import runtime
+    from dualcl_jax.config import load_config, override
+
+    config = load_config(flags.config)
+    override(config, overrides)
+    runtime.start(flags.coordinator_address, flags.num_processes, flags.process_id)
+    from dualcl_jax.train import train
+
+    return 0 if train(config, flags.workdir) else EXIT_STOPPED_BY_SIGNAL
+
+
+if __name__ == '__main__':
+    sys.exit(main())

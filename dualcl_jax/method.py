@@ -1,0 +1,105 @@
+"""The method as a value: what a config chooses, resolved to functions and numbers. It never changes in training."""
+
+import dataclasses
+from typing import Any
+
+import optax
+
+from dualcl_jax.models import Encoder, build_encoder, norm_layout
+from dualcl_jax.negatives import SELECTORS, Selector, resolve_k
+from dualcl_jax.optim import MOMENTUM_SCHEDULES, Schedule, build_optimizer, learning_rate_schedule
+from dualcl_jax.views import PRESETS, ViewSpec
+
+AXIS = 'batch'
+"""Name of the mapped axis: devices, each with its part of the global batch."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """Static inputs of a training step.
+
+    Attributes:
+      encoder: Flax module of query and key encoder.
+      views: augmentation of view 1 and view 2.
+      image_size: side of a view in pixels.
+      mean, std: per channel, in [0, 1]; a view enters the encoder as (view - mean) / std.
+      seed: of all randomness.
+      symmetric: both views act as query and key; otherwise view 1 is the query and view 2 the key.
+      temperature: τ.
+      key_weight: w, share of the term anchored at the key.
+      key_term: its negatives: 'batch' (the other queries of the global batch) or 'queue'.
+      shuffle_keys: permute the key batch across devices and BN groups.
+      select: the selector of negatives; `num_negatives` is its k.
+      mask_same_image: older keys of the anchor's image are no negatives.
+      queue_size, queue_init: K; 'empty' or 'noise'.
+      ema: momentum of the momentum encoder by step.
+      learning_rate: by step.
+      optimizer: with that schedule inside.
+    """
+
+    encoder: Encoder
+    views: tuple[ViewSpec, ViewSpec]
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    seed: int
+    symmetric: bool
+    temperature: float
+    key_weight: float
+    key_term: str
+    shuffle_keys: bool
+    select: Selector
+    num_negatives: int
+    mask_same_image: bool
+    queue_size: int
+    queue_init: str
+    ema: Schedule
+    learning_rate: Schedule
+    optimizer: optax.GradientTransformation
+
+    @property
+    def dim(self) -> int:
+        """D, length of queries and keys."""
+        return self.encoder.dim
+
+
+def resolve_views(views: Any) -> tuple[ViewSpec, ViewSpec]:
+    """The augmentation of both views: a preset with the fields that a `views` config sets in its place."""
+    chosen = {name: value for name, value in views.items() if name != 'preset' and value is not None}
+    first, second = PRESETS[views.preset]
+    return dataclasses.replace(first, **chosen), dataclasses.replace(second, **chosen)
+
+
+def build_method(config: Any, *, total_steps: int, steps_per_epoch: int, num_devices: int) -> Method:
+    """The method that a validated, resolved config describes (see `configs/default.py` for its fields)."""
+    groups, span = norm_layout(config.model.norm, num_devices)
+    learning_rate = learning_rate_schedule(
+        config.optimizer.learning_rate, total_steps, round(config.optimizer.warmup_epochs * steps_per_epoch)
+    )
+    return Method(
+        encoder=build_encoder(config.model, groups=groups, span=span, axis_name=AXIS),
+        views=resolve_views(config.views),
+        image_size=config.data.image_size,
+        mean=tuple(config.data.mean),
+        std=tuple(config.data.std),
+        seed=config.seed,
+        symmetric=config.loss.symmetric,
+        temperature=config.loss.temperature,
+        key_weight=config.loss.key_weight,
+        key_term=config.loss.key_term,
+        shuffle_keys=config.loss.shuffle_keys,
+        select=SELECTORS[config.negatives.selector],
+        num_negatives=resolve_k(config.negatives.k, config.negatives.fraction, config.queue.size),
+        mask_same_image=config.negatives.mask_same_image,
+        queue_size=config.queue.size,
+        queue_init=config.queue.init,
+        ema=MOMENTUM_SCHEDULES[config.ema.schedule](config.ema.momentum, total_steps),
+        learning_rate=learning_rate,
+        optimizer=build_optimizer(
+            config.optimizer.name,
+            learning_rate,
+            momentum=config.optimizer.momentum,
+            weight_decay=config.optimizer.weight_decay,
+            decay_norm_and_bias=config.optimizer.decay_norm_and_bias,
+        ),
+    )

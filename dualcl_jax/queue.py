@@ -1,0 +1,103 @@
+"""The memory queue: a ring buffer of keys with the image, class and step that each came from.
+
+MoCo (1911.05722, §3.1): the newest batch of keys replaces the oldest. A queue is a plain pytree, and every function
+here returns a new one. Slot `cursor` is the next to be written, so it is the oldest once the queue is full.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+UNKNOWN = -1
+"""The image id, class or step of a slot that no image stands behind: an empty slot, or MoCo's initial noise."""
+
+
+@struct.dataclass
+class Queue:
+    """A ring buffer of K keys.
+
+    Attributes:
+      keys: [K, D] float32, unit length where filled.
+      ids: [K] int32, index of the image in the training set, or `UNKNOWN`.
+      labels: [K] int32, class of the image, or `UNKNOWN`. Measures false negatives; never part of the loss.
+      enqueued_at: [K] int32, the step that wrote the slot, or `UNKNOWN`.
+      cursor: [] int32 in [0, K), the slot written next.
+      filled: [] int32 in [0, K], how many slots hold a key: always the first ones.
+    """
+
+    keys: jax.Array
+    ids: jax.Array
+    labels: jax.Array
+    enqueued_at: jax.Array
+    cursor: jax.Array
+    filled: jax.Array
+
+    @property
+    def size(self) -> int:
+        """K, the number of slots."""
+        return self.keys.shape[0]
+
+
+def empty_queue(size: int, dim: int) -> Queue:
+    """A queue without a valid slot: keys zero, everything else unknown."""
+
+    def unknown() -> jax.Array:
+        return jnp.full((size,), UNKNOWN, jnp.int32)
+
+    return Queue(
+        keys=jnp.zeros((size, dim), jnp.float32),
+        ids=unknown(),
+        labels=unknown(),
+        enqueued_at=unknown(),
+        cursor=jnp.zeros((), jnp.int32),
+        filled=jnp.zeros((), jnp.int32),
+    )
+
+
+def noise_queue(rng: jax.Array, size: int, dim: int) -> Queue:
+    """A queue full of random unit vectors of no image, as MoCo starts (1911.05722, its published code)."""
+    noise = jax.random.normal(rng, (size, dim), jnp.float32)
+    keys = noise / jnp.linalg.norm(noise, axis=1, keepdims=True)
+    return empty_queue(size, dim).replace(keys=keys, filled=jnp.asarray(size, jnp.int32))
+
+
+def enqueue(queue: Queue, keys: jax.Array, ids: jax.Array, labels: jax.Array, step: jax.Array) -> Queue:
+    """Writes n keys behind the newest, over the oldest.
+
+    n may be anything. Where n exceeds K only the newest K stay, in the slots where writing all of them one by one would
+    have left them.
+
+    Args:
+      queue: K slots of dimension D.
+      keys: [n, D] float32, oldest first.
+      ids: [n] int32, image of each key.
+      labels: [n] int32, class of each key or `UNKNOWN`.
+      step: [] int32, the step that made the keys.
+    """
+    size, count = queue.size, keys.shape[0]
+    kept = min(count, size)
+    slots = (queue.cursor + jnp.arange(count - kept, count, dtype=jnp.int32)) % size
+
+    def write(column: jax.Array, rows: jax.Array) -> jax.Array:
+        return column.at[slots].set(rows[count - kept :], unique_indices=True)
+
+    return Queue(
+        keys=write(queue.keys, keys),
+        ids=write(queue.ids, ids),
+        labels=write(queue.labels, labels),
+        enqueued_at=write(queue.enqueued_at, jnp.broadcast_to(step, (count,))),
+        cursor=(queue.cursor + count) % size,
+        filled=jnp.minimum(queue.filled + count, size),
+    )
+
+
+def valid(queue: Queue) -> jax.Array:
+    """[K] bool: which slots hold a key."""
+    return jnp.arange(queue.size, dtype=jnp.int32) < queue.filled
+
+
+def mean_age(queue: Queue, step: jax.Array) -> jax.Array:
+    """[] float32: how many steps ago the keys of images were written, on average; 0 while there are none."""
+    of_image = queue.enqueued_at != UNKNOWN
+    age = jnp.where(of_image, step - queue.enqueued_at, 0)
+    return age.sum().astype(jnp.float32) / jnp.maximum(of_image.sum(), 1).astype(jnp.float32)

@@ -1,0 +1,25 @@
+"""Every random number comes from fold_in(fold_in(fold_in(seed, purpose), step), position in the global batch).
+
+A key belongs to an example, never to a device, so 1, 4 or 256 devices draw the same views, and a run that resumes at a
+step draws what it would have drawn.
+"""
+
+import jax
+
+INIT, VIEWS, SHUFFLE, QUEUE = range(4)
+"""The purposes: initial parameters, augmentation, shuffling of the key batch, initial noise of the queue."""
+
+
+def key(seed: int, purpose: int) -> jax.Array:
+    """The key of a purpose that is used once."""
+    return jax.random.fold_in(jax.random.key(seed), purpose)
+
+
+def step_key(seed: int, purpose: int, step: jax.Array) -> jax.Array:
+    """The key of one step."""
+    return jax.random.fold_in(key(seed, purpose), step)
+
+
+def example_keys(seed: int, purpose: int, step: jax.Array, positions: jax.Array) -> jax.Array:
+    """[b] keys, one for each position [b] int32 in the global batch."""
+    return jax.vmap(lambda position: jax.random.fold_in(step_key(seed, purpose, step), position))(positions)

@@ -1,0 +1,231 @@
+"""Figures of a run, as PNG files: training curves, view pairs, nearest neighbours, a map of the embedding.
+
+Each function takes arrays or records and a path, writes one picture and returns the path. Nothing here touches
+pyplot, so nothing is left behind in its global state.
+"""
+
+import io
+import math
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from numpy.typing import NDArray
+
+DPI = 150
+
+# Okabe and Ito's palette: told apart with any colour vision.
+BLUE, ORANGE, GREEN, VERMILLION, PURPLE = '#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7'
+INK, MUTED, FAINT = '#222222', '#6B6B6B', '#D9D9D9'
+# Ten colours for classes, chosen for colour vision deficiencies by Petroff (2107.02270); then again with another marker.
+CLASS_COLOURS = (
+    '#3f90da', '#ffa90e', '#bd1f01', '#94a4a2', '#832db6',
+    '#a96b59', '#e76300', '#b9ac70', '#717581', '#92dadd',
+)  # fmt: skip
+CLASS_MARKERS = ('o', '^')
+MAP_POINTS = 1500
+
+
+def curves(records: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> epath.Path:
+    """The loss with its chance level, and kNN accuracy with its two references, over steps.
+
+    Args:
+        records: of `metrics.jsonl`: `step` and any of `train/loss`, `train/loss_chance`, `monitor/knn_top1_backbone`,
+            `monitor/knn_top1_projection`, `monitor/knn_top1_raw_pixels` (fractions). Values that are missing or not
+            finite are left out. Without kNN (no labels) only the loss is drawn.
+        path: of the PNG.
+    """
+    loss, chance, backbone, projection, raw_pixels = (
+        _series(records, key)
+        for key in (
+            'train/loss',
+            'train/loss_chance',
+            'monitor/knn_top1_backbone',
+            'monitor/knn_top1_projection',
+            'monitor/knn_top1_raw_pixels',
+        )
+    )
+    with_knn = bool(len(backbone) or len(projection) or len(raw_pixels))
+    figure = _figure(9.2 if with_knn else 5.2, 3.4)
+    panels = np.atleast_1d(figure.subplots(1, 2 if with_knn else 1))
+    last_step = max((record['step'] for record in records), default=0)
+
+    left = panels[0]
+    _dress(left, 'Contrastive loss', last_step)
+    smooth = _running_mean(loss)
+    _line(left, loss, BLUE, alpha=0.3 if len(smooth) else 1.0, linewidth=0.8 if len(smooth) else 1.6)
+    _line(left, smooth, BLUE)
+    _line(left, chance, MUTED, linestyle=(0, (4, 3)), linewidth=1.2)
+    ends = [('chance', chance[-1, 1], MUTED)] if len(chance) else []
+    if len(loss):
+        ends.append(('loss', smooth[-1, 1] if len(smooth) else loss[-1, 1], BLUE))
+    _label_ends(left, [(f'{name} {value:.2f}', value, colour) for name, value, colour in ends])
+
+    if with_knn:
+        right = panels[1]
+        _dress(right, 'kNN accuracy on test images', last_step)
+        right.yaxis.set_major_formatter('{x:g} %')
+        ends = []
+        for name, series, colour in (('projection', projection, ORANGE), ('backbone', backbone, BLUE)):
+            _line(right, series * (1, 100), colour, marker='o', markersize=3.5)
+            if len(series):
+                ends.append((name, 100 * series[-1, 1], colour))
+        references = [('raw pixels', raw_pixels, GREEN)]
+        if len(backbone) > 1:
+            references.append(('random encoder', backbone, MUTED))
+        for name, series, colour in references:
+            if len(series):
+                ends.append((name, 100 * series[0, 1], colour))
+                right.axhline(100 * series[0, 1], color=colour, linestyle=(0, (4, 3)), linewidth=1.2, zorder=1)
+        _label_ends(right, [(f'{name} {value:.1f} %', value, colour) for name, value, colour in ends])
+    return _save(figure, path)
+
+
+def view_pairs(images: NDArray, views: NDArray, path: str | os.PathLike[str]) -> epath.Path:
+    """A sheet with one column an image: the image above, its V augmented views below. Best with 10 to 12 images.
+
+    Args:
+        images: [n, H, W, C] uint8, C 1 (gray) or 3.
+        views: [V, n, h, w, C] float in [0, 1].
+        path: of the PNG. Small images are enlarged by a whole number, pixel by pixel; large ones are reduced.
+    """
+    views = np.asarray(views)
+    rows = [('original', images), *((f'view {index + 1}', view) for index, view in enumerate(views))]
+    side = _cell_side(*views.shape[2:4])
+    gap, group_gap, left, margin = 6, 14, 84, 12
+    height = 2 * margin + len(rows) * (side + gap) - gap + group_gap
+    width = left + len(images) * (side + gap) - gap + margin
+    sheet = _Sheet(height, width)
+    for row, (name, shown) in enumerate(rows):
+        top = margin + row * (side + gap) + (group_gap if row else 0)
+        sheet.text(left - 10, top + side / 2, name, ha='right', va='center', fontsize=8.5)
+        for column, image in enumerate(shown):
+            sheet.paste(image, top, left + column * (side + gap), side)
+    return sheet.save(path)
+
+
+def neighbours(
+    query_images: NDArray,
+    query_labels: NDArray | None,
+    neighbour_images: NDArray,
+    neighbour_labels: NDArray | None,
+    similarities: NDArray,
+    class_names: Sequence[str] | None,
+    path: str | os.PathLike[str],
+) -> epath.Path:
+    """One row a query: the query at the left, then its nearest training images, each with its cosine similarity.
+
+    With labels, a green frame means the query's class; a vermillion frame means another one, which is named below.
+
+    Args:
+        query_images: [m, H, W, C] uint8, or float in [0, 1].
+        query_labels: [m] integers, -1 where unknown; or None.
+        neighbour_images: [m, k, H, W, C], the most similar first.
+        neighbour_labels: [m, k] integers, -1 where unknown; or None.
+        similarities: [m, k] float.
+        class_names: a name for each label; or None.
+        path: of the PNG.
+    """
+    side = _cell_side(*query_images.shape[1:3])
+    named = query_labels is not None and class_names is not None
+    frame, gap, margin, header = 4, 14, 14, 30
+    caption = 44 if named else 26
+    name_width = 150 if named else 0
+    first = margin + name_width + side + 2 * gap + 10
+    pitch_x, pitch_y = side + 2 * frame + gap, side + 2 * frame + caption
+    count, k = similarities.shape
+    sheet = _Sheet(header + count * pitch_y + 6, first + k * pitch_x)
+    sheet.text(margin + name_width + side / 2, header / 2 + 2, 'query', weight='bold', ha='center', va='center')
+    sheet.text(
+        first + frame, header / 2 + 2, 'nearest training images (cosine similarity)', weight='bold', va='center'
+    )
+    for row in range(count):
+        top = header + row * pitch_y + frame
+        if named:
+            name = _class_name(class_names, query_labels[row])
+            sheet.text(margin + name_width - 10, top + side / 2, _shorten(name, 17), ha='right', va='center')
+        sheet.paste(query_images[row], top, margin + name_width, side)
+        for column in range(k):
+            left = first + frame + column * pitch_x
+            ink, below = INK, ''
+            if query_labels is not None and neighbour_labels is not None:
+                label, other = int(query_labels[row]), int(neighbour_labels[row, column])
+                known, same = min(label, other) >= 0, label == other
+                ink = MUTED if not known else GREEN if same else VERMILLION
+                below = '' if same or not known or not named else _class_name(class_names, other)
+                sheet.frame(top, left, side, frame, ink)
+            sheet.paste(neighbour_images[row, column], top, left, side)
+            middle, bottom = left + side / 2, top + side + frame
+            sheet.text(middle, bottom + 4, f'{similarities[row, column]:.2f}', fontsize=7, ha='center', va='top')
+            sheet.text(middle, bottom + 20, _shorten(below, 14), fontsize=6, color=ink, ha='center', va='top')
+    return sheet.save(path)
+
+
+def embedding_map(
+    features: NDArray,
+    labels: NDArray | None,
+    class_names: Sequence[str] | None,
+    path: str | os.PathLike[str],
+    seed: int = 0,
+) -> epath.Path:
+    """A map of the features in the plane: t-SNE (van der Maaten and Hinton 2008) of the normalised features.
+
+    Starts from the first two principal components, so that far distances mean something too (Kobak and Berens 2019).
+    At most `MAP_POINTS` examples, drawn by the seed. Classes are coloured; up to 20 of them get a legend.
+
+    Args:
+        features: [n, F] backbone features of test images; n at least 3, finite.
+        labels: [n] integers, -1 where unknown; or None.
+        class_names: a name for each label; or None.
+        path: of the PNG.
+        seed: of the subsample and the map.
+
+    Raises:
+        ValueError: fewer than 3 examples, or features that are not finite.
+    """
+    features = np.asarray(features, np.float32)
+    if len(features) < 3 or not np.isfinite(features).all():
+        raise ValueError(f'features must be finite and of at least 3 examples, got shape {features.shape}')
+    if len(features) > MAP_POINTS:
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(features))[:MAP_POINTS])
+        features, labels = features[chosen], None if labels is None else np.asarray(labels)[chosen]
+    points = _tsne(features, seed)
+
+    known = np.unique(labels[labels >= 0]) if labels is not None else np.empty(0, int)
+    with_legend = 0 < len(known) <= len(CLASS_COLOURS) * len(CLASS_MARKERS)
+    figure = _figure(7.2 if with_legend else 5.4, 5.2)
+    axes = figure.subplots()
+    axes.set_aspect('equal', adjustable='datalim')
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_color(FAINT)
+    axes.set_title(f't-SNE of backbone features, {len(features):,} test images', fontsize=10.5, loc='left', color=INK)
+    style = {'s': 15, 'linewidths': 0.3, 'edgecolors': 'white', 'alpha': 0.9}
+    if labels is None:
+        axes.scatter(*points.T, color=BLUE, **style)
+    else:
+        axes.scatter(*points[labels < 0].T, color=FAINT, **style)
+        for index, label in enumerate(known):
+            axes.scatter(
+                *points[labels == label].T,
+                color=CLASS_COLOURS[index % len(CLASS_COLOURS)],
+                marker=CLASS_MARKERS[index // len(CLASS_COLOURS) % len(CLASS_MARKERS)],
+                label=_shorten(_class_name(class_names, label), 24),
+                **style,
+            )
+    if with_legend:
+        axes.legend(
+            loc='center left',
+            bbox_to_anchor=(1.01, 0.5),
+            frameon=False,
+            fontsize=8,
+            markerscale=1.7,
+            labelcolor=INK,
+            handletextpad=0.2,
+            borderaxespad=0,
+        )
+    return _save(figure, path)

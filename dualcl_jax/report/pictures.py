@@ -1,0 +1,92 @@
+"""The pictures of a finished run, made from its data, its encoder and its metrics."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from dualcl_jax import randomness
+from dualcl_jax.data import Splits
+from dualcl_jax.evaluators.embed import Embedder
+from dualcl_jax.evaluators.knn import nearest
+from dualcl_jax.method import Method
+from dualcl_jax.report import figures
+from dualcl_jax.views import make_views
+
+SHEET_IMAGES = 10
+MAP_IMAGES = 1000
+BANK_IMAGES = 20_000
+QUERY_IMAGES = 6
+NEIGHBOURS = 8
+
+
+def draw_pictures(
+    workdir: epath.Path | None,
+    config: ConfigDict,
+    method: Method,
+    embed: Embedder,
+    splits: Splits,
+    variables: Any,
+    records: Sequence[dict[str, Any]],
+) -> None:
+    """Writes `figures/`: curves, view pairs, nearest neighbours of test images, a 2-D map of the embedding.
+
+    Without a test split the training images stand in. Every process must call it; the one with a workdir draws.
+
+    Args:
+      workdir: of the run; None to take part without drawing.
+      config: of the run.
+      method: its method.
+      embed: makes features.
+      splits: its data.
+      variables: the encoder's.
+      records: of `metrics.jsonl`.
+    """
+    train, test = splits.train, splits.test or splits.train
+    rng = np.random.default_rng(0)
+    shown = rng.permutation(len(test))[:MAP_IMAGES]
+    banked = np.sort(rng.permutation(len(train))[:BANK_IMAGES])
+    features = embed(variables, test, shown).backbone
+    bank = embed(variables, train, banked).backbone
+    if workdir is None:
+        return
+    folder = workdir / 'figures'
+    folder.mkdir(exist_ok=True)
+
+    figures.curves(list(records), folder / 'curves.png')
+
+    sheet = train.images(np.sort(rng.permutation(len(train))[:SHEET_IMAGES]))
+    positions = jnp.arange(len(sheet), dtype=jnp.int32)
+    rngs = randomness.example_keys(config.seed, randomness.VIEWS, jnp.zeros((), jnp.int32), positions)
+    views = jax.jit(make_views, static_argnums=(2, 3))(rngs, sheet, method.views, method.image_size)
+    figures.view_pairs(sheet, np.asarray(views), folder / 'views.png')
+
+    same_image = splits.test is None
+    queries = _one_per_class(test.labels[shown])
+    similarities, found = map(np.asarray, nearest(features[queries], bank, NEIGHBOURS + same_image))
+    similarities, found = similarities[:, int(same_image) :], banked[found[:, int(same_image) :]]
+    neighbours = np.stack([train.images(row) for row in found])
+    labelled = train.class_names is not None
+    figures.neighbours(
+        test.images(shown[queries]),
+        test.labels[shown[queries]] if labelled else None,
+        neighbours,
+        train.labels[found] if labelled else None,
+        similarities,
+        train.class_names,
+        folder / 'neighbours.png',
+    )
+    figures.embedding_map(
+        features, test.labels[shown] if labelled else None, train.class_names, folder / 'embedding.png'
+    )
+
+
+def _one_per_class(labels: np.ndarray) -> np.ndarray:
+    """Positions of up to `QUERY_IMAGES` examples, of as many classes as there are."""
+    _, first = np.unique(labels, return_index=True)
+    rest = np.setdiff1d(np.arange(len(labels)), first)
+    return np.concatenate([first, rest])[:QUERY_IMAGES]

@@ -1,0 +1,67 @@
+"""The train state: one pytree with everything that a step reads and writes."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from dualcl_jax import randomness
+from dualcl_jax.method import Method
+from dualcl_jax.queue import Queue, empty_queue, noise_queue
+
+Variables = dict[str, Any]
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that changes in training; the same on every device.
+
+    Attributes:
+      step: [] int32, how many steps were taken.
+      params: θ, parameters of the online encoder.
+      batch_stats: its running statistics.
+      momentum_params: ξ, parameters of the momentum encoder.
+      momentum_batch_stats: its own running statistics, not averaged from the online encoder's.
+      opt_state: the optimizer's.
+      queue: the memory queue.
+    """
+
+    step: jax.Array
+    params: optax.Params
+    batch_stats: Variables
+    momentum_params: optax.Params
+    momentum_batch_stats: Variables
+    opt_state: optax.OptState
+    queue: Queue
+
+    @property
+    def variables(self) -> Variables:
+        """The online encoder's variables, for `Encoder.apply`."""
+        return {'params': self.params, 'batch_stats': self.batch_stats}
+
+    @property
+    def momentum_variables(self) -> Variables:
+        """The momentum encoder's variables, for `Encoder.apply`."""
+        return {'params': self.momentum_params, 'batch_stats': self.momentum_batch_stats}
+
+
+def create_train_state(method: Method, channels: int) -> TrainState:
+    """The state before the first step, a pure function of `method.seed`: ξ = θ, the queue empty or full of noise."""
+    image = jnp.zeros((1, method.image_size, method.image_size, channels), jnp.float32)
+    variables = method.encoder.init(randomness.key(method.seed, randomness.INIT), image, train=False)
+    params, batch_stats = variables['params'], variables.get('batch_stats', {})
+    if method.queue_init == 'noise':
+        queue = noise_queue(randomness.key(method.seed, randomness.QUEUE), method.queue_size, method.dim)
+    else:
+        queue = empty_queue(method.queue_size, method.dim)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        momentum_params=jax.tree.map(jnp.copy, params),
+        momentum_batch_stats=jax.tree.map(jnp.copy, batch_stats),
+        opt_state=method.optimizer.init(params),
+        queue=queue,
+    )

@@ -1,0 +1,144 @@
+"""What a run says of itself: the header before it starts, its status, and `summary.json` when it is done."""
+
+import importlib.metadata
+import math
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import optax
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dualcl_jax.console import duration
+from dualcl_jax.data import Splits
+from dualcl_jax.errors import UserError
+from dualcl_jax.method import Method
+from dualcl_jax.metrics import MetricsLog, Record
+
+PACKAGES = ('dualcl-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result, and the kind of device."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {'python': platform.python_version(), **found, 'device': jax.devices()[0].device_kind}
+
+
+def header(
+    config: ConfigDict,
+    method: Method,
+    splits: Splits,
+    mesh: Mesh,
+    params: optax.Params,
+    workdir: epath.Path,
+    start_step: int,
+    total_steps: int,
+) -> dict[str, str]:
+    """What will happen, a fact a line."""
+    train, test = splits
+    height, width, channels = train.image_shape
+    labels = f'{len(train.class_names)} classes' if train.class_names else 'no labels'
+    devices, processes = mesh.devices.size, jax.process_count()
+    share = config.train.batch_size // devices
+    negatives = (
+        'all allowed' if config.negatives.selector == 'all' else f'{config.negatives.selector} {method.num_negatives}'
+    )
+    orders = 'both view orders' if method.symmetric else 'one way'
+    key_term = f', key term {method.key_term} at {method.key_weight:g}' if method.key_weight else ''
+    groups = method.encoder.groups
+    if config.model.norm == 'sync':
+        norm = 'over the whole batch'
+    elif method.encoder.span > 1:
+        norm = f'over groups of {method.encoder.span} devices'
+    else:
+        norm = f'over {share // groups} images' + (f', {groups} groups a device' if groups > 1 else ' of a device')
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    facts = {
+        'data': f'{train.name}, {len(train):,} images {height}×{width}×{channels}, {labels}'
+        + (f'; {len(test):,} for testing' if test else ''),
+        'views': f'{config.views.preset}, {method.image_size}×{method.image_size}',
+        'encoder': f'{config.model.name}, width {config.model.width}, {config.model.stem} stem, '
+        f'{config.model.projection} projection to {method.dim}; {count:,} parameters, {config.model.dtype}',
+        'batch statistics': f'{config.model.norm}: {norm}' + (', keys shuffled' if method.shuffle_keys else ''),
+        'loss': f'{orders}, τ {method.temperature:g}{key_term}',
+        'negatives': f'{negatives} of a queue of {method.queue_size:,}'
+        + (', no older key of the same image' if method.mask_same_image else ''),
+        'devices': f'{devices} × {mesh.devices.flat[0].device_kind} in {processes} process{"es" if processes > 1 else ""}, '
+        f'batch {config.train.batch_size} = {share} a device, {config.parallel.mapper}',
+        'steps': f'{total_steps:,} ({total_steps * config.train.batch_size / len(train):.3g} epochs)'
+        + (f', going on from step {start_step:,}' if start_step else ''),
+        'workdir': str(workdir),
+    }
+    if config.loss.shuffle_keys and devices * groups == 1:
+        facts['warning'] = 'loss.shuffle_keys changes nothing with one device and one BN group'
+    return facts
+
+
+def check_finite(step: int, values: Mapping[str, float], workdir: epath.Path) -> None:
+    """Raises UserError when the loss or the gradient of a step is not a finite number."""
+    for name in ('train/loss', 'train/gradient_norm'):
+        if not math.isfinite(values[name]):
+            raise UserError(
+                f'{name} is {values[name]} at step {step}: lower optimizer.learning_rate or raise loss.temperature\n'
+                f'checkpoints of earlier steps are in {workdir / "checkpoints"}'
+            )
+
+
+def status(record: Record, knn_top1: float | None) -> str:
+    """A short line about a record of training metrics."""
+    parts = [f'epoch {record["train/epoch"]:.1f}', f'loss {record["train/loss"]:.3f}']
+    parts.append(f'(chance {record["train/loss_chance"]:.2f})')
+    if knn_top1 is not None:
+        parts.append(f'kNN {100 * knn_top1:.1f} %')
+    if 'time/images_per_second' in record:
+        parts.append(f'{record["time/images_per_second"]:,.0f} images/s')
+    return '  '.join(parts)
+
+
+def results(
+    config: ConfigDict,
+    log: MetricsLog,
+    rates: Mapping[str, float],
+    *,
+    step: int,
+    resumed_from_step: int | None,
+    wall_time_s: float,
+    state_sha256: str,
+) -> dict[str, Any]:
+    """The content of `summary.json`; kNN accuracies and rates are None where they were not measured."""
+    return {
+        'step': step,
+        'resumed_from_step': resumed_from_step,
+        'images_seen': step * config.train.batch_size,
+        'images_per_second': rates.get('time/images_per_second'),
+        'input_wait_fraction': rates.get('time/input_wait_fraction'),
+        'loss': log.last('train/loss'),
+        'knn_top1': log.last('monitor/knn_top1_backbone'),
+        'knn_top1_projection': log.last('monitor/knn_top1_projection'),
+        'knn_top1_raw_pixels': log.first('monitor/knn_top1_raw_pixels'),
+        'knn_top1_random_encoder': log.first('monitor/knn_top1_backbone'),
+        'wall_time_s': round(wall_time_s, 3),
+        'state_sha256': state_sha256,
+        'config': config.to_dict(),
+        'versions': versions(),
+    }
+
+
+def closing(summary: Mapping[str, Any], workdir: epath.Path) -> str:
+    """The last lines of a finished run."""
+    lines = [f'done: {summary["step"]:,} steps in {duration(summary["wall_time_s"])}, loss {summary["loss"]:.3f}']
+    if summary['knn_top1'] is not None:
+        lines.append(
+            f'kNN accuracy on the test images: {100 * summary["knn_top1"]:.1f} %'
+            f' (raw pixels {_percent(summary["knn_top1_raw_pixels"])},'
+            f' random encoder {_percent(summary["knn_top1_random_encoder"])})'
+        )
+    lines.append(f'results in {workdir}: summary.json, metrics.jsonl, figures/, checkpoints/')
+    return '\n'.join(lines)
+
+
+def _percent(share: float | None) -> str:
+    return 'not measured' if share is None else f'{100 * share:.1f} %'

@@ -1,0 +1,147 @@
+"""What a configuration may say, checked before anything is compiled."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from dualcl_jax.config import flatten
+from dualcl_jax.errors import UserError
+from dualcl_jax.method import resolve_views
+from dualcl_jax.models import DTYPES, MODELS, PROJECTIONS, STEMS, norm_layout
+from dualcl_jax.negatives import SELECTORS
+from dualcl_jax.optim import MOMENTUM_SCHEDULES, OPTIMIZERS
+from dualcl_jax.parallel import MAPPERS
+from dualcl_jax.views import PRESETS
+
+Rule = tuple[Callable[[Any], bool], str]
+
+
+def _one_of(*choices: str) -> Rule:
+    return lambda value: value in choices, 'choose one of ' + ', '.join(choices)
+
+
+def _at_least(least: float) -> Rule:
+    return lambda value: value >= least, f'must be at least {least}'
+
+
+def _between(least: float, largest: float) -> Rule:
+    return lambda value: least <= value <= largest, f'must be between {least} and {largest}'
+
+
+_POSITIVE: Rule = (lambda value: value > 0, 'must be above 0')
+_PER_CHANNEL: Rule = (
+    lambda values: len(values) in (0, 1, 3) and all(0 <= value <= 1 for value in values),
+    'must be empty (measured) or one number in [0, 1] per channel',
+)
+
+RULES: dict[str, Rule] = {
+    'seed': _between(0, 2**31 - 1),
+    'data.image_size': _at_least(4),
+    'data.limit': _at_least(0),
+    'data.num_examples': _at_least(0),
+    'data.mean': _PER_CHANNEL,
+    'data.std': _PER_CHANNEL,
+    'views.preset': _one_of(*PRESETS),
+    'model.name': _one_of(*MODELS),
+    'model.stem': _one_of(*STEMS),
+    'model.width': _at_least(1),
+    'model.projection': _one_of(*PROJECTIONS),
+    'model.dim': _at_least(2),
+    'model.dtype': _one_of(*DTYPES),
+    'loss.temperature': _POSITIVE,
+    'loss.key_weight': _between(0, 1),
+    'loss.key_term': _one_of('batch', 'queue'),
+    'negatives.selector': _one_of(*SELECTORS),
+    'negatives.k': _at_least(0),
+    'negatives.fraction': (lambda value: 0 < value <= 1, 'must be above 0 and at most 1'),
+    'queue.size': _at_least(1),
+    'queue.init': _one_of('empty', 'noise'),
+    'ema.momentum': _between(0, 1),
+    'ema.schedule': _one_of(*MOMENTUM_SCHEDULES),
+    'optimizer.name': _one_of(*OPTIMIZERS),
+    'optimizer.learning_rate': _at_least(0),
+    'optimizer.momentum': (lambda value: 0 <= value < 1, 'must be at least 0 and below 1'),
+    'optimizer.weight_decay': _at_least(0),
+    'optimizer.warmup_epochs': _at_least(0),
+    'train.batch_size': _at_least(1),
+    'train.epochs': _at_least(0),
+    'train.steps': _at_least(0),
+    'log.every_steps': _at_least(1),
+    'checkpoint.every_steps': _at_least(0),
+    'checkpoint.keep': _at_least(1),
+    'checkpoint.keep_best': _at_least(0),
+    'monitor.every_epochs': _at_least(0),
+    'monitor.k': _at_least(1),
+    'monitor.temperature': _POSITIVE,
+    'monitor.bank': _at_least(0),
+    'parallel.mapper': _one_of(*MAPPERS),
+}
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks every field alone, then the combinations that need neither data nor devices.
+
+    Raises:
+      UserError: naming the field, its value and what it may be.
+    """
+    fields = dict(flatten(config))
+    missing = [field for field in RULES if field not in fields]
+    if missing:
+        raise UserError(f'config.{missing[0]}: missing; start from configs/default.py')
+    for field, (holds, remedy) in RULES.items():
+        value = fields[field]
+        if value is None:  # an unset placeholder
+            continue
+        numbers = value if isinstance(value, tuple) else (value,)
+        finite = all(math.isfinite(number) for number in numbers if isinstance(number, float))
+        if not finite or not holds(value):
+            raise UserError(f'config.{field}={value!r}: {remedy}')
+
+    resolve_views(config.views)
+    if not config.train.epochs and not config.train.steps:
+        raise UserError('config.train.epochs=0: train for some epochs, or set train.steps')
+    if len(config.data.mean) != len(config.data.std):
+        raise UserError('config.data.mean and config.data.std: give both, of one length, or neither')
+    if any(value == 0 for value in config.data.std):
+        raise UserError(f'config.data.std={tuple(config.data.std)}: must be above 0')
+    if config.negatives.k > config.queue.size:
+        raise UserError(
+            f'config.negatives.k={config.negatives.k}: must be at most config.queue.size={config.queue.size}'
+        )
+    if config.loss.key_weight == 1 and config.loss.key_term == 'batch' and config.train.batch_size == 1:
+        raise UserError('config.train.batch_size=1: the key term needs other queries; use a larger batch')
+
+
+def validate_devices(config: ConfigDict, num_devices: int) -> None:
+    """Checks what depends on the number of devices.
+
+    Raises:
+      UserError: the batch, or the BN groups, cannot be divided.
+    """
+    batch = config.train.batch_size
+    if batch % num_devices:
+        near = max(batch // num_devices, 1) * num_devices
+        raise UserError(
+            f'config.train.batch_size={batch}: must be a multiple of the {num_devices} devices, such as {near}'
+        )
+    groups, _ = norm_layout(config.model.norm, num_devices)
+    share = batch // num_devices
+    if share % groups:
+        raise UserError(
+            f'config.model.norm={config.model.norm!r}: {groups} groups on a device do not divide its {share} images'
+        )
+
+
+def validate_schedule(config: ConfigDict, total_steps: int, steps_per_epoch: int) -> None:
+    """Checks what depends on the length of the run.
+
+    Raises:
+      UserError: the warm-up is as long as the run.
+    """
+    if round(config.optimizer.warmup_epochs * steps_per_epoch) >= total_steps:
+        raise UserError(
+            f'config.optimizer.warmup_epochs={config.optimizer.warmup_epochs}: must be shorter than the run '
+            f'({total_steps / steps_per_epoch:.3g} epochs)'
+        )

@@ -1,0 +1,94 @@
+"""The folder of a run: what lies in it, and whether a config may go on with it."""
+
+import json
+from typing import Any
+
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from dualcl_jax.config import differing_fields, from_json, to_json
+from dualcl_jax.data import Source, Splits
+from dualcl_jax.errors import UserError
+
+
+def open_workdir(path: str) -> epath.Path:
+    """The folder, made if missing.
+
+    Raises:
+      UserError: it cannot be made or written.
+    """
+    workdir = epath.Path(path)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / '.writable'
+        probe.write_text('')
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f'--workdir={path}: cannot be written ({error.strerror}); choose another folder') from error
+    return workdir
+
+
+def check_same_run(workdir: epath.Path, config: ConfigDict) -> None:
+    """Raises UserError where the folder holds a run of another method or other data, naming the fields."""
+    stored = workdir / 'config.json'
+    if not stored.exists():
+        return
+    try:
+        before = from_json(stored.read_text())
+    except ValueError as error:
+        raise UserError(f'{stored}: not valid JSON ({error}); start in a new --workdir') from error
+    fields = differing_fields(before, config)
+    if fields:
+        raise UserError(
+            f'--workdir={workdir}: holds a run with another {", ".join(fields)}\n'
+            'use a new --workdir, or the config of that run'
+        )
+
+
+def write_config(workdir: epath.Path, config: ConfigDict) -> None:
+    """Stores the resolved config."""
+    write_text(workdir / 'config.json', to_json(config))
+
+
+def write_data_report(workdir: epath.Path, splits: Splits) -> None:
+    """Stores what data the run uses: sizes, classes, fingerprints."""
+
+    def describe(source: Source | None) -> dict[str, Any] | None:
+        if source is None:
+            return None
+        return {
+            'name': source.name,
+            'examples': len(source),
+            'image_shape': list(source.image_shape),
+            'labelled': int((source.labels >= 0).sum()),
+            'class_names': list(source.class_names) if source.class_names else None,
+            'fingerprint': source.fingerprint,
+        }
+
+    write_json(workdir / 'data_report.json', {'train': describe(splits.train), 'test': describe(splits.test)})
+
+
+def write_json(path: epath.Path, value: Any) -> None:
+    """Stores JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + '\n')
+
+
+def write_text(path: epath.Path, text: str) -> None:
+    """Replaces a file whole or not at all."""
+    partial = path.parent / f'{path.name}.new'
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def channel_statistics(source: Source, block: int = 4096) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel over all pixels of a source, in [0, 1], exact to four decimals."""
+    totals, squares, count = 0, 0, 0
+    for start in range(0, len(source), block):
+        pixels = source.images(np.arange(start, min(start + block, len(source)))).astype(np.uint32)
+        totals = totals + pixels.sum(axis=(0, 1, 2), dtype=np.uint64)
+        squares = squares + (pixels * pixels).sum(axis=(0, 1, 2), dtype=np.uint64)
+        count += pixels[..., 0].size
+    mean = totals / count
+    std = np.sqrt(squares / count - mean**2)
+    return tuple(round(float(m) / 255, 4) for m in mean), tuple(max(round(float(s) / 255, 4), 1e-4) for s in std)

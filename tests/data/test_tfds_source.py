@@ -1,0 +1,273 @@
+"""TFDS sets: the real ones beside the repository where they are, and small ones written here without TensorFlow."""
+
+import io
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+from PIL import Image
+from tensorflow_datasets.proto import tf_example_pb2
+
+from dualcl_jax import data
+from dualcl_jax.data import tfds_source
+from dualcl_jax.errors import UserError
+
+SHARED = Path(__file__).resolve().parents[2].parent / 'shared' / 'tfds'
+
+
+def config(name='tiny', data_dir='', **changes) -> SimpleNamespace:
+    fields = {'name': name, 'data_dir': str(data_dir), 'path': '', 'image_size': 32, 'limit': 0, 'num_examples': 0}
+    return SimpleNamespace(**(fields | changes))
+
+
+def image_feature(*dimensions, dtype='uint8') -> dict:
+    return {
+        'pythonClassName': 'tensorflow_datasets.core.features.image_feature.Image',
+        'image': {'dtype': dtype, 'shape': {'dimensions': [str(size) for size in dimensions]}},
+    }
+
+
+LABEL = {
+    'pythonClassName': 'tensorflow_datasets.core.features.class_label_feature.ClassLabel',
+    'classLabel': {'numClasses': '3'},
+}
+
+
+def write_set(root: Path, splits: dict, features: dict, file_format: str = 'array_record') -> Path:
+    """A prepared TFDS folder `tiny/1.0.0` in `root`; `splits` maps a name to its (image array, label) pairs."""
+    folder = root / 'tiny' / '1.0.0'
+    folder.mkdir(parents=True)
+    infos = []
+    for split, examples in splits.items():
+        path = folder / f'tiny-{split}.array_record-00000-of-00001'
+        writer = array_record_module.ArrayRecordWriter(str(path), 'group_size:1')
+        for pixels, label in examples:
+            file = io.BytesIO()
+            Image.fromarray(pixels.squeeze()).save(file, 'PNG')
+            example = tf_example_pb2.Example()
+            example.features.feature['image'].bytes_list.value.append(file.getvalue())
+            if 'label' in features:
+                example.features.feature['label'].int64_list.value.append(label)
+            writer.write(example.SerializeToString())
+        writer.close()
+        template = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
+        infos.append({'name': split, 'shardLengths': [str(len(examples))], 'filepathTemplate': template})
+    info = {'name': 'tiny', 'version': '1.0.0', 'fileFormat': file_format, 'splits': infos}
+    (folder / 'dataset_info.json').write_text(json.dumps(info))
+    python_class = 'tensorflow_datasets.core.features.features_dict.FeaturesDict'
+    described = {'pythonClassName': python_class, 'featuresDict': {'features': features}}
+    (folder / 'features.json').write_text(json.dumps(described))
+    if 'label' in features:
+        (folder / 'label.labels.txt').write_text('ant\nbee\ncat\n')
+    return root
+
+
+def examples(count: int, *shape: int, seed: int = 0) -> list[tuple[np.ndarray, int]]:
+    rng = np.random.default_rng(seed)
+    return [(rng.integers(0, 256, shape, np.uint8), int(rng.integers(3))) for _ in range(count)]
+
+
+COLOUR = {'image': image_feature(4, 5, 3), 'label': LABEL}
+
+
+@pytest.fixture
+def tiny(tmp_path) -> Path:
+    splits = {'train': examples(9, 4, 5, 3), 'test': examples(4, 4, 5, 3, seed=1), 'validation': examples(2, 4, 5, 3)}
+    return write_set(tmp_path, splits, COLOUR)
+
+
+def assert_holds(source: data.Source, expected: list[tuple[np.ndarray, int]]) -> None:
+    np.testing.assert_array_equal(source.images(np.arange(len(source))), np.stack([pixels for pixels, _ in expected]))
+    np.testing.assert_array_equal(source.labels, [label for _, label in expected])
+
+
+def test_both_splits(tiny):
+    train, test = data.load(config(data_dir=tiny, num_examples=9))
+    assert_holds(train, examples(9, 4, 5, 3))
+    assert_holds(test, examples(4, 4, 5, 3, seed=1))
+    assert train.image_shape == (4, 5, 3)
+    assert train.class_names == ('ant', 'bee', 'cat')
+    assert train.name == 'tiny/1.0.0'
+    assert train.labels.dtype == np.int32
+    assert 'tensorflow' not in sys.modules
+
+
+def test_a_version_may_be_named(tiny):
+    assert len(data.load(config('tiny:1.0.0', tiny)).train) == 9
+
+
+def test_more_records_than_are_read_at_once(tiny, monkeypatch):
+    monkeypatch.setattr(tfds_source, 'CHUNK', 4)
+    assert_holds(data.load(config(data_dir=tiny)).train, examples(9, 4, 5, 3))
+
+
+def test_only_the_limit_is_decoded(tiny, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(
+        tfds_source, '_decode', lambda *args, real=tfds_source._decode: decoded.append(1) or real(*args)
+    )
+    train, test = data.load(config(data_dir=tiny, limit=5, num_examples=5))
+    kept = np.random.default_rng(0).permutation(9)[:5]
+    assert_holds(train, [examples(9, 4, 5, 3)[index] for index in kept])
+    assert len(test) == 4
+    assert len(decoded) == 5 + 4
+
+
+def test_the_fingerprint_is_that_of_the_examples(tmp_path):
+    def of(folder: str, seed: int, limit: int = 0) -> str:
+        if not (tmp_path / folder).exists():
+            write_set(tmp_path / folder, {'train': examples(9, 4, 5, 3, seed=seed)}, COLOUR)
+        return data.load(config(data_dir=tmp_path / folder, limit=limit)).train.fingerprint
+
+    assert of('a', 0) == of('b', 0) == of('a', 0, limit=9)
+    assert len({of('a', 0), of('c', 1), of('a', 0, limit=5), of('a', 0, limit=6)}) == 4
+
+
+def test_validation_where_there_is_no_test_split_and_no_labels(tmp_path):
+    splits = {'train': examples(3, 4, 5, 1), 'validation': examples(2, 4, 5, 1, seed=1)}
+    write_set(tmp_path, splits, {'image': image_feature(4, 5, 1)})
+    train, test = data.load(config(data_dir=tmp_path))
+    assert train.image_shape == test.image_shape == (4, 5, 1)
+    assert_holds(test, [(pixels, -1) for pixels, _ in splits['validation']])
+    assert train.class_names is None
+
+
+def test_training_split_alone(tmp_path):
+    write_set(tmp_path, {'train': examples(3, 4, 5, 3)}, COLOUR)
+    assert data.load(config(data_dir=tmp_path)).test is None
+
+
+def test_grey_files_in_a_colour_set_and_sizes_that_are_not_declared(tmp_path):
+    colour, grey = examples(1, 4, 5, 3)[0], examples(1, 4, 5, 1)[0]
+    write_set(tmp_path, {'train': [colour, grey]}, {'image': image_feature(-1, -1, 3), 'label': LABEL})
+    train, _ = data.load(config(data_dir=tmp_path))
+    assert_holds(train, [colour, (grey[0].repeat(3, axis=2), grey[1])])
+
+
+def mistake(fields: SimpleNamespace) -> str:
+    with pytest.raises(UserError) as error:
+        data.load(fields)
+    assert len(str(error.value).splitlines()) <= 3
+    return str(error.value)
+
+
+def test_a_set_that_is_not_there(tiny):
+    message = mistake(config('cifar11', tiny))
+    assert f'data.name=cifar11 in data.data_dir={tiny} is not there' in message
+    assert f'python -m dualcl_jax.prepare --dataset=cifar11 --data_dir={tiny}' in message
+    assert 'photo_patches' in message
+
+
+def test_a_version_or_configuration_that_is_not_there(tiny):
+    for name in ('tiny:2.0.0', 'tiny/large'):
+        assert f"data.name={name} in data.data_dir={tiny} is not there (of tiny: ['1.0.0'])" in mistake(
+            config(name, tiny)
+        )
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    message = mistake(config(data_dir=tmp_path / 'nowhere'))
+    assert 'no such folder' in message
+    assert 'python -m dualcl_jax.prepare' in message
+
+
+def test_a_name_that_cannot_be_one(tiny):
+    assert 'data.name=Tiny Set! in' in mistake(config('Tiny Set!', tiny))
+
+
+def test_the_default_folder_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr('tensorflow_datasets.core.constants.DATA_DIR', str(tmp_path))
+    message = mistake(config('cifar11'))
+    assert 'TFDS_DATA_DIR' in message
+    assert message.splitlines()[0].endswith('--dataset=cifar11')
+
+
+def test_another_file_format(tmp_path):
+    write_set(tmp_path, {'train': examples(3, 4, 5, 3)}, COLOUR, file_format='tfrecord')
+    assert "stored as ['tfrecord'], not array_record" in mistake(config(data_dir=tmp_path))
+
+
+def test_no_images(tmp_path):
+    write_set(tmp_path, {'train': examples(3, 4, 5, 3)}, {'label': LABEL})
+    assert "no image feature 'image', its features are ['label']" in mistake(config(data_dir=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ('feature', 'what'),
+    [
+        (image_feature(4, 5, 1, dtype='uint16'), 'uint16 with 1 channels'),
+        (image_feature(4, 5, 4), 'uint8 with 4 channels'),
+    ],
+)
+def test_images_of_another_kind(tmp_path, feature, what):
+    write_set(tmp_path, {'train': examples(3, 4, 5, 3)}, {'image': feature})
+    assert f'images are {what}' in mistake(config(data_dir=tmp_path))
+
+
+def test_images_of_several_sizes(tmp_path):
+    splits = {'train': [*examples(2, 4, 5, 3), *examples(1, 6, 5, 3)]}
+    write_set(tmp_path, splits, {'image': image_feature(-1, -1, 3), 'label': LABEL})
+    assert "images of 'train' have several sizes, [4, 5] and [6, 5]" in mistake(config(data_dir=tmp_path))
+
+
+def test_splits_of_two_sizes(tmp_path):
+    splits = {'train': examples(2, 4, 5, 3), 'test': examples(2, 6, 5, 3)}
+    write_set(tmp_path, splits, {'image': image_feature(-1, -1, 3), 'label': LABEL})
+    assert 'train and test differ in size, [4, 5] and [6, 5]' in mistake(config(data_dir=tmp_path))
+
+
+def test_no_training_split(tmp_path):
+    write_set(tmp_path, {'test': examples(3, 4, 5, 3)}, COLOUR)
+    assert "no split 'train', only ['test']" in mistake(config(data_dir=tmp_path))
+
+
+def test_an_empty_split(tmp_path):
+    write_set(tmp_path, {'train': []}, COLOUR)
+    assert "split 'train'" in mistake(config(data_dir=tmp_path))
+
+
+def test_damaged_and_missing_files(tiny):
+    folder = tiny / 'tiny' / '1.0.0'
+    record = folder / 'tiny-train.array_record-00000-of-00001'
+    record.write_bytes(record.read_bytes()[:-40_000])
+    assert "split 'train' cannot be read" in mistake(config(data_dir=tiny))
+    record.unlink()
+    assert "split 'train' cannot be read" in mistake(config(data_dir=tiny))
+    (folder / 'dataset_info.json').write_text('{')
+    assert 'cannot be opened' in mistake(config(data_dir=tiny))
+
+
+def test_an_image_that_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr('PIL.Image.Image.save', lambda self, file, format: file.write(b'no image'))
+    write_set(tmp_path, {'train': examples(3, 4, 5, 3)}, COLOUR)
+    monkeypatch.undo()
+    assert "split 'train' cannot be read (cannot identify image file" in mistake(config(data_dir=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ('name', 'shape', 'num_train', 'first_class'),
+    [('cifar10', (32, 32, 3), 50_000, 'airplane'), ('fashion_mnist', (28, 28, 1), 60_000, 'T-shirt/top')],
+)
+def test_real_sets(name, shape, num_train, first_class):
+    """The images and labels that TFDS itself decodes, at a few places of both splits."""
+    if not (SHARED / name).is_dir():
+        pytest.skip(f'no {name} in ../shared/tfds')
+    train, test = data.load(config(name, SHARED, limit=500))
+    kept = np.random.default_rng(0).permutation(num_train)[:500]
+    assert (len(train), len(test)) == (500, 10_000)
+    assert train.image_shape == test.image_shape == shape
+    assert train.class_names == test.class_names
+    assert train.class_names[0] == first_class
+    np.testing.assert_array_equal(np.unique(test.labels), np.arange(10))
+    assert 0 <= train.labels.min() <= train.labels.max() == 9
+    for split, ours, at in (('train', train, kept), ('test', test, np.arange(10_000))):
+        theirs = tfds.data_source(name, split=split, data_dir=SHARED, download=False)
+        for index in (0, 1, 2, 499):
+            record = theirs[int(at[index])]
+            np.testing.assert_array_equal(ours.images(np.array([index]))[0], record['image'])
+            assert ours.labels[index] == record['label']

@@ -1,0 +1,188 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.neighbors import KNeighborsClassifier
+
+from dualcl_jax.evaluators import knn
+from dualcl_jax.evaluators.knn import knn_predict, knn_scores, knn_top1, nearest
+
+
+def clustered(seed, num_queries, num_bank, features, num_classes, noise=1.5):
+    """Queries, their labels, bank and its labels: overlapping clusters, rows of very different lengths."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(num_classes, features))
+
+    def draw(count):
+        labels = rng.integers(num_classes, size=count, dtype=np.int32)
+        rows = centres[labels] + noise * rng.normal(size=(count, features))
+        return (rows * rng.uniform(0.01, 100, size=(count, 1))).astype(np.float32), labels
+
+    return *draw(num_queries), *draw(num_bank)
+
+
+def brute_force(queries, bank, bank_labels, k, temperature, num_classes):
+    """Similarities, indices and scores in float64, query by query."""
+    queries, bank = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (np.float64(queries), np.float64(bank)))
+    all_similarities, all_indices = [], []
+    scores = np.zeros((len(queries), num_classes))
+    for row, query in enumerate(queries):
+        similarities = bank @ query
+        indices = np.argsort(-similarities, kind='stable')[:k]
+        all_similarities.append(similarities[indices])
+        all_indices.append(indices)
+        for index in indices:
+            scores[row, bank_labels[index]] += np.exp(similarities[index] / temperature)
+    return np.array(all_similarities), np.array(all_indices), scores
+
+
+@pytest.mark.parametrize(('k', 'temperature'), [(1, 0.1), (20, 0.1), (200, 0.1), (50, 1.0), (30, 0.02)])
+def test_predictions_equal_scikit_learn(k, temperature):
+    queries, labels, bank, bank_labels = clustered(k, 150, 600, 24, 7)
+    reference = KNeighborsClassifier(
+        n_neighbors=k,
+        metric='cosine',
+        algorithm='brute',
+        weights=lambda distances: np.exp((1 - distances) / temperature),
+    ).fit(bank, bank_labels)
+    ours = knn_predict(queries, bank, bank_labels, k=k, temperature=temperature, num_classes=7)
+    np.testing.assert_array_equal(ours, reference.predict(queries))
+    accuracy = knn_top1(queries, labels, bank, bank_labels, k=k, temperature=temperature, num_classes=7)
+    assert accuracy == pytest.approx(reference.score(queries, labels), abs=1e-12)
+    assert 0.3 < accuracy < 1  # neither chance nor trivial
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 10**6),
+    num_bank=st.sampled_from([1, 2, 9, 40]),
+    num_classes=st.sampled_from([1, 2, 5]),
+    k=st.sampled_from([1, 3, 8, 1000]),
+    temperature=st.sampled_from([0.05, 0.1, 1.0]),
+)
+def test_scores_equal_brute_force_in_float64(seed, num_bank, num_classes, k, temperature):
+    queries, _, bank, bank_labels = clustered(seed, 6, num_bank, 5, num_classes)
+    similarities, indices, scores = brute_force(queries, bank, bank_labels, k, temperature, num_classes)
+    ours_similarities, ours_indices = nearest(queries, bank, k)
+    assert ours_similarities.dtype == jnp.float32
+    assert ours_indices.dtype == jnp.int32
+    assert ours_indices.shape == (6, min(k, num_bank))
+    np.testing.assert_allclose(ours_similarities, similarities, atol=1e-6)
+    np.testing.assert_array_equal(ours_indices, indices)
+    ours = knn_scores(queries, bank, bank_labels, k=k, temperature=temperature, num_classes=num_classes)
+    assert ours.dtype == jnp.float32
+    np.testing.assert_allclose(ours, scores / scores.sum(axis=1, keepdims=True), rtol=5e-5, atol=1e-7)
+
+
+def test_scores_under_jit_are_the_same():
+    queries, _, bank, bank_labels = clustered(0, 8, 50, 6, 4)
+    score = functools.partial(knn_scores, k=10, temperature=0.1, num_classes=4)
+    np.testing.assert_allclose(jax.jit(score)(queries, bank, bank_labels), score(queries, bank, bank_labels), atol=1e-6)
+
+
+def test_k_beyond_the_bank_means_all_of_it():
+    queries, labels, bank, bank_labels = clustered(1, 40, 30, 6, 3)
+    arguments = {'temperature': 0.1, 'num_classes': 3}
+    beyond = knn_top1(queries, labels, bank, bank_labels, k=1000, **arguments)
+    assert beyond == knn_top1(queries, labels, bank, bank_labels, k=30, **arguments)
+
+
+def test_one_class_is_always_right():
+    queries, labels, bank, bank_labels = clustered(2, 11, 30, 6, 1)
+    assert knn_top1(queries, labels, bank, bank_labels, k=5, temperature=0.1, num_classes=1) == 1.0
+
+
+def test_ties_go_to_the_lower_index_and_the_lower_class():
+    bank = np.array([[0, 1], [2, 0], [1, 0], [5, 0]], np.float32)
+    _, indices = nearest(np.array([[1, 0]], np.float32), bank, 3)
+    np.testing.assert_array_equal(indices, [[1, 2, 3]])
+    labels = np.array([0, 2, 1, 1], np.int32)
+    assert knn_predict(np.array([[1, 0]]), bank, labels, k=2, temperature=0.1, num_classes=3) == [1]
+
+
+def test_scale_zero_vectors_and_a_small_temperature():
+    queries, _, bank, bank_labels = clustered(3, 5, 20, 4, 3)
+    score = functools.partial(knn_scores, k=7, temperature=1e-3, num_classes=3)
+    np.testing.assert_allclose(
+        score(queries, bank, bank_labels), score(1e3 * queries, bank / 1e3, bank_labels), atol=1e-3
+    )
+    similarities, _ = nearest(np.zeros((2, 4), np.float32), bank, 3)
+    np.testing.assert_array_equal(similarities, np.zeros((2, 3)))
+    assert np.isfinite(score(np.zeros((2, 4), np.float32), bank, bank_labels)).all()
+
+
+def test_narrow_dtypes_are_compared_in_full_float32():
+    rng = np.random.default_rng(4)
+    pixels = rng.integers(256, size=(30, 12), dtype=np.uint8)
+    np.testing.assert_array_equal(nearest(pixels, pixels, 4)[1], nearest(np.float32(pixels), np.float32(pixels), 4)[1])
+    features = jnp.asarray(rng.normal(size=(30, 12)), jnp.bfloat16)
+    assert nearest(features, features, 4)[0].dtype == jnp.float32
+    lowered = jax.jit(nearest, static_argnums=2).lower(features, features, 4).as_text()
+    assert 'precision = [HIGHEST, HIGHEST]' in lowered
+
+
+@pytest.mark.parametrize('block', [1, 4, 7, 64, 102, 103, 1000])
+def test_blocks_change_nothing(block):
+    queries, _, bank, bank_labels = clustered(5, 103, 80, 8, 5)
+    predict = functools.partial(knn_predict, queries, bank, bank_labels, k=20, temperature=0.1, num_classes=5)
+    np.testing.assert_array_equal(predict(block=block), predict())
+
+
+def test_one_compilation_for_all_blocks():
+    queries, _, bank, bank_labels = clustered(6, 61, 90, 8, 5)
+    before = knn._predict_block._cache_size()
+    knn_predict(queries, bank, bank_labels, k=20, temperature=0.1, num_classes=5, block=16)
+    assert knn._predict_block._cache_size() == before + 1
+
+
+def test_one_device_equals_four(monkeypatch):
+    queries, _, bank, bank_labels = clustered(7, 103, 80, 8, 5)
+    predict = functools.partial(knn_predict, queries, bank, bank_labels, k=20, temperature=0.1, num_classes=5)
+    assert len(jax.local_devices()) == 4
+    four = predict()
+    monkeypatch.setattr(jax, 'local_devices', lambda: jax.devices()[:1])
+    np.testing.assert_array_equal(predict(), four)
+
+
+def test_devices_exchange_nothing():
+    queries, _, bank, bank_labels = clustered(8, 16, 80, 8, 5)
+    mesh = jax.sharding.Mesh(np.asarray(jax.local_devices()), ('devices',))
+    compiled = knn._predict_block.lower(
+        queries, bank, bank_labels, mesh=mesh, k=20, temperature=0.1, num_classes=5
+    ).compile()
+    assert 'f32[4,80]' in compiled.as_text()  # a quarter of the similarities on each
+    assert 'all-gather' not in compiled.as_text()
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'bank_labels': np.array([0, 1, -1, 2])}, r'bank_labels must lie in \[0, 3\).*-1'),
+        ({'query_labels': np.array([0, -1])}, r'query_labels must lie in \[0, 3\).*-1'),
+        ({'query_labels': np.array([0, 3])}, 'got 0 to 3'),
+        ({'query_labels': np.array([0])}, 'query_labels must be 2 integers'),
+        ({'bank_labels': np.array([0.0, 1, 2, 2])}, 'bank_labels must be 4 integers'),
+        ({'bank': np.ones((4, 3))}, 'queries have 5 features and the bank 3'),
+        ({'bank': np.ones((0, 5))}, r'bank must be a non-empty array .* got shape \(0, 5\)'),
+        ({'queries': np.full((2, 5), np.nan)}, 'queries holds values that are not finite'),
+        ({'k': 0}, 'must be positive'),
+        ({'temperature': 0.0}, 'must be positive'),
+        ({'block': 0}, 'must be positive'),
+    ],
+)
+def test_mistakes_are_named(change, message):
+    arguments = {
+        'queries': np.ones((2, 5)),
+        'query_labels': np.array([0, 1]),
+        'bank': np.ones((4, 5)),
+        'bank_labels': np.array([0, 1, 2, 2]),
+        'k': 3,
+        'temperature': 0.1,
+        'num_classes': 3,
+    }
+    with pytest.raises(ValueError, match=message):
+        knn_top1(**(arguments | change))
