@@ -77,7 +77,7 @@ def measure(
         'train/same_class_rate': sums['queue_same'] / sums['queue_known'],
         'train/feature_std': jnp.sqrt(jnp.maximum(variance, 0.0).mean() * flat.shape[1]),
         'train/effective_rank': 1.0 / (sums['second'] ** 2).sum(),
-        'train/gradient_norm': optax.global_norm(gradients),
+        'train/gradient_norm': optax.tree.norm(gradients),
         'queue/fill': queue.filled.astype(jnp.float32) / queue.size,
         'queue/age': mean_age(queue, step),
     }

@@ -13,7 +13,7 @@ class UserError(Exception):
 
 
 def exits_cleanly(main: Callable[[], int]) -> Callable[[], int]:
-    """Wraps an entry point: a `UserError` becomes at most three lines on stderr and exit status 2, without traceback."""
+    """Wraps an entry point: a `UserError` becomes at most three lines on stderr and exit status 2, no traceback."""
 
     @functools.wraps(main)
     def wrapped() -> int:

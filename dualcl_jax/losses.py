@@ -64,7 +64,7 @@ def info_nce(
     select: Selector = select_all,
     k: int = 0,
 ) -> Contrast:
-    """InfoNCE of each anchor against its positive and its selected negatives (1807.03748; 2501.16360 for the selection).
+    """InfoNCE of each anchor against its positive and its selected negatives (1807.03748; selection: 2501.16360).
 
     -log( exp(a·p/τ) / (exp(a·p/τ) + Σ_{n ∈ N(a)} exp(a·n/τ)) ), N(a) = select(allowed negatives of a, k).
 
@@ -92,7 +92,7 @@ def dual_view_loss(
     key_contrast: Callable[[jax.Array, jax.Array], Contrast] | None = None,
     key_weight: float = 0.0,
 ) -> tuple[jax.Array, list[Contrast]]:
-    """The dual-view loss: the mean over view orders of (1 - w)·InfoNCE(q, k) + w·[the key anchored, the query its positive].
+    """The dual-view loss: the mean over view orders of (1 - w)·InfoNCE(q, k) + w·[key anchored, query its positive].
 
     With two views both act as query and as key, ½ InfoNCE(q_1, k_2) + ½ InfoNCE(q_2, k_1): that is the balance of
     query and key embeddings that 2501.16360 asks for. With one (MoCo), q_1 meets k_2 alone.

@@ -1,4 +1,4 @@
-"""What a run writes while it trains: `metrics.jsonl` and TensorBoard events, cut back to the step that a run resumes from."""
+"""What a run writes while it trains: `metrics.jsonl` and TensorBoard events, cut back where a run resumes."""
 
 import json
 import math
@@ -7,6 +7,8 @@ from typing import Any
 
 from etils import epath
 from tensorboardX import SummaryWriter
+
+from dualcl_jax.workdir import write_text
 
 Record = dict[str, Any]
 
@@ -26,29 +28,27 @@ class MetricsLog:
     """Appends records to `metrics.jsonl` and `tensorboard/` of a workdir.
 
     Args:
-      workdir: of the run; None in a process that only reads along and writes nothing.
+      workdir: of the run.
       resume_step: the step the run goes on from; later records of an interrupted run are dropped. 0 for a new run.
+      writes: False in a process that keeps the records and writes no file.
     """
 
-    def __init__(self, workdir: epath.Path | None, resume_step: int) -> None:
-        self._workdir = workdir
+    def __init__(self, workdir: epath.Path, resume_step: int, *, writes: bool = True) -> None:
+        self._path, self._writes = workdir / 'metrics.jsonl', writes
         self.records: list[Record] = []
-        if workdir is None:
-            return
-        path = workdir / 'metrics.jsonl'
-        self.records = [record for record in read_records(path) if record['step'] <= resume_step and resume_step]
-        partial = workdir / 'metrics.jsonl.new'
-        partial.write_text(''.join(map(_line, self.records)))
-        partial.replace(path)
-        self._tensorboard = SummaryWriter(str(workdir / 'tensorboard'), purge_step=resume_step + 1)
+        if resume_step:
+            self.records = [record for record in read_records(self._path) if record['step'] <= resume_step]
+        if writes:
+            write_text(self._path, ''.join(map(_line, self.records)))
+            self._tensorboard = SummaryWriter(str(workdir / 'tensorboard'), purge_step=resume_step + 1)
 
     def write(self, step: int, wall_time_s: float, scalars: Mapping[str, float]) -> Record:
         """Appends one record; a value that is not finite is stored as null."""
         values = {name: float(value) if math.isfinite(value) else None for name, value in scalars.items()}
         record = {'step': step, 'wall_time_s': round(wall_time_s, 3), **values}
         self.records.append(record)
-        if self._workdir is not None:
-            with (self._workdir / 'metrics.jsonl').open('a') as file:
+        if self._writes:
+            with self._path.open('a') as file:
                 file.write(_line(record))
             for name, value in values.items():
                 if value is not None:
@@ -65,7 +65,7 @@ class MetricsLog:
 
     def close(self) -> None:
         """Writes out what TensorBoard still holds."""
-        if self._workdir is not None:
+        if self._writes:
             self._tensorboard.close()
 
 

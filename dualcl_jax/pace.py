@@ -1,4 +1,4 @@
-"""How fast a run goes: images per second and the share of the time it waits for input, without compilation and pauses."""
+"""How fast a run goes: images per second and the share of time it waits for input, without compiling and pauses."""
 
 import time
 from collections.abc import Callable, Iterator

@@ -4,6 +4,8 @@ MoCo (1911.05722, §3.1): the newest batch of keys replaces the oldest. A queue 
 here returns a new one. Slot `cursor` is the next to be written, so it is the oldest once the queue is full.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -58,7 +60,7 @@ def noise_queue(rng: jax.Array, size: int, dim: int) -> Queue:
     """A queue full of random unit vectors of no image, as MoCo starts (1911.05722, its published code)."""
     noise = jax.random.normal(rng, (size, dim), jnp.float32)
     keys = noise / jnp.linalg.norm(noise, axis=1, keepdims=True)
-    return empty_queue(size, dim).replace(keys=keys, filled=jnp.asarray(size, jnp.int32))
+    return dataclasses.replace(empty_queue(size, dim), keys=keys, filled=jnp.asarray(size, jnp.int32))
 
 
 def enqueue(queue: Queue, keys: jax.Array, ids: jax.Array, labels: jax.Array, step: jax.Array) -> Queue:

@@ -29,9 +29,8 @@ def start(coordinator_address: str | None, num_processes: int | None, process_id
         raise UserError('--coordinator_address, --num_processes and --process_id: give all three, or none')
     if not any(given):
         return
-    assert num_processes is not None and process_id is not None
-    if not 0 <= process_id < num_processes:
-        raise UserError(f'--process_id={process_id}: must be from 0 to {num_processes - 1}')
+    if num_processes is None or process_id is None or not 0 <= process_id < num_processes:
+        raise UserError(f'--process_id={process_id}: must be from 0 to --num_processes={num_processes} less 1')
     try:
         jax.distributed.initialize(coordinator_address, num_processes, process_id)
     except (RuntimeError, ValueError) as error:

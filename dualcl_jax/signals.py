@@ -19,7 +19,7 @@ class StopSignal:
     def _stop(self, number: int, frame: FrameType | None) -> None:
         del frame
         self.received = True
-        signal.signal(number, self._before[number])
+        signal.signal(number, self._before[signal.Signals(number)])
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

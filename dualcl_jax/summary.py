@@ -9,14 +9,11 @@ from typing import Any
 import jax
 import optax
 from etils import epath
-from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from dualcl_jax.console import duration
-from dualcl_jax.data import Splits
 from dualcl_jax.errors import UserError
-from dualcl_jax.method import Method
 from dualcl_jax.metrics import MetricsLog, Record
+from dualcl_jax.run import Run
 
 PACKAGES = ('dualcl-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
@@ -27,18 +24,10 @@ def versions() -> dict[str, str]:
     return {'python': platform.python_version(), **found, 'device': jax.devices()[0].device_kind}
 
 
-def header(
-    config: ConfigDict,
-    method: Method,
-    splits: Splits,
-    mesh: Mesh,
-    params: optax.Params,
-    workdir: epath.Path,
-    start_step: int,
-    total_steps: int,
-) -> dict[str, str]:
+def header(run: Run, params: optax.Params) -> dict[str, str]:
     """What will happen, a fact a line."""
-    train, test = splits
+    config, method, mesh = run.config, run.method, run.mesh
+    train, test = run.splits
     height, width, channels = train.image_shape
     labels = f'{len(train.class_names)} classes' if train.class_names else 'no labels'
     devices, processes = mesh.devices.size, jax.process_count()
@@ -48,7 +37,7 @@ def header(
     )
     orders = 'both view orders' if method.symmetric else 'one way'
     key_term = f', key term {method.key_term} at {method.key_weight:g}' if method.key_weight else ''
-    groups = method.encoder.groups
+    groups, kind = method.encoder.groups, mesh.devices.flat[0].device_kind
     if config.model.norm == 'sync':
         norm = 'over the whole batch'
     elif method.encoder.span > 1:
@@ -66,11 +55,11 @@ def header(
         'loss': f'{orders}, τ {method.temperature:g}{key_term}',
         'negatives': f'{negatives} of a queue of {method.queue_size:,}'
         + (', no older key of the same image' if method.mask_same_image else ''),
-        'devices': f'{devices} × {mesh.devices.flat[0].device_kind} in {processes} process{"es" if processes > 1 else ""}, '
-        f'batch {config.train.batch_size} = {share} a device, {config.parallel.mapper}',
-        'steps': f'{total_steps:,} ({total_steps * config.train.batch_size / len(train):.3g} epochs)'
-        + (f', going on from step {start_step:,}' if start_step else ''),
-        'workdir': str(workdir),
+        'devices': f'{devices} × {kind} in {processes} {"process" if processes == 1 else "processes"}'
+        f', batch {config.train.batch_size} = {share} a device, {config.parallel.mapper}',
+        'steps': f'{run.total_steps:,} ({run.total_steps / run.steps_per_epoch:.3g} epochs)'
+        + (f', going on from step {run.start_step:,}' if run.start_step else ''),
+        'workdir': str(run.folder),
     }
     if config.loss.shuffle_keys and devices * groups == 1:
         facts['warning'] = 'loss.shuffle_keys changes nothing with one device and one BN group'
@@ -99,20 +88,13 @@ def status(record: Record, knn_top1: float | None) -> str:
 
 
 def results(
-    config: ConfigDict,
-    log: MetricsLog,
-    rates: Mapping[str, float],
-    *,
-    step: int,
-    resumed_from_step: int | None,
-    wall_time_s: float,
-    state_sha256: str,
+    run: Run, log: MetricsLog, rates: Mapping[str, float], *, wall_time_s: float, state_sha256: str
 ) -> dict[str, Any]:
     """The content of `summary.json`; kNN accuracies and rates are None where they were not measured."""
     return {
-        'step': step,
-        'resumed_from_step': resumed_from_step,
-        'images_seen': step * config.train.batch_size,
+        'step': run.total_steps,
+        'resumed_from_step': run.resumed_from,
+        'images_seen': run.total_steps * run.config.train.batch_size,
         'images_per_second': rates.get('time/images_per_second'),
         'input_wait_fraction': rates.get('time/input_wait_fraction'),
         'loss': log.last('train/loss'),
@@ -122,7 +104,7 @@ def results(
         'knn_top1_random_encoder': log.first('monitor/knn_top1_backbone'),
         'wall_time_s': round(wall_time_s, 3),
         'state_sha256': state_sha256,
-        'config': config.to_dict(),
+        'config': run.config.to_dict(),
         'versions': versions(),
     }
 

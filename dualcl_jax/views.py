@@ -126,7 +126,7 @@ def draw_crop(
 
     Ten tries of an area (a share of the image's, uniform in `scale`) and an aspect ratio (log-uniform in `ratio`),
     rounded to whole pixels; the first box that fits is placed uniformly. If none fits: the largest central box of an
-    allowed ratio. `draws`: float32 [22], uniform in [0, 1).
+    allowed ratio. `draws`: float32 [CROP_DRAWS], uniform in [0, 1).
     """
     areas = height * width * _between(draws[:CROP_TRIES], *scale)
     ratios = jnp.exp(_between(draws[CROP_TRIES : 2 * CROP_TRIES], math.log(ratio[0]), math.log(ratio[1])))
@@ -152,10 +152,7 @@ def draw_crop(
 
 
 def draw_jitter(draws: jax.Array, brightness: float, contrast: float, saturation: float, hue: float) -> Jitter:
-    """Factors from the strengths (see `ViewSpec`; strength 0 gives None) and a uniformly random order.
-
-    `draws`: float32 [8], uniform in [0, 1).
-    """
+    """Factors from the strengths (see `ViewSpec`; 0 gives None) and a random order from `draws`: [JITTER_DRAWS]."""
 
     def factor(draw: jax.Array, strength: float) -> jax.Array | None:
         return _between(draw, max(0.0, 1.0 - strength), 1.0 + strength) if strength else None
@@ -278,7 +275,7 @@ def color_jitter(image: jax.Array, jitter: Jitter) -> jax.Array:
 def gaussian_blur(image: jax.Array, sigma: ArrayLike) -> jax.Array:
     """Gaussian blur of standard deviation `sigma` > 0 pixels; [H, W, C].
 
-    Each axis has taps up to its length less one, normalised; beyond an edge the image is reflected about its last pixel.
+    Each axis has taps up to its length less one, normalised; edges reflect the image about their pixel.
     """
     return _apply_separable(image, _blur_weights(image.shape[0], sigma), _blur_weights(image.shape[1], sigma))
 

@@ -12,12 +12,12 @@ COLLAPSED_STD = 0.05
 def warning(records: Sequence[dict[str, Any]], total_steps: int) -> str | None:
     """What the newest record of a run calls for, told once: when the fault has lasted for `PATIENCE` records.
 
-    A loss above `NEAR_CHANCE` of its chance level after a tenth of the run, or queries whose `train/feature_std` is below
-    `COLLAPSED_STD`.
+    A loss above `NEAR_CHANCE` of its chance level after a tenth of the run, or queries whose `train/feature_std` is
+    below `COLLAPSED_STD`.
     """
     recent = [record for record in records if 'train/loss' in record][-PATIENCE - 1 :]
     faults = {
-        'the loss has stayed at its chance level: try a higher learning rate, a longer warm-up or a larger temperature': (
+        'the loss stays at its chance level: try another learning rate, a longer warm-up or a larger temperature': (
             lambda r: r['step'] > 0.1 * total_steps and r['train/loss'] > NEAR_CHANCE * r['train/loss_chance'] > 0
         ),
         'the queries have collapsed to one direction: try a lower learning rate or a higher ema.momentum': (

@@ -83,11 +83,12 @@ def write_text(path: epath.Path, text: str) -> None:
 
 def channel_statistics(source: Source, block: int = 4096) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel over all pixels of a source, in [0, 1], exact to four decimals."""
-    totals, squares, count = 0, 0, 0
+    channels = source.image_shape[2]
+    totals, squares, count = np.zeros(channels, np.uint64), np.zeros(channels, np.uint64), 0
     for start in range(0, len(source), block):
         pixels = source.images(np.arange(start, min(start + block, len(source)))).astype(np.uint32)
-        totals = totals + pixels.sum(axis=(0, 1, 2), dtype=np.uint64)
-        squares = squares + (pixels * pixels).sum(axis=(0, 1, 2), dtype=np.uint64)
+        totals += pixels.sum(axis=(0, 1, 2), dtype=np.uint64)
+        squares += (pixels * pixels).sum(axis=(0, 1, 2), dtype=np.uint64)
         count += pixels[..., 0].size
     mean = totals / count
     std = np.sqrt(squares / count - mean**2)

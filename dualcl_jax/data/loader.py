@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from dualcl_jax.data.order import batch_indices, steps_per_epoch
 from dualcl_jax.data.source import Source
 
 T = TypeVar('T')
+Array = Any  # NumPy as the loader makes it, a device array once it is placed
 
 
 class Batch(NamedTuple):
@@ -22,10 +23,10 @@ class Batch(NamedTuple):
     positions: int32 [b], the position in the global batch, from which an example's random key is made.
     """
 
-    images: np.ndarray
-    ids: np.ndarray
-    labels: np.ndarray
-    positions: np.ndarray
+    images: Array
+    ids: Array
+    labels: Array
+    positions: Array
 
 
 def make_batch(source: Source, rows: np.ndarray, *, seed: int, step: int, batch_size: int) -> Batch:

@@ -1,7 +1,7 @@
 """Features of whole data sets: the encoder in evaluation mode, over all devices of all processes."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,13 @@ from dualcl_jax.step import standardize
 
 BLOCK = 256
 """Images that a device encodes at a time."""
+
+
+class Features(NamedTuple):
+    """Features of N images: `backbone` [N, F] and `projection` [N, D], float32."""
+
+    backbone: np.ndarray
+    projection: np.ndarray
 
 
 class Embedder:
@@ -31,8 +38,9 @@ class Embedder:
         replicated = NamedSharding(mesh, PartitionSpec())
         self._rows = NamedSharding(mesh, PartitionSpec(AXIS))
         self._block = BLOCK * mesh.devices.size
+        self._mean, self._std = method.mean, method.std
 
-        def encode(variables: Any, images: jax.Array) -> Encoded:
+        def encode(variables: Any, images: jax.Array) -> Any:
             pixels = images.astype(jnp.float32) / 255.0
             shape = (images.shape[0], method.image_size, method.image_size, images.shape[3])
             if pixels.shape != shape:
@@ -41,16 +49,20 @@ class Embedder:
 
         self._encode: Callable[[Any, jax.Array], Encoded] = jax.jit(encode, out_shardings=replicated)
 
-    def __call__(self, variables: Any, source: Source, indices: np.ndarray) -> Encoded:
-        """Features of the images at `indices` [N], NumPy: backbone [N, F] and projection [N, D] float32."""
+    def __call__(self, variables: Any, source: Source, indices: np.ndarray) -> Features:
+        """The features of the images at `indices` [N]."""
         block = min(self._block, -(-len(indices) // self._rows.mesh.size) * self._rows.mesh.size)
         parts = []
         for start in range(0, len(indices), block):
             chosen = indices[start : start + block]
             images = source.images(np.pad(chosen, (0, block - len(chosen)), mode='edge'))
-            on_devices = jax.make_array_from_callback(
-                images.shape, self._rows, lambda part, images=images: images[part]
-            )
+            on_devices = jax.make_array_from_callback(images.shape, self._rows, images.__getitem__)
             encoded = self._encode(variables, on_devices)
-            parts.append(jax.tree.map(lambda leaf, n=len(chosen): np.asarray(leaf)[:n], encoded))
-        return Encoded(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+            parts.append([np.asarray(column)[: len(chosen)] for column in encoded])
+        return Features(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+    def pixels(self, source: Source, indices: np.ndarray) -> np.ndarray:
+        """The images at `indices` [N] themselves, standardised as for the encoder: [N, H * W * C] float32."""
+        images = source.images(indices).astype(np.float32) / 255.0
+        mean, std = (np.asarray(values, np.float32).reshape(1, 1, 1, -1) for values in (self._mean, self._std))
+        return ((images - mean) / std).reshape(len(indices), -1)

@@ -50,9 +50,9 @@ class KnnMonitor:
         }
 
     def raw_pixels(self) -> dict[str, float]:
-        """Accuracy in [0, 1] of the pixels themselves."""
-        bank = self._train.images(self.bank_indices).reshape(len(self.bank_indices), -1)
-        queries = self._test.images(self.query_indices).reshape(len(self.query_indices), -1)
+        """Accuracy in [0, 1] of the pixels themselves, standardised per channel as the encoder sees them."""
+        bank = self._embed.pixels(self._train, self.bank_indices)
+        queries = self._embed.pixels(self._test, self.query_indices)
         return {'monitor/knn_top1_raw_pixels': self._top1(bank, queries)}
 
 

@@ -5,7 +5,6 @@ pyplot, so nothing is left behind in its global state.
 """
 
 import io
-import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ DPI = 150
 # Okabe and Ito's palette: told apart with any colour vision.
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE = '#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7'
 INK, MUTED, FAINT = '#222222', '#6B6B6B', '#D9D9D9'
-# Ten colours for classes, chosen for colour vision deficiencies by Petroff (2107.02270); then again with another marker.
+# Ten class colours, chosen for colour vision deficiencies by Petroff (2107.02270); then again with another marker.
 CLASS_COLOURS = (
     '#3f90da', '#ffa90e', '#bd1f01', '#94a4a2', '#832db6',
     '#a96b59', '#e76300', '#b9ac70', '#717581', '#92dadd',
@@ -139,14 +138,12 @@ def neighbours(
     count, k = similarities.shape
     sheet = _Sheet(header + count * pitch_y + 6, first + k * pitch_x)
     sheet.text(margin + name_width + side / 2, header / 2 + 2, 'query', weight='bold', ha='center', va='center')
-    sheet.text(
-        first + frame, header / 2 + 2, 'nearest training images (cosine similarity)', weight='bold', va='center'
-    )
+    sheet.text(first + frame, header / 2 + 2, 'nearest training images (cosine similarity)', weight='bold', va='center')
     for row in range(count):
         top = header + row * pitch_y + frame
         if named:
-            name = _class_name(class_names, query_labels[row])
-            sheet.text(margin + name_width - 10, top + side / 2, _shorten(name, 17), ha='right', va='center')
+            name = _class_name(class_names, int(query_labels[row]), 17)
+            sheet.text(margin + name_width - 10, top + side / 2, name, ha='right', va='center')
         sheet.paste(query_images[row], top, margin + name_width, side)
         for column in range(k):
             left = first + frame + column * pitch_x
@@ -155,12 +152,12 @@ def neighbours(
                 label, other = int(query_labels[row]), int(neighbour_labels[row, column])
                 known, same = min(label, other) >= 0, label == other
                 ink = MUTED if not known else GREEN if same else VERMILLION
-                below = '' if same or not known or not named else _class_name(class_names, other)
+                below = _class_name(class_names, other, 14) if named and known and not same else ''
                 sheet.frame(top, left, side, frame, ink)
             sheet.paste(neighbour_images[row, column], top, left, side)
             middle, bottom = left + side / 2, top + side + frame
             sheet.text(middle, bottom + 4, f'{similarities[row, column]:.2f}', fontsize=7, ha='center', va='top')
-            sheet.text(middle, bottom + 20, _shorten(below, 14), fontsize=6, color=ink, ha='center', va='top')
+            sheet.text(middle, bottom + 20, below, fontsize=6, color=ink, ha='center', va='top')
     return sheet.save(path)
 
 
@@ -214,18 +211,159 @@ def embedding_map(
                 *points[labels == label].T,
                 color=CLASS_COLOURS[index % len(CLASS_COLOURS)],
                 marker=CLASS_MARKERS[index // len(CLASS_COLOURS) % len(CLASS_MARKERS)],
-                label=_shorten(_class_name(class_names, label), 24),
+                label=' '
+                + _class_name(class_names, label, 24),  # matplotlib hides labels that begin with an underscore
                 **style,
             )
     if with_legend:
-        axes.legend(
-            loc='center left',
-            bbox_to_anchor=(1.01, 0.5),
-            frameon=False,
-            fontsize=8,
-            markerscale=1.7,
-            labelcolor=INK,
-            handletextpad=0.2,
-            borderaxespad=0,
-        )
+        legend = axes.legend(
+            loc='center left', bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8, labelcolor=INK, markerscale=1.7,
+            handletextpad=0, borderaxespad=0,
+        )  # fmt: skip
+        for text in legend.get_texts():
+            text.set_parse_math(False)
     return _save(figure, path)
+
+
+class _Sheet:
+    """A white canvas in pixels for images and text: images keep their pixels, nothing resamples them."""
+
+    def __init__(self, height: int, width: int) -> None:
+        self._canvas = np.full((height, width, 3), 255, np.uint8)
+        self._figure = _figure(width / DPI, height / DPI, layout=None)
+
+    def paste(self, image: NDArray, top: int, left: int, side: int) -> None:
+        """Puts an image in the middle of the square at (top, left)."""
+        image = _fit(image, side)
+        height, width, _ = image.shape
+        top, left = top + (side - height) // 2, left + (side - width) // 2
+        self._canvas[top : top + height, left : left + width] = image
+
+    def frame(self, top: int, left: int, side: int, thickness: int, colour: str) -> None:
+        """Fills the square and a border around it; paste the image afterwards."""
+        from matplotlib.colors import to_rgb
+
+        inside = slice(top - thickness, top + side + thickness), slice(left - thickness, left + side + thickness)
+        self._canvas[inside] = np.round(255 * np.asarray(to_rgb(colour))).astype(np.uint8)
+
+    def text(self, left: float, top: float, text: str, **style: Any) -> None:
+        height, width, _ = self._canvas.shape
+        style = {'color': INK, 'fontsize': 8.5} | style
+        self._figure.text(left / width, 1 - top / height, text, parse_math=False, **style)
+
+    def save(self, path: str | os.PathLike[str]) -> epath.Path:
+        self._figure.figimage(self._canvas)
+        return _save(self._figure, path)
+
+
+def _figure(width: float, height: float, layout: str | None = 'constrained') -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=DPI, layout=layout, facecolor='white')
+
+
+def _save(figure: Any, path: str | os.PathLike[str]) -> epath.Path:
+    """Writes a PNG wherever epath can, making the folder."""
+    content = io.BytesIO()
+    with warnings.catch_warnings():  # class names may be in any script: a glyph the font lacks is drawn as a box
+        warnings.filterwarnings('ignore', message='Glyph .* missing from font')
+        figure.savefig(content, format='png', dpi=DPI)
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.getvalue())
+    return path
+
+
+def _series(records: Sequence[Mapping[str, Any]], key: str) -> NDArray[np.float64]:
+    """(step, value) rows [n, 2] of the records that have a finite value."""
+    rows = [(record['step'], record[key]) for record in records if record.get(key) is not None]
+    series = np.asarray(rows, np.float64).reshape(-1, 2)
+    return series[np.isfinite(series[:, 1])]
+
+
+def _running_mean(series: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A centred running mean of a long series over a fortieth of it; nothing for a short one."""
+    window = len(series) // 40
+    if window < 2:
+        return series[:0]
+    kernel = np.full(window, 1 / window)
+    return np.stack([np.convolve(column, kernel, mode='valid') for column in series.T], axis=1)
+
+
+def _dress(axes: Any, title: str, last_step: int) -> None:
+    axes.set_title(title, fontsize=10.5, loc='left', color=INK)
+    axes.set_xlabel('step', fontsize=9, color=INK)
+    axes.set_xlim(-0.02 * max(last_step, 1), 1.02 * max(last_step, 1))
+    axes.xaxis.set_major_locator(_integer_ticks())
+    axes.xaxis.set_major_formatter('{x:,.0f}')
+    axes.tick_params(labelsize=8.5, color=MUTED, labelcolor=INK)
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.spines[['bottom', 'left']].set_color(MUTED)
+    axes.grid(axis='y', color=FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _integer_ticks() -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(nbins=5, integer=True)
+
+
+def _line(axes: Any, series: NDArray[np.float64], colour: str, **style: Any) -> None:
+    if len(series) == 1:
+        style = {'marker': 'o', 'markersize': 3.5} | style
+    axes.plot(series[:, 0], series[:, 1], color=colour, **({'linewidth': 1.6} | style))
+
+
+def _label_ends(axes: Any, ends: Sequence[tuple[str, float, str]]) -> None:
+    """Writes each curve's text at its height right of the axes, pushed apart where they would overlap."""
+    bottom, top = axes.get_ylim()
+    ends = sorted(ends, key=lambda end: end[1])
+    heights = [(value - bottom) / (top - bottom) for _, value, _ in ends]
+    pitch = 0.075
+    for index in range(1, len(heights)):
+        heights[index] = max(heights[index], heights[index - 1] + pitch)
+    for (text, _, colour), height in zip(ends, heights, strict=True):
+        axes.text(1.02, height, text, color=colour, fontsize=8.5, va='center', transform=axes.transAxes)
+
+
+def _cell_side(height: int, width: int) -> int:
+    """Pixels for the longer side of an image: a whole multiple near 100, or 128 for a large image."""
+    longest = max(height, width)
+    return longest * max(1, round(100 / longest)) if longest <= 128 else 128
+
+
+def _fit(image: NDArray, side: int) -> NDArray[np.uint8]:
+    """An RGB version that fits a square: enlarged by a whole number, or reduced."""
+    from PIL import Image
+
+    image = np.asarray(image)
+    if image.dtype != np.uint8:
+        image = np.round(255 * np.clip(np.nan_to_num(image), 0, 1)).astype(np.uint8)
+    image = np.broadcast_to(image, (*image.shape[:2], 3))
+    longest = max(image.shape[:2])
+    if longest <= side:
+        return image.repeat(side // longest, axis=0).repeat(side // longest, axis=1)
+    height, width = (max(1, round(length * side / longest)) for length in image.shape[:2])
+    return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize((width, height), Image.Resampling.LANCZOS))
+
+
+def _class_name(class_names: Sequence[str] | None, label: int, longest: int) -> str:
+    """The name of a class, or its number, cut to so many characters."""
+    name = str(label) if class_names is None else str(class_names[label]) if label >= 0 else ''
+    return name if len(name) <= longest else name[: longest - 1] + '…'
+
+
+def _tsne(features: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
+    """[n, F] to [n, 2]: t-SNE of the normalised features, started from their principal components."""
+    from sklearn.manifold import TSNE
+
+    features = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    left, scales, _ = np.linalg.svd(features - features.mean(axis=0), full_matrices=False)
+    components = left[:, :50] * scales[:50]
+    start = np.zeros((len(features), 2), np.float32)
+    start[:, : components.shape[1]] = components[:, :2]
+    start *= 1e-4 / max(float(start[:, 0].std()), 1e-12)
+    start += 1e-6 * np.random.default_rng(seed).normal(size=start.shape).astype(np.float32)  # for equal features
+    perplexity = min(30.0, (len(features) - 1) / 3)
+    return TSNE(perplexity=perplexity, init=start, learning_rate='auto', random_state=seed).fit_transform(components)

@@ -6,15 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
-from ml_collections import ConfigDict
 
 from dualcl_jax import randomness
-from dualcl_jax.data import Splits
-from dualcl_jax.evaluators.embed import Embedder
 from dualcl_jax.evaluators.knn import nearest
-from dualcl_jax.method import Method
 from dualcl_jax.report import figures
+from dualcl_jax.run import Run
 from dualcl_jax.views import make_views
 
 SHEET_IMAGES = 10
@@ -24,48 +20,37 @@ QUERY_IMAGES = 6
 NEIGHBOURS = 8
 
 
-def draw_pictures(
-    workdir: epath.Path | None,
-    config: ConfigDict,
-    method: Method,
-    embed: Embedder,
-    splits: Splits,
-    variables: Any,
-    records: Sequence[dict[str, Any]],
-) -> None:
+def draw_pictures(run: Run, variables: Any, records: Sequence[dict[str, Any]]) -> None:
     """Writes `figures/`: curves, view pairs, nearest neighbours of test images, a 2-D map of the embedding.
 
-    Without a test split the training images stand in. Every process must call it; the one with a workdir draws.
+    Without a test split the training images stand in. Every process must call it; the one that writes draws.
 
     Args:
-      workdir: of the run; None to take part without drawing.
-      config: of the run.
-      method: its method.
-      embed: makes features.
-      splits: its data.
-      variables: the encoder's.
+      run: the finished run.
+      variables: its encoder's.
       records: of `metrics.jsonl`.
     """
-    train, test = splits.train, splits.test or splits.train
+    (train, test), method, embed = run.splits, run.method, run.embed
+    test = test or train
     rng = np.random.default_rng(0)
     shown = rng.permutation(len(test))[:MAP_IMAGES]
     banked = np.sort(rng.permutation(len(train))[:BANK_IMAGES])
     features = embed(variables, test, shown).backbone
     bank = embed(variables, train, banked).backbone
-    if workdir is None:
+    if not run.writes:
         return
-    folder = workdir / 'figures'
+    folder = run.folder / 'figures'
     folder.mkdir(exist_ok=True)
 
     figures.curves(list(records), folder / 'curves.png')
 
     sheet = train.images(np.sort(rng.permutation(len(train))[:SHEET_IMAGES]))
     positions = jnp.arange(len(sheet), dtype=jnp.int32)
-    rngs = randomness.example_keys(config.seed, randomness.VIEWS, jnp.zeros((), jnp.int32), positions)
+    rngs = randomness.example_keys(method.seed, randomness.VIEWS, jnp.zeros((), jnp.int32), positions)
     views = jax.jit(make_views, static_argnums=(2, 3))(rngs, sheet, method.views, method.image_size)
     figures.view_pairs(sheet, np.asarray(views), folder / 'views.png')
 
-    same_image = splits.test is None
+    same_image = test is train
     queries = _one_per_class(test.labels[shown])
     similarities, found = map(np.asarray, nearest(features[queries], bank, NEIGHBOURS + same_image))
     similarities, found = similarities[:, int(same_image) :], banked[found[:, int(same_image) :]]

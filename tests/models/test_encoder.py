@@ -1,5 +1,6 @@
 """The encoder as a whole: outputs, dtypes, two views in one call, devices, and errors of a config."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -9,8 +10,15 @@ import pytest
 
 from dualcl_jax.errors import UserError
 from dualcl_jax.models import MODELS, PROJECTIONS, build_encoder, norm_layout
+from dualcl_jax.models.resnet import BasicBlock, ResNet
 
-FIELDS = {'name': 'resnet18', 'stem': 'cifar', 'width': 4, 'projection': 'linear', 'dim': 8, 'dtype': 'float32'}
+FIELDS = {'name': 'short', 'stem': 'cifar', 'width': 4, 'projection': 'linear', 'dim': 8, 'dtype': 'float32'}
+
+
+@pytest.fixture(autouse=True)
+def short_resnet(monkeypatch):
+    """A network of two blocks, quick to compile, for what does not depend on the depth."""
+    monkeypatch.setitem(MODELS, 'short', partial(ResNet, (1, 1, 0, 0), BasicBlock))
 
 
 def make(groups=1, span=1, axis_name=None, **fields):

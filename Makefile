@@ -1,0 +1,33 @@
+# make demo: a first run, from nothing to pictures.   make test: the whole suite.   Both install what they need.
+# The newest Python that works, of 3.13 to 3.11, on PATH or among pyenv's; or say make PYTHON=... .
+PYTHON ?= $(shell for v in 3.13 3.12 3.11; do for p in python$$v "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/$$v.*/bin/python; do \
+	"$$p" -c 'import venv, ensurepip' 2>/dev/null && { echo "$$p"; exit; }; done; done)
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: venv demo test slow lint clean
+
+venv: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 to 3.13 found: install one, or say make PYTHON=/its/path" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: venv
+	$(BIN)/python -m dualcl_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+
+test: venv
+	$(BIN)/python -m pytest
+
+slow: venv
+	$(BIN)/python -m pytest -m slow
+
+lint: venv
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,126 @@
+"""A run before its loop: everything checked, loaded, built and, where there is a checkpoint, restored."""
+
+import dataclasses
+from functools import partial
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dualcl_jax.checkpoint import Checkpoints
+from dualcl_jax.data import Splits, load
+from dualcl_jax.data.order import steps_per_epoch
+from dualcl_jax.errors import UserError
+from dualcl_jax.evaluators.embed import Embedder
+from dualcl_jax.evaluators.monitor import KnnMonitor, can_monitor
+from dualcl_jax.method import Method, build_method
+from dualcl_jax.parallel import MAPPERS, Mapper, device_mesh, replicate
+from dualcl_jax.state import TrainState, create_train_state
+from dualcl_jax.validation import validate, validate_devices, validate_schedule
+from dualcl_jax.workdir import channel_statistics, check_same_run, open_workdir, write_config, write_data_report
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What stays the same while a run trains.
+
+    Attributes:
+      config: validated and resolved.
+      folder: the workdir.
+      splits: the data.
+      mesh: all devices.
+      method: what the config chooses, as functions and numbers.
+      mapper: how the step runs on the devices.
+      embed: features of images by the method's encoder.
+      monitor: kNN accuracy; None where it is off or there are no labels.
+      checkpoints: of the workdir.
+      steps_per_epoch, total_steps: lengths.
+      resumed_from: step of the checkpoint that the run goes on from; None for a new run.
+      trained_s: seconds the run took before that checkpoint.
+      writes: whether this process writes files and prints: one process of a run does.
+    """
+
+    config: ConfigDict
+    folder: epath.Path
+    splits: Splits
+    mesh: Mesh
+    method: Method
+    mapper: Mapper
+    embed: Embedder
+    monitor: KnnMonitor | None
+    checkpoints: Checkpoints
+    steps_per_epoch: int
+    total_steps: int
+    resumed_from: int | None
+    trained_s: float
+    writes: bool
+
+    @property
+    def start_step(self) -> int:
+        """How many steps were taken before."""
+        return self.resumed_from or 0
+
+
+def open_run(config: ConfigDict, workdir: str) -> tuple[Run, TrainState]:
+    """Checks everything that can be checked before compiling, and gives the run and its global state.
+
+    A new state is a pure function of the config; one with a checkpoint in the workdir is restored from the newest.
+
+    Raises:
+      UserError: something in the config, the data or the folder that the user can mend.
+    """
+    validate(config)
+    mesh = device_mesh()
+    validate_devices(config, mesh.devices.size)
+    folder = open_workdir(workdir)
+    splits = load(config.data)
+    if not config.data.mean:
+        config.data.mean, config.data.std = channel_statistics(splits.train)
+    check_same_run(folder, config)
+    epoch = steps_per_epoch(len(splits.train), config.train.batch_size)
+    total_steps = config.train.steps or config.train.epochs * epoch
+    validate_schedule(config, total_steps, epoch)
+
+    method = build_method(config, total_steps=total_steps, steps_per_epoch=epoch, num_devices=mesh.devices.size)
+    checkpoints = Checkpoints(
+        folder / 'checkpoints', keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best
+    )
+    create = partial(create_train_state, method, splits.train.image_shape[2])
+    resumed_from, trained_s = checkpoints.latest_step(), 0.0
+    if resumed_from is None:
+        state = replicate(jax.jit(create)(), mesh)
+    else:
+        state, saved = checkpoints.restore(resumed_from, jax.eval_shape(create), mesh)
+        trained_s = saved['wall_time_s']
+        if saved['data_fingerprint'] != splits.train.fingerprint:
+            raise UserError(
+                f'data.name={config.data.name}: not the images that {folder} was trained on\n'
+                'restore the data, or start in a new --workdir'
+            )
+
+    embed, monitor = Embedder(method, mesh), None
+    if config.monitor.every_epochs and can_monitor(splits):
+        settings = config.monitor
+        monitor = KnnMonitor(embed, splits, k=settings.k, temperature=settings.temperature, bank=settings.bank)
+    writes = jax.process_index() == 0
+    if writes:
+        write_config(folder, config)
+        write_data_report(folder, splits)
+    run = Run(
+        config=config,
+        folder=folder,
+        splits=splits,
+        mesh=mesh,
+        method=method,
+        mapper=MAPPERS[config.parallel.mapper](mesh),
+        embed=embed,
+        monitor=monitor,
+        checkpoints=checkpoints,
+        steps_per_epoch=epoch,
+        total_steps=total_steps,
+        resumed_from=resumed_from,
+        trained_s=trained_s,
+        writes=writes,
+    )
+    return run, state

@@ -1,0 +1,186 @@
+"""Times of the parts, compared in one run: python experiments/benchmark.py {head,loader,step,views} [--rounds=5].
+
+Every case is warmed up, then all cases of a comparison run in turn, round after round, so that a machine that slows
+down slows them all; medians are printed with the smallest and the largest. The last line is JSON.
+"""
+
+import argparse
+import functools
+import itertools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from dualcl_jax import runtime
+from dualcl_jax.data.loader import Loader
+from dualcl_jax.data.source import ArraySource
+from dualcl_jax.errors import UserError, exits_cleanly
+from dualcl_jax.losses import info_nce, normalize
+from dualcl_jax.method import build_method
+from dualcl_jax.negatives import SELECTORS
+from dualcl_jax.parallel import MAPPERS, device_mesh, replicate
+from dualcl_jax.state import create_train_state
+from dualcl_jax.step import train_step
+from dualcl_jax.summary import versions
+from dualcl_jax.views import PRESETS, make_views
+
+Cases = list[dict[str, Any]]
+Timing = tuple[float, float, float]
+
+
+def compare(functions: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Timing]:
+    """(median, smallest, largest) seconds of each function, run in turn `rounds` times after one warm-up."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for counted, (name, function) in itertools.product(range(rounds + 1), functions.items()):
+        began = time.perf_counter()
+        jax.block_until_ready(function())
+        if counted:
+            seconds[name].append(time.perf_counter() - began)
+    return {name: (statistics.median(times), min(times), max(times)) for name, times in seconds.items()}
+
+
+def head(rounds: int) -> Cases:
+    """Loss and gradient of every selector at batch 256, D 128, against plain InfoNCE over all negatives."""
+    cases: Cases = []
+    for size, k in ((4096, 1024), (65_536, 1024), (65_536, 16_384)):
+        rngs = jax.random.split(jax.random.key(0), 3)
+        queries, keys, queue = (
+            normalize(jax.random.normal(rng, (rows, 128))) for rng, rows in zip(rngs, (256, 256, size), strict=True)
+        )
+
+        timings = compare({name: functools.partial(_head(name, k), queries, keys, queue) for name in SELECTORS}, rounds)
+        cases += [
+            {'queue': size, 'k': k, 'selector': name, 'exact': True, 'seconds': median}
+            | {'ratio_to_all': median / timings['all'][0], 'smallest': smallest, 'largest': largest}
+            for name, (median, smallest, largest) in timings.items()
+        ]
+    return cases
+
+
+def _head(selector: str, k: int) -> Callable:
+    """Value and gradient of the loss by the queries, jitted."""
+
+    def loss(queries: jax.Array, keys: jax.Array, queue: jax.Array) -> jax.Array:
+        return info_nce(queries, keys, queue, temperature=0.1, select=SELECTORS[selector], k=k).loss.mean()
+
+    return jax.jit(jax.value_and_grad(loss))
+
+
+def loader(rounds: int) -> Cases:
+    """Images per second that the loader prepares from memory: 32×32×3, batch 256, no transfer."""
+    count, batch, steps = 50_000, 256, 2000
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), np.uint8)
+    source = ArraySource('benchmark', pixels, np.zeros(count, np.int32))
+
+    def epoch() -> None:
+        load = Loader(
+            source, rows=np.arange(batch), seed=0, batch_size=batch, start_step=0, stop_step=steps, place=lambda b: b
+        )
+        with load as batches:
+            for _ in batches:
+                pass
+
+    median, smallest, largest = compare({'memory': epoch}, rounds)['memory']
+    images = steps * batch
+    return [
+        {'batch': batch, 'images_per_second': images / median}
+        | {'smallest': images / largest, 'largest': images / smallest}
+    ]
+
+
+def step(rounds: int) -> Cases:
+    """The whole step of ResNet-18, width 16, batch 256: MoCo one-way, and the full method."""
+    from configs import cifar10_moco
+
+    mesh = device_mesh()
+    functions: dict[str, Callable] = {}
+    for dtype in ('float32', 'bfloat16'):
+        for name, symmetric, selector in (('one-way, all', False, 'all'), ('dual view, top_k', True, 'top_k')):
+            config = cifar10_moco.get_config()
+            config.model.width, config.model.dtype = 16, dtype
+            config.loss.symmetric, config.negatives.selector = symmetric, selector
+            method = build_method(config, total_steps=1000, steps_per_epoch=100, num_devices=mesh.devices.size)
+            mapper = MAPPERS[config.parallel.mapper](mesh)
+            run = mapper.map(functools.partial(train_step, method))
+            state = mapper.put_state(replicate(jax.jit(functools.partial(create_train_state, method, 3))(), mesh))
+            functions[f'{name}, {dtype}'] = _Stepper(run, state, mapper.put_batch(_batch(config.train.batch_size)))
+    timings = compare(functions, rounds)
+    return [
+        {'case': name, 'seconds': median, 'images_per_second': 256 / median}
+        | {'ratio_to_one_way': median / timings[f'one-way, all, {name.split(", ")[-1]}'][0]}
+        | {'smallest': smallest, 'largest': largest}
+        for name, (median, smallest, largest) in timings.items()
+    ]
+
+
+class _Stepper:
+    """Takes a step each time it is called."""
+
+    def __init__(self, run: Callable, state: Any, batch: Any) -> None:
+        self._run, self._state, self._batch = run, state, batch
+
+    def __call__(self) -> Any:
+        self._state, metrics = self._run(self._state, self._batch)
+        return metrics
+
+
+def _batch(size: int) -> Any:
+    from dualcl_jax.data.loader import Batch
+
+    index = np.arange(size, dtype=np.int32)
+    return Batch(np.random.default_rng(0).integers(0, 256, (size, 32, 32, 3), np.uint8), index, index % 10, index)
+
+
+def views(rounds: int) -> Cases:
+    """Two views of 256 images of 32×32, and of 16 of 224×224, by preset."""
+    cases: Cases = []
+    for size, count in ((32, 256), (224, 16)):
+        images = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
+        keys = jax.random.split(jax.random.key(0), count)
+        run = jax.jit(make_views, static_argnums=(2, 3))
+        functions = {name: functools.partial(run, keys, jnp.asarray(images), PRESETS[name], size) for name in PRESETS}
+        cases += [
+            {'size': size, 'images': count, 'preset': name, 'seconds': median, 'smallest': low, 'largest': high}
+            for name, (median, low, high) in compare(functions, rounds).items()
+        ]
+    return cases
+
+
+BENCHMARKS: dict[str, Callable[[int], Cases]] = {'head': head, 'loader': loader, 'step': step, 'views': views}
+
+
+def show(name: str, cases: Cases) -> None:
+    """Prints the cases as a table, then as a line of JSON."""
+    table = Table(title=f'{name}: {BENCHMARKS[name].__doc__}', title_justify='left')
+    for column in cases[0]:
+        table.add_column(column, justify='right')
+    for case in cases:
+        table.add_row(*(f'{value:.4g}' if isinstance(value, float) else str(value) for value in case.values()))
+    Console().print(table)
+    print(json.dumps({'cases': cases, 'versions': versions()}))
+
+
+@exits_cleanly
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('name', choices=BENCHMARKS)
+    parser.add_argument('--rounds', type=int, default=5, help='how often each case is timed')
+    flags = parser.parse_args()
+    if flags.rounds < 1:
+        raise UserError(f'--rounds={flags.rounds}: must be at least 1')
+    runtime.start(None, None, None)
+    show(flags.name, BENCHMARKS[flags.name](flags.rounds))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

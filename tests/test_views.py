@@ -1,0 +1,473 @@
+"""Views: every operation against float64 NumPy, Pillow or colorsys; the draws against their distributions."""
+
+import colorsys
+import dataclasses
+import functools
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from dualcl_jax import views
+from dualcl_jax.errors import UserError
+from dualcl_jax.views import PRESETS, Crop, Jitter, ViewSpec
+
+MILD = ViewSpec(hue=0.0, saturation=0.0, blur_probability=0.0)  # compiles fast
+make_views = jax.jit(views.make_views, static_argnames=('specs', 'size'))
+
+
+def photo(height: int, width: int, channels: int, seed: int = 0) -> np.ndarray:
+    """A smooth random image with noise, clipped so that it also holds pure black, white and colours."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width][..., None] / 8.0
+    waves = np.sin(x * rng.uniform(0.3, 2, channels) + y * rng.uniform(0.3, 2, channels) + rng.uniform(0, 6, channels))
+    return np.clip(0.5 + 0.5 * waves + 0.2 * rng.standard_normal((height, width, channels)), 0, 1).astype(np.float32)
+
+
+# References in float64.
+
+
+def ref_gray(image):
+    return image if image.shape[-1] == 1 else (image @ np.array([0.2989, 0.587, 0.114]))[..., None]
+
+
+def ref_blend(image, other, factor):
+    return np.clip(factor * image + (1 - factor) * other, 0, 1)
+
+
+def ref_hue(image, shift):
+    if image.shape[-1] == 1:
+        return image
+    out = np.empty_like(image)
+    for place in np.ndindex(image.shape[:2]):
+        h, s, v = colorsys.rgb_to_hsv(*image[place])
+        out[place] = colorsys.hsv_to_rgb((h + shift) % 1.0, s, v)
+    return out
+
+
+def ref_saturation(image, factor):
+    return image if image.shape[-1] == 1 else ref_blend(image, ref_gray(image), factor)
+
+
+REF_JITTER = (
+    lambda image, factor: ref_blend(image, 0.0, factor),
+    lambda image, factor: ref_blend(image, ref_gray(image).mean(), factor),
+    ref_saturation,
+    ref_hue,
+)
+
+
+def ref_jitter(image, factors, position):
+    for index in np.argsort(position):
+        if factors[index] is not None:
+            image = REF_JITTER[index](image, float(factors[index]))
+    return image
+
+
+def ref_resize_axis(image, size):
+    """Along the first axis: a triangle about every output centre, pixel by pixel, renormalised over the box."""
+    length = len(image)
+    step = length / size
+    out = np.zeros((size, *image.shape[1:]))
+    for o in range(size):
+        total = 0.0
+        for i in range(length):
+            weight = max(0.0, 1.0 - abs(i + 0.5 - (o + 0.5) * step) / max(step, 1.0))
+            out[o] += weight * image[i]
+            total += weight
+        out[o] /= total
+    return out
+
+
+def ref_crop(image, top, left, height, width, size):
+    rows = ref_resize_axis(image[top : top + height, left : left + width], size)
+    return ref_resize_axis(rows.swapaxes(0, 1), size).swapaxes(0, 1)
+
+
+def ref_blur_axis(image, sigma):
+    radius = len(image) - 1
+    taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    padded = np.pad(image, [(radius, radius), (0, 0), (0, 0)], mode='reflect')
+    return sum(tap * padded[i : i + len(image)] for i, tap in enumerate(taps / taps.sum()))
+
+
+def ref_blur(image, sigma):
+    return ref_blur_axis(ref_blur_axis(image, sigma).swapaxes(0, 1), sigma).swapaxes(0, 1)
+
+
+def ref_view(image, parameters, spec, size):
+    """The whole recipe for given parameters (one example's)."""
+    applied = {name: bool(value) or getattr(spec, name) == 1 for name, value in parameters.applied.items()}
+    image = ref_crop(image, *(int(value) for value in parameters.crop), size)
+    if spec.grayscale_first and applied['grayscale']:
+        image = np.broadcast_to(ref_gray(image), image.shape)
+    if applied['jitter_probability']:
+        image = ref_jitter(image, parameters.jitter[:4], parameters.jitter.position)
+    if not spec.grayscale_first and applied['grayscale']:
+        image = np.broadcast_to(ref_gray(image), image.shape)
+    if applied['blur_probability']:
+        image = ref_blur(image, float(parameters.sigma))
+    if applied['solarize_probability']:
+        image = np.where(image >= spec.solarize_threshold, 1 - image, image)
+    return image[:, ::-1] if applied['flip'] else image
+
+
+def ref_crop_box(draws, height, width, scale, ratio):
+    """RandomResizedCrop.get_params as a plain loop over given uniform numbers."""
+    for area_draw, ratio_draw in zip(draws[:10], draws[10:20], strict=True):
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * area_draw)
+        aspect = math.exp(math.log(ratio[0]) + (math.log(ratio[1]) - math.log(ratio[0])) * ratio_draw)
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(draws[20] * (height - h + 1)), int(draws[21] * (width - w + 1)), h, w
+    w, h = width, height
+    if width / height < ratio[0]:
+        h = round(width / ratio[0])
+    elif width / height > ratio[1]:
+        w = round(height * ratio[1])
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def uniform(count: int, width: int, seed: int = 0) -> jax.Array:
+    return jax.random.uniform(jax.random.key(seed), (count, width))
+
+
+def chi_square(counts: np.ndarray) -> float:
+    """In standard deviations above its mean."""
+    expected = counts.sum() / counts.size
+    freedom = counts.size - 1
+    return (((counts - expected) ** 2 / expected).sum() - freedom) / math.sqrt(2 * freedom)
+
+
+# Operations.
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize(
+    ('operation', 'reference', 'values'),
+    [
+        (views.adjust_brightness, REF_JITTER[0], (0.0, 0.6, 1.0, 1.7)),
+        (views.adjust_contrast, REF_JITTER[1], (0.0, 0.6, 1.0, 1.7)),
+        (views.adjust_saturation, REF_JITTER[2], (0.0, 0.6, 1.0, 1.7)),
+        (views.adjust_hue, ref_hue, (-0.5, -0.13, 0.0, 0.3)),
+        (views.gaussian_blur, ref_blur, (0.1, 0.8, 2.0, 5.0)),
+        (views.solarize, lambda x, t: np.where(x >= t, 1 - x, x), (0.0, 0.5, 0.9, 1.0)),
+    ],
+    ids=['brightness', 'contrast', 'saturation', 'hue', 'blur', 'solarize'],
+)
+def test_operations_match_float64(operation, reference, values, channels):
+    image = photo(13, 18, channels)
+    compiled = jax.jit(operation)
+    for value in values:
+        got = compiled(image, jnp.float32(value))
+        assert got.dtype == jnp.float32
+        np.testing.assert_allclose(got, reference(image.astype(np.float64), np.float32(value)), atol=3e-6)
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_grayscale_and_flip_match_float64(channels):
+    image = photo(13, 18, channels)
+    gray = np.broadcast_to(ref_gray(image.astype(np.float64)), image.shape)
+    np.testing.assert_allclose(views.to_grayscale(image), gray, atol=1e-6)
+    np.testing.assert_array_equal(views.flip(jnp.asarray(image)), image[:, ::-1])
+
+
+def test_hue_of_every_corner_and_of_gray():
+    corners = np.array(list(itertools.product([0.0, 0.5, 1.0], repeat=3)), np.float32).reshape(3, 9, 3)
+    for shift in (-0.5, -1 / 3, 0.0, 1 / 6, 0.25):
+        np.testing.assert_allclose(views.adjust_hue(corners, shift), ref_hue(corners, shift), atol=1e-6)
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_color_jitter_in_all_24_orders(channels):
+    image = photo(9, 12, channels)
+    positions = np.array(list(itertools.permutations(range(4))), np.int32)
+    factors = (1.7, 1.5, 1.6, -0.2)
+
+    @jax.jit
+    @functools.partial(jax.vmap, in_axes=(0, None))
+    def jitter(position, factors):
+        return views.color_jitter(jnp.asarray(image), Jitter(*factors, position))
+
+    got = jitter(positions, jnp.float32(factors))
+    expected = [ref_jitter(image.astype(np.float64), factors, position) for position in positions]
+    np.testing.assert_allclose(got, expected, atol=3e-6)
+    distinct = {tuple(np.round(value, 5).ravel()) for value in expected}
+    assert len(distinct) == (24 if channels == 3 else 2), 'the case must tell the orders apart'
+
+
+@pytest.mark.parametrize('absent', [(0,), (3,), (1, 3), (0, 1, 2), (0, 1, 2, 3)])
+def test_color_jitter_without_some_operations(absent):
+    image = photo(9, 12, 3)
+    factors = [None if i in absent else jnp.float32(f) for i, f in enumerate((1.35, 0.62, 1.4, -0.09))]
+    for position in ([2, 0, 3, 1], [3, 2, 1, 0]):
+        got = jax.jit(views.color_jitter)(image, Jitter(*factors, jnp.array(position)))
+        np.testing.assert_allclose(got, ref_jitter(image.astype(np.float64), factors, position), atol=3e-6)
+
+
+BOXES = [(0, 0, 37, 45), (3, 5, 11, 9), (20, 1, 7, 40), (0, 30, 37, 3), (36, 44, 1, 1), (5, 4, 16, 16)]
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_crop_matches_brute_force(channels):
+    image = photo(37, 45, channels)
+    crop = jax.jit(lambda box: views.crop_and_resize(jnp.asarray(image), *box, 16))
+    for box in BOXES:
+        np.testing.assert_allclose(crop(Crop(*box)), ref_crop(image.astype(np.float64), *box, 16), atol=2e-6)
+
+
+@pytest.mark.parametrize('size', [8, 16, 32])
+def test_crop_matches_pillow(size):
+    pixels = (photo(37, 45, 3) * 255).round().astype(np.uint8)
+    crop = jax.jit(lambda box: views.crop_and_resize(jnp.float32(pixels / 255), *box, size))
+    for top, left, height, width in BOXES:
+        inside = pixels[top : top + height, left : left + width]
+        box = (0, 0, width, height)  # Pillow's own box would let pixels outside it weigh in
+        expected = np.asarray(Image.fromarray(inside).resize((size, size), Image.Resampling.BILINEAR, box=box))
+        np.testing.assert_allclose(crop(Crop(top, left, height, width)) * 255, expected, atol=1.01)
+
+
+def test_crop_of_the_whole_image_is_the_image_and_nothing_outside_the_box_counts():
+    crop = jax.jit(views.crop_and_resize, static_argnames='size')
+    image = jnp.asarray(photo(16, 16, 3))
+    np.testing.assert_array_equal(crop(image, 0, 0, 16, 16, size=16), image)
+    outside = np.ones((20, 30, 1), np.float32)
+    outside[4:9, 11:29] = 0.0
+    for size in (3, 40):
+        np.testing.assert_array_equal(crop(outside, 4, 11, 5, 18, size=size), np.zeros((size, size, 1)))
+
+
+def test_blur_keeps_constants_and_tiny_images():
+    image = np.full((5, 1, 3), 0.7, np.float32)
+    np.testing.assert_allclose(jax.jit(views.gaussian_blur)(image, 3.0), image, rtol=1e-6)
+
+
+# Draws.
+
+
+@pytest.mark.parametrize(
+    ('height', 'width', 'scale'),
+    [(32, 32, (0.08, 1.0)), (32, 32, (0.2, 1.0)), (48, 20, (0.3, 0.9)), (24, 60, (0.2, 1.0)), (9, 64, (0.5, 1.0))],
+)
+def test_crop_draw_is_get_params(height, width, scale):
+    ratio = (3 / 4, 4 / 3)
+    draws = uniform(3000, views.CROP_DRAWS, seed=height * width)
+    got = jax.jit(jax.vmap(lambda d: views.draw_crop(d, height, width, scale, ratio)))(draws)
+    expected = [ref_crop_box(d, height, width, scale, ratio) for d in np.asarray(draws, np.float64)]
+    # In float32 a side may round the other way where it is within 1e-5 of a half; then nothing else can be compared.
+    same = np.all(np.stack(got, 1) == np.array(expected), axis=1)
+    assert same.mean() > 0.999
+    assert all(value.dtype == jnp.int32 for value in got)
+    assert np.all((got.top >= 0) & (got.top + got.height <= height))
+    assert np.all((got.left >= 0) & (got.left + got.width <= width))
+    assert np.all((got.height > 0) & (got.width > 0))
+
+
+def test_crop_draw_distribution():
+    draws = uniform(40_000, views.CROP_DRAWS)
+    crop = jax.jit(jax.vmap(lambda d: views.draw_crop(d, 200, 200, (0.1, 0.5), (3 / 4, 4 / 3))))(draws)
+    area = np.asarray(crop.height * crop.width) / 200**2
+    ratio = np.log(np.asarray(crop.width) / np.asarray(crop.height))
+    # Boxes of at most half the area always fit: areas and log ratios are uniform but for whole pixels.
+    assert abs(area.mean() - 0.3) < 0.003
+    assert abs(area.std() - 0.4 / math.sqrt(12)) < 0.002
+    assert abs(ratio.mean()) < 0.005
+    assert abs(ratio.std() - 2 * math.log(4 / 3) / math.sqrt(12)) < 0.003
+    spread = np.random.default_rng(0).uniform(size=40_000)  # over the pixel, so that whole pixels do not favour a bin
+    for corner, side in ((crop.top, crop.height), (crop.left, crop.width)):
+        place = (np.asarray(corner) + spread) / (200 - np.asarray(side) + 1)
+        assert chi_square(np.histogram(place, bins=10, range=(0, 1))[0]) < 4
+
+
+def test_crop_draw_falls_back_to_the_central_box():
+    draws = uniform(50, views.CROP_DRAWS)
+    for height, width, expected in ((10, 90, (0, 38, 10, 13)), (90, 10, (38, 0, 13, 10))):
+        crop = jax.vmap(lambda d, h=height, w=width: views.draw_crop(d, h, w, (0.9, 1.0), (3 / 4, 4 / 3)))(draws)
+        np.testing.assert_array_equal(np.stack(crop, 1), np.tile(expected, (50, 1)))
+
+
+def test_jitter_draw_ranges_and_orders():
+    draws = uniform(24_000, views.JITTER_DRAWS)
+    jitter = jax.jit(jax.vmap(lambda d: views.draw_jitter(d, 0.4, 1.5, 0.2, 0.1)))(draws)
+    for values, low, high in zip(jitter[:4], (0.6, 0.0, 0.8, -0.1), (1.4, 2.5, 1.2, 0.1), strict=True):
+        unit = (np.asarray(values, np.float64) - low) / (high - low)
+        assert unit.min() > -1e-6
+        assert unit.max() < 1 + 1e-6
+        assert chi_square(np.histogram(unit, bins=20, range=(-1e-6, 1 + 1e-6))[0]) < 4
+    codes = np.asarray(jitter.position) @ np.array([64, 16, 4, 1])
+    orders, counts = np.unique(codes, return_counts=True)
+    assert len(orders) == 24
+    assert chi_square(counts) < 4
+    assert np.abs(np.corrcoef(np.column_stack([*jitter[:4], jitter.position[:, :3]]).T)[:4, 4:]).max() < 0.03
+
+
+def test_jitter_draw_leaves_out_what_has_no_strength():
+    assert views.draw_jitter(uniform(1, 8)[0], 0.0, 0.4, 0.0, 0.0)[:4].count(None) == 3
+
+
+def test_view_draw_probabilities():
+    spec = ViewSpec(jitter_probability=0.8, grayscale=0.2, blur_probability=0.1, solarize_probability=0.35, flip=0.5)
+    drawn = jax.jit(jax.vmap(lambda d: views.draw_view(d, spec, 32, 32)))(uniform(20_000, views.VIEW_DRAWS))
+    for name, chosen in drawn.applied.items():
+        assert abs(float(np.mean(chosen)) - getattr(spec, name)) < 0.015
+    assert np.abs(np.corrcoef(np.array(list(drawn.applied.values()), float)) - np.eye(5)).max() < 0.03
+    assert chi_square(np.histogram(drawn.sigma, bins=10, range=spec.blur_sigma)[0]) < 4
+
+
+@pytest.mark.parametrize('probability', [0.0, 1.0])
+def test_view_draw_of_certain_operations(probability):
+    spec = ViewSpec(**dict.fromkeys(views.PROBABILITIES, probability))
+    applied = jax.jit(lambda draws: views.draw_view(draws, spec, 8, 8).applied)
+    for edge in (0.0, 1 - 2**-23):
+        assert all(bool(value) == (probability == 1) for value in applied(jnp.full(views.VIEW_DRAWS, edge)).values())
+
+
+# Whole views.
+
+RECIPES = {
+    'moco_v1': (PRESETS['moco_v1'][0], 3),
+    'moco_v2': (PRESETS['moco_v2'][0], 3),
+    'moco_v3 second': (dataclasses.replace(PRESETS['moco_v3'][1], blur_probability=0.5, solarize_probability=0.5), 3),
+    'one channel': (dataclasses.replace(PRESETS['moco_v3'][1], blur_probability=0.5, solarize_probability=0.5), 1),
+}
+
+
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_whole_view_matches_float64(recipe):
+    spec, channels = RECIPES[recipe]
+    images = np.stack([photo(20, 26, channels, seed) for seed in range(12)])
+    drawn = jax.jit(jax.vmap(lambda d: views.draw_view(d, spec, 20, 26)))(uniform(12, views.VIEW_DRAWS))
+    got = jax.jit(jax.vmap(lambda image, parameters: views.apply_view(image, parameters, spec, 16)))(images, drawn)
+    assert got.shape == (12, 16, 16, channels)
+    drawn = jax.device_get(drawn)
+    for i, view in enumerate(np.asarray(got)):
+        one = jax.tree.map(lambda leaf, i=i: leaf[i], drawn)
+        expected = ref_view(images[i].astype(np.float64), one, spec, 16)
+        if spec.solarize_probability > 0:  # a pixel at the threshold may fall on either side of it
+            expected = np.where(np.abs(expected - spec.solarize_threshold) < 1e-5, view, expected)
+        np.testing.assert_allclose(view, expected, atol=1e-5)
+
+
+@pytest.fixture(scope='module')
+def batch():
+    images = np.stack([(photo(24, 30, 3, seed) * 255).round().astype(np.uint8) for seed in range(8)])
+    return jax.random.split(jax.random.key(7), 8), images
+
+
+SPECS = PRESETS['moco_v3']
+
+
+@pytest.fixture(scope='module')
+def made(batch):
+    return make_views(*batch, SPECS, 16)
+
+
+def test_views_shape_range_and_difference(made):
+    assert made.shape == (2, 8, 16, 16, 3)
+    assert made.dtype == jnp.float32
+    assert float(made.min()) >= 0
+    assert float(made.max()) <= 1
+    assert float(jnp.abs(made[0] - made[1]).mean(axis=(1, 2, 3)).min()) > 0.01
+    assert float(jnp.std(made)) > 0.1
+
+
+def test_a_view_depends_on_its_key_only(batch, made):
+    """Not on the batch's size, the place in it, or the device: bit for bit in the draws, 1e-6 in the pixels."""
+    keys, images = batch
+    order = np.array([5, 2, 7, 0, 1, 3, 6, 4])
+    np.testing.assert_allclose(make_views(keys[order], images[order], SPECS, 16), made[:, order], atol=1e-6)
+    np.testing.assert_allclose(make_views(keys[2:5], images[2:5], SPECS[:1], 16)[0], made[0, 2:5], atol=1e-6)
+
+    per_device = jax.pmap(lambda k, x: views.make_views(k, x, SPECS[:1], 16)[0])
+    stacked = per_device(keys.reshape(4, 2), images.reshape(4, 2, 24, 30, 3))
+    np.testing.assert_allclose(stacked.reshape(made[0].shape), made[0], atol=1e-6)
+
+    one = jax.jit(lambda key, image: views.augment(jax.random.fold_in(key, 1), image, SPECS[1], 16))
+    np.testing.assert_allclose(one(keys[3], images[3]), made[1, 3], atol=1e-6)
+
+
+def test_draws_are_bit_identical_in_any_batch():
+    @jax.jit
+    @jax.vmap
+    def draw(key):
+        return views.draw_view(jax.random.uniform(key, (views.VIEW_DRAWS,)), SPECS[0], 224, 300)
+
+    keys = jax.random.split(jax.random.key(3), 67)
+    whole = jax.device_get(draw(keys))
+    for start, stop in ((10, 43), (66, 67)):
+        part = jax.device_get(draw(keys[start:stop]))
+        jax.tree.map(lambda a, b, s=slice(start, stop): np.testing.assert_array_equal(a, b[s]), part, whole)
+
+
+def test_uint8_equals_float_and_raw_keys_equal_typed_keys():
+    keys = jax.random.split(jax.random.key(1), 4)
+    images = np.stack([(photo(12, 40, 1, seed) * 255).round().astype(np.uint8) for seed in range(4)])
+    made = make_views(keys, images, (MILD,), 8)
+    assert made.shape == (1, 4, 8, 8, 1)
+    as_float = np.float32(images) / np.float32(255)
+    np.testing.assert_allclose(make_views(jax.random.key_data(keys), as_float, (MILD,), 8), made, atol=1e-6)
+
+
+def test_what_has_no_probability_is_not_traced():
+    bare = ViewSpec(**dict.fromkeys(views.PROBABILITIES, 0.0))
+    image = photo(20, 20, 3)
+    lowered = jax.jit(lambda key: views.augment(key, image, bare, 16)).lower(jax.random.key(0)).as_text()
+    assert lowered.count('stablehlo.dot_general') == 2, 'only the resize of the crop'
+
+
+def test_matrix_products_have_the_highest_precision(batch):
+    products = [line for line in make_views.lower(*batch, SPECS, 16).as_text().splitlines() if 'dot_general' in line]
+    assert len(products) == 8  # crop and blur, two axes, two views
+    assert all('precision = [HIGHEST, HIGHEST]' in line for line in products)
+
+
+# Recipes and mistakes.
+
+
+def test_presets_are_the_published_recipes():
+    v2 = ViewSpec()
+    jitter = (v2.brightness, v2.contrast, v2.saturation, v2.hue, v2.jitter_probability)
+    assert jitter == (0.4, 0.4, 0.4, 0.1, 0.8)
+    assert (v2.crop_scale, v2.crop_ratio, v2.flip, v2.grayscale) == ((0.2, 1.0), (3 / 4, 4 / 3), 0.5, 0.2)
+    assert (v2.blur_probability, v2.blur_sigma, v2.solarize_probability) == (0.5, (0.1, 2.0), 0.0)
+    v1 = PRESETS['moco_v1'][0]
+    assert (v1.grayscale_first, v1.jitter_probability, v1.hue, v1.blur_probability) == (True, 1.0, 0.4, 0.0)
+    first, second = PRESETS['moco_v3']
+    assert (first.saturation, first.blur_probability, first.solarize_probability) == (0.2, 1.0, 0.0)
+    assert (second.saturation, second.blur_probability, second.solarize_probability) == (0.2, 0.1, 0.2)
+    assert PRESETS['moco_cifar'][0] == dataclasses.replace(v2, crop_scale=(0.08, 1.0), blur_probability=0.0)
+    assert all(len(specs) == 2 and hash(specs) for specs in PRESETS.values())
+
+
+def test_a_list_for_a_range_still_hashes():
+    assert hash(ViewSpec(crop_scale=[0.2, 1.0])) == hash(ViewSpec())
+
+
+@pytest.mark.parametrize(
+    'field',
+    [
+        {'crop_scale': (0.0, 1.0)},
+        {'crop_scale': (0.5, 1.2)},
+        {'crop_ratio': (2.0, 1.0)},
+        {'blur_sigma': (1.0,)},
+        {'flip': 1.1},
+        {'brightness': -0.1},
+        {'hue': 0.6},
+        {'solarize_threshold': float('nan')},
+    ],
+    ids=str,
+)
+def test_values_out_of_range_name_the_field(field):
+    with pytest.raises(UserError, match=f'^views.{next(iter(field))}: '):
+        ViewSpec(**field)
+
+
+def test_other_images_are_refused():
+    with pytest.raises(UserError, match='4 channels'):
+        views.augment(jax.random.key(0), jnp.zeros((8, 8, 4)), MILD, 8)
+    with pytest.raises(TypeError, match='int32'):
+        views.augment(jax.random.key(0), jnp.zeros((8, 8, 3), jnp.int32), MILD, 8)
