@@ -31,13 +31,13 @@ def get_config() -> ConfigDict:
     # Each of these, where set, replaces the preset's value in both views; ranges in `dualcl_jax.views.ViewSpec`.
     views.crop_scale = config_dict.placeholder(tuple)  # (least, largest) share of the image's area
     views.crop_ratio = config_dict.placeholder(tuple)  # (least, largest) width / height
-    views.flip_probability = config_dict.placeholder(float)
+    views.flip = config_dict.placeholder(float)
     views.jitter_probability = config_dict.placeholder(float)
     views.brightness = config_dict.placeholder(float)  # factor in [max(0, 1 - b), 1 + b]
     views.contrast = config_dict.placeholder(float)
     views.saturation = config_dict.placeholder(float)
     views.hue = config_dict.placeholder(float)  # shift in [-h, h] turns, h at most 0.5
-    views.grayscale_probability = config_dict.placeholder(float)
+    views.grayscale = config_dict.placeholder(float)
     views.blur_probability = config_dict.placeholder(float)
     views.blur_sigma = config_dict.placeholder(tuple)  # pixels
     views.solarize_probability = config_dict.placeholder(float)

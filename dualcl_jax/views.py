@@ -275,7 +275,7 @@ def color_jitter(image: jax.Array, jitter: Jitter) -> jax.Array:
 def gaussian_blur(image: jax.Array, sigma: ArrayLike) -> jax.Array:
     """Gaussian blur of standard deviation `sigma` > 0 pixels; [H, W, C].
 
-    Each axis has taps up to its length less one, normalised; edges reflect the image about their pixel.
+    Each axis has taps up to its length less one, normalised; past an edge the image is mirrored about the edge pixel.
     """
     return _apply_separable(image, _blur_weights(image.shape[0], sigma), _blur_weights(image.shape[1], sigma))
 

@@ -1,6 +1,7 @@
 """The folder of a run: what lies in it, and whether a config may go on with it."""
 
 import json
+import uuid
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,14 @@ def open_workdir(path: str) -> epath.Path:
     """The folder, made if missing.
 
     Raises:
-      UserError: it cannot be made or written.
+      UserError: the path is empty, or the folder cannot be made or written.
     """
+    if not path:
+        raise UserError('--workdir is empty: name a folder')
     workdir = epath.Path(path)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / '.writable'
+        probe = workdir / f'.writable-{uuid.uuid4().hex}'  # its own for each process of a run
         probe.write_text('')
         probe.unlink()
     except OSError as error:

@@ -150,9 +150,7 @@ class Moco:
                     loss += each * s.key_weight * value
                     grad[i] += each * s.key_weight * grad_query
                 elif s.key_weight:
-                    others = [
-                        j for j in range(len(ids)) if j != i and not (s.mask_same_image and ids[j] == ids[i])
-                    ]
+                    others = [j for j in range(len(ids)) if j != i and not (s.mask_same_image and ids[j] == ids[i])]
                     value, _, grad_query, grad_others = info_nce(key, query, queries[others], s.temperature)
                     loss += each * s.key_weight * value
                     grad[i] += each * s.key_weight * grad_query

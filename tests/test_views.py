@@ -16,7 +16,7 @@ from dualcl_jax import views
 from dualcl_jax.errors import UserError
 from dualcl_jax.views import PRESETS, Crop, Jitter, ViewSpec
 
-MILD = ViewSpec(hue=0.0, saturation=0.0, blur_probability=0.0)  # compiles fast
+BARE = ViewSpec(**dict.fromkeys(views.PROBABILITIES, 0.0))  # the crop alone
 make_views = jax.jit(views.make_views, static_argnames=('specs', 'size'))
 
 
@@ -178,8 +178,9 @@ def test_grayscale_and_flip_match_float64(channels):
 
 def test_hue_of_every_corner_and_of_gray():
     corners = np.array(list(itertools.product([0.0, 0.5, 1.0], repeat=3)), np.float32).reshape(3, 9, 3)
+    adjust_hue = jax.jit(views.adjust_hue)
     for shift in (-0.5, -1 / 3, 0.0, 1 / 6, 0.25):
-        np.testing.assert_allclose(views.adjust_hue(corners, shift), ref_hue(corners, shift), atol=1e-6)
+        np.testing.assert_allclose(adjust_hue(corners, shift), ref_hue(corners, shift), atol=1e-6)
 
 
 @pytest.mark.parametrize('channels', [1, 3])
@@ -251,13 +252,15 @@ def test_blur_keeps_constants_and_tiny_images():
 
 @pytest.mark.parametrize(
     ('height', 'width', 'scale'),
-    [(32, 32, (0.08, 1.0)), (32, 32, (0.2, 1.0)), (48, 20, (0.3, 0.9)), (24, 60, (0.2, 1.0)), (9, 64, (0.5, 1.0))],
+    [(32, 32, (0.08, 1.0)), (48, 20, (0.3, 0.9)), (24, 60, (0.2, 1.0)), (10, 90, (0.9, 1.0))],
 )
 def test_crop_draw_is_get_params(height, width, scale):
     ratio = (3 / 4, 4 / 3)
     draws = uniform(3000, views.CROP_DRAWS, seed=height * width)
     got = jax.jit(jax.vmap(lambda d: views.draw_crop(d, height, width, scale, ratio)))(draws)
     expected = [ref_crop_box(d, height, width, scale, ratio) for d in np.asarray(draws, np.float64)]
+    if (height, width) == (10, 90):
+        assert set(expected) == {(0, 38, 10, 13)}, 'no try fits: the central box'
     # In float32 a side may round the other way where it is within 1e-5 of a half; then nothing else can be compared.
     same = np.all(np.stack(got, 1) == np.array(expected), axis=1)
     assert same.mean() > 0.999
@@ -283,13 +286,6 @@ def test_crop_draw_distribution():
         assert chi_square(np.histogram(place, bins=10, range=(0, 1))[0]) < 4
 
 
-def test_crop_draw_falls_back_to_the_central_box():
-    draws = uniform(50, views.CROP_DRAWS)
-    for height, width, expected in ((10, 90, (0, 38, 10, 13)), (90, 10, (38, 0, 13, 10))):
-        crop = jax.vmap(lambda d, h=height, w=width: views.draw_crop(d, h, w, (0.9, 1.0), (3 / 4, 4 / 3)))(draws)
-        np.testing.assert_array_equal(np.stack(crop, 1), np.tile(expected, (50, 1)))
-
-
 def test_jitter_draw_ranges_and_orders():
     draws = uniform(24_000, views.JITTER_DRAWS)
     jitter = jax.jit(jax.vmap(lambda d: views.draw_jitter(d, 0.4, 1.5, 0.2, 0.1)))(draws)
@@ -306,7 +302,8 @@ def test_jitter_draw_ranges_and_orders():
 
 
 def test_jitter_draw_leaves_out_what_has_no_strength():
-    assert views.draw_jitter(uniform(1, 8)[0], 0.0, 0.4, 0.0, 0.0)[:4].count(None) == 3
+    jitter = jax.eval_shape(lambda draws: views.draw_jitter(draws, 0.0, 0.4, 0.0, 0.0), np.zeros(8, np.float32))
+    assert [value is None for value in jitter] == [True, False, True, True, False]
 
 
 def test_view_draw_probabilities():
@@ -330,7 +327,6 @@ def test_view_draw_of_certain_operations(probability):
 
 RECIPES = {
     'moco_v1': (PRESETS['moco_v1'][0], 3),
-    'moco_v2': (PRESETS['moco_v2'][0], 3),
     'moco_v3 second': (dataclasses.replace(PRESETS['moco_v3'][1], blur_probability=0.5, solarize_probability=0.5), 3),
     'one channel': (dataclasses.replace(PRESETS['moco_v3'][1], blur_probability=0.5, solarize_probability=0.5), 1),
 }
@@ -376,11 +372,10 @@ def test_views_shape_range_and_difference(made):
 
 
 def test_a_view_depends_on_its_key_only(batch, made):
-    """Not on the batch's size, the place in it, or the device: bit for bit in the draws, 1e-6 in the pixels."""
+    """Not on the batch's size, the place in it, or the device."""
     keys, images = batch
     order = np.array([5, 2, 7, 0, 1, 3, 6, 4])
     np.testing.assert_allclose(make_views(keys[order], images[order], SPECS, 16), made[:, order], atol=1e-6)
-    np.testing.assert_allclose(make_views(keys[2:5], images[2:5], SPECS[:1], 16)[0], made[0, 2:5], atol=1e-6)
 
     per_device = jax.pmap(lambda k, x: views.make_views(k, x, SPECS[:1], 16)[0])
     stacked = per_device(keys.reshape(4, 2), images.reshape(4, 2, 24, 30, 3))
@@ -398,7 +393,7 @@ def test_draws_are_bit_identical_in_any_batch():
 
     keys = jax.random.split(jax.random.key(3), 67)
     whole = jax.device_get(draw(keys))
-    for start, stop in ((10, 43), (66, 67)):
+    for start, stop in ((0, 19), (31, 50), (48, 67)):
         part = jax.device_get(draw(keys[start:stop]))
         jax.tree.map(lambda a, b, s=slice(start, stop): np.testing.assert_array_equal(a, b[s]), part, whole)
 
@@ -406,16 +401,15 @@ def test_draws_are_bit_identical_in_any_batch():
 def test_uint8_equals_float_and_raw_keys_equal_typed_keys():
     keys = jax.random.split(jax.random.key(1), 4)
     images = np.stack([(photo(12, 40, 1, seed) * 255).round().astype(np.uint8) for seed in range(4)])
-    made = make_views(keys, images, (MILD,), 8)
+    made = make_views(keys, images, (BARE,), 8)
     assert made.shape == (1, 4, 8, 8, 1)
     as_float = np.float32(images) / np.float32(255)
-    np.testing.assert_allclose(make_views(jax.random.key_data(keys), as_float, (MILD,), 8), made, atol=1e-6)
+    np.testing.assert_allclose(make_views(jax.random.key_data(keys), as_float, (BARE,), 8), made, atol=1e-6)
 
 
 def test_what_has_no_probability_is_not_traced():
-    bare = ViewSpec(**dict.fromkeys(views.PROBABILITIES, 0.0))
     image = photo(20, 20, 3)
-    lowered = jax.jit(lambda key: views.augment(key, image, bare, 16)).lower(jax.random.key(0)).as_text()
+    lowered = jax.jit(lambda key: views.augment(key, image, BARE, 16)).lower(jax.random.key(0)).as_text()
     assert lowered.count('stablehlo.dot_general') == 2, 'only the resize of the crop'
 
 
@@ -467,7 +461,11 @@ def test_values_out_of_range_name_the_field(field):
 
 
 def test_other_images_are_refused():
+    def trace(channels, dtype):
+        image = jax.ShapeDtypeStruct((8, 8, channels), dtype)
+        jax.eval_shape(lambda key, image: views.augment(key, image, BARE, 8), jax.random.key(0), image)
+
     with pytest.raises(UserError, match='4 channels'):
-        views.augment(jax.random.key(0), jnp.zeros((8, 8, 4)), MILD, 8)
+        trace(4, jnp.float32)
     with pytest.raises(TypeError, match='int32'):
-        views.augment(jax.random.key(0), jnp.zeros((8, 8, 3), jnp.int32), MILD, 8)
+        trace(3, jnp.int32)

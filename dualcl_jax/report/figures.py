@@ -8,21 +8,22 @@ import io
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from etils import epath
 from numpy.typing import NDArray
 
 DPI = 150
+DASHED = (0, (4, 3))
 
 # Okabe and Ito's palette: told apart with any colour vision.
-BLUE, ORANGE, GREEN, VERMILLION, PURPLE = '#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7'
+BLUE, ORANGE, GREEN, VERMILLION = '#0072B2', '#E69F00', '#009E73', '#D55E00'
 INK, MUTED, FAINT = '#222222', '#6B6B6B', '#D9D9D9'
-# Ten class colours, chosen for colour vision deficiencies by Petroff (2107.02270); then again with another marker.
+# Paul Tol's muted scheme and a gray: ten classes told apart with any colour vision; ten more with another marker.
 CLASS_COLOURS = (
-    '#3f90da', '#ffa90e', '#bd1f01', '#94a4a2', '#832db6',
-    '#a96b59', '#e76300', '#b9ac70', '#717581', '#92dadd',
+    '#332288', '#CC6677', '#117733', '#DDCC77', '#88CCEE',
+    '#AA4499', '#999933', '#44AA99', '#882255', '#777777',
 )  # fmt: skip
 CLASS_MARKERS = ('o', '^')
 MAP_POINTS = 1500
@@ -54,31 +55,35 @@ def curves(records: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -
 
     left = panels[0]
     _dress(left, 'Contrastive loss', last_step)
-    smooth = _running_mean(loss)
+    settled = _once_filled(loss, chance)
+    smooth = _running_mean(settled)
     _line(left, loss, BLUE, alpha=0.3 if len(smooth) else 1.0, linewidth=0.8 if len(smooth) else 1.6)
     _line(left, smooth, BLUE)
-    _line(left, chance, MUTED, linestyle=(0, (4, 3)), linewidth=1.2)
-    ends = [('chance', chance[-1, 1], MUTED)] if len(chance) else []
-    if len(loss):
-        ends.append(('loss', smooth[-1, 1] if len(smooth) else loss[-1, 1], BLUE))
-    _label_ends(left, [(f'{name} {value:.2f}', value, colour) for name, value, colour in ends])
+    _line(left, chance, MUTED, linestyle=DASHED, linewidth=1.2)
+    if len(loss):  # while an empty queue fills, the loss rises from 0: that may leave the picture
+        heights = [*settled[:, 1], *chance[-1:, 1]]
+        pad = 0.07 * (max(heights) - min(heights)) or 0.5
+        left.set_ylim(max(0, min(heights) - pad), max(heights) + pad)
+    named = [('loss', loss, BLUE), ('chance', chance, MUTED)]
+    _label_ends(left, [(f'{name} {line[-1, 1]:.2f}', line[-1, 1], colour) for name, line, colour in named if len(line)])
 
     if with_knn:
         right = panels[1]
         _dress(right, 'kNN accuracy on test images', last_step)
         right.yaxis.set_major_formatter('{x:g} %')
-        ends = []
-        for name, series, colour in (('projection', projection, ORANGE), ('backbone', backbone, BLUE)):
-            _line(right, series * (1, 100), colour, marker='o', markersize=3.5)
-            if len(series):
-                ends.append((name, 100 * series[-1, 1], colour))
-        references = [('raw pixels', raw_pixels, GREEN)]
-        if len(backbone) > 1:
-            references.append(('random encoder', backbone, MUTED))
-        for name, series, colour in references:
-            if len(series):
-                ends.append((name, 100 * series[0, 1], colour))
-                right.axhline(100 * series[0, 1], color=colour, linestyle=(0, (4, 3)), linewidth=1.2, zorder=1)
+        random_encoder = backbone[:1] if len(backbone) > 1 and backbone[0, 0] == 0 else backbone[:0]
+        named = [
+            ('projection', projection, ORANGE),
+            ('backbone', backbone, BLUE),
+            ('random encoder', random_encoder, MUTED),
+            ('raw pixels', raw_pixels, GREEN),
+        ]
+        for name, line, colour in named:
+            if name in ('projection', 'backbone'):
+                _line(right, line * (1, 100), colour, marker='o', markersize=3.5)
+            elif len(line):
+                right.axhline(100 * line[-1, 1], color=colour, linestyle=DASHED, linewidth=1.2, zorder=1)
+        ends = [(name, 100 * line[-1, 1], colour) for name, line, colour in named if len(line)]
         _label_ends(right, [(f'{name} {value:.1f} %', value, colour) for name, value, colour in ends])
     return _save(figure, path)
 
@@ -129,21 +134,23 @@ def neighbours(
         path: of the PNG.
     """
     side = _cell_side(*query_images.shape[1:3])
-    named = query_labels is not None and class_names is not None
-    frame, gap, margin, header = 4, 14, 14, 30
-    caption = 44 if named else 26
-    name_width = 150 if named else 0
+    names = None
+    if query_labels is not None and class_names is not None:
+        names = [_class_name(class_names, int(label), 16) for label in query_labels]
+    framed = query_labels is not None and neighbour_labels is not None
+    frame, gap, margin, header = 4 if framed else 0, 14, 14, 34
+    caption = 44 if names else 28
+    name_width = 14 + 11 * max(map(len, names)) if names else 0
     first = margin + name_width + side + 2 * gap + 10
     pitch_x, pitch_y = side + 2 * frame + gap, side + 2 * frame + caption
     count, k = similarities.shape
     sheet = _Sheet(header + count * pitch_y + 6, first + k * pitch_x)
-    sheet.text(margin + name_width + side / 2, header / 2 + 2, 'query', weight='bold', ha='center', va='center')
-    sheet.text(first + frame, header / 2 + 2, 'nearest training images (cosine similarity)', weight='bold', va='center')
+    sheet.text(margin + name_width + side / 2, header / 2, 'query', weight='bold', ha='center', va='center')
+    sheet.text(first + frame, header / 2, 'nearest training images (cosine similarity)', weight='bold', va='center')
     for row in range(count):
         top = header + row * pitch_y + frame
-        if named:
-            name = _class_name(class_names, int(query_labels[row]), 17)
-            sheet.text(margin + name_width - 10, top + side / 2, name, ha='right', va='center')
+        if names:
+            sheet.text(margin + name_width - 10, top + side / 2, names[row], fontsize=8, ha='right', va='center')
         sheet.paste(query_images[row], top, margin + name_width, side)
         for column in range(k):
             left = first + frame + column * pitch_x
@@ -152,12 +159,12 @@ def neighbours(
                 label, other = int(query_labels[row]), int(neighbour_labels[row, column])
                 known, same = min(label, other) >= 0, label == other
                 ink = MUTED if not known else GREEN if same else VERMILLION
-                below = _class_name(class_names, other, 14) if named and known and not same else ''
+                below = _class_name(class_names, other, 14) if names and known and not same else ''
                 sheet.frame(top, left, side, frame, ink)
             sheet.paste(neighbour_images[row, column], top, left, side)
             middle, bottom = left + side / 2, top + side + frame
             sheet.text(middle, bottom + 4, f'{similarities[row, column]:.2f}', fontsize=7, ha='center', va='top')
-            sheet.text(middle, bottom + 20, below, fontsize=6, color=ink, ha='center', va='top')
+            sheet.text(middle, bottom + 20, below, fontsize=6.5, color=ink, ha='center', va='top')
     return sheet.save(path)
 
 
@@ -167,6 +174,7 @@ def embedding_map(
     class_names: Sequence[str] | None,
     path: str | os.PathLike[str],
     seed: int = 0,
+    of: str = 'test images',
 ) -> epath.Path:
     """A map of the features in the plane: t-SNE (van der Maaten and Hinton 2008) of the normalised features.
 
@@ -174,11 +182,12 @@ def embedding_map(
     At most `MAP_POINTS` examples, drawn by the seed. Classes are coloured; up to 20 of them get a legend.
 
     Args:
-        features: [n, F] backbone features of test images; n at least 3, finite.
+        features: [n, F] backbone features; n at least 3, finite.
         labels: [n] integers, -1 where unknown; or None.
         class_names: a name for each label; or None.
         path: of the PNG.
         seed: of the subsample and the map.
+        of: what the features are of, for the title.
 
     Raises:
         ValueError: fewer than 3 examples, or features that are not finite.
@@ -188,7 +197,7 @@ def embedding_map(
         raise ValueError(f'features must be finite and of at least 3 examples, got shape {features.shape}')
     if len(features) > MAP_POINTS:
         chosen = np.sort(np.random.default_rng(seed).permutation(len(features))[:MAP_POINTS])
-        features, labels = features[chosen], None if labels is None else np.asarray(labels)[chosen]
+        features, labels = features[chosen], None if labels is None else labels[chosen]
     points = _tsne(features, seed)
 
     known = np.unique(labels[labels >= 0]) if labels is not None else np.empty(0, int)
@@ -200,7 +209,7 @@ def embedding_map(
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set_color(FAINT)
-    axes.set_title(f't-SNE of backbone features, {len(features):,} test images', fontsize=10.5, loc='left', color=INK)
+    axes.set_title(f't-SNE of backbone features, {len(features):,} {of}', fontsize=10.5, loc='left', color=INK)
     style = {'s': 15, 'linewidths': 0.3, 'edgecolors': 'white', 'alpha': 0.9}
     if labels is None:
         axes.scatter(*points.T, color=BLUE, **style)
@@ -233,10 +242,12 @@ class _Sheet:
         self._figure = _figure(width / DPI, height / DPI, layout=None)
 
     def paste(self, image: NDArray, top: int, left: int, side: int) -> None:
-        """Puts an image in the middle of the square at (top, left)."""
+        """Puts an image in the middle of the square at (top, left), with a gray hairline where it borders on white."""
         image = _fit(image, side)
         height, width, _ = image.shape
         top, left = top + (side - height) // 2, left + (side - width) // 2
+        outline = self._canvas[top - 1 : top + height + 1, left - 1 : left + width + 1]
+        np.minimum(outline, 217, out=outline)
         self._canvas[top : top + height, left : left + width] = image
 
     def frame(self, top: int, left: int, side: int, thickness: int, colour: str) -> None:
@@ -256,7 +267,7 @@ class _Sheet:
         return _save(self._figure, path)
 
 
-def _figure(width: float, height: float, layout: str | None = 'constrained') -> Any:
+def _figure(width: float, height: float, layout: Literal['constrained'] | None = 'constrained') -> Any:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=DPI, layout=layout, facecolor='white')
@@ -268,10 +279,10 @@ def _save(figure: Any, path: str | os.PathLike[str]) -> epath.Path:
     with warnings.catch_warnings():  # class names may be in any script: a glyph the font lacks is drawn as a box
         warnings.filterwarnings('ignore', message='Glyph .* missing from font')
         figure.savefig(content, format='png', dpi=DPI)
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.getvalue())
-    return path
+    written = epath.Path(path)
+    written.parent.mkdir(parents=True, exist_ok=True)
+    written.write_bytes(content.getvalue())
+    return written
 
 
 def _series(records: Sequence[Mapping[str, Any]], key: str) -> NDArray[np.float64]:
@@ -279,6 +290,15 @@ def _series(records: Sequence[Mapping[str, Any]], key: str) -> NDArray[np.float6
     rows = [(record['step'], record[key]) for record in records if record.get(key) is not None]
     series = np.asarray(rows, np.float64).reshape(-1, 2)
     return series[np.isfinite(series[:, 1])]
+
+
+def _once_filled(loss: NDArray[np.float64], chance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The loss from where its chance level has nearly reached its height, which it does as the queue fills."""
+    if not len(chance):
+        return loss
+    steps, levels = chance.T
+    settled = loss[loss[:, 0] >= np.min(steps[levels >= 0.95 * np.max(levels)])]
+    return settled if len(settled) else loss
 
 
 def _running_mean(series: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -323,6 +343,7 @@ def _label_ends(axes: Any, ends: Sequence[tuple[str, float, str]]) -> None:
     pitch = 0.075
     for index in range(1, len(heights)):
         heights[index] = max(heights[index], heights[index - 1] + pitch)
+    heights = [min(height, 1 - pitch * (len(heights) - 1 - index)) for index, height in enumerate(heights)]
     for (text, _, colour), height in zip(ends, heights, strict=True):
         axes.text(1.02, height, text, color=colour, fontsize=8.5, va='center', transform=axes.transAxes)
 
@@ -357,13 +378,16 @@ def _class_name(class_names: Sequence[str] | None, label: int, longest: int) -> 
 def _tsne(features: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
     """[n, F] to [n, 2]: t-SNE of the normalised features, started from their principal components."""
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-    features = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-    left, scales, _ = np.linalg.svd(features - features.mean(axis=0), full_matrices=False)
+    directions = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    left, scales, _ = np.linalg.svd(directions - directions.mean(axis=0), full_matrices=False)
     components = left[:, :50] * scales[:50]
     start = np.zeros((len(features), 2), np.float32)
     start[:, : components.shape[1]] = components[:, :2]
     start *= 1e-4 / max(float(start[:, 0].std()), 1e-12)
     start += 1e-6 * np.random.default_rng(seed).normal(size=start.shape).astype(np.float32)  # for equal features
     perplexity = min(30.0, (len(features) - 1) / 3)
-    return TSNE(perplexity=perplexity, init=start, learning_rate='auto', random_state=seed).fit_transform(components)
+    tsne = TSNE(perplexity=perplexity, init=start, learning_rate='auto', random_state=seed)
+    with threadpool_limits(1):  # a second thread gains little, and on a busy machine its spinning costs tenfold
+        return tsne.fit_transform(components)
