@@ -66,7 +66,11 @@ def draw_pictures(run: Run, variables: Any, records: Sequence[dict[str, Any]]) -
         folder / 'neighbours.png',
     )
     figures.embedding_map(
-        features, test.labels[shown] if labelled else None, train.class_names, folder / 'embedding.png'
+        features,
+        test.labels[shown] if labelled else None,
+        train.class_names,
+        folder / 'embedding.png',
+        of='training images' if same_image else 'test images',
     )
 
 
