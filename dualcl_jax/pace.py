@@ -23,7 +23,7 @@ class Pace:
         self._mark = (0, 0.0, 0.0)
 
     def step_done(self, wait_seconds: float) -> None:
-        """Call after each step with the seconds waited for input so far."""
+        """Call when a step has left the devices, with the seconds waited for input so far."""
         self._steps += 1
         if self._steps == 0:
             self._began, self._waited_before = self._clock(), wait_seconds

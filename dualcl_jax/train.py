@@ -81,26 +81,27 @@ def train(config: ConfigDict, workdir: str) -> bool:
         stop_step=run.total_steps,
         place=run.mapper.put_batch,
     )
-    with loader as batches, StopSignal() as stop:
+    with loader as batches, StopSignal(several_processes=jax.process_count() > 1) as stop:
         for step, batch in enumerate(batches, start=run.start_step + 1):
             state, metrics = step_fn(state, batch)
             in_flight.append(metrics['train/loss'])
-            if len(in_flight) > IN_FLIGHT or step == run.start_step + 1:
+            last = step == run.total_steps
+            while len(in_flight) > (0 if last or step == run.start_step + 1 else IN_FLIGHT):
                 in_flight.popleft().block_until_ready()
-            pace.step_done(batches.wait_seconds)
+                pace.step_done(batches.wait_seconds)
             console.step(step)
 
-            last = step == run.total_steps
             if last or step == 1 or step % config.log.every_steps == 0:
                 unwritten.append((step, metrics))
+            stops = stop.after(step)
             monitors = run.monitor is not None and (last or step % _monitor_steps(run) == 0)
-            saves = last or stop.received or (step % (config.checkpoint.every_steps or run.total_steps) == 0)
+            saves = last or stops or (step % (config.checkpoint.every_steps or run.total_steps) == 0)
             while unwritten and (unwritten[0][0] <= step - IN_FLIGHT or monitors or saves):
                 write_metrics()
             if monitors or saves:
                 with pace.paused():
                     _pause(run, log, state, step, wall_time(), monitors=monitors, saves=saves)
-            if stop.received:
+            if stops:
                 break
     run.checkpoints.close()
 
