@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 PLAIN_SECONDS = 10.0
 """Without a terminal a line of progress is printed at most this often."""
@@ -43,10 +42,9 @@ class Console:
 
     def header(self, facts: Mapping[str, str]) -> None:
         """Prints what will happen, a line a fact, then starts the progress bar."""
-        table = Table.grid(padding=(0, 2))
+        indent = max(map(len, facts)) + 2
         for name, value in facts.items():
-            table.add_row(name, value)
-        self._rich.print(table)
+            self._rich.print(f'{name:<{indent}}{value}')
         if self._progress:
             self._progress.start()
 

@@ -35,7 +35,8 @@ def measure(
     Returns:
       Scalars, float32:
       train/loss, and train/loss_chance, what an encoder that cannot tell the positive would have;
-      train/positive_similarity and train/negative_similarity, mean cosines, the latter of the selected negatives;
+      train/positive_similarity and train/negative_similarity, mean cosines, the latter of the selected negatives, NaN
+      where there are none;
       train/false_negative_rate, share of the selected negatives that are of the anchor's class, beside
       train/same_class_rate, the same over every key of the queue; NaN without labels or negatives;
       train/feature_std, 1 where queries spread over the sphere evenly, 0 where they collapse to a point;

@@ -1,4 +1,4 @@
-"""Every test runs on four forced CPU devices, with strict ranks and types: luck with one device or a silent cast cannot pass."""
+"""Every test runs on four forced CPU devices with strict ranks and types: no luck with one device, no silent cast."""
 
 import os
 

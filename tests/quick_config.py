@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
     config.model.norm = 'sync'
     config.model.dim = 16
     config.queue.size = 64
+    config.optimizer.learning_rate = 0.02
     config.train.batch_size = 32
     config.train.steps = 20
     config.log.every_steps = 1
