@@ -103,4 +103,5 @@ def get_config() -> ConfigDict:
     config.parallel = parallel = ConfigDict()
     parallel.mapper = 'pmap'  # pmap | shard_map
 
+    config.lock()  # a config that misspells a field must not train without it
     return config

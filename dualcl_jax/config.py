@@ -31,7 +31,7 @@ def load_config(path: str) -> ConfigDict:
     try:
         spec.loader.exec_module(module)
         config = module.get_config()
-    except Exception as error:  # the user's own code may raise anything
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything
         raise UserError(f'--config={path}: {type(error).__name__}: {error}') from error
     if not isinstance(config, ConfigDict):
         raise UserError(f'--config={path}: get_config() must return an ml_collections.ConfigDict')
@@ -87,14 +87,17 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """The inverse of `to_json`; lists become tuples."""
+    """The inverse of `to_json`; lists become tuples. Raises ValueError where the text holds no config."""
 
     def tuples(value: Any) -> Any:
         if isinstance(value, dict):
             return {name: tuples(entry) for name, entry in value.items()}
         return tuple(value) if isinstance(value, list) else value
 
-    return ml_collections.ConfigDict(tuples(json.loads(text)))
+    values = json.loads(text)
+    if not isinstance(values, dict):
+        raise ValueError('no fields in it')
+    return ml_collections.ConfigDict(tuples(values))
 
 
 def differing_fields(stored: ConfigDict, config: ConfigDict) -> list[str]:

@@ -32,9 +32,11 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument('--process_id', type=int, help='which of them this is, from 0')
     flags, rest = parser.parse_known_args(arguments)
     overrides = [flag.removeprefix('--config.') for flag in rest if flag.startswith('--config.')]
-    unknown = [flag for flag in rest if not flag.startswith('--config.')]
-    if unknown:
-        parser.error(f'{unknown[0]}: no such flag')
+    for flag in rest:
+        if not flag.startswith('--config.'):
+            parser.error(f'{flag}: no such flag')
+        if '=' not in flag:
+            parser.error(f'{flag}: needs a value, {flag}=VALUE')
     return flags, overrides
 
 

@@ -1,11 +1,20 @@
 """The process before JAX: flags of the compiler, logging, and joining the other processes of a run."""
 
 import os
+import socket
+import sys
+import time
 import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from absl import logging
 
 from dualcl_jax.errors import UserError
+
+JOIN_SECONDS = 300.0
+"""How long a process waits for process 0."""
 
 
 def start(coordinator_address: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -22,15 +31,16 @@ def start(coordinator_address: str | None, num_processes: int | None, process_id
     logging.set_verbosity(logging.ERROR)
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     warnings.filterwarnings('ignore', message='Sharding info not provided when restoring')
+    sys.unraisablehook = partial(_report_unraisable, sys.unraisablehook)
     import jax
 
-    given = [value is not None for value in (coordinator_address, num_processes, process_id)]
-    if any(given) and not all(given):
-        raise UserError('--coordinator_address, --num_processes and --process_id: give all three, or none')
-    if not any(given):
+    if (coordinator_address, num_processes, process_id) == (None, None, None):
         return
-    if num_processes is None or process_id is None or not 0 <= process_id < num_processes:
+    if coordinator_address is None or num_processes is None or process_id is None:
+        raise UserError('--coordinator_address, --num_processes and --process_id: give all three, or none')
+    if not 0 <= process_id < num_processes:
         raise UserError(f'--process_id={process_id}: must be from 0 to --num_processes={num_processes} less 1')
+    _wait_for(coordinator_address, mine=process_id == 0)
     try:
         jax.distributed.initialize(coordinator_address, num_processes, process_id)
     except (RuntimeError, ValueError) as error:
@@ -38,3 +48,28 @@ def start(coordinator_address: str | None, num_processes: int | None, process_id
             f'--coordinator_address={coordinator_address}: the processes could not be joined '
             f'({str(error).splitlines()[0]})'
         ) from error
+
+
+def _wait_for(coordinator_address: str, *, mine: bool) -> None:
+    """Waits until process 0, unless that is this one, listens at its address: JAX would abort with a stack trace."""
+    host, _, port = coordinator_address.rpartition(':')
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise UserError(f'--coordinator_address={coordinator_address}: must be HOST:PORT')
+    end = time.monotonic() + JOIN_SECONDS
+    while not mine:
+        try:
+            socket.create_connection((host.strip('[]'), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise UserError(
+                    f'--coordinator_address={coordinator_address}: no answer in {JOIN_SECONDS:g} s ({error}); '
+                    'start process 0 there, or correct the address'
+                ) from error
+        time.sleep(1)
+
+
+def _report_unraisable(report: Callable[[Any], object], unraisable: Any) -> None:
+    """Hides what the other reads of a damaged checkpoint say when one has failed and ended their event loop."""
+    if str(unraisable.exc_value) != 'Event loop is closed':
+        report(unraisable)

@@ -1,6 +1,7 @@
 """The training loop, top to bottom."""
 
 import collections
+import contextlib
 import time
 from functools import partial
 
@@ -20,7 +21,7 @@ from dualcl_jax.signals import StopSignal
 from dualcl_jax.state import TrainState
 from dualcl_jax.step import train_step
 from dualcl_jax.watch import warning
-from dualcl_jax.workdir import write_json
+from dualcl_jax.workdir import read_summary, write_json
 
 IN_FLIGHT = 2
 """Steps that may be under way on the devices before the host waits for the oldest."""
@@ -42,6 +43,11 @@ def train(config: ConfigDict, workdir: str) -> bool:
     """
     began = time.monotonic()
     run, global_state = open_run(config, workdir)
+    finished = read_summary(run.folder)
+    if finished and run.start_step == run.total_steps:
+        Console(run.total_steps, run.start_step, silent=not run.writes).note(summary.closing(finished, run.folder))
+        run.checkpoints.close()
+        return True
     console = Console(run.total_steps, run.start_step, silent=not run.writes)
     console.header(summary.header(run, global_state.params))
     log = MetricsLog(run.folder, run.start_step, writes=run.writes)
@@ -62,8 +68,7 @@ def train(config: ConfigDict, workdir: str) -> bool:
 
     def write_metrics() -> None:
         step, metrics = unwritten.popleft()
-        values = {name: float(value.squeeze()) for name, value in to_host(metrics).items()}
-        summary.check_finite(step, values, run.folder)
+        values = _finite_values(run, step, metrics)
         values |= {'train/epoch': step / run.steps_per_epoch} | pace.recent(batches.wait_seconds)
         record = log.write(step, wall_time(), values)
         console.status(summary.status(record, log.last('monitor/knn_top1_backbone')))
@@ -81,7 +86,8 @@ def train(config: ConfigDict, workdir: str) -> bool:
         stop_step=run.total_steps,
         place=run.mapper.put_batch,
     )
-    with loader as batches, StopSignal(several_processes=jax.process_count() > 1) as stop:
+    stop_signal = StopSignal(several_processes=jax.process_count() > 1)
+    with contextlib.closing(run.checkpoints), loader as batches, stop_signal as stop:
         for step, batch in enumerate(batches, start=run.start_step + 1):
             state, metrics = step_fn(state, batch)
             in_flight.append(metrics['train/loss'])
@@ -98,12 +104,13 @@ def train(config: ConfigDict, workdir: str) -> bool:
             saves = last or stops or (step % (config.checkpoint.every_steps or run.total_steps) == 0)
             while unwritten and (unwritten[0][0] <= step - IN_FLIGHT or monitors or saves):
                 write_metrics()
+            if saves:
+                _finite_values(run, step, metrics)  # a state beyond rescue is not worth keeping
             if monitors or saves:
                 with pace.paused():
                     _pause(run, log, state, step, wall_time(), monitors=monitors, saves=saves)
             if stops:
                 break
-    run.checkpoints.close()
 
     if step < run.total_steps:
         console.close()
@@ -125,6 +132,13 @@ def train(config: ConfigDict, workdir: str) -> bool:
 def _monitor_steps(run: Run) -> int:
     """How many steps lie between two measurements of kNN accuracy."""
     return run.config.monitor.every_epochs * run.steps_per_epoch
+
+
+def _finite_values(run: Run, step: int, metrics: dict[str, jax.Array]) -> dict[str, float]:
+    """The metrics of a step as numbers. Raises UserError when the loss or the gradient is none."""
+    values = {name: float(value.squeeze()) for name, value in to_host(metrics).items()}
+    summary.check_finite(step, values, run.folder)
+    return values
 
 
 def _pause(

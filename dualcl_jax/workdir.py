@@ -40,12 +40,13 @@ def check_same_run(workdir: epath.Path, config: ConfigDict) -> None:
     try:
         before = from_json(stored.read_text())
     except ValueError as error:
-        raise UserError(f'{stored}: not valid JSON ({error}); start in a new --workdir') from error
+        raise UserError(f'{stored}: not a valid config ({error}); start in a new --workdir') from error
     fields = differing_fields(before, config)
     if fields:
+        measured = all(field.startswith(('data.mean ', 'data.std ')) for field in fields)
         raise UserError(
             f'--workdir={workdir}: holds a run with another {", ".join(fields)}\n'
-            'use a new --workdir, or the config of that run'
+            f'use a new --workdir, or the {"images" if measured else "config"} of that run'
         )
 
 
@@ -70,6 +71,12 @@ def write_data_report(workdir: epath.Path, splits: Splits) -> None:
         }
 
     write_json(workdir / 'data_report.json', {'train': describe(splits.train), 'test': describe(splits.test)})
+
+
+def read_summary(workdir: epath.Path) -> dict[str, Any] | None:
+    """What `summary.json` says; None before the end of the run."""
+    path = workdir / 'summary.json'
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def write_json(path: epath.Path, value: Any) -> None:

@@ -21,7 +21,6 @@ LAYOUTS = [
     'all-shard_map-4',
     'all-pmap-2x2',
     'all-shard_map-2x2',
-    'top_k-pmap-4',
     'top_k-shard_map-2x2',
 ]
 
@@ -120,3 +119,13 @@ def test_batch_and_state_on_devices(mapper: str) -> None:
     np.testing.assert_array_equal(to_host(after)['kept'], state['kept'])
     assert after['kept'].is_fully_replicated
     assert after['kept'].sharding.device_set == set(mesh.devices.flat)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('mapper', MAPPERS)
+def test_resnet18(trainer: Trainer, tmp_path: Path, mapper: str) -> None:
+    fields = ('model.name=resnet18', 'model.width=8', 'negatives.selector=all', 'train.steps=5')
+    trainer.run(tmp_path / 'one', *fields)
+    trainer.run_processes(tmp_path / 'four', *fields, f'parallel.mapper={mapper}', processes=2, devices=2)
+    losses = column(tmp_path / 'four', 'train/loss')
+    np.testing.assert_allclose(losses, column(tmp_path / 'one', 'train/loss'), rtol=0, atol=1e-5)

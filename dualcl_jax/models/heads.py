@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dualcl_jax.models.layers import dense
+from dualcl_jax.models.layers import dense, relu
 
 
 def linear(x: jax.Array, *, dim: int, dtype: Any, norm: Callable[..., nn.Module], train: bool) -> jax.Array:
@@ -17,7 +17,7 @@ def linear(x: jax.Array, *, dim: int, dtype: Any, norm: Callable[..., nn.Module]
 
 def mlp(x: jax.Array, *, dim: int, dtype: Any, norm: Callable[..., nn.Module], train: bool) -> jax.Array:
     """A hidden layer as wide as the features, ReLU, then `linear` (MoCo v2, arXiv 2003.04297)."""
-    x = nn.relu(dense(x.shape[-1], dtype=dtype, name='fc_0')(x))
+    x = relu(dense(x.shape[-1], dtype=dtype, name='fc_0')(x))
     return dense(dim, dtype=dtype, name='fc_2')(x)
 
 

@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dualcl_jax.models.convolution import conv
+
 
 def lecun_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
     """Normal values cut at two deviations, with variance 1 / fan-in; the last axis of `shape` is the output.
@@ -24,27 +26,6 @@ conv_kernel_init = lecun_normal
 dense_kernel_init = lecun_normal
 bias_init = nn.initializers.zeros_init()
 norm_scale_init = nn.initializers.ones_init()
-
-
-def conv(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.Array:
-    """Two-dimensional convolution (cross-correlation) with the same zero padding on all four sides, as in PyTorch.
-
-    Args:
-      x: [N, H, W, I].
-      kernel: [kh, kw, I, O], the dtype of x.
-      stride: step in both directions, at least 1.
-      padding: zeros added on each side of H and of W.
-
-    Returns:
-      [N, (H + 2 * padding - kh) // stride + 1, (W + 2 * padding - kw) // stride + 1, O], the dtype of x.
-    """
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        ((padding, padding), (padding, padding)),
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    )
 
 
 class Conv(nn.Module):
@@ -69,12 +50,17 @@ class Conv(nn.Module):
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param('kernel', conv_kernel_init, shape, jnp.float32)
         padding = self.size // 2 if self.padding is None else self.padding
-        return conv(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, padding=padding)
+        return conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, padding)
 
 
 def dense(features: int, *, dtype: Any, name: str) -> nn.Dense:
     """`nn.Dense` with bias, float32 parameters and this project's initialisers; computes in and returns `dtype`."""
     return nn.Dense(features, dtype=dtype, kernel_init=dense_kernel_init, bias_init=bias_init, name=name)
+
+
+def relu(x: jax.Array) -> jax.Array:
+    """max(x, 0) in the dtype of x. Computed in float32, because XLA:CPU's loops over bfloat16 alone are slow."""
+    return nn.relu(x.astype(jnp.float32)).astype(x.dtype)
 
 
 def global_mean(x: jax.Array) -> jax.Array:

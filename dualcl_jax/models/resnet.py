@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dualcl_jax.models.layers import Conv, global_mean, max_pool
+from dualcl_jax.models.layers import Conv, global_mean, max_pool, relu
 
 STEMS = ('cifar', 'imagenet')
 
@@ -37,10 +37,10 @@ class BasicBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         y = Conv(self.width, 3, self.stride, dtype=self.dtype, name='conv1')(x)
-        y = nn.relu(self.norm(name='bn1')(y, train=train))
+        y = relu(self.norm(name='bn1')(y, train=train))
         y = Conv(self.width, 3, dtype=self.dtype, name='conv2')(y)
         y = self.norm(name='bn2')(y, train=train)
-        return nn.relu(y + _shortcut(self, x, y.shape[-1], train=train))
+        return relu(y + _shortcut(self, x, y.shape[-1], train=train))
 
 
 class Bottleneck(nn.Module):
@@ -58,12 +58,12 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         y = Conv(self.width, 1, dtype=self.dtype, name='conv1')(x)
-        y = nn.relu(self.norm(name='bn1')(y, train=train))
+        y = relu(self.norm(name='bn1')(y, train=train))
         y = Conv(self.width, 3, self.stride, dtype=self.dtype, name='conv2')(y)
-        y = nn.relu(self.norm(name='bn2')(y, train=train))
+        y = relu(self.norm(name='bn2')(y, train=train))
         y = Conv(self.width * self.expansion, 1, dtype=self.dtype, name='conv3')(y)
         y = self.norm(name='bn3')(y, train=train)
-        return nn.relu(y + _shortcut(self, x, y.shape[-1], train=train))
+        return relu(y + _shortcut(self, x, y.shape[-1], train=train))
 
 
 def _shortcut(block: BasicBlock | Bottleneck, x: jax.Array, features: int, *, train: bool) -> jax.Array:
@@ -100,7 +100,7 @@ class ResNet(nn.Module):
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         size, stride = (3, 1) if self.stem == 'cifar' else (7, 2)
         x = Conv(self.width, size, stride, dtype=self.dtype, name='conv1')(images)
-        x = nn.relu(self.norm(name='bn1')(x, train=train))
+        x = relu(self.norm(name='bn1')(x, train=train))
         if self.stem == 'imagenet':
             x = max_pool(x, size=3, stride=2, padding=1)
         for stage, depth in enumerate(self.depths):

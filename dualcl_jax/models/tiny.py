@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dualcl_jax.models.layers import Conv, global_mean
+from dualcl_jax.models.layers import Conv, global_mean, relu
 
 
 class Tiny(nn.Module):
@@ -23,6 +23,6 @@ class Tiny(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        x = nn.relu(Conv(self.width, 3, 2, dtype=self.dtype, name='conv1')(images))
-        x = nn.relu(Conv(2 * self.width, 3, 2, dtype=self.dtype, name='conv2')(x))
+        x = relu(Conv(self.width, 3, 2, dtype=self.dtype, name='conv1')(images))
+        x = relu(Conv(2 * self.width, 3, 2, dtype=self.dtype, name='conv2')(x))
         return global_mean(x)

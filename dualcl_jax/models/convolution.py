@@ -1,0 +1,151 @@
+"""Convolution with gradients that run fast on a CPU; on other backends they are XLA's own.
+
+On a CPU, XLA makes the gradient for the kernel a convolution over transposed copies of both arrays, and the gradient
+for the input of a strided convolution one over interleaved zeros. Here both take shapes that its libraries run well:
+one matrix product, and plain convolutions with stride 1.
+
+MEASURED
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+_DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def conv(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    """Two-dimensional convolution (cross-correlation) with the same zero padding on all four sides, as in PyTorch.
+
+    Reverse-mode differentiation only; the gradients differ from those of `jax.lax.conv_general_dilated` by rounding.
+
+    Args:
+      x: [N, H, W, I].
+      kernel: [K, K, I, O], the dtype of x.
+      stride: step in both directions, at least 1.
+      padding: zeros added on each side of H and of W, less than K.
+
+    Returns:
+      [N, (H + 2 * padding - K) // stride + 1, (W + 2 * padding - K) // stride + 1, O], the dtype of x.
+    """
+    return _plain(x, kernel, stride, padding)
+
+
+def _plain(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    pads = ((padding, padding), (padding, padding))
+    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=_DIMENSIONS)
+
+
+def _forward(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> tuple[jax.Array, tuple]:
+    return _plain(x, kernel, stride, padding), (x, kernel)
+
+
+def _backward(stride: int, padding: int, saved: tuple, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def on_cpu(x: jax.Array, kernel: jax.Array, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+        # Without the barrier the layers around are computed again for every copy of x and grad below.
+        x, grad = jax.lax.optimization_barrier((x, grad))
+        for_x = input_gradient(grad, kernel, stride, padding, x.shape[1:3])
+        if grad.shape[1] * grad.shape[2] < x.shape[3]:  # few places, many channels: XLA's own is the faster one
+            return for_x, jax.vjp(lambda k: _plain(x, k, stride, padding), kernel)[1](grad)[0]
+        return for_x, kernel_gradient(x, grad, stride, padding, kernel.shape[0])
+
+    def elsewhere(x: jax.Array, kernel: jax.Array, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jax.vjp(lambda x, k: _plain(x, k, stride, padding), x, kernel)[1](grad)
+
+    return jax.lax.platform_dependent(*saved, grad, cpu=on_cpu, default=elsewhere)
+
+
+conv.defvjp(_forward, _backward)
+
+
+class _Phase(NamedTuple):
+    """Rows (or columns) of the input that leave one remainder by the stride: what they see and where they lie."""
+
+    taps: list[int]
+    pad: tuple[int, int]
+    place: tuple[int, int, int]
+
+
+def _phases(size: int, out: int, side: int, stride: int, padding: int) -> list[_Phase]:
+    """Input row r + a * stride takes part in output row a + (r + padding - k) / stride, for taps k that divide."""
+    phases = []
+    for r in range(min(stride, size)):
+        taps = [k for k in reversed(range(side)) if (r + padding - k) % stride == 0]
+        if not taps:
+            continue
+        count = (size - r - 1) // stride + 1
+        before = (taps[0] - r - padding) // stride
+        after = count + len(taps) - 1 - out - before
+        phases.append(_Phase(taps, (before, after), (r, size - r - (count - 1) * stride - 1, stride - 1)))
+    return phases
+
+
+def input_gradient(grad: jax.Array, kernel: jax.Array, stride: int, padding: int, size: Sequence[int]) -> jax.Array:
+    """Gradient [N, H, W, I] for the input of height and width `size`, from the output's gradient [N, h, w, O].
+
+    Rows of the input that leave the same remainder by the stride see the same taps of the kernel, and so do columns.
+    So each pair of remainders is a convolution of `grad` with stride 1, and its places are interleaved.
+    """
+    rows = _phases(size[0], grad.shape[1], kernel.shape[0], stride, padding)
+    columns = _phases(size[1], grad.shape[2], kernel.shape[1], stride, padding)
+    total = jnp.zeros((grad.shape[0], *size, kernel.shape[2]), grad.dtype)
+    for row in rows:
+        for column in columns:
+            # Gathered tap by tap: a reversed kernel would be folded into a convolution that oneDNN does not take.
+            taps = jnp.stack([jnp.stack([kernel[r, c].T for c in column.taps]) for r in row.taps])
+            pads = (row.pad, column.pad)
+            part = jax.lax.conv_general_dilated(grad, taps, (1, 1), pads, dimension_numbers=_DIMENSIONS)
+            if stride == 1:
+                return part
+            part = jax.lax.optimization_barrier(part)
+            total += jax.lax.pad(part, jnp.zeros((), part.dtype), ((0, 0, 0), row.place, column.place, (0, 0, 0)))
+    return total
+
+
+def kernel_gradient(x: jax.Array, grad: jax.Array, stride: int, padding: int, side: int) -> jax.Array:
+    """Gradient [side, side, I, O] for the kernel, from x [N, H, W, I] and the output's gradient [N, h, w, O].
+
+    With stride 1 it is sum over places of x[row + i, column] * grad[row, column - j]: copies of x shifted by rows,
+    side by side, times copies of `grad` shifted by columns, in one matrix product without waste. With stride s every
+    s columns of x count as channels of one.
+    """
+    n, height, width, channels = x.shape
+    _, rows, columns, features = grad.shape
+    if side == 1 and padding == 0:
+        return _product(x[:, ::stride, ::stride], grad)[None, None]
+    groups = -(-width // stride)
+    x = _pad(x, (0, 0), (0, groups * stride - width)).reshape(n, height, groups, stride * channels)
+    shifted = []
+    for i in range(side):
+        shifted.append(_pad(x, (padding - i, stride * rows - height - padding + i), (0, 0))[:, ::stride])
+    # Group a + t of columns holds, at place b, what tap padding + stride * t + b sees from output column a.
+    first, last = -((stride - 1 + padding) // stride), (side - 1 - padding) // stride
+    moved = [_pad(grad, (0, 0), (t, groups - columns - t)) for t in range(first, last + 1)]
+    product = _product(_side_by_side(shifted), _side_by_side(moved))
+    product = product.reshape(side, stride, channels, len(moved), features).transpose(0, 3, 1, 2, 4)
+    start = -(padding + stride * first)
+    return product.reshape(side, len(moved) * stride, channels, features)[:, start : start + side]
+
+
+def _pad(x: jax.Array, rows: tuple[int, int], columns: tuple[int, int]) -> jax.Array:
+    """Zeros around [N, H, W, C]; negative widths cut."""
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0)))
+
+
+def _side_by_side(parts: list[jax.Array]) -> jax.Array:
+    """Concatenates along the channels, as a sum of padded arrays, which XLA:CPU runs four times faster."""
+    channels = parts[0].shape[-1]
+    total = jnp.zeros((*parts[0].shape[:-1], len(parts) * channels), parts[0].dtype)
+    for i, part in enumerate(parts):
+        place = (i * channels, (len(parts) - 1 - i) * channels, 0)
+        total += jax.lax.pad(part, jnp.zeros((), part.dtype), ((0, 0, 0), (0, 0, 0), (0, 0, 0), place))
+    return total
+
+
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """[..., A] and [..., B] to [A, B]: sum over all places of the outer product."""
+    return a.reshape(-1, a.shape[-1]).T @ b.reshape(-1, b.shape[-1])

@@ -1,0 +1,100 @@
+"""The convolution and its gradients on a CPU, against XLA's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dualcl_jax.models.convolution import conv, input_gradient, kernel_gradient
+
+
+def plain(x, kernel, stride, padding):
+    pads = ((padding, padding), (padding, padding))
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), pads, dimension_numbers=('NHWC', 'HWIO', 'NHWC'), precision='highest'
+    )
+
+
+def make_case(shape, side, features, stride, padding, dtype=np.float32):
+    """Input, kernel and a gradient of the output."""
+    rng = np.random.default_rng(0)
+    out = [(extent + 2 * padding - side) // stride + 1 for extent in shape[1:3]]
+    shapes = shape, (side, side, shape[3], features), (shape[0], *out, features)
+    return [jnp.asarray(rng.normal(size=s), dtype) for s in shapes]
+
+
+def close(got, want, tolerance):
+    scale = max(1, float(jnp.abs(want).max()))
+    np.testing.assert_allclose(got.astype(jnp.float32), want.astype(jnp.float32), atol=tolerance * scale)
+
+
+def check(x, kernel, grad, stride, padding):
+    out, pull = jax.vjp(lambda x, kernel: plain(x, kernel, stride, padding), x, kernel)
+    want_x, want_kernel = pull(grad)
+    close(conv(x, kernel, stride, padding), out, 1e-5)
+    close(input_gradient(grad, kernel, stride, padding, x.shape[1:3]), want_x, 1e-5)
+    close(kernel_gradient(x, grad, stride, padding, kernel.shape[0]), want_kernel, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ('shape', 'side', 'features', 'stride', 'padding'),
+    [
+        ((2, 8, 8, 3), 3, 4, 1, 1),
+        ((2, 8, 8, 4), 3, 6, 2, 1),
+        ((2, 7, 9, 4), 3, 6, 2, 1),
+        ((2, 8, 8, 4), 1, 6, 1, 0),
+        ((2, 8, 8, 4), 1, 6, 2, 0),
+        ((2, 7, 7, 4), 1, 6, 2, 0),
+        ((1, 14, 14, 3), 7, 4, 2, 3),
+        ((1, 2, 2, 70), 3, 4, 1, 1),
+        ((1, 4, 4, 70), 3, 4, 2, 1),
+    ],
+    ids=str,
+)
+def test_gradients_of_the_networks_convolutions(shape, side, features, stride, padding):
+    x, kernel, grad = make_case(shape, side, features, stride, padding)
+    check(x, kernel, grad, stride, padding)
+    got = jax.jit(lambda *a: jax.vjp(lambda x, k: conv(x, k, stride, padding), *a[:2])[1](a[2]))(x, kernel, grad)
+    want = jax.vjp(lambda x, k: plain(x, k, stride, padding), x, kernel)[1](grad)
+    for a, b in zip(got, want, strict=True):
+        close(a, b, 1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    height=st.integers(1, 7),
+    width=st.integers(1, 7),
+    side=st.integers(1, 4),
+    stride=st.integers(1, 3),
+    padding=st.integers(0, 3),
+)
+def test_gradients_of_any_geometry(height, width, side, stride, padding):
+    padding = min(padding, side - 1)
+    if min(height, width) + 2 * padding < side:
+        return
+    check(*make_case((1, height, width, 2), side, 3, stride, padding), stride, padding)
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+def test_bfloat16_gradients(stride):
+    x, kernel, grad = make_case((4, 8, 8, 4), 3, 4, stride, 1, jnp.bfloat16)
+    got = jax.vjp(lambda x, k: conv(x, k, stride, 1), x, kernel)[1](grad)
+    wide = [a.astype(jnp.float32) for a in (x, kernel, grad)]
+    want = jax.vjp(lambda x, k: plain(x, k, stride, 1), *wide[:2])[1](wide[2])
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == jnp.bfloat16
+        close(a, b, 2**-7)
+
+
+def test_only_a_cpu_gets_these_gradients():
+    x, kernel, _ = make_case((2, 8, 8, 4), 3, 4, 2, 1)
+
+    def lowered(platform):
+        gradient = jax.jit(jax.grad(lambda k, x: conv(x, k, 2, 1).sum()))
+        return gradient.trace(kernel, x).lower(lowering_platforms=(platform,)).as_text()
+
+    assert 'dot_general' in lowered('cpu')
+    assert 'dot_general' not in lowered('tpu')
+    assert 'optimization_barrier' not in lowered('tpu')
