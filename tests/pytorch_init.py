@@ -2,9 +2,8 @@
 
     python -m tests.pytorch_init --config=... --workdir=...      the flags of dualcl_jax.main
 
-PyTorch draws kernels of convolutions and dense layers, and biases, from U(-1/√n, 1/√n) with n the fan-in: a third of
-Lecun's variance. Biases of this project's only dense layer with one, the projection, stay zero: its input is not centred
-by them.
+PyTorch draws the kernels of convolutions and dense layers from U(-1/√n, 1/√n) with n the fan-in: a third of Lecun's
+variance. It draws biases likewise; here they stay zero.
 """
 
 import math
