@@ -2,7 +2,9 @@
 
     python -m dualcl_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-MEASURED
+The full method: dual view, the hardest quarter of the queue. Measured once, seed 0, on two cores (AMD EPYC) shared with
+three other programs, jax 0.12: 3 min 33 s; kNN accuracy 69.2 %, raw pixels 38.1 %, random encoder 54.9 %. On a quiet
+machine: unmeasured.
 """
 
 from ml_collections import ConfigDict
@@ -13,14 +15,13 @@ from configs import default
 def get_config() -> ConfigDict:
     config = default.get_config()
     config.data.name = 'photo_patches'
-    config.views.preset = 'moco_cifar'  # no blur: it would take the texture that tells small patches apart
     config.model.width = 16
     config.model.norm = 'local'
-    config.model.projection = 'linear'
     config.model.dtype = 'bfloat16'
     config.loss.temperature = 0.2
     config.queue.size = 2048
-    config.optimizer.learning_rate = 0.12
+    config.optimizer.learning_rate = 0.06
+    config.train.batch_size = 128
     config.train.epochs = 4
     config.log.every_steps = 5
     config.checkpoint.every_steps = 50
