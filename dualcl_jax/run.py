@@ -84,7 +84,7 @@ def open_run(config: ConfigDict, workdir: str) -> tuple[Run, TrainState]:
 
     method = build_method(config, total_steps=total_steps, steps_per_epoch=epoch, num_devices=mesh.devices.size)
     checkpoints = Checkpoints(
-        folder / 'checkpoints', keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best
+        (folder / 'checkpoints').resolve(), keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best
     )
     create = partial(create_train_state, method, splits.train.image_shape[2])
     resumed_from, trained_s = checkpoints.latest_step(), 0.0

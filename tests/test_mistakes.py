@@ -32,7 +32,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     """
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.syspath_prepend(REPOSITORY)
-    monkeypatch.setitem(models.MODELS, 'resnet6', None)  # with the next line undoes what tests/quick_config.py does
+    monkeypatch.setitem(models.MODELS, 'smooth', None)  # with the next line undoes what tests/quick_config.py does
     monkeypatch.setattr(pictures, 'draw_pictures', pictures.draw_pictures)
     monkeypatch.setattr(sys, 'unraisablehook', sys.unraisablehook)  # likewise what main does
 

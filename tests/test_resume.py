@@ -1,5 +1,6 @@
 """Runs that are killed, stopped or repeated end where an uninterrupted run ends, bit for bit."""
 
+import os
 import random
 import shutil
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import (
+    REPOSITORY,
     Trainer,
     checkpoints,
     column,
@@ -25,7 +27,6 @@ from support import (
 )
 
 LONG = (
-    'model.name=tiny',  # starts soonest; the short runs have batch statistics
     'train.steps=300',
     'checkpoint.every_steps=10',
     'log.every_steps=7',
@@ -110,7 +111,7 @@ def test_stopped_by_sigterm(trainer: Trainer, uninterrupted: Path, tmp_path: Pat
 def test_processes_stop_together(trainer: Trainer, tmp_path: Path) -> None:
     """One of two processes is told to stop; both stop after the same step, and go on from there."""
     workdir = tmp_path / 'run'
-    fields = ('model.name=tiny', 'train.steps=400', 'log.every_steps=1')
+    fields = ('train.steps=400', 'log.every_steps=1')
     join = (f'--coordinator_address=127.0.0.1:{free_port()}', '--num_processes=2')
     with ExitStack() as stack:
         first, second = (
@@ -186,3 +187,10 @@ def test_changed_data_are_refused(trainer: Trainer, halfway: Path, tmp_path: Pat
     assert refused.err.startswith('error: ' + named[change])
     assert 'new --workdir' in refused.err.splitlines()[1]
     assert contents(halfway) == before
+
+
+def test_relative_workdir(trainer: Trainer) -> None:
+    """Orbax takes absolute paths only."""
+    workdir = Path(os.path.relpath(trainer.folder / 'relative', REPOSITORY))
+    trainer.run(workdir, 'train.steps=2')
+    assert summary(trainer.folder / 'relative')['step'] == 2
