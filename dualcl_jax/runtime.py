@@ -18,7 +18,6 @@ from dualcl_jax.errors import UserError
 JOIN_SECONDS = 300.0
 """How long a process waits for process 0."""
 
-
 CPU_FLAGS = (
     '--xla_cpu_use_onednn=true',
     '--xla_cpu_experimental_onednn_custom_call=true',
@@ -44,6 +43,7 @@ def start(coordinator_address: str | None, num_processes: int | None, process_id
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     warnings.filterwarnings('ignore', message='Sharding info not provided when restoring')
     sys.unraisablehook = partial(_report_unraisable, sys.unraisablehook)
+    _set_cpu_flags()
     import jax
 
     if (coordinator_address, num_processes, process_id) == (None, None, None):
@@ -87,7 +87,8 @@ def _set_cpu_flags() -> None:
     accelerator = any(importlib.util.find_spec(name) for name in ('libtpu', 'jax_plugins'))
     cpu_only = os.environ.get('JAX_PLATFORMS') == 'cpu' or not accelerator
     if cpu_only and CPU_FLAGS_KNOWN_TO[0] <= version < CPU_FLAGS_KNOWN_TO[1]:
-        os.environ['XLA_FLAGS'] = ' '.join([*CPU_FLAGS, os.environ.get('XLA_FLAGS', '')]).strip()
+        given = os.environ.get('XLA_FLAGS', '')
+        os.environ['XLA_FLAGS'] = ' '.join([*(flag for flag in CPU_FLAGS if flag not in given), given]).strip()
 
 
 def _report_unraisable(report: Callable[[Any], object], unraisable: Any) -> None:

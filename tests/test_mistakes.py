@@ -1,6 +1,7 @@
 """What users get wrong: exit status 2, at most three lines that name the field or path and what to do, no harm done."""
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -35,6 +36,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     monkeypatch.setitem(models.MODELS, 'smooth', None)  # with the next line undoes what tests/quick_config.py does
     monkeypatch.setattr(pictures, 'draw_pictures', pictures.draw_pictures)
     monkeypatch.setattr(sys, 'unraisablehook', sys.unraisablehook)  # likewise what main does
+    monkeypatch.setenv('XLA_FLAGS', os.environ.get('XLA_FLAGS', ''))
 
     def run(*flags: str) -> str:
         fields = ('data.name=npz', f'data.path={data}', 'train.batch_size=32', 'model.name=tiny', 'model.norm=sync')
