@@ -82,11 +82,15 @@ def _wait_for(coordinator_address: str, *, mine: bool) -> None:
 
 
 def _set_cpu_flags() -> None:
-    """Adds `CPU_FLAGS` to XLA_FLAGS, before what the user set there, where only a CPU can be used."""
+    """Adds `CPU_FLAGS` to XLA_FLAGS, before what the user set there, where only a CPU can be used.
+
+    Not beside a persistent compilation cache: jaxlib 0.12 fails to store programs that call oneDNN.
+    """
     version = tuple(int(part) for part in importlib.metadata.version('jaxlib').split('.')[:2])
     accelerator = any(importlib.util.find_spec(name) for name in ('libtpu', 'jax_plugins'))
     cpu_only = os.environ.get('JAX_PLATFORMS') == 'cpu' or not accelerator
-    if cpu_only and CPU_FLAGS_KNOWN_TO[0] <= version < CPU_FLAGS_KNOWN_TO[1]:
+    cached = 'JAX_COMPILATION_CACHE_DIR' in os.environ
+    if cpu_only and not cached and CPU_FLAGS_KNOWN_TO[0] <= version < CPU_FLAGS_KNOWN_TO[1]:
         given = os.environ.get('XLA_FLAGS', '')
         os.environ['XLA_FLAGS'] = ' '.join([*(flag for flag in CPU_FLAGS if flag not in given), given]).strip()
 

@@ -1,0 +1,53 @@
+"""The process before JAX: which flags the compiler gets."""
+
+import importlib.metadata
+import importlib.util
+
+import pytest
+
+from dualcl_jax import runtime
+
+
+@pytest.fixture
+def flags(monkeypatch: pytest.MonkeyPatch):
+    """XLA_FLAGS after a start with a jaxlib, on a machine where `plugins` can be imported, with variables set."""
+
+    def start(jaxlib: str = '0.12.0', plugins: tuple[str, ...] = (), **variables: str) -> str:
+        for name in ('XLA_FLAGS', 'JAX_PLATFORMS', 'JAX_COMPILATION_CACHE_DIR'):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in ({'XLA_FLAGS': '--xla_own=1'} | variables).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(importlib.metadata, 'version', lambda name: jaxlib)
+        monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name if name in plugins else None)
+        monkeypatch.setattr(runtime.sys, 'unraisablehook', runtime.sys.unraisablehook)
+        runtime.start(None, None, None)
+        return runtime.os.environ['XLA_FLAGS']
+
+    return start
+
+
+def test_flags_come_before_the_users(flags) -> None:
+    assert flags() == ' '.join([*runtime.CPU_FLAGS, '--xla_own=1'])
+
+
+def test_a_flag_the_user_set_stays(flags) -> None:
+    own = runtime.CPU_FLAGS[0]
+    assert flags(XLA_FLAGS=own).split() == [*runtime.CPU_FLAGS[1:], own]
+
+
+def test_cpu_chosen_beside_an_accelerator(flags) -> None:
+    assert flags(plugins=('libtpu',), JAX_PLATFORMS='cpu').startswith(runtime.CPU_FLAGS)
+
+
+@pytest.mark.parametrize(
+    'machine',
+    [
+        {'jaxlib': '0.10.2'},
+        {'jaxlib': '0.13.0'},
+        {'plugins': ('libtpu',)},
+        {'plugins': ('jax_plugins',)},
+        {'JAX_COMPILATION_CACHE_DIR': 'cache'},
+    ],
+)
+def test_left_alone(flags, machine: dict) -> None:
+    assert flags(**machine) == '--xla_own=1'
