@@ -24,7 +24,6 @@ class Console:
         self._rich = RichConsole(quiet=silent, highlight=False, soft_wrap=True)
         self._total, self._start, self._step = total_steps, start_step, start_step
         self._began = self._printed = time.monotonic()
-        self._status = ''
         self._progress: Progress | None = None
         if sys.stdout.isatty() and not silent:
             self._progress = Progress(
@@ -56,7 +55,6 @@ class Console:
 
     def status(self, text: str) -> None:
         """Shows text beside the bar; without a terminal prints it now and then, with the time left."""
-        self._status = text
         if self._progress:
             self._progress.update(self._task, status=text)
         elif time.monotonic() - self._printed >= PLAIN_SECONDS or self._step == self._total:

@@ -37,9 +37,10 @@ def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainSt
     key_views = jnp.stack([view_2, view_1]) if method.symmetric else view_2[None]
 
     momentum_variables = {'params': momentum_params, 'batch_stats': state.momentum_batch_stats}
-    keys, momentum_batch_stats = encode_keys(method, momentum_variables, key_views, state.step, batch.positions)
+    order = jnp.argsort(jax.lax.all_gather(batch.positions, AXIS, tiled=True))
+    keys, momentum_batch_stats = encode_keys(method, momentum_variables, key_views, state.step, batch.positions, order)
 
-    everyone = in_global_order(jnp.stack([batch.positions, batch.ids, batch.labels], axis=1), batch.positions)
+    everyone = in_global_order(jnp.stack([batch.positions, batch.ids, batch.labels], axis=1), order)
     allowed = allowed_slots(valid(state.queue), state.queue.ids, batch.ids, mask_same_image=method.mask_same_image)
     contrast = partial(
         info_nce,
@@ -56,7 +57,7 @@ def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainSt
         others = batch.positions[:, None] != everyone[None, :, 0]
         if method.mask_same_image:
             others = others & (batch.ids[:, None] != everyone[None, :, 1])
-        queries = in_global_order(query, batch.positions)
+        queries = in_global_order(query, order)
         return info_nce(key, query, queries, others, temperature=method.temperature)
 
     def loss_fn(params: dict) -> tuple[jax.Array, tuple]:
@@ -70,7 +71,7 @@ def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainSt
     updates, opt_state = method.optimizer.update(gradients, state.opt_state, state.params)
 
     views = keys.shape[0]
-    global_keys = in_global_order(keys.swapaxes(0, 1), batch.positions).reshape(-1, method.dim)
+    global_keys = in_global_order(keys.swapaxes(0, 1), order).reshape(-1, method.dim)
     next_state = TrainState(
         step=state.step + 1,
         params=jax.tree.map(jnp.add, state.params, updates),
@@ -102,7 +103,12 @@ def encode(method: Method, variables: Variables, views: jax.Array) -> tuple[jax.
 
 
 def encode_keys(
-    method: Method, variables: Variables, views: jax.Array, step: jax.Array, positions: jax.Array
+    method: Method,
+    variables: Variables,
+    views: jax.Array,
+    step: jax.Array,
+    positions: jax.Array,
+    order: jax.Array,
 ) -> tuple[jax.Array, Variables]:
     """`encode` for the momentum encoder: no gradient, and the batch shuffled across devices and BN groups if asked.
 
@@ -112,7 +118,7 @@ def encode_keys(
         keys, batch_stats = encode(method, variables, views)
         return jax.lax.stop_gradient(keys), batch_stats
     share, first = views.shape[1], jax.lax.axis_index(AXIS) * views.shape[1]
-    batch = in_global_order(views.swapaxes(0, 1), positions)
+    batch = in_global_order(views.swapaxes(0, 1), order)
     shuffle = jax.random.permutation(
         randomness.step_key(method.seed, randomness.SHUFFLE, step), jnp.arange(batch.shape[0], dtype=jnp.int32)
     )
@@ -129,7 +135,9 @@ def standardize(images: jax.Array, method: Method) -> jax.Array:
     return (images - mean) / std
 
 
-def in_global_order(values: jax.Array, positions: jax.Array) -> jax.Array:
-    """Every device's [b, ...] as one [B, ...], in the order of the global batch, on every device."""
-    gathered = jax.lax.all_gather(values, AXIS, tiled=True)
-    return gathered[jnp.argsort(jax.lax.all_gather(positions, AXIS, tiled=True))]
+def in_global_order(values: jax.Array, order: jax.Array) -> jax.Array:
+    """Every device's [b, ...] as one [B, ...] on every device, in the order of the global batch.
+
+    `order` [B] says for each position where its row lies among those of all devices.
+    """
+    return jax.lax.all_gather(values, AXIS, tiled=True)[order]

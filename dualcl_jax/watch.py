@@ -1,5 +1,6 @@
 """Warnings for runs that learn nothing."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,8 @@ def warning(records: Sequence[dict[str, Any]], total_steps: int) -> str | None:
     A loss above `NEAR_CHANCE` of its chance level after a tenth of the run, or queries whose `train/feature_std` is
     below `COLLAPSED_STD`.
     """
-    recent = [record for record in records if 'train/loss' in record][-PATIENCE - 1 :]
+    trained = (record for record in reversed(records) if 'train/loss' in record)
+    recent = list(itertools.islice(trained, PATIENCE + 1))[::-1]
     faults = {
         'the loss stays at its chance level: try another learning rate, a longer warm-up or a larger temperature': (
             lambda r: r['step'] > 0.1 * total_steps and r['train/loss'] > NEAR_CHANCE * r['train/loss_chance'] > 0

@@ -38,7 +38,7 @@ class Embedder:
         replicated = NamedSharding(mesh, PartitionSpec())
         self._rows = NamedSharding(mesh, PartitionSpec(AXIS))
         self._block = BLOCK * mesh.devices.size
-        self._mean, self._std = method.mean, method.std
+        self._method = method
 
         def encode(variables: Any, images: jax.Array) -> Any:
             pixels = images.astype(jnp.float32) / 255.0
@@ -64,5 +64,4 @@ class Embedder:
     def pixels(self, source: Source, indices: np.ndarray) -> np.ndarray:
         """The images at `indices` [N] themselves, standardised as for the encoder: [N, H * W * C] float32."""
         images = source.images(indices).astype(np.float32) / 255.0
-        mean, std = (np.asarray(values, np.float32).reshape(1, 1, 1, -1) for values in (self._mean, self._std))
-        return ((images - mean) / std).reshape(len(indices), -1)
+        return np.asarray(standardize(jnp.asarray(images), self._method)).reshape(len(indices), -1)
