@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 PLAIN_SECONDS = 10.0
 """Without a terminal a line of progress is printed at most this often."""
@@ -22,8 +22,8 @@ class Console:
 
     def __init__(self, total_steps: int, start_step: int, *, silent: bool = False) -> None:
         self._rich = RichConsole(quiet=silent, highlight=False, soft_wrap=True)
-        self._total, self._start, self._step = total_steps, start_step, start_step
-        self._began = self._printed = time.monotonic()
+        self._total = total_steps
+        self._printed = time.monotonic()
         self._progress: Progress | None = None
         if sys.stdout.isatty() and not silent:
             self._progress = Progress(
@@ -32,8 +32,6 @@ class Console:
                 BarColumn(bar_width=24),
                 TextColumn('{task.fields[status]}'),
                 TimeElapsedColumn(),
-                TextColumn('left'),
-                TimeRemainingColumn(elapsed_when_finished=False, compact=False),
                 console=self._rich,
                 refresh_per_second=4,
             )
@@ -49,19 +47,18 @@ class Console:
 
     def step(self, step: int) -> None:
         """Moves the bar to a finished step."""
-        self._step = step
         if self._progress:
             self._progress.update(self._task, completed=step)
 
-    def status(self, text: str) -> None:
-        """Shows text beside the bar; without a terminal prints it now and then, with the time left."""
+    def status(self, step: int, text: str, seconds_per_step: float | None) -> None:
+        """Shows text about a step beside the bar, with the time left; without a terminal prints it now and then."""
+        if seconds_per_step is not None:
+            text += f'  {duration(seconds_per_step * (self._total - step))} left'
         if self._progress:
             self._progress.update(self._task, status=text)
-        elif time.monotonic() - self._printed >= PLAIN_SECONDS or self._step == self._total:
+        elif time.monotonic() - self._printed >= PLAIN_SECONDS or step == self._total:
             self._printed = time.monotonic()
-            done = self._step - self._start
-            left = (self._printed - self._began) / max(done, 1) * (self._total - self._step)
-            self._rich.print(f'step {self._step}/{self._total}  {text}  {duration(left)} left')
+            self._rich.print(f'step {step}/{self._total}  {text}')
 
     def note(self, text: str) -> None:
         """Prints a line of its own, above the bar."""

@@ -48,6 +48,11 @@ class Pace:
         """Rates since the first step."""
         return self._rates(*self._now(wait_seconds))
 
+    def seconds_per_step(self) -> float | None:
+        """Since the first step; None until a second one is done."""
+        steps, seconds, _ = self._now(0.0)
+        return seconds / steps if steps > 0 else None
+
     def _rates(self, steps: float, seconds: float, waited: float) -> dict[str, float]:
         if steps <= 0 or seconds <= 0:
             return {}

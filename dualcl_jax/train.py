@@ -71,7 +71,8 @@ def train(config: ConfigDict, workdir: str) -> bool:
         values = _finite_values(run, step, metrics)
         values |= {'train/epoch': step / run.steps_per_epoch} | pace.recent(batches.wait_seconds)
         record = log.write(step, wall_time(), values)
-        console.status(summary.status(record, log.last('monitor/knn_top1_backbone')))
+        text = summary.status(record, log.last('monitor/knn_top1_backbone'))
+        console.status(step, text, pace.seconds_per_step())
         message = warning(log.records, run.total_steps)
         if message:
             console.note(message)

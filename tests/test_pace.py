@@ -22,12 +22,14 @@ def test_compiling_and_pauses_do_not_count() -> None:
     assert pace.recent(0.5) == pace.overall(0.5) == {}
     pace.step_done(0.5)
     assert pace.overall(0.5) == {}
+    assert pace.seconds_per_step() is None
     clock.now += 2
     pace.step_done(0.6)
     with pace.paused():
         clock.now += 100
     clock.now += 2
     pace.step_done(1.0)
+    assert pace.seconds_per_step() == pytest.approx(2)
     assert pace.overall(1.5) == {
         'time/images_per_second': pytest.approx(2 * 32 / 4),
         'time/input_wait_fraction': pytest.approx(1.0 / 4),
