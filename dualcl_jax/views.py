@@ -9,9 +9,7 @@ A view is drawn, then applied: `draw_view` turns uniform numbers into parameters
 One-channel images stay one-channel: the operations that need three channels (hue, saturation, grayscale) are skipped,
 and brightness, contrast, blur, solarize, crop and flip act as usual. The draws are the same for 1 and 3 channels.
 
-Conventions: the draw of the crop, colour jitter and the HSV of the hue shift are torchvision's, on float images;
-resizing is torchvision's and Pillow's antialiased bilinear resize of the crop; the blur is a true Gaussian, reflected
-at the edges. Pixels may differ from an 8-bit pipeline's by its rounding.
+Conventions: the draws of the crop and of the colour jitter are torchvision's; those of the pixels are in `image_ops`.
 """
 
 import math
@@ -24,8 +22,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from dualcl_jax.errors import UserError
+from dualcl_jax.image_ops import adjust_hue, blend, crop_and_resize, flip, gaussian_blur, gray, solarize, to_grayscale
 
-GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
 CROP_TRIES = 10
 CROP_DRAWS, JITTER_DRAWS = 2 * CROP_TRIES + 2, 8
 PROBABILITIES = ('jitter_probability', 'grayscale', 'blur_probability', 'solarize_probability', 'flip')
@@ -111,9 +109,12 @@ class Jitter(NamedTuple):
 
 
 class ViewParameters(NamedTuple):
-    """All that is random in one view: sigma in pixels; applied: a bool scalar for each of `PROBABILITIES`."""
+    """All that is random in one view: sigma in pixels; applied: a bool scalar for each of `PROBABILITIES`.
 
-    crop: Crop
+    crop: None where the image is the crop already.
+    """
+
+    crop: Crop | None
     jitter: Jitter
     sigma: jax.Array
     applied: dict[str, jax.Array]
@@ -177,67 +178,6 @@ def draw_view(draws: jax.Array, spec: ViewSpec, height: int, width: int) -> View
     )
 
 
-def crop_and_resize(
-    image: jax.Array, top: ArrayLike, left: ArrayLike, height: ArrayLike, width: ArrayLike, size: int
-) -> jax.Array:
-    """Resizes the box [top : top + height, left : left + width] of an image [H, W, C] to [size, size, C] in [0, 1].
-
-    Antialiased bilinear: a triangle of half-width max(1, box / size) pixels about each output pixel's centre, over
-    pixels of the box only, normalised. The box must lie inside the image and hold at least one pixel.
-    """
-    rows = _resize_weights(image.shape[0], top, height, size)
-    columns = _resize_weights(image.shape[1], left, width, size)
-    return jnp.clip(_apply_separable(image, rows, columns), 0.0, 1.0)
-
-
-def flip(image: jax.Array) -> jax.Array:
-    """Mirrors an image [H, W, C] left to right."""
-    return image[:, ::-1]
-
-
-def to_grayscale(image: jax.Array) -> jax.Array:
-    """The luma .2989 R + .587 G + .114 B in every channel; [H, W, C]; one-channel images are returned unchanged."""
-    return jnp.broadcast_to(_gray(image), image.shape)
-
-
-def adjust_brightness(image: jax.Array, factor: ArrayLike) -> jax.Array:
-    """factor · image, clipped to [0, 1]; [H, W, C], factor >= 0."""
-    return _blend(image, 0.0, factor)
-
-
-def adjust_contrast(image: jax.Array, factor: ArrayLike) -> jax.Array:
-    """factor · image + (1 - factor) · the mean of its grayscale, clipped to [0, 1]; [H, W, C], factor >= 0."""
-    return _blend(image, jnp.mean(_gray(image)), factor)
-
-
-def adjust_saturation(image: jax.Array, factor: ArrayLike) -> jax.Array:
-    """factor · image + (1 - factor) · its grayscale, clipped to [0, 1]; one-channel images are returned unchanged."""
-    return _blend(image, _gray(image), factor) if image.shape[-1] == 3 else image
-
-
-def adjust_hue(image: jax.Array, shift: ArrayLike) -> jax.Array:
-    """Shifts the hue in HSV by `shift` turns; [H, W, C] in [0, 1]; one-channel images are returned unchanged."""
-    if image.shape[-1] == 1:
-        return image
-    red, green, blue = image[..., 0:1], image[..., 1:2], image[..., 2:3]
-    value = jnp.maximum(jnp.maximum(red, green), blue)
-    chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
-    scale = 1.0 / jnp.where(chroma > 0, chroma, 1.0)
-    sextant = jnp.where(
-        value == red,
-        (green - blue) * scale,
-        jnp.where(value == green, 2.0 + (blue - red) * scale, 4.0 + (red - green) * scale),
-    )
-    sextant = sextant + 6.0 * jnp.asarray(shift, jnp.float32)
-
-    def channel(offset: float) -> jax.Array:
-        place = sextant + offset
-        place = place - 6.0 * jnp.floor(place / 6.0)
-        return value - chroma * jnp.clip(jnp.minimum(place, 4.0 - place), 0.0, 1.0)
-
-    return jnp.concatenate([channel(5.0), channel(3.0), channel(1.0)], axis=-1)
-
-
 def color_jitter(image: jax.Array, jitter: Jitter) -> jax.Array:
     """Applies the operations of `jitter` to an image [H, W, C] in [0, 1] in its order, clipping after each.
 
@@ -253,16 +193,16 @@ def color_jitter(image: jax.Array, jitter: Jitter) -> jax.Array:
     def blend_in_order(image: jax.Array, applied: dict[str, ArrayLike]) -> jax.Array:
         for slot in range(len(factors)):
             here = {name: rank == slot for name, rank in ranks.items()}
-            gray = _gray(image)
-            factor, toward = jnp.float32(1.0), jnp.zeros_like(gray)
+            luma = gray(image)
+            factor, toward = jnp.float32(1.0), jnp.zeros_like(luma)
             for name in factors:
                 factor = jnp.where(here[name] & applied[name], factors[name], factor)
             if 'contrast' in factors:
-                toward = jnp.where(here['contrast'], jnp.mean(gray), toward)
+                toward = jnp.where(here['contrast'], jnp.mean(luma), toward)
             if 'saturation' in factors:
-                toward = jnp.where(here['saturation'], gray, toward)
+                toward = jnp.where(here['saturation'], luma, toward)
             # The barrier keeps XLA from computing a slot again for every use in the next one.
-            image = jax.lax.optimization_barrier(_blend(image, toward, factor))
+            image = jax.lax.optimization_barrier(blend(image, toward, factor))
         return image
 
     if jitter.hue is None or not is_color:
@@ -270,19 +210,6 @@ def color_jitter(image: jax.Array, jitter: Jitter) -> jax.Array:
     image = blend_in_order(image, {name: position[name] < position['hue'] for name in factors})
     image = adjust_hue(image, jitter.hue)
     return blend_in_order(image, {name: position[name] > position['hue'] for name in factors})
-
-
-def gaussian_blur(image: jax.Array, sigma: ArrayLike) -> jax.Array:
-    """Gaussian blur of standard deviation `sigma` > 0 pixels; [H, W, C].
-
-    Each axis has taps up to its length less one, normalised; past an edge the image is mirrored about the edge pixel.
-    """
-    return _apply_separable(image, _blur_weights(image.shape[0], sigma), _blur_weights(image.shape[1], sigma))
-
-
-def solarize(image: jax.Array, threshold: ArrayLike) -> jax.Array:
-    """Inverts the values at or above `threshold`; [H, W, C] in [0, 1]."""
-    return jnp.where(image >= threshold, 1.0 - image, image)
 
 
 def apply_view(image: jax.Array, parameters: ViewParameters, spec: ViewSpec, size: int) -> jax.Array:
@@ -305,7 +232,9 @@ def apply_view(image: jax.Array, parameters: ViewParameters, spec: ViewSpec, siz
     ]
     if spec.grayscale_first:
         steps[:2] = steps[1::-1]
-    image = crop_and_resize(_to_float(image), *parameters.crop, size)
+    image = _to_float(image)
+    if parameters.crop is not None:
+        image = crop_and_resize(image, *parameters.crop, size)
     for name, operation in steps:
         probability = getattr(spec, name)
         if probability > 0:
@@ -325,21 +254,29 @@ def make_views(keys: jax.Array, images: jax.Array, specs: Sequence[ViewSpec], si
 
     View v of an example is `augment(fold_in(key, v), image, specs[v], size)`: it depends on the example's key, on v and
     on its recipe only. Images are uint8 or float in [0, 1]; `specs` and `size` are static. Raises as `augment` does.
+
+    Where the host has made the crops, images are [B, V, size, size, C], and the rest of each view is drawn as it would
+    have been.
     """
-    images = _to_float(images)
-    height, width = images.shape[1:3]
+    images, cropped = _to_float(images), images.ndim == 5
+    if cropped and images.shape[1:4] != (len(specs), size, size):
+        raise ValueError(f'expected crops [B, {len(specs)}, {size}, {size}, C], got {images.shape}')
+    height, width = images.shape[-3:-1]
 
     def draw(view: jax.Array, key: jax.Array) -> jax.Array:
         return jax.random.uniform(jax.random.fold_in(key, view), (VIEW_DRAWS,))
 
-    def one_view(draws: jax.Array, spec: ViewSpec) -> jax.Array:
+    def one_view(images: jax.Array, draws: jax.Array, spec: ViewSpec) -> jax.Array:
         def one(draws: jax.Array, image: jax.Array) -> jax.Array:
-            return apply_view(image, draw_view(draws, spec, height, width), spec, size)
+            parameters = draw_view(draws, spec, height, width)
+            return apply_view(image, parameters._replace(crop=None) if cropped else parameters, spec, size)
 
         return jax.vmap(one)(draws, images)
 
     draws = jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(jnp.arange(len(specs)), keys)
-    return jnp.stack([one_view(draws[view], spec) for view, spec in enumerate(specs)])
+    return jnp.stack(
+        [one_view(images[:, view] if cropped else images, draws[view], spec) for view, spec in enumerate(specs)]
+    )
 
 
 def _to_float(image: jax.Array) -> jax.Array:
@@ -353,47 +290,3 @@ def _to_float(image: jax.Array) -> jax.Array:
 def _between(draw: jax.Array, low: float, high: float) -> jax.Array:
     """Maps uniform draws in [0, 1) to [low, high)."""
     return low + (high - low) * draw
-
-
-def _gray(image: jax.Array) -> jax.Array:
-    """[H, W, C] -> [H, W, 1]: the luma, or the one channel."""
-    if image.shape[-1] == 1:
-        return image
-    red, green, blue = GRAY_WEIGHTS
-    return red * image[..., 0:1] + green * image[..., 1:2] + blue * image[..., 2:3]
-
-
-def _blend(image: jax.Array, toward: ArrayLike, factor: ArrayLike) -> jax.Array:
-    return jnp.clip(factor * image + (1.0 - factor) * toward, 0.0, 1.0)
-
-
-def _resize_weights(pixels: int, start: ArrayLike, length: ArrayLike, size: int) -> jax.Array:
-    """[size, pixels]: how much each pixel of an axis adds to each output pixel, for the box [start, start + length)."""
-    start, length = jnp.asarray(start, jnp.float32), jnp.asarray(length, jnp.float32)
-    step = length / size
-    centre = (jnp.arange(size, dtype=jnp.float32)[:, None] + 0.5) * step
-    place = jnp.arange(pixels, dtype=jnp.float32)[None, :] - start + 0.5
-    triangle = jnp.maximum(0.0, 1.0 - jnp.abs(place - centre) / jnp.maximum(step, 1.0))
-    weights = jnp.where((place > 0) & (place < length), triangle, 0.0)
-    return weights / jnp.sum(weights, axis=1, keepdims=True)
-
-
-def _blur_weights(pixels: int, sigma: ArrayLike) -> jax.Array:
-    """[pixels, pixels]: a Gaussian about each output pixel, the taps beyond the edges folded back inside."""
-
-    def tap(distance: jax.Array) -> jax.Array:
-        weight = jnp.exp(-0.5 * jnp.square(distance.astype(jnp.float32) / sigma))
-        return jnp.where(jnp.abs(distance) < pixels, weight, 0.0)
-
-    last = pixels - 1
-    output, source = jnp.arange(pixels)[:, None], jnp.arange(pixels)[None, :]
-    before = jnp.where(source > 0, tap(source + output), 0.0)
-    after = jnp.where(source < last, tap(2 * last - source - output), 0.0)
-    weights = before + tap(source - output) + after
-    return weights / jnp.sum(weights, axis=1, keepdims=True)
-
-
-def _apply_separable(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """[H, W, C] -> [O, P, C] with `rows` [O, H] and `columns` [P, W], in full float32."""
-    image = jnp.einsum('oh,hwc->owc', rows, image, precision=jax.lax.Precision.HIGHEST)
-    return jnp.einsum('pw,owc->opc', columns, image, precision=jax.lax.Precision.HIGHEST)

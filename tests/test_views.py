@@ -1,6 +1,5 @@
-"""Views: every operation against float64 NumPy, Pillow or colorsys; the draws against their distributions."""
+"""Views: the draws against their distributions, whole recipes against float64 NumPy."""
 
-import colorsys
 import dataclasses
 import functools
 import itertools
@@ -10,93 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
+from image_reference import photo, ref_blur, ref_crop, ref_gray, ref_jitter
 
 from dualcl_jax import views
 from dualcl_jax.errors import UserError
-from dualcl_jax.views import PRESETS, Crop, Jitter, ViewSpec
+from dualcl_jax.views import PRESETS, Jitter, ViewSpec
 
 BARE = ViewSpec(**dict.fromkeys(views.PROBABILITIES, 0.0))  # the crop alone
 make_views = jax.jit(views.make_views, static_argnames=('specs', 'size'))
-
-
-def photo(height: int, width: int, channels: int, seed: int = 0) -> np.ndarray:
-    """A smooth random image with noise, clipped so that it also holds pure black, white and colours."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:height, :width][..., None] / 8.0
-    waves = np.sin(x * rng.uniform(0.3, 2, channels) + y * rng.uniform(0.3, 2, channels) + rng.uniform(0, 6, channels))
-    return np.clip(0.5 + 0.5 * waves + 0.2 * rng.standard_normal((height, width, channels)), 0, 1).astype(np.float32)
-
-
-# References in float64.
-
-
-def ref_gray(image):
-    return image if image.shape[-1] == 1 else (image @ np.array([0.2989, 0.587, 0.114]))[..., None]
-
-
-def ref_blend(image, other, factor):
-    return np.clip(factor * image + (1 - factor) * other, 0, 1)
-
-
-def ref_hue(image, shift):
-    if image.shape[-1] == 1:
-        return image
-    out = np.empty_like(image)
-    for place in np.ndindex(image.shape[:2]):
-        h, s, v = colorsys.rgb_to_hsv(*image[place])
-        out[place] = colorsys.hsv_to_rgb((h + shift) % 1.0, s, v)
-    return out
-
-
-def ref_saturation(image, factor):
-    return image if image.shape[-1] == 1 else ref_blend(image, ref_gray(image), factor)
-
-
-REF_JITTER = (
-    lambda image, factor: ref_blend(image, 0.0, factor),
-    lambda image, factor: ref_blend(image, ref_gray(image).mean(), factor),
-    ref_saturation,
-    ref_hue,
-)
-
-
-def ref_jitter(image, factors, position):
-    for index in np.argsort(position):
-        if factors[index] is not None:
-            image = REF_JITTER[index](image, float(factors[index]))
-    return image
-
-
-def ref_resize_axis(image, size):
-    """Along the first axis: a triangle about every output centre, pixel by pixel, renormalised over the box."""
-    length = len(image)
-    step = length / size
-    out = np.zeros((size, *image.shape[1:]))
-    for o in range(size):
-        total = 0.0
-        for i in range(length):
-            weight = max(0.0, 1.0 - abs(i + 0.5 - (o + 0.5) * step) / max(step, 1.0))
-            out[o] += weight * image[i]
-            total += weight
-        out[o] /= total
-    return out
-
-
-def ref_crop(image, top, left, height, width, size):
-    rows = ref_resize_axis(image[top : top + height, left : left + width], size)
-    return ref_resize_axis(rows.swapaxes(0, 1), size).swapaxes(0, 1)
-
-
-def ref_blur_axis(image, sigma):
-    radius = len(image) - 1
-    taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
-    padded = np.pad(image, [(radius, radius), (0, 0), (0, 0)], mode='reflect')
-    return sum(tap * padded[i : i + len(image)] for i, tap in enumerate(taps / taps.sum()))
-
-
-def ref_blur(image, sigma):
-    return ref_blur_axis(ref_blur_axis(image, sigma).swapaxes(0, 1), sigma).swapaxes(0, 1)
 
 
 def ref_view(image, parameters, spec, size):
@@ -143,44 +63,7 @@ def chi_square(counts: np.ndarray) -> float:
     return (((counts - expected) ** 2 / expected).sum() - freedom) / math.sqrt(2 * freedom)
 
 
-# Operations.
-
-
-@pytest.mark.parametrize('channels', [1, 3])
-@pytest.mark.parametrize(
-    ('operation', 'reference', 'values'),
-    [
-        (views.adjust_brightness, REF_JITTER[0], (0.0, 0.6, 1.0, 1.7)),
-        (views.adjust_contrast, REF_JITTER[1], (0.0, 0.6, 1.0, 1.7)),
-        (views.adjust_saturation, REF_JITTER[2], (0.0, 0.6, 1.0, 1.7)),
-        (views.adjust_hue, ref_hue, (-0.5, -0.13, 0.0, 0.3)),
-        (views.gaussian_blur, ref_blur, (0.1, 0.8, 2.0, 5.0)),
-        (views.solarize, lambda x, t: np.where(x >= t, 1 - x, x), (0.0, 0.5, 0.9, 1.0)),
-    ],
-    ids=['brightness', 'contrast', 'saturation', 'hue', 'blur', 'solarize'],
-)
-def test_operations_match_float64(operation, reference, values, channels):
-    image = photo(13, 18, channels)
-    compiled = jax.jit(operation)
-    for value in values:
-        got = compiled(image, jnp.float32(value))
-        assert got.dtype == jnp.float32
-        np.testing.assert_allclose(got, reference(image.astype(np.float64), np.float32(value)), atol=3e-6)
-
-
-@pytest.mark.parametrize('channels', [1, 3])
-def test_grayscale_and_flip_match_float64(channels):
-    image = photo(13, 18, channels)
-    gray = np.broadcast_to(ref_gray(image.astype(np.float64)), image.shape)
-    np.testing.assert_allclose(views.to_grayscale(image), gray, atol=1e-6)
-    np.testing.assert_array_equal(views.flip(jnp.asarray(image)), image[:, ::-1])
-
-
-def test_hue_of_every_corner_and_of_gray():
-    corners = np.array(list(itertools.product([0.0, 0.5, 1.0], repeat=3)), np.float32).reshape(3, 9, 3)
-    adjust_hue = jax.jit(views.adjust_hue)
-    for shift in (-0.5, -1 / 3, 0.0, 1 / 6, 0.25):
-        np.testing.assert_allclose(adjust_hue(corners, shift), ref_hue(corners, shift), atol=1e-6)
+# Colour jitter.
 
 
 @pytest.mark.parametrize('channels', [1, 3])
@@ -208,43 +91,6 @@ def test_color_jitter_without_some_operations(absent):
     for position in ([2, 0, 3, 1], [3, 2, 1, 0]):
         got = jax.jit(views.color_jitter)(image, Jitter(*factors, jnp.array(position)))
         np.testing.assert_allclose(got, ref_jitter(image.astype(np.float64), factors, position), atol=3e-6)
-
-
-BOXES = [(0, 0, 37, 45), (3, 5, 11, 9), (20, 1, 7, 40), (0, 30, 37, 3), (36, 44, 1, 1), (5, 4, 16, 16)]
-
-
-@pytest.mark.parametrize('channels', [1, 3])
-def test_crop_matches_brute_force(channels):
-    image = photo(37, 45, channels)
-    crop = jax.jit(lambda box: views.crop_and_resize(jnp.asarray(image), *box, 16))
-    for box in BOXES:
-        np.testing.assert_allclose(crop(Crop(*box)), ref_crop(image.astype(np.float64), *box, 16), atol=2e-6)
-
-
-@pytest.mark.parametrize('size', [8, 16, 32])
-def test_crop_matches_pillow(size):
-    pixels = (photo(37, 45, 3) * 255).round().astype(np.uint8)
-    crop = jax.jit(lambda box: views.crop_and_resize(jnp.float32(pixels / 255), *box, size))
-    for top, left, height, width in BOXES:
-        inside = pixels[top : top + height, left : left + width]
-        box = (0, 0, width, height)  # Pillow's own box would let pixels outside it weigh in
-        expected = np.asarray(Image.fromarray(inside).resize((size, size), Image.Resampling.BILINEAR, box=box))
-        np.testing.assert_allclose(crop(Crop(top, left, height, width)) * 255, expected, atol=1.01)
-
-
-def test_crop_of_the_whole_image_is_the_image_and_nothing_outside_the_box_counts():
-    crop = jax.jit(views.crop_and_resize, static_argnames='size')
-    image = jnp.asarray(photo(16, 16, 3))
-    np.testing.assert_array_equal(crop(image, 0, 0, 16, 16, size=16), image)
-    outside = np.ones((20, 30, 1), np.float32)
-    outside[4:9, 11:29] = 0.0
-    for size in (3, 40):
-        np.testing.assert_array_equal(crop(outside, 4, 11, 5, 18, size=size), np.zeros((size, size, 1)))
-
-
-def test_blur_keeps_constants_and_tiny_images():
-    image = np.full((5, 1, 3), 0.7, np.float32)
-    np.testing.assert_allclose(jax.jit(views.gaussian_blur)(image, 3.0), image, rtol=1e-6)
 
 
 # Draws.
@@ -469,3 +315,17 @@ def test_other_images_are_refused():
         trace(4, jnp.float32)
     with pytest.raises(TypeError, match='int32'):
         trace(3, jnp.int32)
+
+
+def test_crops_made_on_the_host_get_the_rest_of_the_view():
+    """Whole views of crops equal views of the images, where the crop is the whole image in both."""
+    whole = tuple(dataclasses.replace(spec, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0)) for spec in SPECS)
+    keys = jax.random.split(jax.random.key(2), 6)
+    images = np.stack([(photo(16, 16, 3, seed) * 255).round().astype(np.uint8) for seed in range(6)])
+    crops = np.stack([images, images], axis=1)
+    np.testing.assert_allclose(make_views(keys, crops, SPECS, 16), make_views(keys, images, whole, 16), atol=2e-6)
+    crops[:, 1] = 0
+    second = make_views(keys, crops, (BARE, BARE), 16)
+    np.testing.assert_array_equal(second[1], np.zeros((6, 16, 16, 3)))
+    with pytest.raises(ValueError, match=r'expected crops \[B, 2, 8, 8, C\]'):
+        make_views(keys, crops, SPECS, 8)

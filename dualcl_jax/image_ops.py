@@ -1,0 +1,131 @@
+"""Operations on one image: crop, grayscale, colour, blur, solarize, flip; pure, deterministic, for given parameters.
+
+Images are float32 [H, W, C] in [0, 1] with C = 1 or 3. The HSV of the hue shift and the blends are torchvision's, on
+float images; resizing is torchvision's and Pillow's antialiased bilinear resize of the crop; the blur is a true
+Gaussian, reflected at the edges. Pixels may differ from an 8-bit pipeline's by its rounding.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
+
+
+def crop_and_resize(
+    image: jax.Array, top: ArrayLike, left: ArrayLike, height: ArrayLike, width: ArrayLike, size: int
+) -> jax.Array:
+    """Resizes the box [top : top + height, left : left + width] of an image [H, W, C] to [size, size, C] in [0, 1].
+
+    Antialiased bilinear: a triangle of half-width max(1, box / size) pixels about each output pixel's centre, over
+    pixels of the box only, normalised. The box must lie inside the image and hold at least one pixel.
+    """
+    rows = _resize_weights(image.shape[0], top, height, size)
+    columns = _resize_weights(image.shape[1], left, width, size)
+    return jnp.clip(_apply_separable(image, rows, columns), 0.0, 1.0)
+
+
+def flip(image: jax.Array) -> jax.Array:
+    """Mirrors an image [H, W, C] left to right."""
+    return image[:, ::-1]
+
+
+def to_grayscale(image: jax.Array) -> jax.Array:
+    """The luma .2989 R + .587 G + .114 B in every channel; [H, W, C]; one-channel images are returned unchanged."""
+    return jnp.broadcast_to(gray(image), image.shape)
+
+
+def adjust_brightness(image: jax.Array, factor: ArrayLike) -> jax.Array:
+    """factor · image, clipped to [0, 1]; [H, W, C], factor >= 0."""
+    return blend(image, 0.0, factor)
+
+
+def adjust_contrast(image: jax.Array, factor: ArrayLike) -> jax.Array:
+    """factor · image + (1 - factor) · the mean of its grayscale, clipped to [0, 1]; [H, W, C], factor >= 0."""
+    return blend(image, jnp.mean(gray(image)), factor)
+
+
+def adjust_saturation(image: jax.Array, factor: ArrayLike) -> jax.Array:
+    """factor · image + (1 - factor) · its grayscale, clipped to [0, 1]; one-channel images are returned unchanged."""
+    return blend(image, gray(image), factor) if image.shape[-1] == 3 else image
+
+
+def adjust_hue(image: jax.Array, shift: ArrayLike) -> jax.Array:
+    """Shifts the hue in HSV by `shift` turns; [H, W, C] in [0, 1]; one-channel images are returned unchanged."""
+    if image.shape[-1] == 1:
+        return image
+    red, green, blue = image[..., 0:1], image[..., 1:2], image[..., 2:3]
+    value = jnp.maximum(jnp.maximum(red, green), blue)
+    chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
+    scale = 1.0 / jnp.where(chroma > 0, chroma, 1.0)
+    sextant = jnp.where(
+        value == red,
+        (green - blue) * scale,
+        jnp.where(value == green, 2.0 + (blue - red) * scale, 4.0 + (red - green) * scale),
+    )
+    sextant = sextant + 6.0 * jnp.asarray(shift, jnp.float32)
+
+    def channel(offset: float) -> jax.Array:
+        place = sextant + offset
+        place = place - 6.0 * jnp.floor(place / 6.0)
+        return value - chroma * jnp.clip(jnp.minimum(place, 4.0 - place), 0.0, 1.0)
+
+    return jnp.concatenate([channel(5.0), channel(3.0), channel(1.0)], axis=-1)
+
+
+def gaussian_blur(image: jax.Array, sigma: ArrayLike) -> jax.Array:
+    """Gaussian blur of standard deviation `sigma` > 0 pixels; [H, W, C].
+
+    Each axis has taps up to its length less one, normalised; past an edge the image is mirrored about the edge pixel.
+    """
+    return _apply_separable(image, _blur_weights(image.shape[0], sigma), _blur_weights(image.shape[1], sigma))
+
+
+def solarize(image: jax.Array, threshold: ArrayLike) -> jax.Array:
+    """Inverts the values at or above `threshold`; [H, W, C] in [0, 1]."""
+    return jnp.where(image >= threshold, 1.0 - image, image)
+
+
+def gray(image: jax.Array) -> jax.Array:
+    """[H, W, C] -> [H, W, 1]: the luma, or the one channel."""
+    if image.shape[-1] == 1:
+        return image
+    red, green, blue = GRAY_WEIGHTS
+    return red * image[..., 0:1] + green * image[..., 1:2] + blue * image[..., 2:3]
+
+
+def blend(image: jax.Array, toward: ArrayLike, factor: ArrayLike) -> jax.Array:
+    """factor · image + (1 - factor) · toward, clipped to [0, 1]; `toward` broadcasts to [H, W, C]."""
+    return jnp.clip(factor * image + (1.0 - factor) * toward, 0.0, 1.0)
+
+
+def _resize_weights(pixels: int, start: ArrayLike, length: ArrayLike, size: int) -> jax.Array:
+    """[size, pixels]: how much each pixel of an axis adds to each output pixel, for the box [start, start + length)."""
+    start, length = jnp.asarray(start, jnp.float32), jnp.asarray(length, jnp.float32)
+    step = length / size
+    centre = (jnp.arange(size, dtype=jnp.float32)[:, None] + 0.5) * step
+    place = jnp.arange(pixels, dtype=jnp.float32)[None, :] - start + 0.5
+    triangle = jnp.maximum(0.0, 1.0 - jnp.abs(place - centre) / jnp.maximum(step, 1.0))
+    weights = jnp.where((place > 0) & (place < length), triangle, 0.0)
+    return weights / jnp.sum(weights, axis=1, keepdims=True)
+
+
+def _blur_weights(pixels: int, sigma: ArrayLike) -> jax.Array:
+    """[pixels, pixels]: a Gaussian about each output pixel, the taps beyond the edges folded back inside."""
+
+    def tap(distance: jax.Array) -> jax.Array:
+        weight = jnp.exp(-0.5 * jnp.square(distance.astype(jnp.float32) / sigma))
+        return jnp.where(jnp.abs(distance) < pixels, weight, 0.0)
+
+    last = pixels - 1
+    output, source = jnp.arange(pixels)[:, None], jnp.arange(pixels)[None, :]
+    before = jnp.where(source > 0, tap(source + output), 0.0)
+    after = jnp.where(source < last, tap(2 * last - source - output), 0.0)
+    weights = before + tap(source - output) + after
+    return weights / jnp.sum(weights, axis=1, keepdims=True)
+
+
+def _apply_separable(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """[H, W, C] -> [O, P, C] with `rows` [O, H] and `columns` [P, W], in full float32."""
+    image = jnp.einsum('oh,hwc->owc', rows, image, precision=jax.lax.Precision.HIGHEST)
+    return jnp.einsum('pw,owc->opc', columns, image, precision=jax.lax.Precision.HIGHEST)

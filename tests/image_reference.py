@@ -1,0 +1,81 @@
+"""Float64 references of the operations on images, pixel by pixel, and an image to try them on."""
+
+import colorsys
+
+import numpy as np
+
+
+def photo(height: int, width: int, channels: int, seed: int = 0) -> np.ndarray:
+    """A smooth random image with noise, clipped so that it also holds pure black, white and colours."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width][..., None] / 8.0
+    waves = np.sin(x * rng.uniform(0.3, 2, channels) + y * rng.uniform(0.3, 2, channels) + rng.uniform(0, 6, channels))
+    return np.clip(0.5 + 0.5 * waves + 0.2 * rng.standard_normal((height, width, channels)), 0, 1).astype(np.float32)
+
+
+def ref_gray(image):
+    return image if image.shape[-1] == 1 else (image @ np.array([0.2989, 0.587, 0.114]))[..., None]
+
+
+def ref_blend(image, other, factor):
+    return np.clip(factor * image + (1 - factor) * other, 0, 1)
+
+
+def ref_hue(image, shift):
+    if image.shape[-1] == 1:
+        return image
+    out = np.empty_like(image)
+    for place in np.ndindex(image.shape[:2]):
+        h, s, v = colorsys.rgb_to_hsv(*image[place])
+        out[place] = colorsys.hsv_to_rgb((h + shift) % 1.0, s, v)
+    return out
+
+
+def ref_saturation(image, factor):
+    return image if image.shape[-1] == 1 else ref_blend(image, ref_gray(image), factor)
+
+
+REF_JITTER = (
+    lambda image, factor: ref_blend(image, 0.0, factor),
+    lambda image, factor: ref_blend(image, ref_gray(image).mean(), factor),
+    ref_saturation,
+    ref_hue,
+)
+
+
+def ref_jitter(image, factors, position):
+    for index in np.argsort(position):
+        if factors[index] is not None:
+            image = REF_JITTER[index](image, float(factors[index]))
+    return image
+
+
+def ref_resize_axis(image, size):
+    """Along the first axis: a triangle about every output centre, pixel by pixel, renormalised over the box."""
+    length = len(image)
+    step = length / size
+    out = np.zeros((size, *image.shape[1:]))
+    for o in range(size):
+        total = 0.0
+        for i in range(length):
+            weight = max(0.0, 1.0 - abs(i + 0.5 - (o + 0.5) * step) / max(step, 1.0))
+            out[o] += weight * image[i]
+            total += weight
+        out[o] /= total
+    return out
+
+
+def ref_crop(image, top, left, height, width, size):
+    rows = ref_resize_axis(image[top : top + height, left : left + width], size)
+    return ref_resize_axis(rows.swapaxes(0, 1), size).swapaxes(0, 1)
+
+
+def ref_blur_axis(image, sigma):
+    radius = len(image) - 1
+    taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    padded = np.pad(image, [(radius, radius), (0, 0), (0, 0)], mode='reflect')
+    return sum(tap * padded[i : i + len(image)] for i, tap in enumerate(taps / taps.sum()))
+
+
+def ref_blur(image, sigma):
+    return ref_blur_axis(ref_blur_axis(image, sigma).swapaxes(0, 1), sigma).swapaxes(0, 1)
