@@ -60,9 +60,12 @@ def get_config() -> ConfigDict:
     loss.shuffle_keys = False  # permute the key batch across devices and BN groups (MoCo's shuffling BN)
 
     config.negatives = negatives = ConfigDict()
-    negatives.selector = 'top_k'  # all | top_k
+    # all | top_k (jax.lax.top_k) | threshold (the same set, without a sort) | approx_max_k (fast on TPU, 95 % of it) |
+    # ring (k after the `skip` hardest) | random
+    negatives.selector = 'top_k'
     negatives.k = 0  # how many; 0: by fraction
     negatives.fraction = 0.25  # of queue.size, in (0, 1]; read where k is 0
+    negatives.skip = 0  # of selector='ring': how many of the hardest are left out
     negatives.mask_same_image = True  # an older key of the anchor's image is no negative
 
     config.queue = queue = ConfigDict()

@@ -6,14 +6,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dualcl_jax.losses import Contrast, chance_level
+from dualcl_jax.losses import chance_level
 from dualcl_jax.queue import UNKNOWN, Queue, mean_age
+from dualcl_jax.streaming import QueueContrast
 
 
 def measure(
     loss: jax.Array,
     queries: jax.Array,
-    contrasts: Sequence[Contrast],
+    contrasts: Sequence[QueueContrast],
     gradients: optax.Updates,
     labels: jax.Array,
     queue: Queue,
@@ -44,23 +45,19 @@ def measure(
       train/gradient_norm; queue/fill in [0, 1]; queue/age in steps.
     """
     flat = queries.reshape(-1, queries.shape[-1])
-    chosen = jnp.stack([c.selection.chosen.sum() for c in contrasts]).sum().astype(jnp.float32)
-    similarity = jnp.stack(
-        [jnp.where(c.selection.chosen, c.selection.similarities, 0.0).sum() for c in contrasts]
-    ).sum()
-    selected_same, selected_known = _same_class(contrasts, labels, queue)
+    contrast = jax.tree.map(lambda *views: jnp.concatenate(views), *contrasts)
     in_queue = (queue.labels[None, :] == labels[:, None]) & (labels[:, None] != UNKNOWN)
     known = (queue.labels[None, :] != UNKNOWN) & (labels[:, None] != UNKNOWN)
 
     sums = jax.lax.pmean(
         {
             'loss': loss,
-            'chance': jnp.stack([chance_level(c) for c in contrasts]).mean(),
-            'positive': jnp.stack([c.positive.mean() for c in contrasts]).mean(),
-            'similarity': similarity,
-            'chosen': chosen,
-            'selected_same': selected_same,
-            'selected_known': selected_known,
+            'chance': chance_level(contrast.negatives),
+            'positive': contrast.positive.mean(),
+            'similarity': contrast.similarity.sum(),
+            'chosen': contrast.negatives.sum(),
+            'selected_same': contrast.same_class.sum(),
+            'selected_known': contrast.comparable.sum(),
             'queue_same': in_queue.sum().astype(jnp.float32),
             'queue_known': known.sum().astype(jnp.float32),
             'first': flat.mean(axis=0),
@@ -82,14 +79,3 @@ def measure(
         'queue/fill': queue.filled.astype(jnp.float32) / queue.size,
         'queue/age': mean_age(queue, step),
     }
-
-
-def _same_class(contrasts: Sequence[Contrast], labels: jax.Array, queue: Queue) -> tuple[jax.Array, jax.Array]:
-    """How many selected negatives are of their anchor's class, and of how many that can be said."""
-    same, known = [], []
-    for contrast in contrasts:
-        classes = contrast.selection.take(queue.labels)
-        comparable = contrast.selection.chosen & (classes != UNKNOWN) & (labels[:, None] != UNKNOWN)
-        same.append((comparable & (classes == labels[:, None])).sum())
-        known.append(comparable.sum())
-    return jnp.stack(same).sum().astype(jnp.float32), jnp.stack(known).sum().astype(jnp.float32)

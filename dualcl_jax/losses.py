@@ -5,12 +5,21 @@ otherwise round the inputs of the product to bfloat16 and with them the order of
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from dualcl_jax.negatives import Selection, Selector, select_all
+
+
+class HasLoss(Protocol):
+    """Anything that tells the loss of B anchors."""
+
+    @property
+    def loss(self) -> jax.Array:
+        """[B] float32."""
+        ...
 
 
 class Contrast(NamedTuple):
@@ -25,6 +34,9 @@ class Contrast(NamedTuple):
     loss: jax.Array
     positive: jax.Array
     selection: Selection
+
+
+AnyContrast = TypeVar('AnyContrast', bound=HasLoss)
 
 
 def normalize(features: jax.Array) -> jax.Array:
@@ -62,7 +74,8 @@ def info_nce(
     *,
     temperature: float,
     select: Selector = select_all,
-    k: int = 0,
+    k: int | jax.Array = 0,
+    rngs: jax.Array | None = None,
 ) -> Contrast:
     """InfoNCE of each anchor against its positive and its selected negatives (1807.03748; selection: 2501.16360).
 
@@ -76,22 +89,36 @@ def info_nce(
       temperature: τ > 0.
       select: a selector of `dualcl_jax.negatives`.
       k: how many negatives to select; `select_all` ignores it.
+      rngs: [B] keys, for a selector that draws.
     """
     positive = (anchors * positives).sum(axis=1)
     similarities = cosine(anchors, negatives)
     if allowed is not None:
         similarities = jnp.where(allowed, similarities, -jnp.inf)
-    selection = select(similarities, k)
+    return contrast_similarities(positive, similarities, temperature=temperature, select=select, k=k, rngs=rngs)
+
+
+def contrast_similarities(
+    positive: jax.Array,
+    similarities: jax.Array,
+    *,
+    temperature: float,
+    select: Selector,
+    k: int | jax.Array,
+    rngs: jax.Array | None = None,
+) -> Contrast:
+    """`info_nce` from similarities: [B] with the positives, and [B, K] with all candidates, -inf for what is none."""
+    selection = select(similarities, k, rngs)
     return Contrast(cross_entropy(positive, selection.similarities, temperature), positive, selection)
 
 
 def dual_view_loss(
     queries: jax.Array,
     keys: jax.Array,
-    contrast: Callable[[jax.Array, jax.Array], Contrast],
-    key_contrast: Callable[[jax.Array, jax.Array], Contrast] | None = None,
+    contrast: Callable[[jax.Array, jax.Array], AnyContrast],
+    key_contrast: Callable[[jax.Array, jax.Array], HasLoss] | None = None,
     key_weight: float = 0.0,
-) -> tuple[jax.Array, list[Contrast]]:
+) -> tuple[jax.Array, list[AnyContrast]]:
     """The dual-view loss: the mean over view orders of (1 - w)·InfoNCE(q, k) + w·[key anchored, query its positive].
 
     With two views both act as query and as key, ½ InfoNCE(q_1, k_2) + ½ InfoNCE(q_2, k_1): that is the balance of
@@ -116,6 +143,6 @@ def dual_view_loss(
     return loss, contrasts
 
 
-def chance_level(contrast: Contrast) -> jax.Array:
-    """[] float32: mean log(1 + selected negatives), the loss of an encoder that cannot tell positive from negative."""
-    return jnp.log1p(contrast.selection.chosen.sum(axis=1).astype(jnp.float32)).mean()
+def chance_level(negatives: jax.Array) -> jax.Array:
+    """[] float32: mean log(1 + number of negatives [B]), the loss of an encoder that cannot tell the positive."""
+    return jnp.log1p(negatives.astype(jnp.float32)).mean()

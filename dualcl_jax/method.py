@@ -6,7 +6,7 @@ from typing import Any
 import optax
 
 from dualcl_jax.models import Encoder, build_encoder, norm_layout
-from dualcl_jax.negatives import SELECTORS, Selector, resolve_k
+from dualcl_jax.negatives import Selector, build_selector, resolve_k
 from dualcl_jax.optim import MOMENTUM_SCHEDULES, Schedule, build_optimizer, learning_rate_schedule
 from dualcl_jax.views import PRESETS, ViewSpec
 
@@ -88,7 +88,7 @@ def build_method(config: Any, *, total_steps: int, steps_per_epoch: int, num_dev
         key_weight=config.loss.key_weight,
         key_term=config.loss.key_term,
         shuffle_keys=config.loss.shuffle_keys,
-        select=SELECTORS[config.negatives.selector],
+        select=build_selector(config.negatives.selector, config.negatives.skip),
         num_negatives=resolve_k(config.negatives.k, config.negatives.fraction, config.queue.size),
         mask_same_image=config.negatives.mask_same_image,
         queue_size=config.queue.size,

@@ -5,10 +5,16 @@ A selector is one function and one line of `SELECTORS`. It sees the cosine simil
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from dualcl_jax.threshold import largest
+
+RECALL = 0.95
+"""Share of the k largest that `select_approx_max_k` is expected to find."""
 
 
 class Selection(NamedTuple):
@@ -34,27 +40,77 @@ class Selection(NamedTuple):
         return self.similarities > -jnp.inf
 
 
-Selector = Callable[[jax.Array, int], Selection]
+Selector = Callable[..., Selection]
+"""(similarities [B, K], k, rngs) -> Selection. `rngs`: [B] keys, one for each anchor, or None; `random` needs them."""
 
 
-def select_all(similarities: jax.Array, k: int) -> Selection:
+def select_all(similarities: jax.Array, k: int | jax.Array, rngs: jax.Array | None = None) -> Selection:
     """Every allowed slot (MoCo, 1911.05722); `k` plays no part."""
-    del k
+    del k, rngs
     return Selection(similarities, None)
 
 
-def select_top_k(similarities: jax.Array, k: int) -> Selection:
+def select_top_k(similarities: jax.Array, k: int, rngs: jax.Array | None = None) -> Selection:
     """The k allowed slots of largest similarity (2501.16360, selective negative sampling), by `jax.lax.top_k`.
 
     Of equal similarities the lower slot wins. Fewer than k where fewer are allowed.
     """
+    del rngs
     return Selection(*jax.lax.top_k(similarities, min(k, similarities.shape[1])))
+
+
+def select_threshold(similarities: jax.Array, k: int | jax.Array, rngs: jax.Array | None = None) -> Selection:
+    """The negatives of `select_top_k`, found without a sort (`dualcl_jax.threshold`); k may be traced."""
+    del rngs
+    return _masked(similarities, largest(similarities, k))
+
+
+def select_approx_max_k(similarities: jax.Array, k: int, rngs: jax.Array | None = None) -> Selection:
+    """About the k allowed slots of largest similarity, by `jax.lax.approx_max_k` (2206.14286) at its default recall.
+
+    Made for TPU, where `RECALL` of the k are expected to be found; other backends find them all.
+    """
+    del rngs
+    return Selection(*jax.lax.approx_max_k(similarities, min(k, similarities.shape[1]), recall_target=RECALL))
+
+
+def select_ring(
+    similarities: jax.Array, k: int | jax.Array, rngs: jax.Array | None = None, *, skip: int = 0
+) -> Selection:
+    """The k hardest allowed slots after the `skip` hardest, which are the likeliest of the anchor's own class.
+
+    Where fewer than skip + k are allowed, fewer are selected. After the ring of 2010.02037; by count, ours.
+    """
+    del rngs
+    inner, outer = largest(similarities, skip), largest(similarities, skip + k)
+    return _masked(similarities, outer & ~inner)
+
+
+def select_random(similarities: jax.Array, k: int | jax.Array, rngs: jax.Array | None = None) -> Selection:
+    """k allowed slots at random, each set as likely: a smaller queue, to compare hardness with."""
+    if rngs is None:
+        raise ValueError('select_random needs rngs, one key for each anchor')
+    draws = jax.vmap(lambda rng: jax.random.uniform(rng, similarities.shape[1:]))(rngs)
+    return _masked(similarities, largest(jnp.where(similarities > -jnp.inf, draws, -jnp.inf), k))
 
 
 SELECTORS: dict[str, Selector] = {
     'all': select_all,
     'top_k': select_top_k,
+    'threshold': select_threshold,
+    'approx_max_k': select_approx_max_k,
+    'ring': select_ring,
+    'random': select_random,
 }
+
+
+def build_selector(name: str, skip: int) -> Selector:
+    """A selector of the table; `skip` is how many of the hardest `ring` leaves out."""
+    return partial(select_ring, skip=skip) if name == 'ring' else SELECTORS[name]
+
+
+def _masked(similarities: jax.Array, chosen: jax.Array) -> Selection:
+    return Selection(jnp.where(chosen, similarities, -jnp.inf), None)
 
 
 def allowed_slots(valid: jax.Array, slot_ids: jax.Array, anchor_ids: jax.Array, *, mask_same_image: bool) -> jax.Array:

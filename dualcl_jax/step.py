@@ -4,19 +4,17 @@ In MoCo's own order (1911.05722, Algorithm 1): move the momentum encoder towards
 queries against the queue as the last step left it, enqueue this step's keys, update the online encoder.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 
 from dualcl_jax import randomness
 from dualcl_jax.data.loader import Batch
 from dualcl_jax.diagnostics import measure
-from dualcl_jax.losses import Contrast, dual_view_loss, info_nce, normalize
+from dualcl_jax.losses import HasLoss, dual_view_loss, info_nce, normalize
 from dualcl_jax.method import AXIS, Method
-from dualcl_jax.negatives import allowed_slots
-from dualcl_jax.queue import enqueue, valid
+from dualcl_jax.queue import enqueue
 from dualcl_jax.state import TrainState, Variables
+from dualcl_jax.streaming import Anchors, QueueContrast, contrast_with_queue
 from dualcl_jax.views import make_views
 
 
@@ -41,17 +39,19 @@ def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainSt
     keys, momentum_batch_stats = encode_keys(method, momentum_variables, key_views, state.step, batch.positions, order)
 
     everyone = in_global_order(jnp.stack([batch.positions, batch.ids, batch.labels], axis=1), order)
-    allowed = allowed_slots(valid(state.queue), state.queue.ids, batch.ids, mask_same_image=method.mask_same_image)
-    contrast = partial(
-        info_nce,
-        negatives=state.queue.keys,
-        allowed=allowed,
-        temperature=method.temperature,
-        select=method.select,
-        k=method.num_negatives,
-    )
+    draws = randomness.example_keys(method.seed, randomness.NEGATIVES, state.step, batch.positions)
 
-    def key_contrast(key: jax.Array, query: jax.Array) -> Contrast:
+    def contrast(anchors: jax.Array, positives: jax.Array) -> QueueContrast:
+        return contrast_with_queue(
+            Anchors(anchors, positives, batch.ids, batch.labels, draws),
+            state.queue,
+            temperature=method.temperature,
+            select=method.select,
+            k=method.num_negatives,
+            mask_same_image=method.mask_same_image,
+        )
+
+    def key_contrast(key: jax.Array, query: jax.Array) -> HasLoss:
         if method.key_term == 'queue':
             return contrast(key, query)
         others = batch.positions[:, None] != everyone[None, :, 0]

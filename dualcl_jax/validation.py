@@ -55,6 +55,7 @@ RULES: dict[str, Rule] = {
     'loss.key_term': _one_of('batch', 'queue'),
     'negatives.selector': _one_of(*SELECTORS),
     'negatives.k': _at_least(0),
+    'negatives.skip': _at_least(0),
     'negatives.fraction': (lambda value: 0 < value <= 1, 'must be above 0 and at most 1'),
     'queue.size': _at_least(1),
     'queue.init': _one_of('empty', 'noise'),
@@ -109,6 +110,10 @@ def validate(config: ConfigDict) -> None:
     if config.negatives.k > config.queue.size:
         raise UserError(
             f'config.negatives.k={config.negatives.k}: must be at most config.queue.size={config.queue.size}'
+        )
+    if config.negatives.skip >= config.queue.size:
+        raise UserError(
+            f'config.negatives.skip={config.negatives.skip}: must be less than config.queue.size={config.queue.size}'
         )
     if config.loss.key_weight == 1 and config.loss.key_term == 'batch' and config.train.batch_size == 1:
         raise UserError('config.train.batch_size=1: the key term needs other queries; use a larger batch')

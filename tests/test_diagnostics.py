@@ -9,6 +9,7 @@ from dualcl_jax.diagnostics import measure
 from dualcl_jax.losses import info_nce
 from dualcl_jax.negatives import SELECTORS
 from dualcl_jax.queue import empty_queue
+from dualcl_jax.streaming import summarize
 
 DEVICES, SHARE, VIEWS, D, K, FILLED, STEP = 2, 3, 2, 4, 10, 8, 7
 
@@ -43,7 +44,11 @@ def measured(queue, labels, selector='top_k', k=3, queries=None, allowed=None):
 
     def one_device(queries, positives, allowed, labels):
         contrasts = [
-            info_nce(q, p, queue.keys, allowed, temperature=0.2, select=SELECTORS[selector], k=k)
+            summarize(
+                info_nce(q, p, queue.keys, allowed, temperature=0.2, select=SELECTORS[selector], k=k),
+                labels,
+                queue.labels,
+            )
             for q, p in zip(queries, positives, strict=True)
         ]
         loss = jnp.stack([c.loss.mean() for c in contrasts]).mean()

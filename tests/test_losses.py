@@ -196,11 +196,15 @@ def test_equal_similarities_give_the_chance_level():
     allowed = some_allowed()
     contrast = info_nce(*jnp32(anchors, others[:B], others), jnp.asarray(allowed), temperature=0.1)
     np.testing.assert_allclose(contrast.loss, np.log1p(allowed.sum(1)), rtol=1e-6)
-    np.testing.assert_allclose(chance_level(contrast), np.log1p(allowed.sum(1)).mean(), rtol=1e-6)
+    np.testing.assert_allclose(
+        chance_level(contrast.selection.chosen.sum(1)), np.log1p(allowed.sum(1)).mean(), rtol=1e-6
+    )
     hardest = info_nce(
         *jnp32(anchors, others[:B], others), jnp.asarray(allowed), temperature=1.0, select=select_top_k, k=2
     )
-    np.testing.assert_allclose(chance_level(hardest), np.log1p(np.minimum(allowed.sum(1), 2)).mean(), rtol=1e-6)
+    np.testing.assert_allclose(
+        chance_level(hardest.selection.chosen.sum(1)), np.log1p(np.minimum(allowed.sum(1), 2)).mean(), rtol=1e-6
+    )
 
 
 def clip_columns(queries, keys, temperature):
@@ -326,9 +330,9 @@ def test_cosine_is_a_float32_product():
 
 
 def test_a_selector_of_ones_own():
-    """Any function of similarities and k will do: here, the easiest negative alone."""
+    """Any function of similarities, k and keys will do: here, the easiest negative alone."""
 
-    def easiest(similarities, k):
+    def easiest(similarities, k, rngs=None):
         return Selection(similarities.min(axis=1, keepdims=True), None)
 
     anchors, positives, negatives = unit_rows(B, D), unit_rows(B, D, seed=1), unit_rows(K, D, seed=2)

@@ -7,7 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dualcl_jax.negatives import SELECTORS, Selection, allowed_slots, resolve_k, select_all, select_top_k
+from dualcl_jax.negatives import (
+    SELECTORS,
+    Selection,
+    allowed_slots,
+    resolve_k,
+    select_all,
+    select_approx_max_k,
+    select_random,
+    select_ring,
+    select_threshold,
+    select_top_k,
+)
 from dualcl_jax.queue import UNKNOWN, empty_queue, enqueue, valid
 
 
@@ -69,14 +80,54 @@ def test_take_follows_the_slots():
 @pytest.mark.parametrize('selector', SELECTORS)
 def test_the_gradient_of_a_selector_is_that_of_picking_values(selector):
     similarities = np.array([[0.5, -np.inf, 0.1, 0.4], [0.2, 0.9, -0.3, -0.2]], np.float32)
+    rngs = jax.random.split(jax.random.key(0), 2)
 
     def total(x):
-        selection = SELECTORS[selector](x, 2)
+        selection = SELECTORS[selector](x, 2, rngs)
         return jnp.where(selection.chosen, selection.similarities, 0.0).sum()
 
     gradient = jax.jit(jax.grad(total))(jnp.asarray(similarities))
-    chosen = selected_slots(SELECTORS[selector](jnp.asarray(similarities), 2))
+    chosen = selected_slots(SELECTORS[selector](jnp.asarray(similarities), 2, rngs))
     np.testing.assert_array_equal(gradient, [[float(slot in row) for slot in range(4)] for row in chosen])
+
+
+def test_threshold_selects_what_top_k_does():
+    similarities = np.random.default_rng(0).normal(size=(4, 50)).astype(np.float32)
+    similarities[1, ::2] = -np.inf
+    for k in (1, 7, 30, 100):
+        assert selected_slots(select_threshold(jnp.asarray(similarities), k)) == selected_slots(
+            select_top_k(jnp.asarray(similarities), k)
+        )
+
+
+def test_approx_max_k_finds_most_of_top_k():
+    similarities = jnp.asarray(np.random.default_rng(0).normal(size=(8, 4096)), jnp.float32)
+    exact, found = (selected_slots(select(similarities, 256)) for select in (select_top_k, select_approx_max_k))
+    assert np.mean([len(a & b) / 256 for a, b in zip(exact, found, strict=True)]) >= 0.9
+
+
+@pytest.mark.parametrize('skip', [0, 2, 5])
+def test_ring_skips_the_hardest(skip):
+    similarities = np.random.default_rng(1).normal(size=(3, 8)).astype(np.float32)
+    similarities[2, 3:] = -np.inf
+    order = np.argsort(-similarities, axis=1, kind='stable')
+    for row, chosen in zip(range(3), selected_slots(select_ring(jnp.asarray(similarities), 4, skip=skip)), strict=True):
+        allowed = [slot for slot in order[row] if similarities[row, slot] > -np.inf]
+        assert chosen == set(allowed[skip : skip + 4])
+
+
+def test_random_draws_k_allowed_slots_evenly():
+    similarities = jnp.asarray([[0.9, -jnp.inf, 0.1, 0.2, 0.3, -0.5]], jnp.float32)
+    draw = jax.jit(lambda rng: select_random(similarities, 2, rng[None]).chosen[0])
+    chosen = np.stack([draw(rng) for rng in jax.random.split(jax.random.key(0), 600)])
+    np.testing.assert_array_equal(chosen.sum(1), 2)
+    np.testing.assert_allclose(chosen.mean(0), [0.4, 0.0, 0.4, 0.4, 0.4, 0.4], atol=0.08)  # four standard errors
+    np.testing.assert_array_equal(draw(jax.random.key(1)), draw(jax.random.key(1)))
+
+
+def test_random_needs_keys():
+    with pytest.raises(ValueError, match='rngs'):
+        select_random(jnp.zeros((1, 3)), 2)
 
 
 @pytest.mark.parametrize('mask_same_image', [False, True])

@@ -1,0 +1,158 @@
+"""InfoNCE against the queue, a block of anchors at a time: the similarities [B, K] are never held as a whole.
+
+An anchor's loss depends on its own row alone. So the gradient is taken block by block while the block's similarities
+are at hand, and what remains of [b, K] is [b, D]. Ours; the loss is `dualcl_jax.losses.info_nce`.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dualcl_jax.losses import Contrast, contrast_similarities, cosine
+from dualcl_jax.negatives import Selector, allowed_slots
+from dualcl_jax.queue import UNKNOWN, Queue, valid
+
+BLOCK_BYTES = 4 * 2**20
+"""Of a block's similarities, on accelerators."""
+CPU_BLOCK_BYTES = 16 * 2**20
+"""The same on CPUs, where a product of few anchors with many keys is slow."""
+
+
+class Anchors(NamedTuple):
+    """B anchors with what their loss needs, all with a leading axis B.
+
+    Attributes:
+      anchors: [B, D] unit vectors.
+      positives: [B, D] unit vectors.
+      ids: [B] int32, images.
+      labels: [B] int32, classes, or -1.
+      rngs: [B] keys of random selectors.
+    """
+
+    anchors: jax.Array
+    positives: jax.Array
+    ids: jax.Array
+    labels: jax.Array
+    rngs: jax.Array
+
+
+class QueueContrast(NamedTuple):
+    """B anchors against their positives and the negatives selected from the queue; each [B] float32.
+
+    Attributes:
+      loss: at least 0; 0 where an anchor has no negative.
+      positive: cosine similarity of anchor and positive.
+      negatives: how many were selected.
+      similarity: sum of their similarities.
+      same_class: how many of them are of the anchor's class.
+      comparable: of how many that can be said.
+    """
+
+    loss: jax.Array
+    positive: jax.Array
+    negatives: jax.Array
+    similarity: jax.Array
+    same_class: jax.Array
+    comparable: jax.Array
+
+
+def contrast_with_queue(
+    rows: Anchors, queue: Queue, *, temperature: float, select: Selector, k: int | jax.Array, mask_same_image: bool
+) -> QueueContrast:
+    """`info_nce` of each anchor against its positive and the negatives selected from the queue.
+
+    The gradient reaches anchors and positives, not the queue; it can be taken once (no second derivative).
+
+    Args:
+      rows: the anchors.
+      queue: K keys.
+      temperature: τ > 0.
+      select: a selector of `dualcl_jax.negatives`.
+      k: how many negatives to select.
+      mask_same_image: leave out older keys of the anchor's own image.
+    """
+    queue = jax.lax.stop_gradient(queue)
+
+    def contrast(rows: Anchors, similarities: jax.Array) -> tuple[QueueContrast, jax.Array, jax.Array]:
+        """With the derivatives of each loss by its positive similarity [b] and by its similarities [b, K]."""
+
+        def loss(positive: jax.Array, similarities: jax.Array) -> tuple[jax.Array, Contrast]:
+            allowed = allowed_slots(valid(queue), queue.ids, rows.ids, mask_same_image=mask_same_image)
+            contrast = contrast_similarities(
+                positive,
+                jnp.where(allowed, similarities, -jnp.inf),
+                temperature=temperature,
+                select=select,
+                k=k,
+                rngs=rows.rngs,
+            )
+            return contrast.loss.sum(), contrast
+
+        positive = (rows.anchors * rows.positives).sum(axis=1)
+        differentiated = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+        (_, contrast), (by_positive, by_similarity) = differentiated(positive, similarities)
+        return summarize(contrast, rows.labels, queue.labels), by_positive, by_similarity
+
+    def block(rows: Anchors, *, row_by_row: bool) -> tuple[QueueContrast, jax.Array, jax.Array]:
+        """With the derivatives of each loss by its anchor and its positive, both [b, D]."""
+        similarities = cosine(rows.anchors, queue.keys)
+        if row_by_row:
+            each = jax.tree.map(lambda values: values[:, None], (rows, similarities))
+            outputs = jax.lax.map(lambda row: contrast(*row), each)
+            summary, by_positive, by_similarity = jax.tree.map(lambda values: values[:, 0], outputs)
+        else:
+            summary, by_positive, by_similarity = contrast(rows, similarities)
+        by_anchor = jnp.matmul(by_similarity, queue.keys, precision=jax.lax.Precision.HIGHEST)
+        by_anchor += by_positive[:, None] * rows.positives
+        return summary, by_anchor, by_positive[:, None] * rows.anchors
+
+    def blocks(rows: Anchors, *, most_bytes: int, row_by_row: bool) -> tuple[QueueContrast, jax.Array, jax.Array]:
+        count = rows.anchors.shape[0]
+        size = _block_size(count, queue.size, most_bytes)
+        if size == count:
+            return block(rows, row_by_row=row_by_row)
+        split = jax.tree.map(lambda values: values.reshape(-1, size, *values.shape[1:]), rows)
+        outputs = jax.lax.map(partial(block, row_by_row=row_by_row), split)
+        return jax.tree.map(lambda values: values.reshape(count, *values.shape[2:]), outputs)
+
+    contrasts, by_anchor, by_positive = jax.lax.platform_dependent(
+        jax.lax.stop_gradient(rows),
+        cpu=partial(blocks, most_bytes=CPU_BLOCK_BYTES, row_by_row=True),  # a row stays in the cache
+        default=partial(blocks, most_bytes=BLOCK_BYTES, row_by_row=False),
+    )
+    loss = _with_gradient(contrasts.loss, rows.anchors, by_anchor)
+    loss = _with_gradient(loss, rows.positives, by_positive)
+    return contrasts._replace(loss=loss)
+
+
+def _with_gradient(values: jax.Array, inputs: jax.Array, gradients: jax.Array) -> jax.Array:
+    """[B] values whose derivative by row i of inputs [B, D] is row i of gradients [B, D]."""
+    linear = (inputs * jax.lax.stop_gradient(gradients)).sum(axis=1)
+    return values + (linear - jax.lax.stop_gradient(linear))
+
+
+def _block_size(anchors: int, slots: int, most_bytes: int) -> int:
+    """The largest divisor of the number of anchors whose similarities fit into so many bytes, at least 1."""
+    most = max(most_bytes // (4 * slots), 1)
+    return max(size for size in range(1, min(anchors, most) + 1) if anchors % size == 0)
+
+
+def summarize(contrast: Contrast, labels: jax.Array, slot_labels: jax.Array) -> QueueContrast:
+    """What is told about each anchor [B] of `labels` whose negatives are slots of classes `slot_labels` [K]."""
+    chosen = contrast.selection.chosen
+    classes = contrast.selection.take(slot_labels)
+    comparable = chosen & (classes != UNKNOWN) & (labels[:, None] != UNKNOWN)
+
+    def total(values: jax.Array) -> jax.Array:
+        return values.sum(axis=1, dtype=jnp.float32)
+
+    return QueueContrast(
+        loss=contrast.loss,
+        positive=contrast.positive,
+        negatives=total(chosen),
+        similarity=total(jnp.where(chosen, contrast.selection.similarities, 0.0)),
+        same_class=total(comparable & (classes == labels[:, None])),
+        comparable=total(comparable),
+    )
