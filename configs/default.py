@@ -17,12 +17,19 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of initialisation, order, views and shuffling; at least 0
 
     config.data = data = ConfigDict()
-    data.name = 'cifar10'  # photo_patches | npz | any image classification set of TFDS, prepared as array_record
+    data.name = 'cifar10'  # photo_patches | folder | npz | any image classification set of TFDS, as array_record
     data.data_dir = ''  # TFDS directory; empty: TFDS's own default
-    data.path = ''  # the file of data.name='npz'
+    data.path = ''  # the folder of data.name='folder', the file of 'npz'
     data.image_size = 32  # side of a view in pixels
     data.limit = 0  # train on a fixed random subset of this many images; 0: all
     data.num_examples = 0  # refuse a training set of another size; 0: take what is there
+    data.labels = (
+        'auto'  # of a folder: subfolders | none | a CSV file of path,label | auto: by subfolder if all have one
+    )
+    data.test_fraction = 0.1  # of the labelled images of a folder without test split, held out by their content
+    data.stored_size = 0  # side of the central square kept of each image, in pixels; 0: 8/7 of image_size
+    data.memory_bytes = 4 * 2**30  # images that fit are kept so in memory; else whole ones are decoded for every batch
+    data.max_skipped = 0.05  # stop if more than this share of a folder's images cannot be used
     data.mean = ()  # per channel, in [0, 1]; empty: measured on the training images and written into config.json
     data.std = ()  # likewise
 
@@ -105,6 +112,7 @@ def get_config() -> ConfigDict:
 
     config.parallel = parallel = ConfigDict()
     parallel.mapper = 'pmap'  # pmap | shard_map
+    parallel.workers = -1  # processes that decode, for sets not in memory; -1: one a core, 0: none
 
     config.lock()  # a config that misspells a field must not train without it
     return config

@@ -1,11 +1,20 @@
 """What a run tells its terminal: a header, a live line of progress with the time left, notes."""
 
+import contextlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 PLAIN_SECONDS = 10.0
 """Without a terminal a line of progress is printed at most this often."""
@@ -78,3 +87,43 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f'{whole // 60} min {whole % 60:02d} s'
     return f'{whole // 3600} h {whole % 3600 // 60:02d} min'
+
+
+@contextlib.contextmanager
+def progress(total: int, what: str) -> Iterator[Callable[[], None]]:
+    """Shows how far something of `total` parts is, once it takes more than some seconds.
+
+    Yields what to call after each part.
+    """
+    done, printed = 0, time.monotonic()
+    bar: Progress | None = None
+    began = printed
+
+    def advance() -> None:
+        nonlocal done, printed, bar
+        done += 1
+        now = time.monotonic()
+        if bar is None and sys.stdout.isatty() and now - began > 1:
+            bar = Progress(
+                TextColumn(what),
+                MofNCompleteColumn(),
+                BarColumn(bar_width=24),
+                TimeElapsedColumn(),
+                TextColumn('left'),
+                TimeRemainingColumn(),
+            )
+            bar.start()
+            task.append(bar.add_task('', total=total))
+        if bar is not None:
+            bar.update(task[0], completed=done)
+        elif now - printed >= PLAIN_SECONDS:
+            printed = now
+            left = (now - began) / done * (total - done)
+            print(f'{what}: {done:,} of {total:,}, {duration(left)} left')
+
+    task: list[TaskID] = []
+    try:
+        yield advance
+    finally:
+        if bar is not None:
+            bar.stop()

@@ -5,6 +5,7 @@ from typing import Any
 
 import optax
 
+from dualcl_jax.data.crops import CropRecipe
 from dualcl_jax.models import Encoder, build_encoder, norm_layout
 from dualcl_jax.negatives import Selector, build_selector, resolve_k
 from dualcl_jax.optim import MOMENTUM_SCHEDULES, Schedule, build_optimizer, learning_rate_schedule
@@ -68,6 +69,13 @@ def resolve_views(views: Any) -> tuple[ViewSpec, ViewSpec]:
     chosen = {name: value for name, value in views.items() if name != 'preset' and value is not None}
     first, second = PRESETS[views.preset]
     return dataclasses.replace(first, **chosen), dataclasses.replace(second, **chosen)
+
+
+def crop_recipe(method: Method) -> CropRecipe:
+    """The crops of the method's views, for a host that cuts them."""
+    views = method.views
+    scales, ratios = tuple(view.crop_scale for view in views), tuple(view.crop_ratio for view in views)
+    return CropRecipe(scales, ratios, method.image_size)
 
 
 def build_method(config: Any, *, total_steps: int, steps_per_epoch: int, num_devices: int) -> Method:

@@ -12,6 +12,8 @@ from dualcl_jax import summary
 from dualcl_jax.checkpoint import state_sha256
 from dualcl_jax.console import Console
 from dualcl_jax.data import Loader
+from dualcl_jax.data.encoded import available_cores
+from dualcl_jax.method import crop_recipe
 from dualcl_jax.metrics import MetricsLog
 from dualcl_jax.pace import Pace
 from dualcl_jax.parallel import process_rows, to_host
@@ -86,6 +88,8 @@ def train(config: ConfigDict, workdir: str) -> bool:
         start_step=run.start_step,
         stop_step=run.total_steps,
         place=run.mapper.put_batch,
+        recipe=crop_recipe(run.method),
+        workers=config.parallel.workers if config.parallel.workers >= 0 else available_cores(),
     )
     stop_signal = StopSignal(several_processes=jax.process_count() > 1)
     with contextlib.closing(run.checkpoints), loader as batches, stop_signal as stop:

@@ -41,6 +41,10 @@ RULES: dict[str, Rule] = {
     'data.image_size': _at_least(4),
     'data.limit': _at_least(0),
     'data.num_examples': _at_least(0),
+    'data.test_fraction': (lambda value: 0 <= value < 1, 'must be at least 0 and below 1'),
+    'data.stored_size': _at_least(0),
+    'data.memory_bytes': _at_least(0),
+    'data.max_skipped': _between(0, 1),
     'data.mean': _PER_CHANNEL,
     'data.std': _PER_CHANNEL,
     'views.preset': _one_of(*PRESETS),
@@ -78,6 +82,7 @@ RULES: dict[str, Rule] = {
     'monitor.temperature': _POSITIVE,
     'monitor.bank': _at_least(0),
     'parallel.mapper': _one_of(*MAPPERS),
+    'parallel.workers': _at_least(-1),
 }
 
 

@@ -10,7 +10,12 @@ from ml_collections import ConfigDict
 
 from dualcl_jax.config import differing_fields, from_json, to_json
 from dualcl_jax.data import Source, Splits
+from dualcl_jax.data.encoded import EncodedSource
+from dualcl_jax.data.source import limit_indices
 from dualcl_jax.errors import UserError
+
+STATISTICS_IMAGES = 4096
+BLOCK_PIXELS = 2**22
 
 
 def open_workdir(path: str) -> epath.Path:
@@ -56,7 +61,7 @@ def write_config(workdir: epath.Path, config: ConfigDict) -> None:
 
 
 def write_data_report(workdir: epath.Path, splits: Splits) -> None:
-    """Stores what data the run uses: sizes, classes, fingerprints."""
+    """Stores what data the run uses: sizes, classes, fingerprints, and of a folder what became of its files."""
 
     def describe(source: Source | None) -> dict[str, Any] | None:
         if source is None:
@@ -70,7 +75,10 @@ def write_data_report(workdir: epath.Path, splits: Splits) -> None:
             'fingerprint': source.fingerprint,
         }
 
-    write_json(workdir / 'data_report.json', {'train': describe(splits.train), 'test': describe(splits.test)})
+    report: dict[str, Any] = {'train': describe(splits.train), 'test': describe(splits.test)}
+    if splits.train.report is not None:
+        report['files'] = dict(splits.train.report)
+    write_json(workdir / 'data_report.json', report)
 
 
 def read_summary(workdir: epath.Path) -> dict[str, Any] | None:
@@ -91,12 +99,17 @@ def write_text(path: epath.Path, text: str) -> None:
     partial.replace(path)
 
 
-def channel_statistics(source: Source, block: int = 4096) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel over all pixels of a source, in [0, 1], exact to four decimals."""
-    channels = source.image_shape[2]
+def channel_statistics(source: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel over all pixels of a source, in [0, 1], exact to four decimals.
+
+    Of a source that is decoded when it is read, over `STATISTICS_IMAGES` images of a fixed random choice.
+    """
+    height, width, channels = source.image_shape
+    chosen = limit_indices(len(source), STATISTICS_IMAGES if isinstance(source, EncodedSource) else 0)
+    block = max(BLOCK_PIXELS // (height * width), 1)
     totals, squares, count = np.zeros(channels, np.uint64), np.zeros(channels, np.uint64), 0
-    for start in range(0, len(source), block):
-        pixels = source.images(np.arange(start, min(start + block, len(source)))).astype(np.uint32)
+    for start in range(0, len(chosen), block):
+        pixels = source.images(chosen[start : start + block]).astype(np.uint32)
         totals += pixels.sum(axis=(0, 1, 2), dtype=np.uint64)
         squares += (pixels * pixels).sum(axis=(0, 1, 2), dtype=np.uint64)
         count += pixels[..., 0].size

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from dualcl_jax.data import npz, photo_patches, tfds_source
+from dualcl_jax.data import folder, npz, photo_patches, tfds_source
 from dualcl_jax.data.loader import Batch, Loader
 from dualcl_jax.data.source import ArraySource, Source, Splits, limit_train
 from dualcl_jax.errors import UserError
@@ -12,6 +12,7 @@ __all__ = ['SOURCES', 'ArraySource', 'Batch', 'Loader', 'Source', 'Splits', 'loa
 
 # A set of your own: a function from the data config to its splits, and a line here. Any other name is a TFDS set.
 SOURCES: dict[str, Callable[[Any], Splits]] = {
+    'folder': folder.load,
     'npz': npz.load,
     'photo_patches': photo_patches.load,
 }
@@ -21,7 +22,7 @@ def load(data: Any) -> Splits:
     """The splits that a data config asks for.
 
     Args:
-      data: the `data` part of the config: `name`, `data_dir`, `path`, `limit`, `num_examples` (0: whatever is found).
+      data: the `data` part of the config; `num_examples` 0 takes whatever is found.
 
     Raises:
       UserError: the set is missing or malformed, or does not have `data.num_examples` training examples.

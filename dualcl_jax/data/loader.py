@@ -1,26 +1,34 @@
 """Batches prepared ahead in a background thread. NumPy only: the transfer to a device is the caller's."""
 
+import contextlib
+import dataclasses
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
+from dualcl_jax.data.crops import CropRecipe
+from dualcl_jax.data.encoded import EncodedSource
 from dualcl_jax.data.order import batch_indices, steps_per_epoch
 from dualcl_jax.data.source import Source
+from dualcl_jax.data.workers import computed
 
 T = TypeVar('T')
 Array = Any  # NumPy as the loader makes it, a device array once it is placed
+CHUNK = 16
+"""Images of a batch that a worker decodes at a time."""
 
 
 class Batch(NamedTuple):
     """The rows of one global batch that a process owns.
 
-    images: uint8 [b, H, W, C]; ids: int32 [b], the index in the training split; labels: int32 [b], -1 where unknown;
-    positions: int32 [b], the position in the global batch, from which an example's random key is made.
+    images: uint8 [b, H, W, C], or [b, V, size, size, C] where the host has cut a crop for each view; ids: int32 [b],
+    the index in the training split; labels: int32 [b], -1 where unknown; positions: int32 [b], the position in the
+    global batch, from which an example's random key is made.
     """
 
     images: Array
@@ -32,7 +40,41 @@ class Batch(NamedTuple):
 def make_batch(source: Source, rows: np.ndarray, *, seed: int, step: int, batch_size: int) -> Batch:
     """The rows `rows` (integers [b], positions in the global batch) of the global batch at `step`."""
     ids = batch_indices(seed, step, len(source), batch_size)[rows]
-    return Batch(source.images(ids), ids.astype(np.int32), source.labels[ids], rows.astype(np.int32))
+    return _batch(source, source.images(ids), ids, rows)
+
+
+def _batch(source: Source, images: np.ndarray, ids: np.ndarray, rows: np.ndarray) -> Batch:
+    return Batch(images, ids.astype(np.int32), source.labels[ids], rows.astype(np.int32))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _CropChunks:
+    """The crops of a process's rows, `CHUNK` at a time: a function of a chunk's number, counted over all steps."""
+
+    source: EncodedSource
+    recipe: CropRecipe
+    rows: np.ndarray
+    seed: int
+    batch_size: int
+
+    @property
+    def per_step(self) -> int:
+        return -(-len(self.rows) // CHUNK)
+
+    def __call__(self, number: int) -> np.ndarray:
+        step, chunk = divmod(int(number), self.per_step)
+        rows = self.rows[chunk * CHUNK : (chunk + 1) * CHUNK]
+        ids = batch_indices(self.seed, step, len(self.source), self.batch_size)[rows]
+        return self.source.crops(ids, rows, self.recipe, self.seed, step)
+
+    def batches(self, start_step: int, stop_step: int, workers: int) -> Generator[Batch, None, None]:
+        """The batches of these steps, decoded by `workers` processes."""
+        chunks = computed(self, start_step * self.per_step, stop_step * self.per_step, workers)
+        with contextlib.closing(chunks):
+            for step in range(start_step, stop_step):
+                images = np.concatenate([next(chunks) for _ in range(self.per_step)])
+                ids = batch_indices(self.seed, step, len(self.source), self.batch_size)[self.rows]
+                yield _batch(self.source, images, ids, self.rows)
 
 
 class Loader(Generic[T]):
@@ -50,6 +92,9 @@ class Loader(Generic[T]):
       batch_size: of the global batch.
       place: moves a batch to where the step wants it; called from the background thread.
       depth: how many batches to prepare ahead, at least 1.
+      recipe: the crops that the host cuts from whole images where the source is an `EncodedSource`; without it, and of
+        any other source, whole images come out.
+      workers: processes that cut them; with 0 the thread does it.
 
     Attributes:
       wait_seconds: the time that `next` has spent waiting for the thread, in all.
@@ -69,6 +114,8 @@ class Loader(Generic[T]):
         stop_step: int,
         place: Callable[[Batch], T],
         depth: int = 2,
+        recipe: CropRecipe | None = None,
+        workers: int = 0,
     ) -> None:
         steps_per_epoch(len(source), batch_size)  # too small a set shows here, not in the thread
         rows = np.asarray(rows)
@@ -79,21 +126,33 @@ class Loader(Generic[T]):
         if start_step < 0 or depth < 1:
             raise ValueError(f'expected start_step >= 0 and depth >= 1, got {start_step} and {depth}')
         self.wait_seconds = 0.0
-        self._prepare = lambda step: place(make_batch(source, rows, seed=seed, step=step, batch_size=batch_size))
+        self._place = place
+        if recipe and isinstance(source, EncodedSource) and len(rows):
+            cropped = _CropChunks(dataclasses.replace(source, report=None), recipe, rows, seed, batch_size)
+            self._batches: Generator[Batch, None, None] = cropped.batches(start_step, stop_step, workers)
+        else:
+            self._batches = (
+                make_batch(source, rows, seed=seed, step=step, batch_size=batch_size)
+                for step in range(start_step, stop_step)
+            )
         self._next_step, self._stop_step = start_step, stop_step
         self._free = threading.Semaphore(depth)
         self._ready: queue.SimpleQueue[tuple[T, None] | tuple[None, BaseException]] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._entered = False
-        self._thread = threading.Thread(target=self._work, args=(start_step,), name='dualcl-loader', daemon=True)
+        self._thread = threading.Thread(target=self._work, name='dualcl-loader', daemon=True)
 
-    def _work(self, start_step: int) -> None:
+    def _work(self) -> None:
         try:
-            for step in range(start_step, self._stop_step):
-                self._free.acquire()
-                if self._stopping.is_set():
-                    return
-                self._ready.put((self._prepare(step), None))
+            with contextlib.closing(self._batches) as batches:
+                while True:
+                    self._free.acquire()
+                    if self._stopping.is_set():
+                        return
+                    batch = next(batches, None)
+                    if batch is None:
+                        return
+                    self._ready.put((self._place(batch), None))
         except BaseException as error:
             self._ready.put((None, error))
 

@@ -3,7 +3,8 @@
 import dataclasses
 import hashlib
 import json
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,7 +19,8 @@ class Source(Protocol):
     """A split: N images of one size with their labels, read by index.
 
     `labels` is int32 [N], -1 where unknown; `class_names[label]` is the name of a class, None where the set has no
-    labels. `fingerprint` is the SHA-256 hex digest of whatever determines the examples and their order.
+    labels. `fingerprint` is the SHA-256 hex digest of whatever determines the examples and their order. `report` is
+    what `data_report.json` says of the files behind the set, None where there is nothing to say.
     """
 
     @property
@@ -31,6 +33,8 @@ class Source(Protocol):
     def labels(self) -> np.ndarray: ...
     @property
     def fingerprint(self) -> str: ...
+    @property
+    def report(self) -> Mapping[str, Any] | None: ...
     def __len__(self) -> int: ...
     def images(self, indices: np.ndarray) -> np.ndarray:
         """The images at `indices` (integers [n]): uint8 [n, H, W, C], C 1 or 3."""
@@ -47,6 +51,7 @@ class ArraySource:
       labels: int32 [N], -1 where unknown.
       class_names: the names of the classes, or None without labels.
       fingerprint: SHA-256 hex digest; computed from everything above where left empty.
+      report: of the files behind it.
     """
 
     name: str
@@ -54,6 +59,7 @@ class ArraySource:
     labels: np.ndarray = dataclasses.field(repr=False)
     class_names: tuple[str, ...] | None = None
     fingerprint: str = ''
+    report: Mapping[str, Any] | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.pixels.dtype != np.uint8 or self.pixels.ndim != 4:

@@ -15,6 +15,8 @@ from dualcl_jax.step import standardize
 
 BLOCK = 256
 """Images that a device encodes at a time."""
+PIXELS_SIDE = 32
+PIXELS_BLOCK = 1024
 
 
 class Features(NamedTuple):
@@ -62,6 +64,16 @@ class Embedder:
         return Features(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
     def pixels(self, source: Source, indices: np.ndarray) -> np.ndarray:
-        """The images at `indices` [N] themselves, standardised as for the encoder: [N, H * W * C] float32."""
-        images = source.images(indices).astype(np.float32) / 255.0
-        return np.asarray(standardize(jnp.asarray(images), self._method)).reshape(len(indices), -1)
+        """The images at `indices` [N] themselves, standardised as for the encoder: [N, H * W * C] float32.
+
+        A side longer than `PIXELS_SIDE` is reduced to it: no bank of whole photographs fits in memory.
+        """
+        height, width, channels = source.image_shape
+        shape = min(height, PIXELS_SIDE), min(width, PIXELS_SIDE), channels
+        parts = [np.empty((0, np.prod(shape)), np.float32)]
+        for start in range(0, len(indices), PIXELS_BLOCK):
+            images = jnp.asarray(source.images(indices[start : start + PIXELS_BLOCK]), jnp.float32) / 255.0
+            if images.shape[1:] != shape:
+                images = jax.image.resize(images, (len(images), *shape), 'linear')
+            parts.append(np.asarray(standardize(images, self._method)).reshape(len(images), -1))
+        return np.concatenate(parts)

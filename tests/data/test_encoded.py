@@ -1,0 +1,221 @@
+"""Sets decoded for every batch: the crops, and that nothing but (seed, step, position) decides them."""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from bad_files import encode, photo
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import REPOSITORY
+
+from dualcl_jax import data, views
+from dualcl_jax.data import Batch, Loader, workers
+from dualcl_jax.data.crops import CropRecipe, central_square, crop_rng, draw_box
+from dualcl_jax.data.decode import Box, cut
+from dualcl_jax.data.encoded import EncodedSource
+from dualcl_jax.data.order import batch_indices
+
+N, B, STEPS = 40, 18, 5
+RECIPE = CropRecipe(((0.2, 1.0), (0.1, 0.5)), ((0.75, 4 / 3), (0.5, 2.0)), 12)
+
+
+@pytest.fixture(scope='module')
+def source(tmp_path_factory) -> EncodedSource:
+    root = tmp_path_factory.mktemp('images')
+    rng = np.random.default_rng(0)
+    for i in range(N):
+        kind = ('JPEG', 'PNG', 'WEBP')[i % 3]
+        height, width = rng.integers(20, 200, 2).tolist()
+        (root / f'{i:02d}.{kind.lower()}').write_bytes(encode(photo(i, height, width), kind))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
+        fields = {'name': 'folder', 'path': str(root), 'image_size': 12, 'limit': 0, 'num_examples': 0}
+        fields |= {'labels': 'none', 'test_fraction': 0.0, 'stored_size': 0, 'memory_bytes': 0, 'max_skipped': 0.0}
+        train, _ = data.load(SimpleNamespace(**fields))
+    assert isinstance(train, EncodedSource)
+    return train
+
+
+def batches(source, rows=None, start=0, workers=0) -> list[Batch]:
+    rows = np.arange(B) if rows is None else rows
+    loader = Loader(
+        source,
+        rows=rows,
+        seed=3,
+        batch_size=B,
+        start_step=start,
+        stop_step=STEPS,
+        place=lambda batch: batch,
+        recipe=RECIPE,
+        workers=workers,
+    )
+    with loader as made:
+        return list(made)
+
+
+@pytest.fixture(scope='module')
+def expected(source) -> list[Batch]:
+    return Batches(batches(source))
+
+
+class Batches(list):
+    """A list that Hypothesis can print."""
+
+    def __repr__(self) -> str:
+        return f'{len(self)} batches'
+
+
+def assert_same(left: list[Batch], right: list[Batch]) -> None:
+    assert len(left) == len(right) > 0
+    for ours, theirs in zip(left, right, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            assert a.dtype == b.dtype
+            np.testing.assert_array_equal(a, b)
+
+
+def test_batches_are_crops_of_the_ordered_images(source, expected):
+    for step, batch in enumerate(expected):
+        assert batch.images.shape == (B, 2, 12, 12, 3)
+        assert batch.images.dtype == np.uint8
+        ids = batch_indices(3, step, N, B)
+        np.testing.assert_array_equal(batch.ids, ids)
+        for row in (0, B - 1):
+            rng = crop_rng(3, step, row)
+
+            def place(height, width, rng=rng):
+                pairs = zip(RECIPE.scales, RECIPE.ratios, strict=True)
+                return [draw_box(rng.random(22), height, width, *pair) for pair in pairs]
+
+            np.testing.assert_array_equal(batch.images[row], cut(source.files.read(int(ids[row])), place, 12))
+    assert not np.array_equal(expected[0].images[:, 0], expected[0].images[:, 1])
+
+
+@pytest.mark.parametrize('count', [1, 4])
+def test_any_number_of_workers_gives_the_same_batches(source, expected, count):
+    assert_same(batches(source, workers=count), expected)
+    assert_same(batches(source, workers=count, start=3), expected[3:])
+
+
+@pytest.mark.parametrize('processes', [2, 4])
+def test_any_number_of_processes_gives_the_same_batches(source, expected, processes):
+    shares = [batches(source, rows=rows) for rows in np.array_split(np.arange(B), processes)]
+    joined = [Batch(*map(np.concatenate, zip(*parts, strict=True))) for parts in zip(*shares, strict=True)]
+    assert_same(joined, expected)
+
+
+@settings(max_examples=8, deadline=None)
+@given(start=st.integers(0, STEPS - 1), cuts=st.lists(st.integers(0, B), max_size=2))
+def test_resuming_anywhere_and_dividing_anyhow(source, expected, start, cuts):
+    bounds = [0, *sorted(cuts), B]
+    shares = [batches(source, rows=np.arange(a, b), start=start) for a, b in itertools.pairwise(bounds) if b > a]
+    joined = [Batch(*map(np.concatenate, zip(*parts, strict=True))) for parts in zip(*shares, strict=True)]
+    assert_same(joined, expected[start:])
+
+
+def test_an_error_in_a_worker_is_the_same_error(source, monkeypatch):
+    path = source.files.where(7)
+    before = os.stat(path)
+    os.utime(path, (1, 1))
+    try:
+        with pytest.raises(data.UserError, match='changed since'):
+            batches(source, workers=1)
+    finally:
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_workers_start_no_backend_and_end_with_a_killed_parent(tmp_path):
+    program = tmp_path / 'program.py'
+    program.write_text(
+        'import os, sys, time\n'
+        'from dualcl_jax.data.workers import computed\n'
+        'def pid(i):\n'
+        '    bridge = sys.modules.get("jax._src.xla_bridge")  # Grain imports jax\n'
+        '    assert not (bridge and bridge.backends_are_initialized()), "a backend"\n'
+        '    assert "tensorflow" not in sys.modules\n'
+        '    return os.getpid()\n'
+        'if __name__ == "__main__":\n'
+        '    import dualcl_jax.data\n'
+        '    values = computed(pid, 0, 10**6, 1)\n'
+        '    print(next(values), flush=True)\n'
+        '    time.sleep(100)\n'
+    )
+    environment = os.environ | {'PYTHONPATH': str(REPOSITORY)}
+    with subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        assert worker != parent.pid
+        os.kill(worker, 0)
+        parent.send_signal(signal.SIGKILL)
+    end = time.monotonic() + 20
+    while time.monotonic() < end and _runs(worker):
+        time.sleep(0.1)
+    assert not _runs(worker)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        with open(f'/proc/{pid}/stat') as file:
+            return file.read().rsplit(')', 1)[1].split()[0] != 'Z'
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_leaving_early_ends_the_workers(source):
+    values = workers.computed(_pid, 0, 10**6, 2)
+    pids = {int(next(values)) for _ in range(4)}
+    assert len(pids) == 2
+    values.close()
+    end = time.monotonic() + 20
+    while time.monotonic() < end and any(map(_runs, pids)):
+        time.sleep(0.1)
+    assert not any(map(_runs, pids))
+
+
+def _pid(number: int) -> int:
+    return os.getpid()
+
+
+@pytest.mark.parametrize(('height', 'width'), [(32, 32), (48, 20), (24, 60), (10, 90)])
+def test_boxes_are_those_of_the_device(height, width):
+    """The same draws give the box that `views.draw_crop` gives, but where float32 rounds a side the other way."""
+    draws = np.random.default_rng(0).random((2000, 22), np.float32)
+    on_device = jax.jit(jax.vmap(lambda d: views.draw_crop(d, height, width, (0.2, 1.0), (3 / 4, 4 / 3))))(draws)
+    here = np.array([draw_box(row.astype(np.float64), height, width, (0.2, 1.0), (3 / 4, 4 / 3)) for row in draws])
+    assert np.all(np.stack(on_device, 1) == here, axis=1).mean() > 0.999
+
+
+def test_draws_of_neighbours_have_nothing_in_common():
+    draws = np.stack([crop_rng(s, t, p).random(22) for s in (0, 1) for t in range(20) for p in range(20)])
+    assert len(np.unique(draws.round(12))) == draws.size
+    assert abs(draws.mean() - 0.5) < 0.01
+    assert np.abs(np.corrcoef(draws.T) - np.eye(22)).max() < 0.2
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
+def test_decoding_at_a_scale_keeps_the_picture(kind):
+    """Of a large image a small cut at a smaller scale is close to the one from all pixels; boxes stay in place."""
+    from PIL import Image
+
+    pixels = photo(5, 40, 60).repeat(16, 0).repeat(16, 1)
+    pixels[:64] = 255
+    encoded = encode(pixels, kind, **({'quality': 95} if kind == 'JPEG' else {}))
+    boxes = [Box(0, 0, 640, 960), Box(100, 300, 400, 320), Box(0, 0, 64, 64)]
+    for box in boxes:
+        got = cut(encoded, lambda h, w, box=box: [box], 32)[0].astype(int)
+        top, left, height, width = box
+        inside = Image.fromarray(pixels[top : top + height, left : left + width])
+        reference = np.asarray(inside.resize((32, 32), Image.Resampling.BILINEAR)).astype(int)
+        assert np.abs(got - reference).mean() < 2.5
+
+
+def test_the_central_square():
+    assert central_square(30, 50) == [Box(0, 10, 30, 30)]
+    assert central_square(51, 8) == [Box(21, 0, 8, 8)]

@@ -1,0 +1,235 @@
+"""Folders of images: bad files, labels, splits, the index and its cache."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from bad_files import encode, photo, write_bad_files
+
+from dualcl_jax import data
+from dualcl_jax.data import folder, index
+from dualcl_jax.data.encoded import EncodedSource
+from dualcl_jax.data.source import ArraySource
+from dualcl_jax.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    return tmp_path / 'cache' / 'dualcl_jax'
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    path = tmp_path / 'images'
+    path.mkdir()
+    return path
+
+
+def config(path, **changes) -> SimpleNamespace:
+    fields = {'name': 'folder', 'path': str(path), 'image_size': 16, 'limit': 0, 'num_examples': 0, 'labels': 'auto'}
+    fields |= {'test_fraction': 0.2, 'stored_size': 0, 'memory_bytes': 2**30, 'max_skipped': 0.05}
+    return SimpleNamespace(**(fields | changes))
+
+
+def write_classes(root: Path, classes=('bee', 'ant'), count: int = 10) -> None:
+    for number, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            (root / name / f'{i}.png').write_bytes(encode(photo(100 * number + i), 'PNG'))
+
+
+def test_every_kind_of_bad_file_has_its_outcome(images):
+    expected = write_bad_files(images)
+    assert len(expected) > 30
+    train, test = data.load(config(images, max_skipped=0.9))
+    report = train.report
+    named = {file['path']: (file['outcome'], file['reason']) for file in report['files']}
+    for name, (outcome, reason) in expected.items():
+        if outcome == 'used':
+            assert name not in named
+        else:
+            assert named[name][0] == outcome, (name, named[name])
+            assert reason in named[name][1], (name, named[name])
+    assert set(named) <= set(expected)
+    outcomes = [outcome for outcome, _ in expected.values()]
+    assert len(train) == report['used'] == outcomes.count('used') + outcomes.count('converted')
+    assert report['found'] == len(expected)
+    assert test is None
+    assert set(train.labels) == {-1}
+    json.dumps(report)
+
+
+def test_too_many_bad_files_stop_the_run(images):
+    write_bad_files(images)
+    with pytest.raises(UserError, match=r'images cannot be used, more than config\.data\.max_skipped=0\.05') as error:
+        data.load(config(images))
+    assert len(str(error.value).splitlines()) == 3
+    assert '.jpg (' in str(error.value)
+
+
+def test_conversions_are_what_they_say(images):
+    """The pixels that come out, against those that went in."""
+    sixteen = np.full((16, 16), 200 * 256 + 255, np.uint16)
+    clear = np.dstack([np.zeros((16, 16, 3), np.uint8), np.zeros((16, 16), np.uint8)])
+    upright = np.zeros((16, 16, 3), np.uint8)
+    upright[:8] = 255  # white above
+    from PIL import Image
+
+    turned = Image.Exif()
+    turned[0x0112] = 6  # stored turned a quarter to the left
+    (images / 'a.png').write_bytes(encode(sixteen, 'PNG'))
+    (images / 'b.png').write_bytes(encode(clear, 'PNG'))
+    (images / 'c.jpg').write_bytes(encode(np.rot90(upright).copy(), 'JPEG', exif=turned, quality=95))
+    (images / 'd.png').write_bytes(encode(upright, 'PNG'))
+    train, _ = data.load(config(images, image_size=16, stored_size=16))
+    found = train.images(np.arange(4)).astype(int)
+    np.testing.assert_array_equal(found[0], 200)
+    np.testing.assert_array_equal(found[1], 255)
+    np.testing.assert_allclose(found[2], upright, atol=12)
+    np.testing.assert_array_equal(found[3], upright)
+
+
+@pytest.mark.parametrize('labels', ['auto', 'subfolders'])
+def test_labels_by_subfolder_and_a_share_held_out(images, labels):
+    write_classes(images)
+    train, test = data.load(config(images, labels=labels))
+    assert train.class_names == test.class_names == ('ant', 'bee')
+    assert len(train) + len(test) == 20
+    assert len(test) > 0
+    before = {photo(seed).tobytes() for seed in [*range(10), *range(100, 110)]}
+    assert len(before) == 20
+    for source in (train, test):
+        assert set(source.labels) <= {0, 1}
+    (images / 'bee' / 'new.png').write_bytes(encode(photo(999), 'PNG'))
+    grown, grown_test = data.load(config(images, labels=labels))
+    kept = {test.images(np.array([i])).tobytes() for i in range(len(test))}
+    assert kept <= {grown_test.images(np.array([i])).tobytes() for i in range(len(grown_test))}
+    assert grown.fingerprint != train.fingerprint or grown_test.fingerprint != test.fingerprint
+
+
+def test_flat_or_unlabelled(images):
+    write_classes(images, classes=('2019/may', '2019/june'))
+    flat, test = data.load(config(images))
+    assert (flat.class_names, test) == (None, None)
+    none, _ = data.load(config(images, labels='none'))
+    assert set(none.labels) == {-1}
+
+
+def test_train_and_val_folders_are_the_splits(images):
+    write_classes(images / 'train', count=6)
+    write_classes(images / 'val', classes=('ant', 'bee'), count=4)
+    (images / 'val' / 'ant' / 'other.png').write_bytes(encode(photo(500), 'PNG'))
+    train, test = data.load(config(images))
+    assert (len(train), train.class_names) == (12, ('ant', 'bee'))
+    assert len(test) == 1  # the others are in train too
+    assert test.labels.tolist() == [0]
+
+
+def test_labels_by_csv(images, tmp_path):
+    write_classes(images)
+    (tmp_path / 'labels.csv').write_text('label,path\nred,bee/1.png\nblue,ant/3.png\nred,./ant/2.png\nred,gone.png\n')
+    train, _ = data.load(config(images, labels=str(tmp_path / 'labels.csv'), test_fraction=0.0))
+    assert train.class_names == ('blue', 'red')
+    assert [(label == -1).sum() for label in [train.labels]] == [17]
+    assert train.labels[[2, 3, 11]].tolist() == [1, 0, 1]  # ant/2, ant/3, bee/1
+    for text, message in (
+        ('bee/1.png', r'line 1 has 1 columns'),
+        ('bee/1.png,a\nbee/1.png,b', r'line 2 gives bee/1\.png a second class'),
+        ('x.png,a', r'names none of the images .* such as ant/0\.png'),
+        ('\xff', 'names none|line 1'),
+    ):
+        (tmp_path / 'bad.csv').write_text(text)
+        with pytest.raises(UserError, match=message):
+            data.load(config(images, labels=str(tmp_path / 'bad.csv')))
+    with pytest.raises(UserError, match=r'data\.labels=none\.csv: cannot be read'):
+        data.load(config(images, labels='none.csv'))
+
+
+def test_the_memory_budget_decides(images):
+    write_classes(images)
+    size = folder.stored_size(config(images))
+    assert size == 19
+    needed = 20 * size * size * 3
+    small, small_test = data.load(config(images, memory_bytes=needed))
+    large, large_test = data.load(config(images, memory_bytes=needed - 1))
+    assert isinstance(small, ArraySource)
+    assert isinstance(large, EncodedSource)
+    for left, right in ((small, large), (small_test, large_test)):
+        np.testing.assert_array_equal(left.images(np.arange(len(left))), right.images(np.arange(len(right))))
+        np.testing.assert_array_equal(left.labels, right.labels)
+        assert left.fingerprint == right.fingerprint
+    limited, _ = data.load(config(images, limit=5))
+    np.testing.assert_array_equal(
+        limited.images(np.arange(2)), small.images(data.source.limit_indices(len(small), 5)[:2])
+    )
+
+
+def test_nothing_there(images, tmp_path):
+    for path, message in (
+        (images, 'no image of at least'),
+        (tmp_path / 'nowhere', 'no such folder'),
+        ('', 'is empty'),
+        ('gs://x', 'local'),
+    ):
+        with pytest.raises(UserError, match=r'data\.path.*' + message):
+            data.load(config(path))
+
+
+def test_the_cache_saves_examining_and_follows_changes(images, cache, monkeypatch):
+    write_classes(images)
+    os.utime(images / 'ant', (1, 1))
+    os.utime(images / 'bee', (1, 1))
+    os.utime(images, (1, 1))
+    first = index.open_index(str(images))
+    assert list(cache.glob('*.npz'))
+    examined = []
+    real = index._find
+    monkeypatch.setattr(index, '_find', lambda path, entry: examined.append(path) or real(path, entry))
+    again = index.open_index(str(images))
+    assert examined == []
+    assert again.report() == first.report()
+    np.testing.assert_array_equal(again.digests, first.digests)
+
+    changed = images / 'ant' / '3.png'
+    changed.write_bytes(encode(photo(700), 'PNG'))
+    shutil.copy(images / 'ant' / '4.png', images / 'ant' / 'z.png')
+    (images / 'bee' / '9.png').unlink()
+    third = index.open_index(str(images))
+    assert sorted(examined) == [str(changed), str(images / 'ant' / 'z.png')]
+    assert len(third) == 20
+    assert third.report()['duplicate'] == 1
+
+    for damaged in (b'', b'PK\x03\x04 no archive'):
+        next(cache.glob('*.npz')).write_bytes(damaged)
+        assert index.open_index(str(images)).report() == third.report()
+
+
+def test_a_file_that_changes_later_is_named(images):
+    write_classes(images)
+    train, _ = data.load(config(images, memory_bytes=0, labels='none'))
+    path = images / 'ant' / '0.png'
+    path.write_bytes(encode(photo(900), 'PNG'))
+    with pytest.raises(UserError, match=r'ant/0\.png: changed since'):
+        train.images(np.array([0]))
+    path.unlink()
+    with pytest.raises(UserError, match=r'ant/0\.png: cannot be read'):
+        train.images(np.array([0]))
+
+
+@pytest.mark.slow
+def test_an_index_of_a_million_files_opens_in_seconds(tmp_path, cache):
+    """In a process of its own: under 5 s and 200 MB, Python and the package included."""
+    import subprocess
+    import sys
+
+    code = Path(__file__).with_name('million.py')
+    done = subprocess.run([sys.executable, code, tmp_path], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    seconds, megabytes = map(float, done.stdout.split()[-2:])
+    assert seconds < 5
+    assert megabytes < 200
