@@ -26,12 +26,15 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         allow_abbrev=False,
     )
     parser.add_argument('--config', required=True, help='a configuration file, such as configs/cifar10.py')
-    parser.add_argument('--workdir', required=True, help='folder of the run, local or remote')
+    parser.add_argument('--workdir', help='folder of the run, local or remote')
+    parser.add_argument('--show_views', metavar='FILE.png', help='draw pairs of views of some images, and end')
     parser.add_argument('--coordinator_address', help='HOST:PORT of process 0, when there are several')
     parser.add_argument('--num_processes', type=int, help='how many processes run this command')
     parser.add_argument('--process_id', type=int, help='which of them this is, from 0')
     flags, rest = parser.parse_known_args(arguments)
     overrides = [flag.removeprefix('--config.') for flag in rest if flag.startswith('--config.')]
+    if flags.workdir is None and flags.show_views is None:
+        parser.error('the following arguments are required: --workdir')
     for flag in rest:
         if not flag.startswith('--config.'):
             parser.error(f'{flag}: no such flag')
@@ -49,6 +52,11 @@ def main() -> int:
     config = load_config(flags.config)
     override(config, overrides)
     runtime.start(flags.coordinator_address, flags.num_processes, flags.process_id)
+    if flags.show_views is not None:
+        from dualcl_jax.report.sheet import show_views
+
+        show_views(config, flags.show_views)
+        return 0
     from dualcl_jax.train import train
 
     return 0 if train(config, flags.workdir) else EXIT_STOPPED_BY_SIGNAL

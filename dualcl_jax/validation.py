@@ -42,6 +42,7 @@ RULES: dict[str, Rule] = {
     'data.limit': _at_least(0),
     'data.num_examples': _at_least(0),
     'data.test_fraction': (lambda value: 0 <= value < 1, 'must be at least 0 and below 1'),
+    'data.labels': (bool, 'choose auto, subfolders, none, or the path of a CSV file'),
     'data.stored_size': _at_least(0),
     'data.memory_bytes': _at_least(0),
     'data.max_skipped': _between(0, 1),

@@ -348,7 +348,7 @@ def _save(index: Index, cache: Path) -> None:
 def _load(cache: Path, root: str) -> Index | None:
     """What the cache holds; None where there is none, or one that cannot be used."""
     try:
-        with np.load(cache, allow_pickle=False) as archive:
+        with cache.open('rb') as file, np.load(file, allow_pickle=False) as archive:
             about = json.loads(archive['about'].tobytes())
             if about['version'] != VERSION:
                 return None

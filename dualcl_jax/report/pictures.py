@@ -3,15 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from dualcl_jax import randomness
+from dualcl_jax.data.order import epoch_permutation
 from dualcl_jax.evaluators.knn import nearest
 from dualcl_jax.report import figures
+from dualcl_jax.report.sheet import first_views
 from dualcl_jax.run import Run
-from dualcl_jax.views import make_views
 
 SHEET_IMAGES = 10
 MAP_IMAGES = 1000
@@ -44,11 +42,9 @@ def draw_pictures(run: Run, variables: Any, records: Sequence[dict[str, Any]]) -
 
     figures.curves(list(records), folder / 'curves.png')
 
-    sheet = train.images(np.sort(rng.permutation(len(train))[:SHEET_IMAGES]))
-    positions = jnp.arange(len(sheet), dtype=jnp.int32)
-    rngs = randomness.example_keys(method.seed, randomness.VIEWS, jnp.zeros((), jnp.int32), positions)
-    views = jax.jit(make_views, static_argnums=(2, 3))(rngs, sheet, method.views, method.image_size)
-    figures.view_pairs(sheet, np.asarray(views), folder / 'views.png')
+    chosen = epoch_permutation(run.config.seed, 0, len(train))[:SHEET_IMAGES]
+    views = first_views(train, chosen, method.views, method.image_size, method.seed)
+    figures.view_pairs(train.images(chosen), views, folder / 'views.png')
 
     same_image = test is train
     queries = _one_per_class(test.labels[shown])
