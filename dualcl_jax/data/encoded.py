@@ -11,7 +11,7 @@ import numpy as np
 
 from dualcl_jax.data.crops import CropRecipe, central_square, crop_rng, draw_boxes
 from dualcl_jax.data.decode import Place, cut
-from dualcl_jax.data.source import ArraySource
+from dualcl_jax.data.source import ArraySource, Splits
 from dualcl_jax.errors import UserError
 
 
@@ -89,6 +89,19 @@ class EncodedSource:
         """The same split with every image decoded."""
         pixels = self.images(np.arange(len(self)))
         return ArraySource(self.name, pixels, self.labels, self.class_names, self.fingerprint, self.report)
+
+
+def place(data: Any, train: EncodedSource, test: EncodedSource | None) -> Splits:
+    """Both splits in memory where they fit into `data.memory_bytes` together, else as they are."""
+    needed = (len(train) + (len(test) if test else 0)) * int(np.prod(train.image_shape))
+    if needed > data.memory_bytes:
+        return Splits(train, test)
+    return Splits(train.in_memory(), test.in_memory() if test else None)
+
+
+def stored_size(data: Any) -> int:
+    """The side of the squares that are kept, in pixels: `data.stored_size`, or 8/7 of `data.image_size` (224: 256)."""
+    return data.stored_size or -(-data.image_size * 8 // 7)
 
 
 def available_cores() -> int:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from dualcl_jax.data.decode import MIN_SIDE
-from dualcl_jax.data.encoded import EncodedSource
+from dualcl_jax.data.encoded import EncodedSource, place, stored_size
 from dualcl_jax.data.index import IGNORED, OUTCOMES, SKIPPED, USED, Index, open_index
-from dualcl_jax.data.source import Source, Splits, fingerprint, limit_indices
+from dualcl_jax.data.source import Splits, fingerprint, limit_indices
 from dualcl_jax.errors import UserError
 
 TEST_FOLDERS = ('test', 'val', 'valid', 'validation')
@@ -46,6 +46,11 @@ def load(data: Any) -> Splits:
     Raises:
       UserError: no such folder, no images in it, too many that cannot be used, or labels that do not fit.
     """
+    return place(data, *load_encoded(data))
+
+
+def load_encoded(data: Any) -> tuple[EncodedSource, EncodedSource | None]:
+    """`load`, with no image decoded."""
     if '://' in data.path:
         raise UserError(f'data.path={data.path}: must be a local folder; copy it, or mount it')
     if not data.path:
@@ -72,21 +77,7 @@ def load(data: Any) -> Splits:
 
     train = source(kept)
     test = source(np.flatnonzero(in_test)) if in_test.any() else None
-    return place(data, train, test)
-
-
-def place(data: Any, train: EncodedSource, test: EncodedSource | None) -> Splits:
-    """Both splits in memory where they fit into `data.memory_bytes` together, else as they are."""
-    needed = (len(train) + (len(test) if test else 0)) * int(np.prod(train.image_shape))
-    if needed > data.memory_bytes:
-        return Splits(train, test)
-    in_memory: Source = train.in_memory()
-    return Splits(in_memory, test.in_memory() if test else None)
-
-
-def stored_size(data: Any) -> int:
-    """The side of the squares that are kept, in pixels: `data.stored_size`, or 8/7 of `data.image_size` (224: 256)."""
-    return data.stored_size or -(-data.image_size * 8 // 7)
+    return train, test
 
 
 def _check_usable(data: Any, index: Index) -> None:

@@ -185,13 +185,14 @@ def open_index(root: str) -> Index:
     return index
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Where what is known of data sets is kept."""
     base = os.environ.get('XDG_CACHE_HOME')
     return (Path(base) if base else Path.home() / '.cache') / 'dualcl_jax'
 
 
 def _cache_file(root: str) -> Path:
-    return _cache_folder() / f'{hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:24]}.npz'
+    return cache_folder() / f'{hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:24]}.npz'
 
 
 @contextlib.contextmanager

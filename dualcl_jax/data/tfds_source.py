@@ -1,4 +1,4 @@
-"""Any TFDS image classification set of one image size that is prepared as array_record, without TensorFlow."""
+"""Any TFDS image classification set that is prepared as array_record, without TensorFlow."""
 
 import hashlib
 import io
@@ -8,6 +8,8 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
+from dualcl_jax.data.encoded import place, stored_size
+from dualcl_jax.data.records import read_split
 from dualcl_jax.data.source import ArraySource, Splits, fingerprint, limit_indices
 from dualcl_jax.errors import UserError
 
@@ -18,9 +20,10 @@ RESIZE = 'resize them to one and use data.name=npz, or choose another set'
 def load(data: Any) -> Splits:
     """Reads the set `data.name` ('name', 'name/config' or 'name:version') from `data.data_dir` into memory.
 
-    '' is the TFDS default folder. 'train' is for training, 'test', else 'validation', for testing. Only the
-    `data.limit` examples to be kept are decoded. The images are decoded by Pillow whatever else is installed, and the
-    fingerprint is over the encoded bytes: it does not depend on a decoder's version.
+    '' is the TFDS default folder. A set that declares no image size is decoded as a folder of images is. 'train' is for
+    training, 'test', else 'validation', for testing. Only the `data.limit` examples to be kept are decoded. The images
+    are decoded by Pillow whatever else is installed, and the fingerprint is over the encoded bytes: it does not depend
+    on a decoder's version.
 
     Raises:
       UserError: the set is not there, not array_record, damaged, or not of uint8 images of one size.
@@ -30,8 +33,12 @@ def load(data: Any) -> Splits:
     splits = list(builder.info.splits)
     if 'train' not in splits:
         raise UserError(f"{_where(data)} has no split 'train', only {splits}; choose another set")
-    train = _read_split(data, builder, 'train', data.limit)
     test_split = next((split for split in ('test', 'validation') if split in splits), None)
+    if None in dict(builder.info.features.items())['image'].shape[:2]:
+        size = stored_size(data)
+        held_out = read_split(builder, test_split, 0, size) if test_split else None
+        return place(data, read_split(builder, 'train', data.limit, size), held_out)
+    train = _read_split(data, builder, 'train', data.limit)
     if test_split is None:
         return Splits(train, None)
     test = _read_split(data, builder, test_split, 0)

@@ -38,7 +38,7 @@ def write_cache(folder: Path) -> None:
         rng.integers(0, 256, (count, 16), np.uint8),
         {},
     )
-    cache = index._cache_folder()
+    cache = index.cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
     index._save(made, index._cache_file(str(folder)))
 

@@ -1,0 +1,82 @@
+"""Makes array_record sets for --config.data.name: of a stock TFDS set, or of a folder of images.
+
+    python -m dualcl_jax.prepare --dataset=cifar10 --data_dir=DIR            downloads; needs the extra [prepare]
+    python -m dualcl_jax.prepare --dataset=mine --folder=IMAGES --data_dir=DIR
+
+Then: --config.data.name=mine --config.data.data_dir=DIR.
+"""
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from dualcl_jax.errors import UserError, exits_cleanly
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f'{message}\nsee python -m dualcl_jax.prepare --help')
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Flags. Raises UserError where one is unknown or missing."""
+    parser = _Parser(
+        prog='python -m dualcl_jax.prepare',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument('--dataset', required=True, help='name of a TFDS set, or the name that a folder shall have')
+    parser.add_argument('--data_dir', required=True, help='where it goes: a TFDS directory')
+    parser.add_argument('--folder', help='a local folder of images to pack')
+    parser.add_argument('--labels', default='auto', help='of the folder, as config.data.labels says')
+    parser.add_argument('--test_fraction', type=float, default=0.1, help='as config.data.test_fraction says')
+    parser.add_argument('--max_skipped', type=float, default=0.05, help='as config.data.max_skipped says')
+    return parser.parse_args(arguments)
+
+
+def prepare_stock(name: str, data_dir: str) -> str:
+    """Downloads and prepares a set by TFDS itself, and returns its folder.
+
+    Raises:
+      UserError: TensorFlow is not installed, or TFDS fails.
+    """
+    if importlib.util.find_spec('tensorflow') is None:
+        raise UserError(
+            f"--dataset={name}: a stock TFDS set needs TensorFlow, once; pip install 'dualcl-jax[prepare]'\n"
+            'or prepare it on another machine and copy its folder'
+        )
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, file_format='array_record')
+        builder.download_and_prepare()
+    except Exception as error:  # TFDS documents none of what a bad name, a network or a disk raises
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f'--dataset={name}: cannot be prepared ({reason})') from error
+    return str(builder.data_path)
+
+
+def prepare_folder(flags: argparse.Namespace) -> str:
+    """Packs the usable images of a folder, and returns the folder of the set."""
+    from dualcl_jax.data import folder
+    from dualcl_jax.data.pack import pack
+
+    data = argparse.Namespace(path=flags.folder, labels=flags.labels, test_fraction=flags.test_fraction)
+    data.limit, data.stored_size, data.max_skipped = 0, 1, flags.max_skipped
+    train, test = folder.load_encoded(data)
+    return str(pack(flags.dataset, train, test, flags.data_dir))
+
+
+@exits_cleanly
+def main() -> int:
+    flags = parse(sys.argv[1:])
+    made = prepare_folder(flags) if flags.folder else prepare_stock(flags.dataset, flags.data_dir)
+    print(f'{made}: use it with --config.data.name={flags.dataset} --config.data.data_dir={flags.data_dir}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
