@@ -34,7 +34,8 @@ def load(data: Any) -> Splits:
     if 'train' not in splits:
         raise UserError(f"{_where(data)} has no split 'train', only {splits}; choose another set")
     test_split = next((split for split in ('test', 'validation') if split in splits), None)
-    if None in dict(builder.info.features.items())['image'].shape[:2]:
+    height, width, channels = dict(builder.info.features.items())['image'].shape
+    if channels == 3 and None in (height, width):
         size = stored_size(data)
         held_out = read_split(builder, test_split, 0, size) if test_split else None
         return place(data, read_split(builder, 'train', data.limit, size), held_out)

@@ -142,11 +142,22 @@ def test_training_split_alone(tmp_path):
     assert data.load(config(data_dir=tmp_path)).test is None
 
 
-def test_grey_files_in_a_colour_set_and_sizes_that_are_not_declared(tmp_path):
+def test_grey_files_in_a_colour_set(tmp_path):
     colour, grey = examples(1, 4, 5, 3)[0], examples(1, 4, 5, 1)[0]
-    write_set(tmp_path, {'train': [colour, grey]}, {'image': image_feature(-1, -1, 3), 'label': LABEL})
+    write_set(tmp_path, {'train': [colour, grey]}, COLOUR)
     train, _ = data.load(config(data_dir=tmp_path))
     assert_holds(train, [colour, (grey[0].repeat(3, axis=2), grey[1])])
+
+
+def test_sizes_that_are_not_declared(tmp_path, monkeypatch):
+    """Central squares of the stored size, from images of any size."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    (tall, first), (wide, second) = examples(1, 20, 12, 3)[0], examples(1, 12, 16, 3, seed=1)[0]
+    write_set(tmp_path, {'train': [(tall, first), (wide, second)]}, {'image': image_feature(-1, -1, 3), 'label': LABEL})
+    for memory_bytes in (0, 10**6):
+        train, _ = data.load(config(data_dir=tmp_path, stored_size=12, memory_bytes=memory_bytes))
+        np.testing.assert_array_equal(train.images(np.arange(2)), [tall[4:16], wide[:, 2:14]])
+        assert train.labels.tolist() == [first, second]
 
 
 def mistake(fields: SimpleNamespace) -> str:
@@ -211,13 +222,13 @@ def test_images_of_another_kind(tmp_path, feature, what):
 
 def test_images_of_several_sizes(tmp_path):
     splits = {'train': [*examples(2, 4, 5, 3), *examples(1, 6, 5, 3)]}
-    write_set(tmp_path, splits, {'image': image_feature(-1, -1, 3), 'label': LABEL})
+    write_set(tmp_path, splits, COLOUR)
     assert "images of 'train' have several sizes, [4, 5] and [6, 5]" in mistake(config(data_dir=tmp_path))
 
 
 def test_splits_of_two_sizes(tmp_path):
     splits = {'train': examples(2, 4, 5, 3), 'test': examples(2, 6, 5, 3)}
-    write_set(tmp_path, splits, {'image': image_feature(-1, -1, 3), 'label': LABEL})
+    write_set(tmp_path, splits, COLOUR)
     assert 'train and test differ in size, [4, 5] and [6, 5]' in mistake(config(data_dir=tmp_path))
 
 
