@@ -4,8 +4,9 @@ An anchor's loss depends on its own row alone. So the gradient is taken block by
 are at hand, and what remains of [b, K] is [b, D]. Ours; the loss is `dualcl_jax.losses.info_nce`.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,8 @@ BLOCK_BYTES = 4 * 2**20
 """Of a block's similarities, on accelerators."""
 CPU_BLOCK_BYTES = 16 * 2**20
 """The same on CPUs, where a product of few anchors with many keys is slow."""
+CPU_CACHE_BYTES = 128 * 2**10
+"""Of similarities that go through selection and loss together on CPUs: they stay in a core's cache."""
 
 
 class Anchors(NamedTuple):
@@ -95,32 +98,30 @@ def contrast_with_queue(
         (_, contrast), (by_positive, by_similarity) = differentiated(positive, similarities)
         return summarize(contrast, rows.labels, queue.labels), by_positive, by_similarity
 
-    def block(rows: Anchors, *, row_by_row: bool) -> tuple[QueueContrast, jax.Array, jax.Array]:
+    def block(rows: Anchors, *, cache_bytes: int) -> tuple[QueueContrast, jax.Array, jax.Array]:
         """With the derivatives of each loss by its anchor and its positive, both [b, D]."""
         similarities = cosine(rows.anchors, queue.keys)
-        if row_by_row:
-            each = jax.tree.map(lambda values: values[:, None], (rows, similarities))
-            outputs = jax.lax.map(lambda row: contrast(*row), each)
-            summary, by_positive, by_similarity = jax.tree.map(lambda values: values[:, 0], outputs)
-        else:
-            summary, by_positive, by_similarity = contrast(rows, similarities)
+        summary, by_positive, by_similarity = _in_parts(lambda part: contrast(*part), (rows, similarities), cache_bytes)
         by_anchor = jnp.matmul(by_similarity, queue.keys, precision=jax.lax.Precision.HIGHEST)
         by_anchor += by_positive[:, None] * rows.positives
         return summary, by_anchor, by_positive[:, None] * rows.anchors
 
-    def blocks(rows: Anchors, *, most_bytes: int, row_by_row: bool) -> tuple[QueueContrast, jax.Array, jax.Array]:
-        count = rows.anchors.shape[0]
-        size = _block_size(count, queue.size, most_bytes)
+    def blocks(rows: Anchors, *, block_bytes: int, cache_bytes: int) -> tuple[QueueContrast, jax.Array, jax.Array]:
+        return _in_parts(partial(block, cache_bytes=cache_bytes), rows, block_bytes)
+
+    def _in_parts(function: Callable[[Any], Any], rows: Any, most_bytes: int) -> Any:
+        """The function of all rows, as many at a time as have similarities of so many bytes."""
+        count = jax.tree.leaves(rows)[0].shape[0]
+        size = _largest_divisor(count, most_bytes // (4 * queue.size))
         if size == count:
-            return block(rows, row_by_row=row_by_row)
-        split = jax.tree.map(lambda values: values.reshape(-1, size, *values.shape[1:]), rows)
-        outputs = jax.lax.map(partial(block, row_by_row=row_by_row), split)
-        return jax.tree.map(lambda values: values.reshape(count, *values.shape[2:]), outputs)
+            return function(rows)
+        parts = jax.tree.map(lambda values: values.reshape(-1, size, *values.shape[1:]), rows)
+        return jax.tree.map(lambda values: values.reshape(count, *values.shape[2:]), jax.lax.map(function, parts))
 
     contrasts, by_anchor, by_positive = jax.lax.platform_dependent(
         jax.lax.stop_gradient(rows),
-        cpu=partial(blocks, most_bytes=CPU_BLOCK_BYTES, row_by_row=True),  # a row stays in the cache
-        default=partial(blocks, most_bytes=BLOCK_BYTES, row_by_row=False),
+        cpu=partial(blocks, block_bytes=CPU_BLOCK_BYTES, cache_bytes=CPU_CACHE_BYTES),
+        default=partial(blocks, block_bytes=BLOCK_BYTES, cache_bytes=BLOCK_BYTES),
     )
     loss = _with_gradient(contrasts.loss, rows.anchors, by_anchor)
     loss = _with_gradient(loss, rows.positives, by_positive)
@@ -133,10 +134,9 @@ def _with_gradient(values: jax.Array, inputs: jax.Array, gradients: jax.Array) -
     return values + (linear - jax.lax.stop_gradient(linear))
 
 
-def _block_size(anchors: int, slots: int, most_bytes: int) -> int:
-    """The largest divisor of the number of anchors whose similarities fit into so many bytes, at least 1."""
-    most = max(most_bytes // (4 * slots), 1)
-    return max(size for size in range(1, min(anchors, most) + 1) if anchors % size == 0)
+def _largest_divisor(number: int, most: int) -> int:
+    """The largest divisor that is at most `most`, and at least 1."""
+    return max(size for size in range(1, max(min(number, most), 1) + 1) if number % size == 0)
 
 
 def summarize(contrast: Contrast, labels: jax.Array, slot_labels: jax.Array) -> QueueContrast:

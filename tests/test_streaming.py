@@ -47,6 +47,7 @@ def as_a_whole(rows: Anchors, queue: Queue, selector: str) -> QueueContrast:
 @pytest.mark.parametrize('selector', SELECT)
 def test_equals_info_nce(monkeypatch: pytest.MonkeyPatch, selector: str, anchors_in_a_block: int, filled: int) -> None:
     monkeypatch.setattr(streaming, 'CPU_BLOCK_BYTES', anchors_in_a_block * K * 4)
+    monkeypatch.setattr(streaming, 'CPU_CACHE_BYTES', 2 * K * 4)
     rows, queue = make(filled)
     weights = jnp.linspace(0.5, 2.0, B)  # so that each row's own gradient shows
 
