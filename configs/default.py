@@ -51,11 +51,15 @@ def get_config() -> ConfigDict:
     views.solarize_threshold = config_dict.placeholder(float)
 
     config.model = model = ConfigDict()
-    model.name = 'resnet18'  # resnet18 | resnet34 | resnet50 | tiny (for tests)
-    model.stem = 'cifar'  # cifar: 3×3, stride 1 | imagenet: 7×7, stride 2, and pooling
-    model.width = 64  # channels of the first stage
+    model.name = 'resnet18'  # resnet18 | resnet34 | resnet50 | vit_s16 | vit_tiny, tiny (for tests)
+    model.stem = 'cifar'  # of a ResNet; cifar: 3×3, stride 1 | imagenet: 7×7, stride 2, and pooling
+    model.width = 64  # channels of the first stage of a ResNet; that of a ViT is in its name
     model.norm = 'split:8'  # BN statistics: local (a device) | sync (all) | split:n (n groups of the global batch)
-    model.projection = 'mlp'  # linear (MoCo v1) | mlp (v2)
+    model.projection = 'mlp'  # linear (MoCo v1) | mlp (v2) | mlp2_bn (v3 after a ResNet) | mlp3_bn (v3 after a ViT)
+    model.predictor = 'none'  # on the query's side only: none | mlp2 (MoCo v3 after a ResNet) | mlp2_bn (after a ViT)
+    model.head_width = 4096  # of the inner layers of v3's projections and predictors
+    model.freeze_patches = True  # the patch projection of a ViT stays as it was drawn; others have none
+    model.remat = False  # compute activations inside blocks again for the backward pass: less memory, more time
     model.dim = 128  # D, length of queries and keys
     model.dtype = 'float32'  # of the encoder's computation: float32 | bfloat16; the loss is float32 always
 
@@ -64,6 +68,7 @@ def get_config() -> ConfigDict:
     loss.symmetric = True  # both views act as query and as key; False: MoCo's one-way loss
     loss.key_weight = 0.0  # w in [0, 1], share of the term anchored at the key
     loss.key_term = 'batch'  # negatives of that term: batch (other queries of the global batch) | queue
+    loss.two_tau = False  # differentiate 2τ times the loss (MoCo v3); what is logged stays InfoNCE
     loss.shuffle_keys = False  # permute the key batch across devices and BN groups (MoCo's shuffling BN)
 
     config.negatives = negatives = ConfigDict()
@@ -71,12 +76,16 @@ def get_config() -> ConfigDict:
     # ring (k after the `skip` hardest) | random
     negatives.selector = 'top_k'
     negatives.k = 0  # how many; 0: by fraction
-    negatives.fraction = 0.25  # of queue.size, in (0, 1]; read where k is 0
+    negatives.fraction = 0.25  # of queue.size, or of the batch without a queue, in (0, 1]; read where k is 0
     negatives.skip = 0  # of selector='ring': how many of the hardest are left out
+    negatives.schedule = (
+        'constant'  # constant | linear | cosine: from start_fraction to k over the run; threshold, ring, random
+    )
+    negatives.start_fraction = 1.0  # of the candidates, in (0, 1]; read where there is a schedule
     negatives.mask_same_image = True  # an older key of the anchor's image is no negative
 
     config.queue = queue = ConfigDict()
-    queue.size = 4096  # K
+    queue.size = 4096  # K; 0: no queue, negatives are the other keys of the global batch (MoCo v3)
     queue.init = 'empty'  # empty: slots count once they are filled | noise: MoCo's random unit vectors
 
     config.ema = ema = ConfigDict()
@@ -85,16 +94,22 @@ def get_config() -> ConfigDict:
 
     config.optimizer = optimizer = ConfigDict()
     optimizer.name = 'sgd'  # sgd | lars | adamw
-    optimizer.learning_rate = 0.06  # peak; the loss is the mean over view orders
+    optimizer.learning_rate = 0.06  # peak, at reference_batch; the loss is the mean over view orders
+    optimizer.reference_batch = 0  # linear rule: the peak is learning_rate × batch_size / this; 0: learning_rate itself
+    optimizer.schedule = 'cosine'  # after the warm-up: cosine (to 0) | step (a tenth at 60 % and 80 % of the run)
     optimizer.momentum = 0.9  # of sgd and lars; β1 of adamw
     optimizer.weight_decay = 5e-4
     optimizer.decay_norm_and_bias = False  # decay biases and normalisation scales too (MoCo does)
-    optimizer.warmup_epochs = 0.0  # linear from 0; then a cosine to 0
+    optimizer.warmup_epochs = 0.0  # linear from 0
 
     config.train = train = ConfigDict()
     train.batch_size = 256  # global: over all devices of all processes
     train.epochs = 200
     train.steps = 0  # wins over epochs where positive
+    # Parts of the batch, one after the other, whose gradients are averaged into one step, for memory. Each part has its
+    # own batch statistics, with the groups of model.norm. Keys come first: all parts see the same queue or batch of
+    # keys, and the queue takes the keys of the whole batch at once.
+    train.accumulate_steps = 1
 
     config.log = log = ConfigDict()
     log.every_steps = 20  # a line of metrics.jsonl; the first and the last step always

@@ -4,7 +4,7 @@ Every similarity and softmax is float32 at `Precision.HIGHEST`, whatever the enc
 otherwise round the inputs of the product to bfloat16 and with them the order of the negatives.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 import jax
@@ -115,7 +115,7 @@ def contrast_similarities(
 def dual_view_loss(
     queries: jax.Array,
     keys: jax.Array,
-    contrast: Callable[[jax.Array, jax.Array], AnyContrast],
+    contrast: Callable[[jax.Array, jax.Array], AnyContrast] | Sequence[Callable[[jax.Array, jax.Array], AnyContrast]],
     key_contrast: Callable[[jax.Array, jax.Array], HasLoss] | None = None,
     key_weight: float = 0.0,
 ) -> tuple[jax.Array, list[AnyContrast]]:
@@ -127,7 +127,8 @@ def dual_view_loss(
     Args:
       queries: [V, B, D] unit vectors, V view orders.
       keys: [V, B, D] unit vectors without gradient; `keys[v]` is the positive of `queries[v]`.
-      contrast: (anchors, positives) -> Contrast for queries as anchors, such as a partial `info_nce`.
+      contrast: (anchors, positives) -> Contrast for queries as anchors, such as a partial `info_nce`;
+        or one for each view order.
       key_contrast: the same for keys as anchors; needed where key_weight > 0.
       key_weight: w in [0, 1].
 
@@ -135,7 +136,8 @@ def dual_view_loss(
       The loss, [] float32, and the query-anchored Contrast of each view order.
     """
     pairs = list(zip(queries, keys, strict=True))
-    contrasts = [contrast(query, key) for query, key in pairs]
+    each = contrast if isinstance(contrast, Sequence) else [contrast] * len(pairs)
+    contrasts = [compare(query, key) for compare, (query, key) in zip(each, pairs, strict=True)]
     loss = jnp.stack([c.loss.mean() for c in contrasts]).mean()
     if key_weight and key_contrast is not None:
         key_loss = jnp.stack([key_contrast(key, query).loss.mean() for query, key in pairs]).mean()

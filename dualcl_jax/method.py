@@ -8,7 +8,14 @@ import optax
 from dualcl_jax.data.crops import CropRecipe
 from dualcl_jax.models import Encoder, build_encoder, norm_layout
 from dualcl_jax.negatives import Selector, build_selector, resolve_k
-from dualcl_jax.optim import MOMENTUM_SCHEDULES, Schedule, build_optimizer, learning_rate_schedule
+from dualcl_jax.optim import (
+    LEARNING_RATE_SCHEDULES,
+    MOMENTUM_SCHEDULES,
+    Schedule,
+    build_optimizer,
+    count_schedule,
+    peak_learning_rate,
+)
 from dualcl_jax.views import PRESETS, ViewSpec
 
 AXIS = 'batch'
@@ -27,12 +34,15 @@ class Method:
       seed: of all randomness.
       symmetric: both views act as query and key; otherwise view 1 is the query and view 2 the key.
       temperature: τ.
+      loss_scale: factor of the loss that is differentiated; the one that is logged has none.
       key_weight: w, share of the term anchored at the key.
       key_term: its negatives: 'batch' (the other queries of the global batch) or 'queue'.
       shuffle_keys: permute the key batch across devices and BN groups.
-      select: the selector of negatives; `num_negatives` is its k.
+      select: the selector of negatives; `num_negatives` is its k, the last of the run.
+      count_negatives: how many of them enter by step; None where that is always k.
       mask_same_image: older keys of the anchor's image are no negatives.
-      queue_size, queue_init: K; 'empty' or 'noise'.
+      queue_size, queue_init: K, 0 for negatives from the batch; 'empty' or 'noise'.
+      accumulate_steps: parts of the batch whose gradients are averaged into one step.
       ema: momentum of the momentum encoder by step.
       learning_rate: by step.
       optimizer: with that schedule inside.
@@ -46,14 +56,17 @@ class Method:
     seed: int
     symmetric: bool
     temperature: float
+    loss_scale: float
     key_weight: float
     key_term: str
     shuffle_keys: bool
     select: Selector
     num_negatives: int
+    count_negatives: Schedule | None
     mask_same_image: bool
     queue_size: int
     queue_init: str
+    accumulate_steps: int
     ema: Schedule
     learning_rate: Schedule
     optimizer: optax.GradientTransformation
@@ -81,9 +94,16 @@ def crop_recipe(method: Method) -> CropRecipe:
 def build_method(config: Any, *, total_steps: int, steps_per_epoch: int, num_devices: int) -> Method:
     """The method that a validated, resolved config describes (see `configs/default.py` for its fields)."""
     groups, span = norm_layout(config.model.norm, num_devices)
-    learning_rate = learning_rate_schedule(
-        config.optimizer.learning_rate, total_steps, round(config.optimizer.warmup_epochs * steps_per_epoch)
+    optimizer = config.optimizer
+    learning_rate = LEARNING_RATE_SCHEDULES[optimizer.schedule](
+        peak_learning_rate(optimizer.learning_rate, config.train.batch_size, optimizer.reference_batch),
+        total_steps,
+        round(optimizer.warmup_epochs * steps_per_epoch),
     )
+    negatives, candidates = config.negatives, config.queue.size or config.train.batch_size
+    k = resolve_k(negatives.k, negatives.fraction, candidates)
+    first_k = resolve_k(0, negatives.start_fraction, candidates)
+    scheduled = negatives.schedule != 'constant'
     return Method(
         encoder=build_encoder(config.model, groups=groups, span=span, axis_name=AXIS),
         views=resolve_views(config.views),
@@ -93,21 +113,25 @@ def build_method(config: Any, *, total_steps: int, steps_per_epoch: int, num_dev
         seed=config.seed,
         symmetric=config.loss.symmetric,
         temperature=config.loss.temperature,
+        loss_scale=2 * config.loss.temperature if config.loss.two_tau else 1.0,
         key_weight=config.loss.key_weight,
         key_term=config.loss.key_term,
         shuffle_keys=config.loss.shuffle_keys,
-        select=build_selector(config.negatives.selector, config.negatives.skip),
-        num_negatives=resolve_k(config.negatives.k, config.negatives.fraction, config.queue.size),
-        mask_same_image=config.negatives.mask_same_image,
+        select=build_selector(negatives.selector, negatives.skip),
+        num_negatives=k,
+        count_negatives=count_schedule(negatives.schedule, first_k, k, total_steps) if scheduled else None,
+        mask_same_image=negatives.mask_same_image,
         queue_size=config.queue.size,
         queue_init=config.queue.init,
+        accumulate_steps=config.train.accumulate_steps,
         ema=MOMENTUM_SCHEDULES[config.ema.schedule](config.ema.momentum, total_steps),
         learning_rate=learning_rate,
         optimizer=build_optimizer(
-            config.optimizer.name,
+            optimizer.name,
             learning_rate,
-            momentum=config.optimizer.momentum,
-            weight_decay=config.optimizer.weight_decay,
-            decay_norm_and_bias=config.optimizer.decay_norm_and_bias,
+            momentum=optimizer.momentum,
+            weight_decay=optimizer.weight_decay,
+            decay_norm_and_bias=optimizer.decay_norm_and_bias,
+            frozen=('patch_embed',) if config.model.freeze_patches else (),
         ),
     )

@@ -132,6 +132,9 @@ def allowed_slots(valid: jax.Array, slot_ids: jax.Array, anchor_ids: jax.Array, 
 
 
 def resolve_k(k: int, fraction: float, queue_size: int) -> int:
-    """The number of negatives to select: `k` where it is positive, else `fraction` of the queue, from 1 to its size."""
+    """The number of negatives to select: `k` where it is positive, else `fraction` of the queue, from 1 to its size.
+
+    Without a queue, the candidates of the batch are what is selected from.
+    """
     wanted = k if k > 0 else round(fraction * queue_size)
     return max(1, min(wanted, queue_size))

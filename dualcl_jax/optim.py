@@ -1,6 +1,9 @@
 """Optimizers and schedules. Every schedule is a pure function of the step."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +24,42 @@ def learning_rate_schedule(peak: float, total_steps: int, warmup_steps: int = 0)
         progress = jnp.clip((t - warmup_steps) / (total_steps - warmup_steps), 0.0, 1.0)
         cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
         return peak * jnp.where(t < warmup_steps, warmup, cosine)
+
+    return schedule
+
+
+def step_schedule(peak: float, total_steps: int, warmup_steps: int = 0) -> Schedule:
+    """Linear warm-up from 0 to `peak`, which falls to a tenth at 60 % and again at 80 % of the run (1911.05722, §4)."""
+
+    def schedule(step: jax.Array) -> jax.Array:
+        t = jnp.asarray(step, jnp.float32)
+        drops = (t >= 0.6 * total_steps).astype(jnp.float32) + (t >= 0.8 * total_steps).astype(jnp.float32)
+        return peak * jnp.where(t < warmup_steps, t / max(warmup_steps, 1), 0.1**drops)
+
+    return schedule
+
+
+LEARNING_RATE_SCHEDULES: dict[str, Callable[[float, int, int], Schedule]] = {
+    'cosine': learning_rate_schedule,
+    'step': step_schedule,
+}
+
+
+def peak_learning_rate(learning_rate: float, batch_size: int, reference_batch: int) -> float:
+    """The linear rule (1706.02677, §2.1): `learning_rate` is that of `reference_batch`, and grows with the batch.
+
+    A reference of 0 leaves it as it is.
+    """
+    return learning_rate * batch_size / reference_batch if reference_batch else learning_rate
+
+
+def count_schedule(name: str, first: int, last: int, total_steps: int) -> Schedule:
+    """How many negatives enter by step, int32: from `first` to `last`, a 'linear' or half a 'cosine' (ours)."""
+
+    def schedule(step: jax.Array) -> jax.Array:
+        progress = jnp.asarray(step, jnp.float32) / total_steps
+        share = progress if name == 'linear' else 0.5 * (1.0 - jnp.cos(jnp.pi * progress))
+        return jnp.round(first + (last - first) * share).astype(jnp.int32)
 
     return schedule
 
@@ -47,14 +86,30 @@ MOMENTUM_SCHEDULES: dict[str, Callable[[float, int], Schedule]] = {
 }
 
 
+Mask = Callable[[optax.Params], optax.Params]
+
+
 def is_weight(params: optax.Params) -> optax.Params:
     """True for kernels, False for biases and the scales of normalisation layers, in the shape of `params`."""
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
-def _sgd(
-    learning_rate: Schedule, momentum: float, weight_decay: float, mask: Callable | None
-) -> optax.GradientTransformation:
+def decay_mask(*, decay_norm_and_bias: bool, frozen: Sequence[str] = ()) -> Mask:
+    """Which parameters decay, as a function of them.
+
+    Args:
+      decay_norm_and_bias: every one; otherwise those of `is_weight`.
+      frozen: names of layers that never do.
+    """
+
+    def decays(path: tuple[Any, ...], leaf: jax.Array) -> bool:
+        names = [getattr(entry, 'key', None) for entry in path]
+        return (decay_norm_and_bias or leaf.ndim > 1) and not any(name in names for name in frozen)
+
+    return partial(jax.tree_util.tree_map_with_path, decays)
+
+
+def _sgd(learning_rate: Schedule, momentum: float, weight_decay: float, mask: Mask) -> optax.GradientTransformation:
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask),
         optax.trace(decay=momentum),
@@ -62,19 +117,23 @@ def _sgd(
     )
 
 
-def _lars(
-    learning_rate: Schedule, momentum: float, weight_decay: float, mask: Callable | None
-) -> optax.GradientTransformation:
-    return optax.lars(learning_rate, weight_decay, mask or True, trust_ratio_mask=is_weight, momentum=momentum)
+def _lars(learning_rate: Schedule, momentum: float, weight_decay: float, mask: Mask) -> optax.GradientTransformation:
+    return optax.lars(learning_rate, weight_decay, mask, trust_ratio_mask=is_weight, momentum=momentum)
 
 
-def _adamw(
-    learning_rate: Schedule, momentum: float, weight_decay: float, mask: Callable | None
-) -> optax.GradientTransformation:
-    return optax.adamw(learning_rate, b1=momentum, weight_decay=weight_decay, mask=mask)
+def _adamw(learning_rate: Schedule, momentum: float, weight_decay: float, mask: Mask) -> optax.GradientTransformation:
+    adamw = optax.adamw(learning_rate, b1=momentum, weight_decay=weight_decay, mask=mask)
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        with jax.numpy_dtype_promotion('standard'):  # its bias correction raises a float to an int32 count
+            return adamw.update(updates, state, params)
+
+    return optax.GradientTransformation(adamw.init, update)
 
 
-OPTIMIZERS: dict[str, Callable[[Schedule, float, float, Callable | None], optax.GradientTransformation]] = {
+OPTIMIZERS: dict[str, Callable[[Schedule, float, float, Mask], optax.GradientTransformation]] = {
     'sgd': _sgd,
     'lars': _lars,
     'adamw': _adamw,
@@ -82,7 +141,14 @@ OPTIMIZERS: dict[str, Callable[[Schedule, float, float, Callable | None], optax.
 
 
 def build_optimizer(
-    name: str, learning_rate: Schedule, *, momentum: float, weight_decay: float, decay_norm_and_bias: bool
+    name: str,
+    learning_rate: Schedule,
+    *,
+    momentum: float,
+    weight_decay: float,
+    decay_norm_and_bias: bool,
+    frozen: Sequence[str] = (),
+    layer_decay: float = 1.0,
 ) -> optax.GradientTransformation:
     """An optimizer of `OPTIMIZERS`.
 
@@ -92,5 +158,47 @@ def build_optimizer(
       momentum: of sgd and lars; β1 of adamw.
       weight_decay: at least 0.
       decay_norm_and_bias: decay every parameter (MoCo); otherwise kernels alone.
+      frozen: names of layers without gradient, which do not decay either and so never change.
+      layer_decay: each layer learns this many times as fast as the one after it, see `layer_rates`; 1: all alike.
     """
-    return OPTIMIZERS[name](learning_rate, momentum, weight_decay, None if decay_norm_and_bias else is_weight)
+    mask = decay_mask(decay_norm_and_bias=decay_norm_and_bias, frozen=frozen)
+    optimizer = OPTIMIZERS[name](learning_rate, momentum, weight_decay, mask)
+    return optimizer if layer_decay == 1.0 else optax.chain(optimizer, scale_by_layer(layer_decay))
+
+
+_DEPTH = re.compile(r'(?:layer(\d+)|blocks)_(\d+)')
+_FIRST = ('conv1', 'bn1', 'patch_embed', 'cls_token')
+
+
+def layer_rates(params: optax.Params, decay: float) -> optax.Params:
+    """Factors of the learning rate for fine-tuning, floats in the shape of `params` (1905.12174; 2106.08254, §A).
+
+    decay^(L + 1 - l) for the blocks l = 1 ... L of a ResNet or ViT in their order, l = 0 for what comes before them
+    (the stem, the patch projection, the class token), and 1 for what comes after (the last norm, heads).
+    """
+
+    def block(path: tuple[Any, ...]) -> tuple[int, int] | None:
+        found = [match for entry in path if (match := _DEPTH.fullmatch(str(getattr(entry, 'key', ''))))]
+        return (int(found[0][1] or 0), int(found[0][2])) if found else None
+
+    leaves, structure = jax.tree_util.tree_flatten_with_path(params)
+    blocks = sorted({place for path, _ in leaves if (place := block(path)) is not None})
+
+    def rate(path: tuple[Any, ...]) -> float:
+        place = block(path)
+        if place is not None:
+            return float(decay ** (len(blocks) - blocks.index(place)))
+        before = any(getattr(entry, 'key', None) in _FIRST for entry in path)
+        return float(decay ** (len(blocks) + 1)) if before else 1.0
+
+    return jax.tree.unflatten(structure, [rate(path) for path, _ in leaves])
+
+
+def scale_by_layer(decay: float) -> optax.GradientTransformation:
+    """Multiplies updates by their `layer_rates`; put it after an optimizer."""
+
+    def scale(updates: optax.Updates, params: optax.Params | None = None) -> optax.Updates:
+        del params
+        return jax.tree.map(lambda rate, update: rate * update, layer_rates(updates, decay), updates)
+
+    return optax.stateless(scale)

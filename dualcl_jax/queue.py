@@ -63,6 +63,19 @@ def noise_queue(rng: jax.Array, size: int, dim: int) -> Queue:
     return dataclasses.replace(empty_queue(size, dim), keys=keys, filled=jnp.asarray(size, jnp.int32))
 
 
+def batch_queue(keys: jax.Array, ids: jax.Array, labels: jax.Array, step: jax.Array) -> Queue:
+    """The keys [n, D] of one step as a full queue, for training without one: negatives from the batch (2104.02057)."""
+    count = keys.shape[0]
+    return Queue(
+        keys=keys,
+        ids=ids,
+        labels=labels,
+        enqueued_at=jnp.broadcast_to(step, (count,)),
+        cursor=jnp.zeros((), jnp.int32),
+        filled=jnp.asarray(count, jnp.int32),
+    )
+
+
 def enqueue(queue: Queue, keys: jax.Array, ids: jax.Array, labels: jax.Array, step: jax.Array) -> Queue:
     """Writes n keys behind the newest, over the oldest.
 

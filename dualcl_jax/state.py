@@ -20,12 +20,12 @@ class TrainState:
 
     Attributes:
       step: [] int32, how many steps were taken.
-      params: θ, parameters of the online encoder.
+      params: θ, parameters of the online encoder, the predictor among them.
       batch_stats: its running statistics.
-      momentum_params: ξ, parameters of the momentum encoder.
+      momentum_params: ξ, parameters of the momentum encoder, which has no predictor.
       momentum_batch_stats: its own running statistics, not averaged from the online encoder's.
       opt_state: the optimizer's.
-      queue: the memory queue.
+      queue: the memory queue; None where negatives come from the batch.
     """
 
     step: jax.Array
@@ -34,7 +34,7 @@ class TrainState:
     momentum_params: optax.Params
     momentum_batch_stats: Variables
     opt_state: optax.OptState
-    queue: Queue
+    queue: Queue | None
 
     @property
     def variables(self) -> Variables:
@@ -50,18 +50,23 @@ class TrainState:
 def create_train_state(method: Method, channels: int) -> TrainState:
     """The state before the first step, a pure function of `method.seed`: ξ = θ, the queue empty or full of noise."""
     image = jnp.zeros((1, method.image_size, method.image_size, channels), jnp.float32)
-    variables = method.encoder.init(randomness.key(method.seed, randomness.INIT), image, train=False)
+    variables = method.encoder.init(randomness.key(method.seed, randomness.INIT), image, train=False, predict=True)
     params, batch_stats = variables['params'], variables.get('batch_stats', {})
-    if method.queue_init == 'noise':
+    queue = None
+    if method.queue_size and method.queue_init == 'noise':
         queue = noise_queue(randomness.key(method.seed, randomness.QUEUE), method.queue_size, method.dim)
-    else:
+    elif method.queue_size:
         queue = empty_queue(method.queue_size, method.dim)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=batch_stats,
-        momentum_params=jax.tree.map(jnp.copy, params),
-        momentum_batch_stats=jax.tree.map(jnp.copy, batch_stats),
+        momentum_params=jax.tree.map(jnp.copy, _without_predictor(params)),
+        momentum_batch_stats=jax.tree.map(jnp.copy, _without_predictor(batch_stats)),
         opt_state=method.optimizer.init(params),
         queue=queue,
     )
+
+
+def _without_predictor(variables: Variables) -> Variables:
+    return {part: tree for part, tree in variables.items() if part != 'predictor'}

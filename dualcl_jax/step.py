@@ -4,18 +4,32 @@ In MoCo's own order (1911.05722, Algorithm 1): move the momentum encoder towards
 queries against the queue as the last step left it, enqueue this step's keys, update the online encoder.
 """
 
+from functools import partial
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from dualcl_jax import randomness
+from dualcl_jax.accumulate import average_gradient, join, split
 from dualcl_jax.data.loader import Batch
 from dualcl_jax.diagnostics import measure
 from dualcl_jax.losses import HasLoss, dual_view_loss, info_nce, normalize
 from dualcl_jax.method import AXIS, Method
-from dualcl_jax.queue import enqueue
+from dualcl_jax.negatives import allowed_slots
+from dualcl_jax.queue import Queue, batch_queue, enqueue, valid
 from dualcl_jax.state import TrainState, Variables
-from dualcl_jax.streaming import Anchors, QueueContrast, contrast_with_queue
+from dualcl_jax.streaming import Anchors, QueueContrast, contrast_with_queue, summarize
 from dualcl_jax.views import make_views
+
+
+class Rows(NamedTuple):
+    """What the loss knows of anchors [b]: their place in the global batch, image, class, and key to draw with."""
+
+    positions: jax.Array
+    ids: jax.Array
+    labels: jax.Array
+    draws: jax.Array
 
 
 def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -25,8 +39,9 @@ def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainSt
       The next state, the same on every device, and scalar metrics, averaged over devices.
     """
     momentum = method.ema(state.step)
+    online = {part: state.params[part] for part in state.momentum_params}  # without the predictor
     momentum_params = jax.tree.map(
-        lambda xi, theta: momentum * xi + (1.0 - momentum) * theta, state.momentum_params, state.params
+        lambda xi, theta: momentum * xi + (1.0 - momentum) * theta, state.momentum_params, online
     )
 
     rngs = randomness.example_keys(method.seed, randomness.VIEWS, state.step, batch.positions)
@@ -39,39 +54,82 @@ def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainSt
     keys, momentum_batch_stats = encode_keys(method, momentum_variables, key_views, state.step, batch.positions, order)
 
     everyone = in_global_order(jnp.stack([batch.positions, batch.ids, batch.labels], axis=1), order)
+    global_keys = in_global_order(keys.swapaxes(0, 1), order)
+    if state.queue is None:  # each view order against the other keys of its own
+        candidates = [
+            batch_queue(global_keys[:, v], everyone[:, 1], everyone[:, 2], state.step) for v in range(keys.shape[0])
+        ]
+    else:
+        candidates = [state.queue] * keys.shape[0]
+    count = method.num_negatives if method.count_negatives is None else method.count_negatives(state.step)
     draws = randomness.example_keys(method.seed, randomness.NEGATIVES, state.step, batch.positions)
 
-    def contrast(anchors: jax.Array, positives: jax.Array) -> QueueContrast:
-        return contrast_with_queue(
-            Anchors(anchors, positives, batch.ids, batch.labels, draws),
-            state.queue,
+    def contrast(queue: Queue, rows: Rows, anchors: jax.Array, positives: jax.Array) -> QueueContrast:
+        if state.queue is not None:
+            return contrast_with_queue(
+                Anchors(anchors, positives, rows.ids, rows.labels, rows.draws),
+                queue,
+                temperature=method.temperature,
+                select=method.select,
+                k=count,
+                mask_same_image=method.mask_same_image,
+            )
+        allowed = allowed_slots(valid(queue), queue.ids, rows.ids, mask_same_image=method.mask_same_image)
+        others = allowed & (rows.positions[:, None] != everyone[None, :, 0])
+        among_keys = info_nce(
+            anchors,
+            positives,
+            queue.keys,
+            others,
             temperature=method.temperature,
             select=method.select,
-            k=method.num_negatives,
-            mask_same_image=method.mask_same_image,
+            k=count,
+            rngs=rows.draws,
         )
+        return summarize(among_keys, rows.labels, queue.labels)
 
-    def key_contrast(key: jax.Array, query: jax.Array) -> HasLoss:
+    def key_contrast(rows: Rows, key: jax.Array, query: jax.Array) -> HasLoss:
         if method.key_term == 'queue':
-            return contrast(key, query)
-        others = batch.positions[:, None] != everyone[None, :, 0]
+            return contrast(candidates[0], rows, key, query)
+        others = rows.positions[:, None] != everyone[None, :, 0]
         if method.mask_same_image:
-            others = others & (batch.ids[:, None] != everyone[None, :, 1])
+            others = others & (rows.ids[:, None] != everyone[None, :, 1])
         queries = in_global_order(query, order)
         return info_nce(key, query, queries, others, temperature=method.temperature)
 
-    def loss_fn(params: dict) -> tuple[jax.Array, tuple]:
-        variables = {'params': params, 'batch_stats': state.batch_stats}
-        queries, batch_stats = encode(method, variables, query_views)
-        loss, contrasts = dual_view_loss(queries, keys, contrast, key_contrast, method.key_weight)
-        return loss, (queries, batch_stats, contrasts)
+    def loss_fn(params: dict, batch_stats: Variables, part: tuple) -> tuple[jax.Array, tuple]:
+        views, keys, rows = part
+        queries, batch_stats = encode(method, {'params': params, 'batch_stats': batch_stats}, views, predict=True)
+        loss, contrasts = dual_view_loss(
+            queries,
+            keys,
+            [partial(contrast, queue, rows) for queue in candidates],
+            partial(key_contrast, rows),
+            method.key_weight,
+        )
+        return method.loss_scale * loss, (batch_stats, (loss, queries, contrasts))
 
-    (loss, (queries, batch_stats, contrasts)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    rows = Rows(batch.positions, batch.ids, batch.labels, draws)
+    if method.accumulate_steps == 1:
+        (_, (batch_stats, (loss, queries, contrasts))), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.params, state.batch_stats, (query_views, keys, rows)
+        )
+    else:
+        views_by_part, keys_by_part = (
+            split(stacked, method.accumulate_steps, axis=1) for stacked in (query_views, keys)
+        )
+        rows_by_part = jax.tree.map(lambda column: split(column, method.accumulate_steps), rows)
+        gradients, batch_stats, (losses, queries, contrasts) = average_gradient(
+            loss_fn, state.params, state.batch_stats, (views_by_part, keys_by_part, rows_by_part)
+        )
+        loss, queries, contrasts = losses.mean(), join(queries, axis=1), jax.tree.map(join, contrasts)
     gradients = jax.lax.pmean(gradients, AXIS)
     updates, opt_state = method.optimizer.update(gradients, state.opt_state, state.params)
 
-    views = keys.shape[0]
-    global_keys = in_global_order(keys.swapaxes(0, 1), order).reshape(-1, method.dim)
+    views, queue = keys.shape[0], state.queue
+    if queue is not None:
+        ids, labels = (jnp.repeat(everyone[:, column], views) for column in (1, 2))
+        queue = enqueue(queue, global_keys.reshape(-1, method.dim), ids, labels, state.step)
     next_state = TrainState(
         step=state.step + 1,
         params=jax.tree.map(jnp.add, state.params, updates),
@@ -79,27 +137,43 @@ def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainSt
         momentum_params=momentum_params,
         momentum_batch_stats=momentum_batch_stats,
         opt_state=opt_state,
-        queue=enqueue(
-            state.queue, global_keys, jnp.repeat(everyone[:, 1], views), jnp.repeat(everyone[:, 2], views), state.step
-        ),
+        queue=queue,
     )
-    metrics = measure(loss, queries, contrasts, gradients, batch.labels, state.queue, state.step, AXIS)
+    metrics = measure(loss, queries, contrasts, gradients, batch.labels, candidates[0], state.step, AXIS)
     metrics |= {'train/learning_rate': method.learning_rate(state.step), 'train/ema_momentum': momentum}
+    if method.count_negatives is not None:
+        metrics['train/negatives'] = method.count_negatives(state.step).astype(jnp.float32)
     return next_state, metrics
 
 
-def encode(method: Method, variables: Variables, views: jax.Array) -> tuple[jax.Array, Variables]:
+def encode(
+    method: Method, variables: Variables, views: jax.Array, *, predict: bool = False
+) -> tuple[jax.Array, Variables]:
     """Encodes V views [V, b, H, W, C] in one call, each its own BN group or groups, in training mode.
+
+    With `predict`, which is for queries, the projections pass through the predictor, if there is one.
 
     Returns:
       Unit embeddings [V, b, D] float32, and the new running statistics.
     """
     count = views.shape[0]
     encoder = method.encoder.clone(groups=count * method.encoder.groups)
-    encoded, updated = encoder.apply(
-        variables, standardize(views, method).reshape(-1, *views.shape[2:]), train=True, mutable=['batch_stats']
-    )
+    images = standardize(views, method).reshape(-1, *views.shape[2:])
+    encoded, updated = encoder.apply(variables, images, train=True, predict=predict, mutable=['batch_stats'])
     return normalize(encoded.projection).reshape(count, -1, method.dim), updated.get('batch_stats', {})
+
+
+def encode_parts(method: Method, variables: Variables, views: jax.Array) -> tuple[jax.Array, Variables]:
+    """`encode` in the parts of gradient accumulation, each with its own batch statistics."""
+    if method.accumulate_steps == 1:
+        return encode(method, variables, views)
+
+    def one(batch_stats: Variables, part: jax.Array) -> tuple[Variables, jax.Array]:
+        embeddings, batch_stats = encode(method, variables | {'batch_stats': batch_stats}, part)
+        return batch_stats, embeddings
+
+    batch_stats, stacked = jax.lax.scan(one, variables['batch_stats'], split(views, method.accumulate_steps, axis=1))
+    return join(stacked, axis=1), batch_stats
 
 
 def encode_keys(
@@ -115,7 +189,7 @@ def encode_keys(
     Shuffling (1911.05722, §3.3) keeps batch statistics from telling which key belongs to which query.
     """
     if not method.shuffle_keys:
-        keys, batch_stats = encode(method, variables, views)
+        keys, batch_stats = encode_parts(method, variables, views)
         return jax.lax.stop_gradient(keys), batch_stats
     share, first = views.shape[1], jax.lax.axis_index(AXIS) * views.shape[1]
     batch = in_global_order(views.swapaxes(0, 1), order)
@@ -123,7 +197,7 @@ def encode_keys(
         randomness.step_key(method.seed, randomness.SHUFFLE, step), jnp.arange(batch.shape[0], dtype=jnp.int32)
     )
     mine = batch[jax.lax.dynamic_slice(shuffle, (first,), (share,))]
-    keys, batch_stats = encode(method, variables, mine.swapaxes(0, 1))
+    keys, batch_stats = encode_parts(method, variables, mine.swapaxes(0, 1))
     shuffled = jax.lax.all_gather(keys, AXIS, axis=1, tiled=True)
     return jax.lax.stop_gradient(shuffled[:, jnp.argsort(shuffle)[positions]]), batch_stats
 

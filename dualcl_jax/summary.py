@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from etils import epath
 
@@ -32,9 +33,14 @@ def header(run: Run, params: optax.Params) -> dict[str, str]:
     labels = f'{len(train.class_names)} classes' if train.class_names else 'no labels'
     devices, processes = mesh.devices.size, jax.process_count()
     share = config.train.batch_size // devices
+    parts = method.accumulate_steps
     negatives = (
         'all allowed' if config.negatives.selector == 'all' else f'{config.negatives.selector} {method.num_negatives}'
     )
+    if method.count_negatives is not None:
+        first, last = (int(method.count_negatives(jnp.int32(step))) for step in (0, run.total_steps))
+        negatives = f'{config.negatives.selector} {first} to {last} ({config.negatives.schedule})'
+    pool = f'a queue of {method.queue_size:,}' if method.queue_size else 'the other keys of the batch'
     orders = 'both view orders' if method.symmetric else 'one way'
     key_term = f', key term {method.key_term} at {method.key_weight:g}' if method.key_weight else ''
     groups, kind = method.encoder.groups, mesh.devices.flat[0].device_kind
@@ -43,20 +49,25 @@ def header(run: Run, params: optax.Params) -> dict[str, str]:
     elif method.encoder.span > 1:
         norm = f'over groups of {method.encoder.span} devices'
     else:
-        norm = f'over {share // groups} images' + (f', {groups} groups a device' if groups > 1 else ' of a device')
+        norm = f'over {share // (parts * groups)} images' + (
+            f', {groups} groups a device' if groups > 1 else ' of a device'
+        )
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     facts = {
         'data': f'{train.name}, {len(train):,} images {height}×{width}×{channels}, {labels}'
         + (f'; {len(test):,} for testing' if test else ''),
         'views': f'{config.views.preset}, {method.image_size}×{method.image_size}',
         'encoder': f'{config.model.name}, width {config.model.width}, {config.model.stem} stem, '
-        f'{config.model.projection} projection to {method.dim}; {count:,} parameters, {config.model.dtype}',
+        f'{config.model.projection} projection to {method.dim}'
+        + ('' if config.model.predictor == 'none' else f', {config.model.predictor} predictor')
+        + f'; {count:,} parameters, {config.model.dtype}',
         'batch statistics': f'{config.model.norm}: {norm}' + (', keys shuffled' if method.shuffle_keys else ''),
         'loss': f'{orders}, τ {method.temperature:g}{key_term}',
-        'negatives': f'{negatives} of a queue of {method.queue_size:,}'
-        + (', no older key of the same image' if method.mask_same_image else ''),
+        'negatives': f'{negatives} of {pool}' + (', no older key of the same image' if method.mask_same_image else ''),
         'devices': f'{devices} × {kind} in {processes} {"process" if processes == 1 else "processes"}'
-        f', batch {config.train.batch_size} = {share} a device, {config.parallel.mapper}',
+        f', batch {config.train.batch_size} = {share} a device'
+        + (f' in {parts} parts' if parts > 1 else '')
+        + f', {config.parallel.mapper}',
         'steps': f'{run.total_steps:,} ({run.total_steps / run.steps_per_epoch:.3g} epochs)'
         + (f', going on from step {run.start_step:,}' if run.start_step else ''),
         'workdir': str(run.folder),

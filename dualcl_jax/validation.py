@@ -9,11 +9,14 @@ from ml_collections import ConfigDict
 from dualcl_jax.config import flatten
 from dualcl_jax.errors import UserError
 from dualcl_jax.method import resolve_views
-from dualcl_jax.models import DTYPES, MODELS, PROJECTIONS, STEMS, norm_layout
+from dualcl_jax.models import DTYPES, MODELS, PATCHES, PREDICTORS, PROJECTIONS, STEMS, norm_layout
 from dualcl_jax.negatives import SELECTORS
-from dualcl_jax.optim import MOMENTUM_SCHEDULES, OPTIMIZERS
+from dualcl_jax.optim import LEARNING_RATE_SCHEDULES, MOMENTUM_SCHEDULES, OPTIMIZERS
 from dualcl_jax.parallel import MAPPERS
 from dualcl_jax.views import PRESETS
+
+COUNTED = ('threshold', 'ring', 'random')
+"""Selectors whose k may change from step to step: its value decides, not a shape."""
 
 Rule = tuple[Callable[[Any], bool], str]
 
@@ -31,6 +34,7 @@ def _between(least: float, largest: float) -> Rule:
 
 
 _POSITIVE: Rule = (lambda value: value > 0, 'must be above 0')
+_SHARE: Rule = (lambda value: 0 < value <= 1, 'must be above 0 and at most 1')
 _PER_CHANNEL: Rule = (
     lambda values: len(values) in (0, 1, 3) and all(0 <= value <= 1 for value in values),
     'must be empty (measured) or one number in [0, 1] per channel',
@@ -53,6 +57,8 @@ RULES: dict[str, Rule] = {
     'model.stem': _one_of(*STEMS),
     'model.width': _at_least(1),
     'model.projection': _one_of(*PROJECTIONS),
+    'model.predictor': _one_of(*PREDICTORS),
+    'model.head_width': _at_least(1),
     'model.dim': _at_least(2),
     'model.dtype': _one_of(*DTYPES),
     'loss.temperature': _POSITIVE,
@@ -61,19 +67,24 @@ RULES: dict[str, Rule] = {
     'negatives.selector': _one_of(*SELECTORS),
     'negatives.k': _at_least(0),
     'negatives.skip': _at_least(0),
-    'negatives.fraction': (lambda value: 0 < value <= 1, 'must be above 0 and at most 1'),
-    'queue.size': _at_least(1),
+    'negatives.fraction': _SHARE,
+    'negatives.schedule': _one_of('constant', 'linear', 'cosine'),
+    'negatives.start_fraction': _SHARE,
+    'queue.size': _at_least(0),
     'queue.init': _one_of('empty', 'noise'),
     'ema.momentum': _between(0, 1),
     'ema.schedule': _one_of(*MOMENTUM_SCHEDULES),
     'optimizer.name': _one_of(*OPTIMIZERS),
     'optimizer.learning_rate': _at_least(0),
+    'optimizer.reference_batch': _at_least(0),
+    'optimizer.schedule': _one_of(*LEARNING_RATE_SCHEDULES),
     'optimizer.momentum': (lambda value: 0 <= value < 1, 'must be at least 0 and below 1'),
     'optimizer.weight_decay': _at_least(0),
     'optimizer.warmup_epochs': _at_least(0),
     'train.batch_size': _at_least(1),
     'train.epochs': _at_least(0),
     'train.steps': _at_least(0),
+    'train.accumulate_steps': _at_least(1),
     'log.every_steps': _at_least(1),
     'checkpoint.every_steps': _at_least(0),
     'checkpoint.keep': _at_least(1),
@@ -113,16 +124,42 @@ def validate(config: ConfigDict) -> None:
         raise UserError('config.data.mean and config.data.std: give both, of one length, or neither')
     if any(value == 0 for value in config.data.std):
         raise UserError(f'config.data.std={tuple(config.data.std)}: must be above 0')
-    if config.negatives.k > config.queue.size:
+    _validate_negatives(config)
+    side = PATCHES.get(config.model.name, 1)
+    if config.data.image_size % side:
         raise UserError(
-            f'config.negatives.k={config.negatives.k}: must be at most config.queue.size={config.queue.size}'
+            f'config.data.image_size={config.data.image_size}: must be a multiple of {side}, the patches of '
+            f'model.name={config.model.name}'
         )
-    if config.negatives.skip >= config.queue.size:
-        raise UserError(
-            f'config.negatives.skip={config.negatives.skip}: must be less than config.queue.size={config.queue.size}'
-        )
+    if config.model.remat and config.model.name == 'tiny':
+        raise UserError('config.model.remat=True: tiny has no blocks to compute again')
     if config.loss.key_weight == 1 and config.loss.key_term == 'batch' and config.train.batch_size == 1:
         raise UserError('config.train.batch_size=1: the key term needs other queries; use a larger batch')
+
+
+def _validate_negatives(config: ConfigDict) -> None:
+    """Checks which negatives there are, and whether the parts of a batch can see them."""
+    size, batch, k = config.queue.size, config.train.batch_size, config.negatives.k
+    if k > (size or batch):
+        most = f'config.queue.size={size}' if size else f'config.train.batch_size={batch} without a queue'
+        raise UserError(f'config.negatives.k={k}: must be at most {most}')
+    if config.negatives.skip >= (size or batch):
+        most = f'config.queue.size={size}' if size else f'config.train.batch_size={batch}'
+        raise UserError(f'config.negatives.skip={config.negatives.skip}: must be less than {most}')
+    if size == 0 and batch == 1:
+        raise UserError('config.queue.size=0: one image has no negatives; use a larger train.batch_size, or a queue')
+    if config.negatives.schedule != 'constant' and config.negatives.selector not in COUNTED:
+        raise UserError(
+            f'config.negatives.schedule={config.negatives.schedule!r}: a count by step needs a '
+            'negatives.selector of ' + ', '.join(COUNTED)
+        )
+    if config.loss.key_weight and config.loss.key_term == 'queue' and size == 0:
+        raise UserError("config.loss.key_term='queue': there is no queue (queue.size=0); use batch")
+    if config.loss.key_weight and config.loss.key_term == 'batch' and config.train.accumulate_steps > 1:
+        raise UserError(
+            f'config.train.accumulate_steps={config.train.accumulate_steps}: the key term compares all queries of a '
+            'batch, which are never at hand together; use 1, or loss.key_weight=0'
+        )
 
 
 def validate_devices(config: ConfigDict, num_devices: int) -> None:
@@ -137,8 +174,13 @@ def validate_devices(config: ConfigDict, num_devices: int) -> None:
         raise UserError(
             f'config.train.batch_size={batch}: must be a multiple of the {num_devices} devices, such as {near}'
         )
+    parts, share = config.train.accumulate_steps, batch // num_devices
+    if share % parts:
+        raise UserError(
+            f'config.train.accumulate_steps={parts}: must divide the {share} images of a device (batch_size={batch})'
+        )
     groups, _ = norm_layout(config.model.norm, num_devices)
-    share = batch // num_devices
+    share //= parts
     if share % groups:
         raise UserError(
             f'config.model.norm={config.model.norm!r}: {groups} groups on a device do not divide its {share} images'

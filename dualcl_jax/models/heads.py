@@ -1,6 +1,7 @@
-"""Projections: from the backbone's features to the space where query and key are compared."""
+"""Projections, from the backbone's features to the space where query and key are compared, and predictors within it."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -10,37 +11,76 @@ import jax.numpy as jnp
 from dualcl_jax.models.layers import dense, relu
 
 
-def linear(x: jax.Array, *, dim: int, dtype: Any, norm: Callable[..., nn.Module], train: bool) -> jax.Array:
+def linear(
+    x: jax.Array, *, dim: int, hidden: int, dtype: Any, norm: Callable[..., nn.Module], train: bool
+) -> jax.Array:
     """One dense layer with bias, [N, F] to [N, dim] (MoCo, arXiv 1911.05722)."""
     return dense(dim, dtype=dtype, name='fc')(x)
 
 
-def mlp(x: jax.Array, *, dim: int, dtype: Any, norm: Callable[..., nn.Module], train: bool) -> jax.Array:
+def mlp(x: jax.Array, *, dim: int, hidden: int, dtype: Any, norm: Callable[..., nn.Module], train: bool) -> jax.Array:
     """A hidden layer as wide as the features, ReLU, then `linear` (MoCo v2, arXiv 2003.04297)."""
     x = relu(dense(x.shape[-1], dtype=dtype, name='fc_0')(x))
     return dense(dim, dtype=dtype, name='fc_2')(x)
 
 
-PROJECTIONS: dict[str, Callable[..., jax.Array]] = {'linear': linear, 'mlp': mlp}
+def mlp_bn(
+    x: jax.Array,
+    *,
+    layers: int,
+    last_bn: bool,
+    dim: int,
+    hidden: int,
+    dtype: Any,
+    norm: Callable[..., nn.Module],
+    train: bool,
+) -> jax.Array:
+    """MoCo v3's perceptron (arXiv 2104.02057, §A): dense layers without bias, each followed by batch normalisation.
+
+    The inner ones are `hidden` wide and end in ReLU. The normalisation of the last, without scale and bias, is there
+    where `last_bn`.
+    """
+    for layer in range(layers - 1):
+        x = dense(hidden, dtype=dtype, name=f'fc_{layer}', use_bias=False)(x)
+        x = relu(norm(name=f'bn_{layer}')(x, train=train))
+    x = dense(dim, dtype=dtype, name=f'fc_{layers - 1}', use_bias=False)(x)
+    return norm(name=f'bn_{layers - 1}', affine=False)(x, train=train) if last_bn else x
 
 
-class Projection(nn.Module):
-    """Features float32 [N, F] to projections float32 [N, dim], not normalised.
+# MoCo v3 projects with two layers after a ResNet and with three after a ViT.
+PROJECTIONS: dict[str, Callable[..., jax.Array]] = {
+    'linear': linear,
+    'mlp': mlp,
+    'mlp2_bn': partial(mlp_bn, layers=2, last_bn=True),
+    'mlp3_bn': partial(mlp_bn, layers=3, last_bn=True),
+}
+# It predicts with two, without the last normalisation after a ResNet.
+PREDICTORS: dict[str, Callable[..., jax.Array] | None] = {
+    'none': None,
+    'mlp2': partial(mlp_bn, layers=2, last_bn=False),
+    'mlp2_bn': partial(mlp_bn, layers=2, last_bn=True),
+}
+
+
+class Head(nn.Module):
+    """Features float32 [N, F] to float32 [N, dim], not normalised.
 
     Attributes:
-      kind: a key of `PROJECTIONS`.
-      dim: length of a projection.
+      compute: an entry of `PROJECTIONS` or `PREDICTORS`.
+      dim: length of the result.
+      hidden: width of the inner layers of MoCo v3's kinds.
       norm: makes a normalisation layer from `name`, for the kinds that have one.
       dtype: of the computation.
     """
 
-    kind: str
+    compute: Callable[..., jax.Array]
     dim: int
+    hidden: int
     norm: Callable[..., nn.Module]
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, features: jax.Array, *, train: bool) -> jax.Array:
-        project = PROJECTIONS[self.kind]
-        out = project(features.astype(self.dtype), dim=self.dim, dtype=self.dtype, norm=self.norm, train=train)
+        x = features.astype(self.dtype)
+        out = self.compute(x, dim=self.dim, hidden=self.hidden, dtype=self.dtype, norm=self.norm, train=train)
         return out.astype(jnp.float32)

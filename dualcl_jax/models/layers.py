@@ -53,9 +53,9 @@ class Conv(nn.Module):
         return conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, padding)
 
 
-def dense(features: int, *, dtype: Any, name: str) -> nn.Dense:
-    """`nn.Dense` with bias, float32 parameters and this project's initialisers; computes in and returns `dtype`."""
-    return nn.Dense(features, dtype=dtype, kernel_init=dense_kernel_init, bias_init=bias_init, name=name)
+def dense(features: int, *, dtype: Any, name: str, use_bias: bool = True) -> nn.Dense:
+    """`nn.Dense` with float32 parameters and this project's initialisers; computes in and returns `dtype`."""
+    return nn.Dense(features, use_bias, dtype=dtype, kernel_init=dense_kernel_init, bias_init=bias_init, name=name)
 
 
 def relu(x: jax.Array) -> jax.Array:

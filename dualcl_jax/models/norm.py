@@ -51,7 +51,7 @@ class BatchNorm(nn.Module):
     gradient of the mean loss of the whole batch. Evaluation uses the running statistics and communicates nothing;
     so does initialisation.
 
-    Parameters: `scale`, `bias`, float32 [C]. Collection `batch_stats`: `mean`, `var`, float32 [C].
+    Parameters, where `affine`: `scale`, `bias`, float32 [C]. Collection `batch_stats`: `mean`, `var`, float32 [C].
 
     Attributes:
       groups: equal contiguous parts of the leading axis on this device, for instance views times splits.
@@ -60,6 +60,7 @@ class BatchNorm(nn.Module):
       axis_name: name of the mapped data axis; None on one device.
       momentum: share of the old running statistics that stays.
       epsilon: added to the variance.
+      affine: a learned scale and bias; otherwise 1 and 0.
       dtype: of the output.
     """
 
@@ -68,6 +69,7 @@ class BatchNorm(nn.Module):
     axis_name: str | None = None
     momentum: float = 0.9
     epsilon: float = 1e-5
+    affine: bool = True
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -78,8 +80,10 @@ class BatchNorm(nn.Module):
           ValueError: if `groups` does not divide N, or `span` does not divide the axis.
         """
         channels = x.shape[-1]
-        scale = self.param('scale', norm_scale_init, (channels,), jnp.float32)
-        bias = self.param('bias', bias_init, (channels,), jnp.float32)
+        scale, bias = jnp.ones((channels,), jnp.float32), jnp.zeros((channels,), jnp.float32)
+        if self.affine:
+            scale = self.param('scale', norm_scale_init, (channels,), jnp.float32)
+            bias = self.param('bias', bias_init, (channels,), jnp.float32)
         running_mean = self.variable('batch_stats', 'mean', jnp.zeros, (channels,), jnp.float32)
         running_var = self.variable('batch_stats', 'var', jnp.ones, (channels,), jnp.float32)
 

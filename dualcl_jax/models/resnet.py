@@ -35,7 +35,7 @@ class BasicBlock(nn.Module):
     expansion = 1
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         y = Conv(self.width, 3, self.stride, dtype=self.dtype, name='conv1')(x)
         y = relu(self.norm(name='bn1')(y, train=train))
         y = Conv(self.width, 3, dtype=self.dtype, name='conv2')(y)
@@ -56,7 +56,7 @@ class Bottleneck(nn.Module):
     expansion = 4
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         y = Conv(self.width, 1, dtype=self.dtype, name='conv1')(x)
         y = relu(self.norm(name='bn1')(y, train=train))
         y = Conv(self.width, 3, self.stride, dtype=self.dtype, name='conv2')(y)
@@ -86,6 +86,7 @@ class ResNet(nn.Module):
       stem: 'cifar' (3×3 convolution with stride 1, no pooling) or 'imagenet' (7×7 with stride 2, then 3×3 maximum
         pooling with stride 2).
       width: channels of the first stage.
+      remat: keep only the borders of blocks for the backward pass and compute the rest again.
       dtype: of the computation; parameters and features are float32.
     """
 
@@ -94,6 +95,7 @@ class ResNet(nn.Module):
     norm: Callable[..., nn.Module]
     stem: str = 'imagenet'
     width: int = 64
+    remat: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -103,11 +105,12 @@ class ResNet(nn.Module):
         x = relu(self.norm(name='bn1')(x, train=train))
         if self.stem == 'imagenet':
             x = max_pool(x, size=3, stride=2, padding=1)
+        block = nn.remat(self.block, static_argnums=(2,)) if self.remat else self.block
         for stage, depth in enumerate(self.depths):
             for index in range(depth):
                 stride = 2 if stage > 0 and index == 0 else 1
                 name = f'layer{stage + 1}_{index}'
-                x = self.block(self.width * 2**stage, stride, self.norm, self.dtype, name=name)(x, train=train)
+                x = block(self.width * 2**stage, stride, self.norm, self.dtype, name=name)(x, train)
         return global_mean(x)
 
 

@@ -12,7 +12,18 @@ from dualcl_jax.errors import UserError
 from dualcl_jax.models import MODELS, PROJECTIONS, build_encoder, norm_layout
 from dualcl_jax.models.resnet import BasicBlock, ResNet
 
-FIELDS = {'name': 'short', 'stem': 'cifar', 'width': 4, 'projection': 'linear', 'dim': 8, 'dtype': 'float32'}
+FIELDS = {
+    'name': 'short',
+    'stem': 'cifar',
+    'width': 4,
+    'projection': 'linear',
+    'dim': 8,
+    'dtype': 'float32',
+    'predictor': 'none',
+    'head_width': 16,
+    'freeze_patches': True,
+    'remat': False,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +51,9 @@ def random_images(batch, side=8):
 
 
 @pytest.mark.parametrize(
-    ('name', 'features'), [('resnet18', 32), ('resnet34', 32), ('resnet50', 128), ('tiny', 8)], ids=lambda a: str(a)
+    ('name', 'features'),
+    [('resnet18', 32), ('resnet34', 32), ('resnet50', 128), ('tiny', 8), ('vit_tiny', 64)],
+    ids=lambda a: str(a),
 )
 @pytest.mark.parametrize('projection', PROJECTIONS)
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])

@@ -15,7 +15,18 @@ PUBLISHED = {'resnet18': (11_689_512, 512), 'resnet34': (21_797_672, 512), 'resn
 
 
 def make_encoder(**fields):
-    defaults = {'name': 'resnet18', 'stem': 'cifar', 'width': 4, 'projection': 'linear', 'dim': 8, 'dtype': 'float32'}
+    defaults = {
+        'name': 'resnet18',
+        'stem': 'cifar',
+        'width': 4,
+        'projection': 'linear',
+        'dim': 8,
+        'dtype': 'float32',
+        'predictor': 'none',
+        'head_width': 16,
+        'freeze_patches': True,
+        'remat': False,
+    }
     return build_encoder(SimpleNamespace(**{**defaults, **fields}))
 
 

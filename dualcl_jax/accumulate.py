@@ -1,0 +1,50 @@
+"""Gradient accumulation: a batch in parts, one after the other, for memory; one step of the optimizer.
+
+Row i of a device belongs to part i modulo the number of parts. Devices hold consecutive positions of the global batch
+and a multiple of that many, so a part is the same set of images on any number of devices.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Tree = Any
+
+
+def split(rows: jax.Array, parts: int, axis: int = 0) -> jax.Array:
+    """[..., b, ...] as [parts, ..., b / parts, ...], `axis` being where b stands."""
+    shape = (*rows.shape[:axis], rows.shape[axis] // parts, parts, *rows.shape[axis + 1 :])
+    return jnp.moveaxis(rows.reshape(shape), axis + 1, 0)
+
+
+def join(stacked: jax.Array, axis: int = 0) -> jax.Array:
+    """The inverse of `split`."""
+    rows = jnp.moveaxis(stacked, 0, axis + 1)
+    return rows.reshape(*rows.shape[:axis], -1, *rows.shape[axis + 2 :])
+
+
+def average_gradient(
+    loss_fn: Callable[[Tree, Tree, Tree], tuple[jax.Array, tuple[Tree, Tree]]], params: Tree, carry: Tree, parts: Tree
+) -> tuple[Tree, Tree, Tree]:
+    """The mean over parts of the gradient of a mean loss.
+
+    Args:
+      loss_fn: (params, carry, part) -> loss, (next carry, output).
+      params: differentiated.
+      carry: handed from part to part, such as running statistics.
+      parts: arrays with a leading axis of parts.
+
+    Returns:
+      The gradient, the last carry, and the outputs stacked over parts.
+    """
+    count = jax.tree.leaves(parts)[0].shape[0]
+
+    def add(state: tuple[Tree, Tree], part: Tree) -> tuple[tuple[Tree, Tree], Tree]:
+        total, carry = state
+        (_, (carry, output)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params, carry, part)
+        return (jax.tree.map(lambda sum_, new: sum_ + new / count, total, gradient), carry), output
+
+    (gradient, carry), outputs = jax.lax.scan(add, (jax.tree.map(jnp.zeros_like, params), carry), parts)
+    return gradient, carry, outputs

@@ -1,0 +1,145 @@
+"""Vision transformer (arXiv 2010.11929) as MoCo v3 trains it (arXiv 2104.02057, §5 and its published code).
+
+Fixed two-dimensional sine-cosine positions, a class token as the feature, layer norm before each branch, and a patch
+projection that may stay as it was drawn (§4.2: learning it makes training unstable). Heads of MoCo v3's ViT-S: 12.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+EPSILON = 1e-6
+"""Of every layer norm."""
+
+
+def uniform(bound: float) -> nn.initializers.Initializer:
+    """Values spread evenly over [-bound, bound]. Drawn flat, as `layers.lecun_normal`."""
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound).reshape(shape)
+
+    return init
+
+
+def _dense(inputs: int, outputs: int, *, name: str, dtype: Any, parts: int = 1) -> nn.Dense:
+    """Dense layer with Glorot's uniform weights, each of the `parts` of its outputs drawn as a layer of its own."""
+    bound = math.sqrt(6 / (inputs + outputs // parts))
+    return nn.Dense(outputs, dtype=dtype, kernel_init=uniform(bound), name=name)
+
+
+def _layer_norm(x: jax.Array, *, name: str) -> jax.Array:
+    """Layer norm of the last axis, computed in float32, in the dtype of x."""
+    return nn.LayerNorm(epsilon=EPSILON, name=name)(x.astype(jnp.float32)).astype(x.dtype)
+
+
+def sine_cosine_positions(height: int, width: int, dim: int, temperature: float = 10_000.0) -> np.ndarray:
+    """Position embedding of a grid of patches, row by row: float32 [height * width, dim] (2104.02057, §5).
+
+    A quarter of the columns each: sine and cosine of the row, sine and cosine of the column, at the frequencies
+    temperature^(-i / (dim/4)). `dim` must be a multiple of 4.
+    """
+    frequencies = temperature ** -(np.arange(dim // 4) / (dim // 4))
+    rows, columns = np.divmod(np.arange(height * width), width)
+    angles = [np.outer(place, frequencies) for place in (rows, columns)]
+    parts = [function(angle) for angle in angles for function in (np.sin, np.cos)]
+    return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+class Block(nn.Module):
+    """Self-attention and a two-layer perceptron, each around a shortcut: [N, T, D] to [N, T, D] in `dtype`.
+
+    Attributes:
+      heads: of the attention; divides D.
+      dtype: of the computation, softmax excepted, which is float32.
+    """
+
+    heads: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        count, tokens, dim = x.shape
+        qkv = _dense(dim, 3 * dim, name='qkv', dtype=self.dtype, parts=3)(_layer_norm(x, name='norm1'))
+        q, k, v = jnp.moveaxis(qkv.reshape(count, tokens, 3, self.heads, dim // self.heads), 2, 0)
+        logits = jnp.einsum('nqhd,nkhd->nhqk', q, k).astype(jnp.float32) / math.sqrt(dim // self.heads)
+        attention = nn.softmax(logits).astype(self.dtype)
+        mixed = jnp.einsum('nhqk,nkhd->nqhd', attention, v).reshape(count, tokens, dim)
+        x = x + _dense(dim, dim, name='proj', dtype=self.dtype)(mixed)
+        hidden = _dense(dim, 4 * dim, name='fc1', dtype=self.dtype)(_layer_norm(x, name='norm2'))
+        return x + _dense(4 * dim, dim, name='fc2', dtype=self.dtype)(nn.gelu(hidden, approximate=False))
+
+
+class VisionTransformer(nn.Module):
+    """Images float32 [N, H, W, C] to features float32 [N, dim]; each example alone, in training as in evaluation.
+
+    Attributes:
+      patch: side of a patch in pixels; divides H and W.
+      dim: D, width of every token; a multiple of 4 and of `heads`.
+      depth: blocks.
+      heads: of the attention.
+      norm, stem, width: not used: there are no batch statistics, no stem, and `dim` is the width.
+      freeze_patches: the patch projection stays as it was drawn.
+      remat: keep only the borders of blocks for the backward pass and compute the rest again.
+      dtype: of the computation; parameters and features are float32.
+    """
+
+    patch: int
+    dim: int
+    depth: int
+    heads: int
+    norm: Callable[..., nn.Module]
+    stem: str = 'imagenet'
+    width: int = 64
+    freeze_patches: bool = True
+    remat: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        count, height, width, channels = images.shape
+        rows, columns = height // self.patch, width // self.patch
+        patches = images.reshape(count, rows, self.patch, columns, self.patch, channels)
+        patches = patches.swapaxes(2, 3).reshape(count, rows * columns, -1)
+        x = PatchProjection(self.dim, self.freeze_patches, self.dtype, name='patch_embed')(patches)
+        x = x + jnp.asarray(sine_cosine_positions(rows, columns, self.dim), self.dtype)[None]
+        token = self.param('cls_token', nn.initializers.normal(1e-6), (self.dim,), jnp.float32)
+        x = jnp.concatenate([jnp.broadcast_to(token.astype(self.dtype), (count, 1, self.dim)), x], axis=1)
+        block = nn.remat(Block) if self.remat else Block
+        for index in range(self.depth):
+            x = block(self.heads, self.dtype, name=f'blocks_{index}')(x)
+        return _layer_norm(x[:, 0].astype(jnp.float32), name='norm')
+
+
+class PatchProjection(nn.Module):
+    """Flat patches [N, T, P] to tokens [N, T, dim] in `dtype`.
+
+    Attributes:
+      dim: of a token.
+      frozen: no gradient reaches the parameters, so that no optimizer without decay moves them.
+      dtype: of the computation.
+    """
+
+    dim: int
+    frozen: bool
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, patches: jax.Array) -> jax.Array:
+        inputs = patches.shape[-1]
+        kernel = self.param('kernel', uniform(math.sqrt(6 / (inputs + self.dim))), (inputs, self.dim), jnp.float32)
+        bias = self.param('bias', nn.initializers.zeros_init(), (self.dim,), jnp.float32)
+        if self.frozen:
+            kernel, bias = jax.lax.stop_gradient((kernel, bias))
+        return patches.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)[None, None]
+
+
+vit_s16 = partial(VisionTransformer, 16, 384, 12, 12)
+vit_tiny = partial(VisionTransformer, 4, 64, 2, 4)
+PATCHES = {'vit_s16': 16, 'vit_tiny': 4}
+"""Sides of the patches: `data.image_size` must be a multiple."""
