@@ -82,7 +82,7 @@ def test_count_of_negatives_by_step(given_views):
     np.testing.assert_allclose([m['train/loss_chance'] for m in metrics], np.log1p(expected), rtol=1e-6)
 
 
-def test_the_predictor_is_the_querys_alone():
+def test_the_predictor_is_the_querys_alone(given_views):
     """The momentum encoder has none, and gradients reach it."""
     fields = {
         'model__projection': 'mlp2_bn',
