@@ -17,20 +17,25 @@ OPERATIONAL = ('checkpoint', 'monitor', 'log', 'parallel')
 
 
 def load_config(path: str) -> ConfigDict:
-    """Runs `get_config()` of a configuration file. The file is Python and trusted.
+    """Runs `get_config()` of a configuration file, or `get_config(recipe)` for a path 'FILE.py:RECIPE'.
+
+    The file is Python and trusted.
 
     Raises:
       UserError: no such file, or the file fails.
     """
-    if not Path(path).is_file():
+    file, colon, recipe = (path, '', '') if Path(path).is_file() else path.rpartition(':')
+    if not colon:
+        file = path
+    if not Path(file).is_file():
         raise UserError(f'--config={path}: no such file')
-    spec = importlib.util.spec_from_file_location('dualcl_jax_run_config', path)
+    spec = importlib.util.spec_from_file_location('dualcl_jax_run_config', file)
     if spec is None or spec.loader is None:
         raise UserError(f'--config={path}: not a Python file')
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        config = module.get_config()
+        config = module.get_config(recipe) if colon else module.get_config()
     except (Exception, SystemExit) as error:  # the user's own code may raise anything
         raise UserError(f'--config={path}: {type(error).__name__}: {error}') from error
     if not isinstance(config, ConfigDict):

@@ -1,0 +1,20 @@
+"""The recipes on STL-10 (its labelled training split): ResNet-18 with the stem of ImageNet.
+
+    python -m dualcl_jax.main --config=configs/stl10.py:dualcl_v2 --config.data.data_dir=DIR --workdir=runs/stl10
+
+After the colon: moco_v1, moco_v2, moco_v3, dualcl_v1, dualcl_v2 or dualcl_v3; without one, dualcl_v2.
+Meant for one GPU or TPU chip. Time and accuracy: unmeasured.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+from configs.shared import recipes
+
+
+def get_config(recipe: str = 'dualcl_v2') -> ConfigDict:
+    config = default.get_config()
+    config.data.name = 'stl10'
+    config.data.image_size = 96
+    config.model.stem = 'imagenet'
+    return recipes.apply(config, recipe)
