@@ -16,6 +16,8 @@ def get_config() -> ConfigDict:
 
     config.seed = 0  # of initialisation, order, views and shuffling; at least 0
 
+    config.init_from = ''  # workdir of a run whose encoder a new run starts from; empty: random (--init_from=DIR)
+
     config.data = data = ConfigDict()
     data.name = 'cifar10'  # photo_patches | folder | npz | any image classification set of TFDS, as array_record
     data.data_dir = ''  # TFDS directory; empty: TFDS's own default
@@ -128,6 +130,7 @@ def get_config() -> ConfigDict:
     config.parallel = parallel = ConfigDict()
     parallel.mapper = 'pmap'  # pmap | shard_map
     parallel.workers = -1  # processes that decode, for sets not in memory; -1: one a core, 0: none
+    parallel.timeout_s = 60.0  # how long the processes of a run wait for each other to start
 
     config.lock()  # a config that misspells a field must not train without it
     return config

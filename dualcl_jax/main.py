@@ -28,6 +28,8 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument('--config', required=True, help='a configuration file, such as configs/cifar10.py')
     parser.add_argument('--workdir', help='folder of the run, local or remote')
     parser.add_argument('--show_views', metavar='FILE.png', help='draw pairs of views of some images, and end')
+    parser.add_argument('--dry_run', action='store_true', help='check everything, print the plan, train nothing')
+    parser.add_argument('--init_from', help='workdir of another run, from whose encoder a new run starts')
     parser.add_argument('--coordinator_address', help='HOST:PORT of process 0, when there are several')
     parser.add_argument('--num_processes', type=int, help='how many processes run this command')
     parser.add_argument('--process_id', type=int, help='which of them this is, from 0')
@@ -47,15 +49,24 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 def main() -> int:
     flags, overrides = parse(sys.argv[1:])
     from dualcl_jax import runtime
-    from dualcl_jax.config import load_config, override
+    from dualcl_jax.config import flatten, load_config, override
 
     config = load_config(flags.config)
     override(config, overrides)
-    runtime.start(flags.coordinator_address, flags.num_processes, flags.process_id)
+    if flags.init_from is not None:
+        config.init_from = flags.init_from
+    facts = {name: repr(value) for name, value in flatten(config)} | {'--workdir': str(flags.workdir)}
+    timeout_s = dict(flatten(config)).get('parallel.timeout_s', 60.0)
+    runtime.start(flags.coordinator_address, flags.num_processes, flags.process_id, facts, timeout_s)
     if flags.show_views is not None:
         from dualcl_jax.report.sheet import show_views
 
         show_views(config, flags.show_views)
+        return 0
+    if flags.dry_run:
+        from dualcl_jax.plan import dry_run
+
+        dry_run(config, flags.workdir)
         return 0
     from dualcl_jax.train import train
 

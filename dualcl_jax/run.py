@@ -1,7 +1,6 @@
 """A run before its loop: everything checked, loaded, built and, where there is a checkpoint, restored."""
 
 import dataclasses
-from functools import partial
 
 import jax
 from etils import epath
@@ -14,16 +13,25 @@ from dualcl_jax.data.order import steps_per_epoch
 from dualcl_jax.errors import UserError
 from dualcl_jax.evaluators.embed import Embedder
 from dualcl_jax.evaluators.monitor import KnnMonitor, can_monitor
+from dualcl_jax.hosts import check_shared
+from dualcl_jax.init_from import check_encoder, saved_step, with_encoder
 from dualcl_jax.method import Method, build_method
 from dualcl_jax.parallel import MAPPERS, Mapper, device_mesh, replicate
 from dualcl_jax.state import TrainState, create_train_state
 from dualcl_jax.validation import validate, validate_devices, validate_schedule
-from dualcl_jax.workdir import channel_statistics, check_same_run, open_workdir, write_config, write_data_report
+from dualcl_jax.workdir import (
+    channel_statistics,
+    check_same_run,
+    existing_or_new,
+    open_workdir,
+    write_config,
+    write_data_report,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """What stays the same while a run trains.
+class Plan:
+    """What a run will do, checked, before anything is written, compiled or trained.
 
     Attributes:
       config: validated and resolved.
@@ -31,14 +39,8 @@ class Run:
       splits: the data.
       mesh: all devices.
       method: what the config chooses, as functions and numbers.
-      mapper: how the step runs on the devices.
-      embed: features of images by the method's encoder.
-      monitor: kNN accuracy; None where it is off or there are no labels.
-      checkpoints: of the workdir.
       steps_per_epoch, total_steps: lengths.
       resumed_from: step of the checkpoint that the run goes on from; None for a new run.
-      trained_s: seconds the run took before that checkpoint.
-      writes: whether this process writes files and prints: one process of a run does.
     """
 
     config: ConfigDict
@@ -46,20 +48,64 @@ class Run:
     splits: Splits
     mesh: Mesh
     method: Method
-    mapper: Mapper
-    embed: Embedder
-    monitor: KnnMonitor | None
-    checkpoints: Checkpoints
     steps_per_epoch: int
     total_steps: int
     resumed_from: int | None
-    trained_s: float
-    writes: bool
 
     @property
     def start_step(self) -> int:
         """How many steps were taken before."""
         return self.resumed_from or 0
+
+    def create(self) -> TrainState:
+        """The state of a new run."""
+        return create_train_state(self.method, self.splits.train.image_shape[2])
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(Plan):
+    """What stays the same while a run trains.
+
+    Attributes:
+      mapper: how the step runs on the devices.
+      embed: features of images by the method's encoder.
+      monitor: kNN accuracy; None where it is off or there are no labels.
+      checkpoints: of the workdir.
+      trained_s: seconds the run took before the checkpoint it goes on from.
+      writes: whether this process writes files and prints: one process of a run does.
+    """
+
+    mapper: Mapper
+    embed: Embedder
+    monitor: KnnMonitor | None
+    checkpoints: Checkpoints
+    trained_s: float
+    writes: bool
+
+
+def make_plan(config: ConfigDict, workdir: str, *, writes: bool) -> Plan:
+    """Checks everything that can be checked before compiling. Where `writes`, the workdir is made.
+
+    Raises:
+      UserError: something in the config, the data or the folder that the user can mend.
+    """
+    validate(config)
+    mesh = device_mesh()
+    validate_devices(config, mesh.devices.size)
+    folder = open_workdir(workdir) if writes else existing_or_new(workdir)
+    if writes:
+        check_shared(folder, config.parallel.timeout_s)
+    splits = load(config.data)
+    if not config.data.mean:
+        config.data.mean, config.data.std = channel_statistics(splits.train)
+    check_same_run(folder, config)
+    if config.init_from:
+        check_encoder(config.init_from)
+    epoch = steps_per_epoch(len(splits.train), config.train.batch_size)
+    total_steps = config.train.steps or config.train.epochs * epoch
+    validate_schedule(config, total_steps, epoch)
+    method = build_method(config, total_steps=total_steps, steps_per_epoch=epoch, num_devices=mesh.devices.size)
+    return Plan(config, folder, splits, mesh, method, epoch, total_steps, saved_step(folder))
 
 
 def open_run(config: ConfigDict, workdir: str) -> tuple[Run, TrainState]:
@@ -70,28 +116,18 @@ def open_run(config: ConfigDict, workdir: str) -> tuple[Run, TrainState]:
     Raises:
       UserError: something in the config, the data or the folder that the user can mend.
     """
-    validate(config)
-    mesh = device_mesh()
-    validate_devices(config, mesh.devices.size)
-    folder = open_workdir(workdir)
-    splits = load(config.data)
-    if not config.data.mean:
-        config.data.mean, config.data.std = channel_statistics(splits.train)
-    check_same_run(folder, config)
-    epoch = steps_per_epoch(len(splits.train), config.train.batch_size)
-    total_steps = config.train.steps or config.train.epochs * epoch
-    validate_schedule(config, total_steps, epoch)
-
-    method = build_method(config, total_steps=total_steps, steps_per_epoch=epoch, num_devices=mesh.devices.size)
+    plan = make_plan(config, workdir, writes=True)
+    folder, splits, mesh, method = plan.folder, plan.splits, plan.mesh, plan.method
     checkpoints = Checkpoints(
         (folder / 'checkpoints').resolve(), keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best
     )
-    create = partial(create_train_state, method, splits.train.image_shape[2])
     resumed_from, trained_s = checkpoints.latest_step(), 0.0
     if resumed_from is None:
-        state = replicate(jax.jit(create)(), mesh)
+        state = replicate(jax.jit(plan.create)(), mesh)
+        if config.init_from:
+            state = with_encoder(state, config.init_from, mesh)
     else:
-        state, saved = checkpoints.restore(resumed_from, jax.eval_shape(create), mesh)
+        state, saved = checkpoints.restore(resumed_from, jax.eval_shape(plan.create), mesh)
         trained_s = saved['wall_time_s']
         if saved['data_fingerprint'] != splits.train.fingerprint:
             raise UserError(
@@ -117,8 +153,8 @@ def open_run(config: ConfigDict, workdir: str) -> tuple[Run, TrainState]:
         embed=embed,
         monitor=monitor,
         checkpoints=checkpoints,
-        steps_per_epoch=epoch,
-        total_steps=total_steps,
+        steps_per_epoch=plan.steps_per_epoch,
+        total_steps=plan.total_steps,
         resumed_from=resumed_from,
         trained_s=trained_s,
         writes=writes,

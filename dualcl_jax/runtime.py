@@ -3,9 +3,7 @@
 import importlib.metadata
 import importlib.util
 import os
-import socket
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -13,10 +11,11 @@ from typing import Any
 
 from absl import logging
 
+from dualcl_jax import hosts
 from dualcl_jax.errors import UserError
 
-JOIN_SECONDS = 300.0
-"""How long a process waits for process 0."""
+ALIKE = ('dualcl-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+"""Packages whose versions must be the same in every process."""
 
 CPU_FLAGS = (
     '--xla_cpu_use_onednn=true',
@@ -28,16 +27,24 @@ CPU_FLAGS_KNOWN_TO = ((0, 12), (0, 13))
 """The jaxlib versions, from and below, that were seen to take these flags: XLA aborts at one that it does not know."""
 
 
-def start(coordinator_address: str | None, num_processes: int | None, process_id: int | None) -> None:
+def start(
+    coordinator_address: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    facts: hosts.Facts | None = None,
+    timeout_s: float = 60.0,
+) -> None:
     """Sets JAX up. Call once, before anything touches a device.
 
     Args:
       coordinator_address: HOST:PORT of process 0; None for one process, or where TPU or SLURM tell.
       num_processes: how many run the same command.
       process_id: which of them this is.
+      facts: what every process must have alike besides the versions, such as the fields of its config.
+      timeout_s: how long to wait for the others.
 
     Raises:
-      UserError: the processes cannot be joined, or the flags do not fit together.
+      UserError: a process is missing, late or different, or the flags do not fit together.
     """
     logging.set_verbosity(logging.ERROR)
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
@@ -47,38 +54,23 @@ def start(coordinator_address: str | None, num_processes: int | None, process_id
     import jax
 
     if (coordinator_address, num_processes, process_id) == (None, None, None):
-        return
-    if coordinator_address is None or num_processes is None or process_id is None:
+        place = hosts.detect()
+    elif coordinator_address is None or num_processes is None or process_id is None:
         raise UserError('--coordinator_address, --num_processes and --process_id: give all three, or none')
-    if not 0 <= process_id < num_processes:
+    elif not 0 <= process_id < num_processes:
         raise UserError(f'--process_id={process_id}: must be from 0 to --num_processes={num_processes} less 1')
-    _wait_for(coordinator_address, mine=process_id == 0)
+    else:
+        place = hosts.Place(coordinator_address, num_processes, process_id)
+    if place is None:
+        return
+    versions = {f'version of {name}': importlib.metadata.version(name) for name in ALIKE}
+    hosts.roll_call(place, versions | dict(facts or {}), timeout_s)
     try:
-        jax.distributed.initialize(coordinator_address, num_processes, process_id)
+        jax.distributed.initialize(*place)
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f'--coordinator_address={coordinator_address}: the processes could not be joined '
-            f'({str(error).splitlines()[0]})'
+            f'--coordinator_address={place.address}: the processes could not be joined ({str(error).splitlines()[0]})'
         ) from error
-
-
-def _wait_for(coordinator_address: str, *, mine: bool) -> None:
-    """Waits until process 0, unless that is this one, listens at its address: JAX would abort with a stack trace."""
-    host, _, port = coordinator_address.rpartition(':')
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise UserError(f'--coordinator_address={coordinator_address}: must be HOST:PORT')
-    end = time.monotonic() + JOIN_SECONDS
-    while not mine:
-        try:
-            socket.create_connection((host.strip('[]'), int(port)), timeout=5).close()
-            return
-        except OSError as error:
-            if time.monotonic() > end:
-                raise UserError(
-                    f'--coordinator_address={coordinator_address}: no answer in {JOIN_SECONDS:g} s ({error}); '
-                    'start process 0 there, or correct the address'
-                ) from error
-        time.sleep(1)
 
 
 def _set_cpu_flags() -> None:

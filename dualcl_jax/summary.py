@@ -14,7 +14,7 @@ from etils import epath
 from dualcl_jax.console import duration
 from dualcl_jax.errors import UserError
 from dualcl_jax.metrics import MetricsLog, Record
-from dualcl_jax.run import Run
+from dualcl_jax.run import Plan, Run
 
 PACKAGES = ('dualcl-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
@@ -25,7 +25,7 @@ def versions() -> dict[str, str]:
     return {'python': platform.python_version(), **found, 'device': jax.devices()[0].device_kind}
 
 
-def header(run: Run, params: optax.Params) -> dict[str, str]:
+def header(run: Plan, params: optax.Params) -> dict[str, str]:
     """What will happen, a fact a line."""
     config, method, mesh = run.config, run.method, run.mesh
     train, test = run.splits
@@ -72,6 +72,8 @@ def header(run: Run, params: optax.Params) -> dict[str, str]:
         + (f', going on from step {run.start_step:,}' if run.start_step else ''),
         'workdir': str(run.folder),
     }
+    if config.init_from and not run.start_step:
+        facts['starts from'] = f'the encoder of {config.init_from}'
     if config.loss.shuffle_keys and devices * groups == 1:
         facts['warning'] = 'loss.shuffle_keys changes nothing with one device and one BN group'
     return facts

@@ -95,6 +95,7 @@ RULES: dict[str, Rule] = {
     'monitor.bank': _at_least(0),
     'parallel.mapper': _one_of(*MAPPERS),
     'parallel.workers': _at_least(-1),
+    'parallel.timeout_s': _POSITIVE,
 }
 
 

@@ -37,6 +37,23 @@ def open_workdir(path: str) -> epath.Path:
     return workdir
 
 
+def existing_or_new(path: str) -> epath.Path:
+    """The folder as it is, for looking only.
+
+    Raises:
+      UserError: the path is empty, or something other than a folder is in its way.
+    """
+    if not path:
+        raise UserError('--workdir is empty: name a folder')
+    workdir = epath.Path(path)
+    for folder in (workdir, *workdir.parents):
+        if folder.exists():
+            if not folder.is_dir():
+                raise UserError(f'--workdir={path}: cannot be written (Not a directory); choose another folder')
+            break
+    return workdir
+
+
 def check_same_run(workdir: epath.Path, config: ConfigDict) -> None:
     """Raises UserError where the folder holds a run of another method or other data, naming the fields."""
     stored = workdir / 'config.json'

@@ -92,7 +92,7 @@ def test_every_config(path: Path) -> None:
 
 def test_every_field_is_checked() -> None:
     """By a rule, or because any value of its type will do, or where it is resolved."""
-    elsewhere = {'data.name', 'data.data_dir', 'data.path', 'model.norm'}
+    elsewhere = {'init_from', 'data.name', 'data.data_dir', 'data.path', 'model.norm'}
     for field, value in flatten(default.get_config()):
         assert field in RULES or isinstance(value, bool) or field in elsewhere or field.startswith('views.'), field
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from support import QUICK, REPOSITORY, Trainer, contents, free_port, records, summary, write_npz
 
-from dualcl_jax import main, models, runtime
+from dualcl_jax import main, models
 from dualcl_jax.report import pictures
 
 compilations: list[str] = []
@@ -158,10 +158,9 @@ def test_address_that_is_none(refused, address: str) -> None:
     assert f'--coordinator_address={address}: must be HOST:PORT' in text
 
 
-def test_nobody_at_the_address(refused, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, 'JOIN_SECONDS', 0)
+def test_nobody_at_the_address(refused) -> None:
     address = f'127.0.0.1:{free_port()}'
-    text = refused(f'--coordinator_address={address}', '--num_processes=2', '--process_id=1')
+    text = refused(f'--coordinator_address={address}', '--num_processes=2', '--process_id=1', 'parallel.timeout_s=0.1')
     assert f'--coordinator_address={address}: no answer' in text
     assert 'start process 0 there' in text
 

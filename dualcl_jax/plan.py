@@ -1,0 +1,40 @@
+"""A dry run: everything checked, the step traced, the plan printed; nothing compiled, trained or written."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from dualcl_jax.console import Console
+from dualcl_jax.data.loader import Batch
+from dualcl_jax.parallel import ShardMapMapper
+from dualcl_jax.run import make_plan
+from dualcl_jax.step import train_step
+from dualcl_jax.summary import header
+
+
+def dry_run(config: ConfigDict, workdir: str) -> None:
+    """Prints what `train` would do with this config and workdir.
+
+    Raises:
+      UserError: what `train` would raise before its first step.
+    """
+    plan = make_plan(config, workdir, writes=False)
+    state = jax.eval_shape(plan.create)
+    count = config.train.batch_size
+    images = jax.ShapeDtypeStruct((count, *plan.splits.train.image_shape), jnp.uint8)
+    batch = Batch(images, *[jax.ShapeDtypeStruct((count,), jnp.int32)] * 3)
+    jax.eval_shape(ShardMapMapper(plan.mesh).map(partial(train_step, plan.method)), state, batch)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    steps = [0, plan.total_steps // 2, plan.total_steps - 1]
+    rates = (f'{float(plan.method.learning_rate(jnp.int32(step))):.3g} at step {step:,}' for step in steps)
+    console = Console(plan.total_steps, plan.start_step, silent=jax.process_index() != 0)
+    facts = header(plan, state.params) | {
+        'state': f'{size / 1e6:,.1f} MB on every device',
+        'learning rate': ', '.join(rates),
+    }
+    indent = max(map(len, facts)) + 2
+    for name, value in facts.items():
+        console.note(f'{name:<{indent}}{value}')
+    console.note('dry run: all of it is valid; nothing was trained or written')

@@ -1,0 +1,56 @@
+"""A dry run writes nothing and says what a run would say; a new run starts from another's encoder."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from support import Trainer, contents, summary
+
+
+@pytest.fixture(scope='module')
+def first(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp('first') / 'run'
+    trainer.run(workdir, 'train.steps=2')
+    return workdir
+
+
+def test_dry_run(trainer: Trainer, first: Path, tmp_path: Path) -> None:
+    done = trainer.run(tmp_path / 'run', '--dry_run', devices=2)
+    assert done.out.splitlines()[-1] == 'dry run: all of it is valid; nothing was trained or written'
+    assert 'learning rate' in done.out
+    assert not (tmp_path / 'run').exists()
+    before = contents(first)
+    refused = trainer.run(first, '--dry_run', 'train.steps=2', 'seed=1', status=2)
+    assert 'holds a run with another seed' in refused.err
+    assert contents(first) == before
+
+
+def params(workdir: Path, step: int, part: str) -> dict:
+    folder = workdir / 'checkpoints' / f'{step:08d}' / 'state'
+    return ocp.StandardCheckpointer().restore(folder.resolve())[part]['backbone']
+
+
+def test_init_from(trainer: Trainer, first: Path, tmp_path: Path) -> None:
+    """With a learning rate of 0 the new run's encoder stays what it started from; the same command resumes."""
+    fields = (f'--init_from={first}', 'train.steps=1', 'optimizer.learning_rate=0', 'seed=5')
+    trainer.run(tmp_path / 'run', *fields)
+    start = params(first, 2, 'params')
+    for part in ('params', 'momentum_params'):
+        found = params(tmp_path / 'run', 1, part)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, start)
+    trainer.run(tmp_path / 'run', *fields)
+    assert summary(tmp_path / 'run')['step'] == 1
+    refused = trainer.run(tmp_path / 'run', *fields[1:], status=2)
+    assert 'another init_from' in refused.err
+
+
+@pytest.mark.parametrize(
+    ('fields', 'said'), [(('model.width=8',), 'its backbone, model.name=smooth, has other shapes'), ((), 'no run with')]
+)
+def test_init_from_what_does_not_fit(trainer: Trainer, first: Path, tmp_path: Path, fields: tuple, said: str) -> None:
+    source = first if fields else tmp_path / 'nothing'
+    refused = trainer.run(tmp_path / 'run', f'--init_from={source}', *fields, status=2)
+    assert f'--init_from={source}: ' in refused.err
+    assert said in refused.err
