@@ -63,20 +63,9 @@ def test_two_tau_scales_the_gradient_and_not_the_loss(given_views):
 
 def test_count_of_negatives_by_step(given_views):
     """From the whole queue of 20 to 4, of which only so many count in the chance level."""
-    fields = {
-        'negatives__k': 4,
-        'negatives__schedule': 'linear',
-        'negatives__selector': 'threshold',
-        'queue__init': 'noise',
-    }
-    _, metrics = run(
-        tiny(
-            default.get_config(),
-            20,
-            **fields | {'negatives__mask_same_image': False, 'negatives__selector': 'threshold'},
-        ),
-        make_batches(),
-    )
+    fields = {'negatives__k': 4, 'negatives__schedule': 'linear', 'negatives__selector': 'threshold'}
+    fields |= {'queue__init': 'noise', 'negatives__mask_same_image': False}
+    _, metrics = run(tiny(default.get_config(), 20, **fields), make_batches())
     expected = [round(20 - 16 * t / TOTAL_STEPS) for t in range(len(metrics))]
     assert [m['train/negatives'] for m in metrics] == expected
     np.testing.assert_allclose([m['train/loss_chance'] for m in metrics], np.log1p(expected), rtol=1e-6)
