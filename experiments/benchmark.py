@@ -1,4 +1,4 @@
-"""Times of the parts, compared in one run: python experiments/benchmark.py {head,loader,step,views} [--rounds=5].
+"""Times of the parts, compared in one run: experiments/benchmark.py {head,loader,step,views,decode} [--rounds=5].
 
 Every case is warmed up, then all cases of a comparison run in turn, round after round, so that a machine that slows
 down slows them all; medians are printed with the smallest and the largest. The last line is JSON.
@@ -34,6 +34,7 @@ from dualcl_jax.step import train_step
 from dualcl_jax.streaming import Anchors, contrast_with_queue
 from dualcl_jax.summary import versions
 from dualcl_jax.views import PRESETS, make_views
+from experiments import benchmark_data
 
 Cases = list[dict[str, Any]]
 Timing = tuple[float, float, float]
@@ -158,7 +159,7 @@ def _batch(size: int) -> Any:
 
 
 def views(rounds: int) -> Cases:
-    """Two views of 256 images of 32×32, and of 16 of 224×224, by preset."""
+    """Two views of 256 images of 32×32, and of 16 of 224×224, by preset; then each operation alone, once an image."""
     cases: Cases = []
     for size, count in ((32, 256), (224, 16)):
         images = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
@@ -166,13 +167,22 @@ def views(rounds: int) -> Cases:
         run = jax.jit(make_views, static_argnums=(2, 3))
         functions = {name: functools.partial(run, keys, jnp.asarray(images), PRESETS[name], size) for name in PRESETS}
         cases += [
-            {'size': size, 'images': count, 'preset': name, 'seconds': median, 'smallest': low, 'largest': high}
+            {
+                'size': size,
+                'images': count,
+                'operation': f'two views, {name}',
+                'seconds': median,
+                'smallest': low,
+                'largest': high,
+            }
             for name, (median, low, high) in compare(functions, rounds).items()
         ]
-    return cases
+    return cases + benchmark_data.operations(rounds, compare)
 
 
 BENCHMARKS: dict[str, Callable[[int], Cases]] = {'head': head, 'loader': loader, 'step': step, 'views': views}
+BENCHMARKS['decode'] = functools.partial(benchmark_data.decode, compare=compare)
+BENCHMARKS['decode'].__doc__ = benchmark_data.decode.__doc__
 
 
 def show(name: str, cases: Cases) -> None:
