@@ -11,8 +11,10 @@ from typing import TypeVar
 from absl import flags
 
 T = TypeVar('T')
-AHEAD = 2
+AHEAD = 4
 """Results that each worker keeps ready."""
+NO_SHARED_MEMORY = 2**62
+"""Bytes. Results come through pipes: containers have 64 MB of shared memory, and what is left in it leaks."""
 
 
 def computed(function: Callable[[int], T], start: int, stop: int, workers: int) -> Generator[T, None, None]:
@@ -35,7 +37,11 @@ def computed(function: Callable[[int], T], start: int, stop: int, workers: int) 
     numbers = grain.MapDataset.range(start, stop).map(function)
     ordered = numbers.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     options = grain.MultiprocessingOptions(num_workers=min(workers, stop - start), per_worker_buffer_size=AHEAD)
-    iterator = iter(ordered.mp_prefetch(options, worker_init_fn=_start_worker))
+    piped = grain.experimental.WithOptionsIterDataset(
+        ordered.mp_prefetch(options, worker_init_fn=_start_worker),
+        grain.experimental.DatasetOptions(min_shm_size=NO_SHARED_MEMORY),
+    )
+    iterator = iter(piped)
     try:
         yield from iterator
     finally:
