@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from importlib import resources
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -12,7 +13,7 @@ from rich.table import Table
 from dualcl_jax.errors import exits_cleanly
 
 EXIT_FAILED = 1
-Arrays = dict[str, np.ndarray]
+Arrays = dict[str, Any]
 TEMPERATURE, K = 0.1, 5
 
 
@@ -40,7 +41,7 @@ def gradient_case(arrays: Arrays) -> float:
     return _difference(jax.jit(jax.grad(lambda queries: _loss(arrays, queries)))(arrays['queries']), arrays['gradient'])
 
 
-def _loss(arrays: Arrays, queries: np.ndarray) -> 'object':
+def _loss(arrays: Arrays, queries: Any) -> Any:
     """The loss by the functions that a step calls."""
     import jax.numpy as jnp
 
@@ -49,7 +50,7 @@ def _loss(arrays: Arrays, queries: np.ndarray) -> 'object':
     slots = jnp.arange(arrays['queue'].shape[0], dtype=jnp.int32)
     valid = slots < int(arrays['filled'])
 
-    def contrast(anchors: 'jnp.ndarray', positives: 'jnp.ndarray') -> losses.Contrast:
+    def contrast(anchors: Any, positives: Any) -> losses.Contrast:
         allowed = negatives.allowed_slots(valid, arrays['slot_ids'], arrays['ids'], mask_same_image=True)
         return losses.info_nce(
             anchors,

@@ -27,10 +27,10 @@ def main(path: str) -> None:
     loss, gradient = 0.0, np.zeros((2, 8, 32))
     for v in range(2):
         for i in range(8):
-            a, p = np.float64(queries[v, i]), np.float64(keys[v, i])
+            a, p = queries[v, i].astype(np.float64), keys[v, i].astype(np.float64)
             slots = [j for j in range(filled) if slot_ids[j] != ids[i]]
-            slots = sorted(slots, key=lambda j: -float(np.float64(queue[j]) @ a))[:K]
-            table = np.vstack([p, np.float64(queue[slots])])
+            slots = sorted(slots, key=lambda j: -float(queue[j].astype(np.float64) @ a))[:K]
+            table = np.vstack([p, queue[slots].astype(np.float64)])
             weights = np.exp(table @ a / TEMPERATURE)
             shares = weights / weights.sum()
             loss -= np.log(shares[0]) / 16
@@ -40,8 +40,8 @@ def main(path: str) -> None:
     anchors = unit(rng.normal(size=(16, 64)))
     base = unit(rng.normal(size=(1, 64)))
     table = unit(base + 1e-3 * rng.normal(size=(50, 64)))
-    order = np.argsort(-(np.float64(anchors) @ np.float64(table).T), axis=1)
-    similarity = np.sort(np.float64(anchors) @ np.float64(table).T, axis=1)[:, ::-1]
+    order = np.argsort(-(anchors.astype(np.float64) @ table.astype(np.float64).T), axis=1)
+    similarity = np.sort(anchors.astype(np.float64) @ table.astype(np.float64).T, axis=1)[:, ::-1]
     clear = similarity[:, K - 1] - similarity[:, K] > 2e-6  # float32 can tell the last chosen from the first left out
     pushed = rng.normal(size=(3, 4, 6)).astype(np.float32)
     ring = np.zeros((7, 6))
@@ -79,7 +79,8 @@ def main(path: str) -> None:
         theta_gradient=slope,
         theta_after=after,
         images=rng.integers(0, 256, (4, 16, 16, 3)).astype(np.uint8),
-        **normalized,
+        normalized_1=normalized['normalized_1'],
+        normalized_4=normalized['normalized_4'],
         features=features,
     )
 
