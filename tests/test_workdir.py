@@ -8,6 +8,7 @@ import pytest
 from etils import epath
 
 from configs import default
+from dualcl_jax import workdir
 from dualcl_jax.config import override
 from dualcl_jax.data import ArraySource, Splits
 from dualcl_jax.errors import UserError
@@ -30,10 +31,11 @@ def source(images: np.ndarray, classes: int = 3) -> ArraySource:
 
 @pytest.mark.parametrize('channels', [1, 3])
 @pytest.mark.parametrize('block', [1, 7, 100])
-def test_channel_statistics(channels: int, block: int) -> None:
+def test_channel_statistics(channels: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workdir, 'BLOCK_PIXELS', block * 6 * 5)
     rng = np.random.default_rng(0)
     images = (rng.uniform(0, 1, (50, 6, 5, channels)) ** np.arange(1, channels + 1) * 255).astype(np.uint8)
-    mean, std = channel_statistics(source(images), block=block)
+    mean, std = channel_statistics(source(images))
     pixels = images.astype(np.float64).reshape(-1, channels) / 255
     np.testing.assert_array_equal(mean, pixels.mean(0).round(4))
     np.testing.assert_array_equal(std, pixels.std(0).round(4))
