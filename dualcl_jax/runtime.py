@@ -4,6 +4,7 @@ import ctypes
 import importlib.metadata
 import importlib.util
 import os
+import platform
 import sys
 import warnings
 from collections.abc import Callable
@@ -55,9 +56,11 @@ def start(
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     warnings.filterwarnings('ignore', message='Sharding info not provided when restoring')
     sys.unraisablehook = partial(_report_unraisable, sys.unraisablehook)
-    if _cpu_only():
+    cpu_only = _cpu_only()
+    if cpu_only:
         _set_cpu_flags()
         _keep_freed_memory()
+    _use_compilation_cache(platform.node() if cpu_only else 'compiled')
     import jax
 
     if (coordinator_address, num_processes, process_id) == (None, None, None):
@@ -89,7 +92,7 @@ def _cpu_only() -> bool:
 def _set_cpu_flags() -> None:
     """Adds `CPU_FLAGS` to XLA_FLAGS, before what the user set there.
 
-    Not beside a persistent compilation cache: jaxlib 0.12 fails to store programs that call oneDNN.
+    Not where the user names a compilation cache: jaxlib 0.12 fails to store programs that call oneDNN.
     """
     version = tuple(int(part) for part in importlib.metadata.version('jaxlib').split('.')[:2])
     cached = 'JAX_COMPILATION_CACHE_DIR' in os.environ
@@ -97,6 +100,18 @@ def _set_cpu_flags() -> None:
         given = os.environ.get('XLA_FLAGS', '')
         flags = (flag for flag in CPU_FLAGS if flag.split('=')[0] not in given)
         os.environ['XLA_FLAGS'] = ' '.join([*flags, given]).strip()
+
+
+def _use_compilation_cache(name: str) -> None:
+    """Lets JAX keep compiled programs for the next start, where the user does not say otherwise.
+
+    Hosts may share the folder, but not programs for CPUs, which may lack each other's instructions. On CPUs those that
+    call oneDNN, the step among them, are compiled each time: jaxlib 0.12 cannot store them.
+    """
+    home = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
+    os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(home, 'dualcl_jax', name))
+    os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
+    warnings.filterwarnings('ignore', message='Error writing persistent compilation cache entry')
 
 
 def _keep_freed_memory() -> None:
