@@ -89,6 +89,9 @@ def get_config() -> ConfigDict:
     config.queue = queue = ConfigDict()
     queue.size = 4096  # K; 0: no queue, negatives are the other keys of the global batch (MoCo v3)
     queue.init = 'empty'  # empty: slots count once they are filled | noise: MoCo's random unit vectors
+    # K/n slots on each of n devices, which must divide K, in place of all K: for queues of millions. The loss is that
+    # of a replicated queue within rounding, so a run may change it on the way. Selectors: all, top_k, threshold, ring.
+    queue.sharded = False
 
     config.ema = ema = ConfigDict()
     ema.momentum = 0.99  # m in [0, 1]: ξ <- m·ξ + (1 - m)·θ

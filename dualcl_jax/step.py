@@ -36,7 +36,8 @@ def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainSt
     """One step of one device; runs under a mapped axis named `AXIS`.
 
     Returns:
-      The next state, the same on every device, and scalar metrics, averaged over devices.
+      The next state, the same on every device but for the slots of a sharded queue, and scalar metrics, averaged over
+      devices.
     """
     momentum = method.ema(state.step)
     online = {part: state.params[part] for part in state.momentum_params}  # without the predictor
@@ -73,6 +74,7 @@ def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainSt
                 select=method.select,
                 k=count,
                 mask_same_image=method.mask_same_image,
+                axis_name=method.queue_axis,
             )
         allowed = allowed_slots(valid(queue), queue.ids, rows.ids, mask_same_image=method.mask_same_image)
         others = allowed & (rows.positions[:, None] != everyone[None, :, 0])
@@ -129,7 +131,7 @@ def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainSt
     views, queue = keys.shape[0], state.queue
     if queue is not None:
         ids, labels = (jnp.repeat(everyone[:, column], views) for column in (1, 2))
-        queue = enqueue(queue, global_keys.reshape(-1, method.dim), ids, labels, state.step)
+        queue = enqueue(queue, global_keys.reshape(-1, method.dim), ids, labels, state.step, method.queue_axis)
     next_state = TrainState(
         step=state.step + 1,
         params=jax.tree.map(jnp.add, state.params, updates),
@@ -139,7 +141,8 @@ def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainSt
         opt_state=opt_state,
         queue=queue,
     )
-    metrics = measure(loss, queries, contrasts, gradients, batch.labels, candidates[0], state.step, AXIS)
+    labels = batch.labels if method.queue_axis is None else everyone[:, 2]
+    metrics = measure(loss, queries, contrasts, gradients, labels, candidates[0], state.step, AXIS, method.queue_axis)
     metrics |= {'train/learning_rate': method.learning_rate(state.step), 'train/ema_momentum': momentum}
     if method.count_negatives is not None:
         metrics['train/negatives'] = method.count_negatives(state.step).astype(jnp.float32)
