@@ -37,7 +37,7 @@ class Method:
       loss_scale: factor of the loss that is differentiated; the one that is logged has none.
       key_weight: w, share of the term anchored at the key.
       key_term: its negatives: 'batch' (the other queries of the global batch) or 'queue'.
-      shuffle_keys: permute the key batch across devices and BN groups.
+      shuffle_keys: encode keys in other BN groups than their queries, on other devices.
       select: the selector of negatives; `num_negatives` is its k, the last of the run.
       count_negatives: how many of them enter by step; None where that is always k.
       mask_same_image: older keys of the anchor's image are no negatives.

@@ -75,8 +75,8 @@ def header(run: Plan, params: optax.Params) -> dict[str, str]:
     }
     if config.init_from and not run.start_step:
         facts['starts from'] = f'the encoder of {config.init_from}'
-    if config.loss.shuffle_keys and devices * groups == 1:
-        facts['warning'] = 'loss.shuffle_keys changes nothing with one device and one BN group'
+    if config.loss.shuffle_keys and devices * groups == method.encoder.span:
+        facts['warning'] = 'loss.shuffle_keys changes nothing with one BN group'
     return facts
 
 
