@@ -74,9 +74,14 @@ def state_specs(method: Method) -> Any:
     whole: Any = PartitionSpec()
     if method.queue_axis is None:
         return whole
+    return TrainState(whole, whole, whole, whole, whole, whole, queue_specs(method))
+
+
+def queue_specs(method: Method) -> Any:
+    """The same for its queue."""
+    whole: Any = PartitionSpec()
     slots: Any = PartitionSpec(method.queue_axis)
-    queue = Queue(keys=slots, ids=slots, labels=slots, enqueued_at=slots, cursor=whole, filled=whole)
-    return TrainState(whole, whole, whole, whole, whole, whole, queue)
+    return Queue(keys=slots, ids=slots, labels=slots, enqueued_at=slots, cursor=whole, filled=whole)
 
 
 def _without_predictor(variables: Variables) -> Variables:
