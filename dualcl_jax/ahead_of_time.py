@@ -35,6 +35,15 @@ CROPPED_FROM = 128
 """Images of so many pixels a side are taken to come as crops made by the host, smaller ones as they are stored."""
 
 
+LIBTPU_WITHOUT_A_TPU = {
+    'TPU_SKIP_MDS_QUERY': '1',
+    'TPU_ACCELERATOR_TYPE': 'v5litepod-1',
+    'TPU_WORKER_HOSTNAMES': 'localhost',
+    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+}
+"""It would ask a TPU VM's metadata which machine it is on, and let only one process load it. Neither matters here."""
+
+
 class Limits(NamedTuple):
     """Of one device: `flops` a second in bfloat16, `bandwidth` of its memory in bytes a second, `memory` in bytes.
 
@@ -61,7 +70,9 @@ def topology_devices(name: str) -> list[Any]:
       UserError: libtpu is not installed, or does not know the topology.
     """
     if importlib.util.find_spec('libtpu') is None:
-        raise UserError(f"--topology={name}: needs libtpu; pip install 'dualcl-jax[tpu]'")
+        raise UserError(f"--topology={name}: needs libtpu; pip install -e '.[tpu]'")
+    for variable, value in LIBTPU_WITHOUT_A_TPU.items():
+        os.environ.setdefault(variable, value)
     from jax.experimental import topologies
 
     try:
@@ -124,7 +135,7 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> dict[str, Any]:
         if 'RESOURCE_EXHAUSTED' not in str(error):
             raise
         return report | {'bytes_per_device': _needed(str(error))}
-    used = compiled.memory_analysis()
+    used: Any = compiled.memory_analysis()
     report['bytes_by_part'] |= {
         'activations and temporaries': used.temp_size_in_bytes,
         'program': used.generated_code_size_in_bytes,
@@ -254,8 +265,7 @@ def show(report: dict[str, Any]) -> None:
 def _size(count: int | None) -> str:
     if count is None:
         return 'not known'
-    for unit in ('B', 'kB', 'MB'):
-        if count < 1000:
-            return f'{count:.4g} {unit}'
-        count /= 1000
-    return f'{count:,.4g} GB'
+    for power, unit in enumerate(('B', 'kB', 'MB')):
+        if count < 1000 ** (power + 1):
+            return f'{count / 1000**power:.4g} {unit}'
+    return f'{count / 1e9:,.4g} GB'

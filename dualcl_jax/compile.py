@@ -48,7 +48,6 @@ def main() -> int:
     override(config, overrides)
     if flags.topology:
         os.environ['JAX_PLATFORMS'] = 'cpu'  # a TPU of this machine would be locked for nothing
-        os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
     runtime.start(None, None, None)
     import jax
 
