@@ -2,24 +2,31 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from jax.sharding import Mesh, PartitionSpec
 from test_reference_step import assert_follows_reference, full_recipe, given_views, make_batches, run
 
 from dualcl_jax import streaming
+from dualcl_jax.checkpoint import Checkpoints, state_sha256
 from dualcl_jax.losses import normalize
+from dualcl_jax.method import build_method
 from dualcl_jax.negatives import SHARDED, build_selector
+from dualcl_jax.parallel import REPLICATED, place
 from dualcl_jax.queue import Queue, empty_queue, enqueue, mean_age, valid
+from dualcl_jax.state import create_train_state, state_specs
 from dualcl_jax.streaming import Anchors, contrast_with_queue
 
 __all__ = ['given_views']
 AXIS = 'batch'
 B, K, D, SELECTED = 16, 48, 8, 9
+SLOW = pytest.mark.slow
 SLOTS, WHOLE = PartitionSpec(AXIS), PartitionSpec()
 QUEUE = Queue(SLOTS, SLOTS, SLOTS, SLOTS, WHOLE, WHOLE)
 
@@ -61,7 +68,7 @@ def differentiated(selector: str, axis_name: str | None, rows: Anchors, queue: Q
 
 
 @pytest.mark.parametrize('selector', SHARDED)
-@pytest.mark.parametrize('devices', [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4)])
+@pytest.mark.parametrize('devices', [pytest.param(1, marks=SLOW), pytest.param(2, marks=SLOW), 4])
 def test_contrast(monkeypatch: pytest.MonkeyPatch, devices: int, selector: str) -> None:
     """In several blocks of anchors; the queue empty, nearly so, and full of keys that differ or do not."""
     monkeypatch.setattr(streaming, 'SHARDED_BLOCK_BYTES', 4 * 4 * K // devices)
@@ -95,7 +102,24 @@ def test_ring_buffer(devices: int) -> None:
         assert found.keys.sharding.shard_shape(found.keys.shape) == (K // devices, D)
 
 
-SLOW = pytest.mark.slow
+def test_checkpoints_and_hash(tmp_path: Path) -> None:
+    """Saved from four devices, read by two, by three and whole by one: the same slots in the same places."""
+    config = full_recipe(48, queue__sharded=True, queue__init='noise')
+    method = build_method(config, total_steps=1, steps_per_epoch=1, num_devices=4)
+    state, specs = create_train_state(method, 3), state_specs(method)
+    state = state.replace(queue=state.queue.replace(enqueued_at=jnp.arange(48, dtype=jnp.int32)))
+    meshes = [Mesh(np.array(jax.devices()[:devices]), (AXIS,)) for devices in (4, 2, 3, 1)]
+    saved = place(state, meshes[0], specs)
+    checkpoints = Checkpoints(epath.Path(tmp_path))
+    checkpoints.save(1, saved, {}, None)
+    for mesh in meshes:
+        for lies in (specs, REPLICATED):
+            restored, _ = checkpoints.restore(1, state, mesh, lies)
+            held = 48 if lies == REPLICATED else 48 // mesh.size
+            assert [shard.data.shape for shard in restored.queue.keys.addressable_shards] == [(held, 8)] * mesh.size
+            jax.tree.map(np.testing.assert_array_equal, restored, state)
+            assert state_sha256(restored) == state_sha256(state)
+    checkpoints.close()
 
 
 @pytest.mark.parametrize(
