@@ -4,10 +4,13 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
+from test_reference_step import given_views, make_batches, run, tiny
 
+from configs import default
 from dualcl_jax.accumulate import split
 from dualcl_jax.shuffle import destinations, exchange
 
+__all__ = ['given_views']
 AXIS = 'batch'
 
 
@@ -45,3 +48,17 @@ def test_exchange_over_devices(devices: int, groups: int) -> None:
     moved, back = mapped(values)
     np.testing.assert_array_equal(moved[:, places], values)
     np.testing.assert_array_equal(back, values)
+
+
+def test_keys_see_other_statistics(given_views) -> None:
+    """Four BN groups of two images: the keys of the first step do not depend on the devices, but on the shuffling."""
+
+    def keys(devices: int, shuffled: bool) -> np.ndarray:
+        fields = {'model__projection': 'mlp2_bn', 'model__head_width': 8, 'model__norm': 'split:4'}
+        config = tiny(default.get_config(), 40, loss__shuffle_keys=shuffled, **fields)
+        return run(config, make_batches()[:1], devices=devices)[0][1].queue.keys[:16]
+
+    expected, plain = keys(1, True), keys(1, False)
+    for devices in (2, 4):
+        np.testing.assert_allclose(keys(devices, True), expected, rtol=1e-4, atol=1e-5)
+    assert np.abs(plain - expected).max() > 0.1
