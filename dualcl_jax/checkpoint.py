@@ -1,4 +1,4 @@
-"""Checkpoints by Orbax: global, replicated states without a device axis, saved while training goes on."""
+"""Checkpoints by Orbax: global states without a device axis, saved while training goes on."""
 
 import hashlib
 from typing import Any
@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from dualcl_jax.errors import UserError
-from dualcl_jax.parallel import to_host
+from dualcl_jax.parallel import REPLICATED, Specs, shapes, to_host, whole
 from dualcl_jax.state import TrainState
 
 BEST = 'knn_top1'
@@ -56,19 +56,21 @@ class Checkpoints:
             metrics=None if knn_top1 is None else {BEST: knn_top1},
         )
 
-    def restore(self, step: int, like: TrainState, mesh: Mesh) -> tuple[TrainState, dict[str, Any]]:
-        """A saved state, replicated over a mesh, and its record.
+    def restore(
+        self, step: int, like: TrainState, mesh: Mesh, specs: Specs = REPLICATED
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """A saved state on a mesh, and its record.
 
         Args:
           step: a finished checkpoint.
           like: shapes and dtypes to expect.
           mesh: all devices.
+          specs: how the state is to lie on them, however it lay when it was saved.
 
         Raises:
           UserError: the checkpoint cannot be read as this state.
         """
-        sharding = NamedSharding(mesh, PartitionSpec())
-        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like)
+        abstract = shapes(like, mesh, specs)
         try:
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), run=ocp.args.JsonRestore())
@@ -90,7 +92,8 @@ class Checkpoints:
 def state_sha256(state: TrainState) -> str:
     """SHA-256 over path, dtype, shape and bytes of every array of a state, in the order of the paths."""
     digest = hashlib.sha256()
-    leaves = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(to_host(state))]
+    on_host = to_host(whole(state))
+    leaves = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(on_host)]
     for path, leaf in sorted(leaves, key=lambda item: item[0]):
         array = np.ascontiguousarray(leaf)
         digest.update(f'{path}:{array.dtype}:{array.shape};'.encode())

@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 
 from dualcl_jax.errors import UserError
 
-OPERATIONAL = ('checkpoint', 'monitor', 'log', 'parallel')
-"""Sections that may change when a run resumes: they decide what is written and how fast, not what comes out."""
+OPERATIONAL = ('checkpoint.', 'monitor.', 'log.', 'parallel.', 'queue.sharded')
+"""Fields, by how they begin, that may change when a run resumes: they decide what is written and how fast or on which
+device, not what comes out."""
 
 
 def load_config(path: str) -> ConfigDict:
@@ -111,5 +112,5 @@ def differing_fields(stored: ConfigDict, config: ConfigDict) -> list[str]:
     return [
         f'{field} ({before.get(field)!r}, now {now.get(field)!r})'
         for field in sorted(before.keys() | now.keys())
-        if field.split('.')[0] not in OPERATIONAL and before.get(field) != now.get(field)
+        if not field.startswith(OPERATIONAL) and before.get(field) != now.get(field)
     ]

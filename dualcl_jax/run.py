@@ -16,8 +16,8 @@ from dualcl_jax.evaluators.monitor import KnnMonitor, can_monitor
 from dualcl_jax.hosts import check_shared
 from dualcl_jax.init_from import check_encoder, saved_step, with_encoder
 from dualcl_jax.method import Method, build_method
-from dualcl_jax.parallel import MAPPERS, Mapper, device_mesh, replicate
-from dualcl_jax.state import TrainState, create_train_state
+from dualcl_jax.parallel import MAPPERS, Mapper, device_mesh, place
+from dualcl_jax.state import TrainState, create_train_state, state_specs
 from dualcl_jax.validation import validate, validate_devices, validate_schedule
 from dualcl_jax.workdir import (
     channel_statistics,
@@ -121,13 +121,13 @@ def open_run(config: ConfigDict, workdir: str) -> tuple[Run, TrainState]:
     checkpoints = Checkpoints(
         (folder / 'checkpoints').resolve(), keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best
     )
-    resumed_from, trained_s = checkpoints.latest_step(), 0.0
+    resumed_from, trained_s, specs = checkpoints.latest_step(), 0.0, state_specs(method)
     if resumed_from is None:
-        state = replicate(jax.jit(plan.create)(), mesh)
+        state = place(jax.jit(plan.create)(), mesh, specs)
         if config.init_from:
             state = with_encoder(state, config.init_from, mesh)
     else:
-        state, saved = checkpoints.restore(resumed_from, jax.eval_shape(plan.create), mesh)
+        state, saved = checkpoints.restore(resumed_from, jax.eval_shape(plan.create), mesh, specs)
         trained_s = saved['wall_time_s']
         if saved['data_fingerprint'] != splits.train.fingerprint:
             raise UserError(
@@ -149,7 +149,7 @@ def open_run(config: ConfigDict, workdir: str) -> tuple[Run, TrainState]:
         splits=splits,
         mesh=mesh,
         method=method,
-        mapper=MAPPERS[config.parallel.mapper](mesh),
+        mapper=MAPPERS[config.parallel.mapper](mesh, specs),
         embed=embed,
         monitor=monitor,
         checkpoints=checkpoints,

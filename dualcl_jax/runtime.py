@@ -85,7 +85,7 @@ def start(
 
 def _cpu_only() -> bool:
     """Whether JAX will find no accelerator, as far as can be told without starting it."""
-    accelerator = any(importlib.util.find_spec(name) for name in ('libtpu', 'jax_plugins'))
+    accelerator = importlib.util.find_spec('jax_plugins') or (importlib.util.find_spec('libtpu') and hosts.has_tpu())
     return os.environ.get('JAX_PLATFORMS') == 'cpu' or not accelerator
 
 
