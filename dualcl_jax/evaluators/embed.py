@@ -51,8 +51,14 @@ class Embedder:
 
         self._encode: Callable[[Any, jax.Array], Encoded] = jax.jit(encode, out_shardings=replicated)
 
-    def __call__(self, variables: Any, source: Source, indices: np.ndarray) -> Features:
-        """The features of the images at `indices` [N]."""
+    def num_blocks(self, count: int) -> int:
+        """In how many blocks `count` images are encoded."""
+        return -(-count // self._block)
+
+    def __call__(
+        self, variables: Any, source: Source, indices: np.ndarray, advance: Callable[[], None] = lambda: None
+    ) -> Features:
+        """The features of the images at `indices` [N]; `advance` is called after each block."""
         block = min(self._block, -(-len(indices) // self._rows.mesh.size) * self._rows.mesh.size)
         parts = []
         for start in range(0, len(indices), block):
@@ -61,6 +67,7 @@ class Embedder:
             on_devices = jax.make_array_from_callback(images.shape, self._rows, images.__getitem__)
             encoded = self._encode(variables, on_devices)
             parts.append([np.asarray(column)[: len(chosen)] for column in encoded])
+            advance()
         return Features(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
     def pixels(self, source: Source, indices: np.ndarray) -> np.ndarray:
