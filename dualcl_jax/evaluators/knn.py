@@ -16,6 +16,12 @@ BLOCK_BYTES = 64 * 2**20
 """The float32 similarities that one device holds at a time."""
 
 
+def normalize(features: ArrayLike) -> jax.Array:
+    """[M, F] to float32 rows of length 1; a row of zeros stays one."""
+    features = jnp.asarray(features).astype(jnp.float32)
+    return features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), np.finfo(np.float32).tiny)
+
+
 def nearest(queries: ArrayLike, bank: ArrayLike, k: int) -> tuple[jax.Array, jax.Array]:
     """The k entries of the bank with the largest cosine similarity to each query, the most similar first.
 
@@ -31,7 +37,7 @@ def nearest(queries: ArrayLike, bank: ArrayLike, k: int) -> tuple[jax.Array, jax
     Returns:
         similarities [Q, min(k, N)] float32 in [-1, 1] up to rounding, and indices into the bank [Q, min(k, N)] int32.
     """
-    similarities = jnp.einsum('qf,nf->qn', _normalize(queries), _normalize(bank), precision=lax.Precision.HIGHEST)
+    similarities = jnp.einsum('qf,nf->qn', normalize(queries), normalize(bank), precision=lax.Precision.HIGHEST)
     return lax.top_k(similarities, min(k, similarities.shape[1]))
 
 
@@ -225,12 +231,6 @@ def _predict_block(
     return jax.shard_map(
         predict, mesh=mesh, in_specs=(split, replicated, replicated), out_specs=PartitionSpec(None, None, 'devices')
     )(queries, bank, bank_labels)
-
-
-def _normalize(features: ArrayLike) -> jax.Array:
-    """[M, F] to float32 rows of length 1; a row of zeros stays one."""
-    features = jnp.asarray(features).astype(jnp.float32)
-    return features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), np.finfo(np.float32).tiny)
 
 
 def _check_features(name: str, features: NDArray) -> None:
