@@ -33,11 +33,16 @@ SCHEMA: dict[str, tuple[tuple[type, ...] | type, bool, str]] = {
     'versions': (dict, False, 'of Python and packages, and the device'),
 }
 """The fields of a record, all of them in each."""
+DISTINGUISHING = ('fraction', 'shots', 'corruption', 'strength')
+"""Details that tell apart records which are otherwise of one kind."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """One number of a protocol, before what is the same for all of them is added; fields as in `SCHEMA`."""
+    """One number of a protocol, before what is the same for all of them is added; fields as in `SCHEMA`.
+
+    `examples` None stands for all labelled images of the split, or for all where there are no labels.
+    """
 
     metric: str
     value: float
@@ -45,6 +50,7 @@ class Result:
     layer: str
     interval: Interval | None = None
     split: str = 'test'
+    examples: int | None = None
     k: int | None = None
     tau: float | None = None
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -78,21 +84,19 @@ def check_record(record: Mapping[str, Any]) -> None:
 
 
 def table(records: Iterable[Mapping[str, Any]], title: str) -> Table:
-    """The records as rows for a terminal."""
-    view = Table('protocol', 'metric', 'encoder', 'layer', 'k', 'τ', 'of', title=title)
-    view.add_column('value', justify='right')
-    view.add_column('95 %', justify='right')
+    """The records for a terminal, each encoder and layer in a column; ± is half the width of the interval."""
+    cells: dict[tuple[str, ...], dict[tuple[str, str], str]] = {}
     for record in records:
+        of = [f'{name} {record[name]:g}' for name in ('k', 'tau') if record[name] is not None]
+        of += [f'{name} {record["details"][name]}' for name in DISTINGUISHING if name in record['details']]
+        row = record['protocol'], record['metric'], ', '.join(of)
         interval = record['interval']
-        view.add_row(
-            record['protocol'],
-            record['metric'],
-            record['encoder'],
-            record['layer'],
-            '' if record['k'] is None else str(record['k']),
-            '' if record['tau'] is None else f'{record["tau"]:g}',
-            ', '.join(f'{name} {value}' for name, value in record['details'].items() if isinstance(value, int | str)),
-            f'{record["value"]:.4f}',
-            f'{interval["low"]:.4f} to {interval["high"]:.4f}' if interval else '',
-        )
+        reach = f' ± {(interval["high"] - interval["low"]) / 2:.4f}' if interval else ''
+        cells.setdefault(row, {})[record['encoder'], record['layer']] = f'{record["value"]:.4f}{reach}'
+    columns = list(dict.fromkeys(place for row in cells.values() for place in row))
+    view = Table('protocol', 'metric', 'of', title=title)
+    for encoder, layer in columns:
+        view.add_column(f'{encoder}\n{layer}', justify='right', no_wrap=True)
+    for row, values in cells.items():
+        view.add_row(*row, *(values.get(place, '') for place in columns))
     return view
