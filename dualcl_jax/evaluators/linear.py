@@ -78,15 +78,15 @@ def train_probes(
     params = (jnp.zeros((group, features.shape[1], num_classes)), jnp.zeros((group, num_classes)))
     state = params, jax.tree.map(jnp.zeros_like, params)
     rates, decays = (jnp.asarray(values, jnp.float32) for values in (learning_rates, weight_decays))
-    epoch_fn = functools.partial(_epoch, epochs=epochs, batch_size=min(batch_size, len(features)))
+    steps = functools.partial(_epoch, batch_size=min(batch_size, len(features)))
     for epoch in range(epochs):
-        state = epoch_fn(state, inputs, targets, rates, decays, jax.random.key(seed), jnp.int32(epoch))
+        state = steps(state, inputs, targets, rates, decays, jax.random.key(seed), jnp.int32(epoch), jnp.int32(epochs))
         jax.block_until_ready(state)
         advance()
     return Probes(*state[0], mean, std)
 
 
-@functools.partial(jax.jit, static_argnames=('epochs', 'batch_size'), donate_argnums=0)
+@functools.partial(jax.jit, static_argnames='batch_size', donate_argnums=0)
 def _epoch(
     state: tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]],
     features: jax.Array,
@@ -95,8 +95,8 @@ def _epoch(
     decays: jax.Array,
     key: jax.Array,
     epoch: jax.Array,
+    epochs: jax.Array,
     *,
-    epochs: int,
     batch_size: int,
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
     """One pass over [N, F] features in a random order, for all classifiers at once."""
@@ -114,7 +114,7 @@ def _epoch(
     def step(state: tuple, batch: tuple[jax.Array, jax.Array]) -> tuple[tuple, None]:
         index, rows = batch
         params, velocity = state
-        progress = (epoch * steps + index).astype(jnp.float32) / (epochs * steps)
+        progress = (epoch * steps + index).astype(jnp.float32) / (epochs * steps).astype(jnp.float32)
         rate = rates * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
         gradient = gradients(params, decays, features[rows], labels[rows])
         velocity = jax.tree.map(lambda v, g: MOMENTUM * v + g, velocity, gradient)

@@ -85,10 +85,11 @@ def check_record(record: Mapping[str, Any]) -> None:
 
 def table(records: Iterable[Mapping[str, Any]], title: str) -> Table:
     """The records for a terminal, each encoder and layer in a column; ± is half the width of the interval."""
-    cells: dict[tuple[str, ...], dict[tuple[str, str], str]] = {}
+    cells: dict[tuple[str, str, str], dict[tuple[str, str], str]] = {}
     for record in records:
         of = [f'{name} {record[name]:g}' for name in ('k', 'tau') if record[name] is not None]
-        of += [f'{name} {record["details"][name]}' for name in DISTINGUISHING if name in record['details']]
+        kinds = {name: record['details'][name] for name in DISTINGUISHING if name in record['details']}
+        of += [value if isinstance(value, str) else f'{name} {value:g}' for name, value in kinds.items()]
         row = record['protocol'], record['metric'], ', '.join(of)
         interval = record['interval']
         reach = f' ± {(interval["high"] - interval["low"]) / 2:.4f}' if interval else ''

@@ -16,9 +16,9 @@ def default_settings() -> ConfigDict:
     settings.knn = ConfigDict({'k': (1, 5, 20, 200), 'temperature': (0.05, 0.1, 0.2)})
 
     settings.linear = linear = ConfigDict()
-    linear.learning_rates = (0.003, 0.01, 0.03, 0.1)  # SGD with momentum, cosine to 0
+    linear.learning_rates = (0.03, 0.1, 0.3, 1.0)  # SGD with momentum, cosine to 0
     linear.weight_decays = (0.0, 1e-5, 1e-4, 1e-3)
-    linear.epochs = 40
+    linear.epochs = 100
     linear.batch_size = 256
     linear.validation = 0.1  # share of the labelled training images that chooses between them
 

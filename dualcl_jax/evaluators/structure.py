@@ -33,20 +33,25 @@ def uniformity(features: NDArray) -> float:
     Lower is more uniform; 0 where all features are one. Of features [N, F], N at least 2.
     """
     rows, count = unit(features).astype(np.float32), len(features)
-    padded = np.pad(rows, ((0, -count % BLOCK_ROWS), (0, 0)))
-    total = np.sum(np.asarray(_potentials(jnp.asarray(padded), jnp.asarray(rows)), np.float64)[:count])
-    return float(np.log((total - count) / (count * (count - 1))))
+    numbers = np.arange(count + -count % BLOCK_ROWS, dtype=np.int32).reshape(-1, BLOCK_ROWS)
+    total = np.sum(np.asarray(_potentials(jnp.asarray(rows), jnp.asarray(numbers)), np.float64)[:count])
+    return float(np.log(total / (count * (count - 1))))
 
 
 @jax.jit
-def _potentials(queries: jax.Array, bank: jax.Array) -> jax.Array:
-    """Σ_y exp(-2 ‖x - y‖²) over the bank for each query [Q], of which blocks are at hand at a time; unit vectors."""
+def _potentials(rows: jax.Array, numbers: jax.Array) -> jax.Array:
+    """Σ exp(-2 ‖x - y‖²) over the other rows y of unit vectors [N, F], for the rows x of each block of `numbers`.
 
-    def block(rows: jax.Array) -> jax.Array:
-        cosines = jnp.matmul(rows, bank.T, precision=jax.lax.Precision.HIGHEST)
-        return jnp.exp(-2.0 * jnp.maximum(2.0 - 2.0 * cosines, 0.0)).sum(axis=1)
+    Of numbers beyond the last row it is something else.
+    """
 
-    return jax.lax.map(block, queries.reshape(-1, BLOCK_ROWS, queries.shape[1])).reshape(-1)
+    def block(queries: jax.Array) -> jax.Array:
+        cosines = jnp.matmul(rows[queries], rows.T, precision=jax.lax.Precision.HIGHEST)
+        potential = jnp.exp(-2.0 * jnp.maximum(2.0 - 2.0 * cosines, 0.0))
+        others = queries[:, None] != jnp.arange(rows.shape[0], dtype=jnp.int32)[None]
+        return jnp.where(others, potential, 0.0).sum(axis=1)
+
+    return jax.lax.map(block, numbers).reshape(-1)
 
 
 def effective_rank(features: NDArray) -> float:
