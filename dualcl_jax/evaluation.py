@@ -33,11 +33,8 @@ TABLE_WIDTH = 140
 """Characters of a line where there is no terminal."""
 
 
-def resolve(source: EncoderSource, overrides: Sequence[str]) -> tuple[ConfigDict, bool]:
+def resolve(source: EncoderSource, overrides: Sequence[str]) -> ConfigDict:
     """The config of an evaluation: the run's data, and the settings of the protocols, with overrides of both.
-
-    Returns:
-      It, and whether the data are the run's own.
 
     Raises:
       UserError: a field that does not exist, or has no such value.
@@ -53,7 +50,7 @@ def resolve(source: EncoderSource, overrides: Sequence[str]) -> tuple[ConfigDict
         config.data.limit = config.data.num_examples = 0  # of the run's own set
     override(config, overrides)
     check_fields(config, RULES | {field: rule for field, rule in CONFIG_RULES.items() if field.startswith('data.')})
-    return config, not any(field.startswith('data.') for field in fields)
+    return config
 
 
 def chosen(given: str, choices: Iterable[str], flag: str) -> tuple[str, ...]:
@@ -74,15 +71,18 @@ def chosen(given: str, choices: Iterable[str], flag: str) -> tuple[str, ...]:
     return tuple(choices if 'all' in names else names)
 
 
-def check_data(source: EncoderSource, splits: Splits, protocols: Sequence[str], *, own: bool) -> None:
-    """Raises UserError where these protocols cannot be run on these data with this encoder."""
+def check_data(source: EncoderSource, splits: Splits, protocols: Sequence[str], *, named: bool) -> None:
+    """Raises UserError where these protocols cannot be run on these data with this encoder.
+
+    Data that the user has not `named` must be those that the encoder was trained on.
+    """
     train, test = splits
     if train.image_shape[2] != source.channels:
         raise UserError(
             f'{train.name}: images have {train.image_shape[2]} channels and the encoder of {source.name} takes '
             f'{source.channels}; choose another set'
         )
-    if own and train.fingerprint != source.data_fingerprint:
+    if not named and train.fingerprint != source.data_fingerprint:
         raise UserError(
             f'{train.name}: not the images that {source.name} was trained on; restore them,\n'
             f'or name the set on purpose: --config.data.name={source.config.data.name}'
@@ -115,7 +115,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Runs protocols and writes OUTPUT/PROTOCOL.json for each, replaced whole; prints the table of all.
 
-    Data that are not the run's own go to OUTPUT/on_NAME. What is written depends on the checkpoint, the data, the
+    Results on data that the encoder was not trained on go to OUTPUT/on_NAME. What is written depends on the checkpoint, the data, the
     settings, the versions and the kind of device alone: two evaluations give the same bytes.
 
     Returns:
@@ -124,14 +124,15 @@ def evaluate(
     Raises:
       UserError: what the user can mend; found before anything is computed where that is possible.
     """
-    config, own = resolve(source, overrides)
+    config = resolve(source, overrides)
     missing = [name for name in encoders if name not in source.encoders] + [
         name for name in layers if name not in source.layers
     ]
     if missing:
         raise UserError(f'{source.name}: has no {missing[0]}, only {", ".join([*source.encoders, *source.layers])}')
     splits = data.load(config.data)
-    check_data(source, splits, protocols, own=own)
+    check_data(source, splits, protocols, named=any(field.startswith('data.') for field in overrides))
+    own = splits.train.fingerprint == source.data_fingerprint
     folder = epath.Path(output) / ('' if own else f'on_{config.data.name.replace("/", "_").replace(":", "_")}')
     writes = jax.process_index() == 0
     if writes:
