@@ -115,8 +115,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Runs protocols and writes OUTPUT/PROTOCOL.json for each, replaced whole; prints the table of all.
 
-    Results on data that the encoder was not trained on go to OUTPUT/on_NAME. What is written depends on the checkpoint, the data, the
-    settings, the versions and the kind of device alone: two evaluations give the same bytes.
+    Results on data that the encoder was not trained on go to OUTPUT/on_NAME. What is written depends on checkpoint,
+    data, settings, versions and kind of device alone: two evaluations give the same bytes.
 
     Returns:
       {'output': the folder, 'records': all records}.

@@ -129,16 +129,16 @@ def test_another_set_another_step_another_folder(run, workdir: Path, tmp_path: P
     assert own['output'] == str(workdir / 'evaluation')
 
 
-def test_structure_needs_no_labels(run, trainer: Trainer, tmp_path: Path) -> None:
+def test_structure_needs_no_labels(run, workdir: Path, tmp_path: Path) -> None:
     """A set without labels and without test images: what can be measured is, on the training images."""
     rng = np.random.default_rng(0)
     np.savez(tmp_path / 'plain.npz', images=rng.integers(256, size=(64, 16, 16, 3)).astype(np.uint8))
-    trainer.run(tmp_path / 'run', 'model.name=tiny', 'train.steps=1', f'data.path={tmp_path / "plain.npz"}')
-    found = records(run(tmp_path / 'run', 'structure', '--config.structure.images=20'))
+    plain = f'--config.data.path={tmp_path / "plain.npz"}'
+    found = records(run(workdir, 'structure', plain, '--config.structure.images=20'))
     metrics = {record['metric'] for record in found}
     assert metrics == {'alignment', 'uniformity', 'effective_rank', 'std_per_dimension'}
     assert {(record['split'], record['examples']) for record in found} == {('train', 20)}
-    refused(run(tmp_path / 'run', 'all'), 'no test split', '--protocols=structure')
+    refused(run(workdir, 'all', plain), 'no test split', '--protocols=structure')
 
 
 def refused(done: Finished, *said: str) -> None:

@@ -222,14 +222,16 @@ def structure(task: Task) -> Results:
                 yield result('inter_class_distance', between)
 
 
+_make_views = jax.jit(make_views, static_argnums=(2, 3))
+
+
 def _views(task: Task, split: str, chosen: np.ndarray, view: int) -> Derived:
     """One of the two augmented views of the run, of each chosen image, as 8-bit images."""
     size, specs = task.source.config.data.image_size, resolve_views(task.source.config.views)
-    make = jax.jit(lambda keys, images: make_views(keys, images, specs, size)[view])
 
     def change(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
         keys = randomness.example_keys(task.seed, randomness.PAIRS, jnp.int32(0), jnp.asarray(rows, jnp.int32))
-        return np.round(np.asarray(make(keys, images)) * 255).astype(np.uint8)
+        return np.round(np.asarray(_make_views(keys, images, specs, size)[view]) * 255).astype(np.uint8)
 
     return Derived(task.split(split), task.rows[split][chosen], change)
 
