@@ -34,7 +34,7 @@ class Description:
       image_size: side of the images in pixels.
       channels: 1 or 3.
       mean, std: per channel; pixels in [0, 1] enter the network as (pixel - mean) / std.
-      provenance: the run: name of its folder, step, config, data and their fingerprint, versions.
+      provenance: the run: name of its folder, step, config, fingerprint of its data; versions of what wrote the file.
     """
 
     architecture: dict[str, Any]
@@ -45,7 +45,7 @@ class Description:
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    provenance: dict[str, Any]
+    provenance: dict[str, Any] = dataclasses.field(repr=False)
 
     def to_metadata(self) -> dict[str, str]:
         """Each field as JSON."""

@@ -7,14 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dualcl_jax.config import flatten
 from dualcl_jax.exports.encoder import Description, Variables, compute, only_parts
 from dualcl_jax.finished import Finished, channels_of
 from dualcl_jax.parallel import to_host
 from dualcl_jax.summary import versions
 
 PRIVATE = ('data.data_dir', 'data.path', 'data.labels', 'init_from')
-"""Fields that may hold paths of the machine, which no export carries."""
+"""Fields that may hold paths of the machine: an export has them empty."""
 
 
 def describe(run: Finished, *, encoder: str, projection: bool) -> tuple[Description, Variables]:
@@ -46,11 +45,12 @@ def describe(run: Finished, *, encoder: str, projection: bool) -> tuple[Descript
 
 
 def _provenance(run: Finished) -> dict[str, Any]:
-    config = {field: value for field, value in flatten(run.config) if field not in PRIVATE}
+    config = run.config.copy_and_resolve_references()
+    config.update_from_flattened_dict(dict.fromkeys(PRIVATE, ''))
     return {
         'run': run.folder.resolve().name,
         'step': run.step,
         'data_fingerprint': run.data_fingerprint,
-        'config': config,
+        'config': config.to_dict(),
         'versions': versions(),
     }

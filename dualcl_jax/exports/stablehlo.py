@@ -7,7 +7,6 @@ project, followed by the description as JSON, its length, and an end mark.
 
 import hashlib
 import json
-from functools import partial
 
 import jax
 import jax.export
@@ -24,8 +23,13 @@ def write(description: Description, variables: Variables) -> bytes:
     """The program and its description."""
     (batch,) = jax.export.symbolic_shape('batch')
     shape = (batch, description.image_size, description.image_size, description.channels)
-    function = jax.jit(partial(compute, description, description.build(), variables))
-    exported = jax.export.export(function, platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, jnp.float32))
+    encoder = description.build()
+
+    def function(pixels: jax.Array) -> jax.Array:
+        # Behind the barrier weights are not folded into what surrounds them: bfloat16 rounds as in the run's encoder.
+        return compute(description, encoder, jax.lax.optimization_barrier(variables), pixels)
+
+    exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, jnp.float32))
     program = bytes(exported.serialize())
     metadata = {**description.to_metadata(), 'sha256': hashlib.sha256(program).hexdigest()}
     text = json.dumps(metadata).encode()
