@@ -125,11 +125,6 @@ def evaluate(
       UserError: what the user can mend; found before anything is computed where that is possible.
     """
     config = resolve(source, overrides)
-    missing = [name for name in encoders if name not in source.encoders] + [
-        name for name in layers if name not in source.layers
-    ]
-    if missing:
-        raise UserError(f'{source.name}: has no {missing[0]}, only {", ".join([*source.encoders, *source.layers])}')
     splits = data.load(config.data)
     check_data(source, splits, protocols, named=any(field.startswith('data.') for field in overrides))
     own = splits.train.fingerprint == source.data_fingerprint

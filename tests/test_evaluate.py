@@ -16,6 +16,8 @@ from dualcl_jax.evaluators.embed import Embedder
 from dualcl_jax.evaluators.encoder_source import EncoderSource
 from dualcl_jax.evaluators.protocols import PROTOCOLS
 from dualcl_jax.evaluators.records import check_record
+from dualcl_jax.exports import FORMATS
+from dualcl_jax.exports.from_run import describe
 from dualcl_jax.finished import open_finished
 
 QUICK = (
@@ -49,7 +51,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setenv('XLA_FLAGS', os.environ.get('XLA_FLAGS', ''))
 
     def main(workdir: Path | str, protocols: str, *flags: str) -> Finished:
-        monkeypatch.setattr(sys, 'argv', ['evaluate', f'--workdir={workdir}', f'--protocols={protocols}', *flags])
+        source = [f'--workdir={workdir}'] if workdir else []
+        monkeypatch.setattr(sys, 'argv', ['evaluate', *source, f'--protocols={protocols}', *flags])
         status = evaluate.main()
         return Finished(status, *capsys.readouterr())
 
@@ -129,6 +132,28 @@ def test_another_set_another_step_another_folder(run, workdir: Path, tmp_path: P
     assert own['output'] == str(workdir / 'evaluation')
 
 
+@pytest.mark.parametrize('format', ['safetensors', 'stablehlo'])
+def test_an_exported_encoder_is_the_runs(run, workdir: Path, tmp_path: Path, format: str) -> None:
+    opened = open_finished(str(workdir))
+    file = tmp_path / 'exported' / f'encoder.{format}'
+    file.parent.mkdir()
+    file.write_bytes(FORMATS[format](*describe(opened, encoder='momentum', projection=True)))
+    own = records(run(workdir, 'knn,structure', '--encoders=momentum', '--layers=projection'))
+    path = f'--config.data.path={opened.config.data.path}'
+    done = run('', 'knn,structure', path, f'--exported={file}')
+    found = records(done)
+    assert json.loads(done.out.splitlines()[-1])['output'] == str(tmp_path / 'exported' / 'evaluation')
+    wanted = [record for record in own if (record['encoder'], record['layer']) == ('momentum', 'projection')]
+    assert len(wanted) == len(found) == 12 + 7
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours['value'] == pytest.approx(theirs['value'], rel=1e-3)
+        assert ours | {'value': 0, 'interval': 0, 'details': 0} == theirs | {'value': 0, 'interval': 0, 'details': 0}
+    refused(run('', 'semi', path, f'--exported={file}', '--config.semi.epochs=1,1'), 'fine-tuning needs a run')
+    refused(run('', 'knn', path, f'--exported={file}', '--encoders=query'), '--encoders=query', 'choose from momentum')
+    file.write_bytes(file.read_bytes()[:-40])
+    refused(run('', 'knn', path, f'--exported={file}'), 'not a whole export')
+
+
 def test_structure_needs_no_labels(run, workdir: Path, tmp_path: Path) -> None:
     """A set without labels and without test images: what can be measured is, on the training images."""
     rng = np.random.default_rng(0)
@@ -172,6 +197,7 @@ FLAGS = {
     '--protocol=knn': ['--protocol=knn: no such flag'],
     '--workdir=/no/such/run': ['--workdir=/no/such/run: no run with a checkpoint'],
     '--workdir=': ['--workdir=: no run'],
+    '--exported=x': ['give --workdir or --exported'],
 }
 
 

@@ -1,16 +1,25 @@
-"""Where an encoder that is evaluated comes from: a run, or whatever else gives features of pixels."""
+"""Where an encoder that is evaluated comes from: a run, or an exported file."""
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
+from etils import epath
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from dualcl_jax import load_encoder
 from dualcl_jax.checkpoint import state_sha256
+from dualcl_jax.config import from_json
 from dualcl_jax.data import Source
+from dualcl_jax.errors import UserError
 from dualcl_jax.evaluators.embed import Blocks, Embedder, Features
 from dualcl_jax.finished import Finished, channels_of, open_finished
+from dualcl_jax.method import AXIS, resolve_views
 from dualcl_jax.state import Variables
 
 ENCODERS, LAYERS = ('query', 'momentum'), Features._fields
@@ -66,4 +75,35 @@ def from_workdir(workdir: str, step: str) -> EncoderSource:
         data_fingerprint=run.data_fingerprint,
         provenance={'step': run.step, 'state_sha256': state_sha256(run.state)},
         run=run,
+    )
+
+
+def from_export(path: str) -> EncoderSource:
+    """The encoder in a file of `python -m dualcl_jax.export`, with the data and views of its run.
+
+    The file does not say where the data lie: `data.data_dir` and `data.path` are empty, and `data.labels` is auto.
+
+    Raises:
+      UserError: no such file, or one that is damaged or of another kind.
+    """
+    encoder = load_encoder(path)
+    described, origin = encoder.description, encoder.description.provenance
+    try:
+        config = from_json(json.dumps(origin['config']))
+        config.data.labels = config.data.labels or 'auto'
+        resolve_views(config.views)
+        step, data_fingerprint = origin['step'], origin['data_fingerprint']
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f'--exported={path}: its run is not described by this version ({error})') from error
+    mesh = Mesh(np.asarray(jax.local_devices()[:1]), (AXIS,))  # an exported program is for one device
+    return EncoderSource(
+        name=f'--exported={path}',
+        config=config,
+        channels=described.channels,
+        step=step,
+        encoders={described.encoder: {}},
+        layers=(described.output,),
+        blocks=Blocks(lambda _, pixels: (encoder.function(pixels),), described.image_size, mesh),
+        data_fingerprint=data_fingerprint,
+        provenance={'step': step, 'file_sha256': hashlib.sha256(epath.Path(path).read_bytes()).hexdigest()},
     )
