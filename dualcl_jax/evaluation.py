@@ -141,7 +141,12 @@ def evaluate(
         if writes:
             settings = config.get(name, ConfigDict()).to_dict()
             head = {'schema': VERSION, 'protocol': name, 'settings': settings, 'encoder_of': dict(source.provenance)}
-            write_json(folder / f'{name}.json', head | {'records': records})
+            try:
+                write_json(folder / f'{name}.json', head | {'records': records})
+            except OSError as error:
+                raise UserError(
+                    f'{folder}/{name}.json: cannot be written ({error.strerror}); choose another --output'
+                ) from error
         found += records
     where = f'{splits.train.name}, {source.name}' + (f' at step {source.step:,}' if source.step is not None else '')
     console.print(table(found, where))

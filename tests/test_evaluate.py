@@ -164,6 +164,7 @@ def test_structure_needs_no_labels(run, workdir: Path, tmp_path: Path) -> None:
     assert metrics == {'alignment', 'uniformity', 'effective_rank', 'std_per_dimension'}
     assert {(record['split'], record['examples']) for record in found} == {('train', 20)}
     refused(run(workdir, 'all', plain), 'no test split', '--protocols=structure')
+    refused(run(workdir, 'structure', plain, '--config.data.limit=1'), 'one train image has no structure')
 
 
 def refused(done: Finished, *said: str) -> None:
@@ -251,6 +252,9 @@ def test_changed_data_and_a_truncated_checkpoint(run, workdir: Path, tmp_path: P
 def test_a_folder_that_cannot_be_written(run, workdir: Path) -> None:
     (workdir / 'evaluation').write_text('in the way')
     refused(run(workdir, 'knn'), 'evaluation', 'cannot be written')
+    (workdir / 'evaluation').unlink()
+    (workdir / 'evaluation' / 'knn.json').mkdir(parents=True)
+    refused(run(workdir, 'knn'), 'knn.json: cannot be written', '--output')
 
 
 def test_diverged_features(run, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -193,6 +193,8 @@ def structure(task: Task) -> Results:
     name = 'test' if task.splits.test is not None else 'train'
     settings, rows = task.settings.structure, task.rows[name]
     chosen = np.sort(np.random.default_rng(task.seed).permutation(len(rows))[: settings.images])
+    if len(chosen) < 2:
+        raise UserError(f'{task.split(name).name}: one {name} image has no structure; choose a set with more')
     labels = task.labels(name)[chosen]
     classes, counts = np.unique(labels[labels >= 0], return_counts=True)
     for encoder in task.source.encoders:
