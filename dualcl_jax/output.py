@@ -22,4 +22,6 @@ def write_output(path: str, content: bytes) -> None:
             partial.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise UserError(f'--output={path}: cannot be written ({error.strerror or error}); choose another path') from error
+        raise UserError(
+            f'--output={path}: cannot be written ({error.strerror or error}); choose another path'
+        ) from error

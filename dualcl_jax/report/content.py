@@ -31,6 +31,11 @@ HARDEST = 10
 MATRIX_CLASSES = 30
 """Most classes that a confusion matrix is drawn for."""
 CONFUSIONS = 8
+RECORD = (
+    'protocol', 'metric', 'value', 'interval', 'data_set', 'split', 'examples', 'encoder', 'layer', 'k', 'tau', 'step',
+    'details',
+)  # fmt: skip
+"""Fields of `dualcl_jax.evaluators.records.SCHEMA` that are shown."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +93,7 @@ def describe(run: Subject, samples: Samples) -> Content:
         HARDEST,
     )
     if run.splits.train.class_names is None:
-        missing['classes'] = 'the data set has no labels'
+        missing['classes'] = 'The data set has no labels: what needs them is left out'
     return {
         'name': run.folder.resolve().name or str(run.folder),
         'fingerprint': samples.source.fingerprint,
@@ -105,8 +110,8 @@ def describe(run: Subject, samples: Samples) -> Content:
         'from_batch': run.state.queue is None,
         'confusion': _confusion(samples, predictions, list(run.splits.train.class_names or ())),
         'knn': {'k': run.config.monitor.k, 'temperature': run.config.monitor.temperature},
-        'evaluations': read_evaluations(run.folder),
-        'config': {field: value for field, value in flatten(run.config)},
+        'evaluations': _evaluations(run.folder, missing),
+        'config': dict(flatten(run.config)),
         'versions': dict(run.versions),
         'missing': missing,
         'sprite': {
@@ -165,7 +170,9 @@ def _series(records: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float,
     for name in names:
         rows = [(record['step'], record[name]) for record in records if record.get(name) is not None]
         parts = np.array_split(np.array(rows, np.float64).reshape(-1, 2), min(SERIES_POINTS, max(len(rows), 1)))
-        series[name] = [(round(float(s), 1), float(f'{v:.5g}')) for s, v in (part.mean(axis=0) for part in parts if len(part))]
+        series[name] = [
+            (round(float(s), 1), float(f'{v:.5g}')) for s, v in (part.mean(axis=0) for part in parts if len(part))
+        ]
     return series
 
 
@@ -302,9 +309,16 @@ def _confusion(samples: Samples, predictions: NDArray | None, names: Sequence[st
     }
 
 
-def read_evaluations(folder: epath.Path) -> list[Content]:
-    """The records in `evaluation/*.json` of a workdir; what is no such file is passed over."""
-    parent, found = folder / 'evaluation', []
-    for path in sorted(parent.glob('*.json')) if parent.exists() else []:
-        found.extend(json.loads(path.read_text())['records'])
+def _evaluations(folder: epath.Path, missing: dict[str, str]) -> list[Content]:
+    """The records of `dualcl_jax.evaluate` below `evaluation/`; files without them are named in `missing`."""
+    parent, found, strange = folder / 'evaluation', list[Content](), list[str]()
+    paths = sorted([*parent.glob('*.json'), *parent.glob('*/*.json')]) if parent.exists() else []
+    for path in paths:
+        try:
+            records = json.loads(path.read_text())['records']
+            found.extend({name: record[name] for name in RECORD} for record in records)
+        except (ValueError, KeyError, TypeError):
+            strange.append(path.name)
+    if strange:
+        missing['evaluations'] = f'In evaluation/, not results of an evaluation: {", ".join(strange)}'
     return found

@@ -5,7 +5,7 @@ Encoders run in evaluation mode. In training an anchor is a view, and batch stat
 
 import dataclasses
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +64,7 @@ def negatives_of(method: Method, state: TrainState, train: Source, batch_size: i
     if state.queue is not None:
         return state.queue
     ids = np.random.default_rng(0).permutation(len(train))[:batch_size]
-    keys = _embed(method, state.momentum_variables, _pixels(method, train, ids), predict=False)
+    keys = _embed_images(method, state.momentum_variables, train, ids, predict=False)
     return batch_queue(
         jnp.asarray(keys), jnp.asarray(ids, jnp.int32), jnp.asarray(train.labels[ids]), jnp.asarray(state.step)
     )
@@ -86,9 +86,9 @@ def hardest_negatives(
       k: how many negatives are selected.
       shown: how many of them to name at most, for each anchor.
     """
-    anchors = _embed(method, state.variables, _pixels(method, train, images), predict=True)
+    anchors = jnp.asarray(_embed_images(method, state.variables, train, images, predict=True))
     ids = jnp.asarray(images, jnp.int32)
-    contrast, allowed = _contrast(method, state, queue, k, jnp.asarray(anchors), jnp.asarray(anchors), ids)
+    contrast, allowed = _contrast(method, state, queue, k, anchors, anchors, ids)
     similarities = np.asarray(contrast.selection.similarities)
     slots = np.asarray(contrast.selection.take(jnp.arange(queue.size, dtype=jnp.int32)))
     of_image, classes, written = (np.asarray(column) for column in (queue.ids, queue.labels, queue.enqueued_at))
@@ -133,7 +133,7 @@ def image_losses(
     losses = []
     for start in range(0, len(images), BLOCK):
         chosen = images[start : start + BLOCK]
-        padded = np.pad(chosen, (0, BLOCK - len(chosen)), mode='edge')
+        padded = _fill(chosen)
         positions = jnp.arange(start, start + BLOCK, dtype=jnp.int32)
         rngs = randomness.example_keys(method.seed, randomness.VIEWS, jnp.asarray(state.step), positions)
         views = _make_views(rngs, source.images(padded), method.views, method.image_size)
@@ -145,20 +145,30 @@ def image_losses(
     return np.concatenate(losses)
 
 
-def _embed(method: Method, variables: Variables, pixels: NDArray, *, predict: bool) -> NDArray[np.float32]:
-    """Unit embeddings [n, D] of pixels [n, S, S, C] in [0, 1], a block at a time."""
+def _embed_images(
+    method: Method, variables: Variables, source: Source, indices: NDArray, *, predict: bool
+) -> NDArray[np.float32]:
+    """Unit embeddings [n, D] of images as they are, resized where they have another size; a block at a time."""
     parts = []
-    for start in range(0, len(pixels), BLOCK):
-        block = pixels[start : start + BLOCK]
-        padded = np.pad(block, ((0, BLOCK - len(block)), (0, 0), (0, 0), (0, 0)))
-        parts.append(np.asarray(_embed_block(method, variables, padded, predict))[: len(block)])
+    for start in range(0, len(indices), BLOCK):
+        chosen = indices[start : start + BLOCK]
+        pixels = jnp.asarray(source.images(_fill(chosen)), jnp.float32) / 255.0
+        shape = (BLOCK, method.image_size, method.image_size, pixels.shape[3])
+        if pixels.shape != shape:
+            pixels = jax.image.resize(pixels, shape, 'linear')
+        parts.append(np.asarray(_embed_block(method, variables, pixels, predict))[: len(chosen)])
     return np.concatenate(parts)
+
+
+def _fill(indices: NDArray) -> NDArray:
+    """Up to a block of indices, the last repeated to make it a block: one shape, one compilation."""
+    return np.pad(indices, (0, BLOCK - len(indices)), mode='edge')
 
 
 @partial(jax.jit, static_argnums=(0, 3))
 def _embed_block(method: Method, variables: Variables, pixels: jax.Array, predict: bool) -> jax.Array:
     predict = predict and 'predictor' in variables['params']
-    encoded = method.encoder.apply(variables, standardize(pixels, method), train=False, predict=predict)
+    encoded: Any = method.encoder.apply(variables, standardize(pixels, method), train=False, predict=predict)
     return normalize(encoded.projection)
 
 
@@ -189,13 +199,6 @@ def _info_nce(
     rngs: jax.Array,
 ) -> Contrast:
     return info_nce(anchors, positives, keys, allowed, temperature=temperature, select=select, k=k, rngs=rngs)
-
-
-def _pixels(method: Method, source: Source, indices: NDArray) -> NDArray[np.float32]:
-    """Images [n] as pixels float32 [n, S, S, C] in [0, 1], resized where they have another size."""
-    pixels = jnp.asarray(source.images(indices), jnp.float32) / 255.0
-    shape = (len(indices), method.image_size, method.image_size, pixels.shape[3])
-    return np.asarray(pixels if pixels.shape == shape else jax.image.resize(pixels, shape, 'linear'))
 
 
 def _same_class(classes: NDArray, label: int) -> float | None:

@@ -99,7 +99,7 @@ def _differences(runs: Sequence[Content]) -> list[dict[str, Any]]:
 
 def _compare_evaluations(runs: Sequence[Content]) -> dict[str, list[dict[str, Any]]]:
     """Results of `dualcl_jax.evaluate` by protocol: what was measured how, with its record in each run, or None."""
-    same = ('metric', 'encoder', 'layer', 'k', 'tau', 'data_set', 'split', 'examples')
+    same = ('metric', 'encoder', 'layer', 'k', 'tau', 'data_set', 'split', 'examples', 'step')
     tables: dict[str, dict[tuple, dict[str, Any]]] = {}
     for place, run in enumerate(runs):
         for record in run['evaluations']:

@@ -53,7 +53,10 @@ class Sprite:
         sheet = np.full((rows * pitch, columns * pitch, 3), GRAY, np.uint8)
         for place, image in enumerate(self._images):
             height, width, _ = image.shape
-            top, left = (pitch * at + (side - length) // 2 for at, length in zip(divmod(place, columns), (height, width), strict=True))
+            top, left = (
+                pitch * at + (side - length) // 2
+                for at, length in zip(divmod(place, columns), (height, width), strict=True)
+            )
             sheet[top : top + height, left : left + width] = image
         content = io.BytesIO()
         Image.fromarray(sheet).save(content, 'JPEG', quality=QUALITY, subsampling=0)
