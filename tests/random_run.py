@@ -12,10 +12,13 @@ from support import write_npz
 from configs import default
 from dualcl_jax.config import override
 from dualcl_jax.data import Source, load
+from dualcl_jax.evaluators.embed import Embedder
 from dualcl_jax.finished import Finished
 from dualcl_jax.method import Method, build_method
-from dualcl_jax.parallel import device_mesh, replicate
+from dualcl_jax.parallel import device_mesh, replicate, to_host
 from dualcl_jax.queue import Queue
+from dualcl_jax.report.content import Subject
+from dualcl_jax.report.samples import Samples, take_samples
 from dualcl_jax.state import TrainState, create_train_state
 
 STEP = 24
@@ -33,6 +36,15 @@ def random_run(folder: Path, *fields: str, channels: int = 3, labels: bool = Tru
     mesh = device_mesh()
     state = replicate(random_state(method, train), mesh)
     return Finished(epath.Path(folder), config, method, mesh, STEP, state, train.fingerprint)
+
+
+def subject_of(run: Finished, *, records: list[dict[str, Any]] | None = None) -> tuple[Subject, Samples]:
+    """The run as a report sees it, and the images that it looks at."""
+    splits = load(run.config.data)
+    samples = take_samples(Embedder(run.method, run.mesh), run.state.variables, splits)
+    assert samples is not None
+    state, records = to_host(run.state), [{'step': STEP, 'wall_time_s': 1.0}] if records is None else records
+    return Subject(run.folder, run.config, run.method, splits, STEP, 16, state, records, {}), samples
 
 
 def random_state(method: Method, train: Source) -> TrainState:
