@@ -89,7 +89,7 @@
         const sample = svg('svg', { viewBox: '0 0 22 8' }, entry);
         svg('path', { class: `line r${colour}`, d: 'M0 4H22', 'stroke-dasharray': dash }, sample);
         entry.append(`${name} ${format(nearest[1], panel.unit)}`);
-        readout.append(entry);
+        readout.append(entry, ' ');
       }
       readout.append(html('small', '', `at step ${Math.round(step).toLocaleString('en')}`));
     }
