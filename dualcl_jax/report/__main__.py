@@ -87,9 +87,13 @@ def describe_workdir(workdir: str) -> 'Content':
 def main() -> int:
     flags = parse(sys.argv[1:])
     from dualcl_jax import runtime
+    from dualcl_jax.finished import find_run
+    from dualcl_jax.output import check_output, write_output
 
+    for workdir in flags.workdir:
+        find_run(workdir)
+    check_output(flags.output)
     runtime.start(None, None, None)
-    from dualcl_jax.output import write_output
     from dualcl_jax.report.page import render
 
     page = render([describe_workdir(workdir) for workdir in flags.workdir])
