@@ -142,7 +142,7 @@ def closing(summary: Mapping[str, Any], workdir: epath.Path) -> str:
             f' (raw pixels {_percent(summary["knn_top1_raw_pixels"])},'
             f' random encoder {_percent(summary["knn_top1_random_encoder"])})'
         )
-    lines.append(f'results in {workdir}: summary.json, metrics.jsonl, figures/, checkpoints/')
+    lines.append(f'results in {workdir}: report.html, summary.json, metrics.jsonl, figures/, checkpoints/')
     return '\n'.join(lines)
 
 

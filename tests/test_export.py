@@ -48,7 +48,7 @@ MISTAKES = {
     '--format=torchvision': '--format=torchvision: torchvision has no tiny; use safetensors or stablehlo',
     '--output=': '--output=: cannot be written',
     '--output=.': '--output=.: cannot be written',
-    '--output=/dev/null/file': '--output=/dev/null/file: cannot be written (a file is in the place of its folder); choose another path',
+    '--output=/dev/null/file': '--output=/dev/null/file: cannot be written (a file is in the place of its folder)',
 }
 
 
