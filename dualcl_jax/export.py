@@ -41,12 +41,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main() -> int:
     flags = parse(sys.argv[1:])
     from dualcl_jax import runtime
+    from dualcl_jax.output import check_output, write_output
 
+    check_output(flags.output)
     runtime.start(None, None, None)
     from dualcl_jax.exports import FORMATS
     from dualcl_jax.exports.from_run import describe
     from dualcl_jax.finished import open_finished
-    from dualcl_jax.output import write_output
 
     run = open_finished(flags.workdir, flags.step)
     description, variables = describe(run, encoder=flags.encoder, projection=flags.projection)

@@ -19,7 +19,7 @@ FORMATS: dict[str, Callable[[Description, Variables], bytes]] = {
 
 
 def load(path: str) -> LoadedEncoder:
-    """The encoder in a file of `python -m dualcl_jax.export`, of any format. Nothing in the file is executed to read it.
+    """The encoder in a file of `python -m dualcl_jax.export`, of any format; reading it executes nothing that is in it.
 
     Args:
       path: local or remote.

@@ -81,6 +81,11 @@ class Description:
             raise ValueError(f'its architecture cannot be built: {error}') from error
 
     @property
+    def step(self) -> int:
+        """Training steps behind it."""
+        return int(self.provenance['step'])
+
+    @property
     def parts(self) -> tuple[str, ...]:
         """The parts of the network that the output needs."""
         return ('backbone',) if self.output == 'backbone' else ('backbone', 'projection')
@@ -106,9 +111,11 @@ def compute(description: Description, encoder: Encoder, variables: Variables, pi
     mean, std = (jnp.asarray(values, jnp.float32)[None, None, None] for values in (description.mean, description.std))
     images = (pixels - mean) / std
     if description.output == 'projection':
-        return encoder.apply(variables, images, train=False).projection
+        encoded: Any = encoder.apply(variables, images, train=False)
+        return encoded.projection
     backbone = {name: tree['backbone'] for name, tree in variables.items()}
-    return encoder.make_backbone().apply(backbone, images, train=False)
+    features: Any = encoder.make_backbone().apply(backbone, images, train=False)
+    return features
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""Weights as safetensors (a JSON header and plain arrays: nothing to execute), by this project's or torchvision's names.
+"""Weights as safetensors (a JSON header and plain arrays, nothing to execute), by our names or torchvision's.
 
-This project's names are the paths in the Flax variables, `params.backbone.layer1_0.conv1.kernel` or
+Ours are the paths in the Flax variables, `params.backbone.layer1_0.conv1.kernel` or
 `batch_stats.backbone.bn1.mean`; convolutions are [height, width, in, out] and dense layers [in, out]. torchvision's are
 those of its ResNet, `layer1.0.conv1.weight` or `bn1.running_mean`, with its layout of axes. The projection is its `fc`,
 as MoCo has it: one layer, or those of an nn.Sequential.
