@@ -50,6 +50,8 @@ def resolve(source: EncoderSource, overrides: Sequence[str]) -> ConfigDict:
         config.data.limit = config.data.num_examples = 0  # of the run's own set
     override(config, overrides)
     check_fields(config, RULES | {field: rule for field, rule in CONFIG_RULES.items() if field.startswith('data.')})
+    if len(config.semi.fractions) != len(config.semi.epochs):
+        raise UserError('config.semi.epochs: give one number for each of config.semi.fractions')
     return config
 
 
@@ -71,7 +73,9 @@ def chosen(given: str, choices: Iterable[str], flag: str) -> tuple[str, ...]:
     return tuple(choices if 'all' in names else names)
 
 
-def check_data(source: EncoderSource, splits: Splits, protocols: Sequence[str], *, named: bool) -> None:
+def check(
+    source: EncoderSource, splits: Splits, protocols: Sequence[str], settings: ConfigDict, *, named: bool
+) -> None:
     """Raises UserError where these protocols cannot be run on these data with this encoder.
 
     Data that the user has not `named` must be those that the encoder was trained on.
@@ -87,6 +91,11 @@ def check_data(source: EncoderSource, splits: Splits, protocols: Sequence[str], 
             f'{train.name}: not the images that {source.name} was trained on; restore them,\n'
             f'or name the set on purpose: --config.data.name={source.config.data.name}'
         )
+    tuning = [name for name in protocols if PROTOCOLS[name].needs_run]
+    if tuning and source.run is None:
+        raise UserError(
+            f'{source.name}: {tuning[0]} trains the network and needs a run; give its --workdir, or leave it out'
+        )
     needing = [name for name in protocols if PROTOCOLS[name].needs_labels]
     if not needing:
         return
@@ -97,12 +106,18 @@ def check_data(source: EncoderSource, splits: Splits, protocols: Sequence[str], 
     for split, images in (('training', train), ('test', test)):
         if not (images.labels >= 0).any():
             raise UserError(f'{train.name}: no {split} image has a label, which {needing[0]} needs; {remedy}')
-    classes = np.unique(train.labels[train.labels >= 0])
+    classes, counts = np.unique(train.labels[train.labels >= 0], return_counts=True)
     if len(classes) < 2:
         raise UserError(f'{train.name}: all training images are of one class; {needing[0]} needs two at least')
     strange = np.setdiff1d(test.labels[test.labels >= 0], classes)
     if len(strange):
         raise UserError(f'{train.name}: class {strange[0]} of the test images is not among the training images')
+    most = int(max(settings.few_shot.shots))
+    if 'few_shot' in protocols and (np.min(counts) < most or len(classes) <= classes[-1]):
+        fewest = int(np.min(counts)) if len(classes) > classes[-1] else 0
+        raise UserError(
+            f'config.few_shot.shots: {most} of each class, and one class of {train.name} has {fewest} images'
+        )
 
 
 def evaluate(
@@ -126,7 +141,7 @@ def evaluate(
     """
     config = resolve(source, overrides)
     splits = data.load(config.data)
-    check_data(source, splits, protocols, named=any(field.startswith('data.') for field in overrides))
+    check(source, splits, protocols, config, named=any(field.startswith('data.') for field in overrides))
     own = splits.train.fingerprint == source.data_fingerprint
     folder = epath.Path(output) / ('' if own else f'on_{config.data.name.replace("/", "_").replace(":", "_")}')
     writes = jax.process_index() == 0

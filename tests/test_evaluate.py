@@ -148,7 +148,7 @@ def test_an_exported_encoder_is_the_runs(run, workdir: Path, tmp_path: Path, for
     for ours, theirs in zip(found, wanted, strict=True):
         assert ours['value'] == pytest.approx(theirs['value'], rel=1e-3)
         assert ours | {'value': 0, 'interval': 0, 'details': 0} == theirs | {'value': 0, 'interval': 0, 'details': 0}
-    refused(run('', 'semi', path, f'--exported={file}', '--config.semi.epochs=1,1'), 'fine-tuning needs a run')
+    refused(run('', 'semi', path, f'--exported={file}', '--config.semi.epochs=1,1'), 'needs a run')
     refused(run('', 'knn', path, f'--exported={file}', '--encoders=query'), '--encoders=query', 'choose from momentum')
     file.write_bytes(file.read_bytes()[:-40])
     refused(run('', 'knn', path, f'--exported={file}'), 'not a whole export')
@@ -189,6 +189,7 @@ FLAGS = {
     '--config.knn.k=1.5': ['config.knn.k', 'whole numbers from 1'],
     '--config.linear.validation=1': ['linear.validation', 'below 1'],
     '--config.finetune.optimizer=adam': ['finetune.optimizer', 'sgd, lars, adamw'],
+    '--config.semi.epochs=3': ['semi.epochs', 'one number for each'],
     '--config.data.image_size=64': ['data.image_size', 'belongs to the encoder'],
     '--config.data.limit=-1': ['data.limit', 'at least 0'],
     '--config.data.name=cifarten': ['cifarten'],
@@ -226,7 +227,10 @@ DATA = {
         {f'{split}_images': np.zeros((n, 8, 8, 1), np.uint8) for split, n in (('train', 256), ('test', 64))},
         ['1 channels', 'takes 3'],
     ),
-    'few': ({'train_images': np.zeros((4, 16, 16, 3), np.uint8), 'train_labels': np.arange(4)}, ['few_shot.shots=5']),
+    'few': (
+        {'train_images': np.zeros((4, 16, 16, 3), np.uint8), 'train_labels': np.arange(4)},
+        ['few_shot.shots: 10 of each class', 'has 1 images'],
+    ),
 }
 
 

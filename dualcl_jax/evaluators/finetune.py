@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dualcl_jax import randomness
 from dualcl_jax.data import Batch, Loader, Source
 from dualcl_jax.data.order import steps_per_epoch
-from dualcl_jax.evaluators.embed import Embedder
+from dualcl_jax.evaluators.embed import Blocks
 from dualcl_jax.method import AXIS, Method
 from dualcl_jax.models import Encoded
 from dualcl_jax.optim import build_optimizer, learning_rate_schedule
@@ -163,8 +163,8 @@ def classify(features: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Arr
     return jnp.matmul(features, kernel, precision=jax.lax.Precision.HIGHEST) + bias[None]
 
 
-def predict(embed: Embedder, tuned: Tuned, images: Source, rows: NDArray, advance: Callable[[], None]) -> NDArray:
-    """The class of each image at `rows` [N], int32 [N]; `advance` is called after each block of `embed`."""
+def predict(embed: Blocks, tuned: Tuned, images: Source, rows: NDArray, advance: Callable[[], None]) -> NDArray:
+    """The class of each image at `rows` [N], int32 [N]. `embed` is an `Embedder`; `advance` is called after each block."""
     features = embed(tuned.variables, images, rows, advance).backbone
     kernel, bias = to_host((tuned.kernel, tuned.bias))
     return np.asarray(jnp.argmax(classify(jnp.asarray(features), kernel, bias), axis=1), np.int32)

@@ -20,7 +20,6 @@ from dualcl_jax.evaluators import structure as embedding
 from dualcl_jax.evaluators.clustering import agreement, cluster
 from dualcl_jax.evaluators.corruptions import CORRUPTIONS, STRENGTHS, corrupt
 from dualcl_jax.evaluators.derived import Derived
-from dualcl_jax.evaluators.embed import Embedder
 from dualcl_jax.evaluators.finetune import Recipe, balanced_rows
 from dualcl_jax.evaluators.finetune import finetune as tune
 from dualcl_jax.evaluators.finetune import predict as classify
@@ -85,8 +84,6 @@ def finetune(task: Task) -> Results:
 def semi(task: Task) -> Results:
     """Fine-tuning on a share of the labels, the same number of each class."""
     settings = task.settings.semi
-    if len(settings.fractions) != len(settings.epochs):
-        raise UserError('config.semi.epochs: give one number for each of config.semi.fractions')
     for encoder in task.encoders:
         for share, epochs in zip(settings.fractions, whole(settings.epochs), strict=True):
             chosen = balanced_rows(task.labels('train'), share, task.seed)
@@ -97,10 +94,7 @@ def semi(task: Task) -> Results:
 def _tuned(task: Task, encoder: str, chosen: np.ndarray, recipe: Recipe, details: dict[str, Any]) -> Result:
     """Accuracy after fine-tuning on the chosen ones of the labelled training images."""
     run = task.source.run
-    if run is None:
-        raise UserError(
-            f'{task.source.name}: fine-tuning needs a run; name its --workdir, or leave finetune and semi out'
-        )
+    assert run is not None  # the protocol needs one
     images = task.labelled('train', chosen)
     with progress(recipe.steps(len(images)), f'fine-tuning on {len(images):,} images, {encoder}') as advance:
         tuned = tune(
@@ -113,7 +107,7 @@ def _tuned(task: Task, encoder: str, chosen: np.ndarray, recipe: Recipe, details
             seed=task.seed,
             advance=advance,
         )
-    test, embed = task.labelled('test'), Embedder(run.method, run.mesh)
+    test, embed = task.labelled('test'), task.source.blocks
     with progress(embed.num_blocks(len(test)), 'test images') as advance:
         predicted = classify(embed, tuned, test, np.arange(len(test)), advance)
     details = details | {'labels': len(images)} | dataclasses.asdict(recipe)
@@ -124,10 +118,7 @@ def few_shot(task: Task) -> Results:
     """Nearest class centroid from n images of each class: the mean over many draws."""
     settings, train, labels = task.settings.few_shot, task.labels('train'), task.labels('test')
     for count in whole(settings.shots):
-        try:
-            chosen = shots.draw_shots(train, task.num_classes, count, settings.draws, task.seed)
-        except ValueError as error:
-            raise UserError(f'config.few_shot.shots={count}: {error}; give smaller numbers') from error
+        chosen = shots.draw_shots(train, task.num_classes, count, settings.draws, task.seed)
         for encoder, layer in task.places:
             bank, queries = (task.features(split, encoder, layer) for split in ('train', 'test'))
             accuracies = shots.centroid_accuracies(bank, chosen, queries, labels)
@@ -239,18 +230,19 @@ def _views(task: Task, split: str, chosen: np.ndarray, view: int) -> Derived:
 
 
 class Protocol(NamedTuple):
-    """A function from a task to its results, and whether it needs labels in both splits."""
+    """A function from a task to its results; whether it needs labels in both splits, and a run, not an export."""
 
     run: Callable[[Task], Results]
     needs_labels: bool = True
+    needs_run: bool = False
 
 
 # A protocol of your own: a function, and a line here.
 PROTOCOLS: dict[str, Protocol] = {
     'knn': Protocol(knn),
     'linear': Protocol(linear),
-    'finetune': Protocol(finetune),
-    'semi': Protocol(semi),
+    'finetune': Protocol(finetune, needs_run=True),
+    'semi': Protocol(semi, needs_run=True),
     'few_shot': Protocol(few_shot),
     'retrieval': Protocol(retrieval),
     'clustering': Protocol(clustering),
