@@ -164,7 +164,10 @@ def classify(features: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Arr
 
 
 def predict(embed: Blocks, tuned: Tuned, images: Source, rows: NDArray, advance: Callable[[], None]) -> NDArray:
-    """The class of each image at `rows` [N], int32 [N]. `embed` is an `Embedder`; `advance` is called after each block."""
+    """The class of each image at `rows` [N], int32 [N].
+
+    `embed` is an `Embedder`, and `advance` is called after each of its blocks.
+    """
     features = embed(tuned.variables, images, rows, advance).backbone
     kernel, bias = to_host((tuned.kernel, tuned.bias))
     return np.asarray(jnp.argmax(classify(jnp.asarray(features), kernel, bias), axis=1), np.int32)
