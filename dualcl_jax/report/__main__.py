@@ -96,7 +96,10 @@ def main() -> int:
     runtime.start(None, None, None)
     from dualcl_jax.report.page import render
 
-    page = render([describe_workdir(workdir) for workdir in flags.workdir])
+    runs = [describe_workdir(workdir) for workdir in flags.workdir]
+    if len({run['name'] for run in runs}) < len(runs):
+        runs = [run | {'name': workdir} for run, workdir in zip(runs, flags.workdir, strict=True)]
+    page = render(runs)
     write_output(flags.output, page.encode())
     print(f'{flags.output}: report of {", ".join(flags.workdir)}, {len(page) / 1e6:.1f} MB; open it in a browser')
     return 0

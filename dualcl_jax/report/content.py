@@ -126,11 +126,11 @@ def describe(run: Subject, samples: Samples) -> Content:
 def _numbers(run: Subject) -> list[dict[str, str]]:
     """The numbers at the head of the page: name, value and a remark; those that were not measured are left out."""
 
-    def first(name: str) -> float | None:
-        return next((record[name] for record in run.records if record.get(name) is not None), None)
+    start = next((record for record in run.records if record['step'] == 0), dict[str, Any]())
 
     def last(name: str) -> float | None:
-        return next((record[name] for record in reversed(run.records) if record.get(name) is not None), None)
+        found = (record[name] for record in reversed(run.records) if record['step'] and record.get(name) is not None)
+        return next(found, None)
 
     found: list[dict[str, str]] = []
 
@@ -147,8 +147,8 @@ def _numbers(run: Subject) -> list[dict[str, str]]:
     knn, percent = f'k {run.config.monitor.k}, τ {run.config.monitor.temperature:g}', '{:.1f} %'
     add('kNN, backbone', last('monitor/knn_top1_backbone'), percent, knn)
     add('kNN, projection', last('monitor/knn_top1_projection'), percent, knn)
-    add('kNN, random encoder', first('monitor/knn_top1_backbone'), percent, 'before training')
-    add('kNN, raw pixels', first('monitor/knn_top1_raw_pixels'), percent, 'no encoder')
+    add('kNN, random encoder', start.get('monitor/knn_top1_backbone'), percent, 'before training')
+    add('kNN, raw pixels', start.get('monitor/knn_top1_raw_pixels'), percent, 'no encoder')
     add('loss', last('train/loss'), '{:.3f}', beside('chance', '{:.2f}', last('train/loss_chance')))
     add(
         'same-class negatives',

@@ -13,6 +13,9 @@ from etils import epath
 from dualcl_jax.report.content import Content
 from dualcl_jax.workdir import write_text
 
+RAW_PIXELS = 'monitor/knn_top1_raw_pixels'
+"""Measured once: a level to compare with."""
+
 # Title, unit, and lines: metric, name. The first line of a panel is solid, the second dashed, the third dotted.
 PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     ('Contrastive loss', '', (('train/loss', 'loss'), ('train/loss_chance', 'chance'))),
@@ -22,7 +25,7 @@ PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         (
             ('monitor/knn_top1_backbone', 'backbone'),
             ('monitor/knn_top1_projection', 'projection'),
-            ('monitor/knn_top1_raw_pixels', 'raw pixels'),
+            (RAW_PIXELS, 'raw pixels'),
         ),
     ),
     (
@@ -54,7 +57,7 @@ def render(runs: Sequence[Content]) -> str:
             'title': title,
             'unit': unit,
             'settles': lines[0][0] == 'train/loss',  # while an empty queue fills, the loss rises from 0
-            'lines': [{'metric': metric, 'name': name} for metric, name in lines],
+            'lines': [{'metric': metric, 'name': name, 'reference': metric == RAW_PIXELS} for metric, name in lines],
         }
         for title, unit, lines in PANELS
         if any(metric in run['series'] for run in runs for metric, _ in lines)
@@ -71,7 +74,8 @@ def render(runs: Sequence[Content]) -> str:
         runs=runs,
         panels=panels,
         data=data,
-        title=' and '.join(run['name'] for run in runs),
+        title=', '.join(run['name'] for run in runs),
+        fact_names=list(dict.fromkeys(name for run in runs for name in run['facts'])),
         numbers=_compare_numbers(runs),
         differences=_differences(runs),
         evaluations=_compare_evaluations(runs),

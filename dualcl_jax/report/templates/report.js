@@ -39,11 +39,11 @@
   function linesOf(panel) {
     const lines = [];
     runs.forEach((run, place) =>
-      panel.lines.forEach(({ metric, name }, order) => {
+      panel.lines.forEach(({ metric, name, reference }, order) => {
         const all = run.series[metric] || [];
         const points = panel.settles ? all.filter(([step]) => step >= run.settled) : all;
         const colour = runs.length > 1 ? place % 6 : order;
-        if (points.length) lines.push({ points, name, colour, dash: DASHES[order] });
+        if (points.length) lines.push({ points, name, colour, dash: DASHES[order], reference });
       }));
     return lines;
   }
@@ -52,7 +52,7 @@
     const panel = panels[figure.dataset.panel];
     const plot = figure.querySelector('.plot');
     const lines = linesOf(panel);
-    const [width, height, left, right, top, bottom] = [plot.clientWidth, 190, 46, 8, 10, 24];
+    const [width, height, left, right, top, bottom] = [plot.clientWidth, 190, 54, 8, 10, 24];
     const lastStep = Math.max(1, ...runs.flatMap((run) => Object.values(run.series).map((points) => points.at(-1)[0])));
     const values = lines.flatMap(({ points }) => points.map(([, value]) => value));
     let [low, high] = [Math.min(...values), Math.max(...values)];
@@ -72,11 +72,12 @@
     }
     for (const tick of ticks(0, lastStep, 1).found)
       svg('text', { x: x(tick), y: height - 6, 'text-anchor': 'middle' }, root).textContent = tick.toLocaleString('en');
-    for (const { points, colour, dash } of lines) {
-      const path = points.length > 1
-        ? points.map(([step, value], i) => `${i ? 'L' : 'M'}${x(step).toFixed(1)} ${y(value).toFixed(1)}`).join('')
-        : `M${left} ${y(points[0][1])}H${width - right}`;
+    for (const { points, colour, dash, reference } of lines) {
+      const path = reference
+        ? `M${left} ${y(points[0][1])}H${width - right}`
+        : points.map(([step, value], i) => `${i ? 'L' : 'M'}${x(step).toFixed(1)} ${y(value).toFixed(1)}`).join('');
       svg('path', { class: `line r${colour}`, d: path, 'stroke-dasharray': dash }, root);
+      if (points.length === 1 && !reference) svg('circle', { class: `dot r${colour}`, cx: x(points[0][0]), cy: y(points[0][1]), r: 3 }, root);
     }
     const cursor = svg('line', { class: 'cursor', y1: top, y2: height - bottom, visibility: 'hidden' }, root);
 
