@@ -1,10 +1,13 @@
 """Checkpoints by Orbax: global states without a device axis, saved while training goes on."""
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Mesh
@@ -24,9 +27,10 @@ class Checkpoints:
       directory: local or remote, made if missing.
       keep: how many of the newest stay.
       keep_best: how many of the best by kNN stay besides.
+      read_only: nothing in the directory changes, neither what a run left there unfinished.
     """
 
-    def __init__(self, directory: epath.Path, *, keep: int = 1, keep_best: int = 0) -> None:
+    def __init__(self, directory: epath.Path, *, keep: int = 1, keep_best: int = 0, read_only: bool = False) -> None:
         policies: list[preservation_policy.PreservationPolicy] = [preservation_policy.LatestN(keep)]
         if keep_best:
             policies.append(
@@ -40,7 +44,10 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
                 step_format_fixed_length=8,
-                cleanup_tmp_directories=True,
+                save_interval_steps=0 if read_only else 1,
+                create=not read_only,
+                cleanup_tmp_directories=not read_only,
+                read_only=read_only,
             ),
         )
 
@@ -71,17 +78,32 @@ class Checkpoints:
           UserError: the checkpoint cannot be read as this state.
         """
         abstract = shapes(like, mesh, specs)
-        try:
+        with self._readable(step):
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), run=ocp.args.JsonRestore())
             )
+        return restored['state'], restored['run']
+
+    def saved_params(self, step: int) -> optax.Params:
+        """Shapes and dtypes of the online encoder's saved parameters, which need no config to be known.
+
+        Raises:
+          UserError: the checkpoint cannot be read.
+        """
+        with self._readable(step), ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.metadata(self._directory / f'{step:08d}' / 'state').item_metadata.tree['params']
+
+    @contextlib.contextmanager
+    def _readable(self, step: int) -> Iterator[None]:
+        """Turns whatever comes of a damaged checkpoint into a UserError."""
+        try:
+            yield
         except Exception as error:  # Orbax and tensorstore raise many types for one fact
             raise UserError(
                 f'{self._directory}/{step:08d}: cannot be read as a checkpoint of this config '
                 f'({type(error).__name__}: {str(error).splitlines()[0][:200]})\n'
                 'move it away to go on from the checkpoint before it, or start in a new --workdir'
             ) from error
-        return restored['state'], restored['run']
 
     def close(self) -> None:
         """Waits until everything is on disk."""

@@ -13,8 +13,9 @@ from dualcl_jax.data.order import steps_per_epoch
 from dualcl_jax.errors import UserError
 from dualcl_jax.evaluators.embed import Embedder
 from dualcl_jax.evaluators.monitor import KnnMonitor, can_monitor
+from dualcl_jax.finished import find_run, saved_steps
 from dualcl_jax.hosts import check_shared
-from dualcl_jax.init_from import check_encoder, saved_step, with_encoder
+from dualcl_jax.init_from import with_encoder
 from dualcl_jax.method import Method, build_method
 from dualcl_jax.parallel import MAPPERS, Mapper, device_mesh, place
 from dualcl_jax.state import TrainState, create_train_state, state_specs
@@ -100,12 +101,12 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool) -> Plan:
         config.data.mean, config.data.std = channel_statistics(splits.train)
     check_same_run(folder, config)
     if config.init_from:
-        check_encoder(config.init_from)
+        find_run(config.init_from, flag='--init_from')
     epoch = steps_per_epoch(len(splits.train), config.train.batch_size)
     total_steps = config.train.steps or config.train.epochs * epoch
     validate_schedule(config, total_steps, epoch)
     method = build_method(config, total_steps=total_steps, steps_per_epoch=epoch, num_devices=mesh.devices.size)
-    return Plan(config, folder, splits, mesh, method, epoch, total_steps, saved_step(folder))
+    return Plan(config, folder, splits, mesh, method, epoch, total_steps, max(saved_steps(folder), default=None))
 
 
 def open_run(config: ConfigDict, workdir: str) -> tuple[Run, TrainState]:

@@ -10,9 +10,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from etils import epath
+from ml_collections import ConfigDict
 
 from dualcl_jax.console import duration
+from dualcl_jax.data import Splits
 from dualcl_jax.errors import UserError
+from dualcl_jax.method import Method
 from dualcl_jax.metrics import MetricsLog, Record
 from dualcl_jax.run import Plan, Run
 
@@ -25,25 +28,43 @@ def versions() -> dict[str, str]:
     return {'python': platform.python_version(), **found, 'device': jax.devices()[0].device_kind}
 
 
-def header(run: Plan, params: optax.Params) -> dict[str, str]:
-    """What will happen, a fact a line."""
-    config, method, mesh = run.config, run.method, run.mesh
-    train, test = run.splits
+def describe_method(
+    config: ConfigDict, method: Method, splits: Splits, params: optax.Params, total_steps: int
+) -> dict[str, str]:
+    """What is trained on what, a fact a line."""
+    train, test = splits
     height, width, channels = train.image_shape
     labels = f'{len(train.class_names)} classes' if train.class_names else 'no labels'
-    devices, processes = mesh.devices.size, jax.process_count()
-    share = config.train.batch_size // devices
-    parts = method.accumulate_steps
     negatives = (
         'all allowed' if config.negatives.selector == 'all' else f'{config.negatives.selector} {method.num_negatives}'
     )
     if method.count_negatives is not None:
-        first, last = (int(method.count_negatives(jnp.int32(step))) for step in (0, run.total_steps))
+        first, last = (int(method.count_negatives(jnp.int32(step))) for step in (0, total_steps))
         negatives = f'{config.negatives.selector} {first} to {last} ({config.negatives.schedule})'
     kind_of_queue = 'a sharded queue' if method.queue_axis else 'a queue'
     pool = f'{kind_of_queue} of {method.queue_size:,}' if method.queue_size else 'the other keys of the batch'
     orders = 'both view orders' if method.symmetric else 'one way'
     key_term = f', key term {method.key_term} at {method.key_weight:g}' if method.key_weight else ''
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return {
+        'data': f'{train.name}, {len(train):,} images {height}×{width}×{channels}, {labels}'
+        + (f'; {len(test):,} for testing' if test else ''),
+        'views': f'{config.views.preset}, {method.image_size}×{method.image_size}',
+        'encoder': f'{config.model.name}, width {config.model.width}, {config.model.stem} stem, '
+        f'{config.model.projection} projection to {method.dim}'
+        + ('' if config.model.predictor == 'none' else f', {config.model.predictor} predictor')
+        + f'; {count:,} parameters, {config.model.dtype}',
+        'loss': f'{orders}, τ {method.temperature:g}{key_term}',
+        'negatives': f'{negatives} of {pool}' + (', no older key of the same image' if method.mask_same_image else ''),
+    }
+
+
+def header(run: Plan, params: optax.Params) -> dict[str, str]:
+    """What will happen, a fact a line."""
+    config, method, mesh = run.config, run.method, run.mesh
+    devices, processes = mesh.devices.size, jax.process_count()
+    share = config.train.batch_size // devices
+    parts = method.accumulate_steps
     groups, kind = method.encoder.groups, mesh.devices.flat[0].device_kind
     if config.model.norm == 'sync':
         norm = 'over the whole batch'
@@ -53,18 +74,8 @@ def header(run: Plan, params: optax.Params) -> dict[str, str]:
         norm = f'over {share // (parts * groups)} images' + (
             f', {groups} groups a device' if groups > 1 else ' of a device'
         )
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    facts = {
-        'data': f'{train.name}, {len(train):,} images {height}×{width}×{channels}, {labels}'
-        + (f'; {len(test):,} for testing' if test else ''),
-        'views': f'{config.views.preset}, {method.image_size}×{method.image_size}',
-        'encoder': f'{config.model.name}, width {config.model.width}, {config.model.stem} stem, '
-        f'{config.model.projection} projection to {method.dim}'
-        + ('' if config.model.predictor == 'none' else f', {config.model.predictor} predictor')
-        + f'; {count:,} parameters, {config.model.dtype}',
+    facts = describe_method(config, method, run.splits, params, run.total_steps) | {
         'batch statistics': f'{config.model.norm}: {norm}' + (', keys shuffled' if method.shuffle_keys else ''),
-        'loss': f'{orders}, τ {method.temperature:g}{key_term}',
-        'negatives': f'{negatives} of {pool}' + (', no older key of the same image' if method.mask_same_image else ''),
         'devices': f'{devices} × {kind} in {processes} {"process" if processes == 1 else "processes"}'
         f', batch {config.train.batch_size} = {share} a device'
         + (f' in {parts} parts' if parts > 1 else '')
@@ -132,7 +143,7 @@ def closing(summary: Mapping[str, Any], workdir: epath.Path) -> str:
             f' (raw pixels {_percent(summary["knn_top1_raw_pixels"])},'
             f' random encoder {_percent(summary["knn_top1_random_encoder"])})'
         )
-    lines.append(f'results in {workdir}: summary.json, metrics.jsonl, figures/, checkpoints/')
+    lines.append(f'results in {workdir}: report.html, summary.json, metrics.jsonl, figures/, checkpoints/')
     return '\n'.join(lines)
 
 

@@ -124,8 +124,8 @@ def train(config: ConfigDict, workdir: str) -> bool:
 
     rates = pace.overall(batches.wait_seconds)
     global_state = run.mapper.global_state(state)
-    draw_pictures(run, global_state.variables, log.records)
     results = summary.results(run, log, rates, wall_time_s=wall_time(), state_sha256=state_sha256(global_state))
+    draw_pictures(run, global_state, log.records, results['versions'])
     if run.writes:
         write_json(run.folder / 'summary.json', results)
     log.close()

@@ -1,7 +1,7 @@
 """What a configuration may say, checked before anything is compiled."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -19,6 +19,7 @@ COUNTED = ('threshold', 'ring', 'random')
 """Selectors whose k may change from step to step: its value decides, not a shape."""
 
 Rule = tuple[Callable[[Any], bool], str]
+"""Whether a value is allowed, and what is said where it is not."""
 
 
 def _one_of(*choices: str) -> Rule:
@@ -99,17 +100,17 @@ RULES: dict[str, Rule] = {
 }
 
 
-def validate(config: ConfigDict) -> None:
-    """Checks every field alone, then the combinations that need neither data nor devices.
+def check_fields(config: ConfigDict, rules: Mapping[str, Rule]) -> None:
+    """Checks every field that has a rule, alone.
 
     Raises:
       UserError: naming the field, its value and what it may be.
     """
     fields = dict(flatten(config))
-    missing = [field for field in RULES if field not in fields]
+    missing = [field for field in rules if field not in fields]
     if missing:
         raise UserError(f'config.{missing[0]}: missing; start from configs/default.py')
-    for field, (holds, remedy) in RULES.items():
+    for field, (holds, remedy) in rules.items():
         value = fields[field]
         if value is None:  # an unset placeholder
             continue
@@ -118,6 +119,14 @@ def validate(config: ConfigDict) -> None:
         if not finite or not holds(value):
             raise UserError(f'config.{field}={value!r}: {remedy}')
 
+
+def validate(config: ConfigDict) -> None:
+    """Checks every field alone, then the combinations that need neither data nor devices.
+
+    Raises:
+      UserError: naming the field, its value and what it may be.
+    """
+    check_fields(config, RULES)
     resolve_views(config.views)
     if not config.train.epochs and not config.train.steps:
         raise UserError('config.train.epochs=0: train for some epochs, or set train.steps')

@@ -361,3 +361,4 @@ def test_without_labels_it_trains(trainer: Trainer, tmp_path: Path) -> None:
     report = json.loads((tmp_path / 'run' / 'data_report.json').read_text())
     assert report['train']['labelled'] == 0
     assert list((tmp_path / 'run' / 'figures').glob('*.png'))
+    assert 'The data set has no labels' in (tmp_path / 'run' / 'report.html').read_text()

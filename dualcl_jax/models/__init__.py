@@ -90,19 +90,26 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool, predict: bool = False) -> Encoded:
-        norm = partial(BatchNorm, groups=self.groups, span=self.span, axis_name=self.axis_name, dtype=self.dtype)
-        options = {'remat': True} if self.remat else {}
-        if self.model in PATCHES:
-            options['freeze_patches'] = self.freeze_patches
-        build = partial(MODELS[self.model], **options)
-        backbone = build(norm=norm, stem=self.stem, width=self.width, dtype=self.dtype, name='backbone')
-        features = backbone(images, train=train)
-        head = partial(Head, dim=self.dim, hidden=self.hidden, norm=norm, dtype=self.dtype)
+        features = self.make_backbone('backbone')(images, train=train)
+        head = partial(Head, dim=self.dim, hidden=self.hidden, norm=self._norm(), dtype=self.dtype)
         projection = head(PROJECTIONS[self.projection], name='projection')(features, train=train)
         compute = PREDICTORS[self.predictor]
         if predict and compute is not None:
             projection = head(compute, name='predictor')(projection, train=train)
         return Encoded(features, projection)
+
+    @nn.nowrap
+    def make_backbone(self, name: str | None = None) -> nn.Module:
+        """The backbone's module: part of this one under a name, or alone, for the variables under 'backbone'."""
+        options = {'remat': True} if self.remat else {}
+        if self.model in PATCHES:
+            options['freeze_patches'] = self.freeze_patches
+        build = partial(MODELS[self.model], **options)
+        return build(norm=self._norm(), stem=self.stem, width=self.width, dtype=self.dtype, name=name)
+
+    @nn.nowrap
+    def _norm(self) -> Callable[..., nn.Module]:
+        return partial(BatchNorm, groups=self.groups, span=self.span, axis_name=self.axis_name, dtype=self.dtype)
 
 
 def build_encoder(model_config: Any, *, groups: int = 1, span: int = 1, axis_name: str | None = None) -> Encoder:

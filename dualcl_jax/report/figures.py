@@ -26,7 +26,6 @@ CLASS_COLOURS = (
     '#AA4499', '#999933', '#44AA99', '#882255', '#777777',
 )  # fmt: skip
 CLASS_MARKERS = ('o', '^')
-MAP_POINTS = 1500
 
 
 def curves(records: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> epath.Path:
@@ -169,37 +168,21 @@ def neighbours(
 
 
 def embedding_map(
-    features: NDArray,
+    points: NDArray,
     labels: NDArray | None,
     class_names: Sequence[str] | None,
     path: str | os.PathLike[str],
-    seed: int = 0,
     of: str = 'test images',
 ) -> epath.Path:
-    """A map of the features in the plane: t-SNE (van der Maaten and Hinton 2008) of the normalised features.
-
-    Starts from the first two principal components, so that far distances mean something too (Kobak and Berens 2019).
-    At most `MAP_POINTS` examples, drawn by the seed. Classes are coloured; up to 20 of them get a legend.
+    """A map of features in the plane. Classes are coloured; up to 20 of them get a legend.
 
     Args:
-        features: [n, F] backbone features; n at least 3, finite.
+        points: [n, 2], of `dualcl_jax.report.samples.in_plane`.
         labels: [n] integers, -1 where unknown; or None.
         class_names: a name for each label; or None.
         path: of the PNG.
-        seed: of the subsample and the map.
         of: what the features are of, for the title.
-
-    Raises:
-        ValueError: fewer than 3 examples, or features that are not finite.
     """
-    features = np.asarray(features, np.float32)
-    if len(features) < 3 or not np.isfinite(features).all():
-        raise ValueError(f'features must be finite and of at least 3 examples, got shape {features.shape}')
-    if len(features) > MAP_POINTS:
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(features))[:MAP_POINTS])
-        features, labels = features[chosen], None if labels is None else labels[chosen]
-    points = _tsne(features, seed)
-
     known = np.unique(labels[labels >= 0]) if labels is not None else np.empty(0, int)
     with_legend = 0 < len(known) <= len(CLASS_COLOURS) * len(CLASS_MARKERS)
     figure = _figure(7.2 if with_legend else 5.4, 5.2)
@@ -209,7 +192,7 @@ def embedding_map(
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set_color(FAINT)
-    axes.set_title(f't-SNE of backbone features, {len(features):,} {of}', fontsize=10.5, loc='left', color=INK)
+    axes.set_title(f't-SNE of backbone features, {len(points):,} {of}', fontsize=10.5, loc='left', color=INK)
     style = {'s': 15, 'linewidths': 0.3, 'edgecolors': 'white', 'alpha': 0.9}
     if labels is None:
         axes.scatter(*points.T, color=BLUE, **style)
@@ -373,21 +356,3 @@ def _class_name(class_names: Sequence[str] | None, label: int, longest: int) -> 
     """The name of a class, or its number, cut to so many characters."""
     name = str(label) if class_names is None else str(class_names[label]) if label >= 0 else ''
     return name if len(name) <= longest else name[: longest - 1] + '…'
-
-
-def _tsne(features: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
-    """[n, F] to [n, 2]: t-SNE of the normalised features, started from their principal components."""
-    from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-
-    directions = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-    left, scales, _ = np.linalg.svd(directions - directions.mean(axis=0), full_matrices=False)
-    components = left[:, :50] * scales[:50]
-    start = np.zeros((len(features), 2), np.float32)
-    start[:, : components.shape[1]] = components[:, :2]
-    start *= 1e-4 / max(float(start[:, 0].std()), 1e-12)
-    start += 1e-6 * np.random.default_rng(seed).normal(size=start.shape).astype(np.float32)  # for equal features
-    perplexity = min(30.0, (len(features) - 1) / 3)
-    tsne = TSNE(perplexity=perplexity, init=start, learning_rate='auto', random_state=seed)
-    with threadpool_limits(1):  # a second thread gains little, and on a busy machine its spinning costs tenfold
-        return tsne.fit_transform(components)

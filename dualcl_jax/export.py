@@ -1,0 +1,65 @@
+"""Writes a run's encoder into one file: python -m dualcl_jax.export --workdir=DIR --format=safetensors --output=FILE.
+
+    safetensors   weights by this project's names
+    stablehlo     a program with its weights inside, for any batch size, on CPU, GPU and TPU
+    torchvision   weights by the names and layout of torchvision's ResNet, as safetensors; needs no PyTorch
+
+Each is read back by dualcl_jax.load_encoder(FILE).
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from dualcl_jax.errors import UserError, exits_cleanly
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f'{message}\nsee python -m dualcl_jax.export --help')
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Flags. Raises UserError where one is unknown, missing or has no such value."""
+    parser = _Parser(
+        prog='python -m dualcl_jax.export',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument('--workdir', required=True, help='folder of a run that has saved a checkpoint')
+    parser.add_argument('--format', required=True, choices=('safetensors', 'stablehlo', 'torchvision'))
+    parser.add_argument('--output', required=True, metavar='FILE', help='the file to write')
+    parser.add_argument('--encoder', default='query', choices=('query', 'momentum'), help='default: query')
+    parser.add_argument('--projection', action='store_true', help='with the projection: its output, not the features')
+    parser.add_argument('--step', default='latest', help='of which checkpoint: a number, latest (default) or best')
+    return parser.parse_args(arguments)
+
+
+@exits_cleanly
+def main() -> int:
+    flags = parse(sys.argv[1:])
+    from dualcl_jax import runtime
+    from dualcl_jax.output import check_output, write_output
+
+    check_output(flags.output)
+    runtime.start(None, None, None)
+    from dualcl_jax.exports import FORMATS
+    from dualcl_jax.exports.from_run import describe
+    from dualcl_jax.finished import open_finished
+
+    run = open_finished(flags.workdir, flags.step)
+    description, variables = describe(run, encoder=flags.encoder, projection=flags.projection)
+    content = FORMATS[flags.format](description, variables)
+    write_output(flags.output, content)
+    print(
+        f'{flags.output}: {description.architecture["name"]} of step {run.step:,}, {description.encoder} encoder, '
+        f'{description.output} [N, {description.features}], {len(content) / 1e6:,.1f} MB; '
+        f"use it by dualcl_jax.load_encoder('{flags.output}')"
+    )
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""The encoder as a StableHLO program with its weights inside, for any batch size, on any of `PLATFORMS`.
+
+The program takes pixels float32 [batch, H, W, C] in [0, 1] and normalises them itself. The file is what
+`jax.export.Exported.serialize` makes, so that `jax.export.deserialize(content).call(pixels)` runs it without this
+project, followed by the description as JSON, its length, and an end mark.
+"""
+
+import hashlib
+import json
+
+import jax
+import jax.export
+import jax.numpy as jnp
+
+from dualcl_jax.exports.encoder import Description, LoadedEncoder, Variables, compute
+
+PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
+END = b'dualcl-jax-export\n'
+LENGTH_BYTES = 8
+
+
+def write(description: Description, variables: Variables) -> bytes:
+    """The program and its description."""
+    (batch,) = jax.export.symbolic_shape('batch')
+    shape = (batch, description.image_size, description.image_size, description.channels)
+    encoder = description.build()
+
+    def function(pixels: jax.Array) -> jax.Array:
+        # Behind the barrier weights are not folded into what surrounds them: bfloat16 rounds as in the run's encoder.
+        return compute(description, encoder, jax.lax.optimization_barrier(variables), pixels)
+
+    exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, jnp.float32))
+    program = bytes(exported.serialize())
+    metadata = {**description.to_metadata(), 'sha256': hashlib.sha256(program).hexdigest()}
+    text = json.dumps(metadata).encode()
+    return program + text + len(text).to_bytes(LENGTH_BYTES, 'little') + END
+
+
+def read(content: bytes) -> LoadedEncoder:
+    """The encoder in a file of `write`. Raises ValueError where it is damaged."""
+    content = content.removesuffix(END)
+    content, length = content[:-LENGTH_BYTES], int.from_bytes(content[-LENGTH_BYTES:], 'little')
+    if not 0 < length < len(content):
+        raise ValueError('its parts do not fit together')
+    program, metadata = content[:-length], json.loads(content[-length:])
+    if metadata.get('sha256') != hashlib.sha256(program).hexdigest():
+        raise ValueError('its program is not the one that was written')
+    exported = jax.export.deserialize(bytearray(program))
+    return LoadedEncoder(Description.from_metadata(metadata), jax.jit(exported.call))
