@@ -188,10 +188,12 @@ BENCHMARKS['decode'].__doc__ = benchmark_data.decode.__doc__
 def show(name: str, cases: Cases) -> None:
     """Prints the cases as a table, then as a line of JSON."""
     table = Table(title=f'{name}: {BENCHMARKS[name].__doc__}', title_justify='left')
-    for column in cases[0]:
+    columns = max(cases, key=len)
+    for column in columns:
         table.add_column(column, justify='right')
     for case in cases:
-        table.add_row(*(f'{value:.4g}' if isinstance(value, float) else str(value) for value in case.values()))
+        values = [case.get(column, '') for column in columns]
+        table.add_row(*(f'{value:.4g}' if isinstance(value, float) else str(value) for value in values))
     Console().print(table)
     print(json.dumps({'cases': cases, 'versions': versions()}))
 
