@@ -213,7 +213,7 @@ def test_elastic_resume(trainer: Trainer, tmp_path: Path) -> None:
 
 
 def test_views_do_not_depend_on_the_devices() -> None:
-    """What is drawn, bit for bit; pixels within the rounding of programs compiled for another number of rows."""
+    """Bit for bit, though each program is compiled for another number of rows."""
     import jax
 
     from dualcl_jax import randomness
@@ -224,7 +224,7 @@ def test_views_do_not_depend_on_the_devices() -> None:
     def views(images, positions):
         rngs = randomness.example_keys(0, randomness.VIEWS, jax.numpy.int32(5), positions)
         bits = jax.vmap(lambda rng: jax.random.bits(rng, (64,)))(rngs)
-        return bits, make_views(rngs, images, PRESETS['moco_v3'], 8).swapaxes(0, 1)
+        return bits, make_views(rngs, images, PRESETS['moco_v3'], 10).swapaxes(0, 1)
 
     found = []
     for devices in (1, 2, 4):
@@ -234,4 +234,4 @@ def test_views_do_not_depend_on_the_devices() -> None:
         found.append((np.asarray(bits).reshape(16, -1), np.asarray(pixels).reshape(16, -1)))
     for bits, pixels in found[1:]:
         np.testing.assert_array_equal(bits, found[0][0])
-        np.testing.assert_allclose(pixels, found[0][1], rtol=0, atol=1e-6)
+        np.testing.assert_array_equal(pixels, found[0][1])
