@@ -7,14 +7,12 @@ import numpy as np
 import pytest
 from bad_files import encode, photo
 from support import REPOSITORY, write_npz
+from test_encoded import STEPS, B, batches
 
 from dualcl_jax import data
-from dualcl_jax.data import Batch, Loader, folder, pack
-from dualcl_jax.data.crops import CropRecipe
+from dualcl_jax.data import Batch, folder, pack
 from dualcl_jax.data.encoded import EncodedSource
 
-B, STEPS = 12, 4
-RECIPE = CropRecipe(((0.2, 1.0),) * 2, ((0.75, 4 / 3),) * 2, 12)
 SHARED = REPOSITORY.parent / 'shared' / 'tfds'
 
 
@@ -48,22 +46,6 @@ def load(tmp_path_factory) -> Callable[[str], data.Source]:
     }
     yield lambda kind: data.load(configs[kind]).train
     patch.undo()
-
-
-def batches(source, rows=None, start=0, workers=0) -> list[Batch]:
-    loader = Loader(
-        source,
-        rows=np.arange(B) if rows is None else rows,
-        seed=3,
-        batch_size=B,
-        start_step=start,
-        stop_step=STEPS,
-        place=lambda batch: batch,
-        recipe=RECIPE,
-        workers=workers,
-    )
-    with loader as made:
-        return list(made)
 
 
 @pytest.mark.parametrize(
