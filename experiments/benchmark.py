@@ -116,7 +116,7 @@ def loader(rounds: int) -> Cases:
 
 
 def step(rounds: int) -> Cases:
-    """The whole step of ResNet-18, width 16, batch 256: MoCo one-way, and the full method."""
+    """The whole step of ResNet-18, width 16, batch 256: MoCo one-way, the full method; and the views of the batch."""
     from configs import cifar10_moco
 
     mesh = device_mesh()
@@ -131,6 +131,10 @@ def step(rounds: int) -> Cases:
             run = mapper.map(functools.partial(train_step, method))
             state = mapper.put_state(replicate(jax.jit(functools.partial(create_train_state, method, 3))(), mesh))
             functions[f'{name}, {dtype}'] = _Stepper(run, state, mapper.put_batch(_batch(config.train.batch_size)))
+    make, batch = jax.jit(make_views, static_argnums=(2, 3)), _batch(256)
+    keys, images = jax.random.split(jax.random.key(0), 256), jnp.asarray(batch.images)
+    for preset, specs in PRESETS.items():
+        functions[f'two views alone, {preset}, float32'] = functools.partial(make, keys, images, specs, 32)
     timings = compare(functions, rounds)
     return [
         {'case': name, 'seconds': median, 'images_per_second': 256 / median}

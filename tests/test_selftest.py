@@ -1,5 +1,7 @@
 """The selftest passes here, and names the case when a fault is planted."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -7,13 +9,15 @@ import pytest
 from dualcl_jax import image_ops, losses, negatives, selftest, step, streaming
 from dualcl_jax.models import norm
 
+THE_LOSS = ('loss', 'gradient', 'selection', 'queue', 'whole step')
 
-def failed() -> set[str]:
-    return {name for name, (_, passed) in selftest.run_cases(selftest.load_cases()).items() if not passed}
+
+def failed(names: Sequence[str]) -> set[str]:
+    return {name for name, (_, passed) in selftest.run_cases(selftest.load_cases(), names).items() if not passed}
 
 
 def test_it_passes():
-    assert failed() == set()
+    assert failed(tuple(selftest.CASES)) == set()
 
 
 def test_bfloat16_similarity(monkeypatch: pytest.MonkeyPatch):
@@ -23,14 +27,14 @@ def test_bfloat16_similarity(monkeypatch: pytest.MonkeyPatch):
 
     for module in (losses, streaming):
         monkeypatch.setattr(module, 'cosine', rough)
-    assert failed() == {'loss', 'gradient', 'selection', 'whole step'}
+    assert failed(THE_LOSS) == {'loss', 'gradient', 'selection', 'whole step'}
 
 
 def test_swapped_keys(monkeypatch: pytest.MonkeyPatch):
     honest = losses.dual_view_loss
     for module in (losses, step):
         monkeypatch.setattr(module, 'dual_view_loss', lambda queries, keys, *rest: honest(queries, keys[::-1], *rest))
-    assert failed() == {'loss', 'gradient', 'whole step'}
+    assert failed(THE_LOSS) == {'loss', 'gradient', 'whole step'}
 
 
 def test_unmasked_slot(monkeypatch: pytest.MonkeyPatch):
@@ -39,7 +43,7 @@ def test_unmasked_slot(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(
             module, 'allowed_slots', lambda valid, *rest, **fields: honest(jnp.ones_like(valid), *rest, **fields)
         )
-    assert failed() == {'loss', 'gradient', 'whole step'}
+    assert failed(THE_LOSS) == {'loss', 'gradient', 'whole step'}
 
 
 def test_reduced_precision_of_views(monkeypatch: pytest.MonkeyPatch):
@@ -48,15 +52,16 @@ def test_reduced_precision_of_views(monkeypatch: pytest.MonkeyPatch):
         return jnp.einsum('oh,pw,hwc->opc', rows, columns, image).astype(jnp.float32)
 
     monkeypatch.setattr(image_ops, '_apply_separable', rough)
-    assert failed() == {'views', 'whole step'}
+    assert failed(('draws', 'views', 'queue')) == {'views'}
 
 
 def test_another_generator_of_random_numbers():
     with jax.default_prng_impl('rbg'):
-        assert failed() >= {'draws', 'views', 'whole step'}
+        assert failed(('draws', 'views', 'queue')) == {'draws', 'views'}
 
 
 def test_statistics_that_are_not_synchronized(monkeypatch: pytest.MonkeyPatch):
     honest = norm._moments
     monkeypatch.setattr(norm, '_moments', lambda x, span, axis_name: honest(x, 1, axis_name))
-    assert failed() == {'batch statistics, all devices'}
+    names = [name for name in selftest.CASES if name.startswith('batch')]
+    assert failed(names) == {'batch statistics, all devices'}
