@@ -133,7 +133,7 @@ def get_config() -> ConfigDict:
     config.parallel = parallel = ConfigDict()
     parallel.mapper = 'pmap'  # pmap | shard_map
     parallel.workers = -1  # processes that decode, for sets not in memory; -1: one a core, 0: none
-    parallel.timeout_s = 60.0  # how long the processes of a run wait for each other to start
+    parallel.timeout_s = 50.0  # how long the processes of a run wait for each other to start
 
     config.lock()  # a config that misspells a field must not train without it
     return config

@@ -56,7 +56,7 @@ def main() -> int:
     if flags.init_from is not None:
         config.init_from = flags.init_from
     facts = {name: repr(value) for name, value in flatten(config)} | {'--workdir': str(flags.workdir)}
-    timeout_s = dict(flatten(config)).get('parallel.timeout_s', 60.0)
+    timeout_s = dict(flatten(config)).get('parallel.timeout_s', 50.0)
     runtime.start(flags.coordinator_address, flags.num_processes, flags.process_id, facts, timeout_s)
     if flags.show_views is not None:
         from dualcl_jax.report.sheet import show_views

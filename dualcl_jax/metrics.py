@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,9 @@ from tensorboardX import SummaryWriter
 from dualcl_jax.workdir import write_text
 
 Record = dict[str, Any]
+
+REMOTE_SECONDS = 60.0
+"""How often records go into a remote folder, to whose files nothing can be appended."""
 
 
 def read_records(path: epath.Path) -> list[Record]:
@@ -27,6 +31,9 @@ def read_records(path: epath.Path) -> list[Record]:
 class MetricsLog:
     """Appends records to `metrics.jsonl` and `tensorboard/` of a workdir.
 
+    In a remote one, gs:// and the like, the file is written as a whole: by `flush` and `close`, and every
+    `REMOTE_SECONDS`.
+
     Args:
       workdir: of the run.
       resume_step: the step the run goes on from; later records of an interrupted run are dropped. 0 for a new run.
@@ -35,6 +42,7 @@ class MetricsLog:
 
     def __init__(self, workdir: epath.Path, resume_step: int, *, writes: bool = True) -> None:
         self._path, self._writes = workdir / 'metrics.jsonl', writes
+        self._appends, self._stored = '://' not in str(workdir), time.monotonic()
         self.records: list[Record] = []
         if resume_step:
             self.records = [record for record in read_records(self._path) if record['step'] <= resume_step]
@@ -48,8 +56,11 @@ class MetricsLog:
         record = {'step': step, 'wall_time_s': round(wall_time_s, 3), **values}
         self.records.append(record)
         if self._writes:
-            with self._path.open('a') as file:
-                file.write(_line(record))
+            if self._appends:
+                with self._path.open('a') as file:
+                    file.write(_line(record))
+            elif time.monotonic() - self._stored > REMOTE_SECONDS:
+                self.flush()
             for name, value in values.items():
                 if value is not None:
                     self._tensorboard.add_scalar(name, value, step)
@@ -63,8 +74,15 @@ class MetricsLog:
         """The newest value of a metric; None where no record has it."""
         return next((record[name] for record in reversed(self.records) if name in record), None)
 
+    def flush(self) -> None:
+        """Stores the records that a remote folder does not hold yet."""
+        if self._writes and not self._appends:
+            write_text(self._path, ''.join(map(_line, self.records)))
+            self._stored = time.monotonic()
+
     def close(self) -> None:
-        """Writes out what TensorBoard still holds."""
+        """Writes out what is still held."""
+        self.flush()
         if self._writes:
             self._tensorboard.close()
 

@@ -14,7 +14,7 @@ from dualcl_jax.errors import UserError
 from dualcl_jax.evaluators.embed import Embedder
 from dualcl_jax.evaluators.monitor import KnnMonitor, can_monitor
 from dualcl_jax.finished import find_run, saved_steps
-from dualcl_jax.hosts import check_shared
+from dualcl_jax.hosts import check_same_data, check_shared
 from dualcl_jax.init_from import with_encoder
 from dualcl_jax.method import Method, build_method
 from dualcl_jax.parallel import MAPPERS, Mapper, device_mesh, place
@@ -97,6 +97,8 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool) -> Plan:
     if writes:
         check_shared(folder, config.parallel.timeout_s)
     splits = load(config.data)
+    if writes:
+        check_same_data(config.data.name, ' '.join(split.fingerprint for split in splits if split is not None))
     if not config.data.mean:
         config.data.mean, config.data.std = channel_statistics(splits.train)
     check_same_run(folder, config)

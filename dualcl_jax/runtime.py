@@ -38,7 +38,7 @@ def start(
     num_processes: int | None,
     process_id: int | None,
     facts: hosts.Facts | None = None,
-    timeout_s: float = 60.0,
+    timeout_s: float = 50.0,
 ) -> None:
     """Sets JAX up. Call once, before anything touches a device.
 

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from dualcl_jax.console import duration
 from dualcl_jax.data import Splits
 from dualcl_jax.errors import UserError
+from dualcl_jax.evaluators.monitor import can_monitor
 from dualcl_jax.method import Method
 from dualcl_jax.metrics import MetricsLog, Record
 from dualcl_jax.run import Plan, Run
@@ -84,6 +85,8 @@ def header(run: Plan, params: optax.Params) -> dict[str, str]:
         + (f', going on from step {run.start_step:,}' if run.start_step else ''),
         'workdir': str(run.folder),
     }
+    if config.monitor.every_epochs and not can_monitor(run.splits):
+        facts['kNN accuracy'] = 'not measured: it needs labelled images, for training and for testing'
     if config.init_from and not run.start_step:
         facts['starts from'] = f'the encoder of {config.init_from}'
     if config.loss.shuffle_keys and devices * groups == method.encoder.span:

@@ -154,5 +154,6 @@ def _pause(
     if monitors and run.monitor:
         log.write(step, wall_time_s, run.monitor.encoder(global_state.variables))
     if saves:
+        log.flush()  # a run that goes on from here needs the records before it
         record = {'data_fingerprint': run.splits.train.fingerprint, 'wall_time_s': wall_time_s}
         run.checkpoints.save(step, global_state, record, log.last('monitor/knn_top1_backbone'))

@@ -24,16 +24,36 @@ def open_workdir(path: str) -> epath.Path:
     Raises:
       UserError: the path is empty, or the folder cannot be made or written.
     """
-    if not path:
-        raise UserError('--workdir is empty: name a folder')
-    workdir = epath.Path(path)
+    workdir = _path(path)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe = workdir / f'.writable-{uuid.uuid4().hex}'  # its own for each process of a run
         probe.write_text('')
         probe.unlink()
     except OSError as error:
-        raise UserError(f'--workdir={path}: cannot be written ({error.strerror}); choose another folder') from error
+        reason = error.strerror or str(error)
+        raise UserError(f'--workdir={path}: cannot be written ({reason}); choose another folder') from error
+    return workdir
+
+
+def _path(path: str) -> epath.Path:
+    """The path of a workdir.
+
+    Raises:
+      UserError: it is empty, or remote and cannot be reached.
+    """
+    if not path:
+        raise UserError('--workdir is empty: name a folder')
+    workdir = epath.Path(path)
+    if '://' not in path:
+        return workdir
+    try:
+        workdir.exists()
+    except ImportError as error:
+        raise UserError(f"--workdir={path}: {error}; gs:// needs pip install 'dualcl-jax[gcs]'") from error
+    except Exception as error:  # each store has its own: no login, no bucket, no network
+        reason = f'{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ""}'
+        raise UserError(f'--workdir={path}: cannot be reached ({reason}); see to login, bucket and network') from error
     return workdir
 
 
@@ -43,9 +63,7 @@ def existing_or_new(path: str) -> epath.Path:
     Raises:
       UserError: the path is empty, or something other than a folder is in its way.
     """
-    if not path:
-        raise UserError('--workdir is empty: name a folder')
-    workdir = epath.Path(path)
+    workdir = _path(path)
     for folder in (workdir, *workdir.parents):
         if folder.exists():
             if not folder.is_dir():

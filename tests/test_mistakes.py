@@ -345,7 +345,8 @@ def test_without_labels_it_trains(trainer: Trainer, tmp_path: Path) -> None:
     data = write_npz(tmp_path / 'data.npz', labels=False)
     fields = ('data.image_size=8', 'queue.size=64', 'model.name=tiny', 'model.width=4', 'model.norm=local')
     fields += ('train.batch_size=32', 'train.steps=3', 'log.every_steps=1', 'monitor.every_epochs=1', 'data.name=npz')
-    trainer.run(tmp_path / 'run', *fields, f'data.path={data}', config='configs/default.py')
+    done = trainer.run(tmp_path / 'run', *fields, f'data.path={data}', config='configs/default.py')
+    assert done.out.count('kNN accuracy') == done.out.count('not measured: it needs labelled images') == 1
     found = summary(tmp_path / 'run')
     assert {name: value for name, value in found.items() if name.startswith('knn_')} == {
         'knn_top1': None,
