@@ -1,6 +1,7 @@
 """Configurations: loaded from a Python file, overridden by flags, checked, compared, stored as JSON."""
 
 import difflib
+import hashlib
 import importlib.util
 import json
 from collections.abc import Iterable, Iterator
@@ -12,8 +13,8 @@ from ml_collections import ConfigDict
 
 from dualcl_jax.errors import UserError
 
-OPERATIONAL = ('checkpoint', 'monitor', 'log', 'parallel')
-"""Sections that may change when a run resumes: they decide what is written and how fast, not what comes out."""
+OPERATIONAL = ('checkpoint', 'monitor', 'log', 'parallel', 'skip_nonfinite')
+"""Sections and fields that may change when a run resumes: what is written, how fast, and what is put up with."""
 
 
 def load_config(path: str) -> ConfigDict:
@@ -91,7 +92,7 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2, default=list) + '\n'
 
 
-def from_json(text: str) -> ConfigDict:
+def from_json(text: str | bytes) -> ConfigDict:
     """The inverse of `to_json`; lists become tuples. Raises ValueError where the text holds no config."""
 
     def tuples(value: Any) -> Any:
@@ -103,6 +104,12 @@ def from_json(text: str) -> ConfigDict:
     if not isinstance(values, dict):
         raise ValueError('no fields in it')
     return ml_collections.ConfigDict(tuples(values))
+
+
+def method_sha256(config: ConfigDict) -> str:
+    """SHA-256 hex digest of the method's fields: what makes a checkpoint one of this run, on whatever data."""
+    fields = {field: value for field, value in flatten(config) if field.split('.')[0] not in ('data', *OPERATIONAL)}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, default=list).encode()).hexdigest()
 
 
 def differing_fields(stored: ConfigDict, config: ConfigDict) -> list[str]:

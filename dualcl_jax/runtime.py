@@ -1,17 +1,18 @@
 """The process before JAX: flags of the compiler, logging, and joining the other processes of a run."""
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 from absl import logging
 
-from dualcl_jax import hosts
+from dualcl_jax import hosts, keeper
 from dualcl_jax.errors import UserError
 
 ALIKE = ('dualcl-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
@@ -66,11 +67,24 @@ def start(
     versions = {f'version of {name}': importlib.metadata.version(name) for name in ALIKE}
     hosts.roll_call(place, versions | dict(facts or {}), timeout_s)
     try:
-        jax.distributed.initialize(*place)
+        with _kept_apart():
+            jax.distributed.initialize(*place)
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f'--coordinator_address={place.address}: the processes could not be joined ({str(error).splitlines()[0]})'
         ) from error
+
+
+@contextlib.contextmanager
+def _kept_apart() -> Iterator[None]:
+    """Within, process 0 does not serve the others itself: the keeper does."""
+    from jax._src.lib import _jax
+
+    serve, _jax.get_distributed_runtime_service = _jax.get_distributed_runtime_service, keeper.start
+    try:
+        yield
+    finally:
+        _jax.get_distributed_runtime_service = serve
 
 
 def _set_cpu_flags() -> None:
