@@ -5,6 +5,8 @@ after it is restored. One that is damaged is passed over, told, and kept.
 """
 
 import hashlib
+import os
+import re
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -22,6 +24,7 @@ from dualcl_jax.checksum import checksums, is_sealed, seal
 from dualcl_jax.errors import UserError
 from dualcl_jax.parallel import to_host
 from dualcl_jax.state import TrainState
+from dualcl_jax.workdir import check_writable
 
 BEST = 'knn_top1'
 
@@ -71,6 +74,7 @@ class Checkpoints:
         self._manager = self._open()
         self._saved = self._manager.latest_step()
         self._saving: int | None = None
+        self._problem, self._usable = '', True
 
     def _open(self) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(self._directory, options=self._options)
@@ -85,25 +89,29 @@ class Checkpoints:
           UserError: the copies of the state differ; or, in a run of several processes, something went wrong.
         """
         sealed = seal(record | {'checksums': checksums(state)})
-        problem = self._wait()
+        before, self._problem = self._wait(), ''
         try:
             self._saving = step
+            if jax.process_index() == 0:
+                check_writable(self._directory)  # where it is not, Orbax waits for minutes
             self._manager.save(
                 step,
                 args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(sealed)),
                 metrics=None if knn_top1 is None else {BEST: knn_top1},
             )
         except Exception as error:  # Orbax and tensorstore raise many types for one fact
-            problem = self._failed(error)
-        return problem
+            self._problem = self._failed(error)
+        return self._problem or before
 
     def _wait(self) -> str:
         """Waits for the checkpoint that is being saved. Returns what went wrong."""
+        if self._saving is None:
+            return self._problem
         try:
             self._manager.wait_until_finished()
         except Exception as error:
             return self._failed(error)
-        self._saved, self._saving = self._saving or self._saved, None
+        self._saved, self._saving = self._saving, None
         return ''
 
     def _failed(self, error: Exception) -> str:
@@ -112,15 +120,18 @@ class Checkpoints:
         self._saving = None
         if jax.process_count() > 1:  # Orbax's barriers cannot be met again
             raise UserError(f'{problem}\n{self._remedy()}') from error
+        self._usable = False
         try:
-            self._manager = self._open()
+            if self._directory.exists():
+                self._manager = self._open()  # which removes what was half written
+                self._usable = True
         except Exception as again:
-            problem += f'; nor can the folder be opened ({_reason(again)})'
+            problem += f'; nor can the folder be opened again ({_reason(again)})'
         return problem
 
     def _remedy(self) -> str:
         went_on = f'it goes on from step {self._saved}' if self._saved else 'it starts again'
-        return f'free some space there, or mend it, and run the same command: {went_on}'
+        return f'make room there, or mend it, and run the same command: {went_on}'
 
     def finish(self) -> None:
         """Waits until the last checkpoint is on disk.
@@ -128,9 +139,9 @@ class Checkpoints:
         Raises:
           UserError: it could not be saved.
         """
-        problem = self._wait()
-        if problem:
-            raise UserError(f'{problem}\n{self._remedy()}')
+        self._problem = self._wait()
+        if self._problem:
+            raise UserError(f'{self._problem}\n{self._remedy()}')
 
     def newest(self, like: TrainState, mesh: Mesh, expected: Mapping[str, Any]) -> Checkpoint | None:
         """The newest checkpoint that is whole; None where there is none at all.
@@ -201,6 +212,8 @@ class Checkpoints:
         except Exception as error:  # Orbax and tensorstore raise many types for one fact
             raise DamagedError(_reason(error)) from error
         state, record = restored['state'], restored['run']
+        if 'checksums' not in record and 'checksum' not in record:  # saved before there were any
+            return state, record
         if not is_sealed(record):
             raise DamagedError('its record is damaged')
         found, saved = checksums(state), record['checksums']
@@ -233,11 +246,12 @@ class Checkpoints:
         self._manager.reload()
 
     def close(self) -> None:
-        """Waits until everything is on disk."""
+        """Waits until everything is on disk. Raises UserError where that failed."""
         try:
             self.finish()
         finally:
-            self._manager.close()
+            if self._usable:
+                self._manager.close()
 
     def __enter__(self) -> 'Checkpoints':
         return self
@@ -245,6 +259,8 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None and jax.process_count() > 1:
+            return  # the other processes may never come to Orbax's barriers
         try:
             self.close()
         except UserError as problem:
@@ -255,8 +271,11 @@ class Checkpoints:
 
 def _reason(error: Exception) -> str:
     """An exception in a line."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore's
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if code:
+        return os.strerror(int(code[1]))
     lines = str(error).splitlines()
     return f'{type(error).__name__}: {lines[0][:200]}' if lines else type(error).__name__
 

@@ -14,6 +14,7 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -65,7 +66,7 @@ class Keeper:
     """Hears processes and answers them."""
 
     def __init__(self) -> None:
-        self._members: dict[int, Member] = {}
+        self.members: dict[int, Member] = {}
         self._lost = ''
         self._open = 0
         self.last_closed = asyncio.Event()
@@ -77,7 +78,7 @@ class Keeper:
         try:
             hello = json.loads(await reader.readline())
             now = time.monotonic()
-            member = self._members[hello['index']] = Member(**hello, heard=now, moved=now)
+            member = self.members[hello['index']] = Member(**hello, heard=now, moved=now)
             answering = asyncio.create_task(self._answer(writer))
             while line := await reader.readline():
                 self._hear(member, json.loads(line))
@@ -90,7 +91,7 @@ class Keeper:
             with contextlib.suppress(OSError):
                 writer.close()
             self._open -= 1
-            if self._members and not self._open:
+            if self.members and not self._open:
                 self.last_closed.set()
 
     def _hear(self, member: Member, message: dict[str, Any]) -> None:
@@ -101,7 +102,7 @@ class Keeper:
 
     async def _answer(self, writer: asyncio.StreamWriter) -> None:
         while True:
-            self._lost = self._lost or verdict(list(self._members.values()), time.monotonic())
+            self._lost = self._lost or verdict(list(self.members.values()), time.monotonic())
             writer.write(json.dumps({'lost': self._lost}).encode() + b'\n')
             await writer.drain()
             await asyncio.sleep(PERIOD / 4)
@@ -143,12 +144,16 @@ async def keep(arguments: list[Any], options: dict[str, Any], patience_s: float 
 
     service = _jax.get_distributed_runtime_service(*arguments, **options)
     keeper = Keeper()
-    server = await asyncio.start_server(keeper.serve, host=None, port=0)
-    print(server.sockets[0].getsockname()[1], flush=True)
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    listener = socket.create_server(('', 0), family=family, dualstack_ipv6=both)
+    await asyncio.start_server(keeper.serve, sock=listener)
+    print(listener.getsockname()[1], flush=True)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the service tells at length what the processes tell in a line
-    with contextlib.suppress(TimeoutError):
-        while True:
+    while not keeper.last_closed.is_set():
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(keeper.last_closed.wait(), patience_s)
+        if not keeper.members:  # the processes ended before they came
             break
     del service
 

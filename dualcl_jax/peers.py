@@ -48,10 +48,13 @@ class Peers:
             state.client.key_value_set('dualcl/keeper', str(state.service.port))
         port = int(state.client.blocking_key_value_get('dualcl/keeper', int(1000 * self._parallel.timeout_s)))
         host = str(state.coordinator_address).rpartition(':')[0].strip('[]')
-        self._socket = socket.create_connection((host, port), timeout=self._parallel.silence_s)
-        self._host = host
         hello = {'index': state.process_id, 'host': socket.gethostname()}
-        self._send(hello | {'silence_s': self._parallel.silence_s, 'stall_s': self._parallel.stall_s})
+        try:
+            self._socket = socket.create_connection((host, port), timeout=self._parallel.silence_s)
+            self._send(hello | {'silence_s': self._parallel.silence_s, 'stall_s': self._parallel.stall_s})
+        except OSError as error:
+            raise UserError(f'{host}:{port}: no answer from the keeper of the run ({error}); {REMEDY}') from error
+        self._host = host
         for work in (self._beat, self._listen):
             threading.Thread(target=work, name='dualcl-peers', daemon=True).start()
         return self

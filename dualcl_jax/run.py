@@ -105,8 +105,6 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool) -> Plan:
     validate_devices(config, mesh.devices.size)
     folder = open_workdir(workdir) if writes else existing_or_new(workdir)
     if writes:
-        if jax.process_index() == 0:
-            lock(folder)
         check_shared(folder, config.parallel.timeout_s)
     splits = load(config.data)
     if not config.data.mean:
@@ -131,6 +129,9 @@ def open_run(config: ConfigDict, workdir: str) -> tuple[Run, TrainState]:
     """
     plan = make_plan(config, workdir, writes=True)
     folder, splits, mesh, method = plan.folder, plan.splits, plan.mesh, plan.method
+    writes = jax.process_index() == 0
+    if writes:
+        lock(folder)
     checkpoints = Checkpoints(
         (folder / 'checkpoints').resolve(), keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best
     )
@@ -153,7 +154,6 @@ def open_run(config: ConfigDict, workdir: str) -> tuple[Run, TrainState]:
     if config.monitor.every_epochs and can_monitor(splits):
         settings = config.monitor
         monitor = KnnMonitor(embed, splits, k=settings.k, temperature=settings.temperature, bank=settings.bank)
-    writes = jax.process_index() == 0
     if writes:
         write_config(folder, config)
         write_data_report(folder, splits)

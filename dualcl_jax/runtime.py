@@ -8,12 +8,13 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
+from logging import getLogger
 from typing import Any
 
 from absl import logging
 
 from dualcl_jax import hosts, keeper
-from dualcl_jax.errors import UserError
+from dualcl_jax.errors import STORAGE, UserError
 
 ALIKE = ('dualcl-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 """Packages whose versions must be the same in every process."""
@@ -47,7 +48,9 @@ def start(
     Raises:
       UserError: a process is missing, late or different, or the flags do not fit together.
     """
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)  # Orbax logs at length in its threads what it raises, and we tell, in a line
+    getLogger('asyncio').setLevel(logging.FATAL)  # likewise
+    warnings.filterwarnings('ignore', message="coroutine 'async_serialize_from_host")
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     warnings.filterwarnings('ignore', message='Sharding info not provided when restoring')
     sys.unraisablehook = partial(_report_unraisable, sys.unraisablehook)
@@ -102,6 +105,8 @@ def _set_cpu_flags() -> None:
 
 
 def _report_unraisable(report: Callable[[Any], object], unraisable: Any) -> None:
-    """Hides what the other reads of a damaged checkpoint say when one has failed and ended their event loop."""
-    if str(unraisable.exc_value) != 'Event loop is closed':
+    """Hides what is told already: other reads of a damaged checkpoint that fail, files of a full disk at their end."""
+    error = unraisable.exc_value
+    told = str(error) == 'Event loop is closed' or (isinstance(error, OSError) and error.errno in STORAGE)
+    if not told:
         report(unraisable)

@@ -33,12 +33,17 @@ def open_workdir(path: str) -> epath.Path:
     workdir = epath.Path(path)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / f'.writable-{uuid.uuid4().hex}'  # its own for each process of a run
-        probe.write_text('')
-        probe.unlink()
+        check_writable(workdir)
     except OSError as error:
         raise UserError(f'--workdir={path}: cannot be written ({error.strerror}); choose another folder') from error
     return workdir
+
+
+def check_writable(folder: epath.Path) -> None:
+    """Raises OSError where nothing can be written in a folder."""
+    probe = folder / f'.writable-{uuid.uuid4().hex}'  # its own for each process of a run
+    probe.write_text('')
+    probe.unlink()
 
 
 def lock(workdir: epath.Path) -> None:
