@@ -49,7 +49,7 @@ def start(
       UserError: a process is missing, late or different, or the flags do not fit together.
     """
     logging.set_verbosity(logging.FATAL)  # Orbax logs at length in its threads what it raises, and we tell, in a line
-    getLogger('asyncio').setLevel(logging.FATAL)  # likewise
+    getLogger('asyncio').setLevel('CRITICAL')  # likewise
     warnings.filterwarnings('ignore', message="coroutine 'async_serialize_from_host")
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     warnings.filterwarnings('ignore', message='Sharding info not provided when restoring')

@@ -8,6 +8,7 @@ import os
 import random
 import resource
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ from support import (
 
 CONFIG = 'tests/faults/config.py'
 LONG = ('train.steps=300', 'checkpoint.every_steps=10', 'checkpoint.keep=1', 'log.every_steps=7')
-PEERS = ('parallel.silence_s=5', 'parallel.stall_s=15', 'checkpoint.every_steps=20', 'train.steps=3000')
+PEERS = ('parallel.silence_s=5', 'parallel.stall_s=15', 'checkpoint.every_steps=20', 'train.steps=600')
 
 
 def assert_same_end(run: Path, expected: Path) -> None:
@@ -191,6 +192,70 @@ def vanished(trainer: Trainer, workdir: Path, expected: Path) -> Finished:
     return stopped
 
 
+def second_run(trainer: Trainer, workdir: Path) -> None:
+    """Two runs on one workdir: the second is refused, the first knows nothing of it."""
+    with killed_at_last(trainer.start(workdir, 'train.steps=100000')) as process:
+        wait_until(lambda: logged(workdir), process)
+        refused = trainer.run(workdir, 'train.steps=100000', status=2)
+        assert process.poll() is None
+        kill(process)
+    assert f'--workdir={workdir}: another process ({process.pid}) trains in it' in refused.err, refused
+    assert len(refused.err.splitlines()) == 1
+    with killed_at_last(trainer.start(workdir, 'train.steps=100000')) as process:  # a lock dies with its process
+        wait_until(lambda: logged(workdir), process)
+
+
+def torn_record(trainer: Trainer, workdir: Path, expected: Path) -> None:
+    """The last record is cut short, as by a crash."""
+    with killed_at_last(trainer.start(workdir, *LONG)) as process:
+        wait_until(lambda: max(checkpoints(workdir), default=0) >= 20, process)
+        kill(process)
+    file = workdir / 'metrics.jsonl'
+    file.write_bytes(file.read_bytes()[:-30])
+    trainer.run(workdir, *LONG)
+    assert_same_end(workdir, expected)
+
+
+# --- signals, one process
+
+
+def stopped(trainer: Trainer, workdir: Path, number: int, expected: Path) -> float:
+    """A signal to the only process: how long it took to save and end."""
+    with killed_at_last(trainer.start(workdir, *LONG)) as process:
+        wait_until(lambda: logged(workdir, 3), process)
+        process.send_signal(number)
+        began = time.monotonic()
+        ended = finish(process, 75)
+        took = time.monotonic() - began
+    step = max(checkpoints(workdir))
+    assert ended.out.splitlines()[-1] == f'stopped after step {step} of 300 and saved; run the same command to go on'
+    trainer.run(workdir, *LONG)
+    assert summary(workdir)['resumed_from_step'] == step
+    assert_same_end(workdir, expected)
+    return took
+
+
+def interrupted_twice(trainer: Trainer, workdir: Path) -> float:
+    """Ctrl-C twice while a step hangs: how long it took to end."""
+    os.environ['DUALCL_HANG'] = '0:30'
+    try:
+        process = trainer.start(workdir, *LONG, config=CONFIG)
+    finally:
+        del os.environ['DUALCL_HANG']
+    with killed_at_last(process):
+        wait_until(lambda: checkpoints(workdir), process)
+        time.sleep(1)  # it hangs by now
+        process.send_signal(signal.SIGINT)
+        time.sleep(1)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        ended = finish(process, 130)
+        took = time.monotonic() - began
+    assert ended.err.splitlines()[-1].startswith('stopped at once; run the same command')
+    return took
+
+
 # --- several processes
 
 
@@ -211,6 +276,13 @@ def two(trainer: Trainer, workdir: Path, *flags: str, **environment: str) -> Ite
             for name in environment:
                 del os.environ[name]
         yield started
+
+
+def run_two(trainer: Trainer, workdir: Path) -> None:
+    """The run of two processes to its end."""
+    with two(trainer, workdir, *PEERS) as processes:
+        for process in processes:
+            finish(process, 0)
 
 
 def lost_process(trainer: Trainer, workdir: Path, victim: int, how: int) -> tuple[float, Finished]:
@@ -249,7 +321,7 @@ def stopped_together(trainer: Trainer, workdir: Path, number: int, whom: tuple[i
         first, _ = (finish(process, 75) for process in processes)
         took = time.monotonic() - began
     step = max(checkpoints(workdir))
-    assert f'stopped after step {step} of 3000 and saved; run the same command' in first.out
+    assert f'stopped after step {step} of 600 and saved; run the same command' in first.out
     assert len(records(workdir)) == step
     return took
 
@@ -262,11 +334,40 @@ def with_flat_images(trainer: Trainer, path: Path, count: int) -> Path:
     with np.load(trainer.data) as arrays:
         content = dict(arrays)
     flat = np.random.default_rng(0).choice(len(content['train_images']), count, replace=False)
-    content['train_images'][flat] = 128
+    content['train_images'][flat] = 0
     np.savez(path, **content)
     return path
 
 
-def copy(run: Path, to: Path) -> Path:
-    """A copy of a run that may be damaged."""
-    return Path(shutil.copytree(run, to))
+def nonfinite(trainer: Trainer, folder: Path) -> int:
+    """Two batches of 16 have no finite loss: the run stops, or passes over them, also when it is stopped on the way.
+
+    Returns how many runs were tried.
+    """
+    data = with_flat_images(trainer, folder / 'flat.npz', 1)
+    fields = ('model.name=fragile', 'train.steps=16', 'checkpoint.every_steps=2', 'checkpoint.keep=9')
+    fields += (f'data.path={data}',)
+    refused = trainer.run(folder / 'run', *fields, config=CONFIG, status=2)
+    last = records(folder / 'run')[-1]
+    assert f'train/loss is nan at step {last["step"]} (examples ' in refused.err
+    assert len(last['skipped_ids']) == 32
+    assert max(checkpoints(folder / 'run'), default=0) < last['step']
+
+    refused = trainer.run(folder / 'run', *fields, '--skip_nonfinite=1', config=CONFIG, status=2)
+    assert '--skip_nonfinite=2' in refused.err
+    trainer.run(folder / 'run', *fields, '--skip_nonfinite=2', config=CONFIG)
+    trainer.run(folder / 'whole', *fields, '--skip_nonfinite=2', config=CONFIG)
+    assert_same_end(folder / 'run', folder / 'whole')
+    skipped = summary(folder / 'whole')['skipped_steps']
+    assert skipped == [r['step'] for r in records(folder / 'whole') if 'skipped_ids' in r]
+    assert len(skipped) == 2
+
+    again = Path(shutil.copytree(folder / 'whole', folder / 'again'))  # as if it had died between the two
+    (again / 'summary.json').unlink()
+    for step in checkpoints(again):
+        if step > skipped[0] + 1:
+            shutil.rmtree(again / 'checkpoints' / f'{step:08d}')
+    trainer.run(again, *fields, '--skip_nonfinite=2', config=CONFIG)
+    assert summary(again)['resumed_from_step'] in (skipped[0], skipped[0] + 1)
+    assert_same_end(again, folder / 'whole')
+    return 5
