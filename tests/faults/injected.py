@@ -30,7 +30,7 @@ from support import (
 
 CONFIG = 'tests/faults/config.py'
 LONG = ('train.steps=300', 'checkpoint.every_steps=10', 'checkpoint.keep=1', 'log.every_steps=7')
-PEERS = ('parallel.silence_s=5', 'parallel.stall_s=15', 'checkpoint.every_steps=20', 'train.steps=600')
+PEERS = ('parallel.silence_s=10', 'parallel.stall_s=60', 'checkpoint.every_steps=20', 'train.steps=600')
 
 
 def assert_same_end(run: Path, expected: Path) -> None:

@@ -195,7 +195,7 @@ def page(results: dict[str, Result]) -> str:
             r['peers']['tried'],
             'the other ended after '
             + ', '.join(f'{seconds:.1f} s ({name})' for name, seconds in r['peers']['seconds'].items())
-            + '; limits set to 5 s (stopped) and 15 s (hung)',
+            + '; limits set to 10 s (stopped) and 60 s (hung)',
         ),
         ('loss that is not finite', r['numbers']['tried'], 'stopped, passed over, passed over and killed'),
     ]
@@ -241,7 +241,7 @@ Files and words changed at random by Hypothesis. Each must give a value, or an e
 
 ## Soak
 
-{r['soak']['tried']:,} steps with {r['soak']['tried'] // 100} checkpoints, medians of the second and of the last quarter:
+{r['soak']['tried']:,} steps with {r['soak']['tried'] // 100} checkpoints; medians of the second and the last quarter:
 
 | | second quarter | last quarter |
 |---|---|---|
