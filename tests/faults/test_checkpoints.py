@@ -15,6 +15,8 @@ from dualcl_jax.checkpoint import Checkpoints
 from dualcl_jax.errors import UserError
 from dualcl_jax.parallel import device_mesh
 
+pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')  # see runtime.py
+
 
 @pytest.fixture(scope='module')
 def saved(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Saved:
