@@ -138,7 +138,7 @@ class Kept:
         """Nothing to do: the keeper ends by itself."""
 
 
-async def keep(arguments: list[Any], options: dict[str, Any], patience_s: float = 300.0) -> None:
+async def keep(arguments: list[Any], options: dict[str, Any]) -> None:
     """The coordination service and the keeper, until the last process has ended."""
     from jaxlib import _jax
 
@@ -150,10 +150,11 @@ async def keep(arguments: list[Any], options: dict[str, Any], patience_s: float 
     await asyncio.start_server(keeper.serve, sock=listener)
     print(listener.getsockname()[1], flush=True)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the service tells at length what the processes tell in a line
+    parent = os.getppid()
     while not keeper.last_closed.is_set():
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(keeper.last_closed.wait(), patience_s)
-        if not keeper.members:  # the processes ended before they came
+            await asyncio.wait_for(keeper.last_closed.wait(), PERIOD)
+        if not keeper.members and os.getppid() != parent:  # process 0 ended before anybody came
             break
     del service
 

@@ -46,7 +46,11 @@ class Peers:
             return self
         if isinstance(state.service, Kept):
             state.client.key_value_set('dualcl/keeper', str(state.service.port))
-        port = int(state.client.blocking_key_value_get('dualcl/keeper', int(1000 * self._parallel.timeout_s)))
+        timeout_s = self._parallel.timeout_s
+        try:
+            port = int(state.client.blocking_key_value_get('dualcl/keeper', int(1000 * timeout_s)))
+        except RuntimeError as error:
+            raise UserError(f'process 0 did not begin to work within {timeout_s:g} s; {REMEDY}') from error
         host = str(state.coordinator_address).rpartition(':')[0].strip('[]')
         hello = {'index': state.process_id, 'host': socket.gethostname()}
         try:
