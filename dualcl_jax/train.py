@@ -22,6 +22,7 @@ from dualcl_jax.report.pictures import draw_pictures
 from dualcl_jax.run import Run, open_run
 from dualcl_jax.signals import StopSignal
 from dualcl_jax.step import train_step
+from dualcl_jax.validation import validate
 from dualcl_jax.watch import warning
 from dualcl_jax.workdir import read_summary, write_json
 
@@ -43,6 +44,7 @@ def train(config: ConfigDict, workdir: str) -> bool:
       UserError: something in the config, the data or the folder that the user can mend; before anything is compiled.
         Later, a loss that is not finite, a state that cannot be saved, or another process of the run that is lost.
     """
+    validate(config)
     with StopSignal(several_processes=jax.process_count() > 1) as stop, Peers(config) as peers:
         return _train(config, workdir, stop, peers)
 
