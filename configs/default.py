@@ -73,7 +73,7 @@ def get_config() -> ConfigDict:
     loss.key_weight = 0.0  # w in [0, 1], share of the term anchored at the key
     loss.key_term = 'batch'  # negatives of that term: batch (other queries of the global batch) | queue
     loss.two_tau = False  # differentiate 2τ times the loss (MoCo v3); what is logged stays InfoNCE
-    loss.shuffle_keys = False  # permute the key batch across devices and BN groups (MoCo's shuffling BN)
+    loss.shuffle_keys = False  # keys in other BN groups, on other devices, than their queries (MoCo's shuffling BN)
 
     config.negatives = negatives = ConfigDict()
     # all | top_k (jax.lax.top_k) | threshold (the same set, without a sort) | approx_max_k (fast on TPU, 95 % of it) |
@@ -91,6 +91,9 @@ def get_config() -> ConfigDict:
     config.queue = queue = ConfigDict()
     queue.size = 4096  # K; 0: no queue, negatives are the other keys of the global batch (MoCo v3)
     queue.init = 'empty'  # empty: slots count once they are filled | noise: MoCo's random unit vectors
+    # K/n slots on each of n devices, which must divide K, in place of all K: for queues of millions. The loss is that
+    # of a replicated queue within rounding, so a run may change it on the way. Selectors: all, top_k, threshold, ring.
+    queue.sharded = False
 
     config.ema = ema = ConfigDict()
     ema.momentum = 0.99  # m in [0, 1]: ξ <- m·ξ + (1 - m)·θ

@@ -1,4 +1,4 @@
-"""Checkpoints by Orbax: global, replicated states without a device axis, saved while training goes on.
+"""Checkpoints by Orbax: global states without a device axis, saved while training goes on.
 
 Each holds checksums of its state (`checksum.py`) beside it, which are taken on the devices before it is saved and again
 after it is restored. One that is damaged is passed over, told, and kept.
@@ -17,12 +17,12 @@ import optax
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from dualcl_jax.checksum import checksums, is_sealed, seal
 from dualcl_jax.errors import UserError
-from dualcl_jax.parallel import to_host
+from dualcl_jax.parallel import REPLICATED, Specs, shapes, to_host, whole
 from dualcl_jax.state import TrainState
 from dualcl_jax.workdir import check_writable
 
@@ -143,7 +143,9 @@ class Checkpoints:
         if self._problem:
             raise UserError(f'{self._problem}\n{self._remedy()}')
 
-    def newest(self, like: TrainState, mesh: Mesh, expected: Mapping[str, Any]) -> Checkpoint | None:
+    def newest(
+        self, like: TrainState, mesh: Mesh, expected: Mapping[str, Any], specs: Specs = REPLICATED
+    ) -> Checkpoint | None:
         """The newest checkpoint that is whole; None where there is none at all.
 
         Damaged ones that are newer are moved to the folder `damaged` beside the checkpoints.
@@ -152,6 +154,7 @@ class Checkpoints:
           like: shapes and dtypes to expect.
           mesh: all devices.
           expected: what its record must say.
+          specs: how the state is to lie on the devices, however it lay when it was saved.
 
         Raises:
           UserError: there are checkpoints, and none is whole.
@@ -159,7 +162,7 @@ class Checkpoints:
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                state, record = self._read(step, like, mesh)
+                state, record = self._read(step, like, mesh, specs)
                 for name, value in expected.items():
                     if record.get(name, value) != value:
                         raise DamagedError(f'it is of another run: its {name} is {record[name]}')
@@ -174,19 +177,22 @@ class Checkpoints:
             raise self._unreadable(damaged)
         return None
 
-    def restore(self, step: int, like: TrainState, mesh: Mesh) -> tuple[TrainState, dict[str, Any]]:
-        """A saved state, replicated over a mesh, and its record.
+    def restore(
+        self, step: int, like: TrainState, mesh: Mesh, specs: Specs = REPLICATED
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """A saved state on a mesh, and its record.
 
         Args:
           step: a finished checkpoint.
           like: shapes and dtypes to expect.
           mesh: all devices.
+          specs: how the state is to lie on them, however it lay when it was saved.
 
         Raises:
           UserError: the checkpoint cannot be read as this state.
         """
         try:
-            return self._read(step, like, mesh)
+            return self._read(step, like, mesh, specs)
         except DamagedError as error:
             raise self._unreadable({step: str(error)}) from error
 
@@ -202,9 +208,8 @@ class Checkpoints:
         except Exception as error:  # Orbax and tensorstore raise many types for one fact
             raise self._unreadable({step: _reason(error)}) from error
 
-    def _read(self, step: int, like: TrainState, mesh: Mesh) -> tuple[TrainState, dict[str, Any]]:
-        sharding = NamedSharding(mesh, PartitionSpec())
-        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like)
+    def _read(self, step: int, like: TrainState, mesh: Mesh, specs: Specs) -> tuple[TrainState, dict[str, Any]]:
+        abstract = shapes(like, mesh, specs)
         try:
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), run=ocp.args.JsonRestore())
@@ -283,7 +288,8 @@ def _reason(error: Exception) -> str:
 def state_sha256(state: TrainState) -> str:
     """SHA-256 over path, dtype, shape and bytes of every array of a state, in the order of the paths."""
     digest = hashlib.sha256()
-    leaves = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(to_host(state))]
+    on_host = to_host(whole(state))
+    leaves = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(on_host)]
     for path, leaf in sorted(leaves, key=lambda item: item[0]):
         array = np.ascontiguousarray(leaf)
         digest.update(f'{path}:{array.dtype}:{array.shape};'.encode())

@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 
 from dualcl_jax.errors import UserError
 
-OPERATIONAL = ('checkpoint', 'monitor', 'log', 'parallel', 'skip_nonfinite')
-"""Sections and fields that may change when a run resumes: what is written, how fast, and what is put up with."""
+OPERATIONAL = ('checkpoint.', 'monitor.', 'log.', 'parallel.', 'queue.sharded', 'skip_nonfinite')
+"""Fields, by how they begin, that may change when a run resumes: they decide what is written and how fast, on which
+device, and what is put up with, not what comes out."""
 
 
 def load_config(path: str) -> ConfigDict:
@@ -118,5 +119,5 @@ def differing_fields(stored: ConfigDict, config: ConfigDict) -> list[str]:
     return [
         f'{field} ({before.get(field)!r}, now {now.get(field)!r})'
         for field in sorted(before.keys() | now.keys())
-        if field.split('.')[0] not in OPERATIONAL and before.get(field) != now.get(field)
+        if not field.startswith(OPERATIONAL) and before.get(field) != now.get(field)
     ]

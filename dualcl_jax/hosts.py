@@ -37,7 +37,7 @@ def detect() -> Place | None:
         return Place(
             f'{first_host(os.environ["SLURM_STEP_NODELIST"])}:{port}', int(count), int(os.environ['SLURM_PROCID'])
         )
-    return _tpu_pod() if os.environ.get('JAX_PLATFORMS', 'tpu').startswith('tpu') and _has_tpu() else None
+    return _tpu_pod() if os.environ.get('JAX_PLATFORMS', 'tpu').startswith('tpu') and has_tpu() else None
 
 
 def first_host(nodes: str) -> str:
@@ -48,7 +48,8 @@ def first_host(nodes: str) -> str:
     return found[1] + (found[2] or '')
 
 
-def _has_tpu() -> bool:
+def has_tpu() -> bool:
+    """Whether this machine has a TPU, whatever is installed."""
     return any(os.path.exists(path) for path in ('/dev/accel0', '/dev/vfio/0'))
 
 

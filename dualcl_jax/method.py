@@ -37,11 +37,12 @@ class Method:
       loss_scale: factor of the loss that is differentiated; the one that is logged has none.
       key_weight: w, share of the term anchored at the key.
       key_term: its negatives: 'batch' (the other queries of the global batch) or 'queue'.
-      shuffle_keys: permute the key batch across devices and BN groups.
+      shuffle_keys: encode keys in other BN groups than their queries, on other devices.
       select: the selector of negatives; `num_negatives` is its k, the last of the run.
       count_negatives: how many of them enter by step; None where that is always k.
       mask_same_image: older keys of the anchor's image are no negatives.
       queue_size, queue_init: K, 0 for negatives from the batch; 'empty' or 'noise'.
+      queue_axis: of the devices that the queue is sharded over; None where each holds all of it.
       accumulate_steps: parts of the batch whose gradients are averaged into one step.
       ema: momentum of the momentum encoder by step.
       learning_rate: by step.
@@ -66,6 +67,7 @@ class Method:
     mask_same_image: bool
     queue_size: int
     queue_init: str
+    queue_axis: str | None
     accumulate_steps: int
     ema: Schedule
     learning_rate: Schedule
@@ -104,6 +106,7 @@ def build_method(config: Any, *, total_steps: int, steps_per_epoch: int, num_dev
     k = resolve_k(negatives.k, negatives.fraction, candidates)
     first_k = resolve_k(0, negatives.start_fraction, candidates)
     scheduled = negatives.schedule != 'constant'
+    queue_axis = AXIS if config.queue.sharded else None
     return Method(
         encoder=build_encoder(config.model, groups=groups, span=span, axis_name=AXIS),
         views=resolve_views(config.views),
@@ -117,12 +120,13 @@ def build_method(config: Any, *, total_steps: int, steps_per_epoch: int, num_dev
         key_weight=config.loss.key_weight,
         key_term=config.loss.key_term,
         shuffle_keys=config.loss.shuffle_keys,
-        select=build_selector(negatives.selector, negatives.skip),
+        select=build_selector(negatives.selector, negatives.skip, queue_axis),
         num_negatives=k,
         count_negatives=count_schedule(negatives.schedule, first_k, k, total_steps) if scheduled else None,
         mask_same_image=negatives.mask_same_image,
         queue_size=config.queue.size,
         queue_init=config.queue.init,
+        queue_axis=queue_axis,
         accumulate_steps=config.train.accumulate_steps,
         ema=MOMENTUM_SCHEDULES[config.ema.schedule](config.ema.momentum, total_steps),
         learning_rate=learning_rate,

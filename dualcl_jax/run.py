@@ -20,8 +20,8 @@ from dualcl_jax.finished import find_run, saved_steps
 from dualcl_jax.hosts import check_shared
 from dualcl_jax.init_from import with_encoder
 from dualcl_jax.method import Method, build_method
-from dualcl_jax.parallel import MAPPERS, Mapper, device_mesh, replicate
-from dualcl_jax.state import TrainState, create_train_state
+from dualcl_jax.parallel import MAPPERS, Mapper, device_mesh, place
+from dualcl_jax.state import TrainState, create_train_state, state_specs
 from dualcl_jax.validation import validate, validate_devices, validate_schedule
 from dualcl_jax.workdir import (
     channel_statistics,
@@ -135,11 +135,11 @@ def open_run(config: ConfigDict, workdir: str) -> tuple[Run, TrainState]:
     checkpoints = Checkpoints(
         (folder / 'checkpoints').resolve(), keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best
     )
-    config_sha256 = method_sha256(config)
-    checkpoint = checkpoints.newest(jax.eval_shape(plan.create), mesh, {'config_sha256': config_sha256})
+    config_sha256, specs = method_sha256(config), state_specs(method)
+    checkpoint = checkpoints.newest(jax.eval_shape(plan.create), mesh, {'config_sha256': config_sha256}, specs)
     found: dict[str, Any] = {}
     if checkpoint is None:
-        state = replicate(jax.jit(plan.create)(), mesh)
+        state = place(jax.jit(plan.create)(), mesh, specs)
         if config.init_from:
             state = with_encoder(state, config.init_from, mesh)
     else:
@@ -163,7 +163,7 @@ def open_run(config: ConfigDict, workdir: str) -> tuple[Run, TrainState]:
         splits=splits,
         mesh=mesh,
         method=method,
-        mapper=MAPPERS[config.parallel.mapper](mesh),
+        mapper=MAPPERS[config.parallel.mapper](mesh, specs),
         embed=embed,
         monitor=monitor,
         checkpoints=checkpoints,

@@ -1,9 +1,11 @@
 """The process before JAX: flags of the compiler, logging, and joining the other processes of a run."""
 
 import contextlib
+import ctypes
 import importlib.metadata
 import importlib.util
 import os
+import platform
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,11 +24,15 @@ ALIKE = ('dualcl-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'nu
 CPU_FLAGS = (
     '--xla_cpu_use_onednn=true',
     '--xla_cpu_experimental_onednn_custom_call=true',
+    '--xla_cpu_experimental_ynn_fusion_type=reduce',
 )
-"""Convolutions and matrix products of XLA:CPU by oneDNN, which pays for bfloat16: the forward pass of ResNet-18 (width
-16, batch 256) took 0.13 s of CPU time with them and 0.34 s without, on a busy machine (jax 0.12)."""
+"""Convolutions and matrix products of XLA:CPU by oneDNN: YNN, which jax 0.12 gives most of them to, takes 1.4 to 1.8
+times as long (3×3 convolutions of ResNet-18 at width 16, batch 256, float32, one core of a Xeon with AVX-512)."""
 CPU_FLAGS_KNOWN_TO = ((0, 12), (0, 13))
 """The jaxlib versions, from and below, that were seen to take these flags: XLA aborts at one that it does not know."""
+
+MALLOC_OPTIONS = {'M_ARENA_MAX': (-8, 1), 'M_MMAP_THRESHOLD': (-3, 2**31 - 1), 'M_TRIM_THRESHOLD': (-1, 2**31 - 1)}
+"""Number and value of the options of glibc's `mallopt` with which memory that was freed is kept and used again."""
 
 
 def start(
@@ -54,7 +60,11 @@ def start(
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     warnings.filterwarnings('ignore', message='Sharding info not provided when restoring')
     sys.unraisablehook = partial(_report_unraisable, sys.unraisablehook)
-    _set_cpu_flags()
+    cpu_only = _cpu_only()
+    if cpu_only:
+        _set_cpu_flags()
+        _keep_freed_memory()
+    _use_compilation_cache(platform.node() if cpu_only else 'compiled')
     import jax
 
     if (coordinator_address, num_processes, process_id) == (None, None, None):
@@ -90,18 +100,47 @@ def _kept_apart() -> Iterator[None]:
         _jax.get_distributed_runtime_service = serve
 
 
-def _set_cpu_flags() -> None:
-    """Adds `CPU_FLAGS` to XLA_FLAGS, before what the user set there, where only a CPU can be used.
+def _cpu_only() -> bool:
+    """Whether JAX will find no accelerator, as far as can be told without starting it."""
+    accelerator = importlib.util.find_spec('jax_plugins') or (importlib.util.find_spec('libtpu') and hosts.has_tpu())
+    return os.environ.get('JAX_PLATFORMS') == 'cpu' or not accelerator
 
-    Not beside a persistent compilation cache: jaxlib 0.12 fails to store programs that call oneDNN.
+
+def _set_cpu_flags() -> None:
+    """Adds `CPU_FLAGS` to XLA_FLAGS, before what the user set there.
+
+    Not where the user names a compilation cache: jaxlib 0.12 fails to store programs that call oneDNN.
     """
     version = tuple(int(part) for part in importlib.metadata.version('jaxlib').split('.')[:2])
-    accelerator = any(importlib.util.find_spec(name) for name in ('libtpu', 'jax_plugins'))
-    cpu_only = os.environ.get('JAX_PLATFORMS') == 'cpu' or not accelerator
     cached = 'JAX_COMPILATION_CACHE_DIR' in os.environ
-    if cpu_only and not cached and CPU_FLAGS_KNOWN_TO[0] <= version < CPU_FLAGS_KNOWN_TO[1]:
+    if not cached and CPU_FLAGS_KNOWN_TO[0] <= version < CPU_FLAGS_KNOWN_TO[1]:
         given = os.environ.get('XLA_FLAGS', '')
-        os.environ['XLA_FLAGS'] = ' '.join([*(flag for flag in CPU_FLAGS if flag not in given), given]).strip()
+        flags = (flag for flag in CPU_FLAGS if flag.split('=')[0] not in given)
+        os.environ['XLA_FLAGS'] = ' '.join([*flags, given]).strip()
+
+
+def _use_compilation_cache(name: str) -> None:
+    """Lets JAX keep compiled programs for the next start, where the user does not say otherwise.
+
+    Hosts may share the folder, but not programs for CPUs, which may lack each other's instructions. On CPUs those that
+    call oneDNN, the step among them, are compiled each time: jaxlib 0.12 cannot store them.
+    """
+    home = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
+    os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(home, 'dualcl_jax', name))
+    os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
+    warnings.filterwarnings('ignore', message='Error writing persistent compilation cache entry')
+
+
+def _keep_freed_memory() -> None:
+    """Makes glibc keep what is freed, for the life of the process.
+
+    XLA:CPU takes the memory for a step's temporaries anew each step. Given back to the kernel in between, its pages are
+    found missing, and zeroed, one by one: half of the time of a convolution's gradient. Other C libraries lack this.
+    """
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
+    if mallopt is not None:
+        for option, value in MALLOC_OPTIONS.values():
+            mallopt(option, value)
 
 
 def _report_unraisable(report: Callable[[Any], object], unraisable: Any) -> None:

@@ -38,7 +38,8 @@ def header(run: Plan, params: optax.Params) -> dict[str, str]:
     if method.count_negatives is not None:
         first, last = (int(method.count_negatives(jnp.int32(step))) for step in (0, run.total_steps))
         negatives = f'{config.negatives.selector} {first} to {last} ({config.negatives.schedule})'
-    pool = f'a queue of {method.queue_size:,}' if method.queue_size else 'the other keys of the batch'
+    kind_of_queue = 'a sharded queue' if method.queue_axis else 'a queue'
+    pool = f'{kind_of_queue} of {method.queue_size:,}' if method.queue_size else 'the other keys of the batch'
     orders = 'both view orders' if method.symmetric else 'one way'
     key_term = f', key term {method.key_term} at {method.key_weight:g}' if method.key_weight else ''
     groups, kind = method.encoder.groups, mesh.devices.flat[0].device_kind
@@ -74,8 +75,8 @@ def header(run: Plan, params: optax.Params) -> dict[str, str]:
         facts[f'damaged checkpoint {step}'] = f'{reason}; moved to {run.folder / "damaged"}'
     if config.init_from and not run.start_step:
         facts['starts from'] = f'the encoder of {config.init_from}'
-    if config.loss.shuffle_keys and devices * groups == 1:
-        facts['warning'] = 'loss.shuffle_keys changes nothing with one device and one BN group'
+    if config.loss.shuffle_keys and devices * groups == method.encoder.span:
+        facts['warning'] = 'loss.shuffle_keys changes nothing with one BN group'
     return facts
 
 

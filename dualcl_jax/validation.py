@@ -10,7 +10,7 @@ from dualcl_jax.config import flatten
 from dualcl_jax.errors import UserError
 from dualcl_jax.method import resolve_views
 from dualcl_jax.models import DTYPES, MODELS, PATCHES, PREDICTORS, PROJECTIONS, STEMS, norm_layout
-from dualcl_jax.negatives import SELECTORS
+from dualcl_jax.negatives import SELECTORS, SHARDED
 from dualcl_jax.optim import LEARNING_RATE_SCHEDULES, MOMENTUM_SCHEDULES, OPTIMIZERS
 from dualcl_jax.parallel import MAPPERS
 from dualcl_jax.views import PRESETS
@@ -157,6 +157,13 @@ def _validate_negatives(config: ConfigDict) -> None:
             f'config.negatives.schedule={config.negatives.schedule!r}: a count by step needs a '
             'negatives.selector of ' + ', '.join(COUNTED)
         )
+    if config.queue.sharded and size == 0:
+        raise UserError('config.queue.sharded=True: there is no queue (queue.size=0); use False')
+    if config.queue.sharded and config.negatives.selector not in SHARDED:
+        raise UserError(
+            f'config.negatives.selector={config.negatives.selector!r}: cannot select from a sharded queue; choose one '
+            f'of {", ".join(SHARDED)}, or queue.sharded=False'
+        )
     if config.loss.key_weight and config.loss.key_term == 'queue' and size == 0:
         raise UserError("config.loss.key_term='queue': there is no queue (queue.size=0); use batch")
     if config.loss.key_weight and config.loss.key_term == 'batch' and config.train.accumulate_steps > 1:
@@ -170,7 +177,7 @@ def validate_devices(config: ConfigDict, num_devices: int) -> None:
     """Checks what depends on the number of devices.
 
     Raises:
-      UserError: the batch, or the BN groups, cannot be divided.
+      UserError: the batch, the BN groups, or a sharded queue cannot be divided.
     """
     batch = config.train.batch_size
     if batch % num_devices:
@@ -182,6 +189,12 @@ def validate_devices(config: ConfigDict, num_devices: int) -> None:
     if share % parts:
         raise UserError(
             f'config.train.accumulate_steps={parts}: must divide the {share} images of a device (batch_size={batch})'
+        )
+    size = config.queue.size
+    if config.queue.sharded and size % num_devices:
+        raise UserError(
+            f'config.queue.size={size}: a sharded queue must be a multiple of the {num_devices} devices, such as '
+            f'{max(size // num_devices, 1) * num_devices}'
         )
     groups, _ = norm_layout(config.model.norm, num_devices)
     share //= parts

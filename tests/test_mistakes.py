@@ -169,6 +169,14 @@ def test_flag_and_value_apart(refused) -> None:
     assert '--config.seed=VALUE' in refused('--config.seed', '3')
 
 
+def test_sharded_queue_that_does_not_fit(refused) -> None:
+    text = refused('queue.sharded=True', 'queue.size=30')
+    assert 'config.queue.size=30: a sharded queue must be a multiple of the 4 devices, such as 28' in text
+    text = refused('queue.sharded=True', 'negatives.selector=random')
+    assert "config.negatives.selector='random': cannot select from a sharded queue; choose one of all, top_k" in text
+    assert 'config.queue.sharded=True: there is no queue' in refused('queue.sharded=True', 'queue.size=0')
+
+
 DEFAULT = 'from configs import default\ndef get_config():\n  c = default.get_config()\n'
 CONFIGS = {
     'raise RuntimeError("no luck")': ['RuntimeError', 'no luck'],
