@@ -26,14 +26,14 @@ PERIOD = 1.0
 
 @dataclasses.dataclass
 class Member:
-    """A process of the run, as it was last heard of: times by `time.monotonic`."""
+    """A process of the run, as it was last heard of: `heard`, and since when it is `behind` others at its step."""
 
     index: int
     host: str
     silence_s: float
     stall_s: float
     heard: float
-    moved: float
+    behind: float | None = None
     step: int = 0
     ended: str | None = None
     gone: bool = False
@@ -43,7 +43,7 @@ class Member:
 
 
 def verdict(members: list[Member], now: float) -> str:
-    """Which process is lost, and how; empty where all is well."""
+    """Which process is lost, and how; empty where all is well. Notes who is behind."""
     for member in members:
         if member.ended:
             return f'{member} stopped: {member.ended}'
@@ -57,7 +57,11 @@ def verdict(members: list[Member], now: float) -> str:
     working = [member for member in members if member.ended is None]
     first = max((member.step for member in working), default=0)
     for member in working:
-        if member.step < first and now - member.moved > member.stall_s:
+        if member.step == first:
+            member.behind = None
+        elif member.behind is None:
+            member.behind = now
+        elif now - member.behind > member.stall_s:
             return f'{member} has not come beyond step {member.step} for {member.stall_s:g} s; others have'
     return ''
 
@@ -78,7 +82,7 @@ class Keeper:
         try:
             hello = json.loads(await reader.readline())
             now = time.monotonic()
-            member = self.members[hello['index']] = Member(**hello, heard=now, moved=now)
+            member = self.members[hello['index']] = Member(**hello, heard=now)
             answering = asyncio.create_task(self._answer(writer))
             while line := await reader.readline():
                 self._hear(member, json.loads(line))
@@ -97,7 +101,7 @@ class Keeper:
     def _hear(self, member: Member, message: dict[str, Any]) -> None:
         member.heard = time.monotonic()
         if message.get('step', 0) > member.step:
-            member.step, member.moved = message['step'], member.heard
+            member.step, member.behind = message['step'], None
         member.ended = message.get('ended', member.ended)
 
     async def _answer(self, writer: asyncio.StreamWriter) -> None:

@@ -10,23 +10,24 @@ from dualcl_jax import keeper
 from dualcl_jax.keeper import Member, verdict
 
 
-def member(index: int, *, heard: float = 100.0, moved: float = 100.0, **given) -> Member:
-    return Member(index, f'host{index}', silence_s=10, stall_s=60, heard=heard, moved=moved, **given)
+def member(index: int, *, heard: float = 100.0, **given) -> Member:
+    return Member(index, f'host{index}', silence_s=10, stall_s=60, heard=heard, **given)
 
 
 CASES = {
     'all is well': ([member(0, step=7), member(1, step=7)], ''),
-    'a step ahead': ([member(0, step=9, moved=99), member(1, step=7, moved=99)], ''),
+    'a step ahead': ([member(0, step=9), member(1, step=7)], ''),
+    'two ahead for a while': ([member(0, step=9), member(1, step=7, behind=41)], ''),
     'silent': ([member(0), member(1, heard=85)], 'process 1 on host1 has not been heard of for 10 s'),
     'died': ([member(0, gone=True), member(1)], 'process 0 on host0 died'),
     'gave up': ([member(0), member(1, ended='no such file')], 'process 1 on host1 stopped: no such file'),
     'gave up, then was gone': ([member(0), member(1, ended='full', gone=True)], 'process 1 on host1 stopped: full'),
     'done': ([member(0, step=3), member(1, step=9, ended='', gone=True, heard=0)], ''),
     'stays behind': (
-        [member(0, step=9, moved=30), member(1, step=7, moved=30)],
+        [member(0, step=9), member(1, step=7, behind=39)],
         'process 1 on host1 has not come beyond step 7 for 60 s; others have',
     ),
-    'all stand still': ([member(0, step=9, moved=0), member(1, step=9, moved=0)], ''),
+    'all stand still': ([member(0, step=9, behind=0), member(1, step=9)], ''),
 }
 
 
