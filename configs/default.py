@@ -18,6 +18,8 @@ def get_config() -> ConfigDict:
 
     config.init_from = ''  # workdir of a run whose encoder a new run starts from; empty: random (--init_from=DIR)
 
+    config.skip_nonfinite = 0  # pass over so many batches whose loss or gradient is not finite (--skip_nonfinite=N)
+
     config.data = data = ConfigDict()
     data.name = 'cifar10'  # photo_patches | folder | npz | any image classification set of TFDS, as array_record
     data.data_dir = ''  # TFDS directory; empty: TFDS's own default
@@ -134,6 +136,8 @@ def get_config() -> ConfigDict:
     parallel.mapper = 'pmap'  # pmap | shard_map
     parallel.workers = -1  # processes that decode, for sets not in memory; -1: one a core, 0: none
     parallel.timeout_s = 50.0  # how long the processes of a run wait for each other to start
+    parallel.silence_s = 30.0  # a process that is not heard of for so long is lost: the others stop and name it
+    parallel.stall_s = 600.0  # so is one that is heard of, but stays behind the steps of the others for so long
 
     config.lock()  # a config that misspells a field must not train without it
     return config

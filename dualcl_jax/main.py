@@ -30,6 +30,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument('--show_views', metavar='FILE.png', help='draw pairs of views of some images, and end')
     parser.add_argument('--dry_run', action='store_true', help='check everything, print the plan, train nothing')
     parser.add_argument('--init_from', help='workdir of another run, from whose encoder a new run starts')
+    parser.add_argument('--skip_nonfinite', type=int, metavar='N', help='pass over N batches whose loss is not finite')
     parser.add_argument('--coordinator_address', help='HOST:PORT of process 0, when there are several')
     parser.add_argument('--num_processes', type=int, help='how many processes run this command')
     parser.add_argument('--process_id', type=int, help='which of them this is, from 0')
@@ -55,6 +56,8 @@ def main() -> int:
     override(config, overrides)
     if flags.init_from is not None:
         config.init_from = flags.init_from
+    if flags.skip_nonfinite is not None:
+        config.skip_nonfinite = flags.skip_nonfinite
     facts = {name: repr(value) for name, value in flatten(config)} | {'--workdir': str(flags.workdir)}
     timeout_s = dict(flatten(config)).get('parallel.timeout_s', 50.0)
     runtime.start(flags.coordinator_address, flags.num_processes, flags.process_id, facts, timeout_s)

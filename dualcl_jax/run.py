@@ -1,6 +1,8 @@
 """A run before its loop: everything checked, loaded, built and, where there is a checkpoint, restored."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 from etils import epath
@@ -8,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dualcl_jax.checkpoint import Checkpoints
+from dualcl_jax.config import method_sha256
 from dualcl_jax.data import Splits, load
 from dualcl_jax.data.order import steps_per_epoch
 from dualcl_jax.errors import UserError
@@ -24,6 +27,7 @@ from dualcl_jax.workdir import (
     channel_statistics,
     check_same_run,
     existing_or_new,
+    lock,
     open_workdir,
     write_config,
     write_data_report,
@@ -72,7 +76,10 @@ class Run(Plan):
       embed: features of images by the method's encoder.
       monitor: kNN accuracy; None where it is off or there are no labels.
       checkpoints: of the workdir.
+      damaged: steps of checkpoints that could not be used, and why.
+      record: what every checkpoint says of its run.
       trained_s: seconds the run took before the checkpoint it goes on from.
+      skipped_steps: whose batches were passed over until then, see `nonfinite.py`.
       writes: whether this process writes files and prints: one process of a run does.
     """
 
@@ -80,7 +87,10 @@ class Run(Plan):
     embed: Embedder
     monitor: KnnMonitor | None
     checkpoints: Checkpoints
+    damaged: Mapping[int, str]
+    record: Mapping[str, Any]
     trained_s: float
+    skipped_steps: tuple[int, ...]
     writes: bool
 
 
@@ -121,18 +131,22 @@ def open_run(config: ConfigDict, workdir: str) -> tuple[Run, TrainState]:
     """
     plan = make_plan(config, workdir, writes=True)
     folder, splits, mesh, method = plan.folder, plan.splits, plan.mesh, plan.method
+    writes = jax.process_index() == 0
+    if writes:
+        lock(folder)
     checkpoints = Checkpoints(
         (folder / 'checkpoints').resolve(), keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best
     )
-    resumed_from, trained_s, specs = checkpoints.latest_step(), 0.0, state_specs(method)
-    if resumed_from is None:
+    config_sha256, specs = method_sha256(config), state_specs(method)
+    checkpoint = checkpoints.newest(jax.eval_shape(plan.create), mesh, {'config_sha256': config_sha256}, specs)
+    found: dict[str, Any] = {}
+    if checkpoint is None:
         state = place(jax.jit(plan.create)(), mesh, specs)
         if config.init_from:
             state = with_encoder(state, config.init_from, mesh)
     else:
-        state, saved = checkpoints.restore(resumed_from, jax.eval_shape(plan.create), mesh, specs)
-        trained_s = saved['wall_time_s']
-        if saved['data_fingerprint'] != splits.train.fingerprint:
+        state, found = checkpoint.state, checkpoint.record
+        if found['data_fingerprint'] != splits.train.fingerprint:
             raise UserError(
                 f'data.name={config.data.name}: not the images that {folder} was trained on\n'
                 'restore the data, or start in a new --workdir'
@@ -142,7 +156,6 @@ def open_run(config: ConfigDict, workdir: str) -> tuple[Run, TrainState]:
     if config.monitor.every_epochs and can_monitor(splits):
         settings = config.monitor
         monitor = KnnMonitor(embed, splits, k=settings.k, temperature=settings.temperature, bank=settings.bank)
-    writes = jax.process_index() == 0
     if writes:
         write_config(folder, config)
         write_data_report(folder, splits)
@@ -158,8 +171,11 @@ def open_run(config: ConfigDict, workdir: str) -> tuple[Run, TrainState]:
         checkpoints=checkpoints,
         steps_per_epoch=plan.steps_per_epoch,
         total_steps=plan.total_steps,
-        resumed_from=resumed_from,
-        trained_s=trained_s,
+        resumed_from=checkpoint.step if checkpoint else None,
+        damaged=checkpoint.damaged if checkpoint else {},
+        record={'data_fingerprint': splits.train.fingerprint, 'config_sha256': config_sha256},
+        trained_s=found.get('wall_time_s', 0.0),
+        skipped_steps=tuple(found.get('skipped_steps', ())),
         writes=writes,
     )
     return run, state

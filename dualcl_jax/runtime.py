@@ -1,5 +1,6 @@
 """The process before JAX: flags of the compiler, logging, and joining the other processes of a run."""
 
+import contextlib
 import ctypes
 import importlib.metadata
 import importlib.util
@@ -7,14 +8,15 @@ import os
 import platform
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from logging import getLogger
 from typing import Any
 
 from absl import logging
 
-from dualcl_jax import hosts
-from dualcl_jax.errors import UserError
+from dualcl_jax import hosts, keeper
+from dualcl_jax.errors import STORAGE, UserError
 
 ALIKE = ('dualcl-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 """Packages whose versions must be the same in every process."""
@@ -52,7 +54,9 @@ def start(
     Raises:
       UserError: a process is missing, late or different, or the flags do not fit together.
     """
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)  # Orbax logs at length in its threads what it raises, and we tell, in a line
+    getLogger('asyncio').setLevel('CRITICAL')  # likewise
+    warnings.filterwarnings('ignore', message="coroutine 'async_serialize_from_host")
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     warnings.filterwarnings('ignore', message='Sharding info not provided when restoring')
     sys.unraisablehook = partial(_report_unraisable, sys.unraisablehook)
@@ -76,11 +80,24 @@ def start(
     versions = {f'version of {name}': importlib.metadata.version(name) for name in ALIKE}
     hosts.roll_call(place, versions | dict(facts or {}), timeout_s)
     try:
-        jax.distributed.initialize(*place)
+        with _kept_apart():
+            jax.distributed.initialize(*place)
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f'--coordinator_address={place.address}: the processes could not be joined ({str(error).splitlines()[0]})'
         ) from error
+
+
+@contextlib.contextmanager
+def _kept_apart() -> Iterator[None]:
+    """Within, process 0 does not serve the others itself: the keeper does."""
+    from jax._src.lib import _jax
+
+    serve, _jax.get_distributed_runtime_service = _jax.get_distributed_runtime_service, keeper.start
+    try:
+        yield
+    finally:
+        _jax.get_distributed_runtime_service = serve
 
 
 def _cpu_only() -> bool:
@@ -127,6 +144,8 @@ def _keep_freed_memory() -> None:
 
 
 def _report_unraisable(report: Callable[[Any], object], unraisable: Any) -> None:
-    """Hides what the other reads of a damaged checkpoint say when one has failed and ended their event loop."""
-    if str(unraisable.exc_value) != 'Event loop is closed':
+    """Hides what is told already: other reads of a damaged checkpoint that fail, files of a full disk at their end."""
+    error = unraisable.exc_value
+    told = str(error) == 'Event loop is closed' or (isinstance(error, OSError) and error.errno in STORAGE)
+    if not told:
         report(unraisable)

@@ -4,12 +4,14 @@ In MoCo's own order (1911.05722, Algorithm 1): move the momentum encoder towards
 queries against the queue as the last step left it, enqueue this step's keys, update the online encoder.
 """
 
+import dataclasses
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from dualcl_jax import randomness, shuffle
 from dualcl_jax.accumulate import average_gradient, join, split
@@ -38,7 +40,8 @@ def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainSt
 
     Returns:
       The next state, the same on every device but for the slots of a sharded queue, and scalar metrics, averaged over
-      devices.
+      devices. Where a number in them is not finite, `train/finite` is False and the next state is this one, a step
+      later.
     """
     momentum = method.ema(state.step)
     online = {part: state.params[part] for part in state.momentum_params}  # without the predictor
@@ -147,7 +150,26 @@ def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainSt
     metrics |= {'train/learning_rate': method.learning_rate(state.step), 'train/ema_momentum': momentum}
     if method.count_negatives is not None:
         metrics['train/negatives'] = method.count_negatives(state.step).astype(jnp.float32)
-    return next_state, metrics
+    finite = all_finite((metrics['train/loss'], metrics['train/gradient_norm'], next_state))
+    metrics['train/finite'] = jax.lax.pmin(finite, AXIS)
+    return choose(metrics['train/finite'], next_state, passed_over(state)), metrics
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """[] bool: whether every floating-point number of a tree is finite."""
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]).all()
+
+
+def passed_over(state: TrainState) -> TrainState:
+    """The state after a batch that was not learnt from: only the counts go on, so that schedules follow the step."""
+    step = state.step + 1
+    return dataclasses.replace(state, step=step, opt_state=optax.tree.set(state.opt_state, count=step))
+
+
+def choose(first: jax.Array, tree: Any, other: Any) -> Any:
+    """One of two trees of the same shapes, by a [] bool."""
+    return jax.tree.map(lambda a, b: jnp.where(first, a, b), tree, other)
 
 
 def encode(

@@ -1,9 +1,8 @@
 """What a run says of itself: the header before it starts, its status, and `summary.json` when it is done."""
 
 import importlib.metadata
-import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +13,6 @@ from ml_collections import ConfigDict
 
 from dualcl_jax.console import duration
 from dualcl_jax.data import Splits
-from dualcl_jax.errors import UserError
 from dualcl_jax.evaluators.monitor import can_monitor
 from dualcl_jax.method import Method
 from dualcl_jax.metrics import MetricsLog, Record
@@ -87,21 +85,13 @@ def header(run: Plan, params: optax.Params) -> dict[str, str]:
     }
     if config.monitor.every_epochs and not can_monitor(run.splits):
         facts['kNN accuracy'] = 'not measured: it needs labelled images, for training and for testing'
+    for step, reason in run.damaged.items() if isinstance(run, Run) else ():
+        facts[f'damaged checkpoint {step}'] = f'{reason}; moved to {run.folder / "damaged"}'
     if config.init_from and not run.start_step:
         facts['starts from'] = f'the encoder of {config.init_from}'
     if config.loss.shuffle_keys and devices * groups == method.encoder.span:
         facts['warning'] = 'loss.shuffle_keys changes nothing with one BN group'
     return facts
-
-
-def check_finite(step: int, values: Mapping[str, float], workdir: epath.Path) -> None:
-    """Raises UserError when the loss or the gradient of a step is not a finite number."""
-    for name in ('train/loss', 'train/gradient_norm'):
-        if not math.isfinite(values[name]):
-            raise UserError(
-                f'{name} is {values[name]} at step {step}: lower optimizer.learning_rate or raise loss.temperature\n'
-                f'checkpoints of earlier steps are in {workdir / "checkpoints"}'
-            )
 
 
 def status(record: Record, knn_top1: float | None) -> str:
@@ -116,7 +106,13 @@ def status(record: Record, knn_top1: float | None) -> str:
 
 
 def results(
-    run: Run, log: MetricsLog, rates: Mapping[str, float], *, wall_time_s: float, state_sha256: str
+    run: Run,
+    log: MetricsLog,
+    rates: Mapping[str, float],
+    *,
+    skipped_steps: Sequence[int],
+    wall_time_s: float,
+    state_sha256: str,
 ) -> dict[str, Any]:
     """The content of `summary.json`; kNN accuracies and rates are None where they were not measured."""
     return {
@@ -125,6 +121,7 @@ def results(
         'images_seen': run.total_steps * run.config.train.batch_size,
         'images_per_second': rates.get('time/images_per_second'),
         'input_wait_fraction': rates.get('time/input_wait_fraction'),
+        'skipped_steps': list(skipped_steps),
         'loss': log.last('train/loss'),
         'knn_top1': log.last('monitor/knn_top1_backbone'),
         'knn_top1_projection': log.last('monitor/knn_top1_projection'),

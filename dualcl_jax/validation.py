@@ -43,6 +43,7 @@ _PER_CHANNEL: Rule = (
 
 RULES: dict[str, Rule] = {
     'seed': _between(0, 2**31 - 1),
+    'skip_nonfinite': _at_least(0),
     'data.image_size': _at_least(4),
     'data.limit': _at_least(0),
     'data.num_examples': _at_least(0),
@@ -97,6 +98,8 @@ RULES: dict[str, Rule] = {
     'parallel.mapper': _one_of(*MAPPERS),
     'parallel.workers': _at_least(-1),
     'parallel.timeout_s': _POSITIVE,
+    'parallel.silence_s': _at_least(2),
+    'parallel.stall_s': _POSITIVE,
 }
 
 

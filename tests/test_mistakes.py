@@ -310,11 +310,15 @@ def test_diverging_loss(trainer: Trainer, tmp_path: Path) -> None:
         tmp_path / 'run', 'model.name=tiny', 'optimizer.learning_rate=1e30', 'checkpoint.every_steps=1', status=2
     )
     first, second = stopped.err.splitlines()
-    steps = [record['step'] for record in records(tmp_path / 'run')]
-    assert first.startswith('error: train/')
-    assert f' at step {steps[-1] + 1}: lower optimizer.learning_rate' in first
+    last = records(tmp_path / 'run')[-1]
+    named = ', '.join(map(str, last['skipped_ids'][:8]))
+    assert first == (
+        f'error: the next state is not finite at step {last["step"]} (examples {named} and 24 more): '
+        'lower optimizer.learning_rate or raise loss.temperature'
+    )
+    assert '--skip_nonfinite=1' in second
     assert str(tmp_path / 'run' / 'checkpoints') in second
-    assert not (tmp_path / 'run' / f'checkpoints/{steps[-1] + 1:08d}').exists()
+    assert not (tmp_path / 'run' / f'checkpoints/{last["step"]:08d}').exists()
 
 
 @pytest.mark.parametrize(
