@@ -76,9 +76,10 @@ def get_config() -> ConfigDict:
     loss.shuffle_keys = False  # keys in other BN groups, on other devices, than their queries (MoCo's shuffling BN)
 
     config.negatives = negatives = ConfigDict()
-    # all | top_k (jax.lax.top_k) | threshold (the same set, without a sort) | approx_max_k (fast on TPU, 95 % of it) |
-    # ring (k after the `skip` hardest) | random
-    negatives.selector = 'top_k'
+    # auto (top_k or threshold, whichever is faster here; config.json says which) | all | top_k (jax.lax.top_k) |
+    # threshold (the same set, without a sort) | approx_max_k (fast on TPU, 95 % of it) | ring (k after the `skip`
+    # hardest) | random
+    negatives.selector = 'auto'
     negatives.k = 0  # how many; 0: by fraction
     negatives.fraction = 0.25  # of queue.size, or of the batch without a queue, in (0, 1]; read where k is 0
     negatives.skip = 0  # of selector='ring': how many of the hardest are left out

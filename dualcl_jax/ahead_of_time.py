@@ -19,7 +19,7 @@ from dualcl_jax import cost
 from dualcl_jax.data import Batch
 from dualcl_jax.errors import UserError
 from dualcl_jax.losses import info_nce
-from dualcl_jax.method import AXIS, Method, build_method
+from dualcl_jax.method import AXIS, Method, build_method, resolved_selector
 from dualcl_jax.parallel import MAPPERS, ShardMapMapper, bytes_per_device, shapes
 from dualcl_jax.queue import Queue, batch_queue, empty_queue
 from dualcl_jax.state import create_train_state, queue_specs, state_specs
@@ -101,6 +101,7 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> dict[str, Any]:
     validate_devices(config, len(devices))
     if not config.data.mean:
         config.data.mean, config.data.std = ASSUMED_MEAN, ASSUMED_STD
+    config.negatives.selector = resolved_selector(config, devices[0].platform)
     mesh, device, size = Mesh(np.asarray(devices), (AXIS,)), devices[0], config.train.batch_size
     method = build_method(
         config, total_steps=100 * STEPS_PER_EPOCH, steps_per_epoch=STEPS_PER_EPOCH, num_devices=len(devices)

@@ -3,11 +3,12 @@
 import dataclasses
 from typing import Any
 
+import jax
 import optax
 
 from dualcl_jax.data.crops import CropRecipe
 from dualcl_jax.models import Encoder, build_encoder, norm_layout
-from dualcl_jax.negatives import Selector, build_selector, resolve_k
+from dualcl_jax.negatives import AUTO, Selector, build_selector, fastest_exact, resolve_k
 from dualcl_jax.optim import (
     LEARNING_RATE_SCHEDULES,
     MOMENTUM_SCHEDULES,
@@ -93,6 +94,16 @@ def crop_recipe(method: Method) -> CropRecipe:
     return CropRecipe(scales, ratios, method.image_size)
 
 
+def resolved_selector(config: Any, platform: str) -> str:
+    """The name of the config's selector; for 'auto' one of the k hardest, by the platform, such as 'cpu'."""
+    negatives, candidates = config.negatives, config.queue.size or config.train.batch_size
+    if negatives.selector != AUTO:
+        return negatives.selector
+    if negatives.schedule != 'constant':
+        return 'threshold'  # which takes a count that changes
+    return fastest_exact(platform, resolve_k(negatives.k, negatives.fraction, candidates), candidates)
+
+
 def build_method(config: Any, *, total_steps: int, steps_per_epoch: int, num_devices: int) -> Method:
     """The method that a validated, resolved config describes (see `configs/default.py` for its fields)."""
     groups, span = norm_layout(config.model.norm, num_devices)
@@ -120,7 +131,7 @@ def build_method(config: Any, *, total_steps: int, steps_per_epoch: int, num_dev
         key_weight=config.loss.key_weight,
         key_term=config.loss.key_term,
         shuffle_keys=config.loss.shuffle_keys,
-        select=build_selector(negatives.selector, negatives.skip, queue_axis),
+        select=build_selector(resolved_selector(config, jax.default_backend()), negatives.skip, queue_axis),
         num_negatives=k,
         count_negatives=count_schedule(negatives.schedule, first_k, k, total_steps) if scheduled else None,
         mask_same_image=negatives.mask_same_image,

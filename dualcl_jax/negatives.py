@@ -111,6 +111,23 @@ SELECTORS: dict[str, Selector] = {
 }
 
 
+AUTO = 'auto'
+"""In a config: the one of `EXACT` that `fastest_exact` names."""
+EXACT = ('top_k', 'threshold')
+"""Those that select exactly the k hardest."""
+
+
+def fastest_exact(platform: str, k: int, candidates: int) -> str:
+    """The name of the fastest selector of exactly the k hardest, as `experiments/benchmark.py head` measures on CPUs.
+
+    There a sort pays only for few of many. On TPUs it sorts whole rows, for which `compile` shows the memory; GPUs are
+    unmeasured and take JAX's own.
+    """
+    if platform == 'cpu':
+        return 'top_k' if candidates >= 32_768 and k <= candidates // 64 else 'threshold'
+    return 'threshold' if platform == 'tpu' else 'top_k'
+
+
 SHARDED = ('all', 'top_k', 'threshold', 'ring')
 """Those that can select from a queue that lies on several devices, K/n slots on each."""
 

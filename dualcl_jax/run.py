@@ -5,13 +5,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dualcl_jax.checkpoint import Checkpoints
 from dualcl_jax.config import method_sha256
-from dualcl_jax.data import Splits, load
+from dualcl_jax.data import Batch, Splits, load
+from dualcl_jax.data.encoded import EncodedSource
 from dualcl_jax.data.order import steps_per_epoch
 from dualcl_jax.errors import UserError
 from dualcl_jax.evaluators.embed import Embedder
@@ -19,7 +21,8 @@ from dualcl_jax.evaluators.monitor import KnnMonitor, can_monitor
 from dualcl_jax.finished import find_run, saved_steps
 from dualcl_jax.hosts import check_same_data, check_shared
 from dualcl_jax.init_from import with_encoder
-from dualcl_jax.method import Method, build_method
+from dualcl_jax.method import Method, build_method, crop_recipe, resolved_selector
+from dualcl_jax.negatives import AUTO, EXACT
 from dualcl_jax.parallel import MAPPERS, Mapper, device_mesh, place
 from dualcl_jax.state import TrainState, create_train_state, state_specs
 from dualcl_jax.validation import validate, validate_devices, validate_schedule
@@ -29,6 +32,7 @@ from dualcl_jax.workdir import (
     existing_or_new,
     lock,
     open_workdir,
+    stored_config,
     write_config,
     write_data_report,
 )
@@ -65,6 +69,13 @@ class Plan:
     def create(self) -> TrainState:
         """The state of a new run."""
         return create_train_state(self.method, self.splits.train.image_shape[2])
+
+    def batch(self) -> Batch:
+        """Shapes and dtypes of a whole batch, as the loader makes it."""
+        source, size = self.splits.train, self.config.train.batch_size
+        images = crop_recipe(self.method).shape if isinstance(source, EncodedSource) else source.image_shape
+        column = jax.ShapeDtypeStruct((size,), jnp.int32)
+        return Batch(jax.ShapeDtypeStruct((size, *images), jnp.uint8), column, column, column)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +122,7 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool) -> Plan:
         check_same_data(config.data.name, ' '.join(split.fingerprint for split in splits if split is not None))
     if not config.data.mean:
         config.data.mean, config.data.std = channel_statistics(splits.train)
+    config.negatives.selector = _selector(config, folder, mesh)
     check_same_run(folder, config)
     if config.init_from:
         find_run(config.init_from, flag='--init_from')
@@ -119,6 +131,14 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool) -> Plan:
     validate_schedule(config, total_steps, epoch)
     method = build_method(config, total_steps=total_steps, steps_per_epoch=epoch, num_devices=mesh.devices.size)
     return Plan(config, folder, splits, mesh, method, epoch, total_steps, max(saved_steps(folder), default=None))
+
+
+def _selector(config: ConfigDict, folder: epath.Path, mesh: Mesh) -> str:
+    """The selector's name; one chosen for the config stays chosen when its run goes on, on whatever device."""
+    before = stored_config(folder)
+    if config.negatives.selector == AUTO and before is not None and before.negatives.selector in EXACT:
+        return before.negatives.selector
+    return resolved_selector(config, mesh.devices.flat[0].platform)
 
 
 def open_run(config: ConfigDict, workdir: str) -> tuple[Run, TrainState]:

@@ -2,7 +2,10 @@
 
 import collections
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -21,7 +24,9 @@ from dualcl_jax.peers import Peers
 from dualcl_jax.report.pictures import draw_pictures
 from dualcl_jax.run import Run, open_run
 from dualcl_jax.signals import StopSignal
+from dualcl_jax.state import TrainState
 from dualcl_jax.step import train_step
+from dualcl_jax.trace import Trace
 from dualcl_jax.validation import validate
 from dualcl_jax.watch import warning
 from dualcl_jax.workdir import read_summary, write_json
@@ -30,12 +35,13 @@ IN_FLIGHT = 2
 """Steps that may be under way on the devices before the host waits for the oldest."""
 
 
-def train(config: ConfigDict, workdir: str) -> bool:
+def train(config: ConfigDict, workdir: str, *, traced_steps: int = 0) -> bool:
     """Trains a new run, or goes on with the one in `workdir`, and writes everything that belongs in there.
 
     Args:
       config: see `configs/default.py`.
       workdir: local or remote folder.
+      traced_steps: how many steps to write a profiler trace of, into `profile/`.
 
     Returns:
       True when the run is complete, False when a signal stopped it after a checkpoint.
@@ -46,10 +52,10 @@ def train(config: ConfigDict, workdir: str) -> bool:
     """
     validate(config)
     with StopSignal(several_processes=jax.process_count() > 1) as stop, Peers(config) as peers:
-        return _train(config, workdir, stop, peers)
+        return _train(config, workdir, stop, peers, traced_steps)
 
 
-def _train(config: ConfigDict, workdir: str, stop: StopSignal, peers: Peers) -> bool:
+def _train(config: ConfigDict, workdir: str, stop: StopSignal, peers: Peers, traced_steps: int) -> bool:
     began = time.monotonic()
     run, global_state = open_run(config, workdir)
     finished = read_summary(run.folder)
@@ -65,10 +71,11 @@ def _train(config: ConfigDict, workdir: str, stop: StopSignal, peers: Peers) -> 
     def wall_time() -> float:
         return run.trained_s + time.monotonic() - began
 
-    if run.monitor and run.start_step == 0:
-        log.write(0, wall_time(), run.monitor.raw_pixels() | run.monitor.encoder(global_state.variables))
-
-    step_fn = run.mapper.map(partial(train_step, run.method))
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        compiling = beside.submit(_compile, run, global_state)
+        if run.monitor and run.start_step == 0:
+            log.write(0, wall_time(), run.monitor.raw_pixels() | run.monitor.encoder(global_state.variables))
+        step_fn = compiling.result()
     state = run.mapper.put_state(global_state)
     del global_state  # its buffers may become the step's
 
@@ -103,9 +110,12 @@ def _train(config: ConfigDict, workdir: str, stop: StopSignal, peers: Peers) -> 
         recipe=crop_recipe(run.method),
         workers=config.parallel.workers if config.parallel.workers >= 0 else available_cores(),
     )
-    with run.checkpoints, loader as batches:
+    trace = Trace(str(run.folder / 'profile'), run.start_step, traced_steps)
+    with run.checkpoints, loader as batches, trace:
         for step, batch in enumerate(batches, start=run.start_step + 1):
+            trace.before(step)
             state, metrics = step_fn(state, batch)
+            trace.after(step, metrics)
             in_flight.append((step, metrics))
             peers.at(step)
             last, stops = step == run.total_steps, stop.after(step)
@@ -147,6 +157,11 @@ def _train(config: ConfigDict, workdir: str, stop: StopSignal, peers: Peers) -> 
     console.close()
     console.note(summary.closing(results, run.folder))
     return True
+
+
+def _compile(run: Run, state: TrainState) -> Callable[..., Any]:
+    """The step, compiled for a global state and the batches of the loader."""
+    return run.mapper.lower(partial(train_step, run.method), state, run.batch()).compile()
 
 
 def _monitor_steps(run: Run) -> int:

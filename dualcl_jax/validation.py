@@ -10,7 +10,7 @@ from dualcl_jax.config import flatten
 from dualcl_jax.errors import UserError
 from dualcl_jax.method import resolve_views
 from dualcl_jax.models import DTYPES, MODELS, PATCHES, PREDICTORS, PROJECTIONS, STEMS, norm_layout
-from dualcl_jax.negatives import SELECTORS, SHARDED
+from dualcl_jax.negatives import AUTO, SELECTORS, SHARDED
 from dualcl_jax.optim import LEARNING_RATE_SCHEDULES, MOMENTUM_SCHEDULES, OPTIMIZERS
 from dualcl_jax.parallel import MAPPERS
 from dualcl_jax.views import PRESETS
@@ -66,7 +66,7 @@ RULES: dict[str, Rule] = {
     'loss.temperature': _POSITIVE,
     'loss.key_weight': _between(0, 1),
     'loss.key_term': _one_of('batch', 'queue'),
-    'negatives.selector': _one_of(*SELECTORS),
+    'negatives.selector': _one_of(AUTO, *SELECTORS),
     'negatives.k': _at_least(0),
     'negatives.skip': _at_least(0),
     'negatives.fraction': _SHARE,
@@ -161,14 +161,14 @@ def _validate_negatives(config: ConfigDict) -> None:
         raise UserError(f'config.negatives.skip={config.negatives.skip}: must be less than {most}')
     if size == 0 and batch == 1:
         raise UserError('config.queue.size=0: one image has no negatives; use a larger train.batch_size, or a queue')
-    if config.negatives.schedule != 'constant' and config.negatives.selector not in COUNTED:
+    if config.negatives.schedule != 'constant' and config.negatives.selector not in (AUTO, *COUNTED):
         raise UserError(
             f'config.negatives.schedule={config.negatives.schedule!r}: a count by step needs a '
             'negatives.selector of ' + ', '.join(COUNTED)
         )
     if config.queue.sharded and size == 0:
         raise UserError('config.queue.sharded=True: there is no queue (queue.size=0); use False')
-    if config.queue.sharded and config.negatives.selector not in SHARDED:
+    if config.queue.sharded and config.negatives.selector not in (AUTO, *SHARDED):
         raise UserError(
             f'config.negatives.selector={config.negatives.selector!r}: cannot select from a sharded queue; choose one '
             f'of {", ".join(SHARDED)}, or queue.sharded=False'

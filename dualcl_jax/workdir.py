@@ -120,16 +120,25 @@ def existing_or_new(path: str) -> epath.Path:
     return workdir
 
 
-def check_same_run(workdir: epath.Path, config: ConfigDict) -> None:
-    """Raises UserError where the folder holds a run of another method or other data, naming the fields."""
+def stored_config(workdir: epath.Path) -> ConfigDict | None:
+    """The resolved config of the run in a folder; None where there is none.
+
+    Raises:
+      UserError: the file is no config.
+    """
     stored = workdir / 'config.json'
     if not stored.exists():
-        return
+        return None
     try:
-        before = from_json(stored.read_bytes())
+        return from_json(stored.read_bytes())
     except (ValueError, RecursionError) as error:
         raise UserError(f'{stored}: not a valid config ({error}); start in a new --workdir') from error
-    fields = differing_fields(before, config)
+
+
+def check_same_run(workdir: epath.Path, config: ConfigDict) -> None:
+    """Raises UserError where the folder holds a run of another method or other data, naming the fields."""
+    before = stored_config(workdir)
+    fields = differing_fields(before, config) if before is not None else []
     if fields:
         measured = all(field.startswith(('data.mean ', 'data.std ')) for field in fields)
         raise UserError(

@@ -42,7 +42,7 @@ def test_every_recipe_is_valid(dataset, name):
     validate_devices(config, 8)
     validate_schedule(config, total_steps=50 * config.train.epochs, steps_per_epoch=50)
     assert config.loss.symmetric == (name.startswith('dualcl') or 'v3' in name)
-    assert (config.negatives.selector == 'top_k') == name.startswith('dualcl')
+    assert (config.negatives.selector == 'auto') == name.startswith('dualcl')
 
 
 def test_a_recipe_that_is_none():
