@@ -19,7 +19,6 @@ def get_config() -> ConfigDict:
     config.views.crop_scale = (0.3, 1.0)  # a patch is a texture: small crops of it say little
     config.model.width = 16
     config.model.norm = 'local'
-    config.model.dtype = 'bfloat16'
     config.loss.temperature = 0.2
     config.queue.size = 2048
     config.optimizer.learning_rate = 0.06

@@ -1,7 +1,8 @@
-"""Times of the parts, compared in one run: experiments/benchmark.py {head,loader,step,views,decode} [--rounds=5].
+"""Times of parts and of whole runs, compared in one run: experiments/benchmark.py NAME [--rounds=5].
 
-Every case is warmed up, then all cases of a comparison run in turn, round after round, so that a machine that slows
-down slows them all; medians are printed with the smallest and the largest. The last line is JSON.
+NAME: head, loader, step, views, decode (parts, in this process); peer, startup, scaling (runs in processes of their
+own). Every part is warmed up, then all cases of a comparison run in turn, round after round, so that a machine that
+slows down slows them all; medians are printed with the smallest and the largest. The last line is JSON.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -34,7 +36,7 @@ from dualcl_jax.step import train_step
 from dualcl_jax.streaming import Anchors, contrast_with_queue
 from dualcl_jax.summary import versions
 from dualcl_jax.views import PRESETS, make_views
-from experiments import benchmark_data
+from experiments import benchmark_data, benchmark_runs
 
 Cases = list[dict[str, Any]]
 Timing = tuple[float, float, float]
@@ -183,11 +185,17 @@ def views(rounds: int) -> Cases:
 BENCHMARKS: dict[str, Callable[[int], Cases]] = {'head': head, 'loader': loader, 'step': step, 'views': views}
 BENCHMARKS['decode'] = functools.partial(benchmark_data.decode, compare=compare)
 BENCHMARKS['decode'].__doc__ = benchmark_data.decode.__doc__
+RUNS: dict[str, Callable[[argparse.Namespace], Cases]] = {
+    'peer': benchmark_runs.peer,
+    'startup': benchmark_runs.startup,
+    'scaling': benchmark_runs.scaling,
+}
 
 
 def show(name: str, cases: Cases) -> None:
     """Prints the cases as a table, then as a line of JSON."""
-    table = Table(title=f'{name}: {BENCHMARKS[name].__doc__}', title_justify='left')
+    about = (BENCHMARKS | RUNS)[name].__doc__
+    table = Table(title=f'{name}: {about}', title_justify='left')
     for column in cases[0]:
         table.add_column(column, justify='right')
     for case in cases:
@@ -199,13 +207,20 @@ def show(name: str, cases: Cases) -> None:
 @exits_cleanly
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('name', choices=BENCHMARKS)
+    parser.add_argument('name', choices=[*BENCHMARKS, *RUNS])
     parser.add_argument('--rounds', type=int, default=5, help='how often each case is timed')
+    parser.add_argument('--data_dir', type=Path, default=Path('../shared/tfds'), help='TFDS directory of runs')
+    parser.add_argument('--peer', type=Path, help='script of the program that peer compares with')
+    parser.add_argument('--peer_python', type=Path, help='the Python that it runs in')
+    parser.add_argument('--widths', type=int, nargs='+', default=[16, 64], help='of the networks that peer compares')
     flags = parser.parse_args()
     if flags.rounds < 1:
         raise UserError(f'--rounds={flags.rounds}: must be at least 1')
-    runtime.start(None, None, None)
-    show(flags.name, BENCHMARKS[flags.name](flags.rounds))
+    if flags.name in RUNS:
+        show(flags.name, RUNS[flags.name](flags))
+    else:
+        runtime.start(None, None, None)
+        show(flags.name, BENCHMARKS[flags.name](flags.rounds))
     return 0
 
 
