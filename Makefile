@@ -5,7 +5,7 @@ PYTHON ?= $(shell for v in 3.13 3.12 3.11; do for p in python$$v "$${PYENV_ROOT:
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: venv demo test slow lint clean
+.PHONY: venv demo test slow faults lint clean
 
 venv: $(VENV)/installed
 
@@ -23,6 +23,9 @@ test: venv
 
 slow: venv
 	$(BIN)/python -m pytest -m slow
+
+faults: venv
+	nice -n 10 $(BIN)/python -m tests.faults.long
 
 lint: venv
 	$(BIN)/ruff format --check .

@@ -18,6 +18,8 @@ def get_config() -> ConfigDict:
 
     config.init_from = ''  # workdir of a run whose encoder a new run starts from; empty: random (--init_from=DIR)
 
+    config.skip_nonfinite = 0  # pass over so many batches whose loss or gradient is not finite (--skip_nonfinite=N)
+
     config.data = data = ConfigDict()
     data.name = 'cifar10'  # photo_patches | folder | npz | any image classification set of TFDS, as array_record
     data.data_dir = ''  # TFDS directory; empty: TFDS's own default
@@ -71,12 +73,13 @@ def get_config() -> ConfigDict:
     loss.key_weight = 0.0  # w in [0, 1], share of the term anchored at the key
     loss.key_term = 'batch'  # negatives of that term: batch (other queries of the global batch) | queue
     loss.two_tau = False  # differentiate 2τ times the loss (MoCo v3); what is logged stays InfoNCE
-    loss.shuffle_keys = False  # permute the key batch across devices and BN groups (MoCo's shuffling BN)
+    loss.shuffle_keys = False  # keys in other BN groups, on other devices, than their queries (MoCo's shuffling BN)
 
     config.negatives = negatives = ConfigDict()
-    # all | top_k (jax.lax.top_k) | threshold (the same set, without a sort) | approx_max_k (fast on TPU, 95 % of it) |
-    # ring (k after the `skip` hardest) | random
-    negatives.selector = 'top_k'
+    # auto (top_k or threshold, whichever is faster here; config.json says which) | all | top_k (jax.lax.top_k) |
+    # threshold (the same set, without a sort) | approx_max_k (fast on TPU, 95 % of it) | ring (k after the `skip`
+    # hardest) | random
+    negatives.selector = 'auto'
     negatives.k = 0  # how many; 0: by fraction
     negatives.fraction = 0.25  # of queue.size, or of the batch without a queue, in (0, 1]; read where k is 0
     negatives.skip = 0  # of selector='ring': how many of the hardest are left out
@@ -89,6 +92,9 @@ def get_config() -> ConfigDict:
     config.queue = queue = ConfigDict()
     queue.size = 4096  # K; 0: no queue, negatives are the other keys of the global batch (MoCo v3)
     queue.init = 'empty'  # empty: slots count once they are filled | noise: MoCo's random unit vectors
+    # K/n slots on each of n devices, which must divide K, in place of all K: for queues of millions. The loss is that
+    # of a replicated queue within rounding, so a run may change it on the way. Selectors: all, top_k, threshold, ring.
+    queue.sharded = False
 
     config.ema = ema = ConfigDict()
     ema.momentum = 0.99  # m in [0, 1]: ξ <- m·ξ + (1 - m)·θ
@@ -130,7 +136,9 @@ def get_config() -> ConfigDict:
     config.parallel = parallel = ConfigDict()
     parallel.mapper = 'pmap'  # pmap | shard_map
     parallel.workers = -1  # processes that decode, for sets not in memory; -1: one a core, 0: none
-    parallel.timeout_s = 60.0  # how long the processes of a run wait for each other to start
+    parallel.timeout_s = 50.0  # how long the processes of a run wait for each other to start
+    parallel.silence_s = 30.0  # a process that is not heard of for so long is lost: the others stop and name it
+    parallel.stall_s = 600.0  # so is one that is heard of, but stays behind the steps of the others for so long
 
     config.lock()  # a config that misspells a field must not train without it
     return config

@@ -1,27 +1,51 @@
-"""Checkpoints by Orbax: global, replicated states without a device axis, saved while training goes on."""
+"""Checkpoints by Orbax: global states without a device axis, saved while training goes on.
 
-import contextlib
+Each holds checksums of its state (`checksum.py`) beside it, which are taken on the devices before it is saved and again
+after it is restored. One that is damaged is passed over, told, and kept.
+"""
+
 import hashlib
-from collections.abc import Iterator
-from typing import Any
+import os
+import re
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from dualcl_jax.checksum import checksums, is_sealed, seal
 from dualcl_jax.errors import UserError
-from dualcl_jax.parallel import to_host
+from dualcl_jax.parallel import REPLICATED, Specs, shapes, to_host, whole
 from dualcl_jax.state import TrainState
+from dualcl_jax.workdir import check_writable
 
 BEST = 'knn_top1'
 
 
+class Checkpoint(NamedTuple):
+    """A checkpoint that was read and found whole, and what was found damaged before it, step and reason."""
+
+    step: int
+    state: TrainState
+    record: dict[str, Any]
+    damaged: Mapping[int, str]
+
+
+class DamagedError(Exception):
+    """Why a checkpoint cannot be used, in a few words."""
+
+
 class Checkpoints:
     """The checkpoints of a workdir. Every process calls every method.
+
+    To be used as a context manager, or closed: that waits until everything is on disk.
 
     Args:
       directory: local or remote, made if missing.
@@ -39,48 +63,138 @@ class Checkpoints:
                 )
             )
         self._directory = directory
-        self._manager = ocp.CheckpointManager(
-            directory,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
-                step_format_fixed_length=8,
-                save_interval_steps=0 if read_only else 1,
-                create=not read_only,
-                cleanup_tmp_directories=not read_only,
-                read_only=read_only,
-            ),
+        self._options = ocp.CheckpointManagerOptions(
+            preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+            step_format_fixed_length=8,
+            save_interval_steps=0 if read_only else 1,
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
         )
+        self._manager = self._open()
+        self._saved = self._manager.latest_step()
+        self._saving: int | None = None
+        self._problem, self._usable = '', True
 
-    def latest_step(self) -> int | None:
-        """The newest finished checkpoint's step; None without any."""
-        return self._manager.latest_step()
+    def _open(self) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(self._directory, options=self._options)
 
-    def save(self, step: int, state: TrainState, run: dict[str, Any], knn_top1: float | None) -> None:
-        """Starts saving a global state and a JSON record; returns once the state is off the devices."""
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run)),
-            metrics=None if knn_top1 is None else {BEST: knn_top1},
-        )
+    def save(self, step: int, state: TrainState, record: dict[str, Any], knn_top1: float | None) -> str:
+        """Starts saving a global state and a JSON record; returns once the state is off the devices.
 
-    def restore(self, step: int, like: TrainState, mesh: Mesh) -> tuple[TrainState, dict[str, Any]]:
-        """A saved state, replicated over a mesh, and its record.
+        Returns:
+          What went wrong with this checkpoint or the one before it, where training can go on; else nothing.
+
+        Raises:
+          UserError: the copies of the state differ; or, in a run of several processes, something went wrong.
+        """
+        sealed = seal(record | {'checksums': checksums(state)})
+        before, self._problem = self._wait(), ''
+        try:
+            self._saving = step
+            if jax.process_index() == 0:
+                check_writable(self._directory)  # where it is not, Orbax waits for minutes
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(sealed)),
+                metrics=None if knn_top1 is None else {BEST: knn_top1},
+            )
+        except Exception as error:  # Orbax and tensorstore raise many types for one fact
+            self._problem = self._failed(error)
+        return self._problem or before
+
+    def _wait(self) -> str:
+        """Waits for the checkpoint that is being saved. Returns what went wrong."""
+        if self._saving is None:
+            return self._problem
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            return self._failed(error)
+        self._saved, self._saving = self._saving, None
+        return ''
+
+    def _failed(self, error: Exception) -> str:
+        """Drops what is left of a checkpoint that could not be saved."""
+        problem = f'step {self._saving} could not be saved in {self._directory} ({_reason(error)})'
+        self._saving = None
+        if jax.process_count() > 1:  # Orbax's barriers cannot be met again
+            raise UserError(f'{problem}\n{self._remedy()}') from error
+        self._usable = False
+        try:
+            if self._directory.exists():
+                self._manager = self._open()  # which removes what was half written
+                self._usable = True
+        except Exception as again:
+            problem += f'; nor can the folder be opened again ({_reason(again)})'
+        return problem
+
+    def _remedy(self) -> str:
+        went_on = f'it goes on from step {self._saved}' if self._saved else 'it starts again'
+        return f'make room there, or mend it, and run the same command: {went_on}'
+
+    def finish(self) -> None:
+        """Waits until the last checkpoint is on disk.
+
+        Raises:
+          UserError: it could not be saved.
+        """
+        self._problem = self._wait()
+        if self._problem:
+            raise UserError(f'{self._problem}\n{self._remedy()}')
+
+    def newest(
+        self, like: TrainState, mesh: Mesh, expected: Mapping[str, Any], specs: Specs = REPLICATED
+    ) -> Checkpoint | None:
+        """The newest checkpoint that is whole; None where there is none at all.
+
+        Damaged ones that are newer are moved to the folder `damaged` beside the checkpoints.
+
+        Args:
+          like: shapes and dtypes to expect.
+          mesh: all devices.
+          expected: what its record must say.
+          specs: how the state is to lie on the devices, however it lay when it was saved.
+
+        Raises:
+          UserError: there are checkpoints, and none is whole.
+        """
+        damaged: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                state, record = self._read(step, like, mesh, specs)
+                for name, value in expected.items():
+                    if record.get(name, value) != value:
+                        raise DamagedError(f'it is of another run: its {name} is {record[name]}')
+            except DamagedError as error:
+                damaged[step] = str(error)
+                continue
+            if damaged:
+                self._move_away(damaged)
+            self._saved = step
+            return Checkpoint(step, state, record, damaged)
+        if damaged:
+            raise self._unreadable(damaged)
+        return None
+
+    def restore(
+        self, step: int, like: TrainState, mesh: Mesh, specs: Specs = REPLICATED
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """A saved state on a mesh, and its record.
 
         Args:
           step: a finished checkpoint.
           like: shapes and dtypes to expect.
           mesh: all devices.
+          specs: how the state is to lie on them, however it lay when it was saved.
 
         Raises:
           UserError: the checkpoint cannot be read as this state.
         """
-        sharding = NamedSharding(mesh, PartitionSpec())
-        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like)
-        with self._readable(step):
-            restored = self._manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), run=ocp.args.JsonRestore())
-            )
-        return restored['state'], restored['run']
+        try:
+            return self._read(step, like, mesh, specs)
+        except DamagedError as error:
+            raise self._unreadable({step: str(error)}) from error
 
     def saved_params(self, step: int) -> optax.Params:
         """Shapes and dtypes of the online encoder's saved parameters, which need no config to be known.
@@ -88,31 +202,94 @@ class Checkpoints:
         Raises:
           UserError: the checkpoint cannot be read.
         """
-        with self._readable(step), ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.metadata(self._directory / f'{step:08d}' / 'state').item_metadata.tree['params']
-
-    @contextlib.contextmanager
-    def _readable(self, step: int) -> Iterator[None]:
-        """Turns whatever comes of a damaged checkpoint into a UserError."""
         try:
-            yield
+            with ocp.StandardCheckpointer() as checkpointer:
+                return checkpointer.metadata(self._directory / f'{step:08d}' / 'state').item_metadata.tree['params']
         except Exception as error:  # Orbax and tensorstore raise many types for one fact
-            raise UserError(
-                f'{self._directory}/{step:08d}: cannot be read as a checkpoint of this config '
-                f'({type(error).__name__}: {str(error).splitlines()[0][:200]})\n'
-                'move it away to go on from the checkpoint before it, or start in a new --workdir'
-            ) from error
+            raise self._unreadable({step: _reason(error)}) from error
+
+    def _read(self, step: int, like: TrainState, mesh: Mesh, specs: Specs) -> tuple[TrainState, dict[str, Any]]:
+        abstract = shapes(like, mesh, specs)
+        try:
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), run=ocp.args.JsonRestore())
+            )
+        except Exception as error:  # Orbax and tensorstore raise many types for one fact
+            raise DamagedError(_reason(error)) from error
+        state, record = restored['state'], restored['run']
+        if 'checksums' not in record and 'checksum' not in record:  # saved before there were any
+            return state, record
+        if not is_sealed(record):
+            raise DamagedError('its record is damaged')
+        found, saved = checksums(state), record['checksums']
+        changed = [name for name in found if found[name] != saved.get(name)]
+        if changed or len(found) != len(saved):
+            raise DamagedError(f'{", ".join(changed[:2])}: not what was saved')
+        return state, record
+
+    def _unreadable(self, damaged: Mapping[int, str]) -> UserError:
+        (step, reason), *others = damaged.items()
+        also = ''.join(f'; nor {other:08d}' for other, _ in others)
+        return UserError(
+            f'{self._directory}/{step:08d}: cannot be read as a checkpoint of this config ({reason}){also}\n'
+            'nothing was changed; restore it, or move it away to go on without it, or start in a new --workdir'
+        )
+
+    def _move_away(self, damaged: Mapping[int, str]) -> None:
+        """Out of the way of new checkpoints of the same steps."""
+        if jax.process_index() == 0:
+            aside = self._directory.parent / 'damaged'
+            aside.mkdir(exist_ok=True)
+            for step in damaged:
+                path, number = aside / f'{step:08d}', 0
+                while path.exists():
+                    number += 1
+                    path = aside / f'{step:08d}.{number}'
+                (self._directory / f'{step:08d}').rename(path)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices('dualcl/damaged')
+        self._manager.reload()
 
     def close(self) -> None:
-        """Waits until everything is on disk."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits until everything is on disk. Raises UserError where that failed."""
+        try:
+            self.finish()
+        finally:
+            if self._usable:
+                self._manager.close()
+
+    def __enter__(self) -> 'Checkpoints':
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and jax.process_count() > 1:
+            return  # the other processes may never come to Orbax's barriers
+        try:
+            self.close()
+        except UserError as problem:
+            if error is None:
+                raise
+            error.add_note(str(problem))  # what ended the run is the news
+
+
+def _reason(error: Exception) -> str:
+    """An exception in a line."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore's
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if code:
+        return os.strerror(int(code[1]))
+    lines = str(error).splitlines()
+    return f'{type(error).__name__}: {lines[0][:200]}' if lines else type(error).__name__
 
 
 def state_sha256(state: TrainState) -> str:
     """SHA-256 over path, dtype, shape and bytes of every array of a state, in the order of the paths."""
     digest = hashlib.sha256()
-    leaves = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(to_host(state))]
+    on_host = to_host(whole(state))
+    leaves = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(on_host)]
     for path, leaf in sorted(leaves, key=lambda item: item[0]):
         array = np.ascontiguousarray(leaf)
         digest.update(f'{path}:{array.dtype}:{array.shape};'.encode())

@@ -1,6 +1,7 @@
 """Configurations: loaded from a Python file, overridden by flags, checked, compared, stored as JSON."""
 
 import difflib
+import hashlib
 import importlib.util
 import json
 from collections.abc import Iterable, Iterator
@@ -12,8 +13,9 @@ from ml_collections import ConfigDict
 
 from dualcl_jax.errors import UserError
 
-OPERATIONAL = ('checkpoint', 'monitor', 'log', 'parallel')
-"""Sections that may change when a run resumes: they decide what is written and how fast, not what comes out."""
+OPERATIONAL = ('checkpoint.', 'monitor.', 'log.', 'parallel.', 'queue.sharded', 'skip_nonfinite')
+"""Fields, by how they begin, that may change when a run resumes: they decide what is written and how fast, on which
+device, and what is put up with, not what comes out."""
 
 
 def load_config(path: str) -> ConfigDict:
@@ -91,7 +93,7 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2, default=list) + '\n'
 
 
-def from_json(text: str) -> ConfigDict:
+def from_json(text: str | bytes) -> ConfigDict:
     """The inverse of `to_json`; lists become tuples. Raises ValueError where the text holds no config."""
 
     def tuples(value: Any) -> Any:
@@ -105,11 +107,17 @@ def from_json(text: str) -> ConfigDict:
     return ml_collections.ConfigDict(tuples(values))
 
 
+def method_sha256(config: ConfigDict) -> str:
+    """SHA-256 hex digest of the method's fields: what makes a checkpoint one of this run, on whatever data."""
+    fields = {field: value for field, value in flatten(config) if field.split('.')[0] not in ('data', *OPERATIONAL)}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, default=list).encode()).hexdigest()
+
+
 def differing_fields(stored: ConfigDict, config: ConfigDict) -> list[str]:
     """Method and data fields in which two configs differ, as 'field (stored, now)'; operational fields do not count."""
     before, now = dict(flatten(stored)), dict(flatten(config))
     return [
         f'{field} ({before.get(field)!r}, now {now.get(field)!r})'
         for field in sorted(before.keys() | now.keys())
-        if field.split('.')[0] not in OPERATIONAL and before.get(field) != now.get(field)
+        if not field.startswith(OPERATIONAL) and before.get(field) != now.get(field)
     ]

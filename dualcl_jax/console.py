@@ -73,6 +73,11 @@ class Console:
         """Prints a line of its own, above the bar."""
         self._rich.print(text)
 
+    def warn(self, problem: str | None) -> None:
+        """Prints a warning, if there is one."""
+        if problem:
+            self.note(f'warning: {problem}')
+
     def close(self) -> None:
         """Ends the bar where it is."""
         if self._progress:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from dualcl_jax.losses import chance_level
-from dualcl_jax.queue import UNKNOWN, Queue, mean_age
+from dualcl_jax.queue import UNKNOWN, Queue, mean_age, total_size
 from dualcl_jax.streaming import QueueContrast
 
 
@@ -20,6 +20,7 @@ def measure(
     queue: Queue,
     step: jax.Array,
     axis_name: str,
+    queue_axis: str | None = None,
 ) -> dict[str, jax.Array]:
     """Metrics of one step.
 
@@ -28,10 +29,11 @@ def measure(
       queries: [V, b, D] unit vectors.
       contrasts: query-anchored, one for each view order.
       gradients: averaged over devices.
-      labels: [b] int32 of the anchors, or -1.
+      labels: [b] int32 of the anchors, or -1; with a sharded queue, [B] of those of all devices.
       queue: as the loss saw it.
       step: [] int32.
       axis_name: the mapped axis.
+      queue_axis: the same where the queue is sharded over it.
 
     Returns:
       Scalars, float32:
@@ -76,6 +78,6 @@ def measure(
         'train/feature_std': jnp.sqrt(jnp.maximum(variance, 0.0).mean() * flat.shape[1]),
         'train/effective_rank': 1.0 / (sums['second'] ** 2).sum(),
         'train/gradient_norm': optax.tree.norm(gradients),
-        'queue/fill': queue.filled.astype(jnp.float32) / queue.size,
-        'queue/age': mean_age(queue, step),
+        'queue/fill': queue.filled.astype(jnp.float32) / total_size(queue, queue_axis),
+        'queue/age': mean_age(queue, step, queue_axis),
     }

@@ -1,5 +1,6 @@
 """The one exception for what a user can mend, and how entry points end."""
 
+import errno
 import functools
 import sys
 from collections.abc import Callable
@@ -8,27 +9,41 @@ EXIT_USER_ERROR = 2
 EXIT_STOPPED_BY_SIGNAL = 75
 EXIT_INTERRUPTED = 130  # a shell's 128 + SIGINT
 
+STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ESTALE)
+"""What a folder that is full, read-only or gone answers."""
+
 
 class UserError(Exception):
     """A mistake or condition that the user can mend: its text names the field or path and the remedy."""
 
 
-def exits_cleanly(main: Callable[[], int]) -> Callable[[], int]:
-    """Wraps an entry point: a `UserError` becomes at most three lines on stderr and exit status 2, no traceback.
+def ending(error: BaseException) -> tuple[int, str] | None:
+    """The exit status of a program that an exception ends, and what it says on stderr; None for faults of ours.
 
-    So does Ctrl-C where there is nothing to save, one line and status 130. In the training loop `StopSignal` takes it.
+    A `UserError` is at most three lines, status 2; so is a folder that is full, read-only or gone. Ctrl-C where there
+    is nothing to save is a line, status 130.
     """
+    if isinstance(error, OSError) and error.errno in STORAGE:
+        error = UserError(f'{error.filename or "a file"}: {error.strerror}; mend that, and run the same command again')
+    if isinstance(error, UserError):
+        return EXIT_USER_ERROR, 'error: ' + '\n'.join(str(error).strip().splitlines()[:3])
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_INTERRUPTED, 'interrupted; run the same command to go on from the last checkpoint'
+    return None
+
+
+def exits_cleanly(main: Callable[[], int]) -> Callable[[], int]:
+    """Wraps an entry point, which then ends as `ending` says, or with a traceback."""
 
     @functools.wraps(main)
     def wrapped() -> int:
         try:
             return main()
-        except UserError as error:
-            lines = str(error).strip().splitlines()[:3]
-            print('\n'.join(['error: ' + lines[0], *lines[1:]]), file=sys.stderr)
-            return EXIT_USER_ERROR
-        except KeyboardInterrupt:
-            print('interrupted; run the same command to go on from the last checkpoint', file=sys.stderr)
-            return EXIT_INTERRUPTED
+        except (UserError, OSError, KeyboardInterrupt) as error:
+            found = ending(error)
+            if found is None:
+                raise
+            print(found[1], file=sys.stderr)
+            return found[0]
 
     return wrapped

@@ -111,17 +111,21 @@ def _resize_weights(pixels: int, start: ArrayLike, length: ArrayLike, size: int)
 
 
 def _blur_weights(pixels: int, sigma: ArrayLike) -> jax.Array:
-    """[pixels, pixels]: a Gaussian about each output pixel, the taps beyond the edges folded back inside."""
+    """[pixels, pixels]: a Gaussian about each output pixel, the taps beyond the edges folded back inside.
 
-    def tap(distance: jax.Array) -> jax.Array:
-        weight = jnp.exp(-0.5 * jnp.square(distance.astype(jnp.float32) / sigma))
-        return jnp.where(jnp.abs(distance) < pixels, weight, 0.0)
+    Each tap is computed once and laid out, so that its bits do not depend on how XLA fuses: not on the batch.
+    """
+    taps = jnp.exp(-0.5 * jnp.square(jnp.arange(pixels, dtype=jnp.float32) / sigma))
 
-    last = pixels - 1
-    output, source = jnp.arange(pixels)[:, None], jnp.arange(pixels)[None, :]
-    before = jnp.where(source > 0, tap(source + output), 0.0)
-    after = jnp.where(source < last, tap(2 * last - source - output), 0.0)
-    weights = before + tap(source - output) + after
+    def diagonals(values: jax.Array) -> jax.Array:
+        """values [2 · pixels - 1] as [pixels, 2 · pixels - 1], each row one further to the right."""
+        rows = jnp.broadcast_to(jnp.append(values, 0.0), (pixels, 2 * pixels))
+        return rows.reshape(-1)[:-pixels].reshape(pixels, 2 * pixels - 1)
+
+    inside = diagonals(jnp.concatenate([taps[:0:-1], taps]))[:, pixels - 1 :]
+    mirrored = diagonals(jnp.append(taps[::-1], jnp.zeros(pixels - 1)))[:, : pixels - 1][:, ::-1]
+    before = jnp.pad(mirrored, ((0, 0), (1, 0)))  # the edge pixel itself is not mirrored
+    weights = before + inside + before[::-1, ::-1]
     return weights / jnp.sum(weights, axis=1, keepdims=True)
 
 

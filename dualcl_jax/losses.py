@@ -5,6 +5,7 @@ otherwise round the inputs of the product to bfloat16 and with them the order of
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
 import jax
@@ -50,20 +51,42 @@ def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
 
 
-def cross_entropy(positive: jax.Array, negatives: jax.Array, temperature: float) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def sum_over(values: jax.Array, axis_name: str) -> jax.Array:
+    """The sum over the devices of an axis, as the value of one loss that all of them share.
+
+    Its gradient by the values of a device is that of this one loss. `jax.lax.psum` would give the gradient of the sum
+    of every device's copy of it.
+    """
+    return jax.lax.psum(values, axis_name)
+
+
+sum_over.defvjp(lambda values, axis_name: (sum_over(values, axis_name), None), lambda axis_name, _, by_sum: (by_sum,))
+
+
+def cross_entropy(
+    positive: jax.Array, negatives: jax.Array, temperature: float, axis_name: str | None = None
+) -> jax.Array:
     """-log of the positive's share of the softmax over itself and its negatives.
 
     Args:
       positive: [B] similarities.
       negatives: [B, K'] similarities, -inf for none. A row without any gives loss 0 and gradient 0.
       temperature: τ > 0.
+      axis_name: where the negatives of a row lie on several devices, K'/n on each: the name of their axis. The gradient
+        on a device is then what its own negatives contribute.
 
     Returns:
-      [B] float32.
+      [B] float32, the same on every device of the axis.
     """
     margins = (negatives - positive[:, None]) / temperature
     largest = jax.lax.stop_gradient(jnp.maximum(margins.max(axis=1, initial=-jnp.inf), 0.0))
-    return largest + jnp.log(jnp.exp(-largest) + jnp.exp(margins - largest[:, None]).sum(axis=1))
+    if axis_name is not None:
+        largest = jax.lax.pmax(largest, axis_name)
+    total = jnp.exp(margins - largest[:, None]).sum(axis=1)
+    if axis_name is not None:
+        total = sum_over(total, axis_name)
+    return largest + jnp.log(jnp.exp(-largest) + total)
 
 
 def info_nce(
@@ -106,10 +129,14 @@ def contrast_similarities(
     select: Selector,
     k: int | jax.Array,
     rngs: jax.Array | None = None,
+    axis_name: str | None = None,
 ) -> Contrast:
-    """`info_nce` from similarities: [B] with the positives, and [B, K] with all candidates, -inf for what is none."""
+    """`info_nce` from similarities: [B] with the positives, and [B, K] with all candidates, -inf for what is none.
+
+    With `axis_name` the candidates lie on several devices, as in `cross_entropy`; the selector must know of it.
+    """
     selection = select(similarities, k, rngs)
-    return Contrast(cross_entropy(positive, selection.similarities, temperature), positive, selection)
+    return Contrast(cross_entropy(positive, selection.similarities, temperature, axis_name), positive, selection)
 
 
 def dual_view_loss(

@@ -30,11 +30,15 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument('--show_views', metavar='FILE.png', help='draw pairs of views of some images, and end')
     parser.add_argument('--dry_run', action='store_true', help='check everything, print the plan, train nothing')
     parser.add_argument('--init_from', help='workdir of another run, from whose encoder a new run starts')
+    parser.add_argument('--skip_nonfinite', type=int, metavar='N', help='pass over N batches whose loss is not finite')
+    parser.add_argument('--profile', type=int, default=0, metavar='STEPS', help='trace so many steps into profile/')
     parser.add_argument('--coordinator_address', help='HOST:PORT of process 0, when there are several')
     parser.add_argument('--num_processes', type=int, help='how many processes run this command')
     parser.add_argument('--process_id', type=int, help='which of them this is, from 0')
     flags, rest = parser.parse_known_args(arguments)
     overrides = [flag.removeprefix('--config.') for flag in rest if flag.startswith('--config.')]
+    if flags.profile < 0:
+        parser.error(f'--profile={flags.profile}: must be at least 0')
     if flags.workdir is None and flags.show_views is None:
         parser.error('the following arguments are required: --workdir')
     for flag in rest:
@@ -55,8 +59,10 @@ def main() -> int:
     override(config, overrides)
     if flags.init_from is not None:
         config.init_from = flags.init_from
+    if flags.skip_nonfinite is not None:
+        config.skip_nonfinite = flags.skip_nonfinite
     facts = {name: repr(value) for name, value in flatten(config)} | {'--workdir': str(flags.workdir)}
-    timeout_s = dict(flatten(config)).get('parallel.timeout_s', 60.0)
+    timeout_s = dict(flatten(config)).get('parallel.timeout_s', 50.0)
     runtime.start(flags.coordinator_address, flags.num_processes, flags.process_id, facts, timeout_s)
     if flags.show_views is not None:
         from dualcl_jax.report.sheet import show_views
@@ -70,7 +76,7 @@ def main() -> int:
         return 0
     from dualcl_jax.train import train
 
-    return 0 if train(config, flags.workdir) else EXIT_STOPPED_BY_SIGNAL
+    return 0 if train(config, flags.workdir, traced_steps=flags.profile) else EXIT_STOPPED_BY_SIGNAL
 
 
 if __name__ == '__main__':

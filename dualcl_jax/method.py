@@ -3,11 +3,12 @@
 import dataclasses
 from typing import Any
 
+import jax
 import optax
 
 from dualcl_jax.data.crops import CropRecipe
 from dualcl_jax.models import Encoder, build_encoder, norm_layout
-from dualcl_jax.negatives import Selector, build_selector, resolve_k
+from dualcl_jax.negatives import AUTO, Selector, build_selector, fastest_exact, resolve_k
 from dualcl_jax.optim import (
     LEARNING_RATE_SCHEDULES,
     MOMENTUM_SCHEDULES,
@@ -37,11 +38,12 @@ class Method:
       loss_scale: factor of the loss that is differentiated; the one that is logged has none.
       key_weight: w, share of the term anchored at the key.
       key_term: its negatives: 'batch' (the other queries of the global batch) or 'queue'.
-      shuffle_keys: permute the key batch across devices and BN groups.
+      shuffle_keys: encode keys in other BN groups than their queries, on other devices.
       select: the selector of negatives; `num_negatives` is its k, the last of the run.
       count_negatives: how many of them enter by step; None where that is always k.
       mask_same_image: older keys of the anchor's image are no negatives.
       queue_size, queue_init: K, 0 for negatives from the batch; 'empty' or 'noise'.
+      queue_axis: of the devices that the queue is sharded over; None where each holds all of it.
       accumulate_steps: parts of the batch whose gradients are averaged into one step.
       ema: momentum of the momentum encoder by step.
       learning_rate: by step.
@@ -66,6 +68,7 @@ class Method:
     mask_same_image: bool
     queue_size: int
     queue_init: str
+    queue_axis: str | None
     accumulate_steps: int
     ema: Schedule
     learning_rate: Schedule
@@ -91,6 +94,16 @@ def crop_recipe(method: Method) -> CropRecipe:
     return CropRecipe(scales, ratios, method.image_size)
 
 
+def resolved_selector(config: Any, platform: str) -> str:
+    """The name of the config's selector; for 'auto' one of the k hardest, by the platform, such as 'cpu'."""
+    negatives, candidates = config.negatives, config.queue.size or config.train.batch_size
+    if negatives.selector != AUTO:
+        return negatives.selector
+    if negatives.schedule != 'constant':
+        return 'threshold'  # which takes a count that changes
+    return fastest_exact(platform, resolve_k(negatives.k, negatives.fraction, candidates), candidates)
+
+
 def build_method(config: Any, *, total_steps: int, steps_per_epoch: int, num_devices: int) -> Method:
     """The method that a validated, resolved config describes (see `configs/default.py` for its fields)."""
     groups, span = norm_layout(config.model.norm, num_devices)
@@ -104,6 +117,7 @@ def build_method(config: Any, *, total_steps: int, steps_per_epoch: int, num_dev
     k = resolve_k(negatives.k, negatives.fraction, candidates)
     first_k = resolve_k(0, negatives.start_fraction, candidates)
     scheduled = negatives.schedule != 'constant'
+    queue_axis = AXIS if config.queue.sharded else None
     return Method(
         encoder=build_encoder(config.model, groups=groups, span=span, axis_name=AXIS),
         views=resolve_views(config.views),
@@ -117,12 +131,13 @@ def build_method(config: Any, *, total_steps: int, steps_per_epoch: int, num_dev
         key_weight=config.loss.key_weight,
         key_term=config.loss.key_term,
         shuffle_keys=config.loss.shuffle_keys,
-        select=build_selector(negatives.selector, negatives.skip),
+        select=build_selector(resolved_selector(config, jax.default_backend()), negatives.skip, queue_axis),
         num_negatives=k,
         count_negatives=count_schedule(negatives.schedule, first_k, k, total_steps) if scheduled else None,
         mask_same_image=negatives.mask_same_image,
         queue_size=config.queue.size,
         queue_init=config.queue.init,
+        queue_axis=queue_axis,
         accumulate_steps=config.train.accumulate_steps,
         ema=MOMENTUM_SCHEDULES[config.ema.schedule](config.ema.momentum, total_steps),
         learning_rate=learning_rate,

@@ -59,10 +59,12 @@ def select_top_k(similarities: jax.Array, k: int, rngs: jax.Array | None = None)
     return Selection(*jax.lax.top_k(similarities, min(k, similarities.shape[1])))
 
 
-def select_threshold(similarities: jax.Array, k: int | jax.Array, rngs: jax.Array | None = None) -> Selection:
+def select_threshold(
+    similarities: jax.Array, k: int | jax.Array, rngs: jax.Array | None = None, *, axis_name: str | None = None
+) -> Selection:
     """The negatives of `select_top_k`, found without a sort (`dualcl_jax.threshold`); k may be traced."""
     del rngs
-    return _masked(similarities, largest(similarities, k))
+    return _masked(similarities, largest(similarities, k, axis_name))
 
 
 def select_approx_max_k(similarities: jax.Array, k: int, rngs: jax.Array | None = None) -> Selection:
@@ -75,14 +77,19 @@ def select_approx_max_k(similarities: jax.Array, k: int, rngs: jax.Array | None 
 
 
 def select_ring(
-    similarities: jax.Array, k: int | jax.Array, rngs: jax.Array | None = None, *, skip: int = 0
+    similarities: jax.Array,
+    k: int | jax.Array,
+    rngs: jax.Array | None = None,
+    *,
+    skip: int = 0,
+    axis_name: str | None = None,
 ) -> Selection:
     """The k hardest allowed slots after the `skip` hardest, which are the likeliest of the anchor's own class.
 
     Where fewer than skip + k are allowed, fewer are selected. After the ring of 2010.02037; by count, ours.
     """
     del rngs
-    inner, outer = largest(similarities, skip), largest(similarities, skip + k)
+    inner, outer = largest(similarities, skip, axis_name), largest(similarities, skip + k, axis_name)
     return _masked(similarities, outer & ~inner)
 
 
@@ -104,9 +111,40 @@ SELECTORS: dict[str, Selector] = {
 }
 
 
-def build_selector(name: str, skip: int) -> Selector:
-    """A selector of the table; `skip` is how many of the hardest `ring` leaves out."""
-    return partial(select_ring, skip=skip) if name == 'ring' else SELECTORS[name]
+AUTO = 'auto'
+"""In a config: the one of `EXACT` that `fastest_exact` names."""
+EXACT = ('top_k', 'threshold')
+"""Those that select exactly the k hardest."""
+
+
+def fastest_exact(platform: str, k: int, candidates: int) -> str:
+    """The name of the fastest selector of exactly the k hardest, as `experiments/benchmark.py head` measures on CPUs.
+
+    There a sort pays only for few of many. On TPUs it sorts whole rows, for which `compile` shows the memory; GPUs are
+    unmeasured and take JAX's own.
+    """
+    if platform == 'cpu':
+        return 'top_k' if candidates >= 32_768 and k <= candidates // 64 else 'threshold'
+    return 'threshold' if platform == 'tpu' else 'top_k'
+
+
+SHARDED = ('all', 'top_k', 'threshold', 'ring')
+"""Those that can select from a queue that lies on several devices, K/n slots on each."""
+
+
+def build_selector(name: str, skip: int, axis_name: str | None = None) -> Selector:
+    """A selector of the table.
+
+    Args:
+      name: of `SELECTORS`, of `SHARDED` with an axis.
+      skip: how many of the hardest `ring` leaves out.
+      axis_name: of the devices that a sharded queue lies on. `top_k` then is `threshold`, which selects the same.
+    """
+    if name == 'ring':
+        return partial(select_ring, skip=skip, axis_name=axis_name)
+    if name == 'all' or axis_name is None:
+        return SELECTORS[name]
+    return partial(select_threshold, axis_name=axis_name)
 
 
 def _masked(similarities: jax.Array, chosen: jax.Array) -> Selection:

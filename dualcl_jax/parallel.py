@@ -1,10 +1,13 @@
 """Devices: one per-device step mapped by `jax.pmap` or `jax.shard_map`, and the two forms of the state.
 
-Outside the mapped step a state is *global*: plain replicated arrays without a device axis, which is what checkpoints,
-evaluation and hashes see. Inside the loop it is in the mapper's own form, donated from step to step.
+Outside the mapped step a state is *global*: arrays without a device axis, which is what checkpoints, evaluation and
+hashes see, replicated but for the slots of a sharded queue. Inside the loop it is in the mapper's own form, donated
+from step to step. How a state lies on the devices is said by a tree of `PartitionSpec`, or one for the whole of it.
 """
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -14,6 +17,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dualcl_jax.method import AXIS
 
 Tree = Any
+Specs = Any
+REPLICATED = PartitionSpec()
 Step = Callable[[Tree, Tree], tuple[Tree, Tree]]
 
 
@@ -22,8 +27,12 @@ class Mapper(Protocol):
 
     mesh: Mesh
 
-    def map(self, step: Step) -> Step:
+    def map(self, step: Step) -> Any:
         """The step over all devices, jitted, its state donated."""
+        ...
+
+    def lower(self, step: Step, state: Tree, batch: Tree) -> jax.stages.Lowered:
+        """The mapped step, lowered for the shapes of a global state and of a whole batch [B, ...]."""
         ...
 
     def put_batch(self, batch: Tree) -> Tree:
@@ -54,13 +63,47 @@ def process_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
 
 def replicate(tree: Tree, mesh: Mesh) -> Tree:
     """Host or single-device arrays, equal in every process, as global arrays on every device of the mesh."""
-    sharding = NamedSharding(mesh, PartitionSpec())
+    return place(tree, mesh, REPLICATED)
 
-    def put(leaf: Any) -> jax.Array:
-        copies = [jax.device_put(leaf, device) for device in mesh.local_devices]
-        return jax.make_array_from_single_device_arrays(np.shape(leaf), sharding, copies)
 
-    return jax.tree.map(put, tree)
+def place(tree: Tree, mesh: Mesh, specs: Specs) -> Tree:
+    """Host or single-device arrays, equal in every process, as global arrays that lie on the mesh as `specs` say."""
+
+    def put(spec: PartitionSpec, leaf: Any) -> jax.Array:
+        sharding, shape = NamedSharding(mesh, spec), np.shape(leaf)
+        parts = sharding.addressable_devices_indices_map(shape)
+        whole = sharding.is_fully_replicated
+        pieces = [jax.device_put(leaf if whole else np.asarray(leaf)[part], device) for device, part in parts.items()]
+        return jax.make_array_from_single_device_arrays(shape, sharding, pieces)
+
+    return _map(put, specs, tree)
+
+
+def shapes(tree: Tree, mesh: Mesh, specs: Specs) -> Tree:
+    """Shape, dtype and sharding of every leaf of a global tree."""
+
+    def describe(spec: PartitionSpec, leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+    return _map(describe, specs, tree)
+
+
+def bytes_per_device(described: Tree) -> int:
+    """Bytes that one device holds of a tree of `shapes`."""
+    leaves = jax.tree.leaves(described)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def whole(tree: Tree) -> Tree:
+    """A global tree with every leaf whole on every device; of several processes, all call it."""
+
+    def gather(leaf: jax.Array) -> jax.Array:
+        if leaf.is_fully_replicated:
+            return leaf
+        assert isinstance(leaf.sharding, NamedSharding)
+        return jax.jit(lambda parts: parts, out_shardings=NamedSharding(leaf.sharding.mesh, REPLICATED))(leaf)
+
+    return jax.tree.map(gather, tree)
 
 
 def to_host(tree: Tree) -> Tree:
@@ -68,15 +111,29 @@ def to_host(tree: Tree) -> Tree:
     return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_shards[0].data), tree)
 
 
-class PmapMapper:
-    """`jax.pmap` with a leading device axis on state and batch."""
+def _map(function: Callable[[PartitionSpec, Any], Any], specs: Specs, tree: Tree) -> Tree:
+    """The function of each leaf and its spec."""
+    return jax.tree.map(lambda spec, part: jax.tree.map(partial(function, spec), part), specs, tree)
 
-    def __init__(self, mesh: Mesh) -> None:
+
+class PmapMapper:
+    """`jax.pmap` with a leading device axis on state and batch: [n, ...], or [n, K/n, ...] of what is sharded."""
+
+    def __init__(self, mesh: Mesh, specs: Specs = REPLICATED) -> None:
         self.mesh = mesh
+        self._specs = specs
         self._local = NamedSharding(Mesh(np.asarray(mesh.local_devices), (AXIS,)), PartitionSpec(AXIS))
 
-    def map(self, step: Step) -> Step:
+    def map(self, step: Step) -> Any:
         return jax.pmap(step, axis_name=AXIS, devices=list(self.mesh.devices), donate_argnums=0)
+
+    def lower(self, step: Step, state: Tree, batch: Tree) -> jax.stages.Lowered:
+        def stack(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            assert leaf.sharding is not None
+            return jax.ShapeDtypeStruct((self.mesh.size, *leaf.sharding.shard_shape(leaf.shape)), leaf.dtype)
+
+        rows = shapes(batch, self.mesh, PartitionSpec(AXIS))
+        return self.map(step).lower(*jax.tree.map(stack, (shapes(state, self.mesh, self._specs), rows)))
 
     def put_batch(self, batch: Tree) -> Tree:
         devices = len(self.mesh.local_devices)
@@ -86,33 +143,41 @@ class PmapMapper:
     def put_state(self, state: Tree) -> Tree:
         def stack(leaf: jax.Array) -> jax.Array:
             parts = [shard.data[None] for shard in leaf.addressable_shards]
-            return jax.make_array_from_single_device_arrays((len(parts), *leaf.shape), self._local, parts)
+            shape = (len(parts), *parts[0].shape[1:])
+            return jax.make_array_from_single_device_arrays(shape, self._local, parts)
 
         return jax.tree.map(stack, state)
 
     def global_state(self, state: Tree) -> Tree:
-        sharding = NamedSharding(self.mesh, PartitionSpec())
-
-        def unstack(leaf: jax.Array) -> jax.Array:
+        def unstack(spec: PartitionSpec, leaf: jax.Array) -> jax.Array:
             parts = [shard.data[0] for shard in leaf.addressable_shards]
-            return jax.make_array_from_single_device_arrays(leaf.shape[1:], sharding, parts)
+            shape = leaf.shape[1:] if spec == REPLICATED else (self.mesh.size * leaf.shape[1], *leaf.shape[2:])
+            return jax.make_array_from_single_device_arrays(shape, NamedSharding(self.mesh, spec), parts)
 
-        return jax.tree.map(unstack, state)
+        return _map(unstack, self._specs, state)
 
 
 class ShardMapMapper:
-    """`jax.jit(jax.shard_map(...))` with replicated state; without vma checks, which would average gradients twice."""
+    """`jax.jit(jax.shard_map(...))` of a global state; without vma checks, which would average gradients twice."""
 
-    def __init__(self, mesh: Mesh) -> None:
+    def __init__(self, mesh: Mesh, specs: Specs = REPLICATED) -> None:
         self.mesh = mesh
+        self._specs = specs
         self._rows = NamedSharding(mesh, PartitionSpec(AXIS))
 
-    def map(self, step: Step) -> Step:
-        replicated, rows = PartitionSpec(), PartitionSpec(AXIS)
+    def map(self, step: Step) -> Any:
         mapped = jax.shard_map(
-            step, mesh=self.mesh, in_specs=(replicated, rows), out_specs=(replicated, replicated), check_vma=False
+            step,
+            mesh=self.mesh,
+            in_specs=(self._specs, PartitionSpec(AXIS)),
+            out_specs=(self._specs, REPLICATED),
+            check_vma=False,
         )
         return jax.jit(mapped, donate_argnums=0)
+
+    def lower(self, step: Step, state: Tree, batch: Tree) -> jax.stages.Lowered:
+        rows = shapes(batch, self.mesh, PartitionSpec(AXIS))
+        return self.map(step).lower(shapes(state, self.mesh, self._specs), rows)
 
     def put_batch(self, batch: Tree) -> Tree:
         return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(self._rows, rows), batch)
@@ -124,4 +189,4 @@ class ShardMapMapper:
         return state
 
 
-MAPPERS: dict[str, Callable[[Mesh], Mapper]] = {'pmap': PmapMapper, 'shard_map': ShardMapMapper}
+MAPPERS: dict[str, Callable[..., Mapper]] = {'pmap': PmapMapper, 'shard_map': ShardMapMapper}

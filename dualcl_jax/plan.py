@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from dualcl_jax.console import Console
-from dualcl_jax.data.loader import Batch
-from dualcl_jax.parallel import ShardMapMapper
+from dualcl_jax.parallel import ShardMapMapper, bytes_per_device, shapes
 from dualcl_jax.run import make_plan
+from dualcl_jax.state import state_specs
 from dualcl_jax.step import train_step
 from dualcl_jax.summary import header
 
@@ -22,11 +22,9 @@ def dry_run(config: ConfigDict, workdir: str) -> None:
     """
     plan = make_plan(config, workdir, writes=False)
     state = jax.eval_shape(plan.create)
-    count = config.train.batch_size
-    images = jax.ShapeDtypeStruct((count, *plan.splits.train.image_shape), jnp.uint8)
-    batch = Batch(images, *[jax.ShapeDtypeStruct((count,), jnp.int32)] * 3)
-    jax.eval_shape(ShardMapMapper(plan.mesh).map(partial(train_step, plan.method)), state, batch)
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    specs = state_specs(plan.method)
+    jax.eval_shape(ShardMapMapper(plan.mesh, specs).map(partial(train_step, plan.method)), state, plan.batch())
+    size = bytes_per_device(shapes(state, plan.mesh, specs))
     steps = [0, plan.total_steps // 2, plan.total_steps - 1]
     rates = (f'{float(plan.method.learning_rate(jnp.int32(step))):.3g} at step {step:,}' for step in steps)
     console = Console(plan.total_steps, plan.start_step, silent=jax.process_index() != 0)

@@ -2,6 +2,9 @@
 
 MoCo (1911.05722, §3.1): the newest batch of keys replaces the oldest. A queue is a plain pytree, and every function
 here returns a new one. Slot `cursor` is the next to be written, so it is the oldest once the queue is full.
+
+A queue may be sharded over the devices of a mapped axis: device i holds K/n slots from i·K/n on. Each device then calls
+these functions with its own slots and the name of the axis; `cursor` and `filled` are those of the whole queue.
 """
 
 import dataclasses
@@ -36,7 +39,7 @@ class Queue:
 
     @property
     def size(self) -> int:
-        """K, the number of slots."""
+        """How many slots are at hand: K, or K/n of a sharded queue."""
         return self.keys.shape[0]
 
 
@@ -76,7 +79,14 @@ def batch_queue(keys: jax.Array, ids: jax.Array, labels: jax.Array, step: jax.Ar
     )
 
 
-def enqueue(queue: Queue, keys: jax.Array, ids: jax.Array, labels: jax.Array, step: jax.Array) -> Queue:
+def enqueue(
+    queue: Queue,
+    keys: jax.Array,
+    ids: jax.Array,
+    labels: jax.Array,
+    step: jax.Array,
+    axis_name: str | None = None,
+) -> Queue:
     """Writes n keys behind the newest, over the oldest.
 
     n may be anything. Where n exceeds K only the newest K stay, in the slots where writing all of them one by one would
@@ -88,13 +98,15 @@ def enqueue(queue: Queue, keys: jax.Array, ids: jax.Array, labels: jax.Array, st
       ids: [n] int32, image of each key.
       labels: [n] int32, class of each key or `UNKNOWN`.
       step: [] int32, the step that made the keys.
+      axis_name: of the devices that a sharded queue lies on; every one of them gets the same keys.
     """
-    size, count = queue.size, keys.shape[0]
+    first, size, count = first_slot(queue, axis_name), total_size(queue, axis_name), keys.shape[0]
     kept = min(count, size)
     slots = (queue.cursor + jnp.arange(count - kept, count, dtype=jnp.int32)) % size
+    rows_of_slots = (slots - first) % size  # those of other devices lie past the end, where nothing is written
 
     def write(column: jax.Array, rows: jax.Array) -> jax.Array:
-        return column.at[slots].set(rows[count - kept :], unique_indices=True)
+        return column.at[rows_of_slots].set(rows[count - kept :], mode='drop', unique_indices=True)
 
     return Queue(
         keys=write(queue.keys, keys),
@@ -106,13 +118,26 @@ def enqueue(queue: Queue, keys: jax.Array, ids: jax.Array, labels: jax.Array, st
     )
 
 
-def valid(queue: Queue) -> jax.Array:
-    """[K] bool: which slots hold a key."""
-    return jnp.arange(queue.size, dtype=jnp.int32) < queue.filled
+def total_size(queue: Queue, axis_name: str | None = None) -> int:
+    """K, the number of slots on all devices."""
+    return queue.size if axis_name is None else queue.size * jax.lax.axis_size(axis_name)
 
 
-def mean_age(queue: Queue, step: jax.Array) -> jax.Array:
+def first_slot(queue: Queue, axis_name: str | None = None) -> jax.Array:
+    """[] int32: the number in the whole queue of the first slot at hand."""
+    index = jnp.zeros((), jnp.int32) if axis_name is None else jax.lax.axis_index(axis_name)
+    return index * queue.size
+
+
+def valid(queue: Queue, axis_name: str | None = None) -> jax.Array:
+    """[K] bool: which of the slots at hand hold a key."""
+    return first_slot(queue, axis_name) + jnp.arange(queue.size, dtype=jnp.int32) < queue.filled
+
+
+def mean_age(queue: Queue, step: jax.Array, axis_name: str | None = None) -> jax.Array:
     """[] float32: how many steps ago the keys of images were written, on average; 0 while there are none."""
     of_image = queue.enqueued_at != UNKNOWN
     age = jnp.where(of_image, step - queue.enqueued_at, 0)
-    return age.sum().astype(jnp.float32) / jnp.maximum(of_image.sum(), 1).astype(jnp.float32)
+    sums = age.sum().astype(jnp.float32), of_image.sum().astype(jnp.float32)
+    total, count = sums if axis_name is None else jax.lax.psum(sums, axis_name)
+    return total / jnp.maximum(count, 1.0)

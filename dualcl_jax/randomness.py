@@ -6,9 +6,9 @@ step draws what it would have drawn.
 
 import jax
 
-INIT, VIEWS, SHUFFLE, QUEUE, NEGATIVES = range(5)
-"""The purposes: initial parameters, augmentation, shuffling of the key batch, initial noise of the
-queue, negatives drawn at random."""
+INIT, VIEWS, QUEUE, NEGATIVES, FINETUNE, PAIRS = 0, 1, 3, 4, 5, 6
+"""The purposes: initial parameters, augmentation, initial noise of the queue, negatives drawn at random, crops for
+fine-tuning, pairs of views for alignment."""
 
 
 def key(seed: int, purpose: int) -> jax.Array:

@@ -1,30 +1,38 @@
 """A run before its loop: everything checked, loaded, built and, where there is a checkpoint, restored."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dualcl_jax.checkpoint import Checkpoints
-from dualcl_jax.data import Splits, load
+from dualcl_jax.config import method_sha256
+from dualcl_jax.data import Batch, Splits, load
+from dualcl_jax.data.encoded import EncodedSource
 from dualcl_jax.data.order import steps_per_epoch
 from dualcl_jax.errors import UserError
 from dualcl_jax.evaluators.embed import Embedder
 from dualcl_jax.evaluators.monitor import KnnMonitor, can_monitor
 from dualcl_jax.finished import find_run, saved_steps
-from dualcl_jax.hosts import check_shared
+from dualcl_jax.hosts import check_same_data, check_shared
 from dualcl_jax.init_from import with_encoder
-from dualcl_jax.method import Method, build_method
-from dualcl_jax.parallel import MAPPERS, Mapper, device_mesh, replicate
-from dualcl_jax.state import TrainState, create_train_state
+from dualcl_jax.method import Method, build_method, crop_recipe, resolved_selector
+from dualcl_jax.negatives import AUTO, EXACT
+from dualcl_jax.parallel import MAPPERS, Mapper, device_mesh, place
+from dualcl_jax.state import TrainState, create_train_state, state_specs
 from dualcl_jax.validation import validate, validate_devices, validate_schedule
 from dualcl_jax.workdir import (
     channel_statistics,
     check_same_run,
     existing_or_new,
+    lock,
     open_workdir,
+    stored_config,
     write_config,
     write_data_report,
 )
@@ -62,6 +70,13 @@ class Plan:
         """The state of a new run."""
         return create_train_state(self.method, self.splits.train.image_shape[2])
 
+    def batch(self) -> Batch:
+        """Shapes and dtypes of a whole batch, as the loader makes it."""
+        source, size = self.splits.train, self.config.train.batch_size
+        images = crop_recipe(self.method).shape if isinstance(source, EncodedSource) else source.image_shape
+        column = jax.ShapeDtypeStruct((size,), jnp.int32)
+        return Batch(jax.ShapeDtypeStruct((size, *images), jnp.uint8), column, column, column)
+
 
 @dataclasses.dataclass(frozen=True)
 class Run(Plan):
@@ -72,7 +87,10 @@ class Run(Plan):
       embed: features of images by the method's encoder.
       monitor: kNN accuracy; None where it is off or there are no labels.
       checkpoints: of the workdir.
+      damaged: steps of checkpoints that could not be used, and why.
+      record: what every checkpoint says of its run.
       trained_s: seconds the run took before the checkpoint it goes on from.
+      skipped_steps: whose batches were passed over until then, see `nonfinite.py`.
       writes: whether this process writes files and prints: one process of a run does.
     """
 
@@ -80,7 +98,10 @@ class Run(Plan):
     embed: Embedder
     monitor: KnnMonitor | None
     checkpoints: Checkpoints
+    damaged: Mapping[int, str]
+    record: Mapping[str, Any]
     trained_s: float
+    skipped_steps: tuple[int, ...]
     writes: bool
 
 
@@ -97,8 +118,11 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool) -> Plan:
     if writes:
         check_shared(folder, config.parallel.timeout_s)
     splits = load(config.data)
+    if writes:
+        check_same_data(config.data.name, ' '.join(split.fingerprint for split in splits if split is not None))
     if not config.data.mean:
         config.data.mean, config.data.std = channel_statistics(splits.train)
+    config.negatives.selector = _selector(config, folder, mesh)
     check_same_run(folder, config)
     if config.init_from:
         find_run(config.init_from, flag='--init_from')
@@ -107,6 +131,14 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool) -> Plan:
     validate_schedule(config, total_steps, epoch)
     method = build_method(config, total_steps=total_steps, steps_per_epoch=epoch, num_devices=mesh.devices.size)
     return Plan(config, folder, splits, mesh, method, epoch, total_steps, max(saved_steps(folder), default=None))
+
+
+def _selector(config: ConfigDict, folder: epath.Path, mesh: Mesh) -> str:
+    """The selector's name; one chosen for the config stays chosen when its run goes on, on whatever device."""
+    before = stored_config(folder)
+    if config.negatives.selector == AUTO and before is not None and before.negatives.selector in EXACT:
+        return before.negatives.selector
+    return resolved_selector(config, mesh.devices.flat[0].platform)
 
 
 def open_run(config: ConfigDict, workdir: str) -> tuple[Run, TrainState]:
@@ -119,18 +151,22 @@ def open_run(config: ConfigDict, workdir: str) -> tuple[Run, TrainState]:
     """
     plan = make_plan(config, workdir, writes=True)
     folder, splits, mesh, method = plan.folder, plan.splits, plan.mesh, plan.method
+    writes = jax.process_index() == 0
+    if writes:
+        lock(folder)
     checkpoints = Checkpoints(
         (folder / 'checkpoints').resolve(), keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best
     )
-    resumed_from, trained_s = checkpoints.latest_step(), 0.0
-    if resumed_from is None:
-        state = replicate(jax.jit(plan.create)(), mesh)
+    config_sha256, specs = method_sha256(config), state_specs(method)
+    checkpoint = checkpoints.newest(jax.eval_shape(plan.create), mesh, {'config_sha256': config_sha256}, specs)
+    found: dict[str, Any] = {}
+    if checkpoint is None:
+        state = place(jax.jit(plan.create)(), mesh, specs)
         if config.init_from:
             state = with_encoder(state, config.init_from, mesh)
     else:
-        state, saved = checkpoints.restore(resumed_from, jax.eval_shape(plan.create), mesh)
-        trained_s = saved['wall_time_s']
-        if saved['data_fingerprint'] != splits.train.fingerprint:
+        state, found = checkpoint.state, checkpoint.record
+        if found['data_fingerprint'] != splits.train.fingerprint:
             raise UserError(
                 f'data.name={config.data.name}: not the images that {folder} was trained on\n'
                 'restore the data, or start in a new --workdir'
@@ -140,7 +176,6 @@ def open_run(config: ConfigDict, workdir: str) -> tuple[Run, TrainState]:
     if config.monitor.every_epochs and can_monitor(splits):
         settings = config.monitor
         monitor = KnnMonitor(embed, splits, k=settings.k, temperature=settings.temperature, bank=settings.bank)
-    writes = jax.process_index() == 0
     if writes:
         write_config(folder, config)
         write_data_report(folder, splits)
@@ -150,14 +185,17 @@ def open_run(config: ConfigDict, workdir: str) -> tuple[Run, TrainState]:
         splits=splits,
         mesh=mesh,
         method=method,
-        mapper=MAPPERS[config.parallel.mapper](mesh),
+        mapper=MAPPERS[config.parallel.mapper](mesh, specs),
         embed=embed,
         monitor=monitor,
         checkpoints=checkpoints,
         steps_per_epoch=plan.steps_per_epoch,
         total_steps=plan.total_steps,
-        resumed_from=resumed_from,
-        trained_s=trained_s,
+        resumed_from=checkpoint.step if checkpoint else None,
+        damaged=checkpoint.damaged if checkpoint else {},
+        record={'data_fingerprint': splits.train.fingerprint, 'config_sha256': config_sha256},
+        trained_s=found.get('wall_time_s', 0.0),
+        skipped_steps=tuple(found.get('skipped_steps', ())),
         writes=writes,
     )
     return run, state

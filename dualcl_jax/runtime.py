@@ -1,19 +1,22 @@
 """The process before JAX: flags of the compiler, logging, and joining the other processes of a run."""
 
+import contextlib
 import ctypes
 import importlib.metadata
 import importlib.util
 import os
+import platform
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from logging import getLogger
 from typing import Any
 
 from absl import logging
 
-from dualcl_jax import hosts
-from dualcl_jax.errors import UserError
+from dualcl_jax import hosts, keeper
+from dualcl_jax.errors import STORAGE, UserError
 
 ALIKE = ('dualcl-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 """Packages whose versions must be the same in every process."""
@@ -37,7 +40,7 @@ def start(
     num_processes: int | None,
     process_id: int | None,
     facts: hosts.Facts | None = None,
-    timeout_s: float = 60.0,
+    timeout_s: float = 50.0,
 ) -> None:
     """Sets JAX up. Call once, before anything touches a device.
 
@@ -51,13 +54,17 @@ def start(
     Raises:
       UserError: a process is missing, late or different, or the flags do not fit together.
     """
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)  # Orbax logs at length in its threads what it raises, and we tell, in a line
+    getLogger('asyncio').setLevel('CRITICAL')  # likewise
+    warnings.filterwarnings('ignore', message="coroutine 'async_serialize_from_host")
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     warnings.filterwarnings('ignore', message='Sharding info not provided when restoring')
     sys.unraisablehook = partial(_report_unraisable, sys.unraisablehook)
-    if _cpu_only():
+    cpu_only = _cpu_only()
+    if cpu_only:
         _set_cpu_flags()
         _keep_freed_memory()
+    _use_compilation_cache(platform.node() if cpu_only else 'compiled')
     import jax
 
     if (coordinator_address, num_processes, process_id) == (None, None, None):
@@ -73,23 +80,36 @@ def start(
     versions = {f'version of {name}': importlib.metadata.version(name) for name in ALIKE}
     hosts.roll_call(place, versions | dict(facts or {}), timeout_s)
     try:
-        jax.distributed.initialize(*place)
+        with _kept_apart():
+            jax.distributed.initialize(*place)
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f'--coordinator_address={place.address}: the processes could not be joined ({str(error).splitlines()[0]})'
         ) from error
 
 
+@contextlib.contextmanager
+def _kept_apart() -> Iterator[None]:
+    """Within, process 0 does not serve the others itself: the keeper does."""
+    from jax._src.lib import _jax
+
+    serve, _jax.get_distributed_runtime_service = _jax.get_distributed_runtime_service, keeper.start
+    try:
+        yield
+    finally:
+        _jax.get_distributed_runtime_service = serve
+
+
 def _cpu_only() -> bool:
     """Whether JAX will find no accelerator, as far as can be told without starting it."""
-    accelerator = any(importlib.util.find_spec(name) for name in ('libtpu', 'jax_plugins'))
+    accelerator = importlib.util.find_spec('jax_plugins') or (importlib.util.find_spec('libtpu') and hosts.has_tpu())
     return os.environ.get('JAX_PLATFORMS') == 'cpu' or not accelerator
 
 
 def _set_cpu_flags() -> None:
     """Adds `CPU_FLAGS` to XLA_FLAGS, before what the user set there.
 
-    Not beside a persistent compilation cache: jaxlib 0.12 fails to store programs that call oneDNN.
+    Not where the user names a compilation cache: jaxlib 0.12 fails to store programs that call oneDNN.
     """
     version = tuple(int(part) for part in importlib.metadata.version('jaxlib').split('.')[:2])
     cached = 'JAX_COMPILATION_CACHE_DIR' in os.environ
@@ -97,6 +117,18 @@ def _set_cpu_flags() -> None:
         given = os.environ.get('XLA_FLAGS', '')
         flags = (flag for flag in CPU_FLAGS if flag.split('=')[0] not in given)
         os.environ['XLA_FLAGS'] = ' '.join([*flags, given]).strip()
+
+
+def _use_compilation_cache(name: str) -> None:
+    """Lets JAX keep compiled programs for the next start, where the user does not say otherwise.
+
+    Hosts may share the folder, but not programs for CPUs, which may lack each other's instructions. On CPUs those that
+    call oneDNN, the step among them, are compiled each time: jaxlib 0.12 cannot store them.
+    """
+    home = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
+    os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(home, 'dualcl_jax', name))
+    os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
+    warnings.filterwarnings('ignore', message='Error writing persistent compilation cache entry')
 
 
 def _keep_freed_memory() -> None:
@@ -112,6 +144,8 @@ def _keep_freed_memory() -> None:
 
 
 def _report_unraisable(report: Callable[[Any], object], unraisable: Any) -> None:
-    """Hides what the other reads of a damaged checkpoint say when one has failed and ended their event loop."""
-    if str(unraisable.exc_value) != 'Event loop is closed':
+    """Hides what is told already: other reads of a damaged checkpoint that fail, files of a full disk at their end."""
+    error = unraisable.exc_value
+    told = str(error) == 'Event loop is closed' or (isinstance(error, OSError) and error.errno in STORAGE)
+    if not told:
         report(unraisable)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.sharding import PartitionSpec
 
 from dualcl_jax import randomness
 from dualcl_jax.method import Method
@@ -16,7 +17,7 @@ Variables = dict[str, Any]
 
 @struct.dataclass
 class TrainState:
-    """Everything that changes in training; the same on every device.
+    """Everything that changes in training; the same on every device, but for the slots of a sharded queue.
 
     Attributes:
       step: [] int32, how many steps were taken.
@@ -66,6 +67,21 @@ def create_train_state(method: Method, channels: int) -> TrainState:
         opt_state=method.optimizer.init(params),
         queue=queue,
     )
+
+
+def state_specs(method: Method) -> Any:
+    """How a state lies on the devices: a `PartitionSpec` for each part, or one for the whole of it."""
+    whole: Any = PartitionSpec()
+    if method.queue_axis is None:
+        return whole
+    return TrainState(whole, whole, whole, whole, whole, whole, queue_specs(method))
+
+
+def queue_specs(method: Method) -> Any:
+    """The same for its queue."""
+    whole: Any = PartitionSpec()
+    slots: Any = PartitionSpec(method.queue_axis)
+    return Queue(keys=slots, ids=slots, labels=slots, enqueued_at=slots, cursor=whole, filled=whole)
 
 
 def _without_predictor(variables: Variables) -> Variables:

@@ -4,13 +4,16 @@ In MoCo's own order (1911.05722, Algorithm 1): move the momentum encoder towards
 queries against the queue as the last step left it, enqueue this step's keys, update the online encoder.
 """
 
+import dataclasses
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 
-from dualcl_jax import randomness
+from dualcl_jax import randomness, shuffle
 from dualcl_jax.accumulate import average_gradient, join, split
 from dualcl_jax.data.loader import Batch
 from dualcl_jax.diagnostics import measure
@@ -36,7 +39,9 @@ def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainSt
     """One step of one device; runs under a mapped axis named `AXIS`.
 
     Returns:
-      The next state, the same on every device, and scalar metrics, averaged over devices.
+      The next state, the same on every device but for the slots of a sharded queue, and scalar metrics, averaged over
+      devices. Where a number in them is not finite, `train/finite` is False and the next state is this one, a step
+      later.
     """
     momentum = method.ema(state.step)
     online = {part: state.params[part] for part in state.momentum_params}  # without the predictor
@@ -50,9 +55,9 @@ def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainSt
     key_views = jnp.stack([view_2, view_1]) if method.symmetric else view_2[None]
 
     momentum_variables = {'params': momentum_params, 'batch_stats': state.momentum_batch_stats}
-    order = jnp.argsort(jax.lax.all_gather(batch.positions, AXIS, tiled=True))
-    keys, momentum_batch_stats = encode_keys(method, momentum_variables, key_views, state.step, batch.positions, order)
+    keys, momentum_batch_stats = encode_keys(method, momentum_variables, key_views)
 
+    order = jnp.argsort(jax.lax.all_gather(batch.positions, AXIS, tiled=True))
     everyone = in_global_order(jnp.stack([batch.positions, batch.ids, batch.labels], axis=1), order)
     global_keys = in_global_order(keys.swapaxes(0, 1), order)
     if state.queue is None:  # each view order against the other keys of its own
@@ -73,6 +78,7 @@ def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainSt
                 select=method.select,
                 k=count,
                 mask_same_image=method.mask_same_image,
+                axis_name=method.queue_axis,
             )
         allowed = allowed_slots(valid(queue), queue.ids, rows.ids, mask_same_image=method.mask_same_image)
         others = allowed & (rows.positions[:, None] != everyone[None, :, 0])
@@ -129,7 +135,7 @@ def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainSt
     views, queue = keys.shape[0], state.queue
     if queue is not None:
         ids, labels = (jnp.repeat(everyone[:, column], views) for column in (1, 2))
-        queue = enqueue(queue, global_keys.reshape(-1, method.dim), ids, labels, state.step)
+        queue = enqueue(queue, global_keys.reshape(-1, method.dim), ids, labels, state.step, method.queue_axis)
     next_state = TrainState(
         step=state.step + 1,
         params=jax.tree.map(jnp.add, state.params, updates),
@@ -139,11 +145,31 @@ def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainSt
         opt_state=opt_state,
         queue=queue,
     )
-    metrics = measure(loss, queries, contrasts, gradients, batch.labels, candidates[0], state.step, AXIS)
+    labels = batch.labels if method.queue_axis is None else everyone[:, 2]
+    metrics = measure(loss, queries, contrasts, gradients, labels, candidates[0], state.step, AXIS, method.queue_axis)
     metrics |= {'train/learning_rate': method.learning_rate(state.step), 'train/ema_momentum': momentum}
     if method.count_negatives is not None:
         metrics['train/negatives'] = method.count_negatives(state.step).astype(jnp.float32)
-    return next_state, metrics
+    finite = all_finite((metrics['train/loss'], metrics['train/gradient_norm'], next_state))
+    metrics['train/finite'] = jax.lax.pmin(finite, AXIS)
+    return choose(metrics['train/finite'], next_state, passed_over(state)), metrics
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """[] bool: whether every floating-point number of a tree is finite."""
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]).all()
+
+
+def passed_over(state: TrainState) -> TrainState:
+    """The state after a batch that was not learnt from: only the counts go on, so that schedules follow the step."""
+    step = state.step + 1
+    return dataclasses.replace(state, step=step, opt_state=optax.tree.set(state.opt_state, count=step))
+
+
+def choose(first: jax.Array, tree: Any, other: Any) -> Any:
+    """One of two trees of the same shapes, by a [] bool."""
+    return jax.tree.map(lambda a, b: jnp.where(first, a, b), tree, other)
 
 
 def encode(
@@ -176,30 +202,15 @@ def encode_parts(method: Method, variables: Variables, views: jax.Array) -> tupl
     return join(stacked, axis=1), batch_stats
 
 
-def encode_keys(
-    method: Method,
-    variables: Variables,
-    views: jax.Array,
-    step: jax.Array,
-    positions: jax.Array,
-    order: jax.Array,
-) -> tuple[jax.Array, Variables]:
-    """`encode` for the momentum encoder: no gradient, and the batch shuffled across devices and BN groups if asked.
-
-    Shuffling (1911.05722, §3.3) keeps batch statistics from telling which key belongs to which query.
-    """
-    if not method.shuffle_keys:
+def encode_keys(method: Method, variables: Variables, views: jax.Array) -> tuple[jax.Array, Variables]:
+    """`encode` for the momentum encoder: no gradient, and shuffled across devices and BN groups if asked."""
+    groups = method.encoder.groups * jax.lax.axis_size(AXIS) // method.encoder.span
+    if not method.shuffle_keys or groups == 1:
         keys, batch_stats = encode_parts(method, variables, views)
         return jax.lax.stop_gradient(keys), batch_stats
-    share, first = views.shape[1], jax.lax.axis_index(AXIS) * views.shape[1]
-    batch = in_global_order(views.swapaxes(0, 1), order)
-    shuffle = jax.random.permutation(
-        randomness.step_key(method.seed, randomness.SHUFFLE, step), jnp.arange(batch.shape[0], dtype=jnp.int32)
-    )
-    mine = batch[jax.lax.dynamic_slice(shuffle, (first,), (share,))]
-    keys, batch_stats = encode_parts(method, variables, mine.swapaxes(0, 1))
-    shuffled = jax.lax.all_gather(keys, AXIS, axis=1, tiled=True)
-    return jax.lax.stop_gradient(shuffled[:, jnp.argsort(shuffle)[positions]]), batch_stats
+    places = shuffle.destinations(views.shape[1] * jax.lax.axis_size(AXIS), groups, method.accumulate_steps)
+    keys, batch_stats = encode_parts(method, variables, shuffle.exchange(views, places, AXIS, axis=1))
+    return jax.lax.stop_gradient(shuffle.exchange(keys, np.argsort(places), AXIS, axis=1)), batch_stats
 
 
 def standardize(images: jax.Array, method: Method) -> jax.Array:

@@ -2,6 +2,10 @@
 
 An anchor's loss depends on its own row alone. So the gradient is taken block by block while the block's similarities
 are at hand, and what remains of [b, K] is [b, D]. Ours; the loss is `dualcl_jax.losses.info_nce`.
+
+With a sharded queue the keys stay where they are and the anchors travel: every device scores the anchors of all devices
+against its own slots. What is exchanged are anchors and gradients [B, D] and some sums of each anchor, however long the
+queue.
 """
 
 from collections.abc import Callable
@@ -21,6 +25,8 @@ CPU_BLOCK_BYTES = 16 * 2**20
 """The same on CPUs, where a product of few anchors with many keys is slow."""
 CPU_CACHE_BYTES = 128 * 2**10
 """Of similarities that go through selection and loss together on CPUs: they stay in a core's cache."""
+SHARDED_BLOCK_BYTES = 64 * 2**20
+"""Of a block's similarities with the slots of one device: each block takes about ten collectives."""
 
 
 class Anchors(NamedTuple):
@@ -39,6 +45,16 @@ class Anchors(NamedTuple):
     ids: jax.Array
     labels: jax.Array
     rngs: jax.Array
+
+
+class _Compared(NamedTuple):
+    """What the slots of a device are told of B anchors: `Anchors` with `positive` [B], the cosine to the positive."""
+
+    anchors: jax.Array
+    positive: jax.Array
+    ids: jax.Array
+    labels: jax.Array
+    rngs: jax.Array | None
 
 
 class QueueContrast(NamedTuple):
@@ -62,7 +78,14 @@ class QueueContrast(NamedTuple):
 
 
 def contrast_with_queue(
-    rows: Anchors, queue: Queue, *, temperature: float, select: Selector, k: int | jax.Array, mask_same_image: bool
+    rows: Anchors,
+    queue: Queue,
+    *,
+    temperature: float,
+    select: Selector,
+    k: int | jax.Array,
+    mask_same_image: bool,
+    axis_name: str | None = None,
 ) -> QueueContrast:
     """`info_nce` of each anchor against its positive and the negatives selected from the queue.
 
@@ -70,19 +93,20 @@ def contrast_with_queue(
 
     Args:
       rows: the anchors.
-      queue: K keys.
+      queue: K keys, or this device's part of a sharded queue.
       temperature: τ > 0.
-      select: a selector of `dualcl_jax.negatives`.
+      select: a selector of `dualcl_jax.negatives`; for a sharded queue, one that knows the axis.
       k: how many negatives to select.
       mask_same_image: leave out older keys of the anchor's own image.
+      axis_name: of the devices that a sharded queue lies on; each brings as many anchors.
     """
     queue = jax.lax.stop_gradient(queue)
 
-    def contrast(rows: Anchors, similarities: jax.Array) -> tuple[QueueContrast, jax.Array, jax.Array]:
+    def contrast(rows: _Compared, similarities: jax.Array) -> tuple[QueueContrast, jax.Array, jax.Array]:
         """With the derivatives of each loss by its positive similarity [b] and by its similarities [b, K]."""
 
         def loss(positive: jax.Array, similarities: jax.Array) -> tuple[jax.Array, Contrast]:
-            allowed = allowed_slots(valid(queue), queue.ids, rows.ids, mask_same_image=mask_same_image)
+            allowed = allowed_slots(valid(queue, axis_name), queue.ids, rows.ids, mask_same_image=mask_same_image)
             contrast = contrast_similarities(
                 positive,
                 jnp.where(allowed, similarities, -jnp.inf),
@@ -90,23 +114,21 @@ def contrast_with_queue(
                 select=select,
                 k=k,
                 rngs=rows.rngs,
+                axis_name=axis_name,
             )
             return contrast.loss.sum(), contrast
 
-        positive = (rows.anchors * rows.positives).sum(axis=1)
         differentiated = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-        (_, contrast), (by_positive, by_similarity) = differentiated(positive, similarities)
+        (_, contrast), (by_positive, by_similarity) = differentiated(rows.positive, similarities)
         return summarize(contrast, rows.labels, queue.labels), by_positive, by_similarity
 
-    def block(rows: Anchors, *, cache_bytes: int) -> tuple[QueueContrast, jax.Array, jax.Array]:
-        """With the derivatives of each loss by its anchor and its positive, both [b, D]."""
+    def block(rows: _Compared, *, cache_bytes: int) -> tuple[QueueContrast, jax.Array, jax.Array]:
+        """With the derivatives of each loss by its positive similarity [b], and by its anchor as met by the slots."""
         similarities = cosine(rows.anchors, queue.keys)
         summary, by_positive, by_similarity = _in_parts(lambda part: contrast(*part), (rows, similarities), cache_bytes)
-        by_anchor = jnp.matmul(by_similarity, queue.keys, precision=jax.lax.Precision.HIGHEST)
-        by_anchor += by_positive[:, None] * rows.positives
-        return summary, by_anchor, by_positive[:, None] * rows.anchors
+        return summary, by_positive, jnp.matmul(by_similarity, queue.keys, precision=jax.lax.Precision.HIGHEST)
 
-    def blocks(rows: Anchors, *, block_bytes: int, cache_bytes: int) -> tuple[QueueContrast, jax.Array, jax.Array]:
+    def blocks(rows: _Compared, *, block_bytes: int, cache_bytes: int) -> tuple[QueueContrast, jax.Array, jax.Array]:
         return _in_parts(partial(block, cache_bytes=cache_bytes), rows, block_bytes)
 
     def _in_parts(function: Callable[[Any], Any], rows: Any, most_bytes: int) -> Any:
@@ -118,13 +140,26 @@ def contrast_with_queue(
         parts = jax.tree.map(lambda values: values.reshape(-1, size, *values.shape[1:]), rows)
         return jax.tree.map(lambda values: values.reshape(count, *values.shape[2:]), jax.lax.map(function, parts))
 
-    contrasts, by_anchor, by_positive = jax.lax.platform_dependent(
-        jax.lax.stop_gradient(rows),
-        cpu=partial(blocks, block_bytes=CPU_BLOCK_BYTES, cache_bytes=CPU_CACHE_BYTES),
-        default=partial(blocks, block_bytes=BLOCK_BYTES, cache_bytes=BLOCK_BYTES),
-    )
+    held = jax.lax.stop_gradient(rows)
+    compared = _Compared(held.anchors, (held.anchors * held.positives).sum(axis=1), held.ids, held.labels, held.rngs)
+    if axis_name is None:
+        contrasts, by_positive, by_anchor = jax.lax.platform_dependent(
+            compared,
+            cpu=partial(blocks, block_bytes=CPU_BLOCK_BYTES, cache_bytes=CPU_CACHE_BYTES),
+            default=partial(blocks, block_bytes=BLOCK_BYTES, cache_bytes=BLOCK_BYTES),
+        )
+    else:
+        everyone = jax.lax.all_gather(compared._replace(rngs=None), axis_name, tiled=True)
+        of_slots = blocks(everyone, block_bytes=SHARDED_BLOCK_BYTES, cache_bytes=SHARDED_BLOCK_BYTES)
+        loss = of_slots[0].loss  # whole on every device; the rest are shares to be summed
+        contrasts, by_positive, by_anchor = jax.lax.psum_scatter(of_slots, axis_name, tiled=True)
+        own = jax.lax.axis_index(axis_name) * compared.positive.shape[0]
+        contrasts = contrasts._replace(
+            loss=jax.lax.dynamic_slice_in_dim(loss, own, compared.positive.shape[0]), positive=compared.positive
+        )
+    by_anchor += by_positive[:, None] * held.positives
     loss = _with_gradient(contrasts.loss, rows.anchors, by_anchor)
-    loss = _with_gradient(loss, rows.positives, by_positive)
+    loss = _with_gradient(loss, rows.positives, by_positive[:, None] * held.anchors)
     return contrasts._replace(loss=loss)
 
 

@@ -1,9 +1,8 @@
 """What a run says of itself: the header before it starts, its status, and `summary.json` when it is done."""
 
 import importlib.metadata
-import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ from ml_collections import ConfigDict
 
 from dualcl_jax.console import duration
 from dualcl_jax.data import Splits
-from dualcl_jax.errors import UserError
+from dualcl_jax.evaluators.monitor import can_monitor
 from dualcl_jax.method import Method
 from dualcl_jax.metrics import MetricsLog, Record
 from dualcl_jax.run import Plan, Run
@@ -41,7 +40,8 @@ def describe_method(
     if method.count_negatives is not None:
         first, last = (int(method.count_negatives(jnp.int32(step))) for step in (0, total_steps))
         negatives = f'{config.negatives.selector} {first} to {last} ({config.negatives.schedule})'
-    pool = f'a queue of {method.queue_size:,}' if method.queue_size else 'the other keys of the batch'
+    kind_of_queue = 'a sharded queue' if method.queue_axis else 'a queue'
+    pool = f'{kind_of_queue} of {method.queue_size:,}' if method.queue_size else 'the other keys of the batch'
     orders = 'both view orders' if method.symmetric else 'one way'
     key_term = f', key term {method.key_term} at {method.key_weight:g}' if method.key_weight else ''
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -83,21 +83,15 @@ def header(run: Plan, params: optax.Params) -> dict[str, str]:
         + (f', going on from step {run.start_step:,}' if run.start_step else ''),
         'workdir': str(run.folder),
     }
+    if config.monitor.every_epochs and not can_monitor(run.splits):
+        facts['kNN accuracy'] = 'not measured: it needs labelled images, for training and for testing'
+    for step, reason in run.damaged.items() if isinstance(run, Run) else ():
+        facts[f'damaged checkpoint {step}'] = f'{reason}; moved to {run.folder / "damaged"}'
     if config.init_from and not run.start_step:
         facts['starts from'] = f'the encoder of {config.init_from}'
-    if config.loss.shuffle_keys and devices * groups == 1:
-        facts['warning'] = 'loss.shuffle_keys changes nothing with one device and one BN group'
+    if config.loss.shuffle_keys and devices * groups == method.encoder.span:
+        facts['warning'] = 'loss.shuffle_keys changes nothing with one BN group'
     return facts
-
-
-def check_finite(step: int, values: Mapping[str, float], workdir: epath.Path) -> None:
-    """Raises UserError when the loss or the gradient of a step is not a finite number."""
-    for name in ('train/loss', 'train/gradient_norm'):
-        if not math.isfinite(values[name]):
-            raise UserError(
-                f'{name} is {values[name]} at step {step}: lower optimizer.learning_rate or raise loss.temperature\n'
-                f'checkpoints of earlier steps are in {workdir / "checkpoints"}'
-            )
 
 
 def status(record: Record, knn_top1: float | None) -> str:
@@ -112,7 +106,13 @@ def status(record: Record, knn_top1: float | None) -> str:
 
 
 def results(
-    run: Run, log: MetricsLog, rates: Mapping[str, float], *, wall_time_s: float, state_sha256: str
+    run: Run,
+    log: MetricsLog,
+    rates: Mapping[str, float],
+    *,
+    skipped_steps: Sequence[int],
+    wall_time_s: float,
+    state_sha256: str,
 ) -> dict[str, Any]:
     """The content of `summary.json`; kNN accuracies and rates are None where they were not measured."""
     return {
@@ -121,6 +121,7 @@ def results(
         'images_seen': run.total_steps * run.config.train.batch_size,
         'images_per_second': rates.get('time/images_per_second'),
         'input_wait_fraction': rates.get('time/input_wait_fraction'),
+        'skipped_steps': list(skipped_steps),
         'loss': log.last('train/loss'),
         'knn_top1': log.last('monitor/knn_top1_backbone'),
         'knn_top1_projection': log.last('monitor/knn_top1_projection'),

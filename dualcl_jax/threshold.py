@@ -31,33 +31,40 @@ class _Bracket(NamedTuple):
     turn: jax.Array
 
 
-def largest(values: jax.Array, k: int | jax.Array) -> jax.Array:
+def largest(values: jax.Array, k: int | jax.Array, axis_name: str | None = None) -> jax.Array:
     """Which entries of each row are its k largest: the set that `jax.lax.top_k` finds.
 
     Args:
       values: [B, K] float32, -inf for entries that may not be chosen; no NaN.
       k: at least 0; an int, or an int32 scalar that may change from step to step.
+      axis_name: where rows lie on the devices of a mapped axis, K/n columns on each in order: the name of the axis.
 
     Returns:
       [B, K] bool, with k true entries in a row, or all that may be chosen where they are fewer. Of equal entries the
       lower index wins.
     """
     values = jax.lax.stop_gradient(values)
-    lower, upper, last = _boundary(values, k)
+    lower, upper, last = _boundary(values, k, axis_name)
     index = jnp.arange(values.shape[1], dtype=jnp.int32)[None, :]
     return (values >= upper[:, None]) | ((values >= lower[:, None]) & (index <= last[:, None]))
 
 
-def _boundary(values: jax.Array, k: int | jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _boundary(values: jax.Array, k: int | jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Of each row [b]: entries that reach `upper` are chosen, those that reach `lower` up to the index `last`."""
-    found = _search(values, jnp.asarray(k, jnp.int32))
+    found = _search(values, jnp.asarray(k, jnp.int32), axis_name)
     lower, upper = _float(found.lower), _float(found.upper)
     ties = found.at_lower > k
 
     def last_of_ties(values: jax.Array) -> jax.Array:
         tied = (values >= lower[:, None]) & (values < upper[:, None])
-        before = jnp.cumsum(tied, axis=1, dtype=jnp.int32) < (k - found.at_upper)[:, None]
-        return jnp.where(ties, before.sum(axis=1, dtype=jnp.int32), values.shape[1])
+        wanted = k - found.at_upper
+        if axis_name is not None:  # the devices before this one come first
+            counts = jax.lax.all_gather(tied.sum(axis=1, dtype=jnp.int32), axis_name)
+            earlier = jnp.arange(counts.shape[0], dtype=jnp.int32) < jax.lax.axis_index(axis_name)
+            wanted = wanted - jnp.where(earlier[:, None], counts, 0).sum(axis=0, dtype=jnp.int32)
+        before = jnp.cumsum(tied, axis=1, dtype=jnp.int32) < wanted[:, None]
+        last = jnp.where(wanted > 0, before.sum(axis=1, dtype=jnp.int32), -1)
+        return jnp.where(ties, last, values.shape[1])
 
     def no_ties(values: jax.Array) -> jax.Array:
         return jnp.full(values.shape[:1], values.shape[1], jnp.int32)
@@ -65,22 +72,32 @@ def _boundary(values: jax.Array, k: int | jax.Array) -> tuple[jax.Array, jax.Arr
     return lower, upper, jax.lax.cond(ties.any(), last_of_ties, no_ties, values)
 
 
-def _search(values: jax.Array, k: jax.Array) -> _Bracket:
+def _search(values: jax.Array, k: jax.Array, axis_name: str | None) -> _Bracket:
     """Narrows the bracket of every row until exactly min(k, allowed) entries reach `lower`, or nothing lies between."""
     rows, columns = values.shape
-    allowed = _count(values, jnp.full((rows,), jnp.finfo(jnp.float32).min))
+
+    def on_all_devices(sums: jax.Array) -> jax.Array:
+        return sums if axis_name is None else jax.lax.psum(sums, axis_name)
+
+    def count(thresholds: jax.Array) -> jax.Array:
+        """[b] int32: how many entries of each row reach its threshold."""
+        return on_all_devices((values >= thresholds[:, None]).sum(axis=1, dtype=jnp.int32))
+
+    allowed = count(jnp.full((rows,), jnp.finfo(jnp.float32).min))
     wanted = jnp.minimum(k, allowed)
     sample = values[:, :: -(-columns // SAMPLE)]
     weights = (sample > -jnp.inf).astype(jnp.float32)
-    total = jnp.maximum(weights.sum(axis=1), 1.0)
     finite = jnp.where(sample > -jnp.inf, sample, 0.0)
-    mean = finite.sum(axis=1) / total
-    spread = jnp.sqrt((weights * (finite - mean[:, None]) ** 2).sum(axis=1) / total)
+    total, sum_ = on_all_devices(jnp.stack([weights.sum(axis=1), finite.sum(axis=1)]))
+    total = jnp.maximum(total, 1.0)
+    mean = sum_ / total
+    squares = on_all_devices((weights * (finite - mean[:, None]) ** 2).sum(axis=1))
+    spread = jnp.sqrt(squares / total)
     bottom, top = jnp.full((rows,), _BOTTOM, jnp.int32), jnp.full((rows,), _TOP, jnp.int32)
 
-    def score(count: jax.Array) -> jax.Array:
+    def score(reached: jax.Array) -> jax.Array:
         """The standard normal quantile that so many of the allowed entries reach."""
-        return -ndtri((count.astype(jnp.float32) + 0.5) / (allowed.astype(jnp.float32) + 1.0))
+        return -ndtri((reached.astype(jnp.float32) + 0.5) / (allowed.astype(jnp.float32) + 1.0))
 
     aim = score(wanted)
 
@@ -89,13 +106,13 @@ def _search(values: jax.Array, k: jax.Array) -> _Bracket:
 
     def narrow(bracket: _Bracket) -> _Bracket:
         probe = jnp.clip(bracket.probe, bracket.lower + 1, bracket.upper - 1)
-        count = _count(values, _float(probe))
-        raises, lowers = open_(bracket) & (count >= wanted), open_(bracket) & (count < wanted)
-        lower, at_lower = jnp.where(raises, probe, bracket.lower), jnp.where(raises, count, bracket.at_lower)
-        upper, at_upper = jnp.where(lowers, probe, bracket.upper), jnp.where(lowers, count, bracket.at_upper)
+        reached = count(_float(probe))
+        raises, lowers = open_(bracket) & (reached >= wanted), open_(bracket) & (reached < wanted)
+        lower, at_lower = jnp.where(raises, probe, bracket.lower), jnp.where(raises, reached, bracket.at_lower)
+        upper, at_upper = jnp.where(lowers, probe, bracket.upper), jnp.where(lowers, reached, bracket.at_upper)
         left, right, low, high = _float(lower), _float(upper), score(at_lower), score(at_upper)
         between = left + (right - left) * jnp.clip((aim - low) / jnp.maximum(high - low, 1e-9), 0.02, 0.98)
-        onward = _float(probe) + spread * (aim - score(count))
+        onward = _float(probe) + spread * (aim - score(reached))
         guess = jnp.where((lower > bottom) & (upper < top), between, onward)
         middle = (lower >> 1) + (upper >> 1)
         halves = bracket.turn % BISECT_EVERY == BISECT_EVERY - 1
@@ -105,11 +122,6 @@ def _search(values: jax.Array, k: jax.Array) -> _Bracket:
         bottom, top, allowed, jnp.zeros_like(allowed), _ordered(mean + spread * aim), jnp.zeros((), jnp.int32)
     )
     return jax.lax.while_loop(lambda bracket: open_(bracket).any(), narrow, start)
-
-
-def _count(values: jax.Array, thresholds: jax.Array) -> jax.Array:
-    """[b] int32: how many entries of each row reach its threshold."""
-    return (values >= thresholds[:, None]).sum(axis=1, dtype=jnp.int32)
 
 
 def _ordered(values: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
 """What a configuration may say, checked before anything is compiled."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -10,7 +10,7 @@ from dualcl_jax.config import flatten
 from dualcl_jax.errors import UserError
 from dualcl_jax.method import resolve_views
 from dualcl_jax.models import DTYPES, MODELS, PATCHES, PREDICTORS, PROJECTIONS, STEMS, norm_layout
-from dualcl_jax.negatives import SELECTORS
+from dualcl_jax.negatives import AUTO, SELECTORS, SHARDED
 from dualcl_jax.optim import LEARNING_RATE_SCHEDULES, MOMENTUM_SCHEDULES, OPTIMIZERS
 from dualcl_jax.parallel import MAPPERS
 from dualcl_jax.views import PRESETS
@@ -19,6 +19,7 @@ COUNTED = ('threshold', 'ring', 'random')
 """Selectors whose k may change from step to step: its value decides, not a shape."""
 
 Rule = tuple[Callable[[Any], bool], str]
+"""Whether a value is allowed, and what is said where it is not."""
 
 
 def _one_of(*choices: str) -> Rule:
@@ -42,6 +43,7 @@ _PER_CHANNEL: Rule = (
 
 RULES: dict[str, Rule] = {
     'seed': _between(0, 2**31 - 1),
+    'skip_nonfinite': _at_least(0),
     'data.image_size': _at_least(4),
     'data.limit': _at_least(0),
     'data.num_examples': _at_least(0),
@@ -64,7 +66,7 @@ RULES: dict[str, Rule] = {
     'loss.temperature': _POSITIVE,
     'loss.key_weight': _between(0, 1),
     'loss.key_term': _one_of('batch', 'queue'),
-    'negatives.selector': _one_of(*SELECTORS),
+    'negatives.selector': _one_of(AUTO, *SELECTORS),
     'negatives.k': _at_least(0),
     'negatives.skip': _at_least(0),
     'negatives.fraction': _SHARE,
@@ -96,20 +98,22 @@ RULES: dict[str, Rule] = {
     'parallel.mapper': _one_of(*MAPPERS),
     'parallel.workers': _at_least(-1),
     'parallel.timeout_s': _POSITIVE,
+    'parallel.silence_s': _at_least(2),
+    'parallel.stall_s': _POSITIVE,
 }
 
 
-def validate(config: ConfigDict) -> None:
-    """Checks every field alone, then the combinations that need neither data nor devices.
+def check_fields(config: ConfigDict, rules: Mapping[str, Rule]) -> None:
+    """Checks every field that has a rule, alone.
 
     Raises:
       UserError: naming the field, its value and what it may be.
     """
     fields = dict(flatten(config))
-    missing = [field for field in RULES if field not in fields]
+    missing = [field for field in rules if field not in fields]
     if missing:
         raise UserError(f'config.{missing[0]}: missing; start from configs/default.py')
-    for field, (holds, remedy) in RULES.items():
+    for field, (holds, remedy) in rules.items():
         value = fields[field]
         if value is None:  # an unset placeholder
             continue
@@ -118,6 +122,14 @@ def validate(config: ConfigDict) -> None:
         if not finite or not holds(value):
             raise UserError(f'config.{field}={value!r}: {remedy}')
 
+
+def validate(config: ConfigDict) -> None:
+    """Checks every field alone, then the combinations that need neither data nor devices.
+
+    Raises:
+      UserError: naming the field, its value and what it may be.
+    """
+    check_fields(config, RULES)
     resolve_views(config.views)
     if not config.train.epochs and not config.train.steps:
         raise UserError('config.train.epochs=0: train for some epochs, or set train.steps')
@@ -149,10 +161,17 @@ def _validate_negatives(config: ConfigDict) -> None:
         raise UserError(f'config.negatives.skip={config.negatives.skip}: must be less than {most}')
     if size == 0 and batch == 1:
         raise UserError('config.queue.size=0: one image has no negatives; use a larger train.batch_size, or a queue')
-    if config.negatives.schedule != 'constant' and config.negatives.selector not in COUNTED:
+    if config.negatives.schedule != 'constant' and config.negatives.selector not in (AUTO, *COUNTED):
         raise UserError(
             f'config.negatives.schedule={config.negatives.schedule!r}: a count by step needs a '
             'negatives.selector of ' + ', '.join(COUNTED)
+        )
+    if config.queue.sharded and size == 0:
+        raise UserError('config.queue.sharded=True: there is no queue (queue.size=0); use False')
+    if config.queue.sharded and config.negatives.selector not in (AUTO, *SHARDED):
+        raise UserError(
+            f'config.negatives.selector={config.negatives.selector!r}: cannot select from a sharded queue; choose one '
+            f'of {", ".join(SHARDED)}, or queue.sharded=False'
         )
     if config.loss.key_weight and config.loss.key_term == 'queue' and size == 0:
         raise UserError("config.loss.key_term='queue': there is no queue (queue.size=0); use batch")
@@ -167,7 +186,7 @@ def validate_devices(config: ConfigDict, num_devices: int) -> None:
     """Checks what depends on the number of devices.
 
     Raises:
-      UserError: the batch, or the BN groups, cannot be divided.
+      UserError: the batch, the BN groups, or a sharded queue cannot be divided.
     """
     batch = config.train.batch_size
     if batch % num_devices:
@@ -179,6 +198,12 @@ def validate_devices(config: ConfigDict, num_devices: int) -> None:
     if share % parts:
         raise UserError(
             f'config.train.accumulate_steps={parts}: must divide the {share} images of a device (batch_size={batch})'
+        )
+    size = config.queue.size
+    if config.queue.sharded and size % num_devices:
+        raise UserError(
+            f'config.queue.size={size}: a sharded queue must be a multiple of the {num_devices} devices, such as '
+            f'{max(size // num_devices, 1) * num_devices}'
         )
     groups, _ = norm_layout(config.model.norm, num_devices)
     share //= parts

@@ -29,5 +29,5 @@ def warning(records: Sequence[dict[str, Any]], total_steps: int) -> str | None:
     for message, shows in faults.items():
         seen = [shows(record) for record in recent]
         if len(seen) >= PATIENCE and all(seen[-PATIENCE:]) and not (len(seen) > PATIENCE and seen[0]):
-            return f'warning: {message} (step {recent[-1]["step"]})'
+            return f'{message} (step {recent[-1]["step"]})'
     return None

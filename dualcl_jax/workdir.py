@@ -1,8 +1,12 @@
 """The folder of a run: what lies in it, and whether a config may go on with it."""
 
+import contextlib
+import fcntl
 import json
+import os
 import uuid
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from etils import epath
@@ -24,17 +28,81 @@ def open_workdir(path: str) -> epath.Path:
     Raises:
       UserError: the path is empty, or the folder cannot be made or written.
     """
+    workdir = _path(path)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        check_writable(workdir)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f'--workdir={path}: cannot be written ({reason}); choose another folder') from error
+    return workdir
+
+
+def _path(path: str) -> epath.Path:
+    """The path of a workdir.
+
+    Raises:
+      UserError: it is empty, or remote and cannot be reached.
+    """
     if not path:
         raise UserError('--workdir is empty: name a folder')
     workdir = epath.Path(path)
+    if '://' not in path:
+        return workdir
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / f'.writable-{uuid.uuid4().hex}'  # its own for each process of a run
-        probe.write_text('')
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f'--workdir={path}: cannot be written ({error.strerror}); choose another folder') from error
+        workdir.exists()
+    except ImportError as error:
+        raise UserError(f"--workdir={path}: {error}; gs:// needs pip install 'dualcl-jax[gcs]'") from error
+    except Exception as error:  # each store has its own: no login, no bucket, no network
+        reason = f'{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ""}'
+        raise UserError(f'--workdir={path}: cannot be reached ({reason}); see to login, bucket and network') from error
     return workdir
+
+
+def check_writable(folder: epath.Path) -> None:
+    """Raises OSError where nothing can be written in a folder."""
+    probe = folder / f'.writable-{uuid.uuid4().hex}'  # its own for each process of a run
+    probe.write_text('')
+    probe.unlink()
+
+
+def lock(workdir: epath.Path) -> None:
+    """Makes this process the only one that trains in a folder, until it ends in whatever way.
+
+    Of several processes of a run one does this for all. Remote folders, gs:// and the like, cannot be locked.
+
+    Raises:
+      UserError: another process has the folder.
+    """
+    if '://' in str(workdir):
+        return
+    path = os.path.join(os.path.realpath(workdir), '.lock')
+    if path in _locks and os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(_locks[path].fileno())):
+        return
+    file = open(path, 'w')  # noqa: SIM115 - its end is that of the process
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UserError(
+            f'--workdir={workdir}: {_holder(path)} trains in it; wait for its end, stop it, or use another folder'
+        ) from None
+    except OSError as error:
+        print(f'note: {workdir} cannot be locked ({error.strerror}): see to it that nothing else trains in it')
+    _locks[path] = file
+
+
+_locks: dict[str, IO[str]] = {}
+
+
+def _holder(path: str) -> str:
+    """Who has a lock, by Linux's table of locks."""
+    with contextlib.suppress(OSError, IndexError):
+        for line in Path('/proc/locks').read_text().splitlines():
+            fields = line.split()
+            if fields[1] == 'FLOCK' and int(fields[5].split(':')[2]) == os.stat(path).st_ino:
+                return f'another process ({fields[4]})'
+    return 'another process'
 
 
 def existing_or_new(path: str) -> epath.Path:
@@ -43,9 +111,7 @@ def existing_or_new(path: str) -> epath.Path:
     Raises:
       UserError: the path is empty, or something other than a folder is in its way.
     """
-    if not path:
-        raise UserError('--workdir is empty: name a folder')
-    workdir = epath.Path(path)
+    workdir = _path(path)
     for folder in (workdir, *workdir.parents):
         if folder.exists():
             if not folder.is_dir():
@@ -54,16 +120,25 @@ def existing_or_new(path: str) -> epath.Path:
     return workdir
 
 
-def check_same_run(workdir: epath.Path, config: ConfigDict) -> None:
-    """Raises UserError where the folder holds a run of another method or other data, naming the fields."""
+def stored_config(workdir: epath.Path) -> ConfigDict | None:
+    """The resolved config of the run in a folder; None where there is none.
+
+    Raises:
+      UserError: the file is no config.
+    """
     stored = workdir / 'config.json'
     if not stored.exists():
-        return
+        return None
     try:
-        before = from_json(stored.read_text())
-    except ValueError as error:
+        return from_json(stored.read_bytes())
+    except (ValueError, RecursionError) as error:
         raise UserError(f'{stored}: not a valid config ({error}); start in a new --workdir') from error
-    fields = differing_fields(before, config)
+
+
+def check_same_run(workdir: epath.Path, config: ConfigDict) -> None:
+    """Raises UserError where the folder holds a run of another method or other data, naming the fields."""
+    before = stored_config(workdir)
+    fields = differing_fields(before, config) if before is not None else []
     if fields:
         measured = all(field.startswith(('data.mean ', 'data.std ')) for field in fields)
         raise UserError(
@@ -101,7 +176,16 @@ def write_data_report(workdir: epath.Path, splits: Splits) -> None:
 def read_summary(workdir: epath.Path) -> dict[str, Any] | None:
     """What `summary.json` says; None before the end of the run."""
     path = workdir / 'summary.json'
-    return json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_bytes())
+        if not {'step', 'loss', 'knn_top1', 'wall_time_s', 'state_sha256'} <= found.keys():
+            raise ValueError('fields are missing')
+    except (ValueError, RecursionError, AttributeError) as error:
+        print(f'note: {path} is damaged ({error}) and will be written again')
+        return None
+    return found
 
 
 def write_json(path: epath.Path, value: Any) -> None:
@@ -112,8 +196,12 @@ def write_json(path: epath.Path, value: Any) -> None:
 def write_text(path: epath.Path, text: str) -> None:
     """Replaces a file whole or not at all."""
     partial = path.parent / f'{path.name}.new'
-    partial.write_text(text)
-    partial.replace(path)
+    try:
+        partial.write_text(text)
+        partial.replace(path)
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def channel_statistics(source: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:

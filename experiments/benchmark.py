@@ -118,7 +118,7 @@ def loader(rounds: int) -> Cases:
 
 
 def step(rounds: int) -> Cases:
-    """The whole step of ResNet-18, width 16, batch 256: MoCo one-way, and the full method."""
+    """The whole step of ResNet-18, width 16, batch 256: MoCo one-way, the full method; and the views of the batch."""
     from configs import cifar10_moco
 
     mesh = device_mesh()
@@ -133,6 +133,10 @@ def step(rounds: int) -> Cases:
             run = mapper.map(functools.partial(train_step, method))
             state = mapper.put_state(replicate(jax.jit(functools.partial(create_train_state, method, 3))(), mesh))
             functions[f'{name}, {dtype}'] = _Stepper(run, state, mapper.put_batch(_batch(config.train.batch_size)))
+    make, batch = jax.jit(make_views, static_argnums=(2, 3)), _batch(256)
+    keys, images = jax.random.split(jax.random.key(0), 256), jnp.asarray(batch.images)
+    for preset, specs in PRESETS.items():
+        functions[f'two views alone, {preset}, float32'] = functools.partial(make, keys, images, specs, 32)
     timings = compare(functions, rounds)
     return [
         {'case': name, 'seconds': median, 'images_per_second': 256 / median}
@@ -196,10 +200,12 @@ def show(name: str, cases: Cases) -> None:
     """Prints the cases as a table, then as a line of JSON."""
     about = (BENCHMARKS | RUNS)[name].__doc__
     table = Table(title=f'{name}: {about}', title_justify='left')
-    for column in cases[0]:
+    columns = max(cases, key=len)
+    for column in columns:
         table.add_column(column, justify='right')
     for case in cases:
-        table.add_row(*(f'{value:.4g}' if isinstance(value, float) else str(value) for value in case.values()))
+        values = [case.get(column, '') for column in columns]
+        table.add_row(*(f'{value:.4g}' if isinstance(value, float) else str(value) for value in values))
     Console().print(table)
     print(json.dumps({'cases': cases, 'versions': versions()}))
 

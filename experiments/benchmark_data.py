@@ -66,7 +66,9 @@ def operations(rounds: int, compare: Compare) -> Cases:
 def decode(rounds: int, compare: Compare) -> Cases:
     """JPEG decoders on one core, 500×375; then two crops at 224 by the loader, and by its decoder alone on all cores.
 
-    The decoder's own rate is that of the same function in as many processes, with no loader around it.
+    The decoder's own rate is that of the same function in as many processes, with no loader around it. Ratios are the
+    median over rounds, in each of which one follows the other: of rates, and, which other programs on the machine
+    disturb less, of CPU time for an image.
     """
     files = _photographs(32)
     decoders: dict[str, Callable[[bytes], Any]] = {'pillow': lambda data: np.asarray(Image.open(io.BytesIO(data)))}
@@ -92,20 +94,33 @@ def decode(rounds: int, compare: Compare) -> Cases:
             (Path(path) / 'images' / f'{number:05d}.jpg').write_bytes(data)
         fields = {'path': f'{path}/images', 'labels': 'none', 'test_fraction': 0.0, 'max_skipped': 0.0, 'limit': 0}
         source, _ = folder.load_encoded(SimpleNamespace(**fields, stored_size=256))
-        rates: dict[str, list[float]] = {'decoder alone': [], 'loader': []}
+        found: dict[str, list[tuple[float, float]]] = {'decoder alone': [], 'loader': []}
         with multiprocessing.get_context('spawn').Pool(cores, _keep, (source,)) as pool:
             pool.map(_crop, range(cores * 2))
             for _ in range(rounds):
-                began = time.perf_counter()
-                pool.map(_crop, range(BATCHES), chunksize=1)
-                rates['decoder alone'].append(BATCH * BATCHES / (time.perf_counter() - began))
-                rates['loader'].append(_loader_rate(source, cores))
-    own = float(np.median(rates['decoder alone']))
-    return cases + [
-        {'case': name, 'cores': cores, 'images_per_second': float(np.median(found))}
-        | {'smallest': min(found), 'largest': max(found), 'ratio': float(np.median(found)) / own}
-        for name, found in rates.items()
-    ]
+                began, used = time.perf_counter(), _cpu_seconds()
+                pool.map(_crop, range(2 * BATCHES), chunksize=1)
+                found['decoder alone'].append((time.perf_counter() - began, _cpu_seconds() - used))
+                found['loader'].append(_load(source, cores))
+    own, images = np.array(found['decoder alone']), 2 * BATCH * BATCHES
+    for name, pairs in found.items():
+        wall, cpu = np.median(own / np.array(pairs), axis=0)
+        seconds = [wall_s for wall_s, _ in pairs]
+        cases.append(
+            {'case': name, 'cores': cores, 'images_per_second': images / float(np.median(seconds))}
+            | {'smallest': images / max(seconds), 'largest': images / min(seconds)}
+            | {'ratio': float(wall), 'cpu_ratio': float(cpu)}
+        )
+    return cases
+
+
+def _cpu_seconds() -> float:
+    """CPU time of this process and its children so far (Linux)."""
+    tasks = Path('/proc/self/task').iterdir()
+    children = [pid for task in tasks for pid in (task / 'children').read_text().split()]
+    fields = [Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split() for pid in children]
+    ticks = sum(int(user) + int(system) for user, system in (field[11:13] for field in fields))
+    return time.process_time() + ticks / os.sysconf('SC_CLK_TCK')
 
 
 def _all(decoder: Callable[[bytes], Any], files: list[bytes]) -> None:
@@ -128,25 +143,27 @@ def _photographs(count: int) -> list[bytes]:
     return files
 
 
-def _loader_rate(source: EncodedSource, workers: int) -> float:
-    """Images a second of the loader once its workers run: two crops each, no transfer."""
-    began, warm, steps = 0.0, 4, 4 + 2 * BATCHES
+def _load(source: EncodedSource, workers: int) -> tuple[float, float]:
+    """Wall and CPU seconds of 2 * BATCHES batches of the loader once its workers run: two crops each, no transfer."""
+    warm = 4
     load = Loader(
         source,
         rows=np.arange(BATCH),
         seed=0,
         batch_size=BATCH,
         start_step=0,
-        stop_step=steps,
+        stop_step=10**6,
         place=lambda batch: batch,
         recipe=RECIPE,
         workers=workers,
     )
     with load as batches:
-        for step, _ in enumerate(batches, 1):
-            if step == warm:
-                began = time.perf_counter()
-    return (steps - warm) * BATCH / (time.perf_counter() - began)
+        for _ in range(warm):
+            next(batches)
+        began, used = time.perf_counter(), _cpu_seconds()
+        for _ in range(2 * BATCHES):
+            next(batches)
+        return time.perf_counter() - began, _cpu_seconds() - used
 
 
 def _keep(source: EncodedSource) -> None:

@@ -1,6 +1,7 @@
-"""Float64 references of the operations on images, pixel by pixel, and an image to try them on."""
+"""Float64 references of views and of the operations on images, pixel by pixel, and an image to try them on."""
 
 import colorsys
+import math
 
 import numpy as np
 
@@ -79,3 +80,36 @@ def ref_blur_axis(image, sigma):
 
 def ref_blur(image, sigma):
     return ref_blur_axis(ref_blur_axis(image, sigma).swapaxes(0, 1), sigma).swapaxes(0, 1)
+
+
+def ref_view(image, parameters, spec, size):
+    """The whole recipe for given parameters (one example's)."""
+    applied = {name: bool(value) or getattr(spec, name) == 1 for name, value in parameters.applied.items()}
+    image = ref_crop(image, *(int(value) for value in parameters.crop), size)
+    if spec.grayscale_first and applied['grayscale']:
+        image = np.broadcast_to(ref_gray(image), image.shape)
+    if applied['jitter_probability']:
+        image = ref_jitter(image, parameters.jitter[:4], parameters.jitter.position)
+    if not spec.grayscale_first and applied['grayscale']:
+        image = np.broadcast_to(ref_gray(image), image.shape)
+    if applied['blur_probability']:
+        image = ref_blur(image, float(parameters.sigma))
+    if applied['solarize_probability']:
+        image = np.where(image >= spec.solarize_threshold, 1 - image, image)
+    return image[:, ::-1] if applied['flip'] else image
+
+
+def ref_crop_box(draws, height, width, scale, ratio):
+    """RandomResizedCrop.get_params as a plain loop over given uniform numbers."""
+    for area_draw, ratio_draw in zip(draws[:10], draws[10:20], strict=True):
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * area_draw)
+        aspect = math.exp(math.log(ratio[0]) + (math.log(ratio[1]) - math.log(ratio[0])) * ratio_draw)
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(draws[20] * (height - h + 1)), int(draws[21] * (width - w + 1)), h, w
+    w, h = width, height
+    if width / height < ratio[0]:
+        h = round(width / ratio[0])
+    elif width / height > ratio[1]:
+        w = round(height * ratio[1])
+    return (height - h) // 2, (width - w) // 2, h, w

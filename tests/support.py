@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +58,17 @@ class Trainer:
         self.folder = folder
         self.data = write_npz(folder / 'data.npz')
 
-    def start(self, workdir: Path, *flags: str, config: str = QUICK, devices: int = 1) -> subprocess.Popen[str]:
-        """Starts a run; `flags` are given as on the command line, and the fields among them without --config."""
+    def start(
+        self, workdir: Path, *flags: str, config: str = QUICK, devices: int = 1, within: Sequence[str] = ()
+    ) -> subprocess.Popen[str]:
+        """Starts a run; `flags` are given as on the command line, and the fields among them without --config.
+
+        `within` is a command that runs it, such as one that enters a namespace.
+        """
         flags = tuple(flag if flag.startswith('--') else f'--config.{flag}' for flag in flags)
         command = [sys.executable, '-m', 'dualcl_jax.main', f'--config={config}', f'--workdir={workdir}']
         return subprocess.Popen(
-            [*command, f'--config.data.path={self.data}', *flags],
+            [*within, *command, f'--config.data.path={self.data}', *flags],
             cwd=REPOSITORY,
             env=os.environ
             | {
@@ -134,12 +139,12 @@ def checkpoints(workdir: Path) -> list[int]:
     return sorted(int(path.name) for path in found if re.fullmatch(r'\d+', path.name))
 
 
-def wait_until(condition: Any, process: subprocess.Popen[str]) -> None:
-    """Waits until `condition()` is true, while the process runs."""
+def wait_until(condition: Any, process: subprocess.Popen[str] | None) -> None:
+    """Waits until `condition()` is true, while the process runs, if one is named."""
     end = time.monotonic() + TIMEOUT
     while not condition():
         assert time.monotonic() < end, 'nothing happened in time'
-        assert process.poll() is None, f'the process ended early: {process.communicate()}'
+        assert process is None or process.poll() is None, f'the process ended early: {process.communicate()}'
         time.sleep(0.01)
 
 

@@ -120,35 +120,48 @@ class Client:
         return self.values[name]
 
 
-@pytest.mark.parametrize('case', ['shared', 'apart', 'missing'])
-def test_check_shared(monkeypatch, tmp_path: Path, case: str) -> None:
+@pytest.fixture
+def two_processes(monkeypatch):
+    """Runs a function of the index as each of two processes, each a thread; gives what the user is told."""
     from threading import local
 
-    from etils import epath
     from jax._src import distributed
 
-    here, client = local(), Client()
+    here = local()
     monkeypatch.setattr(hosts.time, 'sleep', lambda seconds, sleep=time.sleep: sleep(min(seconds, 0.05)))
 
     class State:
         num_processes = 2
+        client = Client()
         process_id = property(lambda self: here.index)
 
-    State.client = client
     monkeypatch.setattr(distributed, 'global_state', State())
 
-    def one(index):
-        here.index = index
+    def run(check, present=(0, 1)):
+        def one(index):
+            here.index = index
+            try:
+                check(index)
+            except UserError as error:
+                return str(error)
+            return None
+
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(one, present))
+
+    return run
+
+
+@pytest.mark.parametrize('case', ['shared', 'apart', 'missing'])
+def test_check_shared(two_processes, tmp_path: Path, case: str) -> None:
+    from etils import epath
+
+    def check(index):
         folder = epath.Path(tmp_path / (str(index) if case == 'apart' else 'run'))
         folder.mkdir(exist_ok=True)
-        try:
-            hosts.check_shared(folder, 0.3 if case == 'missing' else 20)
-        except UserError as error:
-            return str(error)
-        return None
+        hosts.check_shared(folder, 0.3 if case == 'missing' else 20)
 
-    with ThreadPoolExecutor(2) as pool:
-        said = list(pool.map(one, [0] if case == 'missing' else [0, 1]))
+    said = two_processes(check, [0] if case == 'missing' else [0, 1])
     assert not contents(tmp_path)
     if case == 'shared':
         assert said == [None, None]
@@ -156,6 +169,16 @@ def test_check_shared(monkeypatch, tmp_path: Path, case: str) -> None:
         assert all('process 1 (' in text and 'sees another folder than process 0' in text for text in said)
     else:
         assert 'process 1 of 2 did not open --workdir' in said[0]
+
+
+def test_the_same_images_on_every_host(two_processes) -> None:
+    assert two_processes(lambda index: hosts.check_same_data('folder', 'a b')) == [None, None]
+
+
+def test_other_images_on_another_host(two_processes) -> None:
+    for text in two_processes(lambda index: hosts.check_same_data('folder', f'a {index}')):
+        assert text.startswith('data.name=folder: process 1 (')
+        assert 'found other images than process 0' in text
 
 
 ELASTIC = ('train.steps=12', 'checkpoint.every_steps=4', 'model.norm=sync')
@@ -190,7 +213,7 @@ def test_elastic_resume(trainer: Trainer, tmp_path: Path) -> None:
 
 
 def test_views_do_not_depend_on_the_devices() -> None:
-    """What is drawn, bit for bit; pixels within the rounding of programs compiled for another number of rows."""
+    """Bit for bit, though each program is compiled for another number of rows."""
     import jax
 
     from dualcl_jax import randomness
@@ -201,7 +224,7 @@ def test_views_do_not_depend_on_the_devices() -> None:
     def views(images, positions):
         rngs = randomness.example_keys(0, randomness.VIEWS, jax.numpy.int32(5), positions)
         bits = jax.vmap(lambda rng: jax.random.bits(rng, (64,)))(rngs)
-        return bits, make_views(rngs, images, PRESETS['moco_v3'], 8).swapaxes(0, 1)
+        return bits, make_views(rngs, images, PRESETS['moco_v3'], 10).swapaxes(0, 1)
 
     found = []
     for devices in (1, 2, 4):
@@ -211,4 +234,4 @@ def test_views_do_not_depend_on_the_devices() -> None:
         found.append((np.asarray(bits).reshape(16, -1), np.asarray(pixels).reshape(16, -1)))
     for bits, pixels in found[1:]:
         np.testing.assert_array_equal(bits, found[0][0])
-        np.testing.assert_allclose(pixels, found[0][1], rtol=0, atol=1e-6)
+        np.testing.assert_array_equal(pixels, found[0][1])

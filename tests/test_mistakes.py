@@ -169,6 +169,14 @@ def test_flag_and_value_apart(refused) -> None:
     assert '--config.seed=VALUE' in refused('--config.seed', '3')
 
 
+def test_sharded_queue_that_does_not_fit(refused) -> None:
+    text = refused('queue.sharded=True', 'queue.size=30')
+    assert 'config.queue.size=30: a sharded queue must be a multiple of the 4 devices, such as 28' in text
+    text = refused('queue.sharded=True', 'negatives.selector=random')
+    assert "config.negatives.selector='random': cannot select from a sharded queue; choose one of all, top_k" in text
+    assert 'config.queue.sharded=True: there is no queue' in refused('queue.sharded=True', 'queue.size=0')
+
+
 DEFAULT = 'from configs import default\ndef get_config():\n  c = default.get_config()\n'
 CONFIGS = {
     'raise RuntimeError("no luck")': ['RuntimeError', 'no luck'],
@@ -302,11 +310,15 @@ def test_diverging_loss(trainer: Trainer, tmp_path: Path) -> None:
         tmp_path / 'run', 'model.name=tiny', 'optimizer.learning_rate=1e30', 'checkpoint.every_steps=1', status=2
     )
     first, second = stopped.err.splitlines()
-    steps = [record['step'] for record in records(tmp_path / 'run')]
-    assert first.startswith('error: train/')
-    assert f' at step {steps[-1] + 1}: lower optimizer.learning_rate' in first
+    last = records(tmp_path / 'run')[-1]
+    named = ', '.join(map(str, last['skipped_ids'][:8]))
+    assert first == (
+        f'error: the next state is not finite at step {last["step"]} (examples {named} and 24 more): '
+        'lower optimizer.learning_rate or raise loss.temperature'
+    )
+    assert '--skip_nonfinite=1' in second
     assert str(tmp_path / 'run' / 'checkpoints') in second
-    assert not (tmp_path / 'run' / f'checkpoints/{steps[-1] + 1:08d}').exists()
+    assert not (tmp_path / 'run' / f'checkpoints/{last["step"]:08d}').exists()
 
 
 @pytest.mark.parametrize(
@@ -337,7 +349,8 @@ def test_without_labels_it_trains(trainer: Trainer, tmp_path: Path) -> None:
     data = write_npz(tmp_path / 'data.npz', labels=False)
     fields = ('data.image_size=8', 'queue.size=64', 'model.name=tiny', 'model.width=4', 'model.norm=local')
     fields += ('train.batch_size=32', 'train.steps=3', 'log.every_steps=1', 'monitor.every_epochs=1', 'data.name=npz')
-    trainer.run(tmp_path / 'run', *fields, f'data.path={data}', config='configs/default.py')
+    done = trainer.run(tmp_path / 'run', *fields, f'data.path={data}', config='configs/default.py')
+    assert done.out.count('kNN accuracy') == done.out.count('not measured: it needs labelled images') == 1
     found = summary(tmp_path / 'run')
     assert {name: value for name, value in found.items() if name.startswith('knn_')} == {
         'knn_top1': None,

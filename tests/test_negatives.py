@@ -11,6 +11,7 @@ from dualcl_jax.negatives import (
     SELECTORS,
     Selection,
     allowed_slots,
+    fastest_exact,
     resolve_k,
     select_all,
     select_approx_max_k,
@@ -163,3 +164,17 @@ def test_slots_not_filled_yet_are_never_allowed():
 )
 def test_resolve_k(k, fraction, size, expected):
     assert resolve_k(k, fraction, size) == expected
+
+
+@pytest.mark.parametrize(
+    ('platform', 'k', 'candidates', 'name'),
+    [
+        ('cpu', 1024, 4096, 'threshold'),
+        ('cpu', 1024, 65_536, 'top_k'),
+        ('cpu', 16_384, 65_536, 'threshold'),
+        ('tpu', 1024, 65_536, 'threshold'),
+        ('gpu', 1024, 65_536, 'top_k'),
+    ],
+)
+def test_fastest_exact(platform: str, k: int, candidates: int, name: str) -> None:
+    assert fastest_exact(platform, k, candidates) == name

@@ -22,17 +22,19 @@ LAYOUTS = [
     'all-pmap-2x2',
     'all-shard_map-2x2',
     'top_k-shard_map-2x2',
+    'all-shard_map-8-sharded',
+    'top_k-pmap-2x2-sharded',
 ]
 
 
 @pytest.fixture(scope='module')
 def runs(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The workdirs of every layout, by name: selector, mapper, devices or processes × devices."""
+    """The workdirs of every layout, by name: selector, mapper, devices or processes × devices, how the queue lies."""
     folder = tmp_path_factory.mktemp('parallel')
 
     def run(layout: str) -> None:
-        selector, mapper, devices = layout.split('-')
-        fields = [f'negatives.selector={selector}', f'parallel.mapper={mapper}']
+        selector, mapper, devices, *sharded = layout.split('-')
+        fields = [f'negatives.selector={selector}', f'parallel.mapper={mapper}', f'queue.sharded={bool(sharded)}']
         if devices == '2x2':
             trainer.run_processes(folder / layout, *fields, processes=2, devices=2)
         else:

@@ -1,5 +1,6 @@
 """A dry run writes nothing and says what a run would say; a new run starts from another's encoder."""
 
+import json
 from pathlib import Path
 
 import jax
@@ -25,6 +26,20 @@ def test_dry_run(trainer: Trainer, first: Path, tmp_path: Path) -> None:
     refused = trainer.run(first, '--dry_run', 'train.steps=2', 'seed=1', status=2)
     assert 'holds a run with another seed' in refused.err
     assert contents(first) == before
+
+
+def test_a_selector_is_chosen_once(trainer: Trainer, first: Path, tmp_path: Path) -> None:
+    """What `auto` chose is what the run goes on with, where another machine would choose otherwise."""
+    stored = first / 'config.json'
+    chosen = json.loads(stored.read_text())['negatives']['selector']
+    assert chosen in ('top_k', 'threshold')
+    copy = tmp_path / 'run'
+    copy.mkdir()
+    other = {'top_k': 'threshold', 'threshold': 'top_k'}[chosen]
+    (copy / 'config.json').write_text(stored.read_text().replace(f'"{chosen}"', f'"{other}"'))
+    assert f'{other} 16 of' in trainer.run(copy, '--dry_run', 'train.steps=2').out
+    refused = trainer.run(copy, '--dry_run', 'train.steps=2', f'negatives.selector={chosen}', status=2)
+    assert 'another negatives.selector' in refused.err
 
 
 def params(workdir: Path, step: int, part: str) -> dict:

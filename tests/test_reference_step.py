@@ -14,8 +14,8 @@ from configs import cifar10_moco, default
 from dualcl_jax import randomness
 from dualcl_jax.data.loader import Batch
 from dualcl_jax.method import AXIS, build_method
-from dualcl_jax.parallel import MAPPERS, replicate, to_host
-from dualcl_jax.state import create_train_state
+from dualcl_jax.parallel import MAPPERS, place, to_host, whole
+from dualcl_jax.state import create_train_state, state_specs
 from dualcl_jax.step import train_step
 
 BATCH, SIDE, DIM, IMAGES, STEPS, TOTAL_STEPS = 8, 8, 8, 20, 6, 8
@@ -66,26 +66,32 @@ def run(config, batches, *, mapper='pmap', devices=1, steps_per_epoch=1):
     """The host copy of the state before the first and after every step, and the metrics of every step."""
     mesh = Mesh(np.asarray(jax.devices()[:devices]), (AXIS,))
     method = build_method(config, total_steps=TOTAL_STEPS, steps_per_epoch=steps_per_epoch, num_devices=devices)
-    mapper = MAPPERS[mapper](mesh)
+    specs = state_specs(method)
+    mapper = MAPPERS[mapper](mesh, specs)
     step = mapper.map(partial(train_step, method))
-    state = mapper.put_state(replicate(create_train_state(method, 3), mesh))
+    state = mapper.put_state(place(create_train_state(method, 3), mesh, specs))
 
     def host_copy():
-        return jax.tree.map(np.array, to_host(mapper.global_state(state)))
+        return jax.tree.map(np.array, to_host(whole(mapper.global_state(state))))
 
     states, all_metrics = [host_copy()], []
     for batch in batches:
         state, metrics = step(state, mapper.put_batch(batch))
-        for leaf in jax.tree.leaves(state):
+        for path, leaf in jax.tree.leaves_with_path(mapper.global_state(state)):
             parts = [np.array(shard.data) for shard in leaf.addressable_shards]
-            assert all(np.array_equal(part, parts[0], equal_nan=True) for part in parts), 'devices differ'
+            if leaf.is_fully_replicated:
+                assert all(np.array_equal(part, parts[0], equal_nan=True) for part in parts), 'devices differ'
+            else:
+                assert config.queue.sharded
+                assert 'queue' in jax.tree_util.keystr(path)
+                assert [len(part) for part in parts] == [config.queue.size // devices] * devices
         states.append(host_copy())
         all_metrics.append({name: float(value.squeeze()) for name, value in to_host(metrics).items()})
     return states, all_metrics
 
 
 def settings_of(config, steps_per_epoch=1):
-    top_k = config.negatives.selector == 'top_k'
+    top_k = config.negatives.selector in ('top_k', 'threshold')
     return reference.Settings(
         temperature=config.loss.temperature,
         peak=config.optimizer.learning_rate,

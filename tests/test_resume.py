@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from support import (
     REPOSITORY,
@@ -159,6 +160,24 @@ def test_goes_on_otherwise_mapped(trainer: Trainer, complete: Path, halfway: Pat
     assert len(losses) == 20
     np.testing.assert_array_equal(losses[:10], expected[:10])
     np.testing.assert_allclose(losses[10:], expected[10:], rtol=0, atol=1e-5)
+
+
+def test_a_sharded_queue_goes_on_elsewhere(trainer: Trainer, complete: Path, halfway: Path) -> None:
+    """From one device with all slots to four with a quarter each, then to two with half: every slot keeps its age."""
+    trainer.run(halfway, *SHORT, 'queue.sharded=True', 'checkpoint.every_steps=5', devices=4)
+    assert checkpoints(halfway) == [15, 20]
+    shutil.rmtree(halfway / 'checkpoints' / '00000020')
+    (halfway / 'summary.json').unlink()
+    trainer.run(halfway, *SHORT, 'queue.sharded=True', 'parallel.mapper=shard_map', devices=2)
+    assert summary(halfway)['resumed_from_step'] == 15
+    losses, expected = column(halfway, 'train/loss'), column(complete, 'train/loss')
+    np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-5)
+    ours, theirs = (
+        ocp.StandardCheckpointer().restore(run / 'checkpoints' / '00000020' / 'state')['queue']
+        for run in (halfway, complete)
+    )
+    for name in ('ids', 'labels', 'enqueued_at', 'cursor', 'filled'):
+        np.testing.assert_array_equal(ours[name], theirs[name])
 
 
 def test_another_method_is_refused(trainer: Trainer, halfway: Path) -> None:

@@ -4,6 +4,7 @@ import ctypes
 import importlib.metadata
 import importlib.util
 import os
+import platform
 import subprocess
 import sys
 
@@ -16,13 +17,16 @@ from dualcl_jax import runtime
 def flags(monkeypatch: pytest.MonkeyPatch):
     """XLA_FLAGS after a start with a jaxlib, on a machine where `plugins` can be imported, with variables set."""
 
-    def start(jaxlib: str = '0.12.0', plugins: tuple[str, ...] = (), **variables: str) -> str:
-        for name in ('XLA_FLAGS', 'JAX_PLATFORMS', 'JAX_COMPILATION_CACHE_DIR'):
-            monkeypatch.delenv(name, raising=False)
+    def start(jaxlib: str = '0.12.0', plugins: tuple[str, ...] = (), tpu: bool = False, **variables: str) -> str:
+        caching = 'JAX_COMPILATION_CACHE_DIR', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'
+        for name in ('XLA_FLAGS', 'JAX_PLATFORMS', *caching):
+            monkeypatch.setenv(name, '')  # so that what start() sets is undone
+            monkeypatch.delenv(name)
         for name, value in ({'XLA_FLAGS': '--xla_own=1'} | variables).items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(importlib.metadata, 'version', lambda name: jaxlib)
         monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name if name in plugins else None)
+        monkeypatch.setattr(runtime.hosts, 'has_tpu', lambda: tpu)
         monkeypatch.setattr(runtime.sys, 'unraisablehook', runtime.sys.unraisablehook)
         runtime.start(None, None, None)
         return runtime.os.environ['XLA_FLAGS']
@@ -40,7 +44,23 @@ def test_a_flag_the_user_set_stays(flags) -> None:
 
 
 def test_cpu_chosen_beside_an_accelerator(flags) -> None:
-    assert flags(plugins=('libtpu',), JAX_PLATFORMS='cpu').startswith(runtime.CPU_FLAGS)
+    assert flags(plugins=('libtpu',), tpu=True, JAX_PLATFORMS='cpu').startswith(runtime.CPU_FLAGS)
+
+
+def test_libtpu_without_a_tpu(flags) -> None:
+    """It is installed to compile for TPUs that are elsewhere."""
+    assert flags(plugins=('libtpu',)).startswith(runtime.CPU_FLAGS)
+
+
+def test_compiled_programs_are_kept(flags, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the user does not say otherwise; programs for a CPU by host."""
+    monkeypatch.setenv('XDG_CACHE_HOME', 'home')
+    flags()
+    assert os.environ['JAX_COMPILATION_CACHE_DIR'] == os.path.join('home', 'dualcl_jax', platform.node())
+    flags(plugins=('jax_plugins',))
+    assert os.environ['JAX_COMPILATION_CACHE_DIR'] == os.path.join('home', 'dualcl_jax', 'compiled')
+    flags(JAX_COMPILATION_CACHE_DIR='own')
+    assert os.environ['JAX_COMPILATION_CACHE_DIR'] == 'own'
 
 
 @pytest.mark.parametrize(
@@ -48,7 +68,7 @@ def test_cpu_chosen_beside_an_accelerator(flags) -> None:
     [
         {'jaxlib': '0.10.2'},
         {'jaxlib': '0.13.0'},
-        {'plugins': ('libtpu',)},
+        {'plugins': ('libtpu',), 'tpu': True},
         {'plugins': ('jax_plugins',)},
         {'JAX_COMPILATION_CACHE_DIR': 'cache'},
     ],

@@ -25,7 +25,7 @@ def test_at_chance() -> None:
     """After a tenth of the run, when PATIENCE records in a row show it, once."""
     [(step, text)] = told([record(step, loss=6.95) for step in range(1, 40)], 100)
     assert step == 10 + PATIENCE
-    assert text.startswith('warning: the loss stays at its chance level: try ')
+    assert text.startswith('the loss stays at its chance level: try ')
     assert f'(step {step})' in text
 
 

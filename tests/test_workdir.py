@@ -113,6 +113,7 @@ def test_files_are_written_whole(tmp_path: Path) -> None:
 
 
 def test_read_summary(tmp_path: Path) -> None:
+    found = {'step': 3, 'loss': 1.0, 'knn_top1': None, 'wall_time_s': 2.0, 'state_sha256': ''}
     assert read_summary(epath.Path(tmp_path)) is None
-    write_json(epath.Path(tmp_path) / 'summary.json', {'step': 3})
-    assert read_summary(epath.Path(tmp_path)) == {'step': 3}
+    write_json(epath.Path(tmp_path) / 'summary.json', found)
+    assert read_summary(epath.Path(tmp_path)) == found

@@ -97,7 +97,7 @@ def moco_v3_vit(config: ConfigDict, *, large: bool) -> None:
 def dual_view(config: ConfigDict) -> None:
     """2501.16360 on any of them: both views as query and key, the hardest quarter, no older key of the same image."""
     config.loss.symmetric = True
-    config.negatives.selector = 'top_k'
+    config.negatives.selector = 'auto'
     config.negatives.fraction = 0.25
     config.negatives.mask_same_image = True
     config.queue.init = 'empty'

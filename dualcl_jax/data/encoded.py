@@ -69,9 +69,20 @@ class EncodedSource:
                 pass
         return stored
 
-    def crops(self, indices: np.ndarray, positions: np.ndarray, recipe: CropRecipe, seed: int, step: int) -> np.ndarray:
-        """Random crops of whole images: uint8 [n, V, size, size, 3], of the examples at `positions` of a batch."""
-        cuts = np.empty((len(indices), len(recipe.scales), recipe.size, recipe.size, 3), np.uint8)
+    def crops(
+        self,
+        indices: np.ndarray,
+        positions: np.ndarray,
+        recipe: CropRecipe,
+        seed: int,
+        step: int,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Random crops of whole images: uint8 [n, V, size, size, 3], of the examples at `positions` of a batch.
+
+        They are written into `out` where it is given.
+        """
+        cuts = np.empty((len(indices), *recipe.shape), np.uint8) if out is None else out
         for row, (index, position) in enumerate(zip(indices.tolist(), positions.tolist(), strict=True)):
             cuts[row] = self._cut(index, partial(draw_boxes, crop_rng(seed, step, position), recipe), recipe.size)
         return cuts

@@ -15,6 +15,7 @@ from dualcl_jax.data.source import Splits, fingerprint, limit_indices
 from dualcl_jax.errors import UserError
 
 TEST_FOLDERS = ('test', 'val', 'valid', 'validation')
+MAX_CSV_BYTES = 2**30
 PATH_COLUMNS, LABEL_COLUMNS = ('path', 'file', 'filename', 'image'), ('label', 'class', 'category')
 
 
@@ -149,6 +150,10 @@ def _read_csv(path: str) -> Mapping[str, str]:
     found: dict[str, str] = {}
     path_column, label_column = 0, 1
     try:
+        if os.path.getsize(os.path.expanduser(path)) > MAX_CSV_BYTES:
+            raise UserError(
+                f'data.labels={path}: larger than {MAX_CSV_BYTES:,} bytes; give a path and a class in a line'
+            )
         with open(os.path.expanduser(path), encoding='utf-8-sig', newline='') as file:
             for number, row in enumerate(csv.reader(file), 1):
                 lowered = [value.strip().lower() for value in row]
@@ -165,7 +170,7 @@ def _read_csv(path: str) -> Mapping[str, str]:
                 name, label = os.path.normpath(row[path_column].strip()), row[label_column].strip()
                 if found.setdefault(name, label) != label:
                     raise UserError(f'data.labels={path}: line {number} gives {name} a second class; keep one')
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:
         reason = getattr(error, 'strerror', None) or error
         raise UserError(
             f'data.labels={path}: cannot be read ({reason}); use auto, subfolders, none, or the path of a CSV file'

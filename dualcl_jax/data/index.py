@@ -14,8 +14,6 @@ import json
 import os
 import stat
 import time
-import zipfile
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +26,7 @@ import simplejpeg
 from dualcl_jax.console import progress
 from dualcl_jax.data.decode import CONVERSIONS, UnusableError, examine
 from dualcl_jax.data.encoded import available_cores
+from dualcl_jax.data.npz import BROKEN
 from dualcl_jax.errors import UserError
 
 USED, SKIPPED, DUPLICATE, IGNORED = range(4)
@@ -359,6 +358,6 @@ def _load(cache: Path, root: str) -> Index | None:
             )
     except FileNotFoundError:
         return None
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError, TypeError) as error:
+    except (*BROKEN, LookupError, TypeError) as error:
         print(f'note: {cache} cannot be read ({error}): the images are examined again')
         return None

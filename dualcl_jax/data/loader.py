@@ -61,18 +61,22 @@ class _CropChunks:
     def per_step(self) -> int:
         return -(-len(self.rows) // CHUNK)
 
-    def __call__(self, number: int) -> np.ndarray:
-        step, chunk = divmod(int(number), self.per_step)
+    def __call__(self, number: int, out: np.ndarray) -> int:
+        step, chunk = divmod(number, self.per_step)
         rows = self.rows[chunk * CHUNK : (chunk + 1) * CHUNK]
         ids = batch_indices(self.seed, step, len(self.source), self.batch_size)[rows]
-        return self.source.crops(ids, rows, self.recipe, self.seed, step)
+        self.source.crops(ids, rows, self.recipe, self.seed, step, out[: len(rows)])
+        return len(rows)
 
     def batches(self, start_step: int, stop_step: int, workers: int) -> Generator[Batch, None, None]:
         """The batches of these steps, decoded by `workers` processes."""
-        chunks = computed(self, start_step * self.per_step, stop_step * self.per_step, workers)
+        first, last = start_step * self.per_step, stop_step * self.per_step
+        chunks = computed(self, (CHUNK, *self.recipe.shape), first, last, workers)
         with contextlib.closing(chunks):
             for step in range(start_step, stop_step):
-                images = np.concatenate([next(chunks) for _ in range(self.per_step)])
+                images = np.empty((len(self.rows), *self.recipe.shape), np.uint8)
+                for chunk in range(self.per_step):
+                    images[chunk * CHUNK : (chunk + 1) * CHUNK] = next(chunks)
                 ids = batch_indices(self.seed, step, len(self.source), self.batch_size)[self.rows]
                 yield _batch(self.source, images, ids, self.rows)
 

@@ -1,5 +1,6 @@
 """Arrays from one .npz file: train_images and, each optional, train_labels, test_images, test_labels."""
 
+import math
 import zipfile
 import zlib
 from typing import Any
@@ -11,6 +12,8 @@ from dualcl_jax.data.source import ArraySource, Splits
 from dualcl_jax.errors import UserError
 
 MAX_CLASSES = 65_536
+BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError, MemoryError)
+"""What reading a damaged .npz file raises; of an encrypted one RuntimeError."""
 
 
 def load(data: Any) -> Splits:
@@ -22,7 +25,7 @@ def load(data: Any) -> Splits:
     Raises:
       UserError: for everything that can be wrong with the file, naming it and the array.
     """
-    arrays = _read(data.path)
+    arrays = _read(data.path, data.memory_bytes)
     if 'images' in arrays and 'train_images' in arrays:
         raise UserError(f"data.path={data.path}: has both 'train_images' and 'images'; keep one of them")
     prefix = '' if 'images' in arrays else 'train_'
@@ -53,8 +56,8 @@ def load(data: Any) -> Splits:
     return Splits(sources['train'], sources.get('test'))
 
 
-def _read(path: str) -> dict[str, np.ndarray]:
-    """Every array of interest, by name."""
+def _read(path: str, memory_bytes: int) -> dict[str, np.ndarray]:
+    """Every array of interest, by name, if all of them take at most `memory_bytes`."""
     if not path:
         raise UserError('data.path is empty: with data.name=npz it names the .npz file')
     wanted = {f'{split}{kind}' for split in ('', 'train_', 'test_') for kind in ('images', 'labels')}
@@ -64,18 +67,37 @@ def _read(path: str) -> dict[str, np.ndarray]:
             archive = np.load(file, allow_pickle=False)
             if isinstance(archive, np.ndarray):
                 raise UserError(f'data.path={path}: is a single array, not an .npz file; write it with np.savez')
+            claimed = 0
+            for name in wanted.intersection(archive.files):
+                claimed += _claimed_bytes(archive, name)
+            if claimed > memory_bytes:
+                raise UserError(
+                    f'data.path={path}: its arrays would take {claimed:,} bytes of memory; '
+                    f'if that is right, raise config.data.memory_bytes={memory_bytes}'
+                )
             arrays = {}
             for name in wanted.intersection(archive.files):
                 arrays[name] = archive[name]
             return arrays
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise UserError(f'data.path={path}: {error.strerror or error}; give the path of an .npz file') from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
+    except BROKEN as error:
         what = f'array {name!r} ' if name else ''
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if 'allow_pickle' in reason:
             reason = 'it holds Python objects, which are never unpickled'
         raise UserError(f'data.path={path}: {what}cannot be read ({reason}); write it again with np.savez') from error
+
+
+def _claimed_bytes(archive: Any, name: str) -> int:
+    """What an array will take, by its header, before anything is made of it; a few bytes can claim any size."""
+    if f'{name}.npy' not in archive.zip.namelist():
+        raise ValueError(f'{name} is not an array')
+    with archive.zip.open(f'{name}.npy') as member:
+        version = np.lib.format.read_magic(member)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(member)
+    return abs(math.prod(shape)) * max(dtype.itemsize, 1)
 
 
 def _checked_images(path: str, name: str, images: np.ndarray) -> np.ndarray:

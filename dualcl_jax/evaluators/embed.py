@@ -10,7 +10,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dualcl_jax.data import Source
 from dualcl_jax.method import AXIS, Method
-from dualcl_jax.models import Encoded
 from dualcl_jax.step import standardize
 
 BLOCK = 256
@@ -22,14 +21,55 @@ PIXELS_BLOCK = 1024
 class Features(NamedTuple):
     """Features of N images: `backbone` [N, F] and `projection` [N, D], float32."""
 
-    backbone: np.ndarray
-    projection: np.ndarray
+    backbone: Any
+    projection: Any
 
 
-class Embedder:
-    """Encodes the images of a source as they are, resized to the method's image size where they differ.
+class Blocks:
+    """Runs a function of images over a source, block by block, on all devices of a mesh.
 
-    It reads variables and changes nothing. Every process must call it, and gets all features.
+    Images are taken as they are, resized where they have another size. Every process must call it, and gets everything.
+
+    Args:
+      function: of variables and pixels float32 [n, S, S, C] in [0, 1], to a tuple of arrays [n, ...].
+      image_size: S.
+      mesh: the devices.
+    """
+
+    def __init__(self, function: Callable[[Any, jax.Array], Any], image_size: int, mesh: Mesh) -> None:
+        self._rows = NamedSharding(mesh, PartitionSpec(AXIS))
+        self._block = BLOCK * mesh.devices.size
+
+        def run(variables: Any, images: jax.Array) -> Any:
+            pixels = images.astype(jnp.float32) / 255.0
+            shape = (images.shape[0], image_size, image_size, images.shape[3])
+            if pixels.shape != shape:
+                pixels = jax.image.resize(pixels, shape, 'linear')
+            return function(variables, pixels)
+
+        self._run = jax.jit(run, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+    def num_blocks(self, count: int) -> int:
+        """In how many blocks `count` images are taken."""
+        return -(-count // self._block)
+
+    def __call__(
+        self, variables: Any, source: Source, indices: np.ndarray, advance: Callable[[], None] = lambda: None
+    ) -> Any:
+        """The function's results of the images at `indices` [N], NumPy; `advance` is called after each block."""
+        block = min(self._block, -(-len(indices) // self._rows.mesh.size) * self._rows.mesh.size)
+        parts = []
+        for start in range(0, len(indices), block):
+            chosen = indices[start : start + block]
+            images = source.images(np.pad(chosen, (0, block - len(chosen)), mode='edge'))
+            on_devices = jax.make_array_from_callback(images.shape, self._rows, images.__getitem__)
+            parts.append(jax.tree.map(np.asarray, self._run(variables, on_devices)))
+            advance()
+        return jax.tree.map(lambda *columns: np.concatenate(columns)[: len(indices)], *parts)
+
+
+class Embedder(Blocks):
+    """`Features` of the images of a source by the method's encoder in evaluation mode; it changes nothing.
 
     Args:
       method: whose encoder and normalisation to use.
@@ -37,31 +77,11 @@ class Embedder:
     """
 
     def __init__(self, method: Method, mesh: Mesh) -> None:
-        replicated = NamedSharding(mesh, PartitionSpec())
-        self._rows = NamedSharding(mesh, PartitionSpec(AXIS))
-        self._block = BLOCK * mesh.devices.size
+        def encode(variables: Any, pixels: jax.Array) -> Features:
+            return Features(*method.encoder.apply(variables, standardize(pixels, method), train=False))
+
+        super().__init__(encode, method.image_size, mesh)
         self._method = method
-
-        def encode(variables: Any, images: jax.Array) -> Any:
-            pixels = images.astype(jnp.float32) / 255.0
-            shape = (images.shape[0], method.image_size, method.image_size, images.shape[3])
-            if pixels.shape != shape:
-                pixels = jax.image.resize(pixels, shape, 'linear')
-            return method.encoder.apply(variables, standardize(pixels, method), train=False)
-
-        self._encode: Callable[[Any, jax.Array], Encoded] = jax.jit(encode, out_shardings=replicated)
-
-    def __call__(self, variables: Any, source: Source, indices: np.ndarray) -> Features:
-        """The features of the images at `indices` [N]."""
-        block = min(self._block, -(-len(indices) // self._rows.mesh.size) * self._rows.mesh.size)
-        parts = []
-        for start in range(0, len(indices), block):
-            chosen = indices[start : start + block]
-            images = source.images(np.pad(chosen, (0, block - len(chosen)), mode='edge'))
-            on_devices = jax.make_array_from_callback(images.shape, self._rows, images.__getitem__)
-            encoded = self._encode(variables, on_devices)
-            parts.append([np.asarray(column)[: len(chosen)] for column in encoded])
-        return Features(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
     def pixels(self, source: Source, indices: np.ndarray) -> np.ndarray:
         """The images at `indices` [N] themselves, standardised as for the encoder: [N, H * W * C] float32.

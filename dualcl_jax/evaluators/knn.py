@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,12 @@ from numpy.typing import NDArray
 
 BLOCK_BYTES = 64 * 2**20
 """The float32 similarities that one device holds at a time."""
+
+
+def normalize(features: ArrayLike) -> jax.Array:
+    """[M, F] to float32 rows of length 1; a row of zeros stays one."""
+    features = jnp.asarray(features).astype(jnp.float32)
+    return features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), np.finfo(np.float32).tiny)
 
 
 def nearest(queries: ArrayLike, bank: ArrayLike, k: int) -> tuple[jax.Array, jax.Array]:
@@ -30,7 +37,7 @@ def nearest(queries: ArrayLike, bank: ArrayLike, k: int) -> tuple[jax.Array, jax
     Returns:
         similarities [Q, min(k, N)] float32 in [-1, 1] up to rounding, and indices into the bank [Q, min(k, N)] int32.
     """
-    similarities = jnp.einsum('qf,nf->qn', _normalize(queries), _normalize(bank), precision=lax.Precision.HIGHEST)
+    similarities = jnp.einsum('qf,nf->qn', normalize(queries), normalize(bank), precision=lax.Precision.HIGHEST)
     return lax.top_k(similarities, min(k, similarities.shape[1]))
 
 
@@ -61,8 +68,12 @@ def knn_scores(
         scores [Q, C] float32, at least 0; each row sums to 1.
     """
     similarities, indices = nearest(queries, bank, k)
+    return _vote(similarities, jnp.asarray(bank_labels)[indices], temperature, num_classes)
+
+
+def _vote(similarities: jax.Array, labels: jax.Array, temperature: float, num_classes: int) -> jax.Array:
+    """[Q, C] scores from the similarities and labels of neighbours, both [Q, k]."""
     votes = jax.nn.softmax(similarities / temperature, axis=-1)
-    labels = jnp.asarray(bank_labels)[indices]
     classes = jnp.arange(num_classes, dtype=labels.dtype)
     # Compare, select and sum fuse into one reduction: nothing of size [Q, k, C] is held, and no scatter reorders sums.
     return jnp.sum(jnp.where(labels[:, :, None] == classes[None, None, :], votes[:, :, None], 0), axis=1)
@@ -78,23 +89,43 @@ def knn_predict(
     num_classes: int,
     block: int | None = None,
 ) -> NDArray[np.int32]:
-    """The class of largest `knn_scores` for each query; of equal scores the lower class.
+    """The class of largest `knn_scores` for each query, [Q] int32: `knn_grid` of one k and one temperature."""
+    grid = knn_grid(
+        queries, bank, bank_labels, ks=(k,), temperatures=(temperature,), num_classes=num_classes, block=block
+    )
+    return grid[0, 0]
 
-    Works through the queries in blocks, so that [Q, N] is never held. A block is split over the local devices and the
-    bank is copied to each; other processes are not involved, each computes the same from the same arrays.
+
+def knn_grid(
+    queries: NDArray,
+    bank: NDArray,
+    bank_labels: NDArray,
+    *,
+    ks: Sequence[int],
+    temperatures: Sequence[float],
+    num_classes: int,
+    block: int | None = None,
+    advance: Callable[[], None] = lambda: None,
+) -> NDArray[np.int32]:
+    """The class of largest `knn_scores` for each query, by each k and temperature; of equal scores the lower class.
+
+    Works through the queries in blocks, so that [Q, N] is never held, and looks for neighbours once for the whole grid.
+    A block is split over the local devices and the bank is copied to each; other processes are not involved, each
+    computes the same from the same arrays.
 
     Args:
         queries: features [Q, F].
         bank: features [N, F].
         bank_labels: [N] integers in [0, num_classes).
-        k: number of neighbours, at least 1; clamped to N.
-        temperature: τ > 0.
+        ks: numbers of neighbours, each at least 1; clamped to N.
+        temperatures: each τ > 0.
         num_classes: number of classes.
         block: queries at a time over all local devices, rounded up to a multiple of their number; by default as many
             as keep the similarities on one device within `BLOCK_BYTES`.
+        advance: called after every block, of which there are `num_blocks(Q, N)` by default.
 
     Returns:
-        classes [Q] int32.
+        classes [len(ks), len(temperatures), Q] int32.
 
     Raises:
         ValueError: shapes that do not fit, an empty array, features that are not finite, a label outside
@@ -106,8 +137,8 @@ def knn_predict(
     if queries.shape[1] != bank.shape[1]:
         raise ValueError(f'queries have {queries.shape[1]} features and the bank {bank.shape[1]}: they must agree')
     _check_labels('bank_labels', bank_labels, len(bank), num_classes)
-    if k < 1 or temperature <= 0 or (block is not None and block < 1):
-        raise ValueError(f'k, temperature and block must be positive, got {k}, {temperature} and {block}')
+    if min(ks) < 1 or min(temperatures) <= 0 or (block is not None and block < 1):
+        raise ValueError(f'k, temperature and block must be positive, got {ks}, {temperatures} and {block}')
 
     devices = jax.local_devices()
     mesh = Mesh(np.asarray(devices), ('devices',))
@@ -115,11 +146,11 @@ def knn_predict(
     replicated = NamedSharding(mesh, PartitionSpec())
     bank_on_devices = jax.device_put(bank, replicated)
     labels_on_devices = jax.device_put(bank_labels.astype(np.int32), replicated)
-    predict = functools.partial(_predict_block, mesh=mesh, k=k, temperature=temperature, num_classes=num_classes)
+    predict = functools.partial(
+        _predict_block, mesh=mesh, ks=tuple(ks), temperatures=tuple(temperatures), num_classes=num_classes
+    )
 
-    if block is None:
-        block = len(devices) * max(1, BLOCK_BYTES // (4 * len(bank)))
-    block = len(devices) * math.ceil(min(block, len(queries)) / len(devices))
+    block = len(devices) * math.ceil(min(block or _block(len(bank)), len(queries)) / len(devices))
     predictions: list[NDArray[np.int32]] = []
     running: jax.Array | None = None
     for start in range(0, len(queries), block):
@@ -128,9 +159,21 @@ def knn_predict(
         following = predict(jax.device_put(part, split), bank_on_devices, labels_on_devices)
         if running is not None:  # fetched only now, with the next block under way
             predictions.append(np.asarray(running))
+            advance()
         running = following
     predictions.append(np.asarray(running))
-    return np.concatenate(predictions)[: len(queries)]
+    advance()
+    return np.concatenate(predictions, axis=2)[:, :, : len(queries)]
+
+
+def num_blocks(num_queries: int, num_bank: int) -> int:
+    """How many blocks of queries `knn_grid` works through by default."""
+    return math.ceil(num_queries / min(_block(num_bank), num_queries))
+
+
+def _block(num_bank: int) -> int:
+    devices = len(jax.local_devices())
+    return devices * max(1, BLOCK_BYTES // (4 * num_bank))
 
 
 def knn_top1(
@@ -162,32 +205,32 @@ def knn_top1(
     return float(np.mean(predictions == query_labels))
 
 
-@functools.partial(jax.jit, static_argnames=('mesh', 'k', 'temperature', 'num_classes'))
+@functools.partial(jax.jit, static_argnames=('mesh', 'ks', 'temperatures', 'num_classes'))
 def _predict_block(
     queries: jax.Array,
     bank: jax.Array,
     bank_labels: jax.Array,
     *,
     mesh: Mesh,
-    k: int,
-    temperature: float,
+    ks: tuple[int, ...],
+    temperatures: tuple[float, ...],
     num_classes: int,
 ) -> jax.Array:
     def predict(queries: jax.Array, bank: jax.Array, bank_labels: jax.Array) -> jax.Array:
-        scores = knn_scores(queries, bank, bank_labels, k=k, temperature=temperature, num_classes=num_classes)
-        return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+        similarities, indices = nearest(queries, bank, max(ks))
+        labels = bank_labels[indices]
+
+        def classes(k: int, temperature: float) -> jax.Array:
+            scores = _vote(similarities[:, :k], labels[:, :k], temperature, num_classes)
+            return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+
+        return jnp.stack([jnp.stack([classes(k, temperature) for temperature in temperatures]) for k in ks])
 
     # A jit over sharded queries would do, but XLA then gathers all similarities on every device for its top-k.
     split, replicated = PartitionSpec('devices'), PartitionSpec()
-    return jax.shard_map(predict, mesh=mesh, in_specs=(split, replicated, replicated), out_specs=split)(
-        queries, bank, bank_labels
-    )
-
-
-def _normalize(features: ArrayLike) -> jax.Array:
-    """[M, F] to float32 rows of length 1; a row of zeros stays one."""
-    features = jnp.asarray(features).astype(jnp.float32)
-    return features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), np.finfo(np.float32).tiny)
+    return jax.shard_map(
+        predict, mesh=mesh, in_specs=(split, replicated, replicated), out_specs=PartitionSpec(None, None, 'devices')
+    )(queries, bank, bank_labels)
 
 
 def _check_features(name: str, features: NDArray) -> None:

@@ -1,37 +1,43 @@
 #!/usr/bin/env bash
 # A run on a slice of TPU VMs, taken up again after preemption. Unmeasured: written for gcloud, not run on a slice.
 #
-#   NAME=mine ZONE=us-central2-b TYPE=v4-32 SOURCE=git+https://HOST/REPOSITORY experiments/launch/tpu_pod.sh create
-#   NAME=mine ZONE=us-central2-b experiments/launch/tpu_pod.sh run --config=configs/imagenet.py:moco_v3 \
+#   export NAME=mine ZONE=us-central2-b TYPE=v4-32 SOURCE=https://HOST/REPOSITORY
+#   experiments/launch/tpu_pod.sh create
+#   experiments/launch/tpu_pod.sh run --config=configs/imagenet.py:moco_v3 \
 #       --config.data.data_dir=gs://BUCKET/tfds --workdir=gs://BUCKET/runs/moco_v3
 #
-# `run` waits for the end and, where a preemption takes the slice (VERSION, TYPE and SOURCE set), makes it again and goes
-# on from the last checkpoint: the command is the same each time. A mistake (exit status 2) ends it at once.
+# `run` waits for the end. Where a preemption has taken the slice it makes it again and goes on from the last
+# checkpoint: the command is the same each time. It gives up at a mistake of the user's (exit status 2), and where the
+# command fails three times on a slice that is there. PAUSE: seconds between tries.
 set -euo pipefail
-: "${NAME:?name of the slice}" "${ZONE:?its zone}"
-VERSION=${VERSION:-tpu-ubuntu2204-base}
+: "${NAME:?name of the slice}" "${ZONE:?its zone}" "${PAUSE:=30}" "${VERSION:=tpu-ubuntu2204-base}"
 
 everywhere() { gcloud compute tpus tpu-vm ssh "$NAME" --zone="$ZONE" --worker=all --command="$1"; }
 
+state() { gcloud compute tpus tpu-vm describe "$NAME" --zone="$ZONE" --format='value(state)' || echo GONE; }
+
 create() {
-  gcloud compute tpus tpu-vm create "$NAME" --zone="$ZONE" --accelerator-type="${TYPE:?such as v4-32}" \
-    --version="$VERSION" --spot
-  everywhere "git clone ${SOURCE#git+} dualcl && cd dualcl && python3 -m venv .venv && .venv/bin/pip install -q '.[tpu]'"
+  : "${TYPE:?such as v4-32}" "${SOURCE:?a repository that the VMs can clone}"
+  gcloud compute tpus tpu-vm create "$NAME" --zone="$ZONE" --accelerator-type="$TYPE" --version="$VERSION" --spot &&
+    everywhere "git clone $SOURCE dualcl && cd dualcl && python3 -m venv .venv && .venv/bin/pip install -q -e '.[tpu]'"
 }
 
 run() {
-  local arguments; printf -v arguments '%q ' "$@"
+  local arguments status failures=0
+  printf -v arguments '%q ' "$@"
   while true; do
-    local status=0
+    status=0
     everywhere "cd dualcl && .venv/bin/python -m dualcl_jax.main $arguments" || status=$?
-    [[ $status == 0 || $status == 2 ]] && return "$status"
-    local state
-    state=$(gcloud compute tpus tpu-vm describe "$NAME" --zone="$ZONE" --format='value(state)' || echo GONE)
-    if [[ $state != READY ]]; then
+    case $status in 0 | 2) return "$status" ;; esac
+    if [[ $(state) == READY ]]; then
+      [[ $status == 75 ]] || failures=$((failures + 1)) # 75: stopped by a signal, and saved
+      if ((failures == 3)); then return "$status"; fi
+    else
+      failures=0
       gcloud compute tpus tpu-vm delete "$NAME" --zone="$ZONE" --quiet || true
-      create
+      until create; do sleep "$PAUSE"; done
     fi
-    sleep 30
+    sleep "$PAUSE"
   done
 }
 

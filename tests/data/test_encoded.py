@@ -1,11 +1,13 @@
 """Sets decoded for every batch: the crops, and that nothing but (seed, step, position) decides them."""
 
+import contextlib
 import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Generator
 from types import SimpleNamespace
 
 import jax
@@ -22,6 +24,7 @@ from dualcl_jax.data.crops import CropRecipe, central_square, crop_rng, draw_box
 from dualcl_jax.data.decode import Box, cut
 from dualcl_jax.data.encoded import EncodedSource
 from dualcl_jax.data.order import batch_indices
+from dualcl_jax.errors import UserError
 
 N, B, STEPS = 40, 18, 5
 RECIPE = CropRecipe(((0.2, 1.0), (0.1, 0.5)), ((0.75, 4 / 3), (0.5, 2.0)), 12)
@@ -131,20 +134,19 @@ def test_an_error_in_a_worker_is_the_same_error(source, monkeypatch):
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def test_workers_start_no_backend_and_end_with_a_killed_parent(tmp_path):
+def test_workers_do_not_import_jax_and_end_with_a_killed_parent(tmp_path):
     program = tmp_path / 'program.py'
     program.write_text(
         'import os, sys, time\n'
         'from dualcl_jax.data.workers import computed\n'
-        'def pid(i):\n'
-        '    bridge = sys.modules.get("jax._src.xla_bridge")  # Grain imports jax\n'
-        '    assert not (bridge and bridge.backends_are_initialized()), "a backend"\n'
-        '    assert "tensorflow" not in sys.modules\n'
-        '    return os.getpid()\n'
+        'def pid(number, out):\n'
+        '    assert not {"jax", "tensorflow"} & set(sys.modules)\n'
+        '    out.view("int64")[0] = os.getpid()\n'
+        '    return 8\n'
         'if __name__ == "__main__":\n'
         '    import dualcl_jax.data\n'
-        '    values = computed(pid, 0, 10**6, 1)\n'
-        '    print(next(values), flush=True)\n'
+        '    values = computed(pid, (8,), 0, 10**6, 1)\n'
+        '    print(next(values).view("int64")[0], flush=True)\n'
         '    time.sleep(100)\n'
     )
     environment = os.environ | {'PYTHONPATH': str(REPOSITORY)}
@@ -168,19 +170,36 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def test_leaving_early_ends_the_workers(source):
-    values = workers.computed(_pid, 0, 10**6, 2)
-    pids = {int(next(values)) for _ in range(4)}
-    assert len(pids) == 2
+def pids(count: int) -> Generator[int, None, None]:
+    """The processes that compute results of 1 to 9 rows, each of which holds the number and the process."""
+    with contextlib.closing(workers.computed(_pid, (9, 16), 0, 10**6, count)) as values:
+        for number, rows in enumerate(values):
+            numbers, processes = rows.view(np.int64).T
+            assert numbers.tolist() == [number] * (number % 9 + 1)
+            yield int(processes[0])
+
+
+def _pid(number: int, out: np.ndarray) -> int:
+    out.view(np.int64)[:] = number, os.getpid()
+    return number % 9 + 1
+
+
+def test_leaving_early_ends_the_workers():
+    values = pids(2)
+    found = [next(values) for _ in range(30)]
+    assert found == found[:2] * 15
+    assert len(set(found)) == 2
     values.close()
-    end = time.monotonic() + 20
-    while time.monotonic() < end and any(map(_runs, pids)):
-        time.sleep(0.1)
-    assert not any(map(_runs, pids))
+    assert not any(map(_runs, found))
 
 
-def _pid(number: int) -> int:
-    return os.getpid()
+def test_a_killed_worker_is_said():
+    values = pids(2)
+    first, second = next(values), next(values)
+    os.kill(second, signal.SIGKILL)
+    with pytest.raises(UserError, match=r'parallel\.workers: one of the processes .* was killed \(exit status -9\)'):
+        list(itertools.islice(values, 20))
+    assert not _runs(first)
 
 
 @pytest.mark.parametrize(('height', 'width'), [(32, 32), (48, 20), (24, 60), (10, 90)])

@@ -1,5 +1,7 @@
 """Arrays from an .npz file, and everything that can be wrong with one."""
 
+import io
+import zipfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +17,7 @@ LABELS = np.arange(12) % 4
 
 
 def config(path) -> SimpleNamespace:
-    return SimpleNamespace(name='npz', path=str(path), data_dir='', limit=0, num_examples=0)
+    return SimpleNamespace(name='npz', path=str(path), data_dir='', limit=0, num_examples=0, memory_bytes=2**30)
 
 
 def load(tmp_path, **arrays):
@@ -134,3 +136,21 @@ def test_other_files(tmp_path):
         npz.load(config(tmp_path))
     with pytest.raises(UserError, match=r'data\.path is empty'):
         npz.load(config(''))
+
+
+def test_more_than_memory_is_refused_before_it_is_read(tmp_path):
+    """A file of a few kilobytes that unpacks to much, and one that only says so."""
+    np.savez_compressed(tmp_path / 'bomb.npz', images=np.zeros((4096, 64, 64, 3), np.uint8))
+    assert (tmp_path / 'bomb.npz').stat().st_size < 100_000
+    settings = config(tmp_path / 'bomb.npz')
+    settings.memory_bytes = 2**20
+    with pytest.raises(UserError, match=r'would take 50,331,648 bytes of memory; .*data.memory_bytes=1048576'):
+        npz.load(settings)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_2_0(
+        header, {'descr': '|u1', 'fortran_order': False, 'shape': (10**9, 10**6, 1000, 3)}
+    )
+    with zipfile.ZipFile(tmp_path / 'claim.npz', 'w') as archive:
+        archive.writestr('images.npy', header.getvalue())
+    with pytest.raises(UserError, match='bytes of memory'):
+        npz.load(config(tmp_path / 'claim.npz'))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
 
 from dualcl_jax.evaluators import knn
-from dualcl_jax.evaluators.knn import knn_predict, knn_scores, knn_top1, nearest
+from dualcl_jax.evaluators.knn import knn_grid, knn_predict, knn_scores, knn_top1, nearest, num_blocks
 
 
 def clustered(seed, num_queries, num_bank, features, num_classes, noise=1.5):
@@ -132,6 +132,21 @@ def test_blocks_change_nothing(block):
     np.testing.assert_array_equal(predict(block=block), predict())
 
 
+def test_a_grid_is_its_entries():
+    """k beyond the bank included, and every block is told."""
+    queries, _, bank, bank_labels = clustered(9, 103, 80, 8, 5)
+    ks, temperatures, told = (1, 20, 200), (0.05, 1.0), []
+    grid = knn_grid(
+        queries, bank, bank_labels, ks=ks, temperatures=temperatures, num_classes=5, advance=lambda: told.append(0)
+    )
+    assert grid.shape == (3, 2, 103)
+    assert len(told) == num_blocks(103, 80)
+    for row, k in zip(grid, ks, strict=True):
+        for found, temperature in zip(row, temperatures, strict=True):
+            single = knn_predict(queries, bank, bank_labels, k=k, temperature=temperature, num_classes=5)
+            np.testing.assert_array_equal(found, single)
+
+
 def test_one_compilation_for_all_blocks():
     queries, _, bank, bank_labels = clustered(6, 61, 90, 8, 5)
     before = knn._predict_block._cache_size()
@@ -152,7 +167,7 @@ def test_devices_exchange_nothing():
     queries, _, bank, bank_labels = clustered(8, 16, 80, 8, 5)
     mesh = jax.sharding.Mesh(np.asarray(jax.local_devices()), ('devices',))
     compiled = knn._predict_block.lower(
-        queries, bank, bank_labels, mesh=mesh, k=20, temperature=0.1, num_classes=5
+        queries, bank, bank_labels, mesh=mesh, ks=(20,), temperatures=(0.1,), num_classes=5
     ).compile()
     assert 'f32[4,80]' in compiled.as_text()  # a quarter of the similarities on each
     assert 'all-gather' not in compiled.as_text()

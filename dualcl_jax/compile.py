@@ -1,0 +1,64 @@
+"""Compiles the step of a config for a TPU that is not there, and tells what it needs and whether it fits.
+
+    python -m dualcl_jax.compile --config=configs/cifar10.py --topology=v5e:4x4 [--config.train.batch_size=4096 ...]
+
+Without --topology, for this machine's own devices. A topology needs libtpu (pip install 'dualcl-jax[tpu]') and no TPU.
+The last line is JSON.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from dualcl_jax.errors import UserError, exits_cleanly
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f'{message}\nsee python -m dualcl_jax.compile --help')
+
+
+def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Flags, and the overrides of config fields as 'field=value'. Raises UserError where one is unknown or missing."""
+    parser = _Parser(
+        prog='python -m dualcl_jax.compile',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument('--config', required=True, help='a configuration file, such as configs/cifar10.py')
+    parser.add_argument('--topology', help='such as v5e:4x4; without it, the devices of this machine')
+    flags, rest = parser.parse_known_args(arguments)
+    for flag in rest:
+        if not flag.startswith('--config.') or '=' not in flag:
+            parser.error(f'{flag}: no such flag')
+    return flags, [flag.removeprefix('--config.') for flag in rest]
+
+
+@exits_cleanly
+def main() -> int:
+    flags, overrides = parse(sys.argv[1:])
+    from dualcl_jax import runtime
+    from dualcl_jax.config import load_config, override
+
+    config = load_config(flags.config)
+    override(config, overrides)
+    if flags.topology:
+        os.environ['JAX_PLATFORMS'] = 'cpu'  # a TPU of this machine would be locked for nothing
+    runtime.start(None, None, None)
+    import jax
+
+    from dualcl_jax.ahead_of_time import compile_step, show, topology_devices
+
+    devices = topology_devices(flags.topology) if flags.topology else jax.devices()
+    report: dict[str, Any] = compile_step(config, devices)
+    show(report)
+    print(json.dumps(report))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

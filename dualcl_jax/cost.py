@@ -1,0 +1,103 @@
+"""What a program asks of one device, counted in its jaxpr: arithmetic and collectives, loops as often as they run."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+
+KINDS = {
+    'psum': 'all-reduce',
+    'pmax': 'all-reduce',
+    'pmin': 'all-reduce',
+    'all_gather': 'all-gather',
+    'reduce_scatter': 'reduce-scatter',
+    'ppermute': 'collective-permute',
+    'all_to_all': 'all-to-all',
+}
+"""XLA's names of the collectives of `jax.lax`."""
+PASSES = {jax.lax.Precision.HIGHEST: 6, jax.lax.Precision.HIGH: 3}
+"""Passes in bfloat16 that a product of float32 takes on the matrix unit of a TPU; one at the default precision."""
+
+
+class Cost(NamedTuple):
+    """Of one device.
+
+    Attributes:
+      flops: of matrix products and convolutions, a multiplication and an addition being two.
+      passes: the same, those of float32 as often as a TPU passes over them.
+      collectives: by kind, `count` and the `bytes` of the results.
+    """
+
+    flops: int
+    passes: int
+    collectives: dict[str, dict[str, int]]
+
+
+def count(jaxpr: Any, platform: str) -> Cost:
+    """The cost of a jaxpr on 'cpu', 'gpu' or 'tpu'; of a `shard_map` in it, that of one device.
+
+    Of branches the dearest counts. The body of a loop whose end the data decide counts once.
+    """
+    total = _count(jaxpr, platform)
+    kinds = sorted({kind for name, kind in total if name == 'count'})
+    collectives = {kind: {name: total[name, kind] for name in ('count', 'bytes')} for kind in kinds}
+    return Cost(total['flops', ''], total['passes', ''], collectives)
+
+
+def _count(jaxpr: Any, platform: str) -> Counter[tuple[str, str]]:
+    total: Counter[tuple[str, str]] = Counter()
+    for equation in getattr(jaxpr, 'jaxpr', jaxpr).eqns:
+        name, params = equation.primitive.name, equation.params
+        if name in ('dot_general', 'conv_general_dilated'):
+            flops = _product_flops(equation)
+            total['flops', ''] += flops
+            total['passes', ''] += flops * _passes(equation)
+        elif name in KINDS:
+            total['count', KINDS[name]] += 1
+            total['bytes', KINDS[name]] += sum(
+                math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in equation.outvars
+            )
+        elif name == 'cond':
+            branches = [_count(branch, platform) for branch in _branches(params, platform)]
+            total.update(max(branches, key=lambda found: (found['flops', ''], sum(found.values()))))
+        else:
+            for part in _jaxprs(params):
+                for key, value in _count(part, platform).items():
+                    total[key] += value * params.get('length', 1)
+    return total
+
+
+def _product_flops(equation: Any) -> int:
+    """Of zeros that a dilated input is filled with, none are counted."""
+    left, right = (variable.aval.shape for variable in equation.invars)
+    results = math.prod(equation.outvars[0].aval.shape)
+    if equation.primitive.name == 'dot_general':
+        (contracted, _), _ = equation.params['dimension_numbers']
+        return 2 * results * math.prod(left[i] for i in contracted)
+    features = right[equation.params['dimension_numbers'].rhs_spec[0]]
+    return 2 * results * math.prod(right) // features // math.prod(equation.params['lhs_dilation'])
+
+
+def _passes(equation: Any) -> int:
+    precision = equation.params['precision']
+    of_left = precision[0] if isinstance(precision, tuple) else precision
+    return PASSES.get(of_left, 1) if equation.invars[0].aval.dtype == 'float32' else 1
+
+
+def _branches(params: dict[str, Any], platform: str) -> list[Any]:
+    """Those of a condition that may run on a platform."""
+    platforms = params.get('branches_platforms') or [None] * len(params['branches'])
+    for branch, names in zip(params['branches'], platforms, strict=True):
+        if names is not None and platform in names:
+            return [branch]
+    return [branch for branch, names in zip(params['branches'], platforms, strict=True) if names is None]
+
+
+def _jaxprs(params: dict[str, Any]) -> Iterator[Any]:
+    """The programs among the parameters of an equation."""
+    for value in params.values():
+        for part in value if isinstance(value, tuple) else (value,):
+            if hasattr(part, 'eqns') or hasattr(getattr(part, 'jaxpr', None), 'eqns'):
+                yield part

@@ -1,0 +1,77 @@
+"""Evaluates an encoder: python -m dualcl_jax.evaluate --workdir=DIR --protocols=knn,linear,...
+
+The encoders of a run, or with --exported=FILE in the place of --workdir the one in a file of dualcl_jax.export.
+The records of every protocol go to DIR/evaluation/PROTOCOL.json, their table to the terminal, and all of them as JSON
+to the last line. Any setting of a protocol, or other data, can be given: --config.knn.k=20,200
+--config.data.name=fashion_mnist.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from dualcl_jax.errors import UserError, exits_cleanly
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f'{message}\nsee python -m dualcl_jax.evaluate --help')
+
+
+def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Flags, and the overrides of config fields as 'field=value'.
+
+    Raises:
+      UserError: an unknown or missing flag.
+    """
+    parser = _Parser(
+        prog='python -m dualcl_jax.evaluate',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog='dualcl_jax/evaluators/settings.py documents every setting of the protocols.',
+        allow_abbrev=False,
+    )
+    parser.add_argument('--workdir', help='folder of a run, local or remote')
+    parser.add_argument('--exported', metavar='FILE', help='a file of python -m dualcl_jax.export')
+    parser.add_argument('--protocols', required=True, help='names with commas between, or all')
+    parser.add_argument('--step', default='latest', help='a checkpoint: latest, best (by kNN) or a number')
+    parser.add_argument('--encoders', help='query (default), momentum or all; structure looks at all of them')
+    parser.add_argument('--layers', default='all', help='backbone, projection or all')
+    parser.add_argument('--output', help='folder of the results; by default evaluation/ in the workdir or by the file')
+    flags, rest = parser.parse_known_args(arguments)
+    for flag in rest:
+        if not flag.startswith('--config.'):
+            parser.error(f'{flag}: no such flag')
+    if (flags.workdir is None) == (flags.exported is None):
+        parser.error('give --workdir or --exported, one of them')
+    return flags, [flag.removeprefix('--config.') for flag in rest]
+
+
+@exits_cleanly
+def main() -> int:
+    flags, overrides = parse(sys.argv[1:])
+    from dualcl_jax import runtime
+
+    runtime.start(None, None, None)
+    from dualcl_jax.evaluation import chosen, evaluate
+    from dualcl_jax.evaluators.encoder_source import from_export, from_workdir
+    from dualcl_jax.evaluators.protocols import PROTOCOLS
+
+    protocols = chosen(flags.protocols, PROTOCOLS, '--protocols')
+    if flags.exported is None:
+        source, beside = from_workdir(flags.workdir, flags.step), flags.workdir
+    else:
+        source, beside = from_export(flags.exported), os.path.dirname(flags.exported)
+    default = 'query' if 'query' in source.encoders else 'all'
+    encoders = chosen(flags.encoders or default, source.encoders, '--encoders')
+    layers = chosen(flags.layers, source.layers, '--layers')
+    output = flags.output or os.path.join(beside, 'evaluation')
+    print(json.dumps(evaluate(source, protocols, encoders, layers, overrides, output), allow_nan=False))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

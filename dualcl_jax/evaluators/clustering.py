@@ -1,0 +1,48 @@
+"""Clusters of frozen features by k-means, and how they agree with the classes."""
+
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+
+class Agreement(NamedTuple):
+    """Of clusters with classes.
+
+    Attributes:
+      nmi: mutual information over the arithmetic mean of the entropies, in [0, 1].
+      ari: adjusted Rand index (Hubert and Arabie, J. Classif. 2, 1985), at most 1, about 0 by chance.
+    """
+
+    nmi: float
+    ari: float
+
+
+def cluster(features: NDArray, clusters: int, *, starts: int, seed: int) -> NDArray[np.int32]:
+    """The cluster of each example, [N] int32: scikit-learn's k-means on features [N, F] of length 1.
+
+    One thread, so that sums come in one order and two calls give the same clusters.
+
+    Args:
+      features: normalised here.
+      clusters: how many, at most N.
+      starts: k-means++ initialisations; that of the smallest inertia is taken.
+      seed: of the initialisations.
+    """
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    unit = features / np.maximum(lengths, np.finfo(np.float32).tiny)
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter('ignore', ConvergenceWarning)  # fewer distinct points than clusters: collapsed features
+        return KMeans(clusters, n_init=starts, random_state=seed).fit_predict(unit)
+
+
+def agreement(clusters: NDArray, labels: NDArray) -> Agreement:
+    """How clusters [N] agree with labels [N]; both are integers whose values do not matter."""
+    return Agreement(
+        nmi=float(normalized_mutual_info_score(labels, clusters)), ari=float(adjusted_rand_score(labels, clusters))
+    )

@@ -1,0 +1,109 @@
+"""Where an encoder that is evaluated comes from: a run, or an exported file."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dualcl_jax import load_encoder
+from dualcl_jax.checkpoint import state_sha256
+from dualcl_jax.config import from_json
+from dualcl_jax.data import Source
+from dualcl_jax.errors import UserError
+from dualcl_jax.evaluators.embed import Blocks, Embedder, Features
+from dualcl_jax.finished import Finished, channels_of, open_finished
+from dualcl_jax.method import AXIS, resolve_views
+from dualcl_jax.state import Variables
+
+ENCODERS, LAYERS = ('query', 'momentum'), Features._fields
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderSource:
+    """Encoders that can be evaluated, all of one architecture.
+
+    Attributes:
+      name: how the user named it, for messages.
+      config: of the run it comes from; its data and views are the ones to evaluate with.
+      channels: of the images that it takes.
+      step: training steps behind it; None where not known.
+      encoders: their variables by name, of `ENCODERS`.
+      layers: which of `LAYERS` it gives.
+      blocks: a function of variables and pixels to a tuple of features, one a layer.
+      data_fingerprint: of the training split behind it.
+      provenance: what is written beside its results.
+      run: the run itself, for what needs more than features; None for an exported encoder.
+    """
+
+    name: str
+    config: ConfigDict
+    channels: int
+    step: int | None
+    encoders: Mapping[str, Variables]
+    layers: tuple[str, ...]
+    blocks: Blocks
+    data_fingerprint: str
+    provenance: Mapping[str, Any]
+    run: Finished | None = None
+
+    def embed(
+        self, encoder: str, images: Source, rows: np.ndarray, advance: Callable[[], None]
+    ) -> dict[str, np.ndarray]:
+        """Features float32 [N, F] by layer of the images at `rows` [N]; `advance` is called after each block."""
+        found = self.blocks(self.encoders[encoder], images, rows, advance)
+        return dict(zip(self.layers, found, strict=True))
+
+
+def from_workdir(workdir: str, step: str) -> EncoderSource:
+    """Both encoders of a run after a step (see `open_finished`)."""
+    run = open_finished(workdir, step)
+    return EncoderSource(
+        name=f'--workdir={workdir}',
+        config=run.config,
+        channels=channels_of(run.state.params),
+        step=run.step,
+        encoders={'query': run.state.variables, 'momentum': run.state.momentum_variables},
+        layers=LAYERS,
+        blocks=Embedder(run.method, run.mesh),
+        data_fingerprint=run.data_fingerprint,
+        provenance={'step': run.step, 'state_sha256': state_sha256(run.state)},
+        run=run,
+    )
+
+
+def from_export(path: str) -> EncoderSource:
+    """The encoder in a file of `python -m dualcl_jax.export`, with the data and views of its run.
+
+    The file does not say where the data lie: `data.data_dir` and `data.path` are empty, and `data.labels` is auto.
+
+    Raises:
+      UserError: no such file, or one that is damaged or of another kind.
+    """
+    encoder = load_encoder(path)
+    described, origin = encoder.description, encoder.description.provenance
+    try:
+        config = from_json(json.dumps(origin['config']))
+        config.data.labels = config.data.labels or 'auto'
+        resolve_views(config.views)
+        step, data_fingerprint = origin['step'], origin['data_fingerprint']
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f'--exported={path}: its run is not described by this version ({error})') from error
+    mesh = Mesh(np.asarray(jax.local_devices()[:1]), (AXIS,))  # an exported program is for one device
+    return EncoderSource(
+        name=f'--exported={path}',
+        config=config,
+        channels=described.channels,
+        step=step,
+        encoders={described.encoder: {}},
+        layers=(described.output,),
+        blocks=Blocks(lambda _, pixels: (encoder.function(pixels),), described.image_size, mesh),
+        data_fingerprint=data_fingerprint,
+        provenance={'step': step, 'file_sha256': hashlib.sha256(epath.Path(path).read_bytes()).hexdigest()},
+    )

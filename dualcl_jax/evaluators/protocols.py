@@ -1,0 +1,251 @@
+"""The protocols: what is measured of frozen features, of a fine-tuned network, and of the embedding itself."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dualcl_jax import randomness
+from dualcl_jax.console import progress
+from dualcl_jax.errors import UserError
+from dualcl_jax.evaluators import few_shot as shots
+from dualcl_jax.evaluators import knn as neighbours
+from dualcl_jax.evaluators import linear as probes
+from dualcl_jax.evaluators import retrieval as ranking
+from dualcl_jax.evaluators import structure as embedding
+from dualcl_jax.evaluators.clustering import agreement, cluster
+from dualcl_jax.evaluators.corruptions import CORRUPTIONS, STRENGTHS, corrupt
+from dualcl_jax.evaluators.derived import Derived
+from dualcl_jax.evaluators.finetune import Recipe, balanced_rows
+from dualcl_jax.evaluators.finetune import finetune as tune
+from dualcl_jax.evaluators.finetune import predict as classify
+from dualcl_jax.evaluators.intervals import normal, wilson
+from dualcl_jax.evaluators.records import Result
+from dualcl_jax.evaluators.settings import whole
+from dualcl_jax.evaluators.task import Task
+from dualcl_jax.method import resolve_views
+from dualcl_jax.views import make_views
+
+Results = Iterator[Result]
+
+
+def _top1(predicted: np.ndarray, labels: np.ndarray, encoder: str, layer: str, **more: Any) -> Result:
+    """An accuracy in [0, 1] with its interval."""
+    share = float(np.mean(predicted == labels))
+    return Result('top1', share, encoder, layer, wilson(share, len(labels)), **more)
+
+
+def knn(task: Task) -> Results:
+    """Weighted kNN (1805.01978) over a grid of k and τ: test images among the training images."""
+    ks, temperatures = whole(task.settings.knn.k), task.settings.knn.temperature
+    labels = task.labels('test')
+    for encoder, layer in task.places:
+        bank, queries = (task.features(split, encoder, layer) for split in ('train', 'test'))
+        with progress(neighbours.num_blocks(len(queries), len(bank)), f'kNN, {encoder}, {layer}') as advance:
+            grid = neighbours.knn_grid(
+                queries,
+                bank,
+                task.labels('train'),
+                ks=ks,
+                temperatures=temperatures,
+                num_classes=task.num_classes,
+                advance=advance,
+            )
+        for k, row in zip(ks, grid, strict=True):
+            for tau, predicted in zip(temperatures, row, strict=True):
+                yield _top1(predicted, labels, encoder, layer, k=k, tau=tau)
+
+
+def linear(task: Task) -> Results:
+    """Linear probe of frozen features, its learning rate and decay chosen on held-out training images."""
+    for encoder, layer in task.places:
+        choice = task.probe(encoder, layer)
+        predicted = probes.predict(choice.probe, task.features('test', encoder, layer))[0]
+        details = {
+            'learning_rate': choice.learning_rate,
+            'weight_decay': choice.weight_decay,
+            'validation_top1': choice.validation_top1,
+            'sweep': len(task.settings.linear.learning_rates) * len(task.settings.linear.weight_decays),
+        }
+        yield _top1(predicted, task.labels('test'), encoder, layer, details=details)
+
+
+def finetune(task: Task) -> Results:
+    """The backbone and a classifier trained on every labelled training image."""
+    recipe = Recipe(**task.settings.finetune)
+    for encoder in task.encoders:
+        yield _tuned(task, encoder, np.arange(len(task.rows['train'])), recipe, {})
+
+
+def semi(task: Task) -> Results:
+    """Fine-tuning on a share of the labels, the same number of each class."""
+    settings = task.settings.semi
+    for encoder in task.encoders:
+        for share, epochs in zip(settings.fractions, whole(settings.epochs), strict=True):
+            chosen = balanced_rows(task.labels('train'), share, task.seed)
+            recipe = dataclasses.replace(Recipe(**task.settings.finetune), epochs=epochs)
+            yield _tuned(task, encoder, chosen, recipe, {'fraction': share})
+
+
+def _tuned(task: Task, encoder: str, chosen: np.ndarray, recipe: Recipe, details: dict[str, Any]) -> Result:
+    """Accuracy after fine-tuning on the chosen ones of the labelled training images."""
+    run = task.source.run
+    assert run is not None  # the protocol needs one
+    images = task.labelled('train', chosen)
+    with progress(recipe.steps(len(images)), f'fine-tuning on {len(images):,} images, {encoder}') as advance:
+        tuned = tune(
+            run.method,
+            run.mesh,
+            task.source.encoders[encoder],
+            images,
+            task.num_classes,
+            recipe,
+            seed=task.seed,
+            advance=advance,
+        )
+    test, embed = task.labelled('test'), task.source.blocks
+    with progress(embed.num_blocks(len(test)), 'test images') as advance:
+        predicted = classify(embed, tuned, test, np.arange(len(test)), advance)
+    details = details | {'labels': len(images)} | dataclasses.asdict(recipe)
+    return _top1(predicted, test.labels, encoder, 'backbone', details=details)
+
+
+def few_shot(task: Task) -> Results:
+    """Nearest class centroid from n images of each class: the mean over many draws."""
+    settings, train, labels = task.settings.few_shot, task.labels('train'), task.labels('test')
+    for count in whole(settings.shots):
+        chosen = shots.draw_shots(train, task.num_classes, count, settings.draws, task.seed)
+        for encoder, layer in task.places:
+            bank, queries = (task.features(split, encoder, layer) for split in ('train', 'test'))
+            accuracies = shots.centroid_accuracies(bank, chosen, queries, labels)
+            yield Result(
+                'top1',
+                float(accuracies.mean()),
+                encoder,
+                layer,
+                normal(accuracies),
+                details={'shots': count, 'draws': settings.draws, 'std': float(accuracies.std(ddof=1))},
+            )
+
+
+def retrieval(task: Task) -> Results:
+    """Test images as queries against all training images: mean average precision and recall at k."""
+    ks = whole(task.settings.retrieval.recall_at)
+    for encoder, layer in task.places:
+        bank, queries = (task.features(split, encoder, layer) for split in ('train', 'test'))
+        with progress(ranking.num_blocks(len(queries), len(bank)), f'retrieval, {encoder}, {layer}') as advance:
+            found = ranking.retrieve(queries, task.labels('test'), bank, task.labels('train'), ks=ks, advance=advance)
+        precision = found.average_precision
+        yield Result('map', float(precision.mean()), encoder, layer, normal(precision))
+        for k, hits in zip(ks, found.found, strict=True):
+            share = float(hits.mean())
+            yield Result('recall', share, encoder, layer, wilson(share, len(hits)), k=k)
+
+
+def clustering(task: Task) -> Results:
+    """k-means of the test images with as many clusters as classes: NMI and ARI."""
+    labels = task.labels('test')
+    clusters = len(np.unique(labels))
+    details = {'clusters': clusters, 'starts': task.settings.clustering.starts}
+    for encoder, layer in task.places:
+        found = cluster(task.features('test', encoder, layer), clusters, starts=details['starts'], seed=task.seed)
+        for metric, value in agreement(found, labels)._asdict().items():
+            yield Result(metric, value, encoder, layer, details=details)
+
+
+def robustness(task: Task) -> Results:
+    """The linear probe's accuracy on corrupted test images, by corruption and strength, and the mean over them."""
+    labels, seed = task.labels('test'), task.seed
+    for encoder in task.encoders:
+        accuracies: dict[str, list[float]] = {layer: [] for layer in task.layers}
+        for name in CORRUPTIONS:
+            for strength in STRENGTHS:
+                change = partial(corrupt, name=name, strength=strength, seed=seed)
+                images = Derived(task.split('test'), task.rows['test'], change)
+                features = task.embed(encoder, images, np.arange(len(images)), f'{name} {strength}, {encoder}')
+                for layer in task.layers:
+                    predicted = probes.predict(task.probe(encoder, layer).probe, features[layer])[0]
+                    details: dict[str, Any] = {'corruption': name, 'strength': strength}
+                    result = _top1(predicted, labels, encoder, layer, details=details)
+                    accuracies[layer].append(result.value)
+                    yield result
+        for layer in task.layers:
+            clean = probes.predict(task.probe(encoder, layer).probe, task.features('test', encoder, layer))[0]
+            details = {'clean_top1': float(np.mean(clean == labels))}
+            yield Result('mean_top1', float(np.mean(accuracies[layer])), encoder, layer, details=details)
+
+
+def structure(task: Task) -> Results:
+    """How the embedding lies on the sphere, for query and momentum encoder side by side, with or without labels."""
+    name = 'test' if task.splits.test is not None else 'train'
+    settings, rows = task.settings.structure, task.rows[name]
+    chosen = np.sort(np.random.default_rng(task.seed).permutation(len(rows))[: settings.images])
+    if len(chosen) < 2:
+        raise UserError(f'{task.split(name).name}: one {name} image has no structure; choose a set with more')
+    labels = task.labels(name)[chosen]
+    classes, counts = np.unique(labels[labels >= 0], return_counts=True)
+    for encoder in task.source.encoders:
+        pair = [
+            task.embed(encoder, _views(task, name, chosen, view), np.arange(len(chosen)), f'view {view + 1}, {encoder}')
+            for view in (0, 1)
+        ]
+        whole_split = len(chosen) == len(rows)
+        plain = {} if whole_split else task.embed(encoder, task.split(name), rows[chosen], f'{name} images, {encoder}')
+        for layer in task.source.layers:
+            features = task.features(name, encoder, layer) if whole_split else plain[layer]
+            result = partial(Result, encoder=encoder, layer=layer, split=name, examples=len(chosen))
+            yield result('alignment', embedding.alignment(pair[0][layer], pair[1][layer]))
+            yield result('uniformity', embedding.uniformity(features))
+            yield result(
+                'effective_rank', embedding.effective_rank(features), details={'dimensions': features.shape[1]}
+            )
+            spread = embedding.std_per_dimension(features)
+            details = {'least': float(np.min(spread)), 'most': float(np.max(spread)), 'by_dimension': spread.tolist()}
+            yield result('std_per_dimension', float(spread.mean()), details=details)
+            if len(classes):
+                shares = embedding.purity(features, labels, settings.k)
+                yield result('purity', float(shares.mean()), interval=normal(shares), k=settings.k)
+            if len(classes) > 1 and np.max(counts) > 1:
+                within, between = embedding.class_distances(features, labels)
+                yield result('intra_class_distance', within)
+                yield result('inter_class_distance', between)
+
+
+_make_views = jax.jit(make_views, static_argnums=(2, 3))
+
+
+def _views(task: Task, split: str, chosen: np.ndarray, view: int) -> Derived:
+    """One of the two augmented views of the run, of each chosen image, as 8-bit images."""
+    size, specs = task.source.config.data.image_size, resolve_views(task.source.config.views)
+
+    def change(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        keys = randomness.example_keys(task.seed, randomness.PAIRS, jnp.int32(0), jnp.asarray(rows, jnp.int32))
+        return np.round(np.asarray(_make_views(keys, images, specs, size)[view]) * 255).astype(np.uint8)
+
+    return Derived(task.split(split), task.rows[split][chosen], change)
+
+
+class Protocol(NamedTuple):
+    """A function from a task to its results; whether it needs labels in both splits, and a run, not an export."""
+
+    run: Callable[[Task], Results]
+    needs_labels: bool = True
+    needs_run: bool = False
+
+
+# A protocol of your own: a function, and a line here.
+PROTOCOLS: dict[str, Protocol] = {
+    'knn': Protocol(knn),
+    'linear': Protocol(linear),
+    'finetune': Protocol(finetune, needs_run=True),
+    'semi': Protocol(semi, needs_run=True),
+    'few_shot': Protocol(few_shot),
+    'retrieval': Protocol(retrieval),
+    'clustering': Protocol(clustering),
+    'robustness': Protocol(robustness),
+    'structure': Protocol(structure, needs_labels=False),
+}

@@ -1,0 +1,103 @@
+"""What an evaluation says: records of one number each, by a schema that is checked, and their table."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.table import Table
+
+from dualcl_jax.evaluators.intervals import Interval
+
+VERSION = 1
+"""Of the schema; another number where a field changes its meaning."""
+
+_number, _text, _whole = (int, float), str, int
+SCHEMA: dict[str, tuple[tuple[type, ...] | type, bool, str]] = {
+    # name: types, whether it may be null, meaning
+    'protocol': (_text, False, 'which of the protocols'),
+    'metric': (_text, False, 'what the value is, such as top1 (an accuracy in [0, 1])'),
+    'value': (_number, False, 'the result'),
+    'interval': (dict, True, '95 % confidence: low, high, and method, which is wilson or normal'),
+    'data_set': (_text, False, 'name and version of the set'),
+    'data_fingerprint': (_text, False, 'SHA-256 of the split that it was measured on'),
+    'split': (_text, False, 'test or train: what it was measured on'),
+    'examples': (_whole, False, 'how many of its images'),
+    'encoder': (_text, False, 'query (online) or momentum (key)'),
+    'layer': (_text, False, 'backbone or projection'),
+    'k': (_whole, True, 'neighbours, or the rank of a recall'),
+    'tau': (_number, True, 'τ of votes exp(cosine / τ)'),
+    'seed': (_whole, False, 'of everything that is drawn'),
+    'step': (_whole, True, 'training steps of the encoder; null where they are not known'),
+    'details': (dict, False, 'what else decides the value, by protocol'),
+    'versions': (dict, False, 'of Python and packages, and the device'),
+}
+"""The fields of a record, all of them in each."""
+DISTINGUISHING = ('fraction', 'shots', 'corruption', 'strength')
+"""Details that tell apart records which are otherwise of one kind."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One number of a protocol, before what is the same for all of them is added; fields as in `SCHEMA`.
+
+    `examples` None stands for all labelled images of the split, or for all where there are no labels.
+    """
+
+    metric: str
+    value: float
+    encoder: str
+    layer: str
+    interval: Interval | None = None
+    split: str = 'test'
+    examples: int | None = None
+    k: int | None = None
+    tau: float | None = None
+    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def make_record(result: Result, **common: Any) -> dict[str, Any]:
+    """The record of a result with the remaining fields of the schema, in its order.
+
+    Raises:
+      ValueError: a field is missing, unknown, of another type or not finite.
+    """
+    fields = dataclasses.asdict(result) | common
+    fields['interval'] = result.interval._asdict() if result.interval else None
+    record = {name: fields[name] for name in SCHEMA if name in fields} | fields
+    check_record(record)
+    return record
+
+
+def check_record(record: Mapping[str, Any]) -> None:
+    """Raises ValueError where a record is not of the schema."""
+    if record.keys() != SCHEMA.keys():
+        raise ValueError(f'fields missing or unknown: {sorted(record.keys() ^ SCHEMA.keys())}')
+    for name, (types, nullable, _) in SCHEMA.items():
+        value = record[name]
+        if value is None and nullable:
+            continue
+        if not isinstance(value, types) or isinstance(value, bool):
+            raise ValueError(f'{name}={value!r}: not of the schema')
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f'{name}={value!r}: not finite')
+
+
+def table(records: Iterable[Mapping[str, Any]], title: str) -> Table:
+    """The records for a terminal, each encoder and layer in a column; ± is half the width of the interval."""
+    cells: dict[tuple[str, str, str], dict[tuple[str, str], str]] = {}
+    for record in records:
+        of = [f'{name} {record[name]:g}' for name in ('k', 'tau') if record[name] is not None]
+        kinds = {name: record['details'][name] for name in DISTINGUISHING if name in record['details']}
+        of += [value if isinstance(value, str) else f'{name} {value:g}' for name, value in kinds.items()]
+        row = record['protocol'], record['metric'], ', '.join(of)
+        interval = record['interval']
+        reach = f' ± {(interval["high"] - interval["low"]) / 2:.4f}' if interval else ''
+        cells.setdefault(row, {})[record['encoder'], record['layer']] = f'{record["value"]:.4f}{reach}'
+    columns = list(dict.fromkeys(place for row in cells.values() for place in row))
+    view = Table('protocol', 'metric', 'of', title=title)
+    for encoder, layer in columns:
+        view.add_column(f'{encoder}\n{layer}', justify='right', no_wrap=True)
+    for row, values in cells.items():
+        view.add_row(*row, *(values.get(place, '') for place in columns))
+    return view

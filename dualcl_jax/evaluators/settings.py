@@ -1,0 +1,91 @@
+"""Settings of the protocols, with their defaults; set on the command line as --config.knn.k=20,200 and the like."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from dualcl_jax.optim import OPTIMIZERS
+from dualcl_jax.validation import Rule
+
+
+def default_settings() -> ConfigDict:
+    """Every setting of every protocol. A field's type is that of its default; whole numbers in tuples stay whole."""
+    settings = ConfigDict()
+    settings.seed = 0  # of everything that is drawn: validation images, labelled images, noise, initial centres
+
+    settings.knn = ConfigDict({'k': (1, 5, 20, 200), 'temperature': (0.05, 0.1, 0.2)})
+
+    settings.linear = linear = ConfigDict()
+    linear.learning_rates = (0.03, 0.1, 0.3, 1.0)  # SGD with momentum, cosine to 0
+    linear.weight_decays = (0.0, 1e-5, 1e-4, 1e-3)
+    linear.epochs = 100
+    linear.batch_size = 256
+    linear.validation = 0.1  # share of the labelled training images that chooses between them
+
+    settings.finetune = finetune = ConfigDict()
+    finetune.epochs = 10
+    finetune.batch_size = 128
+    finetune.optimizer = 'sgd'
+    finetune.learning_rate = 0.03  # of the last layer, at its peak
+    finetune.weight_decay = 1e-4
+    finetune.layer_decay = 0.8  # each layer learns this many times as fast as the one after it
+    finetune.warmup = 0.1  # share of the steps
+    finetune.crop_scale = (0.25, 1.0)  # share of the image's area; flips are those of the run's views
+
+    settings.semi = ConfigDict({'fractions': (0.01, 0.1), 'epochs': (60, 20)})  # fine-tuning on a share of the labels
+
+    settings.few_shot = ConfigDict({'shots': (1, 5, 10), 'draws': 100})  # images of a class; draws of them
+    settings.retrieval = ConfigDict({'recall_at': (1, 5, 10)})
+    settings.clustering = ConfigDict({'starts': 10})  # of k-means; the tightest is taken
+    settings.structure = ConfigDict({'images': 10_000, 'k': 10})  # at most so many; neighbours of the purity
+    settings.lock()
+    return settings
+
+
+_COUNT: Rule = (lambda value: value >= 1, 'must be at least 1')
+_FROM_0: Rule = (lambda value: value >= 0, 'must be at least 0')
+_PAIR: Rule = (lambda value: value >= 2, 'must be at least 2')
+_SHARE: Rule = (lambda value: 0 < value < 1, 'must be above 0 and below 1')
+_COUNTS: Rule = (
+    lambda values: len(values) > 0 and all(value >= 1 and value == int(value) for value in values),
+    'must be whole numbers from 1, such as 1,5,20',
+)
+_RATES: Rule = (lambda values: len(values) > 0 and all(value > 0 for value in values), 'must be numbers above 0')
+
+RULES: dict[str, Rule] = {
+    'seed': (lambda value: 0 <= value < 2**31, 'must be from 0 to 2147483647'),
+    'knn.k': _COUNTS,
+    'knn.temperature': _RATES,
+    'linear.learning_rates': _RATES,
+    'linear.weight_decays': (lambda values: len(values) > 0 and min(values) >= 0, 'must be numbers from 0'),
+    'linear.epochs': _COUNT,
+    'linear.batch_size': _COUNT,
+    'linear.validation': _SHARE,
+    'finetune.epochs': _COUNT,
+    'finetune.batch_size': _COUNT,
+    'finetune.optimizer': (lambda value: value in OPTIMIZERS, 'choose one of ' + ', '.join(OPTIMIZERS)),
+    'finetune.learning_rate': _FROM_0,
+    'finetune.weight_decay': _FROM_0,
+    'finetune.layer_decay': (lambda value: 0 < value <= 1, 'must be above 0 and at most 1'),
+    'finetune.warmup': (lambda value: 0 <= value < 1, 'must be at least 0 and below 1'),
+    'finetune.crop_scale': (
+        lambda values: len(values) == 2 and 0 < values[0] <= values[1] <= 1,
+        'must be a range in (0, 1], such as 0.25,1',
+    ),
+    'semi.fractions': (
+        lambda values: len(values) > 0 and all(0 < value <= 1 for value in values),
+        'must be shares above 0 and at most 1',
+    ),
+    'semi.epochs': _COUNTS,
+    'few_shot.shots': _COUNTS,
+    'few_shot.draws': _PAIR,
+    'retrieval.recall_at': _COUNTS,
+    'clustering.starts': _COUNT,
+    'structure.images': _PAIR,
+    'structure.k': _COUNT,
+}
+
+
+def whole(values: Any) -> tuple[int, ...]:
+    """Numbers of a tuple field, which come from a flag as floats, as integers."""
+    return tuple(int(value) for value in values)

@@ -1,0 +1,122 @@
+"""What the protocols share: encoders, data, and features that are computed once."""
+
+import dataclasses
+import functools
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from dualcl_jax.console import progress
+from dualcl_jax.data import Source, Splits
+from dualcl_jax.errors import UserError
+from dualcl_jax.evaluators.derived import Derived
+from dualcl_jax.evaluators.encoder_source import EncoderSource
+from dualcl_jax.evaluators.linear import Choice, choose_probe
+
+Place = tuple[str, str]
+"""An encoder and a layer of it."""
+
+
+@dataclasses.dataclass(eq=False)
+class Task:
+    """One evaluation.
+
+    Attributes:
+      source: the encoders.
+      splits: the data.
+      settings: of `dualcl_jax.evaluators.settings`.
+      encoders, layers: the ones to evaluate.
+    """
+
+    source: EncoderSource
+    splits: Splits
+    settings: ConfigDict
+    encoders: tuple[str, ...]
+    layers: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        self._features: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+        self._probes: dict[Place, Choice] = {}
+
+    @property
+    def seed(self) -> int:
+        """Of everything that is drawn."""
+        return self.settings.seed
+
+    @property
+    def places(self) -> list[Place]:
+        """Every encoder with every layer."""
+        return [(encoder, layer) for encoder in self.encoders for layer in self.layers]
+
+    def split(self, name: str) -> Source:
+        """'train', or 'test', of which there is one."""
+        images = getattr(self.splits, name)
+        assert images is not None
+        return images
+
+    @functools.cached_property
+    def rows(self) -> dict[str, np.ndarray]:
+        """The labelled images of each split, int64; all of them where none has a label."""
+        found = {}
+        for name, images in self.splits._asdict().items():
+            if images is not None:
+                labelled = np.flatnonzero(images.labels >= 0)
+                found[name] = labelled if len(labelled) else np.arange(len(images))
+        return found
+
+    def labels(self, split: str) -> np.ndarray:
+        """Of the images at `rows`, int32 [N]."""
+        return self.split(split).labels[self.rows[split]]
+
+    @functools.cached_property
+    def num_classes(self) -> int:
+        """Labels lie in [0, num_classes) in both splits."""
+        return 1 + int(max(np.max(self.labels(split)) for split in self.rows))
+
+    def features(self, split: str, encoder: str, layer: str) -> np.ndarray:
+        """Of the images at `rows`, float32 [N, F]."""
+        key = split, encoder
+        if key not in self._features:
+            self._features[key] = self.embed(encoder, self.split(split), self.rows[split], f'{split} images, {encoder}')
+        return self._features[key][layer]
+
+    def embed(self, encoder: str, images: Source, rows: np.ndarray, what: str) -> dict[str, np.ndarray]:
+        """Features by layer of some images, with progress, not kept.
+
+        Raises:
+          UserError: they are not finite.
+        """
+        with progress(self.source.blocks.num_blocks(len(rows)), what) as advance:
+            found = self.source.embed(encoder, images, rows, advance)
+        for layer, features in found.items():
+            if not np.isfinite(features).all():
+                raise UserError(
+                    f'{self.source.name}: features of the {encoder} encoder ({layer}) are not finite: it has diverged; '
+                    'evaluate an earlier --step'
+                )
+        return found
+
+    def probe(self, encoder: str, layer: str) -> Choice:
+        """The linear probe of a layer, trained once."""
+        place = encoder, layer
+        if place not in self._probes:
+            features, settings = self.features('train', *place), self.settings.linear
+            with progress(2 * settings.epochs, f'linear probe, {encoder}, {layer}') as advance:
+                self._probes[place] = choose_probe(
+                    features,
+                    self.labels('train'),
+                    self.num_classes,
+                    learning_rates=settings.learning_rates,
+                    weight_decays=settings.weight_decays,
+                    validation=settings.validation,
+                    epochs=settings.epochs,
+                    batch_size=settings.batch_size,
+                    seed=self.seed,
+                    advance=advance,
+                )
+        return self._probes[place]
+
+    def labelled(self, split: str, chosen: np.ndarray | None = None) -> Source:
+        """The labelled images of a split, or some of them: positions among `rows`."""
+        rows = self.rows[split]
+        return Derived(self.split(split), rows if chosen is None else rows[chosen])

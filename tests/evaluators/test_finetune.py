@@ -1,0 +1,118 @@
+"""Fine-tuning: it learns, twice in one way on any devices, and lower layers move less."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from configs import default
+from dualcl_jax import models
+from dualcl_jax.data import ArraySource
+from dualcl_jax.evaluators.embed import Embedder
+from dualcl_jax.evaluators.finetune import Recipe, balanced_rows, finetune, predict
+from dualcl_jax.method import AXIS, build_method
+from dualcl_jax.models.layers import Conv, global_mean
+from dualcl_jax.parallel import device_mesh
+from dualcl_jax.state import create_train_state
+
+RECIPE = Recipe(6, 16, 'sgd', 0.2, 1e-4, 0.9, 0.1, (0.5, 1.0))
+
+
+class Small(nn.Module):
+    """Two layers with a batch norm between, named as a ResNet's are."""
+
+    norm: Callable[..., nn.Module]
+    stem: str
+    width: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        x = Conv(self.width, 3, 2, name='conv1')(images)
+        x = jnp.tanh(self.norm(name='bn1')(x, train=train))
+        return global_mean(jnp.tanh(Conv(self.width, 3, name='layer1_0')(x)))
+
+
+@pytest.fixture(scope='module')
+def method():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.MODELS, 'small', Small)
+        config = default.get_config()
+        config.model.name, config.model.width, config.model.dim = 'small', 8, 8
+        config.data.image_size, config.data.mean, config.data.std = 8, (0.5, 0.5, 0.5), (0.3, 0.3, 0.3)
+        yield build_method(config, total_steps=1, steps_per_epoch=1, num_devices=1)
+
+
+@pytest.fixture(scope='module')
+def variables(method):
+    return jax.jit(lambda: create_train_state(method, 3))().variables
+
+
+def source(count=96):
+    rng = np.random.default_rng(0)
+    labels = np.arange(count, dtype=np.int32) % 3
+    means = rng.uniform(40, 215, (3, 1, 1, 3))
+    pixels = means[labels] + rng.normal(0, 25, (count, 8, 8, 3))
+    return ArraySource('toy', pixels.clip(0, 255).astype(np.uint8), labels, ('a', 'b', 'c'))
+
+
+def tuned(method, variables, mesh=None, **changes):
+    told = []
+    recipe = dataclasses.replace(RECIPE, **changes)
+    found = finetune(
+        method, mesh or device_mesh(), variables, source(), 3, recipe, seed=0, advance=lambda: told.append(0)
+    )
+    assert len(told) == recipe.steps(96)
+    return found
+
+
+def moved(found, variables, part):
+    """How far the parameters of a part went."""
+    leaves = (jax.tree.leaves(tree['params']['backbone'][part]) for tree in (found.variables, variables))
+    return max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in zip(*leaves, strict=True))
+
+
+def test_it_learns_and_leaves_the_encoder_as_it_was(method, variables):
+    before = jax.tree.map(np.array, variables)
+    found = tuned(method, variables)
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, variables))
+    images = source()
+    predicted = predict(Embedder(method, device_mesh()), found, images, np.arange(96), lambda: None)
+    assert predicted.dtype == np.int32
+    assert np.mean(predicted == images.labels) > 0.9
+    again = tuned(method, variables)
+    jax.tree.map(np.testing.assert_array_equal, found, again)
+
+
+def test_batch_statistics_are_of_the_whole_batch(method, variables):
+    """One device and four agree; 18 images a batch are not divided by four, and go to all."""
+    one = Mesh(np.asarray(jax.devices()[:1]), (AXIS,))
+    for batch_size in (16, 18):
+        many = tuned(method, variables, batch_size=batch_size, epochs=1)
+        few = tuned(method, variables, one, batch_size=batch_size, epochs=1)
+        jax.tree.map(partial(np.testing.assert_allclose, atol=1e-4), *(jax.tree.map(np.array, t) for t in (many, few)))
+
+
+def test_lower_layers_move_less(method, variables):
+    slow, plain = (tuned(method, variables, layer_decay=decay, epochs=1) for decay in (1e-2, 1.0))
+    assert float(jnp.abs(slow.kernel).max()) > 1e-2
+    for part, rate in (('layer1_0', 1e-2), ('conv1', 1e-4)):
+        assert rate / 3 < moved(slow, variables, part) / moved(plain, variables, part) < 3 * rate
+    assert moved(plain, variables, 'conv1') > 1e-3
+
+
+def test_balanced_rows():
+    labels = np.repeat(np.arange(4), [50, 50, 50, 3])
+    rows = balanced_rows(labels, 0.2, seed=0)
+    np.testing.assert_array_equal(np.bincount(labels[rows]), [8, 8, 8, 3])
+    np.testing.assert_array_equal(rows, np.unique(rows))
+    np.testing.assert_array_equal(rows, balanced_rows(labels, 0.2, seed=0))
+    assert (rows != balanced_rows(labels, 0.2, seed=1)).any()
+    np.testing.assert_array_equal(np.bincount(labels[balanced_rows(labels, 0.001, seed=0)]), [1, 1, 1, 1])

@@ -1,0 +1,70 @@
+import io
+import json
+import math
+
+import pytest
+from rich.console import Console
+
+from dualcl_jax.evaluators.intervals import wilson
+from dualcl_jax.evaluators.records import SCHEMA, Result, check_record, make_record, table
+
+COMMON = {
+    'protocol': 'knn',
+    'data_set': 'toy',
+    'data_fingerprint': 'f' * 64,
+    'examples': 10,
+    'seed': 0,
+    'step': 5,
+    'versions': {'jax': '0'},
+}
+
+
+def record(**changes):
+    result = Result('top1', 0.5, 'query', 'backbone', wilson(0.5, 10), k=3, tau=0.1)
+    return make_record(result, **(COMMON | changes))
+
+
+def test_a_record_has_every_field_and_is_json():
+    made = record()
+    assert list(made) == list(SCHEMA)
+    assert json.loads(json.dumps(made, allow_nan=False)) == made
+    assert set(made['interval']) == {'low', 'high', 'method'}
+    assert record(step=None)['step'] is None
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'value': math.nan},
+        {'value': '0.5'},
+        {'k': 2.5},
+        {'seed': True},
+        {'layer': None},
+        {'details': None},
+        {'more': 1},
+    ],
+)
+def test_what_is_not_of_the_schema(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        check_record(record() | change)
+
+
+def test_a_missing_field():
+    made = record()
+    del made['tau']
+    with pytest.raises(ValueError, match='tau'):
+        check_record(made)
+
+
+def test_the_table_puts_encoders_side_by_side():
+    query = record()
+    momentum = query | {'encoder': 'momentum', 'value': 0.25, 'interval': None}
+    other = query | {'details': {'corruption': 'noise', 'strength': 3}, 'value': 0.75}
+    file = io.StringIO()
+    Console(file=file, width=120).print(table([query, momentum, other], 'title'))
+    rows = [line for line in file.getvalue().splitlines() if 'knn' in line]
+    assert len(rows) == 2
+    assert 'k 3, tau 0.1' in rows[0]
+    assert '0.5000 ± ' in rows[0]
+    assert '0.2500' in rows[0]
+    assert 'noise, strength 3' in rows[1]

@@ -1,0 +1,51 @@
+"""tests/quick_config.py with what makes a run fail: a model that has no number for an image of one colour, and a stop.
+
+DUALCL_HANG=PROCESS:STEP in the environment: that process stops reading data at that step, and waits for ever.
+"""
+
+import os
+import time
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from dualcl_jax import models
+from dualcl_jax.data.source import ArraySource
+
+models.MODELS['fragile'] = models.MODELS['tiny']  # the name must be there before anything reads the table; see below
+
+from tests import quick_config  # noqa: E402
+
+
+class Fragile(quick_config.Smooth):
+    """Divides by the range of each image, which may be 0."""
+
+    def __call__(self, images, *, train):  # type: ignore[no-untyped-def]
+        most, least = (f(images, axis=(1, 2), keepdims=True) for f in (jnp.max, jnp.min))
+        return super().__call__(images / (most - least), train=train)
+
+
+models.MODELS['fragile'] = Fragile
+
+
+def _hang(process: int, step: int) -> None:
+    import jax
+
+    read, calls = ArraySource.images, 0
+
+    def images(self, indices):  # type: ignore[no-untyped-def]
+        nonlocal calls
+        calls += len(indices) < len(self)
+        if calls > step and jax.process_index() == process:
+            time.sleep(1e6)
+        return read(self, indices)
+
+    ArraySource.images = images  # type: ignore[method-assign]
+
+
+if 'DUALCL_HANG' in os.environ:
+    _hang(*map(int, os.environ['DUALCL_HANG'].split(':')))
+
+
+def get_config() -> ConfigDict:
+    return quick_config.get_config()

@@ -1,0 +1,100 @@
+"""Checkpoints of a real run, each file damaged in each way, read back in this process."""
+
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+from injected import DAMAGES, damage
+from support import Trainer, checkpoints, contents
+
+from dualcl_jax.checkpoint import Checkpoints, state_sha256
+from dualcl_jax.config import from_json
+from dualcl_jax.errors import UserError
+from dualcl_jax.method import build_method
+from dualcl_jax.parallel import device_mesh
+from dualcl_jax.state import TrainState, create_train_state
+from tests import quick_config
+
+FIELDS = ('train.steps=30', 'checkpoint.every_steps=10', 'checkpoint.keep=2')
+STEPS = [20, 30]
+
+
+class Saved:
+    """A run with checkpoints at `STEPS`, and what is in them."""
+
+    def __init__(self, trainer: Trainer, folder: Path) -> None:
+        assert quick_config.models.MODELS['smooth'] is quick_config.Smooth
+        self.folder = folder / 'saved'
+        trainer.run(self.folder, *FIELDS)
+        assert checkpoints(self.folder) == STEPS
+        config = from_json((self.folder / 'config.json').read_text())
+        method = build_method(config, total_steps=30, steps_per_epoch=8, num_devices=1)
+        self.like = jax.eval_shape(lambda: create_train_state(method, 3))
+        self.hashes = {step: state_sha256(self.read(self.folder, step)) for step in STEPS}
+        self.files = sorted(path for path in contents(self.of(self.folder, STEPS[-1])))
+
+    @staticmethod
+    def of(folder: Path, step: int) -> Path:
+        return folder / 'checkpoints' / f'{step:08d}'
+
+    def read(self, folder: Path, step: int) -> TrainState:
+        store = Checkpoints(epath.Path(folder / 'checkpoints'), read_only=True)
+        state, _ = store.restore(step, self.like, device_mesh())
+        store.close()
+        return state
+
+    def copy(self, to: Path) -> Path:
+        shutil.rmtree(to, ignore_errors=True)
+        shutil.copytree(self.folder / 'checkpoints', to / 'checkpoints')
+        return to
+
+    def newest(self, folder: Path) -> tuple[int, dict[int, str]]:
+        """The step that a run would go on from, whose state must be that which was saved, and what was damaged."""
+        with Checkpoints(epath.Path(folder / 'checkpoints'), keep=2) as store:
+            found = store.newest(self.like, device_mesh(), {})
+        assert found is not None
+        assert state_sha256(found.state) == self.hashes[found.step]
+        return found.step, dict(found.damaged)
+
+
+def damage_one(saved: Saved, scratch: Path, name: str, how: str, rng: random.Random) -> bool:
+    """Damages a file of the newest checkpoint. Whether the checkpoint was passed over; its state may be whole still."""
+    folder = saved.copy(scratch / 'damaged')
+    damage(saved.of(folder, STEPS[-1]) / name, how, rng)
+    left = contents(saved.of(folder, STEPS[-1]))
+    step, damaged = saved.newest(folder)
+    if step == STEPS[-1]:
+        assert not damaged
+        return False
+    assert damaged.keys() == {STEPS[-1]}
+    assert damaged[STEPS[-1]]
+    assert contents(folder / 'damaged' / f'{STEPS[-1]:08d}') == left  # moved aside, not deleted
+    return True
+
+
+def damage_all(saved: Saved, scratch: Path) -> str:
+    """Damages all checkpoints: what is said. Nothing may be deleted or moved."""
+    folder = saved.copy(scratch / 'damaged')
+    for step in STEPS:
+        (saved.of(folder, step) / 'run' / 'metadata').write_text('{')
+    before = contents(folder)
+    try:
+        saved.newest(folder)
+    except UserError as error:
+        assert contents(folder) == before
+        return str(error)
+    raise AssertionError('a damaged checkpoint was used')
+
+
+def damaged_checkpoints(trainer: Trainer, scratch: Path, flips: int) -> dict[str, Any]:
+    """Every file, every damage, bits flipped in `flips` places of each."""
+    saved, rng, passed = Saved(trainer, scratch), random.Random(3), []
+    for name in saved.files:
+        for how in DAMAGES:
+            for _ in range(flips if how == 'a bit flipped' else 1):
+                passed.append(damage_one(saved, scratch, name, how, rng))
+    assert 'nothing was changed' in damage_all(saved, scratch)
+    return {'tried': len(passed) + 1, 'passed_over': sum(passed), 'intact': len(passed) - sum(passed)}

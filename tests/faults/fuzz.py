@@ -1,0 +1,172 @@
+"""Every reader of files and words that we did not write, given what nobody should have written.
+
+A reader gives a value, or a `UserError` of at most three lines (an image: `UnusableError`); nothing else may come.
+"""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+from bad_files import encode, photo
+from etils import epath
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from configs import default
+from dualcl_jax.config import flatten, override, to_json
+from dualcl_jax.data import npz
+from dualcl_jax.data.decode import Box, UnusableError, cut, examine
+from dualcl_jax.data.folder import _read_csv
+from dualcl_jax.data.index import _load
+from dualcl_jax.errors import UserError, ending
+from dualcl_jax.main import parse
+from dualcl_jax.metrics import MetricsLog, read_records
+from dualcl_jax.validation import validate
+from dualcl_jax.workdir import check_same_run, read_summary
+
+
+class Reader(NamedTuple):
+    """What is fed to a reader, and the reader, which also gets a folder of its own."""
+
+    inputs: st.SearchStrategy
+    read: Callable[[Path, Any], Any]
+
+
+@st.composite
+def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
+    """A file as it was written, then changed as a bad disk, copy or person would."""
+    content = bytearray(whole)
+    for _ in range(draw(st.integers(1, 4))):
+        place = draw(st.integers(0, len(content)))
+        how = draw(st.sampled_from(['flip', 'set', 'cut', 'insert', 'drop', 'repeat']))
+        if how == 'flip' and place < len(content):
+            content[place] ^= 1 << draw(st.integers(0, 7))
+        elif how == 'set':
+            content[place : place + 4] = draw(st.binary(min_size=4, max_size=4))
+        elif how == 'cut':
+            del content[place:]
+        elif how == 'insert':
+            content[place:place] = draw(st.binary(max_size=16))
+        elif how == 'drop':
+            del content[place : place + draw(st.integers(1, 200))]
+        else:
+            content[place:place] = content[place : place + draw(st.integers(1, 200))]
+    return bytes(content)
+
+
+def one_of(*files: bytes) -> st.SearchStrategy:
+    """One of some files damaged, or bytes that never were one."""
+    return st.one_of(*map(damaged, files), st.binary(max_size=300))
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    max_leaves=9,
+)
+"""What JSON can say, NaN among it."""
+
+
+def archive(**arrays: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def written(folder: Path, name: str, content: bytes) -> Path:
+    (folder / name).write_bytes(content)
+    return folder / name
+
+
+def read_npz(folder: Path, content: bytes) -> Any:
+    path = str(written(folder, 'set.npz', content))
+    return npz.load(SimpleNamespace(path=path, memory_bytes=2**24))
+
+
+def read_image(folder: Path, content: bytes) -> Any:
+    facts = examine(content)
+    return cut(content, lambda height, width: [Box(0, 0, height, width)], 8), facts
+
+
+def read_config(folder: Path, content: bytes) -> Any:
+    written(folder, 'config.json', content)
+    return check_same_run(epath.Path(folder), CONFIG)
+
+
+def read_metrics(folder: Path, content: bytes) -> Any:
+    path = epath.Path(written(folder, 'metrics.jsonl', content))
+    records = read_records(path)
+    log = MetricsLog(epath.Path(folder), 5)
+    log.close()
+    assert log.records == [record for record in records if record['step'] <= 5]
+    return records
+
+
+def set_fields(folder: Path, assignments: list[str]) -> Any:
+    config = default.get_config()
+    override(config, assignments)
+    return validate(config)
+
+
+CONFIG = default.get_config()
+IMAGES = np.arange(12 * 64, dtype=np.uint8).reshape(12, 8, 8)
+SUMMARY = json.dumps({'step': 3, 'loss': 1.0, 'knn_top1': None, 'wall_time_s': 2.0, 'state_sha256': 'ab'}).encode()
+RECORDS = b''.join(json.dumps({'step': n, 'wall_time_s': 0.5, 'train/loss': 1 / n}).encode() + b'\n' for n in (1, 2, 9))
+PICTURES = [encode(photo(1, 24, 24), kind) for kind in ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'JPEG2000')]
+FIELDS = st.sampled_from([name for name, _ in flatten(CONFIG)]) | st.text(max_size=12)
+WORDS = st.text(max_size=12) | st.from_regex(r'[-+(]?\d{0,30}[.,e]?\d{0,4}', fullmatch=True)
+LABELS = b'path,label\na.png,cat\nb/c.png,dog\n'
+
+READERS = {
+    'npz': Reader(one_of(archive(images=IMAGES, labels=np.arange(12)), archive(train_images=IMAGES)), read_npz),
+    'image': Reader(one_of(*PICTURES), read_image),
+    'CSV': Reader(
+        one_of(LABELS) | st.text().map(lambda text: text.encode('utf-16')),
+        lambda folder, content: _read_csv(str(written(folder, 'labels.csv', content))),
+    ),
+    'folder index': Reader(
+        one_of(archive(about=np.frombuffer(b'{"version": "1"}', np.uint8), sizes=np.arange(3))),
+        lambda folder, content: _load(written(folder, 'index.npz', content), str(folder)),
+    ),
+    'metrics.jsonl': Reader(
+        one_of(RECORDS) | st.lists(VALUES.map(json.dumps)).map('\n'.join).map(str.encode), read_metrics
+    ),
+    'summary.json': Reader(
+        one_of(SUMMARY) | VALUES.map(json.dumps).map(str.encode),
+        lambda folder, content: (written(folder, 'summary.json', content), read_summary(epath.Path(folder))),
+    ),
+    'config.json': Reader(one_of(to_json(CONFIG).encode()) | VALUES.map(json.dumps).map(str.encode), read_config),
+    'overrides': Reader(
+        st.lists(st.tuples(FIELDS, WORDS).map('='.join) | st.text(max_size=20), max_size=3), set_fields
+    ),
+    'flags': Reader(
+        st.lists(st.text(max_size=12) | FIELDS.map('--config.{}'.format) | FIELDS.map('--{}=1'.format), max_size=4),
+        lambda folder, arguments: parse(['--config=x', '--workdir=y', *arguments]),
+    ),
+}
+
+
+def fuzz(name: str, folder: Path, examples: int) -> tuple[int, int]:
+    """Feeds a reader. Returns how many inputs were tried, and how many were refused; fails at any other outcome."""
+    reader, tried, refused = READERS[name], 0, 0
+
+    @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(reader.inputs)
+    def check(given: Any) -> None:
+        nonlocal tried, refused
+        tried += 1
+        try:
+            reader.read(folder, given)
+        except (UserError, UnusableError) as error:
+            refused += 1
+            text = str(error) if isinstance(error, UnusableError) else ending(error)[1]
+        else:
+            text = 'fine'
+        assert 1 <= len(text.strip().splitlines()) <= 3
+
+    check()
+    return tried, refused

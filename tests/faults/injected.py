@@ -1,0 +1,373 @@
+"""Faults that real runs are put through. Each function does it to one run and returns what was seen, or fails.
+
+The short form is in the tests beside this file, the long form in `long.py`.
+"""
+
+import contextlib
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from support import (
+    Finished,
+    Trainer,
+    checkpoints,
+    finish,
+    free_port,
+    kill,
+    killed_at_last,
+    records,
+    summary,
+    wait_until,
+)
+
+CONFIG = 'tests/faults/config.py'
+LONG = ('train.steps=300', 'checkpoint.every_steps=10', 'checkpoint.keep=1', 'log.every_steps=7')
+PEERS = ('parallel.silence_s=10', 'parallel.stall_s=60', 'checkpoint.every_steps=20', 'train.steps=600')
+
+
+def assert_same_end(run: Path, expected: Path) -> None:
+    """The state, the records and the summary of a run that nothing happened to."""
+    assert summary(run)['state_sha256'] == summary(expected)['state_sha256']
+    assert records(run) == records(expected)
+    for name in ('step', 'images_seen', 'loss'):
+        assert summary(run)[name] == summary(expected)[name] is not None, name
+
+
+def logged(workdir: Path, count: int = 1) -> bool:
+    """Whether a run has written so many records."""
+    file = workdir / 'metrics.jsonl'
+    return file.exists() and file.read_bytes().count(b'\n') >= count
+
+
+# --- kill -9
+
+
+def moment(workdir: Path) -> str:
+    """What a run was doing when it was killed, by what it left."""
+    names = [path.name for path in (workdir / 'checkpoints').glob('*')] if (workdir / 'checkpoints').exists() else []
+    if any('tmp' in name for name in names):
+        return 'during a save'
+    if len(names) > 1:
+        return 'during a deletion'
+    return 'between saves' if names else 'before the first checkpoint'
+
+
+def killed(trainer: Trainer, workdir: Path, rng: random.Random, kills: int) -> Iterator[tuple[str, int, float]]:
+    """Runs a run to its end, killed up to `kills` times at random moments.
+
+    Yields of each kill its moment, and the steps and seconds that were lost with it.
+    """
+    for _ in range(kills):
+        before = max(checkpoints(workdir), default=0)
+        with killed_at_last(trainer.start(workdir, *LONG)) as process:
+            if rng.random() < 0.2:
+                time.sleep(rng.uniform(0, 6))  # while it starts, or soon after
+            else:
+                wait_until(lambda: process.poll() is not None or max(checkpoints(workdir), default=0) > before, None)  # noqa: B023
+                time.sleep(rng.uniform(0, 1))
+            if process.poll() is not None:
+                finish(process, 0)
+                return
+            kill(process)
+        saved = max(checkpoints(workdir), default=0)
+        at = [record for record in read_torn(workdir) if record['step'] > saved]
+        lost = at[-1]['wall_time_s'] - at[0]['wall_time_s'] if at else 0.0
+        yield moment(workdir), (at[-1]['step'] - saved if at else 0), lost
+    trainer.run(workdir, *LONG)
+
+
+def read_torn(workdir: Path) -> list[dict]:
+    """The records, with the clock, of a file whose last line may be torn."""
+    from etils import epath
+
+    from dualcl_jax.metrics import read_records
+
+    return read_records(epath.Path(workdir) / 'metrics.jsonl')
+
+
+# --- checkpoints
+
+
+DAMAGES = ('missing', 'truncated', 'empty', 'a bit flipped', 'zeros')
+
+
+def damage(file: Path, how: str, rng: random.Random) -> None:
+    """Damages a file as disks and copies do."""
+    content = bytearray(file.read_bytes())
+    if how == 'missing':
+        file.unlink()
+        return
+    if how == 'a bit flipped' and content:
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    changed = {'truncated': content[: len(content) // 2], 'empty': b'', 'zeros': bytes(len(content))}
+    file.write_bytes(changed.get(how, content))
+
+
+# --- storage
+
+
+@contextlib.contextmanager
+def own_disk(folder: Path, kilobytes: int) -> Iterator[tuple[list[str], Path]]:
+    """A file system of a size of its own at `folder`: a command to run others where it is seen, and where we see it."""
+    script = f'mount -t tmpfs -o size={kilobytes}k disk {folder} && echo mounted && exec sleep 3600'
+    holder = subprocess.Popen(['unshare', '-rm', 'sh', '-c', script], stdout=subprocess.PIPE, text=True)
+    with killed_at_last(holder):
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == 'mounted\n'
+        inside = ['nsenter', '-t', str(holder.pid), '-m', '-U', '--preserve-credentials', f'--wd={os.getcwd()}']
+        yield inside, Path(f'/proc/{holder.pid}/root{folder}')
+
+
+def can_mount(folder: Path) -> bool:
+    """Whether this machine lets us have a file system of our own."""
+    with contextlib.suppress(OSError, AssertionError), own_disk(folder, 64) as (inside, _):
+        return subprocess.run([*inside, 'true'], check=False, capture_output=True).returncode == 0
+    return False
+
+
+def full_disk(trainer: Trainer, folder: Path, expected: Path) -> Finished:
+    """A disk that is full after some checkpoints; then there is room, and the run goes on."""
+    folder.mkdir()
+    with own_disk(folder, 300) as (inside, seen):
+        flags = (*LONG, 'checkpoint.keep=9')
+        with killed_at_last(trainer.start(folder / 'run', *flags, within=inside)) as process:
+            stopped = finish(process, 2)
+        steps = checkpoints(seen / 'run')
+        assert steps, 'the disk was full before the first checkpoint'
+        subprocess.run([*inside, 'mount', '-o', 'remount,size=64m', str(folder)], check=True)
+        with killed_at_last(trainer.start(folder / 'run', *flags, within=inside)) as process:
+            finish(process, 0)
+        assert summary(seen / 'run')['resumed_from_step'] == steps[-1]
+        assert_same_end(seen / 'run', expected)
+    return stopped
+
+
+def read_only_disk(trainer: Trainer, folder: Path) -> Finished:
+    """A disk that nothing can be written to."""
+    folder.mkdir()
+    with own_disk(folder, 8000) as (inside, seen):
+        subprocess.run([*inside, 'mount', '-o', 'remount,ro', str(folder)], check=True)
+        with killed_at_last(trainer.start(folder / 'run', *LONG, within=inside)) as process:
+            refused = finish(process, 2)
+        assert not (seen / 'run').exists()
+    return refused
+
+
+def refused_writes(trainer: Trainer, workdir: Path, expected: Path) -> Finished:
+    """For a while nothing can be written to files; the run goes on, and writes what it kept when it can."""
+    with killed_at_last(trainer.start(workdir, *LONG)) as process:
+        wait_until(lambda: checkpoints(workdir) and logged(workdir, 3), process)
+        limit = resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+        time.sleep(1.5)
+        assert process.poll() is None
+        assert checkpoints(workdir)
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limit)
+        ended = finish(process, 0)
+    assert 'could not be saved' in ended.out, ended
+    assert ended.err == ''
+    assert_same_end(workdir, expected)
+    return ended
+
+
+def vanished(trainer: Trainer, workdir: Path, expected: Path) -> Finished:
+    """The workdir is moved away under a run, and comes back."""
+    away = workdir.with_name('away')
+    with killed_at_last(trainer.start(workdir, *LONG, 'checkpoint.every_steps=100')) as process:
+        wait_until(lambda: logged(workdir, 3), process)
+        workdir.rename(away)
+        workdir.write_text('in its way')
+        stopped = finish(process, 2)
+    workdir.unlink()
+    away.rename(workdir)
+    trainer.run(workdir, *LONG, 'checkpoint.every_steps=100')
+    assert_same_end(workdir, expected)
+    return stopped
+
+
+def second_run(trainer: Trainer, workdir: Path) -> None:
+    """Two runs on one workdir: the second is refused, the first knows nothing of it."""
+    with killed_at_last(trainer.start(workdir, 'train.steps=100000')) as process:
+        wait_until(lambda: logged(workdir), process)
+        refused = trainer.run(workdir, 'train.steps=100000', status=2)
+        assert process.poll() is None
+        kill(process)
+    assert f'--workdir={workdir}: another process ({process.pid}) trains in it' in refused.err, refused
+    assert len(refused.err.splitlines()) == 1
+    with killed_at_last(trainer.start(workdir, 'train.steps=100000')) as process:  # a lock dies with its process
+        wait_until(lambda: logged(workdir), process)
+
+
+def torn_record(trainer: Trainer, workdir: Path, expected: Path) -> None:
+    """The last record is cut short, as by a crash."""
+    with killed_at_last(trainer.start(workdir, *LONG)) as process:
+        wait_until(lambda: max(checkpoints(workdir), default=0) >= 20, process)
+        kill(process)
+    file = workdir / 'metrics.jsonl'
+    file.write_bytes(file.read_bytes()[:-30])
+    trainer.run(workdir, *LONG)
+    assert_same_end(workdir, expected)
+
+
+# --- signals, one process
+
+
+def stopped(trainer: Trainer, workdir: Path, number: int, expected: Path) -> float:
+    """A signal to the only process: how long it took to save and end."""
+    with killed_at_last(trainer.start(workdir, *LONG)) as process:
+        wait_until(lambda: logged(workdir, 3), process)
+        process.send_signal(number)
+        began = time.monotonic()
+        ended = finish(process, 75)
+        took = time.monotonic() - began
+    step = max(checkpoints(workdir))
+    assert ended.out.splitlines()[-1] == f'stopped after step {step} of 300 and saved; run the same command to go on'
+    trainer.run(workdir, *LONG)
+    assert summary(workdir)['resumed_from_step'] == step
+    assert_same_end(workdir, expected)
+    return took
+
+
+def interrupted_twice(trainer: Trainer, workdir: Path) -> float:
+    """Ctrl-C twice while a step hangs: how long it took to end."""
+    os.environ['DUALCL_HANG'] = '0:30'
+    try:
+        process = trainer.start(workdir, *LONG, config=CONFIG)
+    finally:
+        del os.environ['DUALCL_HANG']
+    with killed_at_last(process):
+        wait_until(lambda: checkpoints(workdir), process)
+        time.sleep(1)  # it hangs by now
+        process.send_signal(signal.SIGINT)
+        time.sleep(1)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        ended = finish(process, 130)
+        took = time.monotonic() - began
+    assert ended.err.splitlines()[-1].startswith('stopped at once; run the same command')
+    return took
+
+
+# --- several processes
+
+
+@contextlib.contextmanager
+def two(trainer: Trainer, workdir: Path, *flags: str, **environment: str) -> Iterator[list[subprocess.Popen[str]]]:
+    """One run of two processes."""
+    join = (f'--coordinator_address=127.0.0.1:{free_port()}', '--num_processes=2')
+    with contextlib.ExitStack() as stack:
+        os.environ.update(environment)
+        try:
+            started = [
+                stack.enter_context(
+                    killed_at_last(trainer.start(workdir, *flags, *join, f'--process_id={i}', config=CONFIG))
+                )
+                for i in range(2)
+            ]
+        finally:
+            for name in environment:
+                del os.environ[name]
+        yield started
+
+
+def run_two(trainer: Trainer, workdir: Path) -> None:
+    """The run of two processes to its end."""
+    with two(trainer, workdir, *PEERS) as processes:
+        for process in processes:
+            finish(process, 0)
+
+
+def lost_process(trainer: Trainer, workdir: Path, victim: int, how: int) -> tuple[float, Finished]:
+    """A process of two is killed (SIGKILL) or stands still (SIGSTOP): how long the other took to end, and its words."""
+    with two(trainer, workdir, *PEERS) as processes:
+        wait_until(lambda: checkpoints(workdir), processes[0])
+        processes[victim].send_signal(how)
+        began = time.monotonic()
+        ended = finish(processes[1 - victim], 2)
+        took = time.monotonic() - began
+    assert len(ended.err.splitlines()) <= 3, ended
+    assert f'process {victim} on ' in ended.err.splitlines()[0], ended
+    return took, ended
+
+
+def hung_process(trainer: Trainer, workdir: Path, victim: int) -> tuple[float, Finished]:
+    """A process of two whose heart beats, but whose work stands still."""
+    with two(trainer, workdir, *PEERS, DUALCL_HANG=f'{victim}:30') as processes:
+        wait_until(lambda: checkpoints(workdir), processes[0])
+        began = time.monotonic()
+        ended = finish(processes[1 - victim], 2)
+        took = time.monotonic() - began
+        finish(processes[victim], 2)
+    assert f'process {victim} on ' in ended.err.splitlines()[0], ended
+    assert 'has not come beyond step' in ended.err, ended
+    return took, ended
+
+
+def stopped_together(trainer: Trainer, workdir: Path, number: int, whom: tuple[int, ...]) -> float:
+    """Processes of two get a signal: both save the same step and end with 75. How long that took."""
+    with two(trainer, workdir, *PEERS, 'log.every_steps=1') as processes:
+        wait_until(lambda: logged(workdir, 4), processes[0])
+        for index in whom:
+            processes[index].send_signal(number)
+        began = time.monotonic()
+        first, _ = (finish(process, 75) for process in processes)
+        took = time.monotonic() - began
+    step = max(checkpoints(workdir))
+    assert f'stopped after step {step} of 600 and saved; run the same command' in first.out
+    assert len(records(workdir)) == step
+    return took
+
+
+# --- numbers
+
+
+def with_flat_images(trainer: Trainer, path: Path, count: int) -> Path:
+    """The data with some images of one colour, of which `fragile` makes no number."""
+    with np.load(trainer.data) as arrays:
+        content = dict(arrays)
+    flat = np.random.default_rng(0).choice(len(content['train_images']), count, replace=False)
+    content['train_images'][flat] = 0
+    np.savez(path, **content)
+    return path
+
+
+def nonfinite(trainer: Trainer, folder: Path) -> int:
+    """Two batches of 16 have no finite loss: the run stops, or passes over them, also when it is stopped on the way.
+
+    Returns how many runs were tried.
+    """
+    data = with_flat_images(trainer, folder / 'flat.npz', 1)
+    fields = ('model.name=fragile', 'train.steps=16', 'checkpoint.every_steps=2', 'checkpoint.keep=9')
+    fields += (f'data.path={data}',)
+    refused = trainer.run(folder / 'run', *fields, config=CONFIG, status=2)
+    last = records(folder / 'run')[-1]
+    assert f'train/loss is nan at step {last["step"]} (examples ' in refused.err
+    assert len(last['skipped_ids']) == 32
+    assert max(checkpoints(folder / 'run'), default=0) < last['step']
+
+    refused = trainer.run(folder / 'run', *fields, '--skip_nonfinite=1', config=CONFIG, status=2)
+    assert '--skip_nonfinite=2' in refused.err
+    trainer.run(folder / 'run', *fields, '--skip_nonfinite=2', config=CONFIG)
+    trainer.run(folder / 'whole', *fields, '--skip_nonfinite=2', config=CONFIG)
+    assert_same_end(folder / 'run', folder / 'whole')
+    skipped = summary(folder / 'whole')['skipped_steps']
+    assert skipped == [r['step'] for r in records(folder / 'whole') if 'skipped_ids' in r]
+    assert len(skipped) == 2
+
+    again = Path(shutil.copytree(folder / 'whole', folder / 'again'))  # as if it had died between the two
+    (again / 'summary.json').unlink()
+    for step in checkpoints(again):
+        if step > skipped[0] + 1:
+            shutil.rmtree(again / 'checkpoints' / f'{step:08d}')
+    trainer.run(again, *fields, '--skip_nonfinite=2', config=CONFIG)
+    assert summary(again)['resumed_from_step'] in (skipped[0], skipped[0] + 1)
+    assert_same_end(again, folder / 'whole')
+    return 5

@@ -1,0 +1,316 @@
+"""The long form of the faults, and the table in docs/reliability.md: python -m tests.faults.long [--kills=50 ...].
+
+What was done is kept in runs/faults/results.json: an interrupted run goes on with the next part. Remove it to begin
+anew.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).parents[2]
+sys.path[:0] = [str(REPOSITORY / 'tests'), str(REPOSITORY / 'tests' / 'faults')]
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+import injected  # noqa: E402
+from damaged import damaged_checkpoints  # noqa: E402
+from fuzz import READERS, fuzz  # noqa: E402
+from support import Trainer, killed_at_last, wait_until  # noqa: E402
+
+FOLDER = REPOSITORY / 'runs' / 'faults'
+RESULTS = FOLDER / 'results.json'
+PAGE = REPOSITORY / 'docs' / 'reliability.md'
+
+Result = dict[str, Any]
+
+
+def kills(trainer: Trainer, scratch: Path, expected: Path, count: int, seed: int = 8) -> Result:
+    """kill -9 until it was done so often; every run ends as the uninterrupted one."""
+    kept = FOLDER / 'kills.json'  # each is minutes on a busy machine: an interrupted count goes on
+    done = json.loads(kept.read_text()) if kept.exists() else []
+    rng = random.Random(seed + len(done))
+    while len(done) < count:
+        workdir, most = scratch / f'run{len(done)}', min(count - len(done), rng.randint(3, 8))
+        fresh = list(injected.killed(trainer, workdir, rng, most))
+        injected.assert_same_end(workdir, expected)
+        shutil.rmtree(workdir)
+        done += fresh
+        kept.write_text(json.dumps(done))
+        print(f'  {len(done)} kills, the last {len(fresh)}: {fresh}', flush=True)
+    moments, steps, seconds = zip(*done, strict=True)
+    return {
+        'tried': len(done),
+        'moments': dict(Counter(moments)),
+        'steps_lost_most': max(steps),
+        'seconds_lost_mean': statistics.mean(seconds),
+        'seconds_lost_most': max(seconds),
+    }
+
+
+def signals(trainer: Trainer, scratch: Path, expected: Path) -> Result:
+    """SIGTERM and SIGINT, in one process and two."""
+    took = {}
+    for number in (signal.SIGTERM, signal.SIGINT):
+        took[f'{number.name}, one process'] = injected.stopped(trainer, scratch / f'one{number}', number, expected)
+        for whom in ((0,), (1,), (0, 1)):
+            name = f'{number.name}, process {" and ".join(map(str, whom))} of two'
+            took[name] = injected.stopped_together(trainer, scratch / f'{number}{whom}', number, whom)
+    took['Ctrl-C twice'] = injected.interrupted_twice(trainer, scratch / 'twice')
+    return {'tried': len(took), 'seconds': took, 'seconds_most': max(took.values())}
+
+
+def disks(trainer: Trainer, scratch: Path, expected: Path) -> Result:
+    """Full, read-only, gone, and refusing writes for a while; two runs on one workdir."""
+    done = ['writes refused for a while', 'workdir moved away', 'second run on the workdir', 'torn last record']
+    injected.refused_writes(trainer, scratch / 'refused', expected)
+    injected.vanished(trainer, scratch / 'gone' / 'run', expected)
+    injected.second_run(trainer, scratch / 'second')
+    injected.torn_record(trainer, scratch / 'torn', expected)
+    (scratch / 'probe').mkdir()
+    if injected.can_mount(scratch / 'probe'):
+        done += ['full disk', 'read-only disk']
+        injected.full_disk(trainer, scratch / 'full', expected)
+        injected.read_only_disk(trainer, scratch / 'read_only')
+    return {'tried': len(done), 'done': done}
+
+
+def peers(trainer: Trainer, scratch: Path, expected: Path) -> Result:
+    """Two processes, one of which is killed, stopped or hangs: how soon the other ends; the rerun ends the same."""
+    del expected
+    took: dict[str, list[float]] = {}
+    whole = scratch / 'whole'
+    injected.run_two(trainer, whole)
+    for victim in (0, 1):
+        for how in (signal.SIGKILL, signal.SIGSTOP):
+            workdir = scratch / f'{how.name}{victim}'
+            seconds, _ = injected.lost_process(trainer, workdir, victim, how)
+            took.setdefault({'SIGKILL': 'killed', 'SIGSTOP': 'stopped'}[how.name], []).append(seconds)
+            injected.run_two(trainer, workdir)
+            injected.assert_same_end(workdir, whole)
+        seconds, _ = injected.hung_process(trainer, scratch / f'hung{victim}', victim)
+        took.setdefault('hung', []).append(seconds)
+    return {'tried': sum(map(len, took.values())), 'seconds': {name: max(values) for name, values in took.items()}}
+
+
+def numbers(trainer: Trainer, scratch: Path, expected: Path) -> Result:
+    """Batches without a finite loss: the run stops, or passes over them, and resumes exactly."""
+    del expected
+    return {'tried': injected.nonfinite(trainer, scratch)}
+
+
+def checkpoints(trainer: Trainer, scratch: Path, expected: Path) -> Result:
+    """Every file of a checkpoint, damaged in every way."""
+    del expected
+    return damaged_checkpoints(trainer, scratch, flips=8)
+
+
+def inputs(trainer: Trainer, scratch: Path, expected: Path, examples: int) -> Result:
+    """Every reader, given what nobody should have written."""
+    del trainer, expected
+    found = {}
+    for name in READERS:
+        (scratch / name.replace(' ', '_')).mkdir()
+        found[name] = fuzz(name, scratch / name.replace(' ', '_'), examples)
+        print(f'  {name}: {found[name]}', flush=True)
+    return {'tried': sum(tried for tried, _ in found.values()), 'readers': found}
+
+
+def soak(trainer: Trainer, scratch: Path, expected: Path, steps: int) -> Result:
+    """A run of many steps with a checkpoint every 100: memory and step time, first quarter after the start and last."""
+    del expected
+    workdir, memory = scratch / 'run', []
+    flags = (f'train.steps={steps}', 'checkpoint.every_steps=100', 'log.every_steps=10', 'monitor.every_epochs=25')
+    with killed_at_last(trainer.start(workdir, *flags)) as process:
+        page = os.sysconf('SC_PAGE_SIZE')
+        wait_until(lambda: injected.logged(workdir, 10), process)
+        while process.poll() is None:
+            memory.append(int(Path(f'/proc/{process.pid}/statm').read_text().split()[1]) * page)
+            time.sleep(0.2)
+        assert process.wait() == 0
+    memory = [value for value in memory if value]  # 0 once it has ended
+    pace = [32 / r['time/images_per_second'] for r in injected.read_torn(workdir) if 'time/images_per_second' in r]
+    quarter, part = len(pace) // 4, len(memory) // 4
+    return {
+        'tried': steps,
+        'memory_mb': [
+            round(statistics.median(part_of) / 2**20) for part_of in (memory[part : 2 * part], memory[-part:])
+        ],
+        'step_ms': [1000 * statistics.median(part_of) for part_of in (pace[quarter : 2 * quarter], pace[-quarter:])],
+    }
+
+
+def overhead(trainer: Trainer, scratch: Path, expected: Path, rounds: int) -> Result:
+    """The demo's model, blocks of steps with a checkpoint and without, in turn: what one costs, in steps."""
+    del trainer, expected
+    program = [sys.executable, '-m', 'tests.faults.overhead', str(scratch / 'run'), str(rounds)]
+    done = subprocess.run(program, cwd=REPOSITORY, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+PARTS: dict[str, Callable[..., Result]] = {
+    'kills': kills,
+    'signals': signals,
+    'checkpoints': checkpoints,
+    'disks': disks,
+    'peers': peers,
+    'numbers': numbers,
+    'inputs': inputs,
+    'soak': soak,
+    'overhead': overhead,
+}
+
+
+def page(results: dict[str, Result]) -> str:
+    """docs/reliability.md."""
+    r = results
+    signals_text = f'at most {r["signals"]["seconds_most"]:.1f} s from the signal to the end'
+    lost = r['kills']
+    rows = [
+        ('kill -9 at a random moment', lost['tried'], ', '.join(f'{n} {name}' for name, n in lost['moments'].items())),
+        ('SIGTERM, Ctrl-C, Ctrl-C twice', r['signals']['tried'], signals_text),
+        (
+            'a file of a checkpoint damaged',
+            r['checkpoints']['tried'],
+            f'{r["checkpoints"]["passed_over"]} passed over for the one before, '
+            f'{r["checkpoints"]["intact"]} whose arrays were whole in spite of it',
+        ),
+        ('disk', r['disks']['tried'], ', '.join(r['disks']['done'])),
+        (
+            'one of two processes lost',
+            r['peers']['tried'],
+            'the other ended after '
+            + ', '.join(f'{seconds:.1f} s ({name})' for name, seconds in r['peers']['seconds'].items())
+            + '; limits set to 10 s (stopped) and 60 s (hung)',
+        ),
+        ('loss that is not finite', r['numbers']['tried'], 'stopped, passed over, passed over and killed'),
+    ]
+    faults = sum(row[1] for row in rows)
+    table = '\n'.join(f'| {name} | {tried} | {tried} | 0 | {seen} |' for name, tried, seen in rows)
+    inputs_table = '\n'.join(
+        f'| {name} | {tried:,} | {refused:,} | {tried - refused:,} | 0 |'
+        for name, (tried, refused) in r['inputs']['readers'].items()
+    )
+    memory, step = r['soak']['memory_mb'], r['soak']['step_ms']
+    cost = r['overhead']
+    return f"""# Reliability
+
+What a run is promised: nothing finished is lost, nothing damaged is trusted, and what comes out is what would have come
+out. Here is how that was tried. `python -m tests.faults.long` does all of it and writes this page;
+`pytest tests/faults` is the short form.
+
+{r['conditions']['text']}
+
+## Faults
+
+Real runs of `tests/quick_config.py`, a network of two convolutions, 300 steps with a checkpoint every 10. *Survived*:
+the run, started again, ended in the `state_sha256` and the records of a run that nothing had happened to, or an
+error of at most three lines named the fault and nothing was deleted. *Lost*: neither.
+
+| fault | tried | survived | lost | what was seen |
+|---|---|---|---|---|
+{table}
+| together | {faults} | {faults} | 0 | |
+
+A kill cost {lost['seconds_lost_mean']:.2f} s of training on average and {lost['seconds_lost_most']:.2f} s at most: at
+most {lost['steps_lost_most']} logged steps, where {2 * 10} are possible: those since the last checkpoint, and the
+interval before, while that one is being written.
+
+## Bad inputs
+
+Files and words changed at random by Hypothesis. Each must give a value, or an error of at most three lines.
+
+| reader | tried | refused | read all the same | anything else |
+|---|---|---|---|---|
+{inputs_table}
+| together | {r['inputs']['tried']:,} | | | 0 |
+
+## Soak
+
+{r['soak']['tried']:,} steps with {r['soak']['tried'] // 100} checkpoints; medians of the second and the last quarter:
+
+| | second quarter | last quarter |
+|---|---|---|
+| resident memory | {memory[0]} MB | {memory[1]} MB |
+| time of a step | {step[0]:.1f} ms | {step[1]:.1f} ms |
+
+## What it costs
+
+The demo's model (`configs/quickstart.py`), blocks of {cost['steps']} steps in turn, {cost['rounds']} rounds, medians:
+
+| | |
+|---|---|
+| a step | {cost['step_s']:.2f} s |
+| a checkpoint: what training waits for, with its checksums | {cost['blocked_s']:.2f} s |
+| a checkpoint: what a block with one takes longer | {cost['cost_s']:.2f} s |
+| the same at the default `checkpoint.every_steps=500` | {100 * cost['share']:.2f} % of the time |
+| the test in each step for numbers that are not finite | {100 * cost['finite_share']:+.1f} % of a step |
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--kills', type=int, default=50)
+    parser.add_argument('--examples', type=int, default=1000, help='inputs for each reader')
+    parser.add_argument('--steps', type=int, default=2000, help='of the soak')
+    parser.add_argument('--rounds', type=int, default=6, help='of the overhead')
+    parser.add_argument('--only', choices=PARTS, help='this part alone, and no page')
+    flags = parser.parse_args()
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    numbers_of = {'kills': flags.kills, 'inputs': flags.examples, 'soak': flags.steps, 'overhead': flags.rounds}
+    trainer, expected = Trainer(FOLDER), FOLDER / 'expected'
+    if not (expected / 'summary.json').exists():
+        trainer.run(expected, *injected.LONG)
+    for name in [flags.only] if flags.only else PARTS:
+        if name in results:
+            continue
+        print(f'{name}: {PARTS[name].__doc__}', flush=True)
+        scratch = FOLDER / name
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        began = time.monotonic()
+        arguments = (numbers_of[name],) if name in numbers_of else ()
+        found = PARTS[name](trainer, scratch, expected, *arguments)
+        results[name] = found | {'minutes': round((time.monotonic() - began) / 60, 1)}
+        shutil.rmtree(scratch)
+        results['conditions'] = {'text': conditions(results)}
+        RESULTS.write_text(json.dumps(results, indent=1))
+        print(f'  {results[name]}', flush=True)
+    if set(PARTS) <= results.keys():
+        PAGE.write_text(page(results))
+
+
+def conditions(results: dict[str, Result]) -> str:
+    """Where and when."""
+    versions = ', '.join(f'{name} {importlib.metadata.version(name)}' for name in ('jax', 'orbax-checkpoint'))
+    minutes = sum(result.get('minutes', 0) for result in results.values())
+    return (
+        f'Last run: {datetime.date.today():%d %B %Y}, {os.cpu_count()} cores of {processor()}, '
+        f'Python {platform.python_version()}, {versions}, other programs beside it, {minutes:.0f} minutes.'
+    )
+
+
+def processor() -> str:
+    """Its name, as Linux says it."""
+    for line in Path('/proc/cpuinfo').read_text().splitlines():
+        if line.startswith('model name'):
+            return line.partition(':')[2].strip()
+    return platform.machine()
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,81 @@
+"""Damaged checkpoints are passed over for the newest that is whole, or all are named and nothing is touched."""
+
+import dataclasses
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from damaged import STEPS, Saved, damage_all, damage_one
+from etils import epath
+from injected import DAMAGES
+from support import Trainer, contents
+
+from dualcl_jax.checkpoint import Checkpoints
+from dualcl_jax.errors import UserError
+from dualcl_jax.parallel import device_mesh
+
+pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')  # see runtime.py
+
+
+@pytest.fixture(scope='module')
+def saved(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    return Saved(trainer, tmp_path_factory.mktemp('damaged'))
+
+
+@pytest.mark.parametrize('how', DAMAGES)
+def test_a_damaged_file(saved: Saved, tmp_path: Path, how: str) -> None:
+    """Of the arrays and of the record; what else lies there may be damaged without harm (the long form tries all)."""
+    passed = {name: damage_one(saved, tmp_path, name, how, random.Random(1)) for name in saved.files if '/d/' in name}
+    assert any(passed.values())
+    assert damage_one(saved, tmp_path, 'run/metadata', how, random.Random(1))
+
+
+def test_bits_that_nothing_else_would_see(saved: Saved, tmp_path: Path) -> None:
+    """Arrays lie there as they are: a flipped bit is another weight, which the checksums alone tell."""
+    name = max(
+        (name for name in saved.files if 'process_0/d/' in name),
+        key=lambda name: (saved.of(saved.folder, STEPS[-1]) / name).stat().st_size,
+    )
+    rng, said = random.Random(0), []
+    for _ in range(12):
+        folder = saved.copy(tmp_path / 'run')
+        file = saved.of(folder, STEPS[-1]) / name
+        content = bytearray(file.read_bytes())
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        file.write_bytes(content)
+        said += saved.newest(folder)[1].values()
+    assert any('not what was saved' in reason for reason in said)
+
+
+def test_none_is_whole(saved: Saved, tmp_path: Path) -> None:
+    first, second = damage_all(saved, tmp_path).splitlines()
+    assert f'/checkpoints/{STEPS[-1]:08d}: cannot be read' in first
+    assert f'nor {STEPS[0]:08d}' in first
+    assert second.startswith('nothing was changed; restore it, or move it away')
+
+
+def test_another_run_with_the_same_shapes(saved: Saved, tmp_path: Path) -> None:
+    folder = saved.copy(tmp_path / 'run')
+    with Checkpoints(epath.Path(folder) / 'checkpoints', keep=2) as store:
+        newest = store.newest(saved.like, device_mesh(), {})
+        other = newest.state.replace(step=newest.state.step + 10)
+        store.save(40, other, {'config_sha256': 'of another'}, None)
+        store.finish()
+        found = store.newest(saved.like, device_mesh(), {'config_sha256': 'mine', 'more': 1})
+    assert found is not None
+    assert found.step == STEPS[-1]
+    assert found.damaged == {40: 'it is of another run: its config_sha256 is of another'}
+    assert (folder / 'damaged' / '00000040').is_dir()
+
+
+def test_another_model(saved: Saved, tmp_path: Path) -> None:
+    """Other shapes: nothing fits, nothing is touched."""
+    folder = saved.copy(tmp_path / 'run')
+    queue = saved.like.queue
+    larger = type(queue.keys)((queue.keys.shape[0] * 2, queue.keys.shape[1]), np.float32)
+    like = saved.like.replace(queue=dataclasses.replace(queue, keys=larger))
+    before = contents(folder)
+    with pytest.raises(UserError, match='cannot be read as a checkpoint of this config'):
+        Checkpoints(epath.Path(folder) / 'checkpoints', keep=2).newest(like, device_mesh(), {})
+    assert contents(folder) == before

@@ -1,0 +1,82 @@
+"""Real runs that are killed, stopped, out of room, refused or left alone by their peers. `long.py` does all of it."""
+
+import random
+import signal
+from pathlib import Path
+
+import injected
+import pytest
+from support import Trainer
+
+
+@pytest.fixture(scope='module')
+def expected(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing happens to."""
+    workdir = tmp_path_factory.mktemp('expected') / 'run'
+    trainer.run(workdir, *injected.LONG)
+    return workdir
+
+
+def test_killed(trainer: Trainer, expected: Path, tmp_path: Path) -> None:
+    kills = list(injected.killed(trainer, tmp_path / 'run', random.Random(0), 2))
+    assert all(steps <= 20 for _, steps, _ in kills)
+    injected.assert_same_end(tmp_path / 'run', expected)
+
+
+def test_interrupted_twice_while_a_step_hangs(trainer: Trainer, tmp_path: Path) -> None:
+    injected.interrupted_twice(trainer, tmp_path / 'run')
+
+
+def test_writes_refused_for_a_while(trainer: Trainer, expected: Path, tmp_path: Path) -> None:
+    injected.refused_writes(trainer, tmp_path / 'run', expected)
+
+
+def test_workdir_vanishes(trainer: Trainer, expected: Path, tmp_path: Path) -> None:
+    ended = injected.vanished(trainer, tmp_path / 'run', expected)
+    assert 'Not a directory' in ended.err
+    assert len(ended.err.splitlines()) <= 3
+
+
+@pytest.mark.slow
+def test_full_disk(trainer: Trainer, expected: Path, tmp_path: Path) -> None:
+    (tmp_path / 'probe').mkdir()
+    if not injected.can_mount(tmp_path / 'probe'):
+        pytest.skip('needs unshare and nsenter, and leave to mount')
+    ended = injected.full_disk(trainer, tmp_path / 'disk', expected)
+    assert 'No space left on device' in ended.err
+    assert len(ended.err.splitlines()) <= 3
+    ended = injected.read_only_disk(trainer, tmp_path / 'read_only')
+    assert 'Read-only file system' in ended.err
+
+
+def test_second_run_on_a_workdir(trainer: Trainer, tmp_path: Path) -> None:
+    injected.second_run(trainer, tmp_path / 'run')
+
+
+@pytest.mark.parametrize(
+    ('victim', 'how'),
+    [
+        (0, signal.SIGKILL),
+        pytest.param(1, signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param(0, signal.SIGSTOP, marks=pytest.mark.slow),
+        pytest.param(1, signal.SIGSTOP, marks=pytest.mark.slow),
+    ],
+)
+def test_a_lost_process_is_named(trainer: Trainer, tmp_path: Path, victim: int, how: int) -> None:
+    injected.lost_process(trainer, tmp_path / 'run', victim, how)
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_is_named(trainer: Trainer, tmp_path: Path) -> None:
+    injected.hung_process(trainer, tmp_path / 'run', 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('number', 'whom'), [(signal.SIGTERM, (0, 1)), (signal.SIGINT, (0,))])
+def test_processes_stop_together(trainer: Trainer, tmp_path: Path, number: int, whom: tuple[int, ...]) -> None:
+    injected.stopped_together(trainer, tmp_path / 'run', number, whom)
+
+
+@pytest.mark.slow
+def test_batches_that_are_not_finite(trainer: Trainer, tmp_path: Path) -> None:
+    injected.nonfinite(trainer, tmp_path)

@@ -1,0 +1,13 @@
+"""Files and words that nobody should have written are refused in a line, by every reader."""
+
+from pathlib import Path
+
+import pytest
+from fuzz import READERS, fuzz
+
+
+@pytest.mark.parametrize('name', READERS)
+def test_reader(name: str, tmp_path: Path) -> None:
+    tried, refused = fuzz(name, tmp_path, 60)
+    assert tried >= 60
+    assert refused or name in ('folder index', 'summary.json')  # these two are made anew instead

@@ -1,0 +1,106 @@
+"""Workdirs in Google Cloud Storage: the files of a run in a store of objects held in memory, to which none appends."""
+
+import importlib.util
+import json
+from collections.abc import Callable, Iterator
+
+import pytest
+from etils import epath
+from etils.epath import backend
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import _registry
+
+from configs import default
+from dualcl_jax import metrics, workdir
+from dualcl_jax.errors import UserError
+from dualcl_jax.init_from import saved_step
+from dualcl_jax.report.figures import curves
+
+
+class Bucket(MemoryFileSystem):
+    """As gcsfs, which turns 'a' into 'w'."""
+
+    protocol = ('gs', 'gcs')
+    store: dict = {}  # noqa: RUF012
+    pseudo_dirs = ['']  # noqa: RUF012
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return MemoryFileSystem._strip_protocol(str(path).removeprefix('gs://'))
+
+    def _open(self, path, mode='rb', **options):
+        return super()._open(path, mode.replace('a', 'w'), **options)
+
+
+@pytest.fixture(autouse=True)
+def buckets(monkeypatch) -> Iterator[Callable]:
+    """Call it to give gs:// another implementation."""
+    forget = backend.fsspec_backend._get_filesystem.cache_clear
+    forget()
+    yield lambda implementation: monkeypatch.setitem(_registry, 'gcs', implementation)
+    forget()
+
+
+class Events:
+    """TensorBoard's writer, which has a client of its own for such folders."""
+
+    def add_scalar(self, name, value, step):
+        pass
+
+    def close(self):
+        pass
+
+
+def lines(folder: epath.Path) -> list[int]:
+    return [json.loads(line)['step'] for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+
+
+def test_files_of_a_run(buckets, monkeypatch):
+    buckets(Bucket)
+    monkeypatch.setattr(metrics, 'SummaryWriter', lambda *arguments, **options: Events())
+    remote = 'gs://bucket/run'
+    folder = workdir.open_workdir(remote)
+    assert str(folder) == remote
+    config = default.get_config()
+    workdir.write_config(folder, config)
+    workdir.check_same_run(folder, config)
+    config.seed = 1
+    with pytest.raises(UserError, match='holds a run with another seed'):
+        workdir.check_same_run(folder, config)
+    workdir.write_json(folder / 'summary.json', {'step': 3})
+    assert workdir.read_summary(folder) == {'step': 3}
+    assert saved_step(folder) is None
+    assert workdir.existing_or_new(remote) == folder
+
+    log = metrics.MetricsLog(folder, 0)
+    for step in range(1, 6):
+        log.write(step, 0.0, {'train/loss': 1.0, 'train/loss_chance': 2.0})
+    log.flush()
+    assert lines(folder) == [1, 2, 3, 4, 5]
+    log.write(6, 0.0, {'train/loss': 1.0})
+    log.close()
+    assert lines(folder) == [1, 2, 3, 4, 5, 6]
+    again = metrics.MetricsLog(folder, 4)
+    again.write(5, 0.0, {'train/loss': 1.0})
+    again.close()
+    assert lines(folder) == [1, 2, 3, 4, 5]
+
+    curves(again.records, folder / 'figures' / 'curves.png')
+    assert (folder / 'figures' / 'curves.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_a_folder_that_cannot_be_reached(buckets):
+    class Refusing(Bucket):
+        def exists(self, path, **options):
+            raise RuntimeError('no credentials\nmore')
+
+    buckets(Refusing)
+    with pytest.raises(UserError, match=r'gs://bucket/other: cannot be reached \(RuntimeError: no credentials\)'):
+        workdir.open_workdir('gs://bucket/other')
+
+
+@pytest.mark.skipif(importlib.util.find_spec('gcsfs') is not None, reason='gcsfs is installed')
+def test_without_gcsfs_it_says_what_to_install():
+    for check in (workdir.open_workdir, workdir.existing_or_new):
+        with pytest.raises(UserError, match=r"gs://bucket/run: .*gcsfs.*pip install 'dualcl-jax\[gcs\]'"):
+            check('gs://bucket/run')
