@@ -149,7 +149,7 @@ def _numbers(run: Subject) -> list[dict[str, str]]:
     add('kNN, projection', last('monitor/knn_top1_projection'), percent, knn)
     add('kNN, random encoder', start.get('monitor/knn_top1_backbone'), percent, 'before training')
     add('kNN, raw pixels', start.get('monitor/knn_top1_raw_pixels'), percent, 'no encoder')
-    add('loss', last('train/loss'), '{:.3f}', beside('chance', '{:.2f}', last('train/loss_chance')))
+    add('contrastive loss', last('train/loss'), '{:.3f}', beside('chance', '{:.2f}', last('train/loss_chance')))
     add(
         'same-class negatives',
         last('train/false_negative_rate'),

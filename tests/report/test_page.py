@@ -65,7 +65,7 @@ def test_what_a_run_shows(whole):
     for part in ('Curves', 'Map of the embedding', 'Hardest negatives', 'Nearest neighbours', 'Confusion matrix'):
         assert part in text
     assert 'kNN, backbone 75.0 %' in text
-    assert 'loss 2.800 chance 3.50' in text
+    assert 'contrastive loss 2.800 chance 3.50' in text
     assert '256 images 16×16×3, 4 classes' in text
     assert 'Evaluations' not in text
 
