@@ -235,8 +235,8 @@ of at most three lines named the fault and nothing was deleted. *Lost*: neither.
         found = done['kills']
         text += f"""
 A kill cost {found['seconds_lost_mean']:.2f} s of training on average and {found['seconds_lost_most']:.2f} s at most, by
-the records: at most {found['steps_lost_most']} steps. 20 are possible: those since the last checkpoint, and the interval
-before, while that one is being written.
+the records: at most {found['steps_lost_most']} steps. 20 are possible: those since the last checkpoint, and the
+interval before, while that one is being written.
 """
     if 'inputs' in results:
         found = results['inputs']
