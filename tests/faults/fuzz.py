@@ -3,6 +3,7 @@
 A reader gives a value, or a `UserError` of at most three lines (an image: `UnusableError`); nothing else may come.
 """
 
+import contextlib
 import io
 import json
 from collections.abc import Callable
@@ -160,7 +161,8 @@ def fuzz(name: str, folder: Path, examples: int) -> tuple[int, int]:
         nonlocal tried, refused
         tried += 1
         try:
-            reader.read(folder, given)
+            with contextlib.redirect_stdout(io.StringIO()):  # notes
+                reader.read(folder, given)
         except (UserError, UnusableError) as error:
             refused += 1
             text = str(error) if isinstance(error, UnusableError) else ending(error)[1]

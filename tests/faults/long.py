@@ -174,79 +174,102 @@ PARTS: dict[str, Callable[..., Result]] = {
 }
 
 
+def seen(name: str, found: Result) -> str:
+    """What the table says of a part of the faults."""
+    if name == 'kills':
+        return ', '.join(f'{count} {moment}' for moment, count in found['moments'].items())
+    if name == 'signals':
+        return f'at most {found["seconds_most"]:.1f} s from the signal to the end'
+    if name == 'checkpoints':
+        return (
+            f'{found["passed_over"]} passed over for the one before, '
+            f'{found["intact"]} whose arrays were whole in spite of it'
+        )
+    if name == 'disks':
+        return ', '.join(found['done'])
+    if name == 'peers':
+        times = ', '.join(f'{seconds:.1f} s ({what})' for what, seconds in found['seconds'].items())
+        return f'the other ended after {times}; limits set to 10 s (stopped) and 60 s (hung)'
+    return 'stopped, passed over, passed over and resumed in between'
+
+
+FAULTS = {
+    'kills': 'kill -9 at a random moment',
+    'signals': 'SIGTERM, Ctrl-C, Ctrl-C twice',
+    'checkpoints': 'a file of a checkpoint damaged',
+    'disks': 'disk',
+    'peers': 'one of two processes lost',
+    'numbers': 'loss that is not finite',
+}
+
+
 def page(results: dict[str, Result]) -> str:
-    """docs/reliability.md."""
-    r = results
-    signals_text = f'at most {r["signals"]["seconds_most"]:.1f} s from the signal to the end'
-    lost = r['kills']
+    """docs/reliability.md, of the parts that were done."""
+    done = {name: results[name] for name in FAULTS if name in results}
+    tried = sum(found['tried'] for found in done.values())
     rows = [
-        ('kill -9 at a random moment', lost['tried'], ', '.join(f'{n} {name}' for name, n in lost['moments'].items())),
-        ('SIGTERM, Ctrl-C, Ctrl-C twice', r['signals']['tried'], signals_text),
-        (
-            'a file of a checkpoint damaged',
-            r['checkpoints']['tried'],
-            f'{r["checkpoints"]["passed_over"]} passed over for the one before, '
-            f'{r["checkpoints"]["intact"]} whose arrays were whole in spite of it',
-        ),
-        ('disk', r['disks']['tried'], ', '.join(r['disks']['done'])),
-        (
-            'one of two processes lost',
-            r['peers']['tried'],
-            'the other ended after '
-            + ', '.join(f'{seconds:.1f} s ({name})' for name, seconds in r['peers']['seconds'].items())
-            + '; limits set to 10 s (stopped) and 60 s (hung)',
-        ),
-        ('loss that is not finite', r['numbers']['tried'], 'stopped, passed over, passed over and killed'),
+        f'| {FAULTS[name]} | {found["tried"]} | {found["tried"]} | 0 | {seen(name, found)} |'
+        for name, found in done.items()
     ]
-    faults = sum(row[1] for row in rows)
-    table = '\n'.join(f'| {name} | {tried} | {tried} | 0 | {seen} |' for name, tried, seen in rows)
-    inputs_table = '\n'.join(
-        f'| {name} | {tried:,} | {refused:,} | {tried - refused:,} | 0 |'
-        for name, (tried, refused) in r['inputs']['readers'].items()
-    )
-    memory, step = r['soak']['memory_mb'], r['soak']['step_ms']
-    cost = r['overhead']
-    return f"""# Reliability
+    rows += [f'| {FAULTS[name]} | not run | | | |' for name in FAULTS if name not in done]
+    text = f"""# Reliability
 
 What a run is promised: nothing finished is lost, nothing damaged is trusted, and what comes out is what would have come
-out. Here is how that was tried. `python -m tests.faults.long` does all of it and writes this page;
+out. Here is how that was tried. `make faults` does all of it, goes on where it was interrupted, and writes this page;
 `pytest tests/faults` is the short form.
 
-{r['conditions']['text']}
+{results['conditions']['text']}
 
 ## Faults
 
 Real runs of `tests/quick_config.py`, a network of two convolutions, 300 steps with a checkpoint every 10. *Survived*:
-the run, started again, ended in the `state_sha256` and the records of a run that nothing had happened to, or an
-error of at most three lines named the fault and nothing was deleted. *Lost*: neither.
+the run, started again, ended in the `state_sha256` and the records of a run that nothing had happened to, or an error
+of at most three lines named the fault and nothing was deleted. *Lost*: neither.
 
 | fault | tried | survived | lost | what was seen |
 |---|---|---|---|---|
-{table}
-| together | {faults} | {faults} | 0 | |
-
-A kill cost {lost['seconds_lost_mean']:.2f} s of training on average and {lost['seconds_lost_most']:.2f} s at most: at
-most {lost['steps_lost_most']} logged steps, where {2 * 10} are possible: those since the last checkpoint, and the
+{chr(10).join(rows)}
+| together | {tried} | {tried} | 0 | |
+"""
+    if 'kills' in done:
+        found = done['kills']
+        text += f"""
+A kill cost {found['seconds_lost_mean']:.2f} s of training on average and {found['seconds_lost_most']:.2f} s at most, by
+the records: at most {found['steps_lost_most']} steps. 20 are possible: those since the last checkpoint, and the
 interval before, while that one is being written.
-
+"""
+    if 'inputs' in results:
+        found = results['inputs']
+        readers = '\n'.join(
+            f'| {name} | {tried:,} | {refused:,} | {tried - refused:,} | 0 |'
+            for name, (tried, refused) in found['readers'].items()
+        )
+        text += f"""
 ## Bad inputs
 
 Files and words changed at random by Hypothesis. Each must give a value, or an error of at most three lines.
 
 | reader | tried | refused | read all the same | anything else |
 |---|---|---|---|---|
-{inputs_table}
-| together | {r['inputs']['tried']:,} | | | 0 |
-
+{readers}
+| together | {found['tried']:,} | | | 0 |
+"""
+    if 'soak' in results:
+        found = results['soak']
+        memory, step = found['memory_mb'], found['step_ms']
+        text += f"""
 ## Soak
 
-{r['soak']['tried']:,} steps with {r['soak']['tried'] // 100} checkpoints; medians of the second and the last quarter:
+{found['tried']:,} steps with {found['tried'] // 100} checkpoints; medians of the second and the last quarter:
 
 | | second quarter | last quarter |
 |---|---|---|
 | resident memory | {memory[0]} MB | {memory[1]} MB |
 | time of a step | {step[0]:.1f} ms | {step[1]:.1f} ms |
-
+"""
+    if 'overhead' in results:
+        cost = results['overhead']
+        text += f"""
 ## What it costs
 
 The demo's model (`configs/quickstart.py`), blocks of {cost['steps']} steps in turn, {cost['rounds']} rounds, medians:
@@ -259,6 +282,8 @@ The demo's model (`configs/quickstart.py`), blocks of {cost['steps']} steps in t
 | the same at the default `checkpoint.every_steps=500` | {100 * cost['share']:.2f} % of the time |
 | the test in each step for numbers that are not finite | {100 * cost['finite_share']:+.1f} % of a step |
 """
+    left = [name for name in PARTS if name not in results]
+    return text + (f'\nNot run yet: {", ".join(left)}.\n' if left else '')
 
 
 def main() -> None:
@@ -267,7 +292,7 @@ def main() -> None:
     parser.add_argument('--examples', type=int, default=1000, help='inputs for each reader')
     parser.add_argument('--steps', type=int, default=2000, help='of the soak')
     parser.add_argument('--rounds', type=int, default=6, help='of the overhead')
-    parser.add_argument('--only', choices=PARTS, help='this part alone, and no page')
+    parser.add_argument('--only', choices=PARTS, help='this part alone')
     flags = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -289,9 +314,8 @@ def main() -> None:
         shutil.rmtree(scratch)
         results['conditions'] = {'text': conditions(results)}
         RESULTS.write_text(json.dumps(results, indent=1))
-        print(f'  {results[name]}', flush=True)
-    if set(PARTS) <= results.keys():
         PAGE.write_text(page(results))
+        print(f'  {results[name]}', flush=True)
 
 
 def conditions(results: dict[str, Result]) -> str:
