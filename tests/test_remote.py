@@ -13,7 +13,7 @@ from fsspec.registry import _registry
 from configs import default
 from dualcl_jax import metrics, workdir
 from dualcl_jax.errors import UserError
-from dualcl_jax.init_from import saved_step
+from dualcl_jax.finished import saved_steps
 from dualcl_jax.report.figures import curves
 
 
@@ -44,11 +44,10 @@ def buckets(monkeypatch) -> Iterator[Callable]:
 class Events:
     """TensorBoard's writer, which has a client of its own for such folders."""
 
-    def add_scalar(self, name, value, step):
+    def write_event(self, event):
         pass
 
-    def close(self):
-        pass
+    flush = close = lambda self: None
 
 
 def lines(folder: epath.Path) -> list[int]:
@@ -57,7 +56,7 @@ def lines(folder: epath.Path) -> list[int]:
 
 def test_files_of_a_run(buckets, monkeypatch):
     buckets(Bucket)
-    monkeypatch.setattr(metrics, 'SummaryWriter', lambda *arguments, **options: Events())
+    monkeypatch.setattr(metrics, 'EventsWriter', lambda *arguments, **options: Events())
     remote = 'gs://bucket/run'
     folder = workdir.open_workdir(remote)
     assert str(folder) == remote
@@ -67,9 +66,10 @@ def test_files_of_a_run(buckets, monkeypatch):
     config.seed = 1
     with pytest.raises(UserError, match='holds a run with another seed'):
         workdir.check_same_run(folder, config)
-    workdir.write_json(folder / 'summary.json', {'step': 3})
-    assert workdir.read_summary(folder) == {'step': 3}
-    assert saved_step(folder) is None
+    summary = {'step': 3, 'loss': 1.0, 'knn_top1': None, 'wall_time_s': 2.0, 'state_sha256': ''}
+    workdir.write_json(folder / 'summary.json', summary)
+    assert workdir.read_summary(folder) == summary
+    assert saved_steps(folder) == []
     assert workdir.existing_or_new(remote) == folder
 
     log = metrics.MetricsLog(folder, 0)
