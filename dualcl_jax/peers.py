@@ -36,7 +36,7 @@ class Peers:
         self._step = 0
         self._socket: socket.socket | None = None
         self._lock, self._lost, self._leaving = threading.Lock(), threading.Event(), False
-        self._problem = ''
+        self._problem, self._ending = '', threading.Lock()
 
     def __enter__(self) -> 'Peers':
         from jax._src import distributed
@@ -97,6 +97,7 @@ class Peers:
 
     def _end(self, error: BaseException) -> None:
         """Without JAX's goodbyes, which wait for the others."""
+        self._ending.acquire()  # the other thread may have the same to say
         status, text = ending(error) or (1, ''.join(traceback.format_exception(error)).rstrip())
         sys.stdout.flush()
         print(text, file=sys.stderr, flush=True)

@@ -293,7 +293,7 @@ def lost_process(trainer: Trainer, workdir: Path, victim: int, how: int) -> tupl
         began = time.monotonic()
         ended = finish(processes[1 - victim], 2)
         took = time.monotonic() - began
-    assert len(ended.err.splitlines()) <= 3, ended
+    assert len(ended.err.splitlines()) == 2, ended
     assert f'process {victim} on ' in ended.err.splitlines()[0], ended
     return took, ended
 
