@@ -35,6 +35,10 @@ class Mapper(Protocol):
         """The mapped step, lowered for the shapes of a global state and of a whole batch [B, ...]."""
         ...
 
+    def compile(self, step: Step, state: Tree, batch: Tree) -> Any:
+        """The mapped step, compiled for such shapes where that can be done before it is called."""
+        ...
+
     def put_batch(self, batch: Tree) -> Tree:
         """This process's rows, NumPy [n_local * b, ...], spread over its devices."""
         ...
@@ -135,6 +139,11 @@ class PmapMapper:
         rows = shapes(batch, self.mesh, PartitionSpec(AXIS))
         return self.map(step).lower(*jax.tree.map(stack, (shapes(state, self.mesh, self._specs), rows)))
 
+    def compile(self, step: Step, state: Tree, batch: Tree) -> Any:
+        if jax.process_count() > 1:  # pmap takes each process's part, which what it lowers does not
+            return self.map(step)
+        return self.lower(step, state, batch).compile()
+
     def put_batch(self, batch: Tree) -> Tree:
         devices = len(self.mesh.local_devices)
         split = jax.tree.map(lambda rows: rows.reshape(devices, -1, *rows.shape[1:]), batch)
@@ -178,6 +187,9 @@ class ShardMapMapper:
     def lower(self, step: Step, state: Tree, batch: Tree) -> jax.stages.Lowered:
         rows = shapes(batch, self.mesh, PartitionSpec(AXIS))
         return self.map(step).lower(shapes(state, self.mesh, self._specs), rows)
+
+    def compile(self, step: Step, state: Tree, batch: Tree) -> Any:
+        return self.lower(step, state, batch).compile()
 
     def put_batch(self, batch: Tree) -> Tree:
         return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(self._rows, rows), batch)

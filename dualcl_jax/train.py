@@ -161,7 +161,7 @@ def _train(config: ConfigDict, workdir: str, stop: StopSignal, peers: Peers, tra
 
 def _compile(run: Run, state: TrainState) -> Callable[..., Any]:
     """The step, compiled for a global state and the batches of the loader."""
-    return run.mapper.lower(partial(train_step, run.method), state, run.batch()).compile()
+    return run.mapper.compile(partial(train_step, run.method), state, run.batch())
 
 
 def _monitor_steps(run: Run) -> int:
