@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
@@ -14,7 +15,8 @@ from dualcl_jax.config import flatten
 from dualcl_jax.console import duration
 from dualcl_jax.data import Splits
 from dualcl_jax.evaluators.knn import knn_predict, nearest
-from dualcl_jax.method import Method
+from dualcl_jax.method import Method, resolved_selector
+from dualcl_jax.negatives import build_selector
 from dualcl_jax.report.hardness import Anchor, hardest_negatives, image_losses, negatives_of
 from dualcl_jax.report.samples import Samples, one_per_class
 from dualcl_jax.report.sprite import Sprite
@@ -77,14 +79,16 @@ def describe(run: Subject, samples: Samples) -> Content:
     if run.versions:
         facts['ran on'] = ', '.join(f'{name} {run.versions[name]}' for name in ('device', 'python', 'jax'))
     predictions = _predictions(run, samples, missing)
-    queue = negatives_of(run.method, run.state, run.splits.train, run.config.train.batch_size)
+    selector = build_selector(resolved_selector(run.config, jax.default_backend()), run.config.negatives.skip)
+    method = dataclasses.replace(run.method, select=selector)  # of a whole queue, where the run's was sharded
+    queue = negatives_of(method, run.state, run.splits.train, run.config.train.batch_size)
     count = _selected_count(run)
     losses = image_losses(
-        run.method, run.state, samples.source, samples.shown, queue, count, of_training=samples.of_training
+        method, run.state, samples.source, samples.shown, queue, count, of_training=samples.of_training
     )
     pool = np.random.default_rng(0).permutation(len(run.splits.train))[:ANCHOR_POOL]
     anchors = hardest_negatives(
-        run.method,
+        method,
         run.state,
         run.splits.train,
         pool[one_per_class(run.splits.train.labels[pool], ANCHORS)],

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from dualcl_jax.data.order import epoch_permutation
-from dualcl_jax.parallel import to_host
+from dualcl_jax.parallel import to_host, whole
 from dualcl_jax.report import figures
 from dualcl_jax.report.content import Subject, describe
 from dualcl_jax.report.page import write_page
@@ -27,6 +27,7 @@ def draw_pictures(run: Run, state: TrainState, records: Sequence[dict[str, Any]]
       records: of `metrics.jsonl`.
       versions: of what it ran on.
     """
+    state = whole(state)
     samples = take_samples(run.embed, state.variables, run.splits, writes=run.writes)
     if samples is None:
         return

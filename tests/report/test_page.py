@@ -138,6 +138,14 @@ def test_without_a_test_split_or_a_queue(tmp_path):
     assert 'There is no queue: negatives come from the batch' in text
 
 
+def test_a_sharded_queue(tmp_path):
+    """Its selector works on all devices at once; the page shows what one device selects of the whole queue."""
+    want = content(tmp_path)
+    found = content(tmp_path, 'queue.sharded=True')
+    assert found['gallery'] == want['gallery']
+    assert found['map']['losses'] == want['map']['losses']
+
+
 def test_an_encoder_that_diverged(tmp_path):
     run = random_run(tmp_path, TINY)
     run.state.params['backbone']['conv1']['kernel'] = run.state.params['backbone']['conv1']['kernel'] * np.nan
