@@ -323,7 +323,7 @@ def conditions(results: dict[str, Result]) -> str:
     versions = ', '.join(f'{name} {importlib.metadata.version(name)}' for name in ('jax', 'orbax-checkpoint'))
     minutes = sum(result.get('minutes', 0) for result in results.values())
     return (
-        f'Last run: {datetime.date.today():%d %B %Y}, {os.cpu_count()} cores of {processor()}, \n'
+        f'Last run: {datetime.date.today():%d %B %Y}, {os.cpu_count()} cores of {processor()},\n'
         f'Python {platform.python_version()}, {versions}, other programs beside it, {minutes:.0f} minutes.'
     )
 
