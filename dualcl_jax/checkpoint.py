@@ -217,8 +217,6 @@ class Checkpoints:
         except Exception as error:  # Orbax and tensorstore raise many types for one fact
             raise DamagedError(_reason(error)) from error
         state, record = restored['state'], restored['run']
-        if 'checksums' not in record and 'checksum' not in record:  # saved before there were any
-            return state, record
         if not is_sealed(record):
             raise DamagedError('its record is damaged')
         found, saved = checksums(state), record['checksums']
