@@ -109,7 +109,7 @@ def from_json(text: str | bytes) -> ConfigDict:
 
 def method_sha256(config: ConfigDict) -> str:
     """SHA-256 hex digest of the method's fields: what makes a checkpoint one of this run, on whatever data."""
-    fields = {field: value for field, value in flatten(config) if field.split('.')[0] not in ('data', *OPERATIONAL)}
+    fields = {field: value for field, value in flatten(config) if not field.startswith(('data.', *OPERATIONAL))}
     return hashlib.sha256(json.dumps(fields, sort_keys=True, default=list).encode()).hexdigest()
 
 

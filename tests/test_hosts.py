@@ -47,7 +47,8 @@ def test_a_late_process_has_a_line_of_its_own():
 
 
 def test_a_different_process_is_named_to_all():
-    for said in call([{'loss.temperature': '0.1', 'version of jax': '1'}] * 2 + [{'loss.temperature': '0.2'}]):
+    first = {'loss.temperature': '0.1', 'version of jax': '1'}
+    for said in call([first, first, {'loss.temperature': '0.2'}], timeout_s=20):
         assert said.startswith('process 2 on ')
         assert 'has another loss.temperature (0.1, there 0.2), version of jax (1, there None)' in said
 

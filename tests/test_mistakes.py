@@ -313,7 +313,7 @@ def test_diverging_loss(trainer: Trainer, tmp_path: Path) -> None:
     last = records(tmp_path / 'run')[-1]
     named = ', '.join(map(str, last['skipped_ids'][:8]))
     assert first == (
-        f'error: the next state is not finite at step {last["step"]} (examples {named} and 24 more): '
+        f'error: train/loss is nan at step {last["step"]} (examples {named} and 24 more): '
         'lower optimizer.learning_rate or raise loss.temperature'
     )
     assert '--skip_nonfinite=1' in second
