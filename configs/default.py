@@ -31,6 +31,9 @@ def get_config() -> ConfigDict:
         'auto'  # of a folder: subfolders | none | a CSV file of path,label | auto: by subfolder if all have one
     )
     data.test_fraction = 0.1  # of the labelled images of a folder without test split, held out by their content
+    # Of the training images, after data.limit: a fixed random share that is not trained on. The monitor measures on it,
+    # and whatever a run says of test images is then of these; `dualcl_jax.evaluate` alone sees the test split.
+    data.validation_fraction = 0.0
     data.stored_size = 0  # side of the central square kept of each image, in pixels; 0: 8/7 of image_size
     data.memory_bytes = 4 * 2**30  # images that fit are kept so in memory; else whole ones are decoded for every batch
     data.max_skipped = 0.05  # stop if more than this share of a folder's images cannot be used
@@ -69,6 +72,7 @@ def get_config() -> ConfigDict:
 
     config.loss = loss = ConfigDict()
     loss.temperature = 0.1  # τ > 0
+    loss.hardness = 0.0  # β >= 0: a negative of similarity s weighs exp(β·s/τ), 2010.04592; 0: all alike
     loss.symmetric = True  # both views act as query and as key; False: MoCo's one-way loss
     loss.key_weight = 0.0  # w in [0, 1], share of the term anchored at the key
     loss.key_term = 'batch'  # negatives of that term: batch (other queries of the global batch) | queue

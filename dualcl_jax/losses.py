@@ -65,9 +65,17 @@ sum_over.defvjp(lambda values, axis_name: (sum_over(values, axis_name), None), l
 
 
 def cross_entropy(
-    positive: jax.Array, negatives: jax.Array, temperature: float, axis_name: str | None = None
+    positive: jax.Array,
+    negatives: jax.Array,
+    temperature: float,
+    axis_name: str | None = None,
+    hardness: float = 0.0,
 ) -> jax.Array:
     """-log of the positive's share of the softmax over itself and its negatives.
+
+    With hardness β the N negatives are weighted by how hard they are, w = N·exp(β·s/τ) / Σ exp(β·s/τ), as in the
+    published code of 2010.04592 (its τ⁺ is 0 here): loss = log(1 + Σ w·exp((s - positive)/τ)). The gradient goes
+    through the weights.
 
     Args:
       positive: [B] similarities.
@@ -75,11 +83,14 @@ def cross_entropy(
       temperature: τ > 0.
       axis_name: where the negatives of a row lie on several devices, K'/n on each: the name of their axis. The gradient
         on a device is then what its own negatives contribute.
+      hardness: β >= 0; at 0 all negatives weigh alike.
 
     Returns:
       [B] float32, the same on every device of the axis.
     """
     margins = (negatives - positive[:, None]) / temperature
+    if hardness:
+        return jnp.logaddexp(0.0, _log_weighted_sum(margins, hardness, axis_name))
     largest = jax.lax.stop_gradient(jnp.maximum(margins.max(axis=1, initial=-jnp.inf), 0.0))
     if axis_name is not None:
         largest = jax.lax.pmax(largest, axis_name)
@@ -89,6 +100,26 @@ def cross_entropy(
     return largest + jnp.log(jnp.exp(-largest) + total)
 
 
+def _log_weighted_sum(margins: jax.Array, hardness: float, axis_name: str | None) -> jax.Array:
+    """[B] log Σ w·exp(margin) over margins [B, K'], w = N·exp(β·margin) / Σ exp(β·margin); -inf where all are."""
+    count = (margins > -jnp.inf).sum(axis=1, dtype=jnp.float32)
+    if axis_name is not None:
+        count = jax.lax.psum(count, axis_name)
+
+    def log_sum(values: jax.Array) -> jax.Array:
+        largest = jax.lax.stop_gradient(values.max(axis=1, initial=-jnp.inf))
+        if axis_name is not None:
+            largest = jax.lax.pmax(largest, axis_name)
+        largest = jnp.where(count > 0, largest, 0.0)
+        total = jnp.exp(values - largest[:, None]).sum(axis=1)
+        if axis_name is not None:
+            total = sum_over(total, axis_name)
+        return largest + jnp.log(jnp.where(count > 0, total, 1.0))
+
+    by_hardness = log_sum((1.0 + hardness) * margins) - log_sum(hardness * margins)
+    return jnp.where(count > 0, by_hardness + jnp.log(jnp.maximum(count, 1.0)), -jnp.inf)
+
+
 def info_nce(
     anchors: jax.Array,
     positives: jax.Array,
@@ -96,6 +127,7 @@ def info_nce(
     allowed: jax.Array | None = None,
     *,
     temperature: float,
+    hardness: float = 0.0,
     select: Selector = select_all,
     k: int | jax.Array = 0,
     rngs: jax.Array | None = None,
@@ -110,6 +142,7 @@ def info_nce(
       negatives: [K, D] unit vectors shared by all anchors, such as the keys of the queue.
       allowed: [B, K] bool, which negatives an anchor may see; None for all.
       temperature: τ > 0.
+      hardness: β >= 0 of `cross_entropy`.
       select: a selector of `dualcl_jax.negatives`.
       k: how many negatives to select; `select_all` ignores it.
       rngs: [B] keys, for a selector that draws.
@@ -118,7 +151,9 @@ def info_nce(
     similarities = cosine(anchors, negatives)
     if allowed is not None:
         similarities = jnp.where(allowed, similarities, -jnp.inf)
-    return contrast_similarities(positive, similarities, temperature=temperature, select=select, k=k, rngs=rngs)
+    return contrast_similarities(
+        positive, similarities, temperature=temperature, hardness=hardness, select=select, k=k, rngs=rngs
+    )
 
 
 def contrast_similarities(
@@ -126,6 +161,7 @@ def contrast_similarities(
     similarities: jax.Array,
     *,
     temperature: float,
+    hardness: float = 0.0,
     select: Selector,
     k: int | jax.Array,
     rngs: jax.Array | None = None,
@@ -136,7 +172,8 @@ def contrast_similarities(
     With `axis_name` the candidates lie on several devices, as in `cross_entropy`; the selector must know of it.
     """
     selection = select(similarities, k, rngs)
-    return Contrast(cross_entropy(positive, selection.similarities, temperature, axis_name), positive, selection)
+    loss = cross_entropy(positive, selection.similarities, temperature, axis_name, hardness)
+    return Contrast(loss, positive, selection)
 
 
 def dual_view_loss(

@@ -35,6 +35,7 @@ class Method:
       seed: of all randomness.
       symmetric: both views act as query and key; otherwise view 1 is the query and view 2 the key.
       temperature: τ.
+      hardness: β, by which a query's negatives weigh the more the harder they are; 0 for all alike.
       loss_scale: factor of the loss that is differentiated; the one that is logged has none.
       key_weight: w, share of the term anchored at the key.
       key_term: its negatives: 'batch' (the other queries of the global batch) or 'queue'.
@@ -58,6 +59,7 @@ class Method:
     seed: int
     symmetric: bool
     temperature: float
+    hardness: float
     loss_scale: float
     key_weight: float
     key_term: str
@@ -127,6 +129,7 @@ def build_method(config: Any, *, total_steps: int, steps_per_epoch: int, num_dev
         seed=config.seed,
         symmetric=config.loss.symmetric,
         temperature=config.loss.temperature,
+        hardness=config.loss.hardness,
         loss_scale=2 * config.loss.temperature if config.loss.two_tau else 1.0,
         key_weight=config.loss.key_weight,
         key_term=config.loss.key_term,

@@ -117,7 +117,7 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool) -> Plan:
     folder = open_workdir(workdir) if writes else existing_or_new(workdir)
     if writes:
         check_shared(folder, config.parallel.timeout_s)
-    splits = load(config.data)
+    splits = load(config.data, validate=True)
     if writes:
         check_same_data(config.data.name, ' '.join(split.fingerprint for split in splits if split is not None))
     if not config.data.mean:

@@ -82,6 +82,7 @@ def contrast_with_queue(
     queue: Queue,
     *,
     temperature: float,
+    hardness: float = 0.0,
     select: Selector,
     k: int | jax.Array,
     mask_same_image: bool,
@@ -95,6 +96,7 @@ def contrast_with_queue(
       rows: the anchors.
       queue: K keys, or this device's part of a sharded queue.
       temperature: τ > 0.
+      hardness: β >= 0 of `dualcl_jax.losses.cross_entropy`.
       select: a selector of `dualcl_jax.negatives`; for a sharded queue, one that knows the axis.
       k: how many negatives to select.
       mask_same_image: leave out older keys of the anchor's own image.
@@ -111,6 +113,7 @@ def contrast_with_queue(
                 positive,
                 jnp.where(allowed, similarities, -jnp.inf),
                 temperature=temperature,
+                hardness=hardness,
                 select=select,
                 k=k,
                 rngs=rows.rngs,

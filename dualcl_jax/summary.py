@@ -138,8 +138,9 @@ def closing(summary: Mapping[str, Any], workdir: epath.Path) -> str:
     """The last lines of a finished run."""
     lines = [f'done: {summary["step"]:,} steps in {duration(summary["wall_time_s"])}, loss {summary["loss"]:.3f}']
     if summary['knn_top1'] is not None:
+        images = 'validation' if summary['config']['data']['validation_fraction'] else 'test'
         lines.append(
-            f'kNN accuracy on the test images: {100 * summary["knn_top1"]:.1f} %'
+            f'kNN accuracy on the {images} images: {100 * summary["knn_top1"]:.1f} %'
             f' (raw pixels {_percent(summary["knn_top1_raw_pixels"])},'
             f' random encoder {_percent(summary["knn_top1_random_encoder"])})'
         )

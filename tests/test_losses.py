@@ -88,6 +88,44 @@ def test_info_nce_and_its_gradients(temperature, k):
     assert_gradients(loss, expected, [unit_rows(B, D), unit_rows(B, D, seed=1), unit_rows(K, D, seed=2)])
 
 
+def reweighted_losses(anchors, positives, negatives, allowed, temperature, hardness):
+    """[B] float64 after 2010.04592: each negative times N·exp(β·s/τ) / Σ exp(β·s/τ), anchor by anchor."""
+    losses = []
+    for anchor, positive, mask in zip(anchors, positives, allowed, strict=True):
+        similarities = (negatives @ anchor)[mask]
+        weights = np.exp(hardness * similarities / temperature)
+        weights *= mask.sum() / max(weights.sum(), 1e-300)
+        reweighted = (weights * np.exp(similarities / temperature)).sum()
+        losses.append(np.log1p(reweighted / np.exp(positive @ anchor / temperature)))
+    return np.array(losses)
+
+
+@pytest.mark.parametrize('hardness', [0.5, 2.0])
+@pytest.mark.parametrize('temperature', [0.1, 1.0])
+def test_negatives_reweighted_by_hardness(temperature, hardness):
+    """An anchor without negatives is among them; equal similarities weigh 1, so that the chance level stays."""
+    allowed = some_allowed()
+
+    def loss(anchors, positives, negatives):
+        arguments = (anchors, positives, negatives, jnp.asarray(allowed))
+        return info_nce(*arguments, temperature=temperature, hardness=hardness).loss.mean()
+
+    def expected(anchors, positives, negatives):
+        return reweighted_losses(anchors, positives, negatives, allowed, temperature, hardness).mean()
+
+    assert_gradients(loss, expected, [unit_rows(B, D), unit_rows(B, D, seed=1), unit_rows(K, D, seed=2)])
+    same = cross_entropy(jnp.full(B, 0.3), jnp.full((B, K), 0.3), temperature, None, hardness)
+    np.testing.assert_allclose(same, np.log(1 + K), rtol=1e-6)
+
+
+def test_large_logits_stay_finite_when_reweighted():
+    value, gradient = jax.value_and_grad(lambda n: cross_entropy(jnp.zeros(1), n, 1e-3, None, 2.0).sum())(
+        jnp.array([[1.0, 0.9, -jnp.inf]])
+    )
+    np.testing.assert_allclose(value, 1000 + np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(gradient, [[1000.0, 0.0, 0.0]], atol=1e-3)
+
+
 def test_info_nce_tells_each_anchor():
     anchors, positives, negatives = unit_rows(B, D), unit_rows(B, D, seed=1), unit_rows(K, D, seed=2)
     allowed = some_allowed()

@@ -99,6 +99,8 @@ FIELDS = {
     'loss.temperature=0': ['loss.temperature=0.0', 'above 0'],
     'loss.temperature=nan': ['loss.temperature=nan', 'above 0'],
     'loss.key_weight=1.5': ['loss.key_weight=1.5', 'between 0 and 1'],
+    'loss.hardness=-1': ['loss.hardness=-1.0', 'at least 0'],
+    'data.validation_fraction=1': ['data.validation_fraction=1.0', 'below 1'],
     'loss.key_term=both': ['loss.key_term', 'batch, queue'],
     'negatives.selector=hardest': ['negatives.selector', 'all, top_k'],
     'negatives.k=5000': ['negatives.k=5000', 'at most config.queue.size=4096'],

@@ -31,7 +31,13 @@ def run(monkeypatch, capsys, *flags: str) -> tuple[int, str, str]:
 
 def config(**changes) -> SimpleNamespace:
     fields = {'data_dir': '', 'path': '', 'image_size': 16, 'limit': 0, 'num_examples': 0, 'labels': 'auto'}
-    fields |= {'test_fraction': 0.1, 'stored_size': 0, 'memory_bytes': 2**30, 'max_skipped': 0.05}
+    fields |= {
+        'test_fraction': 0.1,
+        'validation_fraction': 0.0,
+        'stored_size': 0,
+        'memory_bytes': 2**30,
+        'max_skipped': 0.05,
+    }
     return SimpleNamespace(**(fields | changes))
 
 

@@ -48,7 +48,9 @@ def make(filled: int, kinds: int) -> tuple[Anchors, Queue]:
     return rows, enqueue(empty_queue(K, D), keys, ids, labels, jnp.int32(0))
 
 
-def differentiated(selector: str, axis_name: str | None, rows: Anchors, queue: Queue, weights: jax.Array) -> Any:
+def differentiated(
+    selector: str, axis_name: str | None, rows: Anchors, queue: Queue, weights: jax.Array, hardness: float = 0.0
+) -> Any:
     """What is told of each anchor, and the gradients of the weighted losses by anchors and positives."""
 
     def loss(anchors: jax.Array, positives: jax.Array) -> tuple[jax.Array, Any]:
@@ -56,6 +58,7 @@ def differentiated(selector: str, axis_name: str | None, rows: Anchors, queue: Q
             rows._replace(anchors=anchors, positives=positives),
             queue,
             temperature=0.2,
+            hardness=hardness,
             select=build_selector(selector, 3, axis_name),
             k=SELECTED,
             mask_same_image=True,
@@ -80,6 +83,16 @@ def test_contrast(monkeypatch: pytest.MonkeyPatch, devices: int, selector: str) 
         found, expected = sharded(rows, queue, weights), replicated(rows, queue, weights)
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6), found, expected)
         assert filled < 30 or (expected[0].negatives > 0).all()
+
+
+def test_reweighting_by_hardness() -> None:
+    replicated = jax.jit(partial(differentiated, 'threshold', None, hardness=1.5))
+    sharded = on_devices(4, partial(differentiated, 'threshold', AXIS, hardness=1.5), (SLOTS, QUEUE, SLOTS), SLOTS)
+    weights = jnp.linspace(0.5, 2.0, B)
+    for filled in (0, 5, K):
+        rows, queue = make(filled, max(filled, 1))
+        found, expected = sharded(rows, queue, weights), replicated(rows, queue, weights)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), found, expected)
 
 
 @pytest.mark.parametrize('devices', [1, 4])

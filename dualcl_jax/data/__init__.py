@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 from dualcl_jax.data import folder, npz, photo_patches, tfds_source
+from dualcl_jax.data.encoded import EncodedSource
 from dualcl_jax.data.loader import Batch, Loader
-from dualcl_jax.data.source import ArraySource, Source, Splits, limit_train
+from dualcl_jax.data.source import ArraySource, Source, Splits, hold_out, limit_train
 from dualcl_jax.errors import UserError
 
 __all__ = ['SOURCES', 'ArraySource', 'Batch', 'Loader', 'Source', 'Splits', 'load']
@@ -18,14 +19,17 @@ SOURCES: dict[str, Callable[[Any], Splits]] = {
 }
 
 
-def load(data: Any) -> Splits:
+def load(data: Any, *, validate: bool = False) -> Splits:
     """The splits that a data config asks for.
 
     Args:
       data: the `data` part of the config; `num_examples` 0 takes whatever is found.
+      validate: give the images that `validation_fraction` holds out, if any, in the place of the test images: choices
+        are made by them, and a run that trains sees no others.
 
     Raises:
-      UserError: the set is missing or malformed, or does not have `data.num_examples` training examples.
+      UserError: the set is missing or malformed, or does not have `data.num_examples` training examples,
+        or they cannot be divided.
     """
     if not data.name:
         raise UserError(f'data.name is empty: use one of {", ".join(sorted(SOURCES))}, or a TFDS name')
@@ -36,4 +40,10 @@ def load(data: Any) -> Splits:
             f'data.num_examples={data.num_examples}, but data.name={data.name} has {len(train)} training examples '
             'after data.limit: correct it, or set it to 0'
         )
-    return Splits(train, test)
+    if data.validation_fraction and isinstance(train, EncodedSource):
+        raise UserError(
+            f'data.validation_fraction={data.validation_fraction}: only images in memory can be divided; raise '
+            'data.memory_bytes, set data.limit, or use 0'
+        )
+    train, validation = hold_out(train, data.validation_fraction)
+    return Splits(train, validation if validate and validation is not None else test)

@@ -13,6 +13,7 @@ from dualcl_jax.errors import UserError
 LIMIT_SEED = (
     0  # of the subset that data.limit keeps; never the run's seed, so that runs with other seeds see the same images
 )
+VALIDATION_SEED = 1  # of the images that data.validation_fraction holds out; likewise
 
 
 class Source(Protocol):
@@ -124,3 +125,32 @@ def limit_train(train: Source, limit: int) -> Source:
     if len(indices) == len(train):
         return train
     return ArraySource(train.name, train.images(indices), train.labels[indices], train.class_names)
+
+
+def hold_out(train: Source, fraction: float) -> tuple[Source, Source | None]:
+    """Parts a fixed random share of the training images off, for validation; both parts in memory.
+
+    Args:
+      train: N images.
+      fraction: share in [0, 1); 0 for none.
+
+    Returns:
+      The remaining images, and those held out, round(fraction · N) of them.
+
+    Raises:
+      UserError: one of the parts would be empty.
+    """
+    if not fraction:
+        return train, None
+    count = round(fraction * len(train))
+    if not 0 < count < len(train):
+        raise UserError(
+            f'data.validation_fraction={fraction}: holds out {count} of the {len(train)} training images of '
+            f'{train.name}; choose a share that leaves some in both parts'
+        )
+    order = np.random.default_rng(VALIDATION_SEED).permutation(len(train))
+
+    def part(rows: np.ndarray, name: str) -> ArraySource:
+        return ArraySource(name, train.images(rows), train.labels[rows], train.class_names)
+
+    return part(np.sort(order[count:]), train.name), part(np.sort(order[:count]), f'{train.name} (validation)')

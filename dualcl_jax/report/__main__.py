@@ -59,7 +59,7 @@ def describe_workdir(workdir: str) -> 'Content':
     from dualcl_jax.workdir import read_summary
 
     run = open_finished(workdir)
-    splits = load(run.config.data)
+    splits = load(run.config.data, validate=True)
     if splits.train.fingerprint != run.data_fingerprint:
         raise UserError(
             f'data.name={run.config.data.name}: not the images that {workdir} was trained on; restore the data'

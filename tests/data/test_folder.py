@@ -32,7 +32,13 @@ def images(tmp_path) -> Path:
 
 def config(path, **changes) -> SimpleNamespace:
     fields = {'name': 'folder', 'path': str(path), 'image_size': 16, 'limit': 0, 'num_examples': 0, 'labels': 'auto'}
-    fields |= {'test_fraction': 0.2, 'stored_size': 0, 'memory_bytes': 2**30, 'max_skipped': 0.05}
+    fields |= {
+        'test_fraction': 0.2,
+        'validation_fraction': 0.0,
+        'stored_size': 0,
+        'memory_bytes': 2**30,
+        'max_skipped': 0.05,
+    }
     return SimpleNamespace(**(fields | changes))
 
 

@@ -17,7 +17,8 @@ LABELS = np.arange(12) % 4
 
 
 def config(path) -> SimpleNamespace:
-    return SimpleNamespace(name='npz', path=str(path), data_dir='', limit=0, num_examples=0, memory_bytes=2**30)
+    fields = {'limit': 0, 'num_examples': 0, 'validation_fraction': 0.0, 'memory_bytes': 2**30}
+    return SimpleNamespace(name='npz', path=str(path), data_dir='', **fields)
 
 
 def load(tmp_path, **arrays):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dualcl_jax import data
+from dualcl_jax.data.encoded import EncodedSource
 from dualcl_jax.data.source import ArraySource, Splits, limit_indices, limit_train
 from dualcl_jax.errors import UserError
 
@@ -25,6 +26,7 @@ def make_source(num_examples: int = 20, **changes) -> ArraySource:
 
 def config(**changes) -> SimpleNamespace:
     fields = {'name': 'fixed', 'data_dir': '', 'path': '', 'image_size': 32, 'limit': 0, 'num_examples': 0}
+    fields |= {'validation_fraction': 0.0}
     return SimpleNamespace(**(fields | changes))
 
 
@@ -94,12 +96,33 @@ def test_load_limits_the_training_split_alone(fixed):
     assert test is fixed.test
 
 
+def test_validation_images_are_a_fixed_share_of_the_training_images(fixed):
+    train, validation = data.load(config(limit=15, validation_fraction=0.2), validate=True)
+    assert (len(train), len(validation)) == (12, 3)
+    kept = limit_train(fixed.train, 15)
+    together = np.concatenate([part.images(np.arange(len(part))) for part in (train, validation)])
+    assert sorted(image.tobytes() for image in together) == sorted(image.tobytes() for image in kept.pixels)
+    again = data.load(config(limit=15, validation_fraction=0.2), validate=True)
+    assert [part.fingerprint for part in again] == [train.fingerprint, validation.fingerprint]
+    for_testing = data.load(config(limit=15, validation_fraction=0.2))
+    assert (for_testing.train.fingerprint, for_testing.test) == (train.fingerprint, fixed.test)
+    assert data.load(config(), validate=True) == fixed
+
+
+def test_images_that_are_not_in_memory_are_not_divided(monkeypatch):
+    encoded = EncodedSource('files', [], np.zeros(9, np.int32), 32, None, '')
+    monkeypatch.setitem(data.SOURCES, 'fixed', lambda _: Splits(encoded, None))
+    with pytest.raises(UserError, match=r'data\.memory_bytes'):
+        data.load(config(validation_fraction=0.5))
+
+
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
         ({'num_examples': 19}, r'data\.num_examples=19.*20 training'),
         ({'num_examples': 20, 'limit': 6}, r'data\.num_examples=20.*6 training'),
         ({'limit': -1}, r'data\.limit=-1'),
+        ({'validation_fraction': 0.01}, r'data\.validation_fraction=0\.01: holds out 0 of the 20'),
         ({'name': ''}, r'data\.name is empty.*photo_patches'),
     ],
 )
@@ -112,7 +135,7 @@ def test_mistakes_name_their_field(fixed, changes, message):
 def test_the_package_starts_neither_jax_nor_tensorflow():
     program = (
         'import sys, types; from dualcl_jax import data;'
-        "data.load(types.SimpleNamespace(name='photo_patches', limit=9, num_examples=9));"
+        "data.load(types.SimpleNamespace(name='photo_patches', limit=9, num_examples=9, validation_fraction=0));"
         "sys.exit(' '.join(sorted({'jax', 'tensorflow', 'tensorflow_datasets'} & set(sys.modules))) or 0)"
     )
     result = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, timeout=120)
