@@ -258,6 +258,7 @@ def _method(steps: int) -> Any:
         seed=0,
         symmetric=True,
         temperature=TEMPERATURE,
+        hardness=0.0,
         loss_scale=1.0,
         key_weight=0.0,
         key_term='batch',

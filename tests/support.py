@@ -70,19 +70,22 @@ class Trainer:
         return subprocess.Popen(
             [*within, *command, f'--config.data.path={self.data}', *flags],
             cwd=REPOSITORY,
-            env=os.environ
-            | {
-                'JAX_PLATFORMS': 'cpu',
-                'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0',
-                'JAX_COMPILATION_CACHE_DIR': str(self.folder / 'cache'),
-                'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-                'JAX_NUMPY_RANK_PROMOTION': 'raise',
-                'JAX_NUMPY_DTYPE_PROMOTION': 'strict',
-            },
+            env=self.environment(devices),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+
+    def environment(self, devices: int = 1) -> dict[str, str]:
+        """Of a process with so many devices."""
+        return os.environ | {
+            'JAX_PLATFORMS': 'cpu',
+            'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0',
+            'JAX_COMPILATION_CACHE_DIR': str(self.folder / 'cache'),
+            'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+            'JAX_NUMPY_RANK_PROMOTION': 'raise',
+            'JAX_NUMPY_DTYPE_PROMOTION': 'strict',
+        }
 
     def run(self, workdir: Path, *flags: str, config: str = QUICK, devices: int = 1, status: int = 0) -> Finished:
         """Runs to the end, which must come with exit status `status`."""

@@ -1,0 +1,116 @@
+"""What a sweep may be, and the sweeps that ship."""
+
+from pathlib import Path
+
+import pytest
+from support import REPOSITORY
+
+from dualcl_jax.config import load_config, override, to_json
+from dualcl_jax.errors import UserError
+from experiments.ablation import item, parse, time_left
+from experiments.ablation_sweep import Arm, Job, Sweep, load_sweep, plan
+
+SHIPPED = sorted((REPOSITORY / 'experiments' / 'sweeps').glob('*.py'))
+ONE_WAY, BOTH = Arm('one-way', ('loss.symmetric=False',)), Arm('both', ('loss.symmetric=True',))
+
+
+def sweep(*arms: Arm, budget: int = 1000, seeds: tuple[int, ...] = (0, 1)) -> Sweep:
+    return Sweep('', 'configs/default.py', ('train.batch_size=32',), arms, arms[0].name, seeds, budget)
+
+
+@pytest.mark.parametrize('path', SHIPPED, ids=lambda path: path.stem)
+def test_shipped_sweeps(path: Path) -> None:
+    """Valid configs, no two arms alike, as many passes in each; a batch of another size may cost a step."""
+    found = load_sweep(str(path))
+    jobs = plan(found, [])
+    assert len(jobs) == len(found.arms) * len(found.seeds)
+    assert len(found.seeds) >= 3
+    configs = set()
+    for job in jobs:
+        config = load_config(str(REPOSITORY / found.config))
+        override(config, job.fields)
+        assert config.data.validation_fraction > 0
+        assert job.passes == config.train.steps * config.train.batch_size * (1 + config.loss.symmetric)
+        assert found.budget * 0.995 < job.passes <= found.budget
+        configs.add(to_json(config))
+    assert len(configs) == len(jobs)
+
+
+def test_one_way_takes_twice_the_steps() -> None:
+    jobs = plan(sweep(ONE_WAY, BOTH), ['model.dim=8'])
+    assert [(job.name, job.steps, job.passes) for job in jobs] == [
+        ('one-way-seed0', 30, 960),
+        ('both-seed0', 15, 960),
+        ('one-way-seed1', 30, 960),
+        ('both-seed1', 15, 960),
+    ]
+    assert jobs[1].fields == ('train.batch_size=32', 'loss.symmetric=True', 'model.dim=8', 'seed=0', 'train.steps=15')
+    assert jobs[0].knn == (200, 0.1)
+
+
+def test_items_are_all_runs_once() -> None:
+    jobs = plan(sweep(ONE_WAY, BOTH, seeds=(0, 1, 2)), [])
+    parts = [jobs[item(f'{number}/4')] for number in range(4)]
+    assert sorted(job.name for part in parts for job in part) == sorted(job.name for job in jobs)
+
+
+def test_places_of_this_machine_are_not_stored() -> None:
+    job = plan(sweep(BOTH), ['data.path=somewhere', 'model.dim=8'])[0]
+    assert 'data.path=somewhere' in job.fields
+    assert job.stored_fields == [field for field in job.fields if field != 'data.path=somewhere']
+
+
+@pytest.mark.parametrize(
+    ('arms', 'overrides', 'budget', 'said'),
+    [
+        ([BOTH], [], 63, '--budget=63: less than a step'),
+        ([Arm('a', ('seed=3',))], [], 999, 'arm a: seed=3'),
+        ([BOTH], ['train.steps=5'], 999, 'arm both: train.steps=5'),
+        ([BOTH, Arm('a', ('loss.temperature=0',))], [], 999, 'arm a: config.loss.temperature=0.0'),
+        ([BOTH], ['loss.symetric=True'], 999, 'did you mean loss.symmetric'),
+    ],
+)
+def test_plans_that_cannot_be(arms: list[Arm], overrides: list[str], budget: int, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        plan(sweep(*arms, budget=budget), overrides)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('text', 'said'),
+    [
+        ('def get_sweep(:', 'SyntaxError'),
+        ('def get_sweep(): return 3', 'must return'),
+        ('def get_sweep(): return SWEEP((Arm("a b"),), "a b")', "arm 'a b'"),
+        ('def get_sweep(): return SWEEP((Arm("a"), Arm("a")), "a")', 'each once'),
+        ('def get_sweep(): return SWEEP((Arm("a"),), "b")', "baseline 'b' is none of the arms: a"),
+    ],
+)
+def test_files_that_are_no_sweep(tmp_path: Path, text: str, said: str) -> None:
+    head = 'from experiments.ablation_sweep import *\n'
+    head += 'def SWEEP(arms, baseline): return Sweep("", "", (), arms, baseline, (0,), 1)\n'
+    (tmp_path / 'sweep.py').write_text(head + text)
+    with pytest.raises(UserError, match=r'sweep\.py') as error:
+        load_sweep(str(tmp_path / 'sweep.py'))
+    assert said in str(error.value)
+    with pytest.raises(UserError, match='no such sweep'):
+        load_sweep(str(tmp_path / 'none.py'))
+
+
+@pytest.mark.parametrize('text', ['4/4', '1', 'a/b', '-1/2', '0/0'])
+def test_wrong_item(text: str) -> None:
+    with pytest.raises(UserError, match='--item'):
+        item(text)
+
+
+@pytest.mark.parametrize('flag', ['--temperature=1', '--config.seed', '--out=x'])
+def test_wrong_flag(flag: str) -> None:
+    with pytest.raises(UserError, match=flag):
+        parse(['run', 'sweep.py', '--output=x', flag])
+
+
+def test_time_left_is_that_of_finished_runs() -> None:
+    jobs = [Job(arm, 0, (), 10, 100, (20, 0.1)) for arm in ('a', 'b')]
+    records = [{'arm': arm, 'passes': 10, 'wall_time_s': seconds} for arm, seconds in (('a', 1), ('a', 3), ('c', 6))]
+    assert time_left(jobs, [], 2) is None
+    assert time_left(jobs, records, 2) == pytest.approx((20 + 30) / 2)  # b is none of them: the median of all

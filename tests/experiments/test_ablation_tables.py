@@ -1,0 +1,99 @@
+"""Tables and plots of records whose numbers are known."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support import contents
+
+from experiments.ablation_plots import draw_plots
+from experiments.ablation_tables import compare, latex, markdown, notes, write_tables
+
+SWEEP = {
+    'title': 'Which is better',
+    'arms': [{'name': name, 'x': x, 'series': ''} for name, x in (('base_line', 1.0), ('worse', 2.0), ('same', None))],
+    'baseline': 'base_line',
+    'seeds': [0, 1, 2],
+    'x_label': 'x',
+    'command': 'python experiments/ablation.py run x.py',
+}
+ACCURACY = {'base_line': (0.46, 0.47, 0.48), 'worse': (0.43, 0.45, 0.44)}
+
+
+def record(arm: str, seed: int, validation: float | None, **changes) -> dict:
+    test = None if validation is None else validation - 0.01
+    knn = {'validation_knn_backbone': validation, 'test_knn_backbone': test}
+    knn |= {'validation_knn_projection': validation, 'test_knn_projection': test}
+    others = {'raw_pixels': 0.3, 'random_encoder': 0.3, 'loss': 5.0, 'false_negative_rate': None}
+    run = {'steps': 20, 'passes': 640, 'images_per_second': 400.0, 'wall_time_s': 9.0, 'state_sha256': 'abc'}
+    points = [{'step': s, 'passes': 32 * s, 'wall_time_s': s / 2, 'knn_backbone': 0.3 + s / 200} for s in (0, 10, 20)]
+    about = {'curve': points, 'versions': {'jax': '1'}, 'config': {'monitor': {'k': 200, 'temperature': 0.1}}}
+    return {'arm': arm, 'seed': seed, 'validation_images': True} | knn | others | run | about | changes
+
+
+@pytest.fixture
+def records() -> list[dict]:
+    return [record(arm, seed, values[seed]) for arm, values in ACCURACY.items() for seed in range(3)]
+
+
+def test_differences_are_paired_by_seed(records) -> None:
+    """Differences -3, -2 and -4 points: mean -3, standard error 1/√3, t(0.975; 2) 4.302653."""
+    base, worse = compare(SWEEP, records).rows
+    assert base.validation_difference is base.test_difference is None
+    assert worse.validation_difference[:2] == (3, pytest.approx(-0.03))
+    reach = 4.302653 * 0.01 / np.sqrt(3)
+    assert worse.validation_difference[3:] == pytest.approx((-0.03 - reach, -0.03 + reach), abs=1e-8)
+    assert worse.test.mean == pytest.approx(0.43)
+
+
+def test_what_is_worse_is_shown_as_what_is_better(records) -> None:
+    found = compare(SWEEP, records)
+    text = markdown(found)
+    assert '| `base_line` | 3 | 47.00 ± 0.58 |  | 46.00 ± 0.58 |  |' in text
+    assert '| `worse` | 3 | 44.00 ± 0.58 | −3.00 [−5.48, −0.52] | 43.00 ± 0.58 | −3.00 [−5.48, −0.52] |' in text
+    assert r'worse & 3 & 44.00 $\pm$ 0.58 & $-$3.00 [$-$5.48, $-$0.52]' in latex(found)
+    assert r'base\_line & 3' in latex(found)
+    said = '\n'.join(notes(found))
+    assert '1 comparisons with base_line; the interval of 1 excludes 0' in said
+    assert 'if nothing made a difference, 0.05 would' in said
+    assert 'Best on validation images: base_line.' in said
+    assert '6 records; 9 runs are planned' in said
+
+
+def test_arms_without_a_pair_or_without_labels_are_told_apart() -> None:
+    found = compare(SWEEP, [record('base_line', 0, 0.5), record('worse', 1, 0.4), record('same', 0, None)])
+    assert [row.arm for row in found.rows] == ['base_line', 'worse']
+    assert found.rows[1].validation_difference is None
+    assert '| `worse` | 1 | 40.00 |  | 39.00 |  |' in markdown(found)
+
+
+def test_measuring_on_test_images_is_said(records) -> None:
+    records[0]['validation_images'] = False
+    assert 'No validation images' in markdown(compare(SWEEP, records))
+
+
+def test_other_budgets_are_said(records) -> None:
+    records[-1]['passes'] = 650
+    assert '640 images through the pair of encoders (worse 650)' in markdown(compare(SWEEP, records))
+
+
+def test_files(tmp_path: Path, records) -> None:
+    found = compare(SWEEP, records)
+    names = [*write_tables(tmp_path, found), *draw_plots(tmp_path, found)]
+    first = contents(tmp_path)
+    assert sorted(first) == sorted(names)
+    assert {'bars.png', 'curves.png', 'axis.png'} < set(names)
+    with open(tmp_path / 'runs.csv') as file:
+        rows = list(csv.DictReader(file))
+    assert [(row['arm'], row['seed']) for row in rows] == [(r['arm'], str(r['seed'])) for r in records]
+    assert float(rows[0]['validation_knn_backbone']) == 0.46
+    with open(tmp_path / 'curves.csv') as file:
+        assert len(list(csv.DictReader(file))) == 3 * len(records)
+    for name in ('bars.png', 'curves.png', 'axis.png'):
+        with Image.open(tmp_path / name) as image:
+            assert np.asarray(image.convert('L')).std() > 5
+    write_tables(tmp_path, found)
+    draw_plots(tmp_path, found)
+    assert contents(tmp_path) == first
