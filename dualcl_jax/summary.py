@@ -47,14 +47,16 @@ def describe_method(
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     return {
         'data': f'{train.name}, {len(train):,} images {height}×{width}×{channels}, {labels}'
-        + (f'; {len(test):,} for testing' if test else ''),
+        + (f'; {len(test):,} for {"validation" if config.data.validation_fraction else "testing"}' if test else ''),
         'views': f'{config.views.preset}, {method.image_size}×{method.image_size}',
         'encoder': f'{config.model.name}, width {config.model.width}, {config.model.stem} stem, '
         f'{config.model.projection} projection to {method.dim}'
         + ('' if config.model.predictor == 'none' else f', {config.model.predictor} predictor')
         + f'; {count:,} parameters, {config.model.dtype}',
         'loss': f'{orders}, τ {method.temperature:g}{key_term}',
-        'negatives': f'{negatives} of {pool}' + (', no older key of the same image' if method.mask_same_image else ''),
+        'negatives': f'{negatives} of {pool}'
+        + (f', weighted by hardness, β {method.hardness:g}' if method.hardness else '')
+        + (', no older key of the same image' if method.mask_same_image else ''),
     }
 
 

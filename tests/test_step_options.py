@@ -43,6 +43,27 @@ def test_negatives_from_the_batch(given_views, same_image):
 
 
 @pytest.mark.parametrize('queue_size', [20, 0])
+def test_negatives_weighted_by_hardness(given_views, queue_size):
+    """The loss of 2010.04592 in float64, against the queue and against the other keys of the batch."""
+    fields = PLAIN | {'loss__hardness': 0.7, 'queue__init': 'noise'}
+    config = tiny(default.get_config(), queue_size, **fields)
+    batch = make_batches()[0]
+    states, [metrics] = run(config, [batch], devices=4)
+    theta = {name: np.float64(value) for name, value in named(states[0].params).items()}
+    views = [standardized(config, batch.images[..., part]) for part in (slice(0, 3), slice(3, 6))]
+    losses, tau = [], config.loss.temperature
+    for query, key in (views, views[::-1]):
+        queries, keys = (reference.encode(theta, images)[0] for images in (query, key))
+        for i, anchor in enumerate(queries):
+            negatives = np.float64(states[0].queue.keys) if queue_size else np.delete(keys, i, axis=0)
+            similarities = negatives @ anchor
+            weights = np.exp(0.7 * similarities / tau)
+            weighted = (weights / weights.mean() * np.exp(similarities / tau)).sum()
+            losses.append(np.log1p(weighted / np.exp(anchor @ keys[i] / tau)))
+    np.testing.assert_allclose(metrics['train/loss'], np.mean(losses), rtol=1e-5)
+
+
+@pytest.mark.parametrize('queue_size', [20, 0])
 def test_parts_of_a_batch_are_the_batch(given_views, queue_size):
     """For an encoder without batch statistics, on any number of devices, keys shuffled or not."""
     whole, _ = run(tiny(default.get_config(), queue_size, **PLAIN), make_batches()[:3], devices=1)

@@ -28,7 +28,7 @@ def make(filled: int = 30) -> tuple[Anchors, Queue]:
     return rows, enqueue(empty_queue(K, D), keys, ids, labels, jnp.int32(0))
 
 
-def as_a_whole(rows: Anchors, queue: Queue, selector: str) -> QueueContrast:
+def as_a_whole(rows: Anchors, queue: Queue, selector: str, hardness: float) -> QueueContrast:
     allowed = allowed_slots(valid(queue), queue.ids, rows.ids, mask_same_image=True)
     contrast = info_nce(
         rows.anchors,
@@ -36,6 +36,7 @@ def as_a_whole(rows: Anchors, queue: Queue, selector: str) -> QueueContrast:
         queue.keys,
         allowed,
         temperature=0.2,
+        hardness=hardness,
         select=SELECT[selector],
         k=SELECTED,
         rngs=rows.rngs,
@@ -44,8 +45,10 @@ def as_a_whole(rows: Anchors, queue: Queue, selector: str) -> QueueContrast:
 
 
 @pytest.mark.parametrize(('filled', 'anchors_in_a_block'), [(0, B), (5, 4), (30, B), (30, 1)])
-@pytest.mark.parametrize('selector', SELECT)
-def test_equals_info_nce(monkeypatch: pytest.MonkeyPatch, selector: str, anchors_in_a_block: int, filled: int) -> None:
+@pytest.mark.parametrize(('selector', 'hardness'), [*((selector, 0.0) for selector in SELECT), ('all', 1.5)])
+def test_equals_info_nce(
+    monkeypatch: pytest.MonkeyPatch, selector: str, hardness: float, anchors_in_a_block: int, filled: int
+) -> None:
     monkeypatch.setattr(streaming, 'CPU_BLOCK_BYTES', anchors_in_a_block * K * 4)
     monkeypatch.setattr(streaming, 'CPU_CACHE_BYTES', 2 * K * 4)
     rows, queue = make(filled)
@@ -53,7 +56,13 @@ def test_equals_info_nce(monkeypatch: pytest.MonkeyPatch, selector: str, anchors
 
     def streamed(rows: Anchors, queue: Queue) -> QueueContrast:
         return contrast_with_queue(
-            rows, queue, temperature=0.2, select=SELECT[selector], k=SELECTED, mask_same_image=True
+            rows,
+            queue,
+            temperature=0.2,
+            hardness=hardness,
+            select=SELECT[selector],
+            k=SELECTED,
+            mask_same_image=True,
         )
 
     def loss(contrast: Callable, anchors: jax.Array, positives: jax.Array) -> tuple[jax.Array, QueueContrast]:
@@ -62,7 +71,7 @@ def test_equals_info_nce(monkeypatch: pytest.MonkeyPatch, selector: str, anchors
 
     run = [
         jax.jit(jax.value_and_grad(partial(loss, contrast), (0, 1), has_aux=True))
-        for contrast in (streamed, partial(as_a_whole, selector=selector))
+        for contrast in (streamed, partial(as_a_whole, selector=selector, hardness=hardness))
     ]
     found, expected = (differentiated(rows.anchors, rows.positives) for differentiated in run)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found, expected)
