@@ -73,9 +73,8 @@ def cross_entropy(
 ) -> jax.Array:
     """-log of the positive's share of the softmax over itself and its negatives.
 
-    With hardness β the N negatives are weighted by how hard they are, w = N·exp(β·s/τ) / Σ exp(β·s/τ), as in the
-    published code of 2010.04592 (its τ⁺ is 0 here): loss = log(1 + Σ w·exp((s - positive)/τ)). The gradient goes
-    through the weights.
+    With hardness β the N negatives are weighted by how hard they are, w = N·exp(β·s/τ) / Σ exp(β·s/τ), after
+    2010.04592 (its τ⁺ is 0 here): loss = log(1 + Σ w·exp((s - positive)/τ)). The gradient goes through the weights.
 
     Args:
       positive: [B] similarities.
