@@ -20,6 +20,9 @@ from dualcl_jax.errors import UserError
 
 Facts = Mapping[str, str]
 
+GRACE_S = 2.0
+"""How long the roll call goes on after a process was found to differ."""
+
 
 class Place(NamedTuple):
     """One process among those of a run: HOST:PORT of process 0, how many there are, and which this is."""
@@ -100,11 +103,13 @@ def _answer_all(place: Place, mine: dict, port: int, end: float, timeout_s: floa
                 f'--coordinator_address={place.address}: cannot listen there ({error.strerror}); use a free port'
             ) from error
         connections = []
-        while not problem and len(heard) < place.processes - 1:
+        while len(heard) < place.processes - 1:
             listener.settimeout(max(end - time.monotonic(), 0.001))
             try:
                 connection = stack.enter_context(listener.accept()[0])
             except TimeoutError:
+                if problem:
+                    break
                 missing = sorted(set(range(1, place.processes)) - set(heard))
                 names = ', '.join(map(str, missing))
                 problem = (
@@ -121,6 +126,8 @@ def _answer_all(place: Place, mine: dict, port: int, end: float, timeout_s: floa
                 problem = f'--process_id={hello["index"]}: given to two processes; number them from 0'
             heard[hello['index']] = hello
             problem = problem or _difference(mine, hello)
+            if problem:  # which those that are about to call must hear too
+                end = min(end, time.monotonic() + GRACE_S)
         listener.close()
         for connection in connections:
             with contextlib.suppress(OSError):  # it gave up; it has its own line

@@ -53,6 +53,12 @@ def test_a_different_process_is_named_to_all():
         assert 'has another loss.temperature (0.1, there 0.2), version of jax (1, there None)' in said
 
 
+def test_one_that_comes_after_a_difference_hears_of_it():
+    first = {'seed': '0'}
+    for said in call([first, {'seed': '1'}, first], late=0.4, timeout_s=20):
+        assert said.startswith('process 1 on ')
+
+
 def test_the_port_is_free_afterwards():
     address = f'127.0.0.1:{free_port()}'
     for _ in range(2):
