@@ -1,9 +1,7 @@
 """Damaged checkpoints are passed over for the newest that is whole, or all are named and nothing is touched."""
 
 import dataclasses
-import gc
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +14,6 @@ from support import Trainer, contents
 from dualcl_jax.checkpoint import Checkpoints
 from dualcl_jax.errors import UserError
 from dualcl_jax.parallel import device_mesh
-
-pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')  # see runtime.py
-
-
-@pytest.fixture(autouse=True)
-def _reads_end_here() -> Iterator[None]:
-    """The other reads of a damaged checkpoint are given up where they are collected: in its own test."""
-    yield
-    for _ in range(3):
-        gc.collect()
 
 
 @pytest.fixture(scope='module')
