@@ -11,19 +11,15 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
-from dualcl_jax.errors import UserError, exits_cleanly
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f'{message}\nsee python -m dualcl_jax.compile --help')
+from dualcl_jax.command_line import Parser
+from dualcl_jax.errors import exits_cleanly
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Flags, and the overrides of config fields as 'field=value'. Raises UserError where one is unknown or missing."""
-    parser = _Parser(
+    parser = Parser(
         prog='python -m dualcl_jax.compile',
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -11,14 +11,9 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
-from dualcl_jax.errors import UserError, exits_cleanly
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f'{message}\nsee python -m dualcl_jax.evaluate --help')
+from dualcl_jax.command_line import Parser
+from dualcl_jax.errors import exits_cleanly
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -27,7 +22,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     Raises:
       UserError: an unknown or missing flag.
     """
-    parser = _Parser(
+    parser = Parser(
         prog='python -m dualcl_jax.evaluate',
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

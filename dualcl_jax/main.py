@@ -3,14 +3,9 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
-from dualcl_jax.errors import EXIT_STOPPED_BY_SIGNAL, UserError, exits_cleanly
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f'{message}\nsee python -m dualcl_jax.main --help')
+from dualcl_jax.command_line import Parser
+from dualcl_jax.errors import EXIT_STOPPED_BY_SIGNAL, exits_cleanly
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -19,7 +14,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     Raises:
       UserError: an unknown or missing flag.
     """
-    parser = _Parser(
+    parser = Parser(
         prog='python -m dualcl_jax.main',
         description='Trains a run, or goes on with it: the same command on the same workdir resumes.',
         epilog='Any field of the config can be set: --config.loss.symmetric=False. configs/default.py documents all.',

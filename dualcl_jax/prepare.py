@@ -10,19 +10,14 @@ import argparse
 import importlib.util
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
+from dualcl_jax.command_line import Parser
 from dualcl_jax.errors import UserError, exits_cleanly
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f'{message}\nsee python -m dualcl_jax.prepare --help')
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Flags. Raises UserError where one is unknown or missing."""
-    parser = _Parser(
+    parser = Parser(
         prog='python -m dualcl_jax.prepare',
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -6,8 +6,9 @@ Without --output the report of a single run goes into its workdir, as report.htm
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
+from dualcl_jax.command_line import Parser
 from dualcl_jax.errors import UserError, exits_cleanly
 
 if TYPE_CHECKING:
@@ -16,14 +17,9 @@ if TYPE_CHECKING:
 MOST_RUNS = 6
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f'{message}\nsee python -m dualcl_jax.report --help')
-
-
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Flags. Raises UserError where one is unknown, missing or has no such value."""
-    parser = _Parser(
+    parser = Parser(
         prog='python -m dualcl_jax.report',
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
