@@ -39,7 +39,14 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Arra
 
 
 def _plain(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
-    pads = ((padding, padding), (padding, padding))
+    return _convolve(x, kernel, stride, ((padding, padding), (padding, padding)))
+
+
+def _convolve(x: jax.Array, kernel: jax.Array, stride: int, pads: Sequence[tuple[int, int]]) -> jax.Array:
+    """With `pads` zeros around height and width, which may be negative."""
+    if any(size < side for size, side in zip(x.shape[1:3], kernel.shape[:2], strict=True)):
+        # Smaller than its kernel: XLA:CPU takes 49 ms for 256 maps of 2x2 with 128 channels, 3 with the zeros in place.
+        x, pads = jax.lax.optimization_barrier(_pad(x, *pads)), ((0, 0), (0, 0))
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=_DIMENSIONS)
 
 
@@ -100,8 +107,7 @@ def input_gradient(grad: jax.Array, kernel: jax.Array, stride: int, padding: int
         for column in columns:
             # Gathered tap by tap: a reversed kernel would be folded into a convolution that oneDNN does not take.
             taps = jnp.stack([jnp.stack([kernel[r, c].T for c in column.taps]) for r in row.taps])
-            pads = (row.pad, column.pad)
-            part = jax.lax.conv_general_dilated(grad, taps, (1, 1), pads, dimension_numbers=_DIMENSIONS)
+            part = _convolve(grad, taps, 1, (row.pad, column.pad))
             if stride == 1:
                 return part
             part = jax.lax.optimization_barrier(part)
