@@ -125,6 +125,7 @@ def get_config() -> ConfigDict:
 
     config.log = log = ConfigDict()
     log.every_steps = 20  # a line of metrics.jsonl; the first and the last step always
+    log.pictures = True  # draw figures/ and write report.html at the end; `dualcl_jax.report` writes a page later
 
     config.checkpoint = checkpoint = ConfigDict()
     checkpoint.every_steps = 500  # and the last step always; 0: only the last

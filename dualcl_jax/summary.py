@@ -146,7 +146,8 @@ def closing(summary: Mapping[str, Any], workdir: epath.Path) -> str:
             f' (raw pixels {_percent(summary["knn_top1_raw_pixels"])},'
             f' random encoder {_percent(summary["knn_top1_random_encoder"])})'
         )
-    lines.append(f'results in {workdir}: report.html, summary.json, metrics.jsonl, figures/, checkpoints/')
+    pictures = 'report.html, figures/, ' if (workdir / 'report.html').exists() else ''
+    lines.append(f'results in {workdir}: {pictures}summary.json, metrics.jsonl, checkpoints/')
     return '\n'.join(lines)
 
 

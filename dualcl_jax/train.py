@@ -149,7 +149,8 @@ def _train(config: ConfigDict, workdir: str, stop: StopSignal, peers: Peers, tra
     results = summary.results(
         run, log, rates, skipped_steps=skipped.steps, wall_time_s=wall_time(), state_sha256=state_sha256(global_state)
     )
-    draw_pictures(run, global_state, log.records, results['versions'])
+    if config.log.pictures:
+        draw_pictures(run, global_state, log.records, results['versions'])
     if run.writes:
         write_json(run.folder / 'summary.json', results)
     log.close()

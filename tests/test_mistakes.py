@@ -12,7 +12,6 @@ import pytest
 from support import QUICK, REPOSITORY, Trainer, contents, free_port, records, summary, write_npz
 
 from dualcl_jax import main, models
-from dualcl_jax.report import pictures
 
 compilations: list[str] = []
 jax.monitoring.register_event_duration_secs_listener(
@@ -33,8 +32,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     """
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.syspath_prepend(REPOSITORY)
-    monkeypatch.setitem(models.MODELS, 'smooth', None)  # with the next line undoes what tests/quick_config.py does
-    monkeypatch.setattr(pictures, 'draw_pictures', pictures.draw_pictures)
+    monkeypatch.setitem(models.MODELS, 'smooth', None)  # undoes what tests/quick_config.py does
     monkeypatch.setattr(sys, 'unraisablehook', sys.unraisablehook)  # likewise what main does
     monkeypatch.setenv('XLA_FLAGS', os.environ.get('XLA_FLAGS', ''))
 

@@ -13,7 +13,6 @@ from rich.console import Console
 from support import REPOSITORY, Finished, Trainer, checkpoints, contents, finish, kill, killed_at_last, wait_until
 
 from dualcl_jax import models
-from dualcl_jax.report import pictures
 from experiments import ablation
 from experiments.ablation_runs import Outcome, Running, grid
 from experiments.ablation_sweep import Job
@@ -65,7 +64,6 @@ def start(trainer: Trainer, sweep: Path) -> Callable[..., subprocess.Popen]:
 def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
     """The command in this process, which stays as it was before tests/quick_config.py was loaded."""
     monkeypatch.setitem(models.MODELS, 'smooth', None)
-    monkeypatch.setattr(pictures, 'draw_pictures', pictures.draw_pictures)
 
     def main(*arguments: str | Path) -> Finished:
         monkeypatch.setattr(sys, 'argv', ['ablation.py', *map(str, arguments)])
