@@ -120,7 +120,7 @@ def _data_dir(flags: argparse.Namespace) -> Path:
 
 def _speed(data_dir: Path, *overrides: str, **variables: str) -> float:
     """Images per second of one epoch of `cifar10_moco` as its summary says: loader, views and step, no compiling."""
-    fields = (f'data.data_dir={data_dir}', *overrides, 'train.epochs=1', 'monitor.every_epochs=0')
+    fields = (f'data.data_dir={data_dir}', *overrides, 'train.epochs=1', 'monitor.every_epochs=0', 'log.pictures=False')
     with tempfile.TemporaryDirectory() as folder:
         _run(_command(folder, 'configs/cifar10_moco.py', *fields), variables)
         return json.loads((Path(folder) / 'summary.json').read_text())['images_per_second']
