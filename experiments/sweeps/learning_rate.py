@@ -1,23 +1,33 @@
-"""The learning rate of plain MoCo and of the full method, each tuned alike before they are compared.
+"""The learning rate and batch of plain MoCo and of the full method, each tuned alike before they are compared.
 
-What it finds goes into the other sweeps as --config.optimizer.learning_rate, or into the fields of their arms.
+At an equal number of passes the full method takes half of the steps; with half of the batch it takes as many. What is
+found here goes into `shared/cifar10.py`.
 """
 
 from experiments.ablation_sweep import Arm, Sweep
 from experiments.sweeps.shared.cifar10 import ALL, BASE, BUDGET, CONFIG, DUAL_VIEW, hardest
 
+HALF = ('train.batch_size=64',)
+FULL = DUAL_VIEW + hardest(0.25)
+ARMS = {
+    ('moco', ALL): (0.015, 0.03, 0.06, 0.12),
+    ('full', FULL): (0.015, 0.03, 0.06, 0.12),
+    ('moco-batch_64', ALL + HALF): (0.03, 0.06),
+    ('full-batch_64', FULL + HALF): (0.03, 0.06),
+}
+
 
 def get_sweep() -> Sweep:
     return Sweep(
-        title='Learning rate of MoCo and of the full method',
+        title='Learning rate and batch of MoCo and of the full method',
         config=CONFIG,
         base=BASE,
         arms=tuple(
             Arm(f'{name}-lr_{rate}', (*fields, f'optimizer.learning_rate={rate}'), x=rate, series=name)
-            for name, fields in (('moco', ALL), ('full', DUAL_VIEW + hardest(0.25)))
-            for rate in (0.015, 0.03, 0.06, 0.12)
+            for (name, fields), rates in ARMS.items()
+            for rate in rates
         ),
-        baseline='moco-lr_0.06',
+        baseline='moco-lr_0.03',
         seeds=(100,),  # of no other sweep
         budget=BUDGET,
         x_label='learning rate',
