@@ -153,13 +153,13 @@ def notes(comparison: Comparison) -> list[str]:
     sweep, chosen, differences = comparison.sweep, comparison.chosen, comparison.differences
     first, planned = comparison.records[0], len(sweep['arms']) * len(sweep['seeds'])
     settings = first['config']['monitor']
-    clear, chance = sum(map(excludes_zero, differences)), (1 - CONFIDENCE) * len(differences)
+    clear, intervals = sum(map(excludes_zero, differences)), sum(found.low is not None for found in differences)
     found = [
         f'kNN accuracy of the backbone in % (k {settings["k"]}, τ {settings["temperature"]:g}): mean ± standard error '
         f'over n seeds; difference: from {sweep["baseline"]}, paired by seed, with its {CONFIDENCE:.0%} t interval.',
-        f'{len(differences)} comparisons with {sweep["baseline"]}; the interval of {clear} excludes 0 on validation '
-        'images. Intervals are not corrected for their number: if nothing made a difference, '
-        f'{chance:.2f} would exclude 0 by chance.',
+        f'{len(differences)} comparisons with {sweep["baseline"]}; intervals that exclude 0 on validation images: '
+        f'{clear}. They are not corrected for their number: if nothing made a difference, '
+        f'{(1 - CONFIDENCE) * intervals:.2f} would exclude 0 by chance.',
         f'Best on validation images: {chosen.arm}. Its test accuracy is the result of this choice; those of other arms '
         'chose nothing.',
         f'Each run: {first["passes"]:,} images through the pair of encoders'

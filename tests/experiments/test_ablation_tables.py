@@ -56,7 +56,7 @@ def test_what_is_worse_is_shown_as_what_is_better(records) -> None:
     assert r'worse & 3 & 44.00 $\pm$ 0.58 & $-$3.00 [$-$5.48, $-$0.52]' in latex(found)
     assert r'base\_line & 3' in latex(found)
     said = '\n'.join(notes(found))
-    assert '1 comparisons with base_line; the interval of 1 excludes 0' in said
+    assert '1 comparisons with base_line; intervals that exclude 0 on validation images: 1.' in said
     assert 'if nothing made a difference, 0.05 would' in said
     assert 'Best on validation images: base_line.' in said
     assert '6 records; 9 runs are planned' in said
