@@ -5,10 +5,10 @@ found here goes into `shared/cifar10.py`.
 """
 
 from experiments.ablation_sweep import Arm, Sweep
-from experiments.sweeps.shared.cifar10 import ALL, BASE, BUDGET, CONFIG, DUAL_VIEW, hardest
+from experiments.sweeps.shared.cifar10 import ALL, BUDGET, CONFIG, UNTUNED, hardest
 
 HALF = ('train.batch_size=64',)
-FULL = DUAL_VIEW + hardest(0.25)
+FULL = 'loss.symmetric=True', *hardest(0.25)
 ARMS = {
     ('moco', ALL): (0.015, 0.03, 0.06, 0.12),
     ('full', FULL): (0.015, 0.03, 0.06, 0.12),
@@ -21,7 +21,7 @@ def get_sweep() -> Sweep:
     return Sweep(
         title='Learning rate and batch of MoCo and of the full method',
         config=CONFIG,
-        base=BASE,
+        base=UNTUNED,
         arms=tuple(
             Arm(f'{name}-lr_{rate}', (*fields, f'optimizer.learning_rate={rate}'), x=rate, series=name)
             for (name, fields), rates in ARMS.items()

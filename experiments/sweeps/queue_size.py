@@ -20,7 +20,7 @@ def get_sweep() -> Sweep:
     arms += [arm('fixed_share', size, *hardest(0.25)) for size in SIZES]
     for size in SIZES[:-1]:
         if size != 4096:  # that is fixed_share-4096
-            fields = f'train.batch_size={size // 16}', 'optimizer.reference_batch=256'
+            fields = f'train.batch_size={size // 64}', 'optimizer.reference_batch=64'
             arms.append(arm('fixed_age', size, *hardest(0.25), *fields))
     return Sweep(
         title='Queue size at fixed k, fixed share, and fixed age',
