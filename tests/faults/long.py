@@ -27,6 +27,7 @@ sys.path[:0] = [str(REPOSITORY / 'tests'), str(REPOSITORY / 'tests' / 'faults')]
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 import injected  # noqa: E402
+import storage  # noqa: E402
 from damaged import damaged_checkpoints  # noqa: E402
 from fuzz import READERS, fuzz  # noqa: E402
 from support import Trainer, killed_at_last, wait_until  # noqa: E402
@@ -75,16 +76,20 @@ def signals(trainer: Trainer, scratch: Path, expected: Path) -> Result:
 
 def disks(trainer: Trainer, scratch: Path, expected: Path) -> Result:
     """Full, read-only, gone, and refusing writes for a while; two runs on one workdir."""
-    done = ['writes refused for a while', 'workdir moved away', 'second run on the workdir', 'torn last record']
-    injected.refused_writes(trainer, scratch / 'refused', expected)
-    injected.vanished(trainer, scratch / 'gone' / 'run', expected)
-    injected.second_run(trainer, scratch / 'second')
-    injected.torn_record(trainer, scratch / 'torn', expected)
+    done = ['writes refused for a while', 'records refused to the end', 'full when the pictures are written']
+    done += ['workdir moved away', 'second run on the workdir', 'torn last record']
+    storage.refused_writes(trainer, scratch / 'refused', expected)
+    storage.refused_records(trainer, scratch / 'records', expected)
+    ends = ['figures/curves.png', 'figures/neighbours.png', 'report.html', 'summary.json']
+    storage.full_at_the_end(trainer, scratch / 'end', expected, ends)
+    storage.vanished(trainer, scratch / 'gone' / 'run', expected)
+    storage.second_run(trainer, scratch / 'second')
+    storage.torn_record(trainer, scratch / 'torn', expected)
     (scratch / 'probe').mkdir()
-    if injected.can_mount(scratch / 'probe'):
+    if storage.can_mount(scratch / 'probe'):
         done += ['full disk', 'read-only disk']
-        injected.full_disk(trainer, scratch / 'full', expected)
-        injected.read_only_disk(trainer, scratch / 'read_only')
+        storage.full_disk(trainer, scratch / 'full', expected)
+        storage.read_only_disk(trainer, scratch / 'read_only')
     return {'tried': len(done), 'done': done}
 
 
