@@ -1,13 +1,13 @@
 """The long form of the faults, and the table in docs/reliability.md: python -m tests.faults.long [--kills=50 ...].
 
-What was done is kept in runs/faults/results.json: an interrupted run goes on with the next part. Remove it to begin
-anew.
+What was done is kept in runs/faults: an interrupted run goes on with the next part. Remove the folder to begin anew.
 """
 
 import argparse
 import datetime
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import random
@@ -141,21 +141,24 @@ def soak(trainer: Trainer, scratch: Path, expected: Path, steps: int) -> Result:
     flags = (f'train.steps={steps}', 'checkpoint.every_steps=100', 'log.every_steps=10', 'monitor.every_epochs=25')
     with killed_at_last(trainer.start(workdir, *flags)) as process:
         page = os.sysconf('SC_PAGE_SIZE')
-        wait_until(lambda: injected.logged(workdir, 10), process)
+        wait_until(lambda: injected.logged(workdir, 3), process)
         while process.poll() is None:
             memory.append(int(Path(f'/proc/{process.pid}/statm').read_text().split()[1]) * page)
-            time.sleep(0.2)
+            time.sleep(0.05)
         assert process.wait() == 0
     memory = [value for value in memory if value]  # 0 once it has ended
     pace = [32 / r['time/images_per_second'] for r in injected.read_torn(workdir) if 'time/images_per_second' in r]
-    quarter, part = len(pace) // 4, len(memory) // 4
     return {
         'tried': steps,
-        'memory_mb': [
-            round(statistics.median(part_of) / 2**20) for part_of in (memory[part : 2 * part], memory[-part:])
-        ],
-        'step_ms': [1000 * statistics.median(part_of) for part_of in (pace[quarter : 2 * quarter], pace[-quarter:])],
+        'memory_mb': [round(value / 2**20) for value in quarters(memory)],
+        'step_ms': [1000 * value for value in quarters(pace)],
     }
+
+
+def quarters(values: list[float]) -> list[float]:
+    """Medians of the second quarter and of the last, of four values or more."""
+    part = len(values) // 4
+    return [statistics.median(some) for some in (values[part : 2 * part], values[-part:])]
 
 
 def overhead(trainer: Trainer, scratch: Path, expected: Path, rounds: int) -> Result:
@@ -265,7 +268,7 @@ Files and words changed at random by Hypothesis. Each must give a value, or an e
         text += f"""
 ## Soak
 
-{found['tried']:,} steps with {found['tried'] // 100} checkpoints; medians of the second and the last quarter:
+{found['tried']:,} steps with {math.ceil(found['tried'] / 100)} checkpoints; medians of the second and the last quarter:
 
 | | second quarter | last quarter |
 |---|---|---|
