@@ -1,13 +1,15 @@
 """Checkpoints by Orbax: global states without a device axis, saved while training goes on.
 
 Each holds checksums of its state (`checksum.py`) beside it, which are taken on the devices before it is saved and again
-after it is restored. One that is damaged is passed over, told, and kept.
+after it is restored. One that is damaged is passed over, told, and kept. Beside them lies its kNN accuracy: Orbax
+would remember those of this process alone.
 """
 
 import hashlib
+import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -42,6 +44,33 @@ class DamagedError(Exception):
     """Why a checkpoint cannot be used, in a few words."""
 
 
+class Best:
+    """Preserves the checkpoints with the highest kNN accuracy, of equal ones the later; what Orbax asks.
+
+    Args:
+      n: how many.
+
+    Attributes:
+      scores: of the checkpoints by step; None of one whose record cannot be read, which stays.
+    """
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+        self.scores: dict[int, float | None] = {}
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[preservation_policy.PolicyCheckpointInfo],
+        *,
+        context: preservation_policy.PreservationContext,
+    ) -> Sequence[bool]:
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        known = {step: self.scores[step] for step in steps if step in self.scores}
+        ranked = sorted((score, step) for step, score in known.items() if score is not None)
+        best = {step for _, step in ranked[-self._n :]}
+        return [step in best or known.get(step, 0.0) is None for step in steps]
+
+
 class Checkpoints:
     """The checkpoints of a workdir. Every process calls every method.
 
@@ -56,12 +85,9 @@ class Checkpoints:
 
     def __init__(self, directory: epath.Path, *, keep: int = 1, keep_best: int = 0, read_only: bool = False) -> None:
         policies: list[preservation_policy.PreservationPolicy] = [preservation_policy.LatestN(keep)]
-        if keep_best:
-            policies.append(
-                preservation_policy.BestN(
-                    get_metric_fn=lambda metrics: metrics[BEST], n=keep_best, keep_checkpoints_without_metrics=False
-                )
-            )
+        self._best = Best(keep_best) if keep_best else None
+        if self._best is not None:
+            policies.append(self._best)
         self._directory = directory
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
@@ -72,12 +98,30 @@ class Checkpoints:
             read_only=read_only,
         )
         self._manager = self._open()
+        for step in self._manager.all_steps() if self._best is not None else ():
+            self._rank(step, self._stored_record(step))
         self._saved = self._manager.latest_step()
         self._saving: int | None = None
         self._problem, self._usable = '', True
 
     def _open(self) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(self._directory, options=self._options)
+
+    def _stored_record(self, step: int) -> dict[str, Any] | None:
+        """What a checkpoint says of its run; None where that cannot be read."""
+        try:
+            record = json.loads((self._directory / f'{step:08d}' / 'run' / 'metadata').read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return None
+        return record if is_sealed(record) else None
+
+    def _rank(self, step: int, record: Mapping[str, Any] | None) -> None:
+        """Places a checkpoint among the best; one without a measurement nowhere."""
+        if self._best is None:
+            return
+        self._best.scores.pop(step, None)
+        if record is None or record.get(BEST) is not None:
+            self._best.scores[step] = record[BEST] if record else None
 
     def save(self, step: int, state: TrainState, record: dict[str, Any], knn_top1: float | None) -> str:
         """Starts saving a global state and a JSON record; returns once the state is off the devices.
@@ -88,16 +132,15 @@ class Checkpoints:
         Raises:
           UserError: the copies of the state differ; or, in a run of several processes, something went wrong.
         """
-        sealed = seal(record | {'checksums': checksums(state)})
+        sealed = seal(record | {'checksums': checksums(state), BEST: knn_top1})
+        self._rank(step, sealed)
         before, self._problem = self._wait(), ''
         try:
             self._saving = step
             if jax.process_index() == 0:
                 check_writable(self._directory)  # where it is not, Orbax waits for minutes
             self._manager.save(
-                step,
-                args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(sealed)),
-                metrics=None if knn_top1 is None else {BEST: knn_top1},
+                step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(sealed))
             )
         except Exception as error:  # Orbax and tensorstore raise many types for one fact
             self._problem = self._failed(error)

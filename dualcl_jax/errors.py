@@ -9,8 +9,12 @@ EXIT_USER_ERROR = 2
 EXIT_STOPPED_BY_SIGNAL = 75
 EXIT_INTERRUPTED = 130  # a shell's 128 + SIGINT
 
-STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ESTALE)
-"""What a folder that is full, read-only or gone answers."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+STORAGE = (
+    *FULL, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ESTALE, errno.ENOTDIR, errno.EISDIR,
+    errno.EIO,
+)  # fmt: skip
+"""What a folder that is full, read-only, gone or broken answers."""
 
 
 class UserError(Exception):
@@ -20,11 +24,12 @@ class UserError(Exception):
 def ending(error: BaseException) -> tuple[int, str] | None:
     """The exit status of a program that an exception ends, and what it says on stderr; None for faults of ours.
 
-    A `UserError` is at most three lines, status 2; so is a folder that is full, read-only or gone. Ctrl-C where there
-    is nothing to save is a line, status 130.
+    A `UserError` is at most three lines, status 2; so is a folder that is full, read-only, gone or broken. Ctrl-C where
+    there is nothing to save is a line, status 130.
     """
     if isinstance(error, OSError) and error.errno in STORAGE:
-        error = UserError(f'{error.filename or "a file"}: {error.strerror}; mend that, and run the same command again')
+        remedy = 'make room there' if error.errno in FULL else 'mend that'
+        error = UserError(f'{error.filename or "a file"}: {error.strerror}; {remedy}, and run the same command again')
     if isinstance(error, UserError):
         return EXIT_USER_ERROR, 'error: ' + '\n'.join(str(error).strip().splitlines()[:3])
     if isinstance(error, KeyboardInterrupt):

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -13,7 +13,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from dualcl_jax.errors import UserError
-from dualcl_jax.workdir import write_text
+from dualcl_jax.files import write_text
 
 Record = dict[str, Any]
 
@@ -66,12 +66,15 @@ class MetricsLog:
       workdir: of the run.
       resume_step: the step the run goes on from; later records of an interrupted run are dropped. 0 for a new run.
       writes: False in a process that keeps the records and writes no file.
+      waiting: what `waiting` gave when that step was saved.
 
     Raises:
       UserError: the records of the run cannot be read.
     """
 
-    def __init__(self, workdir: epath.Path, resume_step: int, *, writes: bool = True) -> None:
+    def __init__(
+        self, workdir: epath.Path, resume_step: int, *, writes: bool = True, waiting: Sequence[Record] = ()
+    ) -> None:
         self._path, self._writes = workdir / 'metrics.jsonl', writes
         self._appends, self._stored = '://' not in str(workdir), time.monotonic()
         self._behind, self._failing, self._problem, self._flushed = False, False, '', 0.0
@@ -79,6 +82,8 @@ class MetricsLog:
         self.records: list[Record] = []
         if resume_step:
             self.records = [record for record in read_records(self._path) if record['step'] <= resume_step]
+            self.records += [record for record in waiting if record not in self.records]
+        self._in_file = len(self.records)
         if writes:
             write_text(self._path, ''.join(map(_line, self.records)))
             folder = workdir / 'tensorboard'
@@ -107,6 +112,7 @@ class MetricsLog:
         try:
             with self._path.open('a') as file:
                 file.write(_line(record))
+            self._in_file = len(self.records)
         except OSError as error:
             self._cannot_store(error)
 
@@ -118,9 +124,14 @@ class MetricsLog:
             except OSError as error:
                 self._cannot_store(error)
 
+    def waiting(self) -> list[Record]:
+        """The records that the file lacks."""
+        return self.records[self._in_file :] if self._writes else []
+
     def _rewrite(self) -> None:
         write_text(self._path, ''.join(map(_line, self.records)))
         self._behind, self._failing, self._stored = False, False, time.monotonic()
+        self._in_file = len(self.records)
 
     def _cannot_store(self, error: OSError) -> None:
         if not self._failing:

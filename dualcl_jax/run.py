@@ -22,6 +22,7 @@ from dualcl_jax.finished import find_run, saved_steps
 from dualcl_jax.hosts import check_same_data, check_shared
 from dualcl_jax.init_from import with_encoder
 from dualcl_jax.method import Method, build_method, crop_recipe, resolved_selector
+from dualcl_jax.metrics import Record
 from dualcl_jax.negatives import AUTO, EXACT
 from dualcl_jax.parallel import MAPPERS, Mapper, device_mesh, place
 from dualcl_jax.state import TrainState, create_train_state, state_specs
@@ -90,6 +91,7 @@ class Run(Plan):
       damaged: steps of checkpoints that could not be used, and why.
       record: what every checkpoint says of its run.
       trained_s: seconds the run took before the checkpoint it goes on from.
+      waiting: records of that time that could not be written, see `MetricsLog`.
       skipped_steps: whose batches were passed over until then, see `nonfinite.py`.
       writes: whether this process writes files and prints: one process of a run does.
     """
@@ -101,6 +103,7 @@ class Run(Plan):
     damaged: Mapping[int, str]
     record: Mapping[str, Any]
     trained_s: float
+    waiting: tuple[Record, ...]
     skipped_steps: tuple[int, ...]
     writes: bool
 
@@ -195,6 +198,7 @@ def open_run(config: ConfigDict, workdir: str) -> tuple[Run, TrainState]:
         damaged=checkpoint.damaged if checkpoint else {},
         record={'data_fingerprint': splits.train.fingerprint, 'config_sha256': config_sha256},
         trained_s=found.get('wall_time_s', 0.0),
+        waiting=tuple(found.get('waiting', ())),
         skipped_steps=tuple(found.get('skipped_steps', ())),
         writes=writes,
     )

@@ -116,13 +116,16 @@ def results(
     wall_time_s: float,
     state_sha256: str,
 ) -> dict[str, Any]:
-    """The content of `summary.json`; kNN accuracies and rates are None where they were not measured."""
+    """The content of `summary.json`; what was not measured is None.
+
+    A run that only had to be finished has the rate of its last record.
+    """
     return {
         'step': run.total_steps,
         'resumed_from_step': run.resumed_from,
         'images_seen': run.total_steps * run.config.train.batch_size,
-        'images_per_second': rates.get('time/images_per_second'),
-        'input_wait_fraction': rates.get('time/input_wait_fraction'),
+        'images_per_second': rates.get('time/images_per_second', log.last('time/images_per_second')),
+        'input_wait_fraction': rates.get('time/input_wait_fraction', log.last('time/input_wait_fraction')),
         'skipped_steps': list(skipped_steps),
         'loss': log.last('train/loss'),
         'knn_top1': log.last('monitor/knn_top1_backbone'),
@@ -138,7 +141,8 @@ def results(
 
 def closing(summary: Mapping[str, Any], workdir: epath.Path) -> str:
     """The last lines of a finished run."""
-    lines = [f'done: {summary["step"]:,} steps in {duration(summary["wall_time_s"])}, loss {summary["loss"]:.3f}']
+    loss = 'not measured' if summary['loss'] is None else f'{summary["loss"]:.3f}'
+    lines = [f'done: {summary["step"]:,} steps in {duration(summary["wall_time_s"])}, loss {loss}']
     if summary['knn_top1'] is not None:
         images = 'validation' if summary['config']['data']['validation_fraction'] else 'test'
         lines.append(

@@ -65,7 +65,7 @@ def _train(config: ConfigDict, workdir: str, stop: StopSignal, peers: Peers, tra
         return True
     console = Console(run.total_steps, run.start_step, silent=not run.writes)
     console.header(summary.header(run, global_state.params))
-    log = MetricsLog(run.folder, run.start_step, writes=run.writes)
+    log = MetricsLog(run.folder, run.start_step, writes=run.writes, waiting=run.waiting)
     skipped = Skipped(run, log)
 
     def wall_time() -> float:
@@ -132,6 +132,7 @@ def _train(config: ConfigDict, workdir: str, stop: StopSignal, peers: Peers, tra
                     if saves:
                         log.flush()  # a run that goes on from here needs the records before it
                         record = dict(run.record) | {'wall_time_s': wall_time(), 'skipped_steps': skipped.steps}
+                        record['waiting'] = log.waiting()
                         knn = log.last('monitor/knn_top1_backbone')
                         console.warn(run.checkpoints.save(step, global_state, record, knn))
                     del global_state
@@ -151,9 +152,9 @@ def _train(config: ConfigDict, workdir: str, stop: StopSignal, peers: Peers, tra
     )
     if config.log.pictures:
         draw_pictures(run, global_state, log.records, results['versions'])
-    if run.writes:
-        write_json(run.folder / 'summary.json', results)
     log.close()
+    if run.writes:
+        write_json(run.folder / 'summary.json', results)  # the last of all: a run that has it is complete
     console.warn(log.problem())
     console.close()
     console.note(summary.closing(results, run.folder))

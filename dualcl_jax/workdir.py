@@ -17,6 +17,7 @@ from dualcl_jax.data import Source, Splits
 from dualcl_jax.data.encoded import EncodedSource
 from dualcl_jax.data.source import limit_indices
 from dualcl_jax.errors import UserError
+from dualcl_jax.files import write_text
 
 STATISTICS_IMAGES = 4096
 BLOCK_PIXELS = 2**22
@@ -191,17 +192,6 @@ def read_summary(workdir: epath.Path) -> dict[str, Any] | None:
 def write_json(path: epath.Path, value: Any) -> None:
     """Stores JSON, whole or not at all."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + '\n')
-
-
-def write_text(path: epath.Path, text: str) -> None:
-    """Replaces a file whole or not at all."""
-    partial = path.parent / f'{path.name}.new'
-    try:
-        partial.write_text(text)
-        partial.replace(path)
-    except OSError as error:
-        error.filename = str(path)
-        raise
 
 
 def channel_statistics(source: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -1,5 +1,7 @@
 """How entry points end."""
 
+import errno
+
 import pytest
 
 from dualcl_jax.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, exits_cleanly
@@ -21,6 +23,19 @@ def test_interrupt_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert main() == EXIT_INTERRUPTED
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ('number', 'remedy'), [(errno.ENOSPC, 'make room there'), (errno.EROFS, 'mend that'), (errno.EIO, 'mend that')]
+)
+def test_storage_is_one_line(capsys: pytest.CaptureFixture[str], number: int, remedy: str) -> None:
+    @exits_cleanly
+    def main() -> int:
+        raise OSError(number, 'As it says', 'run/summary.json')
+
+    assert main() == EXIT_USER_ERROR
+    said = f'error: run/summary.json: As it says; {remedy}, and run the same command again\n'
+    assert capsys.readouterr().err == said
 
 
 def test_faults_of_ours_keep_their_traceback() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -66,6 +67,28 @@ def test_torn_last_line(tmp_path: Path, torn: str) -> None:
     with opened(tmp_path, 7) as log:
         log.write(8, 1.0, {'train/loss': 1.0})
     assert [line['step'] for line in lines(tmp_path)] == [1, 5, 8]
+
+
+def test_records_that_could_not_be_written(tmp_path: Path) -> None:
+    """A checkpoint keeps them: a run that goes on from it has them all, whatever the file has."""
+    with opened(tmp_path, 0) as log:
+        log.write(1, 0.1, {'train/loss': 1.0})
+        assert log.waiting() == []
+        (tmp_path / 'metrics.jsonl').rename(tmp_path / 'away')
+        (tmp_path / 'metrics.jsonl' / 'in its way').mkdir(parents=True)
+        log.write(2, 0.2, {'train/loss': 0.5})
+        log.write(2, 0.3, {'monitor/knn': 0.5})
+        log.flush()
+        waiting = log.waiting()
+        assert [record['step'] for record in waiting] == [2, 2]
+        shutil.rmtree(tmp_path / 'metrics.jsonl')
+        log.write(3, 0.4, {'train/loss': 0.4})
+        assert log.waiting() == []
+        expected = log.records[:3]
+    for name in ('metrics.jsonl', 'away'):
+        (tmp_path / name).rename(tmp_path / 'metrics.jsonl')
+        with closing(MetricsLog(epath.Path(tmp_path), 2, waiting=waiting)) as log:
+            assert log.records == lines(tmp_path) == expected
 
 
 def test_no_file_yet(tmp_path: Path) -> None:

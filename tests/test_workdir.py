@@ -1,17 +1,20 @@
 """The folder of a run: what is written there, and what a run may go on with."""
 
+import errno
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from etils import epath
+from etils.epath import gpath
 
 from configs import default
 from dualcl_jax import workdir
 from dualcl_jax.config import override
 from dualcl_jax.data import ArraySource, Splits
 from dualcl_jax.errors import UserError
+from dualcl_jax.files import write_text
 from dualcl_jax.workdir import (
     channel_statistics,
     check_same_run,
@@ -20,7 +23,6 @@ from dualcl_jax.workdir import (
     write_config,
     write_data_report,
     write_json,
-    write_text,
 )
 
 
@@ -107,9 +109,24 @@ def test_files_are_written_whole(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == {'a': [1, None]}
     with pytest.raises(ValueError, match='not JSON compliant'):
         write_json(path, {'a': float('nan')})
-    with pytest.raises(TypeError):
-        write_text(path, None)
+    (tmp_path / 'file.json.new').mkdir()
+    with pytest.raises(OSError, match=r'directory') as failed:
+        write_text(path, '')
+    assert failed.value.filename == str(path)
     assert json.loads(path.read_text()) == {'a': [1, None]}
+
+
+def test_half_a_file_makes_room_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_bytes(self: epath.Path, content: bytes) -> None:
+        with self.open('wb') as file:
+            file.write(content[:2])
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(gpath.PosixGPath, 'write_bytes', write_bytes)
+    with pytest.raises(OSError, match='No space left') as failed:
+        write_text(epath.Path(tmp_path) / 'file', 'text')
+    assert failed.value.filename == str(tmp_path / 'file')
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_read_summary(tmp_path: Path) -> None:

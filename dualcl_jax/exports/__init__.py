@@ -21,6 +21,8 @@ FORMATS: dict[str, Callable[[Description, Variables], bytes]] = {
 def load(path: str) -> LoadedEncoder:
     """The encoder in a file of `python -m dualcl_jax.export`, of any format; reading it executes nothing that is in it.
 
+    To call an encoder of the format stablehlo runs the program in its file: take those only from whom you trust.
+
     Args:
       path: local or remote.
 

@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import jax
@@ -12,7 +13,7 @@ from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from dualcl_jax.errors import UserError
-from dualcl_jax.models import Encoder, build_encoder
+from dualcl_jax.models import PATCHES, Encoder, build_encoder
 
 VERSION = 1
 """Of the metadata; a reader refuses a later one."""
@@ -53,32 +54,39 @@ class Description:
         return {name: json.dumps(value, default=list) for name, value in fields.items()}
 
     @classmethod
-    def from_metadata(cls, metadata: dict[str, str]) -> Self:
+    def from_metadata(cls, metadata: Mapping[str, Any]) -> Self:
         """The inverse of `to_metadata`. Raises ValueError where something is missing or cannot be."""
         names = [field.name for field in dataclasses.fields(cls)]
         missing = [name for name in ['version', *names] if name not in metadata]
         if missing:
             raise ValueError(f'no {missing[0]} in its metadata')
-        if json.loads(metadata['version']) != VERSION:
+        try:
+            values = {name: json.loads(metadata[name]) for name in names}
+            version = json.loads(metadata['version'])
+        except (TypeError, RecursionError) as error:
+            raise ValueError('its metadata are not JSON') from error
+        if version != VERSION:
             raise ValueError(f'its version is {metadata["version"][:20]}, and this package reads {VERSION}')
-        values = {name: json.loads(metadata[name]) for name in names}
-        mean, std = (tuple(map(float, values[name])) for name in ('mean', 'std'))
-        described = cls(**values | {'mean': mean, 'std': std})
-        whole = (described.features, described.image_size, described.channels)
-        if not all(isinstance(number, int) and number > 0 for number in whole):
+        whole = [values[name] for name in ('features', 'image_size', 'channels')]
+        if not all(type(number) is int and number > 0 for number in whole):
             raise ValueError('features, image_size and channels must be positive')
-        if len(mean) != len(std) or len(mean) not in (1, described.channels) or not all(std):
+        mean, std = (_numbers(values[name]) for name in ('mean', 'std'))
+        if len(mean) != len(std) or len(mean) not in (1, values['channels']) or min(std) <= 0:
             raise ValueError('mean and std do not fit its channels')
-        if described.encoder not in ENCODERS or described.output not in OUTPUTS:
+        if values['encoder'] not in ENCODERS or values['output'] not in OUTPUTS:
             raise ValueError('its encoder or output has an unknown name')
-        return described
+        if not all(isinstance(values[name], dict) for name in ('architecture', 'provenance')):
+            raise ValueError('its architecture and provenance must have fields')
+        if type(values['provenance'].get('step')) is not int:
+            raise ValueError('no step in its provenance')
+        return cls(**values | {'mean': mean, 'std': std})
 
     def build(self) -> Encoder:
         """The network. Raises ValueError for an architecture that does not exist."""
         try:
             return build_encoder(ConfigDict(self.architecture))
-        except (AttributeError, TypeError, UserError) as error:
-            raise ValueError(f'its architecture cannot be built: {error}') from error
+        except (AttributeError, KeyError, TypeError, UserError) as error:
+            raise ValueError(f'its architecture cannot be built: {first_line(error)}') from error
 
     @property
     def step(self) -> int:
@@ -91,13 +99,44 @@ class Description:
         return ('backbone',) if self.output == 'backbone' else ('backbone', 'projection')
 
     def shapes(self) -> Variables:
-        """Shapes and dtypes of those parts. Raises ValueError for an architecture that does not exist."""
-        encoder, shape = self.build(), (1, self.image_size, self.image_size, self.channels)
+        """Shapes and dtypes of those parts.
+
+        Raises ValueError for an architecture that does not exist, or whose features or images are others.
+        """
+        encoder = self.build()
+        side = PATCHES.get(encoder.model, self.image_size)  # a ViT computes positions even here; no shape tells them
+        if self.image_size % side:
+            raise ValueError(f'image_size must be a multiple of {side}')
+
+        def init(key: jax.Array) -> Any:
+            return encoder.init_with_output(key, jnp.zeros((1, side, side, self.channels)), train=False)
+
         try:
-            whole = jax.eval_shape(lambda key: encoder.init(key, jnp.zeros(shape), train=False), jax.random.key(0))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f'its architecture does not take such images: {error}') from error
+            output, whole = jax.eval_shape(init, jax.random.key(0))
+        except Exception as error:  # Flax and JAX raise many types for numbers that make no network
+            raise ValueError(f'its architecture cannot be built: {first_line(error)}') from error
+        if getattr(output, self.output).shape[1] != self.features:
+            raise ValueError('features is not the length of its output')
         return only_parts(whole, self.parts)
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    """Finite numbers, one at least. Raises ValueError where they are not that."""
+    if not isinstance(values, list) or not values or not all(type(value) in (int, float) for value in values):
+        raise ValueError('mean and std must be numbers')
+    try:
+        numbers = tuple(map(float, values))
+    except OverflowError as error:
+        raise ValueError('mean and std must be finite') from error
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError('mean and std must be finite')
+    return numbers
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, in a line."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
 
 
 def only_parts(variables: Variables, parts: tuple[str, ...]) -> Variables:

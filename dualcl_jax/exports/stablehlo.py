@@ -12,7 +12,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
-from dualcl_jax.exports.encoder import Description, LoadedEncoder, Variables, compute
+from dualcl_jax.exports.encoder import Description, LoadedEncoder, Variables, compute, first_line
 
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 END = b'dualcl-jax-export\n'
@@ -42,8 +42,20 @@ def read(content: bytes) -> LoadedEncoder:
     content, length = content[:-LENGTH_BYTES], int.from_bytes(content[-LENGTH_BYTES:], 'little')
     if not 0 < length < len(content):
         raise ValueError('its parts do not fit together')
-    program, metadata = content[:-length], json.loads(content[-length:])
-    if metadata.get('sha256') != hashlib.sha256(program).hexdigest():
+    program = content[:-length]
+    try:
+        metadata = json.loads(content[-length:])
+    except RecursionError as error:
+        raise ValueError('its metadata are not JSON') from error
+    if not isinstance(metadata, dict) or metadata.get('sha256') != hashlib.sha256(program).hexdigest():
         raise ValueError('its program is not the one that was written')
-    exported = jax.export.deserialize(bytearray(program))
-    return LoadedEncoder(Description.from_metadata(metadata), jax.jit(exported.call))
+    description = Description.from_metadata(metadata)
+    side, channels = description.image_size, description.channels
+    try:
+        exported = jax.export.deserialize(bytearray(program))
+        found = jax.eval_shape(exported.call, jax.ShapeDtypeStruct((2, side, side, channels), jnp.float32))
+    except Exception as error:  # JAX raises many types for one fact
+        raise ValueError(f'its program cannot be used: {first_line(error)}') from error
+    if getattr(found, 'shape', None) != (2, description.features) or found.dtype != jnp.float32:
+        raise ValueError('its program gives other features than its description')
+    return LoadedEncoder(description, jax.jit(exported.call))

@@ -17,7 +17,7 @@ import safetensors
 import safetensors.numpy
 
 from dualcl_jax.errors import UserError
-from dualcl_jax.exports.encoder import Description, LoadedEncoder, Variables, compute
+from dualcl_jax.exports.encoder import Description, LoadedEncoder, Variables, compute, first_line
 
 Tensors = dict[str, np.ndarray]
 
@@ -68,20 +68,23 @@ def read(content: bytes) -> LoadedEncoder:
         tensors = safetensors.numpy.load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], 'little')])
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise ValueError(str(error).splitlines()[0]) from error
-    metadata = header.get('__metadata__', {})
+        raise ValueError(first_line(error)) from error
+    metadata = header.get('__metadata__') or {}
     if 'sha256' not in metadata:
         raise ValueError('no description in its metadata')
     if metadata['sha256'] != _digest(tensors):
         raise ValueError('its tensors are not those that were written')
     description = Description.from_metadata(metadata)
+    expected, names = _flat(description.shapes()), metadata.get('format')
+    if names != FLAX and (names != TORCH or not description.architecture['name'].startswith('resnet')):
+        raise ValueError('the names of its tensors are of an unknown kind')
     flat = {}
-    for name, leaf in _flat(description.shapes()).items():
-        stored = name if metadata['format'] == FLAX else torchvision_name(name, description)
+    for name, leaf in expected.items():
+        stored = name if names == FLAX else torchvision_name(name, description)
         if stored not in tensors:
             raise ValueError(f'no tensor {stored}')
         array = tensors[stored]
-        if metadata['format'] == TORCH:
+        if names == TORCH:
             array = array.transpose(FROM_TORCH.get(array.ndim, range(array.ndim)))
         if array.shape != leaf.shape or array.dtype != leaf.dtype:
             raise ValueError(f'tensor {stored} is {array.dtype} {array.shape}, not {leaf.dtype} {leaf.shape}')

@@ -14,6 +14,8 @@ import numpy as np
 from etils import epath
 from numpy.typing import NDArray
 
+from dualcl_jax.files import write_bytes
+
 DPI = 150
 DASHED = (0, (4, 3))
 
@@ -264,7 +266,7 @@ def _save(figure: Any, path: str | os.PathLike[str]) -> epath.Path:
         figure.savefig(content, format='png', dpi=DPI)
     written = epath.Path(path)
     written.parent.mkdir(parents=True, exist_ok=True)
-    written.write_bytes(content.getvalue())
+    write_bytes(written, content.getvalue())
     return written
 
 

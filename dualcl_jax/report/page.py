@@ -10,8 +10,8 @@ from typing import Any
 import jinja2
 from etils import epath
 
+from dualcl_jax.files import write_text
 from dualcl_jax.report.content import Content
-from dualcl_jax.workdir import write_text
 
 RAW_PIXELS = 'monitor/knn_top1_raw_pixels'
 """Measured once: a level to compare with."""

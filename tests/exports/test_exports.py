@@ -218,6 +218,40 @@ def test_other_files_are_refused_and_never_run(tmp_path):
             load_encoder(str(tmp_path / name))
 
 
+@pytest.mark.parametrize(
+    ('field', 'value', 'said'),
+    [
+        ('mean', None, 'mean and std must be numbers'),
+        ('std', [0.0], 'mean and std do not fit'),
+        ('mean', [float('nan')], 'mean and std must be finite'),
+        ('features', 9, 'features is not the length of its output'),
+        ('image_size', 4 * 10**9, None),  # positions of so many patches are not computed
+        ('image_size', 17, 'must be a multiple of 4'),
+        ('architecture', {'name': 'vit_tiny'}, 'its architecture cannot be built'),
+        ('architecture', [], 'must have fields'),
+        ('provenance', {}, 'no step in its provenance'),
+    ],
+)
+def test_a_description_that_cannot_be(tmp_path, field, value, said):
+    path = Path(written(tmp_path, random_run(tmp_path, 'model.name=vit_tiny'), 'safetensors'))
+    length = 8 + int.from_bytes(path.read_bytes()[:8], 'little')
+    metadata = json.loads(path.read_bytes()[8:length])['__metadata__'] | {field: json.dumps(value)}
+    path.write_bytes(safetensors.numpy.save(safetensors.numpy.load(path.read_bytes()), metadata))
+    if said is None:
+        assert getattr(load_encoder(str(path)).description, field) == value
+        return
+    with pytest.raises(UserError, match=f'not a whole export of an encoder .*{said}'):
+        load_encoder(str(path))
+
+
+def test_a_program_for_other_images(tmp_path):
+    """The description alone is damaged: no checksum tells, but the program does."""
+    path = Path(written(tmp_path, random_run(tmp_path, SMALL), 'stablehlo'))
+    path.write_bytes(path.read_bytes().replace(b'"image_size": "16"', b'"image_size": "17"'))
+    with pytest.raises(UserError, match='its program cannot be used'):
+        load_encoder(str(path))
+
+
 def test_importing_the_package_starts_nothing():
     code = "import sys, dualcl_jax; dualcl_jax.load_encoder; assert not {'jax', 'flax', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, '-c', code], check=True)

@@ -1,12 +1,15 @@
 """tests/quick_config.py with what makes a run fail: a model that has no number for an image of one colour, and a stop.
 
 DUALCL_HANG=PROCESS:STEP in the environment: that process stops reading data at that step, and waits for ever.
+DUALCL_FULL=NAME: of a file of that name only the first half finds room.
 """
 
+import errno
 import os
 import time
 
 import jax.numpy as jnp
+from etils.epath import gpath
 from ml_collections import ConfigDict
 
 from dualcl_jax import models
@@ -45,6 +48,22 @@ def _hang(process: int, step: int) -> None:
 
 if 'DUALCL_HANG' in os.environ:
     _hang(*map(int, os.environ['DUALCL_HANG'].split(':')))
+
+
+def _full(name: str) -> None:
+    write = gpath.PosixGPath.write_bytes
+
+    def write_bytes(self, data):  # type: ignore[no-untyped-def]
+        if not self.name.startswith(name):
+            return write(self, data)
+        write(self, data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    gpath.PosixGPath.write_bytes = write_bytes  # type: ignore[method-assign]
+
+
+if 'DUALCL_FULL' in os.environ:
+    _full(os.environ['DUALCL_FULL'])
 
 
 def get_config() -> ConfigDict:

@@ -4,6 +4,8 @@ A reader gives a value, or a `UserError` of at most three lines (an image: `Unus
 """
 
 import contextlib
+import functools
+import hashlib
 import io
 import json
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from bad_files import encode, photo
 from etils import epath
@@ -24,6 +27,7 @@ from dualcl_jax.data.decode import Box, UnusableError, cut, examine
 from dualcl_jax.data.folder import _read_csv
 from dualcl_jax.data.index import _load
 from dualcl_jax.errors import UserError, ending
+from dualcl_jax.exports import FORMATS, Description, load, stablehlo
 from dualcl_jax.main import parse
 from dualcl_jax.metrics import MetricsLog, read_records
 from dualcl_jax.validation import validate
@@ -70,6 +74,8 @@ VALUES = st.recursive(
     max_leaves=9,
 )
 """What JSON can say, NaN among it."""
+JSON = VALUES.map(json.dumps) | st.text(max_size=9)
+ODD = VALUES | st.sampled_from([0, 1, -1, 10**9, 10**30, True, 'resnet50', 'vit_tiny', 'bfloat16', 'mlp'])
 
 
 def archive(**arrays: np.ndarray) -> bytes:
@@ -107,16 +113,61 @@ def read_metrics(folder: Path, content: bytes) -> Any:
     return records
 
 
+def read_export(folder: Path, content: bytes) -> Any:
+    loaded = load(str(written(folder, 'encoder', content)))
+    about = loaded.description
+    pixels = jax.ShapeDtypeStruct((3, about.image_size, about.image_size, about.channels), np.float32)
+    if about.image_size <= 64:
+        assert jax.eval_shape(loaded.function, pixels).shape == (3, about.features)
+    return loaded.description.step
+
+
 def set_fields(folder: Path, assignments: list[str]) -> Any:
     config = default.get_config()
     override(config, assignments)
     return validate(config)
 
 
+@functools.cache
+def exported(form: str) -> bytes:
+    """A small encoder as a file."""
+    variables = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, leaf.dtype), ENCODER.shapes())
+    return FORMATS[form](ENCODER, variables)
+
+
+@st.composite
+def resealed(draw: st.DrawFn, form: str) -> bytes:
+    """Such a file with a description that nobody should have written, or another program, whose checksums fit."""
+    changes = draw(st.dictionaries(st.sampled_from(sorted(ENCODER.to_metadata())), JSON, max_size=2))
+    if draw(st.booleans()):
+        part = draw(st.dictionaries(st.sampled_from(sorted(ARCHITECTURE)), ODD, min_size=1, max_size=2))
+        changes['architecture'] = json.dumps(ARCHITECTURE | part)
+    content = exported(form)
+    if form != 'stablehlo':
+        length = 8 + int.from_bytes(content[:8], 'little')
+        header = json.loads(content[8:length])
+        header['__metadata__'] |= changes
+        text = json.dumps(header).encode()
+        return len(text).to_bytes(8, 'little') + text + content[length:]
+    content = content.removesuffix(stablehlo.END)
+    content, length = content[:-8], int.from_bytes(content[-8:], 'little')
+    program, metadata = content[:-length], json.loads(content[-length:])
+    if not changes:
+        program = draw(damaged(program))
+    metadata |= changes | {'sha256': hashlib.sha256(program).hexdigest()}
+    text = json.dumps(metadata).encode()
+    return program + text + len(text).to_bytes(8, 'little') + stablehlo.END
+
+
 CONFIG = default.get_config()
 IMAGES = np.arange(12 * 64, dtype=np.uint8).reshape(12, 8, 8)
 SUMMARY = json.dumps({'step': 3, 'loss': 1.0, 'knn_top1': None, 'wall_time_s': 2.0, 'state_sha256': 'ab'}).encode()
 RECORDS = b''.join(json.dumps({'step': n, 'wall_time_s': 0.5, 'train/loss': 1 / n}).encode() + b'\n' for n in (1, 2, 9))
+ARCHITECTURE = {
+    'name': 'resnet18', 'stem': 'cifar', 'width': 1, 'projection': 'mlp2_bn', 'predictor': 'none', 'dim': 2,
+    'head_width': 2, 'dtype': 'float32', 'remat': False, 'freeze_patches': True,
+}  # fmt: skip
+ENCODER = Description(ARCHITECTURE, 'query', 'projection', 2, 8, 3, (0.5,) * 3, (0.2,) * 3, {'step': 7})
 PICTURES = [encode(photo(1, 24, 24), kind) for kind in ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'JPEG2000')]
 FIELDS = st.sampled_from([name for name, _ in flatten(CONFIG)]) | st.text(max_size=12)
 WORDS = st.text(max_size=12) | st.from_regex(r'[-+(]?\d{0,30}[.,e]?\d{0,4}', fullmatch=True)
@@ -141,6 +192,9 @@ READERS = {
         lambda folder, content: (written(folder, 'summary.json', content), read_summary(epath.Path(folder))),
     ),
     'config.json': Reader(one_of(to_json(CONFIG).encode()) | VALUES.map(json.dumps).map(str.encode), read_config),
+    'export': Reader(
+        st.sampled_from(list(FORMATS)).flatmap(lambda form: damaged(exported(form)) | resealed(form)), read_export
+    ),
     'overrides': Reader(
         st.lists(st.tuples(FIELDS, WORDS).map('='.join) | st.text(max_size=20), max_size=3), set_fields
     ),

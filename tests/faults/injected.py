@@ -6,7 +6,6 @@ The short form is in the tests beside this file, the long form in `long.py`.
 import contextlib
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -109,111 +108,6 @@ def damage(file: Path, how: str, rng: random.Random) -> None:
         content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
     changed = {'truncated': content[: len(content) // 2], 'empty': b'', 'zeros': bytes(len(content))}
     file.write_bytes(changed.get(how, content))
-
-
-# --- storage
-
-
-@contextlib.contextmanager
-def own_disk(folder: Path, kilobytes: int) -> Iterator[tuple[list[str], Path]]:
-    """A file system of a size of its own at `folder`: a command to run others where it is seen, and where we see it."""
-    script = f'mount -t tmpfs -o size={kilobytes}k disk {folder} && echo mounted && exec sleep 3600'
-    holder = subprocess.Popen(['unshare', '-rm', 'sh', '-c', script], stdout=subprocess.PIPE, text=True)
-    with killed_at_last(holder):
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == 'mounted\n'
-        inside = ['nsenter', '-t', str(holder.pid), '-m', '-U', '--preserve-credentials', f'--wd={os.getcwd()}']
-        yield inside, Path(f'/proc/{holder.pid}/root{folder}')
-
-
-def can_mount(folder: Path) -> bool:
-    """Whether this machine lets us have a file system of our own."""
-    with contextlib.suppress(OSError, AssertionError), own_disk(folder, 64) as (inside, _):
-        return subprocess.run([*inside, 'true'], check=False, capture_output=True).returncode == 0
-    return False
-
-
-def full_disk(trainer: Trainer, folder: Path, expected: Path) -> Finished:
-    """A disk that is full after some checkpoints; then there is room, and the run goes on."""
-    folder.mkdir()
-    with own_disk(folder, 300) as (inside, seen):
-        flags = (*LONG, 'checkpoint.keep=9')
-        with killed_at_last(trainer.start(folder / 'run', *flags, within=inside)) as process:
-            stopped = finish(process, 2)
-        steps = checkpoints(seen / 'run')
-        assert steps, 'the disk was full before the first checkpoint'
-        subprocess.run([*inside, 'mount', '-o', 'remount,size=64m', str(folder)], check=True)
-        with killed_at_last(trainer.start(folder / 'run', *flags, within=inside)) as process:
-            finish(process, 0)
-        assert summary(seen / 'run')['resumed_from_step'] == steps[-1]
-        assert_same_end(seen / 'run', expected)
-    return stopped
-
-
-def read_only_disk(trainer: Trainer, folder: Path) -> Finished:
-    """A disk that nothing can be written to."""
-    folder.mkdir()
-    with own_disk(folder, 8000) as (inside, seen):
-        subprocess.run([*inside, 'mount', '-o', 'remount,ro', str(folder)], check=True)
-        with killed_at_last(trainer.start(folder / 'run', *LONG, within=inside)) as process:
-            refused = finish(process, 2)
-        assert not (seen / 'run').exists()
-    return refused
-
-
-def refused_writes(trainer: Trainer, workdir: Path, expected: Path) -> Finished:
-    """For a while nothing can be written to files; the run goes on, and writes what it kept when it can."""
-    with killed_at_last(trainer.start(workdir, *LONG)) as process:
-        wait_until(lambda: checkpoints(workdir) and logged(workdir, 3), process)
-        limit = resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
-        time.sleep(1.5)
-        assert process.poll() is None
-        assert checkpoints(workdir)
-        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limit)
-        ended = finish(process, 0)
-    assert 'could not be saved' in ended.out, ended
-    assert ended.err == ''
-    assert_same_end(workdir, expected)
-    return ended
-
-
-def vanished(trainer: Trainer, workdir: Path, expected: Path) -> Finished:
-    """The workdir is moved away under a run, and comes back."""
-    away = workdir.with_name('away')
-    with killed_at_last(trainer.start(workdir, *LONG, 'checkpoint.every_steps=100')) as process:
-        wait_until(lambda: logged(workdir, 3), process)
-        workdir.rename(away)
-        workdir.write_text('in its way')
-        stopped = finish(process, 2)
-    workdir.unlink()
-    away.rename(workdir)
-    trainer.run(workdir, *LONG, 'checkpoint.every_steps=100')
-    assert_same_end(workdir, expected)
-    return stopped
-
-
-def second_run(trainer: Trainer, workdir: Path) -> None:
-    """Two runs on one workdir: the second is refused, the first knows nothing of it."""
-    with killed_at_last(trainer.start(workdir, 'train.steps=100000')) as process:
-        wait_until(lambda: logged(workdir), process)
-        refused = trainer.run(workdir, 'train.steps=100000', status=2)
-        assert process.poll() is None
-        kill(process)
-    assert f'--workdir={workdir}: another process ({process.pid}) trains in it' in refused.err, refused
-    assert len(refused.err.splitlines()) == 1
-    with killed_at_last(trainer.start(workdir, 'train.steps=100000')) as process:  # a lock dies with its process
-        wait_until(lambda: logged(workdir), process)
-
-
-def torn_record(trainer: Trainer, workdir: Path, expected: Path) -> None:
-    """The last record is cut short, as by a crash."""
-    with killed_at_last(trainer.start(workdir, *LONG)) as process:
-        wait_until(lambda: max(checkpoints(workdir), default=0) >= 20, process)
-        kill(process)
-    file = workdir / 'metrics.jsonl'
-    file.write_bytes(file.read_bytes()[:-30])
-    trainer.run(workdir, *LONG)
-    assert_same_end(workdir, expected)
 
 
 # --- signals, one process

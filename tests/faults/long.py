@@ -1,13 +1,13 @@
 """The long form of the faults, and the table in docs/reliability.md: python -m tests.faults.long [--kills=50 ...].
 
-What was done is kept in runs/faults/results.json: an interrupted run goes on with the next part. Remove it to begin
-anew.
+What was done is kept in runs/faults: an interrupted run goes on with the next part. Remove the folder to begin anew.
 """
 
 import argparse
 import datetime
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import random
@@ -27,6 +27,7 @@ sys.path[:0] = [str(REPOSITORY / 'tests'), str(REPOSITORY / 'tests' / 'faults')]
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 import injected  # noqa: E402
+import storage  # noqa: E402
 from damaged import damaged_checkpoints  # noqa: E402
 from fuzz import READERS, fuzz  # noqa: E402
 from support import Trainer, killed_at_last, wait_until  # noqa: E402
@@ -75,16 +76,20 @@ def signals(trainer: Trainer, scratch: Path, expected: Path) -> Result:
 
 def disks(trainer: Trainer, scratch: Path, expected: Path) -> Result:
     """Full, read-only, gone, and refusing writes for a while; two runs on one workdir."""
-    done = ['writes refused for a while', 'workdir moved away', 'second run on the workdir', 'torn last record']
-    injected.refused_writes(trainer, scratch / 'refused', expected)
-    injected.vanished(trainer, scratch / 'gone' / 'run', expected)
-    injected.second_run(trainer, scratch / 'second')
-    injected.torn_record(trainer, scratch / 'torn', expected)
+    done = ['writes refused for a while', 'records refused to the end', 'full when the pictures are written']
+    done += ['workdir moved away', 'second run on the workdir', 'torn last record']
+    storage.refused_writes(trainer, scratch / 'refused', expected)
+    storage.refused_records(trainer, scratch / 'records', expected)
+    ends = ['figures/curves.png', 'figures/neighbours.png', 'report.html', 'summary.json']
+    storage.full_at_the_end(trainer, scratch / 'end', expected, ends)
+    storage.vanished(trainer, scratch / 'gone' / 'run', expected)
+    storage.second_run(trainer, scratch / 'second')
+    storage.torn_record(trainer, scratch / 'torn', expected)
     (scratch / 'probe').mkdir()
-    if injected.can_mount(scratch / 'probe'):
+    if storage.can_mount(scratch / 'probe'):
         done += ['full disk', 'read-only disk']
-        injected.full_disk(trainer, scratch / 'full', expected)
-        injected.read_only_disk(trainer, scratch / 'read_only')
+        storage.full_disk(trainer, scratch / 'full', expected)
+        storage.read_only_disk(trainer, scratch / 'read_only')
     return {'tried': len(done), 'done': done}
 
 
@@ -136,21 +141,24 @@ def soak(trainer: Trainer, scratch: Path, expected: Path, steps: int) -> Result:
     flags = (f'train.steps={steps}', 'checkpoint.every_steps=100', 'log.every_steps=10', 'monitor.every_epochs=25')
     with killed_at_last(trainer.start(workdir, *flags)) as process:
         page = os.sysconf('SC_PAGE_SIZE')
-        wait_until(lambda: injected.logged(workdir, 10), process)
+        wait_until(lambda: injected.logged(workdir, 3), process)
         while process.poll() is None:
             memory.append(int(Path(f'/proc/{process.pid}/statm').read_text().split()[1]) * page)
-            time.sleep(0.2)
+            time.sleep(0.05)
         assert process.wait() == 0
     memory = [value for value in memory if value]  # 0 once it has ended
     pace = [32 / r['time/images_per_second'] for r in injected.read_torn(workdir) if 'time/images_per_second' in r]
-    quarter, part = len(pace) // 4, len(memory) // 4
     return {
         'tried': steps,
-        'memory_mb': [
-            round(statistics.median(part_of) / 2**20) for part_of in (memory[part : 2 * part], memory[-part:])
-        ],
-        'step_ms': [1000 * statistics.median(part_of) for part_of in (pace[quarter : 2 * quarter], pace[-quarter:])],
+        'memory_mb': [round(value / 2**20) for value in quarters(memory)],
+        'step_ms': [1000 * value for value in quarters(pace)],
     }
+
+
+def quarters(values: list[float]) -> list[float]:
+    """Medians of the second quarter and of the last, of four values or more."""
+    part = len(values) // 4
+    return [statistics.median(some) for some in (values[part : 2 * part], values[-part:])]
 
 
 def overhead(trainer: Trainer, scratch: Path, expected: Path, rounds: int) -> Result:
@@ -260,7 +268,7 @@ Files and words changed at random by Hypothesis. Each must give a value, or an e
         text += f"""
 ## Soak
 
-{found['tried']:,} steps with {found['tried'] // 100} checkpoints; medians of the second and the last quarter:
+{found['tried']:,} steps with {math.ceil(found['tried'] / 100)} checkpoints; medians of the second and the last quarter:
 
 | | second quarter | last quarter |
 |---|---|---|

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import injected
 import pytest
+import storage
 from support import Trainer
 
 
@@ -28,11 +29,19 @@ def test_interrupted_twice_while_a_step_hangs(trainer: Trainer, tmp_path: Path) 
 
 
 def test_writes_refused_for_a_while(trainer: Trainer, expected: Path, tmp_path: Path) -> None:
-    injected.refused_writes(trainer, tmp_path / 'run', expected)
+    storage.refused_writes(trainer, tmp_path / 'run', expected)
+
+
+def test_disk_is_full_at_the_end(trainer: Trainer, expected: Path, tmp_path: Path) -> None:
+    storage.full_at_the_end(trainer, tmp_path / 'run', expected, ['figures/neighbours.png', 'summary.json'])
+
+
+def test_records_refused_to_the_end(trainer: Trainer, expected: Path, tmp_path: Path) -> None:
+    storage.refused_records(trainer, tmp_path / 'run', expected)
 
 
 def test_workdir_vanishes(trainer: Trainer, expected: Path, tmp_path: Path) -> None:
-    ended = injected.vanished(trainer, tmp_path / 'run', expected)
+    ended = storage.vanished(trainer, tmp_path / 'run', expected)
     assert 'Not a directory' in ended.err
     assert len(ended.err.splitlines()) <= 3
 
@@ -40,17 +49,17 @@ def test_workdir_vanishes(trainer: Trainer, expected: Path, tmp_path: Path) -> N
 @pytest.mark.slow
 def test_full_disk(trainer: Trainer, expected: Path, tmp_path: Path) -> None:
     (tmp_path / 'probe').mkdir()
-    if not injected.can_mount(tmp_path / 'probe'):
+    if not storage.can_mount(tmp_path / 'probe'):
         pytest.skip('needs unshare and nsenter, and leave to mount')
-    ended = injected.full_disk(trainer, tmp_path / 'disk', expected)
+    ended = storage.full_disk(trainer, tmp_path / 'disk', expected)
     assert 'No space left on device' in ended.err
     assert len(ended.err.splitlines()) <= 3
-    ended = injected.read_only_disk(trainer, tmp_path / 'read_only')
+    ended = storage.read_only_disk(trainer, tmp_path / 'read_only')
     assert 'Read-only file system' in ended.err
 
 
 def test_second_run_on_a_workdir(trainer: Trainer, tmp_path: Path) -> None:
-    injected.second_run(trainer, tmp_path / 'run')
+    storage.second_run(trainer, tmp_path / 'run')
 
 
 @pytest.mark.parametrize(
