@@ -124,7 +124,7 @@ def fastest_exact(platform: str, k: int, candidates: int) -> str:
     unmeasured and take JAX's own.
     """
     if platform == 'cpu':
-        return 'top_k' if candidates >= 32_768 and k <= candidates // 64 else 'threshold'
+        return 'top_k' if k <= candidates // 128 else 'threshold'
     return 'threshold' if platform == 'tpu' else 'top_k'
 
 

@@ -9,6 +9,8 @@ import argparse
 import functools
 import itertools
 import json
+import os
+import platform
 import statistics
 import sys
 import time
@@ -27,8 +29,8 @@ from dualcl_jax.data.loader import Loader
 from dualcl_jax.data.source import ArraySource
 from dualcl_jax.errors import UserError, exits_cleanly
 from dualcl_jax.losses import info_nce, normalize
-from dualcl_jax.method import build_method
-from dualcl_jax.negatives import SELECTORS
+from dualcl_jax.method import build_method, resolved_selector
+from dualcl_jax.negatives import AUTO, SELECTORS
 from dualcl_jax.parallel import MAPPERS, device_mesh, replicate
 from dualcl_jax.queue import UNKNOWN, Queue, noise_queue
 from dualcl_jax.state import create_train_state
@@ -40,6 +42,7 @@ from experiments import benchmark_data, benchmark_runs
 
 Cases = list[dict[str, Any]]
 Timing = tuple[float, float, float]
+DTYPES = ['float32', 'bfloat16']
 
 
 def compare(functions: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Timing]:
@@ -123,11 +126,12 @@ def step(rounds: int) -> Cases:
 
     mesh = device_mesh()
     functions: dict[str, Callable] = {}
-    for dtype in ('float32', 'bfloat16'):
-        for name, symmetric, selector in (('one-way, all', False, 'all'), ('dual view, top_k', True, 'top_k')):
+    for dtype in DTYPES:
+        for name, symmetric, selector in (('one-way, all', False, 'all'), ('dual view, hardest', True, AUTO)):
             config = cifar10_moco.get_config()
             config.model.width, config.model.dtype = 16, dtype
             config.loss.symmetric, config.negatives.selector = symmetric, selector
+            config.negatives.selector = resolved_selector(config, mesh.devices.flat[0].platform)
             method = build_method(config, total_steps=1000, steps_per_epoch=100, num_devices=mesh.devices.size)
             mapper = MAPPERS[config.parallel.mapper](mesh)
             run = mapper.map(functools.partial(train_step, method))
@@ -196,8 +200,20 @@ RUNS: dict[str, Callable[[argparse.Namespace], Cases]] = {
 }
 
 
+def conditions() -> dict[str, Any]:
+    """What was run, on what."""
+    described = Path('/proc/cpuinfo').read_text() if Path('/proc/cpuinfo').exists() else ''
+    model = next(
+        (line.partition(':')[2].strip() for line in described.splitlines() if line.startswith('model name')), ''
+    )
+    machine = f'{os.cpu_count()} cores of {model or platform.machine()}'
+    own = [argument for argument in sys.argv[1:] if not argument.startswith(('--data_dir', '--peer'))]
+    command = ' '.join(['python -m experiments.benchmark', *own])
+    return {'command': command, 'machine': machine, 'versions': versions()}
+
+
 def show(name: str, cases: Cases) -> None:
-    """Prints the cases as a table, then as a line of JSON."""
+    """Prints the cases as a table, then with their conditions as a line of JSON."""
     about = (BENCHMARKS | RUNS)[name].__doc__
     table = Table(title=f'{name}: {about}', title_justify='left')
     columns = max(cases, key=len)
@@ -207,7 +223,7 @@ def show(name: str, cases: Cases) -> None:
         values = [case.get(column, '') for column in columns]
         table.add_row(*(f'{value:.4g}' if isinstance(value, float) else str(value) for value in values))
     Console().print(table)
-    print(json.dumps({'cases': cases, 'versions': versions()}))
+    print(json.dumps({'cases': cases} | conditions()))
 
 
 @exits_cleanly
@@ -219,6 +235,7 @@ def main() -> int:
     parser.add_argument('--peer', type=Path, help='script of the program that peer compares with')
     parser.add_argument('--peer_python', type=Path, help='the Python that it runs in')
     parser.add_argument('--widths', type=int, nargs='+', default=[16, 64], help='of the networks that peer compares')
+    parser.add_argument('--dtypes', nargs='+', choices=DTYPES, default=DTYPES, help='that peer compares')
     flags = parser.parse_args()
     if flags.rounds < 1:
         raise UserError(f'--rounds={flags.rounds}: must be at least 1')

@@ -35,7 +35,7 @@ def peer(flags: argparse.Namespace) -> Cases:
         if not path.exists():
             raise UserError(f'{path}: not there; correct --peer_python or --peer')
     cases: Cases = []
-    for width, dtype in itertools.product(flags.widths, ('float32', 'bfloat16')):
+    for width, dtype in itertools.product(flags.widths, flags.dtypes):
         limit = BATCH * (STEPS.get(width, 5) + 1)
         theirs = [str(python), str(script), f'--data={data_dir}', f'--width={width}', f'--limit={limit}']
         theirs += ['--epochs=1', *(['--bf16'] if dtype == 'bfloat16' else [])]

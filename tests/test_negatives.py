@@ -170,7 +170,9 @@ def test_resolve_k(k, fraction, size, expected):
     ('platform', 'k', 'candidates', 'name'),
     [
         ('cpu', 1024, 4096, 'threshold'),
-        ('cpu', 1024, 65_536, 'top_k'),
+        ('cpu', 1024, 65_536, 'threshold'),
+        ('cpu', 256, 65_536, 'top_k'),
+        ('cpu', 16, 4096, 'top_k'),
         ('cpu', 16_384, 65_536, 'threshold'),
         ('tpu', 1024, 65_536, 'threshold'),
         ('gpu', 1024, 65_536, 'top_k'),
