@@ -1,9 +1,15 @@
-"""Every test runs on four forced CPU devices with strict ranks and types: no luck with one device, no silent cast."""
+"""Every test runs on four forced CPU devices with strict ranks and types: no luck with one device, no silent cast.
+
+TEST_DEVICES=8 forces another number, for the tests that say so.
+"""
 
 import os
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=4'
+os.environ.setdefault('TEST_DEVICES', '4')
+os.environ['XLA_FLAGS'] = (
+    os.environ.get('XLA_FLAGS', '') + f' --xla_force_host_platform_device_count={os.environ["TEST_DEVICES"]}'
+)
 
 import jax
 import pytest

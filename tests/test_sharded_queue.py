@@ -27,6 +27,7 @@ __all__ = ['given_views']
 AXIS = 'batch'
 B, K, D, SELECTED = 16, 48, 8, 9
 SLOW = pytest.mark.slow
+EIGHT = [SLOW, pytest.mark.skipif(len(jax.devices()) < 8, reason='needs TEST_DEVICES=8')]
 SLOTS, WHOLE = PartitionSpec(AXIS), PartitionSpec()
 QUEUE = Queue(SLOTS, SLOTS, SLOTS, SLOTS, WHOLE, WHOLE)
 
@@ -71,7 +72,9 @@ def differentiated(
 
 
 @pytest.mark.parametrize('selector', SHARDED)
-@pytest.mark.parametrize('devices', [pytest.param(1, marks=SLOW), pytest.param(2, marks=SLOW), 4])
+@pytest.mark.parametrize(
+    'devices', [pytest.param(1, marks=SLOW), pytest.param(2, marks=SLOW), 4, pytest.param(8, marks=EIGHT)]
+)
 def test_contrast(monkeypatch: pytest.MonkeyPatch, devices: int, selector: str) -> None:
     """In several blocks of anchors; the queue empty, nearly so, and full of keys that differ or do not."""
     monkeypatch.setattr(streaming, 'SHARDED_BLOCK_BYTES', 4 * 4 * K // devices)
