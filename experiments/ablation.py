@@ -48,6 +48,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     run.add_argument('--output', type=Path, required=True, metavar='DIR', help='runs, records, tables and plots')
     run.add_argument('--jobs', type=int, default=1, metavar='N', help='runs beside each other')
     run.add_argument('--item', default='0/1', metavar='I/N', help='every N-th run, from the I-th on, I from 0 to N-1')
+    run.add_argument('--arms', help='such as moco,full: of the sweep these alone, for now')
     run.add_argument('--budget', type=int, help='passes through the pair of encoders of a run, in images')
     run.add_argument('--seeds', help='such as 0,1,2, in the place of those of the sweep')
     run.add_argument('--dry_run', action='store_true', help='print the plan and its time, run nothing')
@@ -76,6 +77,17 @@ def changed(sweep: Sweep, flags: argparse.Namespace) -> Sweep:
             raise UserError(f'--seeds={flags.seeds}: give whole numbers from 0, each once, such as 0,1,2')
         sweep = dataclasses.replace(sweep, seeds=tuple(map(int, given)))
     return dataclasses.replace(sweep, budget=sweep.budget if flags.budget is None else flags.budget)
+
+
+def chosen(sweep: Sweep, jobs: list[Job], arms: str | None) -> list[Job]:
+    """The jobs of some arms, 'ARM,ARM'; None for all. Raises UserError where the sweep has no such arm."""
+    if arms is None:
+        return jobs
+    wanted, known = arms.split(','), [arm.name for arm in sweep.arms]
+    for name in wanted:
+        if name not in known:
+            raise UserError(f'--arms={arms}: {name!r} is none of the arms: {", ".join(known)}')
+    return [job for job in jobs if job.arm in wanted]
 
 
 def time_left(jobs: Sequence[Job], records: Sequence[Record], at_once: int) -> float | None:
@@ -109,7 +121,7 @@ def run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
     if flags.jobs < 1:
         raise UserError(f'--jobs={flags.jobs}: must be at least 1')
     sweep = changed(load_sweep(flags.sweep), flags)
-    jobs = plan(sweep, overrides)[item(flags.item)]
+    jobs = chosen(sweep, plan(sweep, overrides), flags.arms)[item(flags.item)]
     found = {job.name: record for job in jobs if (record := read_record(flags.output, job)) is not None}
     if flags.dry_run:
         records = read_all(flags.output, read_plan(flags.output)) if (flags.output / 'sweep.json').exists() else []
