@@ -86,6 +86,7 @@ def test_the_command_on_this_machine(compile_, tmp_path: Path) -> None:
     assert report['roofline_seconds'] is report['roofline_head_seconds'] is None  # speeds of this device are not known
 
 
+@pytest.mark.slow
 def test_sharded_queue_takes_its_share() -> None:
     """K/n slots on a device, and collectives that do not depend on the number of slots; by either mapper."""
     reports = [

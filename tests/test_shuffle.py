@@ -50,6 +50,7 @@ def test_exchange_over_devices(devices: int, groups: int) -> None:
     np.testing.assert_array_equal(back, values)
 
 
+@pytest.mark.slow
 def test_keys_see_other_statistics(given_views) -> None:
     """Four BN groups of two images: the keys of the first step do not depend on the devices, but on the shuffling."""
 

@@ -171,23 +171,22 @@ def whole(tmp_path_factory) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize('form', ['safetensors', 'stablehlo'])
-@given(data=st.data())
+@given(place=st.integers(0, 10**9))
 @settings(max_examples=40, deadline=None)
-def test_a_truncated_file_is_one_error(tmp_path_factory, whole, form, data):
+def test_a_truncated_file_is_one_error(tmp_path_factory, whole, form, place):
     path = tmp_path_factory.getbasetemp() / 'cut'
-    path.write_bytes(whole[form][: data.draw(st.integers(0, len(whole[form]) - 1))])
+    path.write_bytes(whole[form][: place % len(whole[form])])
     with pytest.raises(UserError, match='cut: not a whole export'):
         load_encoder(str(path))
 
 
 @pytest.mark.parametrize('form', ['safetensors', 'stablehlo'])
-@given(data=st.data())
+@given(place=st.integers(0, 10**9), bit=st.integers(0, 7))
 @settings(max_examples=40, deadline=None)
-def test_a_flipped_bit_never_changes_features(tmp_path_factory, whole, form, data):
+def test_a_flipped_bit_never_changes_features(tmp_path_factory, whole, form, place, bit):
     """It is refused, or it is in what does not decide them, such as a version in the provenance."""
-    place, bit = data.draw(st.integers(0, len(whole[form]) - 1)), data.draw(st.integers(0, 7))
     content = bytearray(whole[form])
-    content[place] ^= 1 << bit
+    content[place % len(content)] ^= 1 << bit
     intact, path = (tmp_path_factory.getbasetemp() / name for name in ('intact', 'flipped'))
     intact.write_bytes(whole[form])
     path.write_bytes(content)

@@ -32,10 +32,12 @@ def test_writes_refused_for_a_while(trainer: Trainer, expected: Path, tmp_path: 
     storage.refused_writes(trainer, tmp_path / 'run', expected)
 
 
+@pytest.mark.slow
 def test_disk_is_full_at_the_end(trainer: Trainer, expected: Path, tmp_path: Path) -> None:
     storage.full_at_the_end(trainer, tmp_path / 'run', expected, ['figures/neighbours.png', 'summary.json'])
 
 
+@pytest.mark.slow
 def test_records_refused_to_the_end(trainer: Trainer, expected: Path, tmp_path: Path) -> None:
     storage.refused_records(trainer, tmp_path / 'run', expected)
 
