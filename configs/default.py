@@ -75,7 +75,9 @@ def get_config() -> ConfigDict:
     loss.hardness = 0.0  # β >= 0: a negative of similarity s weighs exp(β·s/τ), 2010.04592; 0: all alike
     loss.symmetric = True  # both views act as query and as key; False: MoCo's one-way loss
     loss.key_weight = 0.0  # w in [0, 1], share of the term anchored at the key
-    loss.key_term = 'batch'  # negatives of that term: batch (other queries of the global batch) | queue
+    # Negatives of that term: batch (other queries of the global batch) | queue (at w = 0.5 it ruined the encoder in the
+    # runs of experiments/README.md: anchor and negatives are constants, so it attracts alone).
+    loss.key_term = 'batch'
     loss.two_tau = False  # differentiate 2τ times the loss (MoCo v3); what is logged stays InfoNCE
     loss.shuffle_keys = False  # keys in other BN groups, on other devices, than their queries (MoCo's shuffling BN)
 
