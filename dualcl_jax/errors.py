@@ -21,6 +21,12 @@ class UserError(Exception):
     """A mistake or condition that the user can mend: its text names the field or path and the remedy."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says; its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def ending(error: BaseException) -> tuple[int, str] | None:
     """The exit status of a program that an exception ends, and what it says on stderr; None for faults of ours.
 

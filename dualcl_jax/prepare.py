@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from dualcl_jax.command_line import Parser
-from dualcl_jax.errors import UserError, exits_cleanly
+from dualcl_jax.errors import UserError, exits_cleanly, first_line
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -49,8 +49,7 @@ def prepare_stock(name: str, data_dir: str) -> str:
         builder = tfds.builder(name, data_dir=data_dir, file_format='array_record')
         builder.download_and_prepare()
     except Exception as error:  # TFDS documents none of what a bad name, a network or a disk raises
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f'--dataset={name}: cannot be prepared ({reason})') from error
+        raise UserError(f'--dataset={name}: cannot be prepared ({first_line(error)})') from error
     return str(builder.data_path)
 
 

@@ -3,6 +3,7 @@
 import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,6 +26,14 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a result, and the kind of device."""
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {'python': platform.python_version(), **found, 'device': jax.devices()[0].device_kind}
+
+
+def processor() -> str:
+    """The name of this machine's, as Linux says it; elsewhere its kind."""
+    about = Path('/proc/cpuinfo')
+    lines = about.read_text().splitlines() if about.exists() else []
+    names = (line.partition(':')[2].strip() for line in lines if line.startswith('model name'))
+    return next(names, platform.machine())
 
 
 def describe_method(

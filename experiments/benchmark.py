@@ -10,7 +10,6 @@ import functools
 import itertools
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -36,7 +35,7 @@ from dualcl_jax.queue import UNKNOWN, Queue, noise_queue
 from dualcl_jax.state import create_train_state
 from dualcl_jax.step import train_step
 from dualcl_jax.streaming import Anchors, contrast_with_queue
-from dualcl_jax.summary import versions
+from dualcl_jax.summary import processor, versions
 from dualcl_jax.views import PRESETS, make_views
 from experiments import benchmark_data, benchmark_runs
 
@@ -202,11 +201,7 @@ RUNS: dict[str, Callable[[argparse.Namespace], Cases]] = {
 
 def conditions() -> dict[str, Any]:
     """What was run, on what."""
-    described = Path('/proc/cpuinfo').read_text() if Path('/proc/cpuinfo').exists() else ''
-    model = next(
-        (line.partition(':')[2].strip() for line in described.splitlines() if line.startswith('model name')), ''
-    )
-    machine = f'{os.cpu_count()} cores of {model or platform.machine()}'
+    machine = f'{os.cpu_count()} cores of {processor()}'
     own = [argument for argument in sys.argv[1:] if not argument.startswith(('--data_dir', '--peer'))]
     command = ' '.join(['python -m experiments.benchmark', *own])
     return {'command': command, 'machine': machine, 'versions': versions()}

@@ -11,7 +11,7 @@ from PIL import Image
 from dualcl_jax.data.encoded import place, stored_size
 from dualcl_jax.data.records import read_split
 from dualcl_jax.data.source import ArraySource, Splits, fingerprint, limit_indices
-from dualcl_jax.errors import UserError
+from dualcl_jax.errors import UserError, first_line
 
 CHUNK = 1024  # records read at once
 RESIZE = 'resize them to one and use data.name=npz, or choose another set'
@@ -71,7 +71,7 @@ def _open(data: Any) -> Any:
     except registered.DatasetNotFoundError as error:
         raise UserError(_not_found(data, folder)) from error
     except Exception as error:  # TFDS documents none of what a bad name or a damaged folder raises
-        raise UserError(f'{_where(data)} cannot be opened ({_first_line(error)}); {_remedy(data)}') from error
+        raise UserError(f'{_where(data)} cannot be opened ({first_line(error)}); {_remedy(data)}') from error
     formats = {format_.value for format_ in builder.info.available_file_formats()}
     if file_adapters.FileFormat.ARRAY_RECORD.value not in formats:
         raise UserError(f'{_where(data)} is stored as {sorted(formats)}, not array_record; {_remedy(data)}')
@@ -135,7 +135,7 @@ def _read_split(data: Any, builder: Any, split: str, limit: int) -> ArraySource:
         raise
     except Exception as error:  # array_record raises a bare RuntimeError, Pillow several kinds
         raise UserError(
-            f'{_where(data)}: split {split!r} cannot be read ({_first_line(error)}); {_remedy(data)}'
+            f'{_where(data)}: split {split!r} cannot be read ({first_line(error)}); {_remedy(data)}'
         ) from error
     if not len(pixels):
         raise UserError(f'{_where(data)}: split {split!r} is empty; {_remedy(data)}')
@@ -149,8 +149,3 @@ def _decode(encoded: bytes, mode: str) -> np.ndarray:
     with Image.open(io.BytesIO(encoded)) as image:
         pixels = np.asarray(image if image.mode == mode else image.convert(mode))
     return pixels[..., None] if mode == 'L' else pixels
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

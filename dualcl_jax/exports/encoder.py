@@ -12,7 +12,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from dualcl_jax.errors import UserError
+from dualcl_jax.errors import UserError, first_line
 from dualcl_jax.models import PATCHES, Encoder, build_encoder
 
 VERSION = 1
@@ -86,7 +86,7 @@ class Description:
         try:
             return build_encoder(ConfigDict(self.architecture))
         except (AttributeError, KeyError, TypeError, UserError) as error:
-            raise ValueError(f'its architecture cannot be built: {first_line(error)}') from error
+            raise ValueError(f'its architecture cannot be built: {reason(error)}') from error
 
     @property
     def step(self) -> int:
@@ -114,7 +114,7 @@ class Description:
         try:
             output, whole = jax.eval_shape(init, jax.random.key(0))
         except Exception as error:  # Flax and JAX raise many types for numbers that make no network
-            raise ValueError(f'its architecture cannot be built: {first_line(error)}') from error
+            raise ValueError(f'its architecture cannot be built: {reason(error)}') from error
         if getattr(output, self.output).shape[1] != self.features:
             raise ValueError('features is not the length of its output')
         return only_parts(whole, self.parts)
@@ -133,10 +133,9 @@ def _numbers(values: Any) -> tuple[float, ...]:
     return numbers
 
 
-def first_line(error: Exception) -> str:
-    """What an exception says, in a line."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+def reason(error: Exception) -> str:
+    """What an exception says, in a short line."""
+    return first_line(error)[:200]
 
 
 def only_parts(variables: Variables, parts: tuple[str, ...]) -> Variables:

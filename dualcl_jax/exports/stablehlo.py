@@ -12,7 +12,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
-from dualcl_jax.exports.encoder import Description, LoadedEncoder, Variables, compute, first_line
+from dualcl_jax.exports.encoder import Description, LoadedEncoder, Variables, compute, reason
 
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 END = b'dualcl-jax-export\n'
@@ -55,7 +55,7 @@ def read(content: bytes) -> LoadedEncoder:
         exported = jax.export.deserialize(bytearray(program))
         found = jax.eval_shape(exported.call, jax.ShapeDtypeStruct((2, side, side, channels), jnp.float32))
     except Exception as error:  # JAX raises many types for one fact
-        raise ValueError(f'its program cannot be used: {first_line(error)}') from error
+        raise ValueError(f'its program cannot be used: {reason(error)}') from error
     if getattr(found, 'shape', None) != (2, description.features) or found.dtype != jnp.float32:
         raise ValueError('its program gives other features than its description')
     return LoadedEncoder(description, jax.jit(exported.call))

@@ -17,7 +17,7 @@ import safetensors
 import safetensors.numpy
 
 from dualcl_jax.errors import UserError
-from dualcl_jax.exports.encoder import Description, LoadedEncoder, Variables, compute, first_line
+from dualcl_jax.exports.encoder import Description, LoadedEncoder, Variables, compute, reason
 
 Tensors = dict[str, np.ndarray]
 
@@ -68,7 +68,7 @@ def read(content: bytes) -> LoadedEncoder:
         tensors = safetensors.numpy.load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], 'little')])
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise ValueError(first_line(error)) from error
+        raise ValueError(reason(error)) from error
     metadata = header.get('__metadata__') or {}
     if 'sha256' not in metadata:
         raise ValueError('no description in its metadata')

@@ -32,6 +32,8 @@ from damaged import damaged_checkpoints  # noqa: E402
 from fuzz import READERS, fuzz  # noqa: E402
 from support import Trainer, killed_at_last, wait_until  # noqa: E402
 
+from dualcl_jax.summary import processor  # noqa: E402
+
 FOLDER = REPOSITORY / 'runs' / 'faults'
 RESULTS = FOLDER / 'results.json'
 PAGE = REPOSITORY / 'docs' / 'reliability.md'
@@ -334,14 +336,6 @@ def conditions(results: dict[str, Result]) -> str:
         f'Last run: {datetime.date.today():%d %B %Y}, {os.cpu_count()} cores of {processor()},\n'
         f'Python {platform.python_version()}, {versions}, other programs beside it, {minutes:.0f} minutes.'
     )
-
-
-def processor() -> str:
-    """Its name, as Linux says it."""
-    for line in Path('/proc/cpuinfo').read_text().splitlines():
-        if line.startswith('model name'):
-            return line.partition(':')[2].strip()
-    return platform.machine()
 
 
 if __name__ == '__main__':
