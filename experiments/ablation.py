@@ -20,7 +20,7 @@ from rich.table import Table
 
 from dualcl_jax.console import duration
 from dualcl_jax.errors import EXIT_STOPPED_BY_SIGNAL, UserError, exits_cleanly
-from experiments.ablation_records import Record, read_all, read_plan, read_record, write_plan
+from experiments.ablation_records import Record, read_all, read_plan, read_record, same_runs, store, write_plan
 from experiments.ablation_runs import run_jobs
 from experiments.ablation_sweep import PLACES, Job, Sweep, load_sweep, plan
 
@@ -49,6 +49,14 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     run.add_argument('--jobs', type=int, default=1, metavar='N', help='runs beside each other')
     run.add_argument('--item', default='0/1', metavar='I/N', help='every N-th run, from the I-th on, I from 0 to N-1')
     run.add_argument('--arms', help='such as moco,full: of the sweep these alone, for now')
+    run.add_argument(
+        '--records',
+        type=Path,
+        action='append',
+        default=[],
+        metavar='DIR',
+        help='of another sweep: take runs that are the same from it; may be given again',
+    )
     run.add_argument('--budget', type=int, help='passes through the pair of encoders of a run, in images')
     run.add_argument('--seeds', help='such as 0,1,2, in the place of those of the sweep')
     run.add_argument('--dry_run', action='store_true', help='print the plan and its time, run nothing')
@@ -123,6 +131,9 @@ def run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
     sweep = changed(load_sweep(flags.sweep), flags)
     jobs = chosen(sweep, plan(sweep, overrides), flags.arms)[item(flags.item)]
     found = {job.name: record for job in jobs if (record := read_record(flags.output, job)) is not None}
+    new = [job for job in jobs if job.name not in found]
+    taken = {name: record for other in flags.records for name, record in same_runs(new, other, sweep.config).items()}
+    found |= taken
     if flags.dry_run:
         records = read_all(flags.output, read_plan(flags.output)) if (flags.output / 'sweep.json').exists() else []
         left = [job for job in jobs if job.name not in found]
@@ -132,6 +143,9 @@ def run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
     command = ['python experiments/ablation.py run', f'experiments/sweeps/{name}.py', f'--budget={sweep.budget}']
     command += [f'--seeds={",".join(map(str, sweep.seeds))}', *(f'--config.{field}' for field in public)]
     write_plan(flags.output, sweep, name, ' '.join(command))
+    for job in new:
+        if job.name in taken:
+            store(flags.output, job, taken[job.name])
     done = {name: record['validation_knn_backbone'] for name, record in found.items()}
     outcome = run_jobs(flags.output, sweep.config, jobs, done, flags.jobs)
     if outcome.done:

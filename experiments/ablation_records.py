@@ -2,15 +2,17 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from etils import epath
 
+from dualcl_jax.config import load_config, override, to_json
 from dualcl_jax.errors import UserError
 from dualcl_jax.metrics import read_records
 from dualcl_jax.output import check_output, write_output
-from experiments.ablation_sweep import PLACES, Job, Sweep
+from experiments.ablation_sweep import PLACES, REPOSITORY, Job, Sweep
 
 Record = dict[str, Any]
 
@@ -65,6 +67,44 @@ def read_all(folder: Path, plan: dict[str, Any]) -> list[Record]:
     return sorted(found, key=lambda record: (order[record['arm']], record['seed']))
 
 
+def same_runs(jobs: Sequence[Job], other: Path, config: str) -> dict[str, Record]:
+    """Records of another sweep whose runs are these, too, whatever their arms are called, by the names of these.
+
+    Two runs are the same if their fields make the same config of the same file.
+
+    Args:
+      jobs: of this sweep.
+      other: the folder of another one.
+      config: the config file of this one, relative to the repository.
+
+    Raises:
+      UserError: the other folder holds no sweep, or a damaged one.
+    """
+    plan = read_plan(other)
+    if plan['config'] != config:
+        return {}
+
+    def run(fields: Sequence[str]) -> str:
+        described = load_config(str(REPOSITORY / config))
+        override(described, fields)
+        return to_json(described)
+
+    stored = {run(record['fields']): record for record in read_all(other, plan)}
+    found = {}
+    for job in jobs:
+        record = stored.get(run(job.stored_fields))
+        if record is not None:
+            origin = f'{plan["name"]}/{record["arm"]}-seed{record["seed"]}'
+            found[job.name] = record | {'arm': job.arm, 'fields': job.stored_fields, 'taken_from': origin}
+    return found
+
+
+def store(folder: Path, job: Job, record: Record) -> None:
+    """Writes the record of a run. Raises UserError where that fails."""
+    path_of(folder, job).parent.mkdir(parents=True, exist_ok=True)
+    _write(path_of(folder, job), record)
+
+
 def write_record(folder: Path, job: Job) -> Record:
     """Stores what came out of a run, from its workdir: accuracies in [0, 1], measured once at the end.
 
@@ -110,7 +150,7 @@ def write_record(folder: Path, job: Job) -> Record:
         'versions': summary['versions'],
         'config': config,
     }
-    _write(path_of(folder, job), record)
+    store(folder, job, record)
     return record
 
 

@@ -6,7 +6,7 @@ Reweighting all negatives by exp(β·s/τ) is the literature's alternative to se
 from experiments.ablation_sweep import Arm, Sweep
 from experiments.sweeps.shared.cifar10 import ALL, BASE, BUDGET, CONFIG, DUAL_VIEW, FEW_SEEDS
 
-K = 'negatives.k=1024'
+K = 'negatives.fraction=0.25'  # 1,024
 
 
 def get_sweep() -> Sweep:

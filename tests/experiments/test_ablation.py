@@ -33,6 +33,9 @@ def get_sweep():
         budget=2 * 32 * 60,
     )
 """
+OTHER = SWEEP.replace("Arm('plain'), Arm('again')", "Arm('new', ('model.dim=8',)), Arm('old')").replace(
+    "baseline='plain'", "baseline='new'"
+)
 
 
 @pytest.fixture(scope='module')
@@ -117,8 +120,21 @@ def test_a_sweep_that_is_stopped_and_killed(start, here, sweep: Path, tmp_path: 
 
     planned = here('run', sweep, f'--output={tmp_path}', '--dry_run')
     assert (planned.status, '6 runs, 4 of them done; time left: about' in planned.out) == (0, True)
-    other = here('run', sweep, f'--output={tmp_path}', '--config.model.dim=8')
-    assert (other.status, 'of a run with other fields (model.dim=8)' in other.err) == (2, True)
+    other_sweep, other = tmp_path / 'other.py', tmp_path / 'other'
+    other_sweep.write_text(OTHER)
+    flags = other_sweep, f'--output={other}', f'--records={tmp_path}'
+    planned = here('run', *flags, '--dry_run')
+    assert (planned.status, '6 runs, 2 of them done' in planned.out, other.exists()) == (0, True, False)
+    assert here('run', *flags, '--arms=old').status == 0
+    for seed in (0, 1):
+        old = json.loads((other / 'records' / f'old-seed{seed}.json').read_text())
+        assert old.pop('taken_from') in [f'twice/{arm}-seed{seed}' for arm in ALIKE]
+        assert old == found[f'plain-seed{seed}'] | {'arm': 'old', 'wall_time_s': old['wall_time_s']} | {
+            name: old[name] for name in ('images_per_second', 'curve')
+        }
+    assert '| `old` | 2 |' in (other / 'table.md').read_text()
+    changed = here('run', sweep, f'--output={tmp_path}', '--config.model.dim=8')
+    assert (changed.status, 'of a run with other fields (model.dim=8)' in changed.err) == (2, True)
 
 
 def test_a_plan_alone(here, sweep: Path, tmp_path: Path) -> None:
