@@ -1,0 +1,20 @@
+"""Plain MoCo and the full method on larger views, for ten epochs of 20,000 images: two and a half times the passes.
+
+That is the budget of the peer program in `experiments/README.md`, and so is the bank of the kNN measurement.
+"""
+
+from experiments.ablation_sweep import Arm, Sweep
+from experiments.sweeps.shared.cifar10 import ALL, BASE, CONFIG, DUAL_VIEW, MORE_SEEDS, hardest
+
+
+def get_sweep() -> Sweep:
+    full = *DUAL_VIEW, *hardest(0.25), 'loss.key_term=batch', 'loss.key_weight=0.5'
+    return Sweep(
+        title='MoCo and the full method, 24 pixels, 200,000 passes',
+        config=CONFIG,
+        base=(*BASE, 'data.image_size=24', 'monitor.bank=0', 'monitor.every_epochs=5'),
+        arms=(Arm('moco', ALL), Arm('full', full)),
+        baseline='moco',
+        seeds=tuple(seed + 10 for seed in MORE_SEEDS),  # fresh: `dual_view.py` chose the method with others
+        budget=200_000,
+    )
