@@ -105,6 +105,11 @@ def store(folder: Path, job: Job, record: Record) -> None:
     _write(path_of(folder, job), record)
 
 
+def by_seed(records: Sequence[Record], arm: str, metric: str) -> dict[int, float]:
+    """The values of a metric of an arm; runs without it are left out."""
+    return {r['seed']: r[metric] for r in records if r['arm'] == arm and r[metric] is not None}
+
+
 def write_record(folder: Path, job: Job) -> Record:
     """Stores what came out of a run, from its workdir: accuracies in [0, 1], measured once at the end.
 

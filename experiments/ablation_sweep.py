@@ -27,12 +27,14 @@ class Arm:
       fields: 'field=value' of the config, on top of the sweep's base.
       x: place on the axis of the sweep's curve, if it has one.
       series: which curve, where there are several.
+      levels: of each factor, where arms combine them: tables then tell what each is worth over the arms that have some.
     """
 
     name: str
     fields: tuple[str, ...] = ()
     x: float | None = None
     series: str = ''
+    levels: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dualcl_jax.output import write_output
-from experiments.ablation_records import Record
+from experiments.ablation_effects import Effect, effects
+from experiments.ablation_records import Record, by_seed
 from experiments.ablation_statistics import CONFIDENCE, Estimate, estimate, excludes_zero, paired
 
 VALIDATION, TEST = 'validation_knn_backbone', 'test_knn_backbone'
@@ -39,11 +40,12 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A sweep's plan, its records, and its arms with a finished run, in the order of the plan."""
+    """A sweep's plan, its records, its arms with a finished run in the order of the plan, and effects of factors."""
 
     sweep: dict[str, Any]
     records: list[Record]
     rows: list[Row]
+    effects: list[Effect]
 
     @property
     def chosen(self) -> Row:
@@ -54,11 +56,6 @@ class Comparison:
     def differences(self) -> list[Estimate]:
         """On validation images, of all arms that could be compared."""
         return [row.validation_difference for row in self.rows if row.validation_difference is not None]
-
-
-def by_seed(records: Sequence[Record], arm: str, metric: str) -> dict[int, float]:
-    """The values of a metric of an arm; runs without it are left out."""
-    return {r['seed']: r[metric] for r in records if r['arm'] == arm and r[metric] is not None}
 
 
 def compare(sweep: dict[str, Any], records: list[Record]) -> Comparison:
@@ -76,7 +73,7 @@ def compare(sweep: dict[str, Any], records: list[Record]) -> Comparison:
         if arm['name'] == sweep['baseline']:
             validation_difference = test_difference = None
         rows.append(Row(arm['name'], arm['x'], arm['series'], validation, validation_difference, test, test_difference))
-    return Comparison(sweep, records, rows)
+    return Comparison(sweep, records, rows, effects(sweep, records, (VALIDATION, TEST)))
 
 
 def write_tables(folder: Path, comparison: Comparison) -> list[str]:
@@ -110,6 +107,10 @@ def markdown(comparison: Comparison) -> str:
     lines = [f'**{comparison.sweep["title"]}**', '']
     lines += ['| arm | n | validation | difference | test | difference |', '|---|---|---|---|---|---|']
     lines += ['| ' + ' | '.join((f'`{row.arm}`', *_cells(row, '±', '−'))) + ' |' for row in comparison.rows]
+    if comparison.effects:
+        lines += ['', 'Effects, over the arms that differ in this alone:', '']
+        lines += ['| changed | pairs | n | validation | test |', '|---|---|---|---|---|']
+        lines += ['| ' + ' | '.join(_effect_cells(effect)) + ' |' for effect in comparison.effects]
     return '\n'.join([*lines, '', *(f'- {note}' for note in notes(comparison))]) + '\n'
 
 
@@ -130,22 +131,31 @@ def _cells(row: Row, plus_minus: str, minus: str) -> list[str]:
     def mean(found: Estimate) -> str:
         return f'{100 * found.mean:.2f}' + (f' {plus_minus} {100 * found.error:.2f}' if found.error is not None else '')
 
-    def signed(value: float) -> str:
-        return f'{100 * value:+.2f}'.replace('-', minus)
-
-    def difference(found: Estimate | None) -> str:
-        if found is None:
-            return ''
-        interval = '' if found.low is None or found.high is None else f' [{signed(found.low)}, {signed(found.high)}]'
-        return signed(found.mean) + interval
-
     return [
         str(row.validation.n),
         mean(row.validation),
-        difference(row.validation_difference),
+        _difference(row.validation_difference, minus),
         mean(row.test),
-        difference(row.test_difference),
+        _difference(row.test_difference, minus),
     ]
+
+
+def _effect_cells(effect: Effect) -> list[str]:
+    n = max((found.n for found in effect.values if found is not None), default=0)
+    differences = [_difference(found, '−') for found in effect.values]
+    return [f'`{effect.level}` for `{effect.instead_of}`', str(effect.pairs), str(n), *differences]
+
+
+def _difference(found: Estimate | None, minus: str) -> str:
+    """In points, with its interval if it has one."""
+
+    def signed(value: float) -> str:
+        return f'{100 * value:+.2f}'.replace('-', minus)
+
+    if found is None:
+        return ''
+    interval = '' if found.low is None or found.high is None else f' [{signed(found.low)}, {signed(found.high)}]'
+    return signed(found.mean) + interval
 
 
 def notes(comparison: Comparison) -> list[str]:

@@ -16,7 +16,12 @@ KEY_TERMS = {
 
 def get_sweep() -> Sweep:
     arms = tuple(
-        Arm(f'{views}-{selection}-key_{term}', VIEWS[views] + SELECTION[selection] + KEY_TERMS[term])
+        Arm(
+            f'{views}-{selection}-key_{term}',
+            VIEWS[views] + SELECTION[selection] + KEY_TERMS[term],
+            # What a method is worth beside one that ruins the encoder says nothing of it.
+            levels=(views, selection, f'key_{term}') if term != 'queue' else (),
+        )
         for views, selection, term in product(VIEWS, SELECTION, KEY_TERMS)
     )
     return Sweep(

@@ -13,7 +13,10 @@ from experiments.ablation_tables import compare, latex, markdown, notes, write_t
 
 SWEEP = {
     'title': 'Which is better',
-    'arms': [{'name': name, 'x': x, 'series': ''} for name, x in (('base_line', 1.0), ('worse', 2.0), ('same', None))],
+    'arms': [
+        {'name': name, 'x': x, 'series': '', 'levels': ()}
+        for name, x in (('base_line', 1.0), ('worse', 2.0), ('same', None))
+    ],
     'baseline': 'base_line',
     'seeds': [0, 1, 2],
     'x_label': 'x',
@@ -72,6 +75,36 @@ def test_arms_without_a_pair_or_without_labels_are_told_apart() -> None:
 def test_measuring_on_test_images_is_said(records) -> None:
     records[0]['validation_images'] = False
     assert 'No validation images' in markdown(compare(SWEEP, records))
+
+
+def test_effects_of_factors() -> None:
+    """a is worth 2 points without b and 4 with it, or 3 and 3; b 1 and 3, or 2 and 2. The third seed lacks an arm."""
+    arms = {'': 0.40, 'a': 0.42, 'b': 0.41, 'ab': 0.45}
+    second = {'': 0.30, 'a': 0.33, 'b': 0.32, 'ab': 0.35}
+    sweep = SWEEP | {
+        'arms': [
+            {
+                'name': f'arm_{arm}',
+                'x': None,
+                'series': '',
+                'levels': ('+a' if 'a' in arm else '-a', '+b' if 'b' in arm else '-b'),
+            }
+            for arm in arms
+        ]
+        + [{'name': 'apart', 'x': None, 'series': '', 'levels': ()}],
+        'baseline': 'arm_',
+    }
+    records = [record(f'arm_{arm}', seed, run[arm]) for seed, run in enumerate((arms, second)) for arm in arms]
+    records += [record('arm_', 2, 0.5), record('arm_a', 2, 0.9), record('arm_b', 2, 0.9), record('apart', 0, 0.1)]
+    found = compare(sweep, records).effects
+    assert [(effect.level, effect.instead_of, effect.pairs) for effect in found] == [('+a', '-a', 2), ('+b', '-b', 2)]
+    for effect, mean in zip(found, (0.03, 0.02), strict=True):
+        for values in effect.values:
+            assert values is not None
+            assert values.n == 2
+            assert values[1:] == pytest.approx((mean, 0.0, mean, mean))
+    assert '| `+a` for `-a` | 2 | 2 | +3.00 [+3.00, +3.00] |' in markdown(compare(sweep, records))
+    assert compare(SWEEP, records).effects == []
 
 
 def test_other_budgets_are_said(records) -> None:
