@@ -108,7 +108,7 @@ def curves(comparison: Comparison) -> Figure:
             error = np.array([100 * (each.error or 0.0) for _, each in found if each])
             colour = CLASS_COLOURS[number % len(CLASS_COLOURS)]
             style = ('-', '--', ':')[number // len(CLASS_COLOURS) % 3]
-            axes.plot(xs, means, color=colour, linestyle=style, linewidth=1.4, label=row.arm)
+            axes.plot(xs, means, color=colour, linestyle=style, linewidth=1.4, marker='.', label=row.arm)
             axes.fill_between(xs, means - error, means + error, color=colour, alpha=0.15, linewidth=0)
         axes.set_xlabel(called)
     panels[0].set_ylabel('kNN accuracy in %, validation images')
