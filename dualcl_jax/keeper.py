@@ -124,10 +124,10 @@ def start(*arguments: Any, **options: Any) -> 'Kept':
         start_new_session=True,  # Ctrl-C is for the others
     )
     assert process.stdout is not None
-    assert process.stderr is not None
     port = process.stdout.readline()
     if not port:
-        raise RuntimeError(process.stderr.read().strip().splitlines()[-1])
+        _, words = process.communicate()
+        raise RuntimeError(words.strip().splitlines()[-1])
     return Kept(int(port), process)
 
 
