@@ -24,7 +24,7 @@ class Effect(NamedTuple):
 
 
 def effects(sweep: dict[str, Any], records: Sequence[Record], metrics: Sequence[str]) -> list[Effect]:
-    """Main effects of all levels of the arms that have some; none where the baseline has none.
+    """Main effects of all levels of the arms that have some; none where no pair differs in it alone.
 
     Seeds are what is independent: with n of them an interval has n - 1 degrees of freedom, however many pairs.
     """
@@ -35,6 +35,8 @@ def effects(sweep: dict[str, Any], records: Sequence[Record], metrics: Sequence[
         for level in dict.fromkeys(levels[place] for levels in names if levels[place] != usual):
             others = {levels: (*levels[:place], usual, *levels[place + 1 :]) for levels in names}
             pairs = [(names[a], names[b]) for a, b in others.items() if a[place] == level and b in names]
+            if not pairs:
+                continue
             values = [estimate(_differences(records, pairs, metric)) for metric in metrics]
             found.append(Effect(level, usual, len(pairs), values))
     return found

@@ -8,11 +8,11 @@ from typing import Any
 
 from etils import epath
 
-from dualcl_jax.config import load_config, override, to_json
+from dualcl_jax.config import to_json
 from dualcl_jax.errors import UserError
 from dualcl_jax.metrics import read_records
 from dualcl_jax.output import check_output, write_output
-from experiments.ablation_sweep import PLACES, REPOSITORY, Job, Sweep
+from experiments.ablation_sweep import PLACES, Job, Sweep, configured
 
 Record = dict[str, Any]
 
@@ -85,9 +85,7 @@ def same_runs(jobs: Sequence[Job], other: Path, config: str) -> dict[str, Record
         return {}
 
     def run(fields: Sequence[str]) -> str:
-        described = load_config(str(REPOSITORY / config))
-        override(described, fields)
-        return to_json(described)
+        return to_json(configured(config, fields))
 
     stored = {run(record['fields']): record for record in read_all(other, plan)}
     found = {}

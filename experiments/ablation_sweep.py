@@ -115,7 +115,17 @@ def load_sweep(path: str) -> Sweep:
             raise UserError(f'{path}: arm {name!r}: names are of letters, digits, _, . and -, each once')
     if sweep.baseline not in names:
         raise UserError(f'{path}: baseline {sweep.baseline!r} is none of the arms: {", ".join(names)}')
+    levels = [arm.levels for arm in sweep.arms if arm.levels]
+    if len(set(levels)) < len(levels) or len({len(each) for each in levels}) > 1:
+        raise UserError(f'{path}: levels: give each arm that has some a level of every factor, no two arms the same')
     return sweep
+
+
+def configured(path: str, fields: Sequence[str]) -> ConfigDict:
+    """A config file, named from the repository, with 'field=value' set. Raises UserError for a field that cannot be."""
+    config = load_config(str(REPOSITORY / path))
+    override(config, fields)
+    return config
 
 
 def plan(sweep: Sweep, overrides: Sequence[str]) -> list[Job]:
@@ -132,11 +142,10 @@ def plan(sweep: Sweep, overrides: Sequence[str]) -> list[Job]:
     for seed in sweep.seeds:
         for arm in sweep.arms:
             fields = (*sweep.base, *arm.fields, *overrides)
-            config = load_config(str(REPOSITORY / sweep.config))
             own = [field for field in fields if field.partition('=')[0] in OF_THE_SWEEP]
             if own:
                 raise UserError(f'arm {arm.name}: {own[0]}: seeds and length are those of the sweep; leave it out')
-            override(config, fields)
+            config = configured(sweep.config, fields)
             steps, passes = length(config, sweep.budget)
             fields = (*fields, f'seed={seed}', f'train.steps={steps}')
             override(config, fields[-2:])

@@ -3,13 +3,13 @@
 from itertools import product
 
 from experiments.ablation_sweep import Arm, Sweep
-from experiments.sweeps.shared.cifar10 import ALL, BASE, BUDGET, CONFIG, DUAL_VIEW, MORE_SEEDS, hardest
+from experiments.sweeps.shared.cifar10 import ALL, BASE, BUDGET, CONFIG, DUAL_VIEW, KEY_TERM, MORE_SEEDS, hardest
 
 VIEWS = {'one_way': (), 'dual_view': DUAL_VIEW}
 SELECTION = {'all': ALL, 'hardest': hardest(0.25)}
 KEY_TERMS = {
     'none': (),
-    'batch': ('loss.key_term=batch', 'loss.key_weight=0.5'),
+    'batch': KEY_TERM,
     'queue': ('loss.key_term=queue', 'loss.key_weight=0.5'),
 }
 

@@ -4,11 +4,11 @@ That is the budget of the peer program in `experiments/README.md`, and so is the
 """
 
 from experiments.ablation_sweep import Arm, Sweep
-from experiments.sweeps.shared.cifar10 import ALL, BASE, CONFIG, DUAL_VIEW, MORE_SEEDS, hardest
+from experiments.sweeps.shared.cifar10 import ALL, BASE, CONFIG, DUAL_VIEW, KEY_TERM, MORE_SEEDS, hardest
 
 
 def get_sweep() -> Sweep:
-    full = *DUAL_VIEW, *hardest(0.25), 'loss.key_term=batch', 'loss.key_weight=0.5'
+    full = *DUAL_VIEW, *hardest(0.25), *KEY_TERM
     return Sweep(
         title='MoCo and the full method, 24 pixels, 200,000 passes',
         config=CONFIG,

@@ -6,15 +6,16 @@ Reweighting all negatives by exp(β·s/τ) is the literature's alternative to se
 from experiments.ablation_sweep import Arm, Sweep
 from experiments.sweeps.shared.cifar10 import ALL, BASE, BUDGET, CONFIG, DUAL_VIEW, FEW_SEEDS
 
-K = 'negatives.fraction=0.25'  # 1,024
+SHARE = 'negatives.fraction=0.25'  # 1,024 of 4,096
 
 
 def get_sweep() -> Sweep:
-    arms = [Arm('all', ALL), Arm('top_k', ('negatives.selector=auto', K))]
+    arms = [Arm('all', ALL), Arm('top_k', ('negatives.selector=auto', SHARE))]
     arms += [
-        Arm(f'ring_after_{skip}', ('negatives.selector=ring', K, f'negatives.skip={skip}')) for skip in (41, 128, 410)
+        Arm(f'ring_after_{skip}', ('negatives.selector=ring', SHARE, f'negatives.skip={skip}'))
+        for skip in (41, 128, 410)
     ]
-    arms.append(Arm('random', ('negatives.selector=random', K)))
+    arms.append(Arm('random', ('negatives.selector=random', SHARE)))
     arms += [Arm(f'reweighted_{beta}', (*ALL, f'loss.hardness={beta}')) for beta in (0.25, 0.5, 1.0)]
     return Sweep(
         title='Selectors at equal k, and reweighting by hardness',

@@ -94,6 +94,11 @@ def test_plans_that_cannot_be(arms: list[Arm], overrides: list[str], budget: int
         ('def get_sweep(): return SWEEP((Arm("a b"),), "a b")', "arm 'a b'"),
         ('def get_sweep(): return SWEEP((Arm("a"), Arm("a")), "a")', 'each once'),
         ('def get_sweep(): return SWEEP((Arm("a"),), "b")', "baseline 'b' is none of the arms: a"),
+        ('def get_sweep(): return SWEEP((Arm("a", levels=("x",)), Arm("b", levels=("x",))), "a")', 'levels: give each'),
+        (
+            'def get_sweep(): return SWEEP((Arm("a", levels=("x",)), Arm("b", levels=("x", "y"))), "a")',
+            'levels: give each',
+        ),
     ],
 )
 def test_files_that_are_no_sweep(tmp_path: Path, text: str, said: str) -> None:

@@ -104,7 +104,8 @@ def test_effects_of_factors() -> None:
             assert values.n == 2
             assert values[1:] == pytest.approx((mean, 0.0, mean, mean))
     assert '| `+a` for `-a` | 2 | 2 | +3.00 [+3.00, +3.00] |' in markdown(compare(sweep, records))
-    assert compare(SWEEP, records).effects == []
+    alone = sweep | {'arms': [arm for arm in sweep['arms'] if arm['name'] in ('arm_', 'arm_ab')]}
+    assert compare(alone, records).effects == compare(SWEEP, records).effects == []
 
 
 def test_other_budgets_are_said(records) -> None:

@@ -28,6 +28,7 @@ UNTUNED = (
 BASE = *UNTUNED, 'optimizer.learning_rate=0.03'
 DUAL_VIEW = 'loss.symmetric=True', 'train.batch_size=64'
 """Of half as many images, whose both views are queries: steps, passes and keys a step are those of one-way arms."""
+KEY_TERM = 'loss.key_term=batch', 'loss.key_weight=0.5'
 ALL = ('negatives.selector=all',)
 FEW_SEEDS, MORE_SEEDS = (0, 1, 2), (0, 1, 2, 3, 4)
 
