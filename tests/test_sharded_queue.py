@@ -145,10 +145,10 @@ def test_checkpoints_and_hash(tmp_path: Path) -> None:
         ('top_k', 'queue', 'shard_map', 4),
         ('threshold', 'batch', 'pmap', 2),
         *(
-            pytest.param(selector, 'batch', mapper, devices, marks=SLOW)
+            pytest.param(selector, 'batch', mapper, devices, marks=EIGHT if devices == 8 else SLOW)
             for selector in ('all', 'top_k')
             for mapper in ('pmap', 'shard_map')
-            for devices in (1, 2, 4)
+            for devices in (1, 2, 4, 8)
         ),
     ],
 )
