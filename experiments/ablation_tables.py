@@ -110,19 +110,35 @@ def markdown(comparison: Comparison) -> str:
     if comparison.effects:
         lines += ['', 'Effects, over the arms that differ in this alone:', '']
         lines += ['| changed | pairs | n | validation | test |', '|---|---|---|---|---|']
-        lines += ['| ' + ' | '.join(_effect_cells(effect)) + ' |' for effect in comparison.effects]
+        for effect in comparison.effects:
+            changed = f'`{effect.level}` for `{effect.instead_of}`'
+            lines.append('| ' + ' | '.join((changed, *_effect_cells(effect, '−'))) + ' |')
     return '\n'.join([*lines, '', *(f'- {note}' for note in notes(comparison))]) + '\n'
 
 
 def latex(comparison: Comparison) -> str:
-    """The table for a paper; it needs the package booktabs. The notes are comments."""
+    """The tables for a paper; they need the package booktabs. The notes are comments."""
     lines = [f'% {note}' for note in (comparison.sweep['title'], *notes(comparison))]
-    lines += [r'\begin{tabular}{lrrrrr}', r'\toprule']
-    lines += [r'arm & $n$ & validation & difference & test & difference \\', r'\midrule']
-    for row in comparison.rows:
-        name = row.arm.replace('_', r'\_')
-        lines.append(' & '.join((name, *_cells(row, r'$\pm$', '$-$'))) + r' \\')
-    return '\n'.join([*lines, r'\bottomrule', r'\end{tabular}']) + '\n'
+    columns = ('arm', '$n$', 'validation', 'difference', 'test', 'difference')
+    lines += _tabular(columns, [[row.arm, *_cells(row, r'$\pm$', '$-$')] for row in comparison.rows])
+    if comparison.effects:
+        rows = [
+            [f'{effect.level} for {effect.instead_of}', *_effect_cells(effect, '$-$')] for effect in comparison.effects
+        ]
+        lines += ['', *_tabular(('changed', 'pairs', '$n$', 'validation', 'test'), rows)]
+    return '\n'.join(lines) + '\n'
+
+
+def _tabular(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a LaTeX table whose first column holds names."""
+    lines = [
+        r'\begin{tabular}{l' + 'r' * (len(columns) - 1) + '}',
+        r'\toprule',
+        ' & '.join(columns) + r' \\',
+        r'\midrule',
+    ]
+    lines += [' & '.join((name.replace('_', r'\_'), *cells)) + r' \\' for name, *cells in rows]
+    return [*lines, r'\bottomrule', r'\end{tabular}']
 
 
 def _cells(row: Row, plus_minus: str, minus: str) -> list[str]:
@@ -140,10 +156,10 @@ def _cells(row: Row, plus_minus: str, minus: str) -> list[str]:
     ]
 
 
-def _effect_cells(effect: Effect) -> list[str]:
+def _effect_cells(effect: Effect, minus: str) -> list[str]:
+    """How many pairs and seeds, and the differences as text."""
     n = max((found.n for found in effect.values if found is not None), default=0)
-    differences = [_difference(found, '−') for found in effect.values]
-    return [f'`{effect.level}` for `{effect.instead_of}`', str(effect.pairs), str(n), *differences]
+    return [str(effect.pairs), str(n), *(_difference(found, minus) for found in effect.values)]
 
 
 def _difference(found: Estimate | None, minus: str) -> str:

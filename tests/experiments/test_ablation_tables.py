@@ -58,6 +58,7 @@ def test_what_is_worse_is_shown_as_what_is_better(records) -> None:
     assert '| `worse` | 3 | 44.00 ± 0.58 | −3.00 [−5.48, −0.52] | 43.00 ± 0.58 | −3.00 [−5.48, −0.52] |' in text
     assert r'worse & 3 & 44.00 $\pm$ 0.58 & $-$3.00 [$-$5.48, $-$0.52]' in latex(found)
     assert r'base\_line & 3' in latex(found)
+    assert latex(found).count('tabular') == 2
     said = '\n'.join(notes(found))
     assert '1 comparisons with base_line; intervals that exclude 0 on validation images: 1.' in said
     assert 'if nothing made a difference, 0.05 would' in said
@@ -104,6 +105,7 @@ def test_effects_of_factors() -> None:
             assert values.n == 2
             assert values[1:] == pytest.approx((mean, 0.0, mean, mean))
     assert '| `+a` for `-a` | 2 | 2 | +3.00 [+3.00, +3.00] |' in markdown(compare(sweep, records))
+    assert r'+a for -a & 2 & 2 & +3.00 [+3.00, +3.00] & +3.00 [+3.00, +3.00] \\' in latex(compare(sweep, records))
     alone = sweep | {'arms': [arm for arm in sweep['arms'] if arm['name'] in ('arm_', 'arm_ab')]}
     assert compare(alone, records).effects == compare(SWEEP, records).effects == []
 
