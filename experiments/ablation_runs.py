@@ -81,8 +81,7 @@ def run_jobs(folder: Path, config: str, jobs: Sequence[Job], done: dict[str, flo
     outcome = Outcome(dict(done), {}, [])
     waiting = [job for job in jobs if job.name not in done]
     running: list[Running] = []
-    for name in ('logs', 'records'):
-        (folder / name).mkdir(parents=True, exist_ok=True)
+    (folder / 'logs').mkdir(parents=True, exist_ok=True)
     with Signals() as signals, _shown(folder, jobs, outcome, running) as show, _ended(running):
         obeyed = 0
         while running or (waiting and not signals.count):
