@@ -1,9 +1,10 @@
-"""What the loss finds hard: the negatives that anchors select from the queue, and the loss of single images.
+"""What the loss finds hard: the negatives that anchors select from the queue, their weight, and the loss of images.
 
 Encoders run in evaluation mode. In training an anchor is a view, and batch statistics are those of its batch.
 """
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from dualcl_jax import randomness
 from dualcl_jax.data import Source
-from dualcl_jax.losses import Contrast, info_nce, normalize
+from dualcl_jax.losses import Contrast, cosine, info_nce, normalize
 from dualcl_jax.method import Method
 from dualcl_jax.negatives import Selector, allowed_slots
 from dualcl_jax.queue import UNKNOWN, Queue, batch_queue, valid
@@ -131,6 +132,59 @@ def image_losses(
       of_training: whether they are training images, which the queue may hold.
     """
     losses = []
+    for anchors in _view_pairs(method, state, source, images):
+        ids = jnp.asarray(anchors.ids if of_training else np.full(BLOCK, NO_IMAGE), jnp.int32)
+        contrast, _ = _contrast(method, state, queue, k, anchors.queries, anchors.keys, ids)
+        losses.append(np.asarray(contrast.loss)[: anchors.asked])
+    return np.concatenate(losses)
+
+
+def softmax_shares(
+    method: Method,
+    state: TrainState,
+    train: Source,
+    images: NDArray,
+    queue: Queue,
+    parts: Sequence[int],
+    temperature: float,
+) -> NDArray[np.float64]:
+    """[len(parts)] the share of the softmax that the hardest 1/part of a query's negatives hold, nothing selected.
+
+    A negative of cosine s weighs exp(s/τ) among all allowed ones: that is its share of what pushes the query away
+    (1807.03748). Each is the mean over images, each one a view as in `image_losses`.
+
+    Args:
+      method: of the run.
+      state: of a checkpoint.
+      train: the training split.
+      images: [n] indices into it.
+      queue: of `negatives_of`.
+      parts: such as 4 for the hardest quarter; rounded down to whole negatives, at least one.
+      temperature: τ > 0.
+    """
+    shares = []
+    for anchors in _view_pairs(method, state, train, images):
+        ids = jnp.asarray(anchors.ids, jnp.int32)
+        allowed = allowed_slots(valid(queue), queue.ids, ids, mask_same_image=method.mask_same_image)
+        similarities = np.asarray(cosine(anchors.queries, queue.keys), np.float64)
+        for row, candidates in zip(similarities[: anchors.asked], np.asarray(allowed), strict=False):
+            hardest = -np.sort(-row[candidates])
+            held = np.cumsum(np.exp((hardest - hardest[0]) / temperature))
+            shares.append([held[max(len(held) // part, 1) - 1] / held[-1] for part in parts])
+    return np.mean(shares, axis=0)
+
+
+class _ViewPairs(NamedTuple):
+    """A block of images [BLOCK], the first `asked` of which are asked for: ids, and queries and keys [BLOCK, D]."""
+
+    asked: int
+    ids: NDArray
+    queries: jax.Array
+    keys: jax.Array
+
+
+def _view_pairs(method: Method, state: TrainState, source: Source, images: NDArray) -> Iterator[_ViewPairs]:
+    """Of each image [n] one view as query and another as key, drawn by the image's place in `images`."""
     for start in range(0, len(images), BLOCK):
         chosen = images[start : start + BLOCK]
         padded = _fill(chosen)
@@ -139,10 +193,7 @@ def image_losses(
         views = _make_views(rngs, source.images(padded), method.views, method.image_size)
         queries = _embed_block(method, state.variables, views[0], True)
         keys = _embed_block(method, state.momentum_variables, views[1], False)
-        ids = jnp.asarray(padded if of_training else np.full(BLOCK, NO_IMAGE), jnp.int32)
-        contrast, _ = _contrast(method, state, queue, k, queries, keys, ids)
-        losses.append(np.asarray(contrast.loss)[: len(chosen)])
-    return np.concatenate(losses)
+        yield _ViewPairs(len(chosen), padded, queries, keys)
 
 
 def _embed_images(

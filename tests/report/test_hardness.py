@@ -6,7 +6,7 @@ import pytest
 from random_run import STEP, random_run, subject_of
 
 from dualcl_jax import randomness
-from dualcl_jax.report.hardness import hardest_negatives, image_losses, negatives_of
+from dualcl_jax.report.hardness import hardest_negatives, image_losses, negatives_of, softmax_shares
 from dualcl_jax.step import standardize
 from dualcl_jax.views import make_views
 
@@ -115,3 +115,21 @@ def test_losses_are_info_nce_of_two_views(tmp_path, of_training):
         hardest = -np.sort(-(queue.keys[allowed].astype(np.float64) @ anchor))[:k]
         logits = np.append(anchor @ positive, hardest) / method.temperature
         assert loss == pytest.approx(np.log(np.exp(logits - logits[0]).sum()), abs=2e-4)
+
+
+def test_the_share_of_the_softmax_that_the_hardest_hold(tmp_path):
+    """Of a query's allowed keys, in float64; the images do not fill a block."""
+    run, _ = subject_of(random_run(tmp_path, TINY))
+    queue, method, train = run.state.queue, run.method, run.splits.train
+    images, parts = np.append(queue.ids[:2], np.arange(10, 30)).astype(np.int64), (1, 3, 10**6)
+    found = softmax_shares(method, run.state, train, images, queue, parts, 0.3)
+    keys = randomness.example_keys(method.seed, randomness.VIEWS, np.int32(STEP), np.arange(22, dtype=np.int32))
+    views = jax.jit(make_views, static_argnums=(2, 3))(keys, train.images(images), method.views, method.image_size)
+    expected = []
+    for query, image in zip(embed(run, run.state.variables, views[0]), images, strict=True):
+        allowed = (np.arange(queue.size) < queue.filled) & (queue.ids != image)
+        weights = np.sort(np.exp(queue.keys[allowed].astype(np.float64) @ query / 0.3))[::-1]
+        expected.append([weights[: len(weights) // 3].sum() / weights.sum(), weights[0] / weights.sum()])
+    assert found[0] == pytest.approx(1)
+    assert found[1:] == pytest.approx(np.mean(expected, axis=0), rel=1e-5)
+    assert 1 / 3 < found[1] < 1

@@ -1,0 +1,79 @@
+"""How much of the softmax the hardest negatives hold by themselves: what is left for selecting them to change.
+
+    python experiments/softmax_share.py --workdir=DIR [--workdir=DIR ...]
+
+For finished runs with a queue: the share of the sum of exp(s/τ) over a query's negatives that its hardest 1/64 to 1/2
+hold, mean of `IMAGES` training images, encoders in evaluation mode; by the run's own τ, and by two and four times that.
+The last line is JSON.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from dualcl_jax import runtime
+from dualcl_jax.command_line import Parser
+from dualcl_jax.data import load
+from dualcl_jax.errors import UserError, exits_cleanly
+from dualcl_jax.finished import open_finished
+from dualcl_jax.report.hardness import softmax_shares
+
+IMAGES = 1000
+PARTS = (64, 32, 16, 8, 4, 2)
+TIMES = (1, 2, 4)
+"""The run's temperature."""
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Flags. Raises UserError where one is unknown or missing."""
+    parser = Parser(
+        prog='python experiments/softmax_share.py',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument('--workdir', action='append', required=True, help='of a finished run; may be given again')
+    return parser.parse_args(arguments)
+
+
+def shares_of(workdir: str) -> list[dict[str, float]]:
+    """For each temperature: `temperature`, and the share of the hardest 1/part under the name of each part.
+
+    Raises:
+      UserError: no run, or one whose negatives come from the batch or whose queue holds nothing.
+    """
+    run = open_finished(workdir)
+    queue = run.state.queue
+    if queue is None or not int(queue.filled):
+        raise UserError(f'--workdir={workdir}: it has no queue of keys; name a run with queue.size above 0')
+    train = load(run.config.data, validate=False).train
+    images = np.random.default_rng(0).permutation(len(train))[:IMAGES]
+    found = []
+    for times in TIMES:
+        temperature = times * run.method.temperature
+        shares = softmax_shares(run.method, run.state, train, images, queue, PARTS, temperature)
+        found.append({'temperature': temperature} | {f'1/{p}': float(s) for p, s in zip(PARTS, shares, strict=True)})
+    return found
+
+
+@exits_cleanly
+def main() -> int:
+    flags = parse(sys.argv[1:])
+    runtime.start(None, None, None)
+    cases = [{'workdir': workdir} | shares for workdir in flags.workdir for shares in shares_of(workdir)]
+    table = Table('workdir', 'τ', *(f'1/{part}' for part in PARTS), title='Share of the softmax over all negatives')
+    for case in cases:
+        held = (f'{100 * case[f"1/{part}"]:.1f} %' for part in PARTS)
+        table.add_row(case['workdir'], f'{case["temperature"]:g}', *held)
+    Console().print(table)
+    print(json.dumps({'cases': cases}))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

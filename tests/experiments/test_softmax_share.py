@@ -1,0 +1,53 @@
+"""The program around `softmax_shares`, which `tests/report/test_hardness.py` holds against its definition."""
+
+import json
+import sys
+
+import pytest
+from random_run import random_run
+
+from dualcl_jax import runtime
+from experiments import softmax_share
+
+TINY = 'model.name=tiny'
+
+
+@pytest.fixture
+def program(monkeypatch, capsys):
+    """Runs it with flags, and returns its exit status, what it prints and what it says of errors."""
+    monkeypatch.setattr(runtime, 'start', lambda *arguments: None)
+
+    def run(*flags):
+        monkeypatch.setattr(sys, 'argv', ['softmax_share.py', *flags])
+        status = softmax_share.main()
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return run
+
+
+def test_shares_grow_with_the_part_and_fall_with_the_temperature(monkeypatch, tmp_path, program):
+    found = random_run(tmp_path, TINY)
+    monkeypatch.setattr(softmax_share, 'open_finished', lambda workdir: found)
+    status, printed, _ = program('--workdir=a', '--workdir=b')
+    cases = json.loads(printed.splitlines()[-1])['cases']
+    assert status == 0
+    assert [case.pop('workdir') for case in cases] == 3 * ['a'] + 3 * ['b']
+    assert cases[:3] == cases[3:]
+    by_part = [[case[f'1/{part}'] for part in softmax_share.PARTS] for case in cases[:3]]
+    assert all(shares == sorted(shares) for shares in by_part)
+    assert all(a > b for a, b in zip(by_part[0], by_part[1], strict=True))
+    assert by_part[2][-1] > 0.5
+
+
+def test_a_run_without_a_queue(monkeypatch, tmp_path, program):
+    found = random_run(tmp_path, TINY, 'queue.size=0')
+    monkeypatch.setattr(softmax_share, 'open_finished', lambda workdir: found)
+    status, _, said = program('--workdir=a')
+    assert status == 2
+    assert said == 'error: --workdir=a: it has no queue of keys; name a run with queue.size above 0\n'
+
+
+def test_mistakes(tmp_path, program):
+    assert program(f'--workdir={tmp_path}')[0] == 2
+    assert program()[0] == 2
