@@ -51,7 +51,7 @@ def bars(comparison: Comparison) -> Figure:
     left.set_xlabel('kNN accuracy in % (axis cut)' if lowest > 0.1 else 'kNN accuracy in %')
     right.set_xlabel(f'difference from {comparison.sweep["baseline"]} in points')
     right.axvline(0, color=MUTED, linewidth=0.8)
-    left.legend(frameon=False, fontsize=8)
+    figure.legend(loc='outside upper left', ncols=2, frameon=False, fontsize=8)
     return figure
 
 
