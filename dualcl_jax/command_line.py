@@ -1,13 +1,23 @@
-"""What the programs of `python -m dualcl_jax...` share: a mistake in their flags is a line, and no traceback."""
+"""What the programs have in common: a mistake in their flags is a line, and no traceback."""
 
 import argparse
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from dualcl_jax.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises `UserError` where argparse would print its usage; `prog` must be the command."""
+    """An argument parser that raises `UserError` where argparse would print its usage.
+
+    Args:
+      prog: the command, as it is typed.
+      description: what it does; its lines stay as they are.
+      options: further ones of `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, prog: str, description: str | None = None, **options: Any) -> None:
+        form = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=prog, description=description, formatter_class=form, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f'{message}\nsee {self.prog} --help')

@@ -19,12 +19,7 @@ from dualcl_jax.errors import exits_cleanly
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Flags, and the overrides of config fields as 'field=value'. Raises UserError where one is unknown or missing."""
-    parser = Parser(
-        prog='python -m dualcl_jax.compile',
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser('python -m dualcl_jax.compile', __doc__)
     parser.add_argument('--config', required=True, help='a configuration file, such as configs/cifar10.py')
     parser.add_argument('--topology', help='such as v5e:4x4; without it, the devices of this machine')
     flags, rest = parser.parse_known_args(arguments)

@@ -23,11 +23,9 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
       UserError: an unknown or missing flag.
     """
     parser = Parser(
-        prog='python -m dualcl_jax.evaluate',
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        'python -m dualcl_jax.evaluate',
+        __doc__,
         epilog='dualcl_jax/evaluators/settings.py documents every setting of the protocols.',
-        allow_abbrev=False,
     )
     parser.add_argument('--workdir', help='folder of a run, local or remote')
     parser.add_argument('--exported', metavar='FILE', help='a file of python -m dualcl_jax.export')

@@ -17,12 +17,7 @@ from dualcl_jax.errors import exits_cleanly
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Flags. Raises UserError where one is unknown, missing or has no such value."""
-    parser = Parser(
-        prog='python -m dualcl_jax.export',
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser('python -m dualcl_jax.export', __doc__)
     parser.add_argument('--workdir', required=True, help='folder of a run that has saved a checkpoint')
     parser.add_argument('--format', required=True, choices=('safetensors', 'stablehlo', 'torchvision'))
     parser.add_argument('--output', required=True, metavar='FILE', help='the file to write')

@@ -15,10 +15,9 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
       UserError: an unknown or missing flag.
     """
     parser = Parser(
-        prog='python -m dualcl_jax.main',
-        description='Trains a run, or goes on with it: the same command on the same workdir resumes.',
+        'python -m dualcl_jax.main',
+        'Trains a run, or goes on with it: the same command on the same workdir resumes.',
         epilog='Any field of the config can be set: --config.loss.symmetric=False. configs/default.py documents all.',
-        allow_abbrev=False,
     )
     parser.add_argument('--config', required=True, help='a configuration file, such as configs/cifar10.py')
     parser.add_argument('--workdir', help='folder of the run, local or remote')

@@ -17,12 +17,7 @@ from dualcl_jax.errors import UserError, exits_cleanly, first_line
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Flags. Raises UserError where one is unknown or missing."""
-    parser = Parser(
-        prog='python -m dualcl_jax.prepare',
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser('python -m dualcl_jax.prepare', __doc__)
     parser.add_argument('--dataset', required=True, help='name of a TFDS set, or the name that a folder shall have')
     parser.add_argument('--data_dir', required=True, help='where it goes: a TFDS directory')
     parser.add_argument('--folder', help='a local folder of images to pack')

@@ -1,6 +1,5 @@
 """Checks this machine's accelerator against stored float64 cases: python -m dualcl_jax.selftest."""
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from importlib import resources
@@ -10,6 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from dualcl_jax.command_line import Parser
 from dualcl_jax.errors import exits_cleanly
 
 EXIT_FAILED = 1
@@ -322,8 +322,7 @@ def run_cases(arrays: Arrays, names: Sequence[str] = tuple(CASES)) -> dict[str, 
 
 @exits_cleanly
 def main() -> int:
-    parser = argparse.ArgumentParser(prog='python -m dualcl_jax.selftest', description=__doc__)
-    parser.parse_args()
+    Parser('python -m dualcl_jax.selftest', __doc__).parse_args()
     from dualcl_jax import runtime
 
     runtime.start(None, None, None)

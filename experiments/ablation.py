@@ -13,21 +13,16 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 from rich.table import Table
 
+from dualcl_jax.command_line import Parser
 from dualcl_jax.console import duration
 from dualcl_jax.errors import EXIT_STOPPED_BY_SIGNAL, UserError, exits_cleanly
 from experiments.ablation_records import Record, read_all, read_plan, read_record, same_runs, store, write_plan
 from experiments.ablation_runs import run_jobs
 from experiments.ablation_sweep import PLACES, Job, Sweep, load_sweep, plan
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f'{message}\nsee python experiments/ablation.py --help')
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -36,14 +31,9 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     Raises:
       UserError: an unknown or missing flag, or one with another value.
     """
-    parser = _Parser(
-        prog='ablation.py',
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    commands = parser.add_subparsers(dest='command', required=True, parser_class=_Parser)
-    run = commands.add_parser('run', help='run what has no record yet, then draw', allow_abbrev=False)
+    parser = Parser('python experiments/ablation.py', __doc__)
+    commands = parser.add_subparsers(dest='command', required=True)
+    run = commands.add_parser('run', help='run what has no record yet, then draw')
     run.add_argument('sweep', help='a file of experiments/sweeps')
     run.add_argument('--output', type=Path, required=True, metavar='DIR', help='runs, records, tables and plots')
     run.add_argument('--jobs', type=int, default=1, metavar='N', help='runs beside each other')
@@ -60,7 +50,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     run.add_argument('--budget', type=int, help='passes through the pair of encoders of a run, in images')
     run.add_argument('--seeds', help='such as 0,1,2, in the place of those of the sweep')
     run.add_argument('--dry_run', action='store_true', help='print the plan and its time, run nothing')
-    draw = commands.add_parser('draw', help='tables and plots from stored records', allow_abbrev=False)
+    draw = commands.add_parser('draw', help='tables and plots from stored records')
     draw.add_argument('output', type=Path, metavar='DIR', help='the --output of a run')
     flags, rest = parser.parse_known_args(arguments)
     for flag in rest:

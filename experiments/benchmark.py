@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dualcl_jax import runtime
+from dualcl_jax.command_line import Parser
 from dualcl_jax.data.loader import Loader
 from dualcl_jax.data.source import ArraySource
 from dualcl_jax.errors import UserError, exits_cleanly
@@ -223,7 +224,7 @@ def show(name: str, cases: Cases) -> None:
 
 @exits_cleanly
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser('python experiments/benchmark.py', __doc__)
     parser.add_argument('name', choices=[*BENCHMARKS, *RUNS])
     parser.add_argument('--rounds', type=int, default=5, help='how often each case is timed')
     parser.add_argument('--data_dir', type=Path, default=Path('../shared/tfds'), help='TFDS directory of runs')

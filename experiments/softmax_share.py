@@ -31,12 +31,7 @@ TIMES = (1, 2, 4)
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Flags. Raises UserError where one is unknown or missing."""
-    parser = Parser(
-        prog='python experiments/softmax_share.py',
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser('python experiments/softmax_share.py', __doc__)
     parser.add_argument('--workdir', action='append', required=True, help='of a finished run; may be given again')
     return parser.parse_args(arguments)
 

@@ -19,12 +19,7 @@ MOST_RUNS = 6
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Flags. Raises UserError where one is unknown, missing or has no such value."""
-    parser = Parser(
-        prog='python -m dualcl_jax.report',
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser('python -m dualcl_jax.report', __doc__)
     parser.add_argument('--workdir', required=True, action='append', help='folder of a run; again for each other run')
     parser.add_argument('--output', metavar='FILE.html', help='the page; needed for several runs')
     flags = parser.parse_args(arguments)
