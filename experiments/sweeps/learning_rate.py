@@ -7,13 +7,20 @@ found here goes into `shared/cifar10.py`.
 from experiments.ablation_sweep import Arm, Sweep
 from experiments.sweeps.shared.cifar10 import ALL, BUDGET, CONFIG, UNTUNED, hardest
 
-HALF = ('train.batch_size=64',)
 FULL = 'loss.symmetric=True', *hardest(0.25)
+
+
+def batch(size: int) -> tuple[str, ...]:
+    return (f'train.batch_size={size}',)
+
+
 ARMS = {
     ('moco', ALL): (0.015, 0.03, 0.06, 0.12),
     ('full', FULL): (0.015, 0.03, 0.06, 0.12),
-    ('moco-batch_64', ALL + HALF): (0.03, 0.06),
-    ('full-batch_64', FULL + HALF): (0.03, 0.06),
+    ('moco-batch_64', ALL + batch(64)): (0.03, 0.06),
+    ('full-batch_64', FULL + batch(64)): (0.03, 0.06),
+    ('moco-batch_32', ALL + batch(32)): (0.0075, 0.015),
+    ('full-batch_16', FULL + batch(16)): (0.0075, 0.015),
 }
 
 
