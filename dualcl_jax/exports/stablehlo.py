@@ -7,6 +7,7 @@ project, followed by the description as JSON, its length, and an end mark.
 
 import hashlib
 import json
+from typing import Any
 
 import jax
 import jax.export
@@ -31,8 +32,8 @@ def write(description: Description, variables: Variables) -> bytes:
 
     exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, jnp.float32))
     program = bytes(exported.serialize())
-    metadata = {**description.to_metadata(), 'sha256': hashlib.sha256(program).hexdigest()}
-    text = json.dumps(metadata).encode()
+    metadata = description.to_metadata()
+    text = json.dumps(metadata | {'sha256': digest(program, metadata)}).encode()
     return program + text + len(text).to_bytes(LENGTH_BYTES, 'little') + END
 
 
@@ -47,8 +48,8 @@ def read(content: bytes) -> LoadedEncoder:
         metadata = json.loads(content[-length:])
     except RecursionError as error:
         raise ValueError('its metadata are not JSON') from error
-    if not isinstance(metadata, dict) or metadata.get('sha256') != hashlib.sha256(program).hexdigest():
-        raise ValueError('its program is not the one that was written')
+    if not isinstance(metadata, dict) or metadata.pop('sha256', None) != digest(program, metadata):
+        raise ValueError('its program or its description is not the one that was written')
     description = Description.from_metadata(metadata)
     side, channels = description.image_size, description.channels
     try:
@@ -59,3 +60,8 @@ def read(content: bytes) -> LoadedEncoder:
     if getattr(found, 'shape', None) != (2, description.features) or found.dtype != jnp.float32:
         raise ValueError('its program gives other features than its description')
     return LoadedEncoder(description, jax.jit(exported.call))
+
+
+def digest(program: bytes, metadata: dict[str, Any]) -> str:
+    """SHA-256 over the program and the description."""
+    return hashlib.sha256(program + json.dumps(metadata, sort_keys=True).encode()).hexdigest()

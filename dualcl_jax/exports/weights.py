@@ -72,8 +72,8 @@ def read(content: bytes) -> LoadedEncoder:
     metadata = header.get('__metadata__') or {}
     if 'sha256' not in metadata:
         raise ValueError('no description in its metadata')
-    if metadata['sha256'] != _digest(tensors):
-        raise ValueError('its tensors are not those that were written')
+    if metadata.pop('sha256') != digest(tensors, metadata):
+        raise ValueError('its tensors or their description are not those that were written')
     description = Description.from_metadata(metadata)
     expected, names = _flat(description.shapes()), metadata.get('format')
     if names != FLAX and (names != TORCH or not description.architecture['name'].startswith('resnet')):
@@ -95,8 +95,8 @@ def read(content: bytes) -> LoadedEncoder:
 
 def _pack(description: Description, tensors: Tensors, names: str) -> bytes:
     tensors = {name: np.array(array, order='C') for name, array in tensors.items()}
-    metadata = {'format': names, 'sha256': _digest(tensors), **description.to_metadata()}
-    return safetensors.numpy.save(tensors, metadata)
+    metadata = {'format': names, **description.to_metadata()}
+    return safetensors.numpy.save(tensors, metadata | {'sha256': digest(tensors, metadata)})
 
 
 def _flat(variables: Variables) -> Tensors:
@@ -104,10 +104,14 @@ def _flat(variables: Variables) -> Tensors:
     return flax.traverse_util.flatten_dict(variables, sep='.')
 
 
-def _digest(tensors: Tensors) -> str:
-    """SHA-256 over name, dtype, shape and bytes of every tensor, by name: a flipped bit must not pass for a weight."""
+def digest(tensors: Tensors, metadata: dict[str, str]) -> str:
+    """SHA-256 over name, dtype, shape and bytes of every tensor, by name, and over the metadata.
+
+    A flipped bit must not pass for a weight, nor for another mean of the images.
+    """
     digest = hashlib.sha256()
     for name, array in sorted(tensors.items()):
         digest.update(f'{name}:{array.dtype}:{array.shape};'.encode())
         digest.update(array.tobytes())
+    digest.update(json.dumps(metadata, sort_keys=True).encode())
     return digest.hexdigest()

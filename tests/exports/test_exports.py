@@ -21,6 +21,7 @@ from dualcl_jax import exports, load_encoder
 from dualcl_jax.data import load
 from dualcl_jax.errors import UserError
 from dualcl_jax.evaluators.embed import Embedder
+from dualcl_jax.exports import stablehlo, weights
 from dualcl_jax.exports.from_run import describe
 from dualcl_jax.method import AXIS
 from dualcl_jax.parallel import to_host
@@ -183,20 +184,23 @@ def test_a_truncated_file_is_one_error(tmp_path_factory, whole, form, place):
 @pytest.mark.parametrize('form', ['safetensors', 'stablehlo'])
 @given(place=st.integers(0, 10**9), bit=st.integers(0, 7))
 @settings(max_examples=40, deadline=None)
-def test_a_flipped_bit_never_changes_features(tmp_path_factory, whole, form, place, bit):
-    """It is refused, or it is in what does not decide them, such as a version in the provenance."""
+def test_a_flipped_bit_is_one_error(tmp_path_factory, whole, form, place, bit):
+    """In weights and program as in what describes them, such as the mean that is taken from images."""
     content = bytearray(whole[form])
     content[place % len(content)] ^= 1 << bit
-    intact, path = (tmp_path_factory.getbasetemp() / name for name in ('intact', 'flipped'))
-    intact.write_bytes(whole[form])
+    path = tmp_path_factory.getbasetemp() / 'flipped'
     path.write_bytes(content)
-    try:
-        loaded = load_encoder(str(path))
-    except UserError:
-        return
-    want = load_encoder(str(intact))
-    if loaded.description.image_size == 16:
-        np.testing.assert_array_equal(loaded(IMAGES), want(IMAGES))
+    with pytest.raises(UserError, match='flipped: not a whole export'):
+        load_encoder(str(path))
+
+
+@pytest.mark.parametrize('form', ['safetensors', 'stablehlo'])
+def test_another_mean_is_refused(tmp_path, whole, form):
+    mean = b'[0.4, 0.4, 0.4]'
+    assert mean in whole[form]
+    (tmp_path / 'other').write_bytes(whole[form].replace(mean, b'[0.5, 0.4, 0.4]'))
+    with pytest.raises(UserError, match=r'description .* written'):
+        load_encoder(str(tmp_path / 'other'))
 
 
 def test_other_files_are_refused_and_never_run(tmp_path):
@@ -232,10 +236,14 @@ def test_other_files_are_refused_and_never_run(tmp_path):
     ],
 )
 def test_a_description_that_cannot_be(tmp_path, field, value, said):
+    """Somebody's, with the checksum that belongs to it."""
     path = Path(written(tmp_path, random_run(tmp_path, 'model.name=vit_tiny'), 'safetensors'))
     length = 8 + int.from_bytes(path.read_bytes()[:8], 'little')
     metadata = json.loads(path.read_bytes()[8:length])['__metadata__'] | {field: json.dumps(value)}
-    path.write_bytes(safetensors.numpy.save(safetensors.numpy.load(path.read_bytes()), metadata))
+    tensors = safetensors.numpy.load(path.read_bytes())
+    del metadata['sha256']
+    metadata['sha256'] = weights.digest(tensors, metadata)
+    path.write_bytes(safetensors.numpy.save(tensors, metadata))
     if said is None:
         assert getattr(load_encoder(str(path)).description, field) == value
         return
@@ -243,8 +251,9 @@ def test_a_description_that_cannot_be(tmp_path, field, value, said):
         load_encoder(str(path))
 
 
-def test_a_program_for_other_images(tmp_path):
-    """The description alone is damaged: no checksum tells, but the program does."""
+def test_a_program_for_other_images(tmp_path, monkeypatch):
+    """The checksum is that of the description, the description not that of the program."""
+    monkeypatch.setattr(stablehlo, 'digest', lambda program, metadata: '')
     path = Path(written(tmp_path, random_run(tmp_path, SMALL), 'stablehlo'))
     path.write_bytes(path.read_bytes().replace(b'"image_size": "16"', b'"image_size": "17"'))
     with pytest.raises(UserError, match='its program cannot be used'):
