@@ -48,12 +48,13 @@ def shares_of(workdir: str) -> list[dict[str, float]]:
         raise UserError(f'--workdir={workdir}: it has no queue of keys; name a run with queue.size above 0')
     train = load(run.config.data, validate=False).train
     images = np.random.default_rng(0).permutation(len(train))[:IMAGES]
-    found = []
-    for times in TIMES:
-        temperature = times * run.method.temperature
-        shares = softmax_shares(run.method, run.state, train, images, queue, PARTS, temperature)
-        found.append({'temperature': temperature} | {f'1/{p}': float(s) for p, s in zip(PARTS, shares, strict=True)})
-    return found
+    temperatures = [times * run.method.temperature for times in TIMES]
+    found = softmax_shares(run.method, run.state, train, images, queue, PARTS, temperatures)
+    names = [f'1/{part}' for part in PARTS]
+    return [
+        {'temperature': temperature} | dict(zip(names, map(float, shares), strict=True))
+        for temperature, shares in zip(temperatures, found, strict=True)
+    ]
 
 
 @exits_cleanly

@@ -109,9 +109,9 @@ def digest(tensors: Tensors, metadata: dict[str, str]) -> str:
 
     A flipped bit must not pass for a weight, nor for another mean of the images.
     """
-    digest = hashlib.sha256()
+    hashed = hashlib.sha256()
     for name, array in sorted(tensors.items()):
-        digest.update(f'{name}:{array.dtype}:{array.shape};'.encode())
-        digest.update(array.tobytes())
-    digest.update(json.dumps(metadata, sort_keys=True).encode())
-    return digest.hexdigest()
+        hashed.update(f'{name}:{array.dtype}:{array.shape};'.encode())
+        hashed.update(array.tobytes())
+    hashed.update(json.dumps(metadata, sort_keys=True).encode())
+    return hashed.hexdigest()

@@ -146,9 +146,9 @@ def softmax_shares(
     images: NDArray,
     queue: Queue,
     parts: Sequence[int],
-    temperature: float,
+    temperatures: Sequence[float],
 ) -> NDArray[np.float64]:
-    """[len(parts)] the share of the softmax that the hardest 1/part of a query's negatives hold, nothing selected.
+    """The share of the softmax that the hardest 1/part of a query's negatives hold, nothing selected, at each τ.
 
     A negative of cosine s weighs exp(s/τ) among all allowed ones: that is its share of what pushes the query away
     (1807.03748). Each is the mean over images, each one a view as in `image_losses`.
@@ -160,17 +160,20 @@ def softmax_shares(
       images: [n] indices into it.
       queue: of `negatives_of`.
       parts: such as 4 for the hardest quarter; rounded down to whole negatives, at least one.
-      temperature: τ > 0.
+      temperatures: each τ > 0.
+
+    Returns:
+      [len(temperatures), len(parts)].
     """
     shares = []
     for anchors in _view_pairs(method, state, train, images):
-        ids = jnp.asarray(anchors.ids, jnp.int32)
-        allowed = allowed_slots(valid(queue), queue.ids, ids, mask_same_image=method.mask_same_image)
+        allowed = _allowed(method, state, queue, jnp.asarray(anchors.ids, jnp.int32))
         similarities = np.asarray(cosine(anchors.queries, queue.keys), np.float64)
         for row, candidates in zip(similarities[: anchors.asked], np.asarray(allowed), strict=False):
             hardest = -np.sort(-row[candidates])
-            held = np.cumsum(np.exp((hardest - hardest[0]) / temperature))
-            shares.append([held[max(len(held) // part, 1) - 1] / held[-1] for part in parts])
+            last = [max(len(hardest) // part, 1) - 1 for part in parts]
+            held = np.cumsum(np.exp((hardest - hardest[0]) / np.asarray(temperatures)[:, None]), axis=1)
+            shares.append(held[:, last] / held[:, -1:])
     return np.mean(shares, axis=0)
 
 
@@ -226,12 +229,17 @@ def _embed_block(method: Method, variables: Variables, pixels: jax.Array, predic
 _make_views = jax.jit(make_views, static_argnums=(2, 3))
 
 
+def _allowed(method: Method, state: TrainState, queue: Queue, ids: jax.Array) -> jax.Array:
+    """[b, K] bool: which slots may be negatives of anchors of images `ids` [b]."""
+    mask = method.mask_same_image or state.queue is None  # without a queue, the anchor may be in the batch
+    return allowed_slots(valid(queue), queue.ids, ids, mask_same_image=mask)
+
+
 def _contrast(
     method: Method, state: TrainState, queue: Queue, k: int, anchors: jax.Array, positives: jax.Array, ids: jax.Array
 ) -> tuple[Contrast, NDArray[np.bool_]]:
     """The loss of anchors [b] with their negatives as in training, and which slots [b, K] were allowed."""
-    mask = method.mask_same_image or state.queue is None  # without a queue, the anchor may be in the batch
-    allowed = allowed_slots(valid(queue), queue.ids, ids, mask_same_image=mask)
+    allowed = _allowed(method, state, queue, ids)
     positions = jnp.arange(len(ids), dtype=jnp.int32)
     rngs = randomness.example_keys(method.seed, randomness.NEGATIVES, jnp.asarray(state.step), positions)
     contrast = _info_nce(anchors, positives, queue.keys, allowed, method.temperature, method.select, k, rngs)

@@ -122,7 +122,7 @@ def test_the_share_of_the_softmax_that_the_hardest_hold(tmp_path):
     run, _ = subject_of(random_run(tmp_path, TINY))
     queue, method, train = run.state.queue, run.method, run.splits.train
     images, parts = np.append(queue.ids[:2], np.arange(10, 30)).astype(np.int64), (1, 3, 10**6)
-    found = softmax_shares(method, run.state, train, images, queue, parts, 0.3)
+    (found,) = softmax_shares(method, run.state, train, images, queue, parts, [0.3])
     keys = randomness.example_keys(method.seed, randomness.VIEWS, np.int32(STEP), np.arange(22, dtype=np.int32))
     views = jax.jit(make_views, static_argnums=(2, 3))(keys, train.images(images), method.views, method.image_size)
     expected = []
