@@ -1,7 +1,7 @@
 """The learning rate and batch of plain MoCo and of the full method, each tuned alike before they are compared.
 
 At an equal number of passes the full method takes half of the steps; with half of the batch it takes as many. What is
-found here goes into `shared/cifar10.py`.
+found here goes into `shared/cifar10.py`. `small_batch.py` goes on from here.
 """
 
 from experiments.ablation_sweep import Arm, Sweep
@@ -19,8 +19,6 @@ ARMS = {
     ('full', FULL): (0.015, 0.03, 0.06, 0.12),
     ('moco-batch_64', ALL + batch(64)): (0.03, 0.06),
     ('full-batch_64', FULL + batch(64)): (0.03, 0.06),
-    ('moco-batch_32', ALL + batch(32)): (0.0075, 0.015),
-    ('full-batch_16', FULL + batch(16)): (0.0075, 0.015),
 }
 
 

@@ -1,0 +1,39 @@
+"""Plain MoCo and the full method with small batches, many steps and queues of young keys, tuned alike.
+
+Where MoCo puts 16 or 32 images into the queue at a step, the full method puts both views of 8 or 16.
+"""
+
+from experiments.ablation_sweep import Arm, Sweep
+from experiments.sweeps.shared.cifar10 import ALL, BUDGET, CONFIG, UNTUNED, hardest
+
+METHODS = {'moco': (1, ALL), 'full': (2, ('loss.symmetric=True', *hardest(0.25)))}
+SETTINGS = {  # keys that enter at a step, queue size: learning rates
+    (32, 4096): (0.0075, 0.015),
+    (32, 1024): (0.0075, 0.015),
+    (16, 1024): (0.00375, 0.0075),
+}
+
+
+def get_sweep() -> Sweep:
+    return Sweep(
+        title='MoCo and the full method with small batches',
+        config=CONFIG,
+        base=UNTUNED,
+        arms=tuple(
+            Arm(
+                f'{method}-keys_{keys}-queue_{size}-lr_{rate}',
+                (
+                    *fields,
+                    f'train.batch_size={keys // orders}',
+                    f'queue.size={size}',
+                    f'optimizer.learning_rate={rate}',
+                ),
+            )
+            for method, (orders, fields) in METHODS.items()
+            for (keys, size), rates in SETTINGS.items()
+            for rate in rates
+        ),
+        baseline='moco-keys_32-queue_4096-lr_0.015',
+        seeds=(100, 101),  # of no other sweep but `learning_rate.py`
+        budget=BUDGET,
+    )
