@@ -163,18 +163,20 @@ def softmax_shares(
       temperatures: each τ > 0.
 
     Returns:
-      [len(temperatures), len(parts)].
+      [len(temperatures), len(parts)]; NaN where no image has a negative.
     """
     shares = []
     for anchors in _view_pairs(method, state, train, images):
         allowed = _allowed(method, state, queue, jnp.asarray(anchors.ids, jnp.int32))
         similarities = np.asarray(cosine(anchors.queries, queue.keys), np.float64)
         for row, candidates in zip(similarities[: anchors.asked], np.asarray(allowed), strict=False):
+            if not candidates.any():
+                continue
             hardest = -np.sort(-row[candidates])
             last = [max(len(hardest) // part, 1) - 1 for part in parts]
             held = np.cumsum(np.exp((hardest - hardest[0]) / np.asarray(temperatures)[:, None]), axis=1)
             shares.append(held[:, last] / held[:, -1:])
-    return np.mean(shares, axis=0)
+    return np.mean(shares, axis=0) if shares else np.full((len(temperatures), len(parts)), np.nan)
 
 
 class _ViewPairs(NamedTuple):

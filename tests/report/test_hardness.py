@@ -133,3 +133,9 @@ def test_the_share_of_the_softmax_that_the_hardest_hold(tmp_path):
     assert found[0] == pytest.approx(1)
     assert found[1:] == pytest.approx(np.mean(expected, axis=0), rel=1e-5)
     assert 1 / 3 < found[1] < 1
+
+
+def test_the_share_is_unknown_where_no_image_has_a_negative(tmp_path):
+    run, _ = subject_of(random_run(tmp_path, TINY))
+    empty = run.state.queue.replace(filled=np.int32(0))
+    assert np.isnan(softmax_shares(run.method, run.state, run.splits.train, np.arange(3), empty, (2,), [0.1])).all()

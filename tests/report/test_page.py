@@ -1,5 +1,6 @@
 """The page as text: escaped, offline, with a word for whatever it leaves out."""
 
+import dataclasses
 import html.parser
 import json
 import re
@@ -112,6 +113,14 @@ def test_the_confusion_matrix_is_scikit_learns(tmp_path):
     assert found['confusion']['worst'][0]['count'] == wrong.max() > 0
 
 
+def test_the_share_of_the_softmax_is_told(tmp_path):
+    found = content(tmp_path)
+    assert [part for part, _ in found['softmax']['shares']] == [64, 32, 16, 8, 4, 2]
+    shares = [share for _, share in found['softmax']['shares']]
+    assert shares == sorted(shares)
+    assert f'of the softmax, τ 0.1 {100 * shares[0]:.1f} %' in Parsed(render([found])).text
+
+
 def test_without_labels(tmp_path):
     found = content(tmp_path, labels=False)
     text = Parsed(render([found])).text
@@ -144,6 +153,15 @@ def test_a_sharded_queue(tmp_path):
     found = content(tmp_path, 'queue.sharded=True')
     assert found['gallery'] == want['gallery']
     assert found['map']['losses'] == want['map']['losses']
+
+
+def test_an_empty_queue(tmp_path):
+    run = random_run(tmp_path, TINY)
+    empty = run.state.queue.replace(filled=0 * run.state.queue.filled)
+    run = dataclasses.replace(run, state=run.state.replace(queue=empty))
+    text = Parsed(render([describe(*subject_of(run))])).text
+    assert 'No slot of the queue may be its negative.' in text
+    assert 'of the softmax' not in text
 
 
 def test_an_encoder_that_diverged(tmp_path):
