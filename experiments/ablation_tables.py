@@ -183,9 +183,11 @@ def notes(comparison: Comparison) -> list[str]:
     found = [
         f'kNN accuracy of the backbone in % (k {settings["k"]}, τ {settings["temperature"]:g}): mean ± standard error '
         f'over n seeds; difference: from {sweep["baseline"]}, paired by seed, with its {CONFIDENCE:.0%} t interval.',
-        f'{len(differences)} comparisons with {sweep["baseline"]}; intervals that exclude 0 on validation images: '
+        f'Comparisons with {sweep["baseline"]}: {len(differences)}; intervals that exclude 0 on validation images: '
         f'{clear}. They are not corrected for their number: if nothing made a difference, '
-        f'{(1 - CONFIDENCE) * intervals:.2f} would exclude 0 by chance.',
+        f'{(1 - CONFIDENCE) * intervals:.2f} would exclude 0 by chance.'
+        if differences
+        else f'No differences: no seed has a finished run of the baseline {sweep["baseline"]} and of another arm.',
         f'Best on validation images: {chosen.arm}. Its test accuracy is the result of this choice; those of other arms '
         'chose nothing.',
         f'Each run: {first["passes"]:,} images through the pair of encoders'

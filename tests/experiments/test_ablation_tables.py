@@ -60,7 +60,7 @@ def test_what_is_worse_is_shown_as_what_is_better(records) -> None:
     assert r'base\_line & 3' in latex(found)
     assert latex(found).count('tabular') == 2
     said = '\n'.join(notes(found))
-    assert '1 comparisons with base_line; intervals that exclude 0 on validation images: 1.' in said
+    assert 'Comparisons with base_line: 1; intervals that exclude 0 on validation images: 1.' in said
     assert 'if nothing made a difference, 0.05 would' in said
     assert 'Best on validation images: base_line.' in said
     assert '6 records; 9 runs are planned' in said
@@ -71,6 +71,7 @@ def test_arms_without_a_pair_or_without_labels_are_told_apart() -> None:
     assert [row.arm for row in found.rows] == ['base_line', 'worse']
     assert found.rows[1].validation_difference is None
     assert '| `worse` | 1 | 40.00 |  | 39.00 |  |' in markdown(found)
+    assert '- No differences: no seed has a finished run of the baseline base_line' in markdown(found)
 
 
 def test_measuring_on_test_images_is_said(records) -> None:
