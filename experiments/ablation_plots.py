@@ -49,7 +49,7 @@ def bars(comparison: Comparison) -> Figure:
     lowest = min(min(row.validation.mean, row.test.mean) for row in rows)
     left.set_xlim(left=max(0.0, 100 * lowest - 10))
     left.set_xlabel('kNN accuracy in % (axis cut)' if lowest > 0.1 else 'kNN accuracy in %')
-    right.set_xlabel(f'difference from {comparison.sweep["baseline"]} in points')
+    right.set_xlabel(f'difference in points from\n{comparison.sweep["baseline"]}')
     right.axvline(0, color=MUTED, linewidth=0.8)
     figure.legend(loc='outside upper left', ncols=2, frameon=False, fontsize=8)
     return figure
