@@ -168,11 +168,11 @@ def softmax_shares(
     shares = []
     for anchors in _view_pairs(method, state, train, images):
         allowed = _allowed(method, state, queue, jnp.asarray(anchors.ids, jnp.int32))
-        similarities = np.asarray(cosine(anchors.queries, queue.keys), np.float64)
+        similarities = np.asarray(cosine(anchors.queries, queue.keys))
         for row, candidates in zip(similarities[: anchors.asked], np.asarray(allowed), strict=False):
             if not candidates.any():
                 continue
-            hardest = -np.sort(-row[candidates])
+            hardest = -np.sort(-row[candidates].astype(np.float64))
             last = [max(len(hardest) // part, 1) - 1 for part in parts]
             held = np.cumsum(np.exp((hardest - hardest[0]) / np.asarray(temperatures)[:, None]), axis=1)
             shares.append(held[:, last] / held[:, -1:])
