@@ -21,10 +21,9 @@ from dualcl_jax.command_line import Parser
 from dualcl_jax.data import load
 from dualcl_jax.errors import UserError, exits_cleanly
 from dualcl_jax.finished import open_finished
-from dualcl_jax.report.hardness import softmax_shares
+from dualcl_jax.report.hardness import PARTS, softmax_shares
 
 IMAGES = 1000
-PARTS = (64, 32, 16, 8, 4, 2)
 TIMES = (1, 2, 4)
 """The run's temperature."""
 

@@ -17,7 +17,7 @@ from dualcl_jax.data import Splits
 from dualcl_jax.evaluators.knn import knn_predict, nearest
 from dualcl_jax.method import Method, resolved_selector
 from dualcl_jax.negatives import build_selector
-from dualcl_jax.report.hardness import Anchor, hardest_negatives, image_losses, negatives_of, softmax_shares
+from dualcl_jax.report.hardness import PARTS, Anchor, hardest_negatives, image_losses, negatives_of, softmax_shares
 from dualcl_jax.report.samples import Samples, one_per_class
 from dualcl_jax.report.sprite import Sprite
 from dualcl_jax.state import TrainState
@@ -30,8 +30,6 @@ SERIES_POINTS = 400
 MAP_NEIGHBOURS = 6
 ANCHORS, ANCHOR_POOL = 8, 500
 HARDEST = 10
-SHARES = (64, 32, 16, 8, 4, 2)
-"""Of the hardest 1/64 to 1/2 of the negatives, what they hold of the softmax."""
 MATRIX_CLASSES = 30
 """Most classes that a confusion matrix is drawn for."""
 CONFUSIONS = 8
@@ -98,7 +96,7 @@ def describe(run: Subject, samples: Samples) -> Content:
         count,
         HARDEST,
     )
-    (shares,) = softmax_shares(method, run.state, run.splits.train, pool, queue, SHARES, [run.config.loss.temperature])
+    (shares,) = softmax_shares(method, run.state, run.splits.train, pool, queue, PARTS, [run.config.loss.temperature])
     if run.splits.train.class_names is None:
         missing['classes'] = 'The data set has no labels: what needs them is left out'
     return {
@@ -117,7 +115,7 @@ def describe(run: Subject, samples: Samples) -> Content:
         'softmax': {
             'temperature': run.config.loss.temperature,
             'images': len(pool),
-            'shares': list(zip(SHARES, shares.tolist(), strict=True)) if np.isfinite(shares).all() else [],
+            'shares': list(zip(PARTS, shares.tolist(), strict=True)) if np.isfinite(shares).all() else [],
         },
         'from_batch': run.state.queue is None,
         'confusion': _confusion(samples, predictions, list(run.splits.train.class_names or ())),

@@ -23,6 +23,8 @@ from dualcl_jax.state import TrainState, Variables
 from dualcl_jax.step import standardize
 from dualcl_jax.views import make_views
 
+PARTS = (64, 32, 16, 8, 4, 2)
+"""The hardest 1/64 to 1/2 of the negatives, whose share of the softmax is told."""
 BLOCK = 250
 """Images that are encoded at a time."""
 NO_IMAGE = -2

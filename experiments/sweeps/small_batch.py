@@ -4,9 +4,10 @@ Where MoCo puts 16 or 32 images into the queue at a step, the full method puts b
 """
 
 from experiments.ablation_sweep import Arm, Sweep
-from experiments.sweeps.shared.cifar10 import ALL, BUDGET, CONFIG, UNTUNED, hardest
+from experiments.sweeps.learning_rate import FULL
+from experiments.sweeps.shared.cifar10 import ALL, BUDGET, CONFIG, UNTUNED
 
-METHODS = {'moco': (1, ALL), 'full': (2, ('loss.symmetric=True', *hardest(0.25)))}
+METHODS = {'moco': (1, ALL), 'full': (2, FULL)}
 SETTINGS = {  # keys that enter at a step, queue size: learning rates
     (32, 4096): (0.0075, 0.015),
     (32, 1024): (0.0075, 0.015),
