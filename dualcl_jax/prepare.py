@@ -16,7 +16,7 @@ from dualcl_jax.errors import UserError, exits_cleanly, first_line
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Flags. Raises UserError where one is unknown or missing."""
+    """Flags. Raises UserError where one is unknown or missing, or has another value."""
     parser = Parser('python -m dualcl_jax.prepare', __doc__)
     parser.add_argument('--dataset', required=True, help='name of a TFDS set, or the name that a folder shall have')
     parser.add_argument('--data_dir', required=True, help='where it goes: a TFDS directory')
@@ -24,7 +24,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument('--labels', default='auto', help='of the folder, as config.data.labels says')
     parser.add_argument('--test_fraction', type=float, default=0.1, help='as config.data.test_fraction says')
     parser.add_argument('--max_skipped', type=float, default=0.05, help='as config.data.max_skipped says')
-    return parser.parse_args(arguments)
+    flags = parser.parse_args(arguments)
+    if not 0 <= flags.test_fraction < 1:
+        parser.error(f'--test_fraction={flags.test_fraction}: must be at least 0 and below 1')
+    if not 0 <= flags.max_skipped <= 1:
+        parser.error(f'--max_skipped={flags.max_skipped}: must be between 0 and 1')
+    return flags
 
 
 def prepare_stock(name: str, data_dir: str) -> str:

@@ -1,5 +1,6 @@
 """Packing a folder into array_record, and reading it back."""
 
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import pytest
 from bad_files import encode, photo
 
 from dualcl_jax import data, prepare
+from dualcl_jax.data import records
 from dualcl_jax.data.encoded import EncodedSource
 
 
@@ -63,11 +65,42 @@ def test_a_packed_folder_is_the_folder(images, tmp_path, monkeypatch, capsys, me
     assert 'is there already' in error
 
 
+def test_other_labels_are_other_data(images, tmp_path, monkeypatch, capsys):
+    """Packed again with a label corrected, the set has the new label and another fingerprint."""
+    out, found = tmp_path / 'out', []
+    names = [f'{folder}/{path.name}' for folder in ('ant', 'bee') for path in (images / folder).iterdir()]
+    for corrected in (names[:12], names[:11]):
+        rows = [f'{name},{"ant" if name in corrected else "bee"}' for name in names]
+        (tmp_path / 'labels.csv').write_text('\n'.join(['path,label', *rows]))
+        flags = ('--dataset=mine', f'--folder={images}', f'--labels={tmp_path / "labels.csv"}', '--test_fraction=0')
+        assert run(monkeypatch, capsys, *flags, f'--data_dir={out}')[0] == 0
+        found.append(data.load(config(name='mine', data_dir=str(out))).train)
+        shutil.rmtree(out)
+        records._records.cache_clear()  # as in another process
+    assert [int((train.labels == 0).sum()) for train in found] == [12, 11]
+    assert found[0].fingerprint != found[1].fingerprint
+
+
+@pytest.mark.parametrize('content', [b'', b'\x93NUMPY\x01\x00v'])
+def test_a_cache_that_is_cut_off_is_written_again(images, tmp_path, monkeypatch, capsys, content):
+    out = tmp_path / 'out'
+    assert run(monkeypatch, capsys, '--dataset=mine', f'--folder={images}', f'--data_dir={out}')[0] == 0
+    before = data.load(config(name='mine', data_dir=str(out))).train.labels
+    caches = list((tmp_path / 'cache').rglob('*.npy'))
+    assert caches
+    for cache in caches:
+        cache.write_bytes(content)
+    np.testing.assert_array_equal(data.load(config(name='mine', data_dir=str(out))).train.labels, before)
+    assert all(len(cache.read_bytes()) > len(content) for cache in caches)
+
+
 def test_mistakes(images, tmp_path, monkeypatch, capsys):
     for flags, message in (
         (('--dataset=Mine!', f'--folder={images}'), '--dataset=Mine!: must be of small letters'),
         (('--dataset=mine', f'--folder={images}/nowhere'), 'no such folder'),
         (('--folder=x',), '--dataset'),
+        (('--dataset=mine', f'--folder={images}', '--test_fraction=1'), '--test_fraction=1.0: must be'),
+        (('--dataset=mine', f'--folder={images}', '--test_fraction=0.9999999'), 'leaves no image for training'),
     ):
         status, out, error = run(monkeypatch, capsys, f'--data_dir={tmp_path / "out"}', *flags)
         assert (status, out) == (2, '')

@@ -11,6 +11,7 @@ from etils import epath
 from dualcl_jax.console import progress
 from dualcl_jax.data.encoded import EncodedSource
 from dualcl_jax.errors import UserError
+from dualcl_jax.files import reachable
 
 VERSION = '1.0.0'
 SHARD_IMAGES = 10_000
@@ -20,11 +21,14 @@ def pack(name: str, train: EncodedSource, test: EncodedSource | None, data_dir: 
     """Writes `data_dir/name/1.0.0`: the files as they are, with their labels, `SHARD_IMAGES` to a shard.
 
     Raises:
-      UserError: a name that TFDS does not take, or a folder that is there already or cannot be written.
+      UserError: a name that TFDS does not take, no image for training, or a folder that is there or cannot be
+        written.
     """
     if not re.fullmatch(r'[a-z][a-z0-9_]*', name):
         raise UserError(f'--dataset={name}: must be of small letters, digits and underscores, and begin with a letter')
-    folder = epath.Path(data_dir).expanduser() / name / VERSION
+    if not len(train):
+        raise UserError('--test_fraction: leaves no image for training; lower it')
+    folder = reachable(data_dir, f'--data_dir={data_dir}').expanduser() / name / VERSION
     if folder.exists():
         raise UserError(f'--data_dir={data_dir}: {folder} is there already; remove it, or choose another --dataset')
     partial = folder.parent / f'{VERSION}.incomplete'

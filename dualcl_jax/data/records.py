@@ -3,17 +3,24 @@
 import dataclasses
 import functools
 import hashlib
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from dualcl_jax.console import progress
 from dualcl_jax.data.encoded import EncodedSource
 from dualcl_jax.data.index import cache_folder
+from dualcl_jax.data.npz import BROKEN
 from dualcl_jax.data.source import fingerprint, limit_indices
 from dualcl_jax.errors import UserError
 
 CHUNK = 256
+TAIL_BYTES = 2**17
+"""Of the end of a shard, where array_record has the places of its records: they tell sets apart whose lengths, padded
+to blocks, do not."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,21 +45,29 @@ class RecordFiles:
 
 
 def read_split(builder: Any, split: str, limit: int, stored_size: int) -> EncodedSource:
-    """A split of a TFDS builder. The labels of all records are read once, and cached by the sizes of its files."""
+    """A split of a TFDS builder. The labels of all records are read once, and cached until one of its files changes."""
     import tensorflow_datasets as tfds
 
     label = dict(builder.info.features.items()).get('label')
     class_names = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else None
     folder, count = str(builder.data_path), builder.info.splits[split].num_examples
-    shards = [(path.name, path.stat().length) for path in sorted(builder.info.splits[split].filepaths)]
+    paths = [epath.Path(path) for path in sorted(builder.info.splits[split].filepaths)]
+    shards = [(path.name, path.stat().length, hashlib.sha256(_tail(path)).hexdigest()) for path in paths]
     identity = hashlib.sha256(repr((builder.info.full_name, shards)).encode()).digest()
     labels = np.full(count, -1, np.int32)
     if class_names is not None:
-        labels = _cached_labels(folder, split, count, identity)
+        here = identity, os.path.realpath(folder), [path.stat().mtime for path in paths]
+        labels = _cached_labels(folder, split, count, hashlib.sha256(repr(here).encode()).hexdigest())
     rows = limit_indices(count, limit).astype(np.int32)
     name = builder.info.full_name
     digest = fingerprint(name, (stored_size, stored_size, 3), class_names, labels[rows], rows, identity)
     return EncodedSource(name, RecordFiles(folder, split, rows), labels[rows], stored_size, class_names, digest)
+
+
+def _tail(path: epath.Path) -> bytes:
+    with path.open('rb') as file:
+        file.seek(max(path.stat().length - TAIL_BYTES, 0))
+        return file.read()
 
 
 @functools.lru_cache(maxsize=4)
@@ -64,13 +79,15 @@ def _records(folder: str, split: str) -> Any:
     return tfds.builder_from_directory(folder).as_data_source(split, decoders=decoders, file_format='array_record')
 
 
-def _cached_labels(folder: str, split: str, count: int, identity: bytes) -> np.ndarray:
+def _cached_labels(folder: str, split: str, count: int, key: str) -> np.ndarray:
     """int32 [N]: the label of every record."""
-    cache = cache_folder() / f'{identity.hex()[:24]}.npy'
-    if cache.exists():
+    cache = cache_folder() / f'{key[:24]}.npy'
+    try:
         labels = np.load(cache, allow_pickle=False)
-        if labels.shape == (count,):
-            return labels
+    except BROKEN:  # absent, or cut off
+        labels = np.empty(0, np.int32)
+    if labels.shape == (count,):
+        return labels
     labels, records = np.empty(count, np.int32), _records(folder, split)
     with progress(count, f'reading labels of {split}') as advance:
         for start in range(0, count, CHUNK):
@@ -78,6 +95,17 @@ def _cached_labels(folder: str, split: str, count: int, identity: bytes) -> np.n
             for row, record in zip(rows, records.__getitems__(list(rows)), strict=True):
                 labels[row] = record['label']
                 advance()
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    np.save(cache, labels)
+    _save(cache, labels)
     return labels
+
+
+def _save(cache: Path, labels: np.ndarray) -> None:
+    """Writes the cache, whole or not at all."""
+    partial = cache.with_suffix(f'.{os.getpid()}.npy')
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        np.save(partial, labels)
+        partial.replace(cache)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        print(f'note: {cache} cannot be written ({error.strerror}): labels are read at every start')
