@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dualcl_jax.losses import chance_level
 from dualcl_jax.queue import UNKNOWN, Queue, mean_age, total_size
 from dualcl_jax.streaming import QueueContrast
 
 
 def measure(
     loss: jax.Array,
+    chance: jax.Array,
     queries: jax.Array,
     contrasts: Sequence[QueueContrast],
     gradients: optax.Updates,
@@ -26,6 +26,7 @@ def measure(
 
     Args:
       loss: [] the device's loss.
+      chance: [] of an encoder that cannot tell the positive.
       queries: [V, b, D] unit vectors.
       contrasts: query-anchored, one for each view order.
       gradients: averaged over devices.
@@ -54,14 +55,14 @@ def measure(
     sums = jax.lax.pmean(
         {
             'loss': loss,
-            'chance': chance_level(contrast.negatives),
+            'chance': chance,
             'positive': contrast.positive.mean(),
             'similarity': contrast.similarity.sum(),
             'chosen': contrast.negatives.sum(),
             'selected_same': contrast.same_class.sum(),
             'selected_known': contrast.comparable.sum(),
-            'queue_same': in_queue.sum().astype(jnp.float32),
-            'queue_known': known.sum().astype(jnp.float32),
+            'queue_same': in_queue.sum(axis=1).astype(jnp.float32).sum(),  # all of them may be more than an int32 holds
+            'queue_known': known.sum(axis=1).astype(jnp.float32).sum(),
             'first': flat.mean(axis=0),
             'second': jnp.matmul(flat.T, flat, precision=jax.lax.Precision.HIGHEST) / flat.shape[0],
         },

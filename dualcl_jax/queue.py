@@ -138,6 +138,6 @@ def mean_age(queue: Queue, step: jax.Array, axis_name: str | None = None) -> jax
     """[] float32: how many steps ago the keys of images were written, on average; 0 while there are none."""
     of_image = queue.enqueued_at != UNKNOWN
     age = jnp.where(of_image, step - queue.enqueued_at, 0)
-    sums = age.sum().astype(jnp.float32), of_image.sum().astype(jnp.float32)
+    sums = age.astype(jnp.float32).sum(), of_image.astype(jnp.float32).sum()
     total, count = sums if axis_name is None else jax.lax.psum(sums, axis_name)
     return total / jnp.maximum(count, 1.0)

@@ -17,10 +17,9 @@ from dualcl_jax import randomness, shuffle
 from dualcl_jax.accumulate import average_gradient, join, split
 from dualcl_jax.data.loader import Batch
 from dualcl_jax.diagnostics import measure
-from dualcl_jax.losses import HasLoss, dual_view_loss, info_nce, normalize
+from dualcl_jax.losses import HasLoss, chance_level, dual_view_loss, info_nce, normalize
 from dualcl_jax.method import AXIS, Method
-from dualcl_jax.negatives import allowed_slots
-from dualcl_jax.queue import Queue, batch_queue, enqueue, valid
+from dualcl_jax.queue import Queue, batch_queue, enqueue
 from dualcl_jax.state import TrainState, Variables
 from dualcl_jax.streaming import Anchors, QueueContrast, contrast_with_queue, summarize
 from dualcl_jax.views import make_views
@@ -69,6 +68,13 @@ def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainSt
     count = method.num_negatives if method.count_negatives is None else method.count_negatives(state.step)
     draws = randomness.example_keys(method.seed, randomness.NEGATIVES, state.step, batch.positions)
 
+    def others(rows: Rows) -> jax.Array:
+        """[b, B] bool: which of the batch may be negatives of an anchor."""
+        allowed = rows.positions[:, None] != everyone[None, :, 0]
+        if method.mask_same_image:
+            allowed &= rows.ids[:, None] != everyone[None, :, 1]
+        return allowed
+
     def contrast(queue: Queue, rows: Rows, anchors: jax.Array, positives: jax.Array) -> QueueContrast:
         if state.queue is not None:
             return contrast_with_queue(
@@ -81,13 +87,11 @@ def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainSt
                 mask_same_image=method.mask_same_image,
                 axis_name=method.queue_axis,
             )
-        allowed = allowed_slots(valid(queue), queue.ids, rows.ids, mask_same_image=method.mask_same_image)
-        others = allowed & (rows.positions[:, None] != everyone[None, :, 0])
         among_keys = info_nce(
             anchors,
             positives,
             queue.keys,
-            others,
+            others(rows),
             temperature=method.temperature,
             hardness=method.hardness,
             select=method.select,
@@ -99,11 +103,7 @@ def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainSt
     def key_contrast(rows: Rows, key: jax.Array, query: jax.Array) -> HasLoss:
         if method.key_term == 'queue':
             return contrast(candidates[0], rows, key, query)
-        others = rows.positions[:, None] != everyone[None, :, 0]
-        if method.mask_same_image:
-            others = others & (rows.ids[:, None] != everyone[None, :, 1])
-        queries = in_global_order(query, order)
-        return info_nce(key, query, queries, others, temperature=method.temperature)
+        return info_nce(key, query, in_global_order(query, order), others(rows), temperature=method.temperature)
 
     def loss_fn(params: dict, batch_stats: Variables, part: tuple) -> tuple[jax.Array, tuple]:
         views, keys, rows = part
@@ -148,7 +148,13 @@ def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainSt
         queue=queue,
     )
     labels = batch.labels if method.queue_axis is None else everyone[:, 2]
-    metrics = measure(loss, queries, contrasts, gradients, labels, candidates[0], state.step, AXIS, method.queue_axis)
+    chance = chance_level(jnp.concatenate([view.negatives for view in contrasts]))
+    if method.key_weight and method.key_term == 'batch':
+        chance_of_keys = chance_level(others(rows).sum(axis=1))
+        chance = (1.0 - method.key_weight) * chance + method.key_weight * chance_of_keys
+    metrics = measure(
+        loss, chance, queries, contrasts, gradients, labels, candidates[0], state.step, AXIS, method.queue_axis
+    )
     metrics |= {'train/learning_rate': method.learning_rate(state.step), 'train/ema_momentum': momentum}
     if method.count_negatives is not None:
         metrics['train/negatives'] = method.count_negatives(state.step).astype(jnp.float32)

@@ -102,7 +102,10 @@ class Settings:
 
 
 class Moco:
-    """Its attributes are the whole state: step, theta, xi, velocity, and the queue as keys, ids, cursor and filled."""
+    """Its attributes are the whole state: step, theta, xi, velocity, and the queue as keys, ids, cursor and filled.
+
+    `chance` is the loss of the last step with every similarity equal.
+    """
 
     def __init__(self, settings: Settings, theta: Params, keys: Array, filled: int) -> None:
         self.settings = settings
@@ -131,6 +134,7 @@ class Moco:
         """Loss and gradient of theta. `views[v]` are encoded as queries, and `keys[v]` are their positives."""
         s = self.settings
         loss, gradient = 0.0, {name: np.zeros_like(value) for name, value in theta.items()}
+        self.chance = 0.0
         for images, positives in zip(views, keys, strict=True):
             queries, saved = encode(theta, images)
             grad = np.zeros_like(queries)
@@ -138,9 +142,12 @@ class Moco:
             for i, (query, key) in enumerate(zip(queries, positives, strict=True)):
                 slots = [j for j in range(self.filled) if not (s.mask_same_image and self.ids[j] == ids[i])]
 
-                value, grad_query, _, _ = info_nce(
-                    query, key, self.keys[hardest(query, self.keys, slots, s.k)], s.temperature
-                )
+                chosen = hardest(query, self.keys, slots, s.k)
+                value, grad_query, _, _ = info_nce(query, key, self.keys[chosen], s.temperature)
+                others = [j for j in range(len(ids)) if j != i and not (s.mask_same_image and ids[j] == ids[i])]
+                of_key = others if s.key_term == 'batch' else chosen
+                self.chance += each * np.log(1 + len(chosen)) * (1 - s.key_weight)
+                self.chance += each * np.log(1 + len(of_key)) * s.key_weight
                 loss += each * (1 - s.key_weight) * value
                 grad[i] += each * (1 - s.key_weight) * grad_query
 
@@ -150,7 +157,6 @@ class Moco:
                     loss += each * s.key_weight * value
                     grad[i] += each * s.key_weight * grad_query
                 elif s.key_weight:
-                    others = [j for j in range(len(ids)) if j != i and not (s.mask_same_image and ids[j] == ids[i])]
                     value, _, grad_query, grad_others = info_nce(key, query, queries[others], s.temperature)
                     loss += each * s.key_weight * value
                     grad[i] += each * s.key_weight * grad_query

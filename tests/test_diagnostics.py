@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dualcl_jax.diagnostics import measure
-from dualcl_jax.losses import info_nce
+from dualcl_jax.losses import chance_level, info_nce
 from dualcl_jax.negatives import SELECTORS
 from dualcl_jax.queue import empty_queue
 from dualcl_jax.streaming import summarize
@@ -52,7 +52,8 @@ def measured(queue, labels, selector='top_k', k=3, queries=None, allowed=None):
             for q, p in zip(queries, positives, strict=True)
         ]
         loss = jnp.stack([c.loss.mean() for c in contrasts]).mean()
-        return measure(loss, queries, contrasts, gradients, labels, queue, jnp.int32(STEP), 'batch')
+        chance = chance_level(jnp.concatenate([c.negatives for c in contrasts]))
+        return measure(loss, chance, queries, contrasts, gradients, labels, queue, jnp.int32(STEP), 'batch')
 
     metrics = jax.jit(jax.vmap(one_device, axis_name='batch'))(
         *map(

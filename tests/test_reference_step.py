@@ -3,6 +3,7 @@
 import re
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -133,6 +134,7 @@ def assert_follows_reference(config, states, all_metrics, batches, steps_per_epo
         loss, gradient, keys = moco.train(*views, batch.ids.tolist())
 
         np.testing.assert_allclose(metrics['train/loss'], loss, rtol=1e-5, atol=0)
+        np.testing.assert_allclose(metrics['train/loss_chance'], moco.chance, rtol=1e-6)
         np.testing.assert_allclose(metrics['train/learning_rate'], learning_rate, rtol=1e-6)
         np.testing.assert_allclose(metrics['train/ema_momentum'], ema, rtol=1e-6)
         length = np.sqrt(sum((value**2).sum() for value in gradient.values()))
@@ -279,8 +281,8 @@ def test_noise_of_the_queue_is_a_pure_function_of_the_seed():
     config = tiny(cifar10_moco.get_config(), 20)
     method = build_method(config, total_steps=TOTAL_STEPS, steps_per_epoch=1, num_devices=1)
     first, second = (create_train_state(method, 3) for _ in range(2))
-    jax.tree.map(np.testing.assert_array_equal, first, second)
-    jax.tree.map(np.testing.assert_array_equal, first.params, first.momentum_params)
+    chex.assert_trees_all_equal(first, second)
+    chex.assert_trees_all_equal(first.params, first.momentum_params)
     assert int(first.queue.filled) == 20
     noise = jax.random.normal(randomness.key(config.seed, randomness.QUEUE), (20, DIM))
     np.testing.assert_allclose(
