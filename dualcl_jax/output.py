@@ -5,11 +5,12 @@ import uuid
 from etils import epath
 
 from dualcl_jax.errors import UserError
+from dualcl_jax.files import reachable
 
 
 def check_output(path: str) -> None:
     """Makes the folder that a file is to lie in. Raises UserError where it cannot be written."""
-    file = epath.Path(path)
+    file = reachable(path, f'--output={path}')
     try:
         if not path or file.is_dir():
             raise IsADirectoryError(None, 'not the name of a file')

@@ -17,47 +17,37 @@ from dualcl_jax.data import Source, Splits
 from dualcl_jax.data.encoded import EncodedSource
 from dualcl_jax.data.source import limit_indices
 from dualcl_jax.errors import UserError
-from dualcl_jax.files import write_text
+from dualcl_jax.files import reachable, write_text
 
 STATISTICS_IMAGES = 4096
 BLOCK_PIXELS = 2**22
 
 
-def open_workdir(path: str) -> epath.Path:
+def open_workdir(path: str, flag: str = '--workdir') -> epath.Path:
     """The folder, made if missing.
 
     Raises:
-      UserError: the path is empty, or the folder cannot be made or written.
+      UserError: the path is empty, or the folder cannot be made or written. It names the path as `flag`.
     """
-    workdir = _path(path)
+    workdir = _path(path, flag)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         check_writable(workdir)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(f'--workdir={path}: cannot be written ({reason}); choose another folder') from error
+        raise UserError(f'{flag}={path}: cannot be written ({reason}); choose another folder') from error
     return workdir
 
 
-def _path(path: str) -> epath.Path:
+def _path(path: str, flag: str = '--workdir') -> epath.Path:
     """The path of a workdir.
 
     Raises:
       UserError: it is empty, or remote and cannot be reached.
     """
     if not path:
-        raise UserError('--workdir is empty: name a folder')
-    workdir = epath.Path(path)
-    if '://' not in path:
-        return workdir
-    try:
-        workdir.exists()
-    except ImportError as error:
-        raise UserError(f"--workdir={path}: {error}; gs:// needs pip install 'dualcl-jax[gcs]'") from error
-    except Exception as error:  # each store has its own: no login, no bucket, no network
-        reason = f'{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ""}'
-        raise UserError(f'--workdir={path}: cannot be reached ({reason}); see to login, bucket and network') from error
-    return workdir
+        raise UserError(f'{flag} is empty: name a folder')
+    return reachable(path, f'{flag}={path}')
 
 
 def check_writable(folder: epath.Path) -> None:

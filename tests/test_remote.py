@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 from etils import epath
@@ -11,9 +12,11 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 
 from configs import default
-from dualcl_jax import metrics, workdir
+from dualcl_jax import load_encoder, metrics, workdir
+from dualcl_jax.data import npz, tfds_source
 from dualcl_jax.errors import UserError
-from dualcl_jax.finished import saved_steps
+from dualcl_jax.finished import find_run, saved_steps
+from dualcl_jax.output import check_output
 from dualcl_jax.report.figures import curves
 
 
@@ -101,6 +104,14 @@ def test_a_folder_that_cannot_be_reached(buckets):
 
 @pytest.mark.skipif(importlib.util.find_spec('gcsfs') is not None, reason='gcsfs is installed')
 def test_without_gcsfs_it_says_what_to_install():
-    for check in (workdir.open_workdir, workdir.existing_or_new):
+    for check in (workdir.open_workdir, workdir.existing_or_new, find_run, check_output, load_encoder, npz_at, tfds_in):
         with pytest.raises(UserError, match=r"gs://bucket/run: .*gcsfs.*pip install 'dualcl-jax\[gcs\]'"):
             check('gs://bucket/run')
+
+
+def npz_at(path: str) -> None:
+    npz.load(SimpleNamespace(path=path, memory_bytes=1))
+
+
+def tfds_in(path: str) -> None:
+    tfds_source.load(SimpleNamespace(name='mine', data_dir=path))

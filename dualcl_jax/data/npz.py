@@ -6,10 +6,10 @@ import zlib
 from typing import Any
 
 import numpy as np
-from etils import epath
 
 from dualcl_jax.data.source import ArraySource, Splits
 from dualcl_jax.errors import UserError
+from dualcl_jax.files import reachable
 
 MAX_CLASSES = 65_536
 BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError, MemoryError)
@@ -63,7 +63,7 @@ def _read(path: str, memory_bytes: int) -> dict[str, np.ndarray]:
     wanted = {f'{split}{kind}' for split in ('', 'train_', 'test_') for kind in ('images', 'labels')}
     name = None
     try:
-        with epath.Path(path).expanduser().open('rb') as file:
+        with reachable(path, f'data.path={path}').expanduser().open('rb') as file:
             archive = np.load(file, allow_pickle=False)
             if isinstance(archive, np.ndarray):
                 raise UserError(f'data.path={path}: is a single array, not an .npz file; write it with np.savez')

@@ -12,6 +12,7 @@ from dualcl_jax.data.encoded import place, stored_size
 from dualcl_jax.data.records import read_split
 from dualcl_jax.data.source import ArraySource, Splits, fingerprint, limit_indices
 from dualcl_jax.errors import UserError, first_line
+from dualcl_jax.files import reachable
 
 CHUNK = 1024  # records read at once
 RESIZE = 'resize them to one and use data.name=npz, or choose another set'
@@ -63,7 +64,7 @@ def _open(data: Any) -> Any:
     """The TFDS builder of the prepared folder. Reads files alone: needs neither the set's own code nor the network."""
     from tensorflow_datasets.core import file_adapters, read_only_builder, registered  # half a second: only when used
 
-    folder = epath.Path(data.data_dir).expanduser() if data.data_dir else None
+    folder = reachable(data.data_dir, f'data.data_dir={data.data_dir}').expanduser() if data.data_dir else None
     if folder is not None and not folder.is_dir():
         raise UserError(f'{_where(data)}: there is no such folder; {_remedy(data)}')
     try:

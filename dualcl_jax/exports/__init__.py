@@ -2,11 +2,10 @@
 
 from collections.abc import Callable
 
-from etils import epath
-
 from dualcl_jax.errors import UserError
 from dualcl_jax.exports import stablehlo, weights
 from dualcl_jax.exports.encoder import Description, LoadedEncoder, Variables
+from dualcl_jax.files import reachable
 
 __all__ = ['FORMATS', 'Description', 'LoadedEncoder', 'load']
 
@@ -30,7 +29,7 @@ def load(path: str) -> LoadedEncoder:
       UserError: no such file, or one that is damaged or of another kind.
     """
     try:
-        content = epath.Path(path).read_bytes()
+        content = reachable(path, path).read_bytes()
     except OSError as error:
         raise UserError(
             f'{path}: cannot be read ({error.strerror or error}); name a file that python -m dualcl_jax.export wrote'
