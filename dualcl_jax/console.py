@@ -24,34 +24,37 @@ class Console:
     """Prints from one process; silent in the others.
 
     Args:
-      total_steps: length of the run.
-      start_step: where it begins or goes on.
       silent: print nothing.
     """
 
-    def __init__(self, total_steps: int, start_step: int, *, silent: bool = False) -> None:
-        self._rich = RichConsole(quiet=silent, highlight=False, soft_wrap=True)
-        self._total = total_steps
+    def __init__(self, *, silent: bool = False) -> None:
+        self._silent = silent
+        self._rich = RichConsole(quiet=silent, highlight=False, markup=False, soft_wrap=True)
+        self._total = 0
         self._printed = time.monotonic()
         self._progress: Progress | None = None
-        if sys.stdout.isatty() and not silent:
+
+    def facts(self, facts: Mapping[str, str]) -> None:
+        """Prints facts, a line each."""
+        indent = max(map(len, facts)) + 2
+        for name, value in facts.items():
+            self._rich.print(f'{name:<{indent}}{value}')
+
+    def start(self, total_steps: int, start_step: int) -> None:
+        """Starts the progress bar of a run of so many steps, which begins or goes on after `start_step`."""
+        self._total = total_steps
+        self._printed = time.monotonic()
+        if sys.stdout.isatty() and not self._silent:
             self._progress = Progress(
                 TextColumn('step'),
                 MofNCompleteColumn(),
                 BarColumn(bar_width=24),
-                TextColumn('{task.fields[status]}'),
+                TextColumn('{task.fields[status]}', markup=False),
                 TimeElapsedColumn(),
                 console=self._rich,
                 refresh_per_second=4,
             )
             self._task = self._progress.add_task('', total=total_steps, completed=start_step, status='compiling')
-
-    def header(self, facts: Mapping[str, str]) -> None:
-        """Prints what will happen, a line a fact, then starts the progress bar."""
-        indent = max(map(len, facts)) + 2
-        for name, value in facts.items():
-            self._rich.print(f'{name:<{indent}}{value}')
-        if self._progress:
             self._progress.start()
 
     def step(self, step: int) -> None:
@@ -82,6 +85,7 @@ class Console:
         """Ends the bar where it is."""
         if self._progress:
             self._progress.stop()
+            self._progress = None
 
 
 def duration(seconds: float) -> str:
@@ -110,7 +114,7 @@ def progress(total: int, what: str) -> Iterator[Callable[[], None]]:
         now = time.monotonic()
         if bar is None and sys.stdout.isatty() and now - began > 1:
             bar = Progress(
-                TextColumn(what),
+                TextColumn(what, markup=False),
                 MofNCompleteColumn(),
                 BarColumn(bar_width=24),
                 TimeElapsedColumn(),

@@ -27,12 +27,10 @@ def dry_run(config: ConfigDict, workdir: str) -> None:
     size = bytes_per_device(shapes(state, plan.mesh, specs))
     steps = [0, plan.total_steps // 2, plan.total_steps - 1]
     rates = (f'{float(plan.method.learning_rate(jnp.int32(step))):.3g} at step {step:,}' for step in steps)
-    console = Console(plan.total_steps, plan.start_step, silent=jax.process_index() != 0)
+    console = Console(silent=jax.process_index() != 0)
     facts = header(plan, state.params) | {
         'state': f'{size / 1e6:,.1f} MB on every device',
         'learning rate': ', '.join(rates),
     }
-    indent = max(map(len, facts)) + 2
-    for name, value in facts.items():
-        console.note(f'{name:<{indent}}{value}')
+    console.facts(facts)
     console.note('dry run: all of it is valid; nothing was trained or written')

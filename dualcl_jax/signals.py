@@ -83,6 +83,8 @@ def _ignore(number: int, frame: FrameType | None) -> None:
 
 
 def _leave(status: int, text: str) -> None:
+    if sys.__stdout__ is not None and sys.__stdout__.isatty():
+        sys.__stdout__.write('\x1b[?25h')  # shows the cursor, which the progress bar has hidden
     sys.stdout.flush()
     print(text, file=sys.stderr, flush=True)
     os._exit(status)

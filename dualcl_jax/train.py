@@ -4,6 +4,7 @@ import collections
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -51,20 +52,26 @@ def train(config: ConfigDict, workdir: str, *, traced_steps: int = 0) -> bool:
         Later, a loss that is not finite, a state that cannot be saved, or another process of the run that is lost.
     """
     validate(config)
-    with StopSignal(several_processes=jax.process_count() > 1) as stop, Peers(config) as peers:
-        return _train(config, workdir, stop, peers, traced_steps)
+    with (
+        closing(Console(silent=jax.process_index() != 0)) as console,
+        StopSignal(several_processes=jax.process_count() > 1) as stop,
+        Peers(config) as peers,
+    ):
+        return _train(config, workdir, console, stop, peers, traced_steps)
 
 
-def _train(config: ConfigDict, workdir: str, stop: StopSignal, peers: Peers, traced_steps: int) -> bool:
+def _train(
+    config: ConfigDict, workdir: str, console: Console, stop: StopSignal, peers: Peers, traced_steps: int
+) -> bool:
     began = time.monotonic()
     run, global_state = open_run(config, workdir)
     finished = read_summary(run.folder)
     if finished and run.start_step == run.total_steps:
-        Console(run.total_steps, run.start_step, silent=not run.writes).note(summary.closing(finished, run.folder))
+        console.note(summary.closing(finished, run.folder))
         run.checkpoints.close()
         return True
-    console = Console(run.total_steps, run.start_step, silent=not run.writes)
-    console.header(summary.header(run, global_state.params))
+    console.facts(summary.header(run, global_state.params))
+    console.start(run.total_steps, run.start_step)
     log = MetricsLog(run.folder, run.start_step, writes=run.writes, waiting=run.waiting)
     skipped = Skipped(run, log)
 

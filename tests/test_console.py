@@ -8,7 +8,8 @@ from dualcl_jax.console import Console, duration
 
 def test_plain_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(console, 'PLAIN_SECONDS', 0.0)
-    progress = Console(200, 0)
+    progress = Console()
+    progress.start(200, 0)
     progress.step(40)
     progress.status(20, 'loss 1.0', None)
     progress.status(40, 'loss 0.9', 0.5)
@@ -22,15 +23,24 @@ def test_plain_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 
 
 def test_plain_lines_come_now_and_then_and_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = Console(20, 0)
+    progress = Console()
+    progress.start(20, 0)
     for step in range(1, 21):
         progress.status(step, 'training', 1.0)
     assert capsys.readouterr().out == 'step 20/20  training  0 s left\n'
 
 
+def test_text_of_users_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Console()
+    progress.facts({'workdir': 'runs/[bold]lr[/b]'})
+    progress.warn('runs/[red]: full')
+    assert capsys.readouterr().out.splitlines() == ['workdir  runs/[bold]lr[/b]', 'warning: runs/[red]: full']
+
+
 def test_silent(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = Console(1, 0, silent=True)
-    progress.header({'data': 'none'})
+    progress = Console(silent=True)
+    progress.facts({'data': 'none'})
+    progress.start(1, 0)
     progress.status(1, 'training', 1.0)
     assert capsys.readouterr().out == ''
 
