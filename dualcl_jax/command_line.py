@@ -1,6 +1,7 @@
 """What the programs have in common: a mistake in their flags is a line, and no traceback."""
 
 import argparse
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from dualcl_jax.errors import UserError
@@ -21,3 +22,17 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f'{message}\nsee {self.prog} --help')
+
+    def parse_with_fields(self, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """Flags, and the fields of a config among them: --config.FIELD=VALUE as 'FIELD=VALUE', in order.
+
+        Raises:
+          UserError: an unknown or missing flag, or one with another value.
+        """
+        flags, rest = self.parse_known_args(arguments)
+        for flag in rest:
+            if not flag.startswith('--config.'):
+                self.error(f'{flag}: no such flag')
+            if '=' not in flag:
+                self.error(f'{flag}: needs a value, {flag}=VALUE')
+        return flags, [flag.removeprefix('--config.') for flag in rest]

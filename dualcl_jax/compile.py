@@ -22,11 +22,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = Parser('python -m dualcl_jax.compile', __doc__)
     parser.add_argument('--config', required=True, help='a configuration file, such as configs/cifar10.py')
     parser.add_argument('--topology', help='such as v5e:4x4; without it, the devices of this machine')
-    flags, rest = parser.parse_known_args(arguments)
-    for flag in rest:
-        if not flag.startswith('--config.') or '=' not in flag:
-            parser.error(f'{flag}: no such flag')
-    return flags, [flag.removeprefix('--config.') for flag in rest]
+    return parser.parse_with_fields(arguments)
 
 
 @exits_cleanly

@@ -30,17 +30,16 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument('--workdir', help='folder of a run, local or remote')
     parser.add_argument('--exported', metavar='FILE', help='a file of python -m dualcl_jax.export')
     parser.add_argument('--protocols', required=True, help='names with commas between, or all')
-    parser.add_argument('--step', default='latest', help='a checkpoint: latest, best (by kNN) or a number')
+    parser.add_argument('--step', help='a checkpoint: latest (default), best (by kNN) or a number')
     parser.add_argument('--encoders', help='query (default), momentum or all; structure looks at all of them')
     parser.add_argument('--layers', default='all', help='backbone, projection or all')
     parser.add_argument('--output', help='folder of the results; by default evaluation/ in the workdir or by the file')
-    flags, rest = parser.parse_known_args(arguments)
-    for flag in rest:
-        if not flag.startswith('--config.'):
-            parser.error(f'{flag}: no such flag')
+    flags, fields = parser.parse_with_fields(arguments)
     if (flags.workdir is None) == (flags.exported is None):
         parser.error('give --workdir or --exported, one of them')
-    return flags, [flag.removeprefix('--config.') for flag in rest]
+    if flags.exported is not None and flags.step is not None:
+        parser.error(f'--step={flags.step}: an exported encoder is that of one step; leave it out')
+    return flags, fields
 
 
 @exits_cleanly
@@ -55,7 +54,7 @@ def main() -> int:
 
     protocols = chosen(flags.protocols, PROTOCOLS, '--protocols')
     if flags.exported is None:
-        source, beside = from_workdir(flags.workdir, flags.step), flags.workdir
+        source, beside = from_workdir(flags.workdir, flags.step or 'latest'), flags.workdir
     else:
         source, beside = from_export(flags.exported), os.path.dirname(flags.exported)
     default = 'query' if 'query' in source.encoders else 'all'

@@ -29,17 +29,11 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument('--coordinator_address', help='HOST:PORT of process 0, when there are several')
     parser.add_argument('--num_processes', type=int, help='how many processes run this command')
     parser.add_argument('--process_id', type=int, help='which of them this is, from 0')
-    flags, rest = parser.parse_known_args(arguments)
-    overrides = [flag.removeprefix('--config.') for flag in rest if flag.startswith('--config.')]
+    flags, overrides = parser.parse_with_fields(arguments)
     if flags.profile < 0:
         parser.error(f'--profile={flags.profile}: must be at least 0')
     if flags.workdir is None and flags.show_views is None:
         parser.error('the following arguments are required: --workdir')
-    for flag in rest:
-        if not flag.startswith('--config.'):
-            parser.error(f'{flag}: no such flag')
-        if '=' not in flag:
-            parser.error(f'{flag}: needs a value, {flag}=VALUE')
     return flags, overrides
 
 

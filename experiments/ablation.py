@@ -52,11 +52,10 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     run.add_argument('--dry_run', action='store_true', help='print the plan and its time, run nothing')
     draw = commands.add_parser('draw', help='tables and plots from stored records')
     draw.add_argument('output', type=Path, metavar='DIR', help='the --output of a run')
-    flags, rest = parser.parse_known_args(arguments)
-    for flag in rest:
-        if flags.command == 'draw' or not flag.startswith('--config.') or '=' not in flag:
-            parser.error(f'{flag}: no such flag; fields of every arm are set as --config.FIELD=VALUE')
-    return flags, [flag.removeprefix('--config.') for flag in rest]
+    flags, fields = parser.parse_with_fields(arguments)
+    if flags.command == 'draw' and fields:
+        parser.error(f'--config.{fields[0]}: what is drawn was run already; leave it out')
+    return flags, fields
 
 
 def item(text: str) -> slice:
