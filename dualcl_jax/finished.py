@@ -12,8 +12,10 @@ from ml_collections import ConfigDict
 from dualcl_jax.checkpoint import Checkpoints
 from dualcl_jax.config import from_json
 from dualcl_jax.errors import UserError
+from dualcl_jax.files import reachable
 from dualcl_jax.method import Method, build_method
 from dualcl_jax.metrics import read_records
+from dualcl_jax.models import PATCHES
 from dualcl_jax.parallel import device_mesh
 from dualcl_jax.state import TrainState, create_train_state
 
@@ -58,9 +60,9 @@ def find_run(workdir: str, *, flag: str = '--workdir') -> tuple[epath.Path, list
     """The folder of a run and the steps of its checkpoints, of which there is one at least.
 
     Raises:
-      UserError: there is no run with a checkpoint. It names the path as `flag`.
+      UserError: there is no run with a checkpoint, or it cannot be reached. It names the path as `flag`.
     """
-    folder = epath.Path(workdir)
+    folder = reachable(workdir, f'{flag}={workdir}')
     steps = saved_steps(folder) if workdir else []
     if not steps or not (folder / 'config.json').exists():
         raise UserError(f'{flag}={workdir}: no run with a checkpoint; name the --workdir of one')
@@ -89,17 +91,17 @@ def open_finished(workdir: str, step: str = LATEST, *, mesh: Mesh | None = None,
     except (ValueError, AttributeError, KeyError) as error:
         raise UserError(f'{folder / "config.json"}: not a config of this version ({error})') from error
     checkpoints = Checkpoints((folder / 'checkpoints').resolve(), read_only=True)
-    channels = channels_of(checkpoints.saved_params(chosen))
+    channels = channels_of(checkpoints.saved_params(chosen), config.model.name)
     state, record = checkpoints.restore(chosen, jax.eval_shape(lambda: create_train_state(method, channels)), mesh)
     checkpoints.close()
     return Finished(folder, config, method, mesh, chosen, state, record['data_fingerprint'])
 
 
-def channels_of(params: Any) -> int:
-    """Channels of the images that an encoder of these parameters sees."""
+def channels_of(params: Any, model: str) -> int:
+    """Channels of the images that an encoder of these parameters sees, one of `dualcl_jax.models.MODELS`."""
     backbone = params['backbone']
-    if 'patch_embed' in backbone:
-        return 3
+    if model in PATCHES:  # each patch is a row of its pixels
+        return int(backbone['patch_embed']['kernel'].shape[0]) // PATCHES[model] ** 2
     return int(backbone['conv1']['kernel'].shape[2])
 
 

@@ -5,26 +5,41 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 
+from dualcl_jax.checkpoint import Checkpoints
 from dualcl_jax.errors import UserError
-from dualcl_jax.finished import open_finished
+from dualcl_jax.finished import find_run, open_finished
 from dualcl_jax.state import TrainState
+
+
+def check_encoder(params: optax.Params, workdir: str) -> None:
+    """Checks that a new run with these parameters, or their shapes, can start from another run's newest checkpoint.
+
+    Raises:
+      UserError: there is none, or its backbone is of another shape.
+    """
+    folder, steps = find_run(workdir, flag='--init_from')
+    checkpoints = Checkpoints((folder / 'checkpoints').resolve(), read_only=True)
+    saved = checkpoints.saved_params(steps[-1])
+    checkpoints.close()
+    if _shapes(saved['backbone']) != _shapes(params['backbone']):
+        raise UserError(
+            f'--init_from={workdir}: its backbone has other shapes than the one of this config; '
+            'use the same model.name, width and stem, on images of as many channels'
+        )
 
 
 def with_encoder(state: TrainState, workdir: str, mesh: Mesh) -> TrainState:
     """A new state whose online and momentum encoder are the online encoder of another run's newest checkpoint.
 
+    Its backbone has the same shapes (`check_encoder`).
+
     Raises:
-      UserError: there is none, or its backbone is of another shape.
+      UserError: the checkpoint cannot be read.
     """
-    run = open_finished(workdir, mesh=mesh, flag='--init_from')
-    config, other = run.config, run.state
-    if _shapes(other.params['backbone']) != _shapes(state.params['backbone']):
-        raise UserError(
-            f'--init_from={workdir}: its backbone, model.name={config.model.name}, has other shapes; '
-            'use the same model.name, width and stem'
-        )
+    other = open_finished(workdir, mesh=mesh, flag='--init_from').state
     parts = ['backbone']
     if _shapes(other.params['projection']) == _shapes(state.params['projection']):
         parts.append('projection')

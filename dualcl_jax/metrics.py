@@ -161,9 +161,9 @@ class MetricsLog:
         problem, self._problem = self._problem, ''
         return problem
 
-    def first(self, name: str) -> float | None:
-        """The earliest value of a metric; None where no record has it."""
-        return next((record[name] for record in self.records if name in record), None)
+    def at_start(self, name: str) -> float | None:
+        """The value of a metric before the first step; None where it was not measured then."""
+        return next((record[name] for record in self.records if record['step'] == 0 and name in record), None)
 
     def last(self, name: str) -> float | None:
         """The newest value of a metric; None where no record has it."""

@@ -11,16 +11,16 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dualcl_jax.checkpoint import Checkpoints
-from dualcl_jax.config import method_sha256
+from dualcl_jax.config import flatten, method_sha256
 from dualcl_jax.data import Batch, Splits, load
 from dualcl_jax.data.encoded import EncodedSource
 from dualcl_jax.data.order import steps_per_epoch
 from dualcl_jax.errors import UserError
 from dualcl_jax.evaluators.embed import Embedder
 from dualcl_jax.evaluators.monitor import KnnMonitor, can_monitor
-from dualcl_jax.finished import find_run, saved_steps
+from dualcl_jax.finished import saved_steps
 from dualcl_jax.hosts import check_same_data, check_shared
-from dualcl_jax.init_from import with_encoder
+from dualcl_jax.init_from import check_encoder, with_encoder
 from dualcl_jax.method import Method, build_method, crop_recipe, resolved_selector
 from dualcl_jax.metrics import Record
 from dualcl_jax.negatives import AUTO, EXACT
@@ -125,22 +125,30 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool) -> Plan:
         check_same_data(config.data.name, ' '.join(split.fingerprint for split in splits if split is not None))
     if not config.data.mean:
         config.data.mean, config.data.std = channel_statistics(splits.train)
+    channels = splits.train.image_shape[2]
+    if len(config.data.mean) not in (1, channels):
+        raise UserError(
+            f'config.data.mean={config.data.mean}: {len(config.data.mean)} numbers, and the images of '
+            f'{splits.train.name} have {channels} channels; give {channels}, or () to have them measured'
+        )
     config.negatives.selector = _selector(config, folder, mesh)
     check_same_run(folder, config)
-    if config.init_from:
-        find_run(config.init_from, flag='--init_from')
     epoch = steps_per_epoch(len(splits.train), config.train.batch_size)
     total_steps = config.train.steps or config.train.epochs * epoch
     validate_schedule(config, total_steps, epoch)
     method = build_method(config, total_steps=total_steps, steps_per_epoch=epoch, num_devices=mesh.devices.size)
-    return Plan(config, folder, splits, mesh, method, epoch, total_steps, max(saved_steps(folder), default=None))
+    plan = Plan(config, folder, splits, mesh, method, epoch, total_steps, max(saved_steps(folder), default=None))
+    if config.init_from and plan.resumed_from is None:
+        check_encoder(jax.eval_shape(plan.create).params, config.init_from)
+    return plan
 
 
 def _selector(config: ConfigDict, folder: epath.Path, mesh: Mesh) -> str:
     """The selector's name; one chosen for the config stays chosen when its run goes on, on whatever device."""
     before = stored_config(folder)
-    if config.negatives.selector == AUTO and before is not None and before.negatives.selector in EXACT:
-        return before.negatives.selector
+    chosen = dict(flatten(before)).get('negatives.selector') if before is not None else None
+    if config.negatives.selector == AUTO and chosen in EXACT:
+        return chosen
     return resolved_selector(config, mesh.devices.flat[0].platform)
 
 

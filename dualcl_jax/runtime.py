@@ -18,8 +18,8 @@ from absl import logging
 from dualcl_jax import hosts, keeper
 from dualcl_jax.errors import STORAGE, UserError
 
-ALIKE = ('dualcl-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-"""Packages whose versions must be the same in every process."""
+PACKAGES = ('dualcl-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+"""Packages whose versions decide a result; they must be the same in every process of a run."""
 
 CPU_FLAGS = (
     '--xla_cpu_use_onednn=true',
@@ -81,7 +81,7 @@ def start(
         place = hosts.Place(coordinator_address, num_processes, process_id)
     if place is None:
         return
-    versions = {f'version of {name}': importlib.metadata.version(name) for name in ALIKE}
+    versions = {f'version of {name}': importlib.metadata.version(name) for name in PACKAGES}
     hosts.roll_call(place, versions | dict(facts or {}), timeout_s)
     try:
         with _kept_apart():

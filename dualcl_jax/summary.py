@@ -12,6 +12,7 @@ import optax
 from etils import epath
 from ml_collections import ConfigDict
 
+from dualcl_jax import runtime
 from dualcl_jax.console import duration
 from dualcl_jax.data import Splits
 from dualcl_jax.evaluators.monitor import can_monitor
@@ -19,12 +20,10 @@ from dualcl_jax.method import Method
 from dualcl_jax.metrics import MetricsLog, Record
 from dualcl_jax.run import Plan, Run
 
-PACKAGES = ('dualcl-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a result, and the kind of device."""
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    found = {name: importlib.metadata.version(name) for name in runtime.PACKAGES}
     return {'python': platform.python_version(), **found, 'device': jax.devices()[0].device_kind}
 
 
@@ -139,8 +138,8 @@ def results(
         'loss': log.last('train/loss'),
         'knn_top1': log.last('monitor/knn_top1_backbone'),
         'knn_top1_projection': log.last('monitor/knn_top1_projection'),
-        'knn_top1_raw_pixels': log.first('monitor/knn_top1_raw_pixels'),
-        'knn_top1_random_encoder': log.first('monitor/knn_top1_backbone'),
+        'knn_top1_raw_pixels': log.at_start('monitor/knn_top1_raw_pixels'),
+        'knn_top1_random_encoder': None if run.config.init_from else log.at_start('monitor/knn_top1_backbone'),
         'wall_time_s': round(wall_time_s, 3),
         'state_sha256': state_sha256,
         'config': run.config.to_dict(),

@@ -95,13 +95,14 @@ def test_no_file_yet(tmp_path: Path) -> None:
     assert read_records(epath.Path(tmp_path / 'metrics.jsonl')) == []
 
 
-def test_first_and_last(tmp_path: Path) -> None:
+def test_at_start_and_last(tmp_path: Path) -> None:
     with opened(tmp_path, 0) as log:
-        assert log.first('a') is log.last('a') is None
-        log.write(1, 0.0, {'a': 1.0})
+        assert log.at_start('a') is log.last('a') is None
+        log.write(0, 0.0, {'a': 1.0})
         log.write(2, 0.0, {'a': 2.0, 'b': 5.0})
         log.write(3, 0.0, {'c': 0.0})
-        assert (log.first('a'), log.last('a'), log.first('b'), log.last('c')) == (1.0, 2.0, 5.0, 0.0)
+        assert (log.at_start('a'), log.last('a'), log.last('c')) == (1.0, 2.0, 0.0)
+        assert log.at_start('b') is None, 'it was measured later'
 
 
 def test_reading_along(tmp_path: Path) -> None:

@@ -146,6 +146,13 @@ def test_wrong_flag(refused, given: str, said: list[str]) -> None:
         assert words in text
 
 
+def test_other_channels(refused, tmp_path: Path) -> None:
+    gray = write_npz(tmp_path / 'gray.npz', channels=1)
+    text = refused(f'data.path={gray}', 'data.mean=0.5,0.5,0.5', 'data.std=0.2,0.2,0.2')
+    assert 'config.data.mean=(0.5, 0.5, 0.5): 3 numbers' in text
+    assert 'have 1 channels' in text
+
+
 def test_process_flags_that_do_not_fit(refused) -> None:
     text = refused('--coordinator_address=127.0.0.1:1', '--num_processes=2', '--process_id=2')
     assert '--process_id=2' in text

@@ -22,7 +22,7 @@ from dualcl_jax.finished import Finished, channels_of, open_finished
 from dualcl_jax.method import AXIS, resolve_views
 from dualcl_jax.state import Variables
 
-ENCODERS, LAYERS = ('query', 'momentum'), Features._fields
+LAYERS = Features._fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class EncoderSource:
       config: of the run it comes from; its data and views are the ones to evaluate with.
       channels: of the images that it takes.
       step: training steps behind it; None where not known.
-      encoders: their variables by name, of `ENCODERS`.
+      encoders: their variables by name: query, momentum, or both.
       layers: which of `LAYERS` it gives.
       blocks: a function of variables and pixels to a tuple of features, one a layer.
       data_fingerprint: of the training split behind it.
@@ -67,7 +67,7 @@ def from_workdir(workdir: str, step: str) -> EncoderSource:
     return EncoderSource(
         name=f'--workdir={workdir}',
         config=run.config,
-        channels=channels_of(run.state.params),
+        channels=channels_of(run.state.params, run.config.model.name),
         step=run.step,
         encoders={'query': run.state.variables, 'momentum': run.state.momentum_variables},
         layers=LAYERS,

@@ -32,7 +32,7 @@ def describe(run: Finished, *, encoder: str, projection: bool) -> tuple[Descript
         output='projection' if projection else 'backbone',
         features=0,  # until it is measured
         image_size=config.data.image_size,
-        channels=channels_of(state.params),
+        channels=channels_of(state.params, config.model.name),
         mean=tuple(config.data.mean),
         std=tuple(config.data.std),
         provenance=_provenance(run),

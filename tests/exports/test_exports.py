@@ -140,10 +140,11 @@ def test_the_description_is_in_the_file(tmp_path):
     assert str(tmp_path) not in content.decode('latin1')  # no path of the machine leaves it
 
 
-def test_gray_images(tmp_path):
-    run = random_run(tmp_path, SMALL, channels=1)
+@pytest.mark.parametrize('model', [SMALL, 'model.name=vit_tiny'])
+def test_gray_images(tmp_path, model):
+    run = random_run(tmp_path, model, channels=1)
     loaded = load_encoder(written(tmp_path, run, 'safetensors'))
-    assert loaded(IMAGES[..., :1]).shape == (5, 8)
+    assert loaded(IMAGES[..., :1]).shape == (5, loaded.description.features)
     with pytest.raises(UserError, match=r'shape \(5, 16, 16, 3\).*\[N, 16, 16, 1\]'):
         loaded(IMAGES)
 
