@@ -106,7 +106,7 @@ def describe(run: Subject, samples: Samples) -> Content:
         'numbers': _numbers(run),
         'series': _series(run.records),
         'settled': _settled(run.records),
-        'of': 'training images' if samples.of_training else 'test images',
+        'of': samples.of,
         'class_names': list(run.splits.train.class_names or ()),
         'map': _map(samples, losses, predictions, sprite, missing),
         'neighbours': _neighbours(run, samples, sprite),
@@ -118,7 +118,7 @@ def describe(run: Subject, samples: Samples) -> Content:
             'shares': list(zip(PARTS, shares.tolist(), strict=True)) if np.isfinite(shares).all() else [],
         },
         'from_batch': run.state.queue is None,
-        'confusion': _confusion(samples, predictions, list(run.splits.train.class_names or ())),
+        'confusion': _confusion(samples, predictions, run.splits.train.labels[samples.banked]),
         'knn': {'k': run.config.monitor.k, 'temperature': run.config.monitor.temperature},
         'evaluations': _evaluations(run.folder, missing),
         'config': dict(flatten(run.config)),
@@ -157,7 +157,8 @@ def _numbers(run: Subject) -> list[dict[str, str]]:
     knn, percent = f'k {run.config.monitor.k}, τ {run.config.monitor.temperature:g}', '{:.1f} %'
     add('kNN, backbone', last('monitor/knn_top1_backbone'), percent, knn)
     add('kNN, projection', last('monitor/knn_top1_projection'), percent, knn)
-    add('kNN, random encoder', start.get('monitor/knn_top1_backbone'), percent, 'before training')
+    origin = 'the encoder it starts from' if run.config.init_from else 'random encoder'
+    add('kNN, before training', start.get('monitor/knn_top1_backbone'), percent, origin)
     add('kNN, raw pixels', start.get('monitor/knn_top1_raw_pixels'), percent, 'no encoder')
     add('contrastive loss', last('train/loss'), '{:.3f}', beside('chance', '{:.2f}', last('train/loss_chance')))
     add(
@@ -211,7 +212,7 @@ def _predictions(run: Subject, samples: Samples, missing: dict[str, str]) -> NDA
     elif len(classes) == 1:
         missing['confusion'] = 'all labels are of one class'
     elif not (samples.labels >= 0).any():
-        missing['confusion'] = 'the test images have no labels'
+        missing['confusion'] = 'the held-out images have no labels'
     elif not (np.isfinite(samples.features).all() and np.isfinite(samples.bank).all()):
         missing['confusion'] = 'features are not finite'
     else:
@@ -294,8 +295,8 @@ def _same(label: int, other: int) -> bool | None:
     return label == other if min(label, other) >= 0 else None
 
 
-def _confusion(samples: Samples, predictions: NDArray | None, names: Sequence[str]) -> Content | None:
-    """How often images of one class are taken for another."""
+def _confusion(samples: Samples, predictions: NDArray | None, bank_labels: NDArray) -> Content | None:
+    """How often images of one class are taken for another, by the labelled ones of the bank."""
     if predictions is None:
         return None
     known = samples.labels >= 0
@@ -308,6 +309,7 @@ def _confusion(samples: Samples, predictions: NDArray | None, names: Sequence[st
     present = np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1))
     return {
         'examples': len(labels),
+        'bank': int((bank_labels >= 0).sum()),
         'accuracy': float((labels == taken).mean()),
         'classes': present.tolist(),
         'counts': counts[np.ix_(present, present)].tolist() if len(present) <= MATRIX_CLASSES else None,

@@ -70,13 +70,13 @@ def curves(records: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -
 
     if with_knn:
         right = panels[1]
-        _dress(right, 'kNN accuracy on test images', last_step)
+        _dress(right, 'kNN accuracy on held-out images', last_step)
         right.yaxis.set_major_formatter('{x:g} %')
-        random_encoder = backbone[:1] if len(backbone) > 1 and backbone[0, 0] == 0 else backbone[:0]
+        untrained = backbone[:1] if len(backbone) > 1 and backbone[0, 0] == 0 else backbone[:0]
         named = [
             ('projection', projection, ORANGE),
             ('backbone', backbone, BLUE),
-            ('random encoder', random_encoder, MUTED),
+            ('before training', untrained, MUTED),
             ('raw pixels', raw_pixels, GREEN),
         ]
         for name, line, colour in named:
@@ -174,7 +174,7 @@ def embedding_map(
     labels: NDArray | None,
     class_names: Sequence[str] | None,
     path: str | os.PathLike[str],
-    of: str = 'test images',
+    of: str = 'held-out images',
 ) -> epath.Path:
     """A map of features in the plane. Classes are coloured; up to 20 of them get a legend.
 

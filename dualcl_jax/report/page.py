@@ -20,7 +20,7 @@ RAW_PIXELS = 'monitor/knn_top1_raw_pixels'
 PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     ('Contrastive loss', '', (('train/loss', 'loss'), ('train/loss_chance', 'chance'))),
     (
-        'kNN accuracy on test images',
+        'kNN accuracy on held-out images',
         '%',
         (
             ('monitor/knn_top1_backbone', 'backbone'),

@@ -47,7 +47,7 @@ def draw_pictures(run: Run, state: TrainState, records: Sequence[dict[str, Any]]
 
 
 def draw_figures(run: Run, samples: Samples, records: Sequence[dict[str, Any]]) -> None:
-    """Writes `figures/`: curves, view pairs, nearest neighbours of test images, a 2-D map of the embedding.
+    """Writes `figures/`: curves, view pairs, nearest neighbours of held-out images, a 2-D map of the embedding.
 
     Without a test split the training images stand in.
     """
@@ -78,5 +78,5 @@ def draw_figures(run: Run, samples: Samples, records: Sequence[dict[str, Any]]) 
             samples.labels if labelled else None,
             train.class_names,
             folder / 'embedding.png',
-            of='training images' if samples.of_training else 'test images',
+            of=samples.of,
         )

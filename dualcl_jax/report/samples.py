@@ -43,6 +43,11 @@ class Samples(NamedTuple):
     similarities: NDArray
 
     @property
+    def of(self) -> str:
+        """What the images are, in words: of the split that a run is measured on, for testing or for validation."""
+        return 'training images' if self.of_training else 'held-out images'
+
+    @property
     def labels(self) -> NDArray:
         """[n] of the images that are shown, -1 where unknown."""
         return self.source.labels[self.shown]

@@ -98,7 +98,7 @@ def test_curves_are_named_with_their_last_value(tmp_path, monkeypatch):
     named = []
     monkeypatch.setattr(figures, '_label_ends', lambda axes, ends: named.append({text for text, _, _ in ends}))
     figures.curves(run_records(), tmp_path / 'whole.png')
-    assert named.pop() == {'backbone 67.0 %', 'projection 65.0 %', 'random encoder 47.0 %', 'raw pixels 34.0 %'}
+    assert named.pop() == {'backbone 67.0 %', 'projection 65.0 %', 'before training 47.0 %', 'raw pixels 34.0 %'}
     assert named.pop() == {'loss 6.00', 'chance 7.00'}
     figures.curves(run_records()[1:], tmp_path / 'later.png')  # without step 0 no encoder is known to be random
     assert named.pop() == {'backbone 67.0 %', 'projection 65.0 %'}

@@ -118,7 +118,8 @@ def test_the_share_of_the_softmax_is_told(tmp_path):
     assert [part for part, _ in found['softmax']['shares']] == [64, 32, 16, 8, 4, 2]
     shares = [share for _, share in found['softmax']['shares']]
     assert shares == sorted(shares)
-    assert f'of the softmax, τ 0.1 {100 * shares[0]:.1f} %' in Parsed(render([found])).text
+    count = found['softmax']['images']
+    assert f'of the softmax, τ 0.1, {count} images {100 * shares[0]:.1f} %' in Parsed(render([found])).text
 
 
 def test_without_labels(tmp_path):
