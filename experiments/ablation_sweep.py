@@ -147,6 +147,8 @@ def plan(sweep: Sweep, overrides: Sequence[str]) -> list[Job]:
                 raise UserError(f'arm {arm.name}: {own[0]}: seeds and length are those of the sweep; leave it out')
             config = configured(sweep.config, fields)
             steps, passes = length(config, sweep.budget)
+            if not config.monitor.every_epochs:
+                raise UserError(f'arm {arm.name}: monitor.every_epochs=0: what is compared is kNN accuracy; measure it')
             fields = (*fields, f'seed={seed}', f'train.steps={steps}')
             override(config, fields[-2:])
             _validate(config, arm.name)
@@ -161,7 +163,7 @@ def length(config: ConfigDict, budget: int) -> tuple[int, int]:
     """
     batch = config.train.batch_size
     pairs = budget // (2 * batch)
-    if pairs == 0:
+    if pairs < 1:
         raise UserError(f'--budget={budget}: less than a step of both view orders, {2 * batch} passes')
     return (pairs if config.loss.symmetric else 2 * pairs), 2 * batch * pairs
 

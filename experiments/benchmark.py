@@ -200,18 +200,19 @@ RUNS: dict[str, Callable[[argparse.Namespace], Cases]] = {
 }
 
 
-def conditions() -> dict[str, Any]:
+def conditions(flags: argparse.Namespace) -> dict[str, Any]:
     """What was run, on what."""
     machine = f'{os.cpu_count()} cores of {processor()}'
-    own = [argument for argument in sys.argv[1:] if not argument.startswith(('--data_dir', '--peer'))]
-    command = ' '.join(['python -m experiments.benchmark', *own])
+    command = f'python -m experiments.benchmark {flags.name} --rounds={flags.rounds}'
+    if flags.name == 'peer':
+        command += f' --widths {" ".join(map(str, flags.widths))} --dtypes {" ".join(flags.dtypes)}'
     return {'command': command, 'machine': machine, 'versions': versions()}
 
 
-def show(name: str, cases: Cases) -> None:
+def show(flags: argparse.Namespace, cases: Cases) -> None:
     """Prints the cases as a table, then with their conditions as a line of JSON."""
-    about = (BENCHMARKS | RUNS)[name].__doc__
-    table = Table(title=f'{name}: {about}', title_justify='left')
+    about = (BENCHMARKS | RUNS)[flags.name].__doc__
+    table = Table(title=f'{flags.name}: {about}', title_justify='left')
     columns = max(cases, key=len)
     for column in columns:
         table.add_column(column, justify='right')
@@ -219,7 +220,7 @@ def show(name: str, cases: Cases) -> None:
         values = [case.get(column, '') for column in columns]
         table.add_row(*(f'{value:.4g}' if isinstance(value, float) else str(value) for value in values))
     Console().print(table)
-    print(json.dumps({'cases': cases} | conditions()))
+    print(json.dumps({'cases': cases} | conditions(flags)))
 
 
 @exits_cleanly
@@ -236,10 +237,10 @@ def main() -> int:
     if flags.rounds < 1:
         raise UserError(f'--rounds={flags.rounds}: must be at least 1')
     if flags.name in RUNS:
-        show(flags.name, RUNS[flags.name](flags))
+        show(flags, RUNS[flags.name](flags))
     else:
         runtime.start(None, None, None)
-        show(flags.name, BENCHMARKS[flags.name](flags.rounds))
+        show(flags, BENCHMARKS[flags.name](flags.rounds))
     return 0
 
 

@@ -43,7 +43,7 @@ def peer(flags: argparse.Namespace) -> Cases:
         speeds: dict[str, list[float]] = {'ours': [], 'peer': []}
         for _ in range(flags.rounds):
             speeds['ours'].append(_speed(data_dir, *ours))
-            speeds['peer'].append(json.loads(_run(theirs).splitlines()[-1])['images_per_second'])
+            speeds['peer'].append(_told(_run(theirs)))
         ratios = [ours / other for ours, other in zip(speeds['ours'], speeds['peer'], strict=True)]
         cases.append(
             {'width': width, 'dtype': dtype}
@@ -51,6 +51,14 @@ def peer(flags: argparse.Namespace) -> Cases:
             | {'ratio': statistics.median(ratios), 'smallest': min(ratios), 'largest': max(ratios)}
         )
     return cases
+
+
+def _told(printed: str) -> float:
+    """Images per second, by the last line that the peer printed."""
+    try:
+        return float(json.loads(printed.splitlines()[-1])['images_per_second'])
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise UserError('--peer: the last line that it prints must be JSON with images_per_second') from error
 
 
 def startup(flags: argparse.Namespace) -> Cases:

@@ -39,13 +39,15 @@ def shares_of(workdir: str) -> list[dict[str, float]]:
     """For each temperature: `temperature`, and the share of the hardest 1/part under the name of each part.
 
     Raises:
-      UserError: no run, or one whose negatives come from the batch or whose queue holds nothing.
+      UserError: no run, or one whose negatives come from the batch, whose queue is empty or whose data have changed.
     """
     run = open_finished(workdir)
     queue = run.state.queue
     if queue is None or not int(queue.filled):
         raise UserError(f'--workdir={workdir}: it has no queue of keys; name a run with queue.size above 0')
     train = load(run.config.data, validate=False).train
+    if train.fingerprint != run.data_fingerprint:
+        raise UserError(f'--workdir={workdir}: its images are not those it was trained on; restore them')
     images = np.random.default_rng(0).permutation(len(train))[:IMAGES]
     temperatures = [times * run.method.temperature for times in TIMES]
     found = softmax_shares(run.method, run.state, train, images, queue, PARTS, temperatures)

@@ -75,6 +75,8 @@ def test_places_of_this_machine_are_not_stored() -> None:
     ('arms', 'overrides', 'budget', 'said'),
     [
         ([BOTH], [], 63, '--budget=63: less than a step'),
+        ([BOTH], [], -1, '--budget=-1: less than a step'),
+        ([BOTH], ['monitor.every_epochs=0'], 999, 'arm both: monitor.every_epochs=0'),
         ([Arm('a', ('seed=3',))], [], 999, 'arm a: seed=3'),
         ([BOTH], ['train.steps=5'], 999, 'arm both: train.steps=5'),
         ([BOTH, Arm('a', ('loss.temperature=0',))], [], 999, 'arm a: config.loss.temperature=0.0'),
