@@ -3,8 +3,8 @@
     python -m dualcl_jax.main --config=configs/default.py --config.data.data_dir=DIR --workdir=runs/default
 
 The full method on CIFAR-10 (a TFDS directory): both views as query and key, the hardest quarter of the queue as
-negatives, no older key of the anchor's own image among them. Time and accuracy: unmeasured; `configs/cifar10.py` and
-`configs/cifar10_moco.py` are the measured ones.
+negatives, no older key of the anchor's own image among them. Time and accuracy: unmeasured, unlike
+those of `configs/cifar10_moco.py`.
 """
 
 from ml_collections import ConfigDict, config_dict

@@ -157,12 +157,20 @@ def _head(method: Method, mesh: Mesh, limits: Limits, batch_size: int) -> dict[s
         if not method.queue_size:
             select, k = method.select, method.num_negatives
             return info_nce(
-                anchors, rows.positives, queue.keys, temperature=method.temperature, select=select, k=k, rngs=rows.rngs
+                anchors,
+                rows.positives,
+                queue.keys,
+                temperature=method.temperature,
+                hardness=method.hardness,
+                select=select,
+                k=k,
+                rngs=rows.rngs,
             ).loss.sum()
         contrast = contrast_with_queue(
             rows._replace(anchors=anchors),
             queue,
             temperature=method.temperature,
+            hardness=method.hardness,
             select=method.select,
             k=method.num_negatives,
             mask_same_image=method.mask_same_image,

@@ -47,7 +47,8 @@ def resolve(source: EncoderSource, overrides: Sequence[str]) -> ConfigDict:
         if field in OF_THE_ENCODER:
             raise UserError(f'--config.{field}: belongs to the encoder, which was trained with it; leave it out')
     if 'data.name' in fields:
-        config.data.limit = config.data.num_examples = 0  # of the run's own set
+        config.data.limit = config.data.num_examples = 0  # these three are of the run's own set
+        config.data.validation_fraction = 0.0
     override(config, overrides)
     check_fields(config, RULES | {field: rule for field, rule in CONFIG_RULES.items() if field.startswith('data.')})
     if len(config.semi.fractions) != len(config.semi.epochs):
@@ -146,7 +147,7 @@ def evaluate(
     folder = epath.Path(output) / ('' if own else f'on_{config.data.name.replace("/", "_").replace(":", "_")}')
     writes = jax.process_index() == 0
     if writes:
-        open_workdir(str(folder))
+        open_workdir(str(folder), '--output')
     task = Task(source, splits, config, tuple(encoders), tuple(layers))
     console = Console(highlight=False, quiet=not writes, width=None if sys.stdout.isatty() else TABLE_WIDTH)
     found: list[dict[str, Any]] = []

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from dualcl_jax.errors import UserError
+from dualcl_jax.keeper import listen
 
 Facts = Mapping[str, str]
 
@@ -97,7 +98,7 @@ def _answer_all(place: Place, mine: dict, port: int, end: float, timeout_s: floa
     problem = ''
     with contextlib.ExitStack() as stack:
         try:
-            listener = stack.enter_context(socket.create_server(('', port), reuse_port=False, backlog=1024))
+            listener = stack.enter_context(listen(port, backlog=1024))
         except OSError as error:
             raise UserError(
                 f'--coordinator_address={place.address}: cannot listen there ({error.strerror}); use a free port'

@@ -142,15 +142,20 @@ class Kept:
         """Nothing to do: the keeper ends by itself."""
 
 
+def listen(port: int, backlog: int | None = None) -> socket.socket:
+    """A socket that listens at a port, 0 for any, for IPv4 and, where the machine has it, IPv6."""
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    return socket.create_server(('', port), family=family, dualstack_ipv6=both, backlog=backlog)
+
+
 async def keep(arguments: list[Any], options: dict[str, Any]) -> None:
     """The coordination service and the keeper, until the last process has ended."""
     from jaxlib import _jax
 
     service = _jax.get_distributed_runtime_service(*arguments, **options)
     keeper = Keeper()
-    both = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if both else socket.AF_INET
-    listener = socket.create_server(('', 0), family=family, dualstack_ipv6=both)
+    listener = listen(0)
     await asyncio.start_server(keeper.serve, sock=listener)
     print(listener.getsockname()[1], flush=True)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the service tells at length what the processes tell in a line

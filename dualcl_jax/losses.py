@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -145,7 +146,14 @@ def info_nce(
       select: a selector of `dualcl_jax.negatives`.
       k: how many negatives to select; `select_all` ignores it.
       rngs: [B] keys, for a selector that draws.
+
+    Raises:
+      AssertionError: shapes that do not fit each other.
     """
+    chex.assert_equal_shape((anchors, positives))
+    chex.assert_shape(negatives, (None, anchors.shape[1]))
+    if allowed is not None:
+        chex.assert_shape(allowed, (anchors.shape[0], negatives.shape[0]))
     positive = (anchors * positives).sum(axis=1)
     similarities = cosine(anchors, negatives)
     if allowed is not None:

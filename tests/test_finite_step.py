@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import numpy as np
 import optax
@@ -31,7 +32,7 @@ def test_only_counts_go_on(given_views, value, optimizer, mapper, devices) -> No
     _, before, after, last = states
     assert after.step == before.step + 1 == 2
     held = dataclasses.replace(after, step=before.step, opt_state=optax.tree.set(after.opt_state, count=np.int32(1)))
-    jax.tree.map(np.testing.assert_array_equal, held, before)
+    chex.assert_trees_all_equal(held, before)
     assert metrics[2]['train/learning_rate'] != metrics[1]['train/learning_rate']
     assert all_finite(last)
     assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(last.params), jax.tree.leaves(after.params), strict=True))
@@ -45,4 +46,4 @@ def test_update_that_is_not_finite(given_views) -> None:
     assert np.isfinite(metrics['train/loss'])
     assert np.isfinite(metrics['train/gradient_norm'])
     assert not metrics['train/finite']
-    jax.tree.map(np.testing.assert_array_equal, states[1].params, states[0].params)
+    chex.assert_trees_all_equal(states[1].params, states[0].params)

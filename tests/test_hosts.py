@@ -1,5 +1,6 @@
 """Processes that find each other, and the line each gets where one is missing, late or different."""
 
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -59,8 +60,11 @@ def test_one_that_comes_after_a_difference_hears_of_it():
         assert said.startswith('process 1 on ')
 
 
-def test_the_port_is_free_afterwards():
-    address = f'127.0.0.1:{free_port()}'
+@pytest.mark.parametrize('host', ['127.0.0.1', '[::1]'])
+def test_the_port_is_free_afterwards(host):
+    if host == '[::1]' and not socket.has_dualstack_ipv6():
+        pytest.skip('no IPv6 here')
+    address = f'{host}:{free_port()}'
     for _ in range(2):
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(lambda index: hosts.roll_call(Place(address, 2, index), {}, 5), range(2)))

@@ -3,6 +3,7 @@
 import re
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -154,7 +155,7 @@ def test_top_k_of_the_whole_queue_is_every_negative():
 
     value_and_grad = jax.jit(jax.value_and_grad(loss), static_argnums=1)
     chosen, everything = value_and_grad(arrays, 'top_k'), value_and_grad(arrays, 'all')
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), chosen, everything)
+    chex.assert_trees_all_close(chosen, everything, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('selector', ['all', 'top_k'])

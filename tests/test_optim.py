@@ -2,6 +2,7 @@
 
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -154,4 +155,4 @@ def test_the_optimizers_work_under_optax():
     for gradient in (random_tree(1), random_tree(2)):
         updates, state = optimizer.update(gradient, state, params)
     expected = jax.tree.map(lambda a, b: -0.25 * 2 * (0.9 * a + b), random_tree(1), random_tree(2))
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), updates, expected)
+    chex.assert_trees_all_close(updates, expected, rtol=1e-5, atol=1e-6)

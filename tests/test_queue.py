@@ -3,6 +3,7 @@
 from collections import deque
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,7 +77,7 @@ def test_the_same_in_a_compiled_loop():
     for row, step in zip(rows, steps, strict=True):
         called = enqueue(called, *map(jnp.asarray, row), step)
     assert isinstance(looped, Queue)
-    jax.tree.map(np.testing.assert_array_equal, looped, called)
+    chex.assert_trees_all_equal(looped, called)
 
 
 @pytest.mark.parametrize('size', [1, 7, 64])

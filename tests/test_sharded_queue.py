@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,7 +85,7 @@ def test_contrast(monkeypatch: pytest.MonkeyPatch, devices: int, selector: str) 
     for filled, kinds in ((0, 1), (5, 5), (30, 30), (30, 5), (K, K), (K, 3)):
         rows, queue = make(filled, kinds)
         found, expected = sharded(rows, queue, weights), replicated(rows, queue, weights)
-        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6), found, expected)
+        chex.assert_trees_all_close(found, expected, rtol=1e-6, atol=1e-6)
         assert filled < 30 or (expected[0].negatives > 0).all()
 
 
@@ -95,7 +96,7 @@ def test_reweighting_by_hardness() -> None:
     for filled in (0, 5, K):
         rows, queue = make(filled, max(filled, 1))
         found, expected = sharded(rows, queue, weights), replicated(rows, queue, weights)
-        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), found, expected)
+        chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize('devices', [1, 4])
@@ -113,7 +114,7 @@ def test_ring_buffer(devices: int) -> None:
     for step, count in enumerate((5, 20, 30, 48, 1, 61)):
         keys = jax.random.normal(jax.random.key(step), (count, D))
         results = sharded(found, keys, jnp.int32(step)), replicated(expected, keys, jnp.int32(step))
-        jax.tree.map(np.testing.assert_array_equal, *results)
+        chex.assert_trees_all_equal(*results)
         found, expected = results[0][0], results[1][0]
         assert found.keys.sharding.shard_shape(found.keys.shape) == (K // devices, D)
 
@@ -133,7 +134,7 @@ def test_checkpoints_and_hash(tmp_path: Path) -> None:
             restored, _ = checkpoints.restore(1, state, mesh, lies)
             held = 48 if lies == REPLICATED else 48 // mesh.size
             assert [shard.data.shape for shard in restored.queue.keys.addressable_shards] == [(held, 8)] * mesh.size
-            jax.tree.map(np.testing.assert_array_equal, restored, state)
+            chex.assert_trees_all_equal(restored, state)
             assert state_sha256(restored) == state_sha256(state)
     checkpoints.close()
 
@@ -165,4 +166,4 @@ def test_steps(given_views, selector: str, key_term: str, mapper: str, devices: 
     if selector != 'all':
         config = full_recipe(40, queue__sharded=True, **fields)
         assert_follows_reference(config, states, metrics, batches)
-    jax.tree.map(np.testing.assert_array_equal, states[1].queue, expected_states[1].queue)  # nothing was summed yet
+    chex.assert_trees_all_equal(states[1].queue, expected_states[1].queue)  # nothing was summed yet

@@ -1,6 +1,6 @@
 """What recipes add to the step: negatives from the batch, a predictor, parts of a batch, a count by step, a factor."""
 
-import jax
+import chex
 import numpy as np
 import pytest
 import reference
@@ -13,7 +13,7 @@ PLAIN = {'optimizer__name': 'sgd', 'negatives__selector': 'all', 'negatives__mas
 
 
 def assert_close(a, b):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), a, b)
+    chex.assert_trees_all_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('same_image', [False, True])

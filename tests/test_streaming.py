@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from dualcl_jax import streaming
@@ -74,7 +74,7 @@ def test_equals_info_nce(
         for contrast in (streamed, partial(as_a_whole, selector=selector, hardness=hardness))
     ]
     found, expected = (differentiated(rows.anchors, rows.positives) for differentiated in run)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found, expected)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_queue_gets_no_gradient() -> None:

@@ -151,6 +151,6 @@ def hold_out(train: Source, fraction: float) -> tuple[Source, Source | None]:
     order = np.random.default_rng(VALIDATION_SEED).permutation(len(train))
 
     def part(rows: np.ndarray, name: str) -> ArraySource:
-        return ArraySource(name, train.images(rows), train.labels[rows], train.class_names)
+        return ArraySource(name, train.images(rows), train.labels[rows], train.class_names, report=train.report)
 
     return part(np.sort(order[count:]), train.name), part(np.sort(order[:count]), f'{train.name} (validation)')

@@ -2,9 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -82,13 +82,13 @@ def moved(found, variables, part):
 def test_it_learns_and_leaves_the_encoder_as_it_was(method, variables):
     before = jax.tree.map(np.array, variables)
     found = tuned(method, variables)
-    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, variables))
+    chex.assert_trees_all_equal(before, jax.tree.map(np.array, variables))
     images = source()
     predicted = predict(Embedder(method, device_mesh()), found, images, np.arange(96), lambda: None)
     assert predicted.dtype == np.int32
     assert np.mean(predicted == images.labels) > 0.9
     again = tuned(method, variables)
-    jax.tree.map(np.testing.assert_array_equal, found, again)
+    chex.assert_trees_all_equal(found, again)
 
 
 def test_batch_statistics_are_of_the_whole_batch(method, variables):
@@ -97,7 +97,7 @@ def test_batch_statistics_are_of_the_whole_batch(method, variables):
     for batch_size in (16, 18):
         many = tuned(method, variables, batch_size=batch_size, epochs=1)
         few = tuned(method, variables, one, batch_size=batch_size, epochs=1)
-        jax.tree.map(partial(np.testing.assert_allclose, atol=1e-4), *(jax.tree.map(np.array, t) for t in (many, few)))
+        chex.assert_trees_all_close(*(jax.tree.map(np.array, t) for t in (many, few)), atol=1e-4)
 
 
 def test_lower_layers_move_less(method, variables):

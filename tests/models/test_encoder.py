@@ -3,6 +3,7 @@
 from functools import partial
 from types import SimpleNamespace
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -138,7 +139,7 @@ def test_initialisation_does_not_depend_on_layout():
     images = random_images(4)
     plain = init(make(), images)
     other = init(make(groups=2, span=4, axis_name='data'), images)
-    jax.tree.map(np.testing.assert_array_equal, plain, other)
+    chex.assert_trees_all_equal(plain, other)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import math
 from types import SimpleNamespace
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,7 +110,7 @@ def test_rematerialisation_changes_no_gradient():
         jax.jit(jax.grad(lambda v, model=model: (model.apply(v, images, train=True) ** 3).sum()))(variables)
         for model in (model, make(remat=True))
     )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), plain, again)
+    chex.assert_trees_all_close(plain, again, rtol=1e-4, atol=1e-4)
 
 
 def test_initial_values():
