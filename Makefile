@@ -19,7 +19,7 @@ demo: venv
 	$(BIN)/python -m dualcl_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
 test: venv
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 slow: venv
 	$(BIN)/python -m pytest -m slow --ignore=tests/test_sharded_queue.py

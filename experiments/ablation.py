@@ -163,6 +163,10 @@ def draw(output: Path) -> None:
     if not records:
         raise UserError(f'{output}/records: no run is finished yet')
     comparison = compare(sweep, records)
+    if not comparison.rows:
+        raise UserError(
+            f'{output}/records: no run has a kNN accuracy; choose data with labels, for training and testing'
+        )
     written = [*write_tables(output, comparison), *draw_plots(output, comparison)]
     print(f'{output}: {", ".join(written)}')
 

@@ -4,19 +4,65 @@ TEST_DEVICES=8 forces another number, for the tests that say so.
 """
 
 import os
+import sys
+from collections.abc import Callable
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('TEST_DEVICES', '4')
-os.environ['XLA_FLAGS'] = (
-    os.environ.get('XLA_FLAGS', '') + f' --xla_force_host_platform_device_count={os.environ["TEST_DEVICES"]}'
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # two of pytest's processes share two cores
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
+os.environ['XLA_FLAGS'] = ' '.join(
+    [
+        os.environ.get('XLA_FLAGS', ''),
+        f'--xla_force_host_platform_device_count={os.environ["TEST_DEVICES"]}',
+        '--xla_backend_optimization_level=0',  # most programs of a test run once
+    ]
 )
 
+import hypothesis
 import jax
 import pytest
-from support import Trainer
+from support import REPOSITORY, Finished, Trainer
+
+from dualcl_jax import models, runtime
+
+models.MODELS['smooth'] = models.MODELS['tiny']  # a name that is allowed; tests/quick_config.py gives it its network
+
+hypothesis.settings.register_profile('busy', deadline=None)  # of a machine that does other things, too
+hypothesis.settings.load_profile('busy')
+
+LONGEST = (
+    'experiments/test_ablation.py', 'test_evaluate.py', 'test_resume.py', 'test_parallel.py', 'report/test_page.py',
+    'test_mistakes.py', 'exports/test_exports.py', 'faults/test_crashes.py', 'test_plan.py', 'test_sharded_queue.py',
+)  # fmt: skip
+"""Files that take longest: begun first, so that none is left when the other process is done."""
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {os.path.join(os.path.dirname(__file__), name): place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(str(item.path), len(places)))
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
+    """Runs the `main` of a program here, on the devices and with the strict types of the tests; nothing of it stays."""
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.syspath_prepend(REPOSITORY)
+    monkeypatch.setitem(models.MODELS, 'smooth', models.MODELS['smooth'])
+    monkeypatch.setattr(sys, 'unraisablehook', sys.unraisablehook)
+    monkeypatch.setenv('XLA_FLAGS', os.environ['XLA_FLAGS'])
+    for lasting in ('_keep_freed_memory', '_use_compilation_cache'):
+        monkeypatch.setattr(runtime, lasting, lambda *_: None)
+
+    def run(main: Callable[[], int], *arguments: str) -> Finished:
+        monkeypatch.setattr(sys, 'argv', [main.__module__, *arguments])
+        status = main()
+        return Finished(status, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture(scope='session')

@@ -38,13 +38,18 @@ def random_run(folder: Path, *fields: str, channels: int = 3, labels: bool = Tru
     return Finished(epath.Path(folder), config, method, mesh, STEP, state, train.fingerprint)
 
 
-def subject_of(run: Finished, *, records: list[dict[str, Any]] | None = None) -> tuple[Subject, Samples]:
-    """The run as a report sees it, and the images that it looks at."""
-    splits = load(run.config.data)
-    samples = take_samples(Embedder(run.method, run.mesh), run.state.variables, splits)
-    assert samples is not None
+def subject_of(run: Finished, *, records: list[dict[str, Any]] | None = None) -> Subject:
+    """The run as a report sees it."""
     state, records = to_host(run.state), [{'step': STEP, 'wall_time_s': 1.0}] if records is None else records
-    return Subject(run.folder, run.config, run.method, splits, STEP, 16, state, records, {}), samples
+    return Subject(run.folder, run.config, run.method, load(run.config.data), STEP, 16, state, records, {})
+
+
+def reported(run: Finished, *, records: list[dict[str, Any]] | None = None) -> tuple[Subject, Samples]:
+    """The run as a report sees it, and the images that it looks at."""
+    subject = subject_of(run, records=records)
+    samples = take_samples(Embedder(run.method, run.mesh), run.state.variables, subject.splits)
+    assert samples is not None
+    return subject, samples
 
 
 def random_state(method: Method, train: Source) -> TrainState:

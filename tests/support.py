@@ -85,6 +85,7 @@ class Trainer:
             'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
             'JAX_NUMPY_RANK_PROMOTION': 'raise',
             'JAX_NUMPY_DTYPE_PROMOTION': 'strict',
+            'PYTHONUNBUFFERED': '1',
         }
 
     def run(self, workdir: Path, *flags: str, config: str = QUICK, devices: int = 1, status: int = 0) -> Finished:

@@ -1,9 +1,7 @@
 """python -m dualcl_jax.evaluate: its files, its last line, that two evaluations are one, and what is refused."""
 
 import json
-import os
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -45,16 +43,12 @@ def workdir(finished: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def run(in_process):
     """The command in this process, on four devices and with strict types."""
-    monkeypatch.setattr(sys, 'unraisablehook', sys.unraisablehook)
-    monkeypatch.setenv('XLA_FLAGS', os.environ.get('XLA_FLAGS', ''))
 
     def main(workdir: Path | str, protocols: str, *flags: str) -> Finished:
         source = [f'--workdir={workdir}'] if workdir else []
-        monkeypatch.setattr(sys, 'argv', ['evaluate', *source, f'--protocols={protocols}', *flags])
-        status = evaluate.main()
-        return Finished(status, *capsys.readouterr())
+        return in_process(evaluate.main, *source, f'--protocols={protocols}', *flags)
 
     return main
 

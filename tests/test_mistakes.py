@@ -1,7 +1,6 @@
 """What users get wrong: exit status 2, at most three lines that name the field or path and what to do, no harm done."""
 
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 from support import QUICK, REPOSITORY, Trainer, contents, free_port, records, summary, write_npz
 
-from dualcl_jax import main, models
+from dualcl_jax import main
 
 compilations: list[str] = []
 jax.monitoring.register_event_duration_secs_listener(
@@ -25,16 +24,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, data: Path):
+def refused(in_process, tmp_path: Path, data: Path):
     """Runs main with flags, or fields without --config, and returns what it says as it refuses; a later flag wins.
 
     The workdir is tmp_path/run, the data set one of 256 images on four devices.
     """
-    monkeypatch.chdir(REPOSITORY)
-    monkeypatch.syspath_prepend(REPOSITORY)
-    monkeypatch.setitem(models.MODELS, 'smooth', None)  # undoes what tests/quick_config.py does
-    monkeypatch.setattr(sys, 'unraisablehook', sys.unraisablehook)  # likewise what main does
-    monkeypatch.setenv('XLA_FLAGS', os.environ.get('XLA_FLAGS', ''))
 
     def run(*flags: str) -> str:
         fields = ('data.name=npz', f'data.path={data}', 'train.batch_size=32', 'model.name=tiny', 'model.norm=sync')
@@ -42,10 +36,8 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         base = ['--config=configs/default.py', f'--workdir={tmp_path / "run"}']
         before = contents(tmp_path)
         compilations.clear()
-        monkeypatch.setattr(sys, 'argv', ['main', *base, *given])
-        status = main.main()
-        printed = capsys.readouterr()
-        assert status == 2, printed
+        printed = in_process(main.main, *base, *given)
+        assert printed.status == 2, printed
         assert printed.out == ''
         assert printed.err.startswith('error: ')
         assert len(printed.err.splitlines()) <= 3

@@ -42,7 +42,7 @@ def masked_similarities(draw):
     return similarities, draw(st.sampled_from([1, 3, 5, 20]))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(masked_similarities())
 def test_top_k_takes_the_most_similar_and_the_lower_slot_of_equals(case):
     similarities, k = case

@@ -24,7 +24,7 @@ def batch_of(count, first):
     return keys, number.astype(np.int32), (number % 3).astype(np.int32)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     size=st.sampled_from([1, 3, 5]),
     counts=st.lists(st.sampled_from([0, 1, 2, 4, 7]), max_size=8),

@@ -180,16 +180,6 @@ def test_a_sharded_queue_goes_on_elsewhere(trainer: Trainer, complete: Path, hal
         np.testing.assert_array_equal(ours[name], theirs[name])
 
 
-def test_another_method_is_refused(trainer: Trainer, halfway: Path) -> None:
-    before = contents(halfway)
-    refused = trainer.run(halfway, *SHORT, 'loss.temperature=0.3', 'negatives.selector=top_k', status=2)
-    assert refused.err.splitlines()[0] == (
-        f'error: --workdir={halfway}: holds a run with another '
-        "loss.temperature (0.1, now 0.3), negatives.selector ('all', now 'top_k')"
-    )
-    assert contents(halfway) == before
-
-
 @pytest.mark.parametrize('change', ['pixels', 'order'])
 def test_changed_data_are_refused(trainer: Trainer, halfway: Path, tmp_path: Path, change: str) -> None:
     """The file of the run has other images now, or the same ones in another order."""

@@ -27,7 +27,7 @@ ENTRIES = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st_numpy.arrays(np.float32, (3, 17), elements=ENTRIES), st.integers(0, 20))
 def test_any_values(values: np.ndarray, k: int) -> None:
     np.testing.assert_array_equal(find(jnp.asarray(values), k), by_sorting(values, k))

@@ -115,7 +115,7 @@ def test_any_number_of_processes_gives_the_same_batches(source, expected, proces
     assert_same(joined, expected)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(start=st.integers(0, STEPS - 1), cuts=st.lists(st.integers(0, B), max_size=2))
 def test_resuming_anywhere_and_dividing_anyhow(source, expected, start, cuts):
     bounds = [0, *sorted(cuts), B]

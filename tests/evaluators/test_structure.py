@@ -71,7 +71,7 @@ def test_std_per_dimension():
     np.testing.assert_allclose(std_per_dimension(np.ones((9, 4))), 0, atol=1e-12)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20, derandomize=True)
 @given(seed=st.integers(0, 10**6), count=st.sampled_from([4, 33, 60]), k=st.sampled_from([1, 3, 100]))
 def test_purity_and_class_distances_pair_by_pair(seed, count, k):
     features, labels = draw(seed, count)
@@ -95,7 +95,6 @@ def test_blocks_change_nothing(monkeypatch):
 
 
 def test_purity_of_collapsed_features_leaves_each_image_itself_out():
-    labels = np.arange(12) % 2
-    found = purity(np.ones((12, 3), np.float32), labels, 5)
-    assert ((found >= 0) & (found <= 1)).all()
-    np.testing.assert_allclose(found.sum() * 5 % 1, 0, atol=1e-9)
+    """Of images that are all alike the first are the nearest: of 0 to 5 two have the label of each of these six."""
+    found = purity(np.ones((12, 3), np.float32), np.arange(12) % 2, 5)
+    np.testing.assert_allclose(found, [2 / 5] * 6 + [3 / 5, 2 / 5] * 3)

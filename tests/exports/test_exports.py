@@ -174,7 +174,7 @@ def whole(tmp_path_factory) -> dict[str, bytes]:
 
 @pytest.mark.parametrize('form', ['safetensors', 'stablehlo'])
 @given(place=st.integers(0, 10**9))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_truncated_file_is_one_error(tmp_path_factory, whole, form, place):
     path = tmp_path_factory.getbasetemp() / 'cut'
     path.write_bytes(whole[form][: place % len(whole[form])])
@@ -184,7 +184,7 @@ def test_a_truncated_file_is_one_error(tmp_path_factory, whole, form, place):
 
 @pytest.mark.parametrize('form', ['safetensors', 'stablehlo'])
 @given(place=st.integers(0, 10**9), bit=st.integers(0, 7))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_flipped_bit_is_one_error(tmp_path_factory, whole, form, place, bit):
     """In weights and program as in what describes them, such as the mean that is taken from images."""
     content = bytearray(whole[form])

@@ -4,8 +4,8 @@ A reader gives a value, or a `UserError` of at most three lines (an image: `Unus
 """
 
 import contextlib
+import dataclasses
 import functools
-import hashlib
 import io
 import json
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import safetensors.numpy
 from bad_files import encode, photo
 from etils import epath
 from hypothesis import HealthCheck, given, settings
@@ -27,7 +28,7 @@ from dualcl_jax.data.decode import Box, UnusableError, cut, examine
 from dualcl_jax.data.folder import _read_csv
 from dualcl_jax.data.index import _load
 from dualcl_jax.errors import UserError, ending
-from dualcl_jax.exports import FORMATS, Description, load, stablehlo
+from dualcl_jax.exports import FORMATS, Description, load, stablehlo, weights
 from dualcl_jax.main import parse
 from dualcl_jax.metrics import MetricsLog, read_records
 from dualcl_jax.validation import validate
@@ -128,11 +129,17 @@ def set_fields(folder: Path, assignments: list[str]) -> Any:
     return validate(config)
 
 
+def architecture(form: str) -> dict[str, Any]:
+    """torchvision has residual networks alone; the smallest network is enough for the others."""
+    return ARCHITECTURE | {'name': 'resnet18' if form == 'torchvision' else 'tiny'}
+
+
 @functools.cache
 def exported(form: str) -> bytes:
     """A small encoder as a file."""
-    variables = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, leaf.dtype), ENCODER.shapes())
-    return FORMATS[form](ENCODER, variables)
+    encoder = dataclasses.replace(ENCODER, architecture=architecture(form))
+    variables = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, leaf.dtype), encoder.shapes())
+    return FORMATS[form](encoder, variables)
 
 
 @st.composite
@@ -141,12 +148,14 @@ def resealed(draw: st.DrawFn, form: str) -> bytes:
     changes = draw(st.dictionaries(st.sampled_from(sorted(ENCODER.to_metadata())), JSON, max_size=2))
     if draw(st.booleans()):
         part = draw(st.dictionaries(st.sampled_from(sorted(ARCHITECTURE)), ODD, min_size=1, max_size=2))
-        changes['architecture'] = json.dumps(ARCHITECTURE | part)
+        changes['architecture'] = json.dumps(architecture(form) | part)
     content = exported(form)
     if form != 'stablehlo':
         length = 8 + int.from_bytes(content[:8], 'little')
         header = json.loads(content[8:length])
-        header['__metadata__'] |= changes
+        metadata = header['__metadata__'] | changes
+        del metadata['sha256']
+        header['__metadata__'] = metadata | {'sha256': weights.digest(safetensors.numpy.load(content), metadata)}
         text = json.dumps(header).encode()
         return len(text).to_bytes(8, 'little') + text + content[length:]
     content = content.removesuffix(stablehlo.END)
@@ -154,8 +163,9 @@ def resealed(draw: st.DrawFn, form: str) -> bytes:
     program, metadata = content[:-length], json.loads(content[-length:])
     if not changes:
         program = draw(damaged(program))
-    metadata |= changes | {'sha256': hashlib.sha256(program).hexdigest()}
-    text = json.dumps(metadata).encode()
+    del metadata['sha256']
+    metadata |= changes
+    text = json.dumps(metadata | {'sha256': stablehlo.digest(program, metadata)}).encode()
     return program + text + len(text).to_bytes(8, 'little') + stablehlo.END
 
 
@@ -164,7 +174,7 @@ IMAGES = np.arange(12 * 64, dtype=np.uint8).reshape(12, 8, 8)
 SUMMARY = json.dumps({'step': 3, 'loss': 1.0, 'knn_top1': None, 'wall_time_s': 2.0, 'state_sha256': 'ab'}).encode()
 RECORDS = b''.join(json.dumps({'step': n, 'wall_time_s': 0.5, 'train/loss': 1 / n}).encode() + b'\n' for n in (1, 2, 9))
 ARCHITECTURE = {
-    'name': 'resnet18', 'stem': 'cifar', 'width': 1, 'projection': 'mlp2_bn', 'predictor': 'none', 'dim': 2,
+    'name': 'tiny', 'stem': 'cifar', 'width': 1, 'projection': 'mlp2_bn', 'predictor': 'none', 'dim': 2,
     'head_width': 2, 'dtype': 'float32', 'remat': False, 'freeze_patches': True,
 }  # fmt: skip
 ENCODER = Description(ARCHITECTURE, 'query', 'projection', 2, 8, 3, (0.5,) * 3, (0.2,) * 3, {'step': 7})

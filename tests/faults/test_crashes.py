@@ -20,6 +20,7 @@ def expected(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def test_killed(trainer: Trainer, expected: Path, tmp_path: Path) -> None:
     kills = list(injected.killed(trainer, tmp_path / 'run', random.Random(0), 2))
+    assert kills
     assert all(steps <= 20 for _, steps, _ in kills)
     injected.assert_same_end(tmp_path / 'run', expected)
 

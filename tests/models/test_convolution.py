@@ -62,7 +62,7 @@ def test_gradients_of_the_networks_convolutions(shape, side, features, stride, p
         close(a, b, 1e-5)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     height=st.integers(1, 7),
     width=st.integers(1, 7),

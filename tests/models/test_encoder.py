@@ -38,6 +38,10 @@ def make(groups=1, span=1, axis_name=None, **fields):
     return build_encoder(config, groups=groups, span=span, axis_name=axis_name)
 
 
+SIZES = {'resnet18': 32, 'resnet34': 32, 'resnet50': 128, 'vit_tiny': 64}
+"""Features of the backbones of width 4."""
+
+
 def init(encoder, images):
     return jax.jit(lambda key: encoder.init(key, images, train=True))(jax.random.key(0))
 
@@ -52,11 +56,10 @@ def random_images(batch, side=8):
 
 
 @pytest.mark.parametrize(
-    ('name', 'features'),
-    [('resnet18', 32), ('resnet34', 32), ('resnet50', 128), ('tiny', 8), ('vit_tiny', 64)],
-    ids=lambda a: str(a),
+    ('name', 'features', 'projection'),
+    [(name, size, 'mlp2_bn') for name, size in SIZES.items()] + [('tiny', 8, projection) for projection in PROJECTIONS],
+    ids=str,
 )
-@pytest.mark.parametrize('projection', PROJECTIONS)
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_outputs_and_variables_are_float32(name, features, projection, dtype):
     assert name in MODELS

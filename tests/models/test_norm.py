@@ -155,7 +155,7 @@ def test_shapes_that_do_not_fit_are_refused():
         jax.make_jaxpr(lambda *a: apply(layer, *a), axis_env=[('data', 4)])(x, params, stats)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(groups=st.integers(1, 64), devices=st.integers(1, 64))
 def test_norm_layout_gives_the_groups_asked_for(groups, devices):
     if groups % devices and devices % groups:

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from random_run import random_run, subject_of
+from random_run import random_run, reported
 from test_page import HOSTILE, RECORDS, record
 
 from dualcl_jax.report.content import describe
@@ -48,10 +48,10 @@ def pages(tmp_path_factory) -> dict[str, Path]:
     """One run; two runs side by side, one of them with hostile names; one without labels."""
     folder = tmp_path_factory.mktemp('pages')
     run = random_run(folder, 'model.name=tiny')
-    subject, samples = subject_of(run, records=RECORDS)
+    subject, samples = reported(run, records=RECORDS)
     whole = describe(subject, samples) | {'evaluations': [record()]}
     other = whole | {'name': HOSTILE, 'class_names': [HOSTILE] * 4, 'evaluations': []}
-    unlabelled = describe(*subject_of(random_run(folder, 'model.name=tiny', labels=False)))
+    unlabelled = describe(*reported(random_run(folder, 'model.name=tiny', labels=False)))
     for name, runs in {'one': [whole], 'two': [whole, other], 'unlabelled': [unlabelled]}.items():
         (folder / f'{name}.html').write_text(render(runs))
     return {name: folder / f'{name}.html' for name in ('one', 'two', 'unlabelled')}

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from random_run import STEP, random_run, subject_of
+from random_run import STEP, random_run, reported, subject_of
 
 from dualcl_jax import randomness
 from dualcl_jax.report.hardness import hardest_negatives, image_losses, negatives_of, softmax_shares
@@ -34,7 +34,7 @@ def gallery(run, k, images=(3, 8, 200), shown=5):
 @pytest.mark.parametrize('fields', [(TINY,), (TINY, 'model.projection=mlp2_bn', 'model.predictor=mlp2')])
 def test_the_hardest_negatives_are_the_most_similar_allowed_keys(tmp_path, fields):
     """The queue is half full; the slots that hold an anchor's own image are no negatives of it."""
-    run, _ = subject_of(random_run(tmp_path, *fields))
+    run = subject_of(random_run(tmp_path, *fields))
     train, queue = run.splits.train, run.state.queue
     images = np.array([queue.ids[4], 8, 200])
     _, found = gallery(run, 10, images)
@@ -58,7 +58,7 @@ def test_the_hardest_negatives_are_the_most_similar_allowed_keys(tmp_path, field
 
 @pytest.mark.parametrize('selector', ['all', 'threshold', 'ring', 'random', 'approx_max_k'])
 def test_the_selector_is_that_of_the_run(tmp_path, selector):
-    run, _ = subject_of(random_run(tmp_path, TINY, f'negatives.selector={selector}', 'negatives.skip=3'))
+    run = subject_of(random_run(tmp_path, TINY, f'negatives.selector={selector}', 'negatives.skip=3'))
     queue, (anchor, *_) = gallery(run, 6, shown=6)
     row = embed(run, run.state.variables, run.splits.train.images(np.array([3])) / 255.0)[0]
     allowed = np.flatnonzero((np.arange(queue.size) < queue.filled) & (np.asarray(queue.ids) != 3))
@@ -73,7 +73,7 @@ def test_the_selector_is_that_of_the_run(tmp_path, selector):
 
 
 def test_noise_is_named_as_such(tmp_path):
-    run, _ = subject_of(random_run(tmp_path, TINY))
+    run = subject_of(random_run(tmp_path, TINY))
     queue = run.state.queue
     queue = queue.replace(filled=np.int32(queue.size), keys=queue.keys[::-1])  # noise may be what is hardest
     found = hardest_negatives(run.method, run.state, run.splits.train, np.arange(4), queue, queue.size, queue.size)
@@ -83,7 +83,7 @@ def test_noise_is_named_as_such(tmp_path):
 
 
 def test_without_a_queue_negatives_come_from_a_batch(tmp_path):
-    run, _ = subject_of(random_run(tmp_path, TINY, 'queue.size=0', 'negatives.selector=all'))
+    run = subject_of(random_run(tmp_path, TINY, 'queue.size=0', 'negatives.selector=all'))
     queue, found = gallery(run, 16)
     keys = embed(run, run.state.momentum_variables, run.splits.train.images(np.asarray(queue.ids)) / 255.0)
     np.testing.assert_allclose(queue.keys, keys, atol=1e-5)
@@ -92,7 +92,7 @@ def test_without_a_queue_negatives_come_from_a_batch(tmp_path):
 
 
 def test_without_labels_shares_are_unknown(tmp_path):
-    run, _ = subject_of(random_run(tmp_path, TINY, labels=False))
+    run = subject_of(random_run(tmp_path, TINY, labels=False))
     _, found = gallery(run, 10)
     assert all(anchor.same_class is anchor.same_class_queue is None for anchor in found)
 
@@ -100,7 +100,7 @@ def test_without_labels_shares_are_unknown(tmp_path):
 @pytest.mark.parametrize('of_training', [False, True])
 def test_losses_are_info_nce_of_two_views(tmp_path, of_training):
     """-log of the positive's share among the selected negatives; training images leave out keys of their own."""
-    run, samples = subject_of(random_run(tmp_path, TINY))
+    run, samples = reported(random_run(tmp_path, TINY))
     source = run.splits.train if of_training else samples.source
     queue, method, k = run.state.queue, run.method, 12
     images = np.append(queue.ids[:2], np.arange(10, 30)).astype(np.int64) if of_training else np.arange(22)
@@ -119,7 +119,7 @@ def test_losses_are_info_nce_of_two_views(tmp_path, of_training):
 
 def test_the_share_of_the_softmax_that_the_hardest_hold(tmp_path):
     """Of a query's allowed keys, in float64; the images do not fill a block."""
-    run, _ = subject_of(random_run(tmp_path, TINY))
+    run = subject_of(random_run(tmp_path, TINY))
     queue, method, train = run.state.queue, run.method, run.splits.train
     images, parts = np.append(queue.ids[:2], np.arange(10, 30)).astype(np.int64), (1, 3, 10**6)
     (found,) = softmax_shares(method, run.state, train, images, queue, parts, [0.3])
@@ -136,6 +136,6 @@ def test_the_share_of_the_softmax_that_the_hardest_hold(tmp_path):
 
 
 def test_the_share_is_unknown_where_no_image_has_a_negative(tmp_path):
-    run, _ = subject_of(random_run(tmp_path, TINY))
+    run = subject_of(random_run(tmp_path, TINY))
     empty = run.state.queue.replace(filled=np.int32(0))
     assert np.isnan(softmax_shares(run.method, run.state, run.splits.train, np.arange(3), empty, (2,), [0.1])).all()

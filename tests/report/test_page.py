@@ -10,7 +10,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from random_run import STEP, random_run, subject_of
+from random_run import STEP, random_run, reported
 from sklearn.metrics import confusion_matrix
 from support import REPOSITORY
 
@@ -43,7 +43,7 @@ class Parsed(html.parser.HTMLParser):
 
 
 def content(tmp_path, *fields, records=None, **options):
-    return describe(*subject_of(random_run(tmp_path, TINY, *fields, **options), records=records))
+    return describe(*reported(random_run(tmp_path, TINY, *fields, **options), records=records))
 
 
 RECORDS = [
@@ -104,7 +104,7 @@ def test_names_are_text(whole):
 
 
 def test_the_confusion_matrix_is_scikit_learns(tmp_path):
-    subject, samples = subject_of(random_run(tmp_path, TINY))
+    subject, samples = reported(random_run(tmp_path, TINY))
     found = describe(subject, samples)
     want = confusion_matrix(samples.labels, found['map']['predictions'])
     np.testing.assert_array_equal(found['confusion']['counts'], want)
@@ -133,7 +133,7 @@ def test_without_labels(tmp_path):
 
 
 def test_one_class(tmp_path):
-    subject, samples = subject_of(random_run(tmp_path, TINY))
+    subject, samples = reported(random_run(tmp_path, TINY))
     subject.splits.train.labels[:] = 0
     found = describe(subject, samples)
     assert 'No matrix: all labels are of one class.' in Parsed(render([found])).text
@@ -142,7 +142,7 @@ def test_one_class(tmp_path):
 def test_without_a_test_split_or_a_queue(tmp_path):
     run = random_run(tmp_path, TINY, 'queue.size=0')
     np.savez(tmp_path / 'data.npz', train_images=np.load(tmp_path / 'data.npz')['train_images'])
-    text = Parsed(render([describe(*subject_of(run))])).text
+    text = Parsed(render([describe(*reported(run))])).text
     assert 'No matrix: there is no test split.' in text
     assert '256 training images' in text
     assert 'There is no queue: negatives come from the batch' in text
@@ -160,7 +160,7 @@ def test_an_empty_queue(tmp_path):
     run = random_run(tmp_path, TINY)
     empty = run.state.queue.replace(filled=0 * run.state.queue.filled)
     run = dataclasses.replace(run, state=run.state.replace(queue=empty))
-    text = Parsed(render([describe(*subject_of(run))])).text
+    text = Parsed(render([describe(*reported(run))])).text
     assert 'No slot of the queue may be its negative.' in text
     assert 'of the softmax' not in text
 
@@ -168,7 +168,7 @@ def test_an_empty_queue(tmp_path):
 def test_an_encoder_that_diverged(tmp_path):
     run = random_run(tmp_path, TINY)
     run.state.params['backbone']['conv1']['kernel'] = run.state.params['backbone']['conv1']['kernel'] * np.nan
-    text = Parsed(render([describe(*subject_of(run))])).text
+    text = Parsed(render([describe(*reported(run))])).text
     assert 'No map: features are not finite' in text
     assert 'No matrix: features are not finite' in text
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from random_run import random_run, subject_of
+from random_run import random_run, reported
 from sklearn.metrics.pairwise import cosine_similarity
 
 from dualcl_jax.report.samples import in_plane, one_per_class
@@ -49,7 +49,7 @@ def test_one_per_class():
 
 def test_neighbours_are_the_nearest_training_images(tmp_path):
     """Against scikit-learn's cosines of the same features."""
-    _, samples = subject_of(random_run(tmp_path, 'model.name=tiny'))
+    _, samples = reported(random_run(tmp_path, 'model.name=tiny'))
     assert not samples.of_training
     cosines = cosine_similarity(samples.features[samples.queries], samples.bank)
     order = np.argsort(-cosines, axis=1)[:, : samples.found.shape[1]]
