@@ -67,7 +67,7 @@ def main() -> int:
     for case in cases:
         held = (f'{100 * case[f"1/{part}"]:.1f} %' for part in PARTS)
         table.add_row(case['workdir'], f'{case["temperature"]:g}', *held)
-    Console().print(table)
+    Console(markup=False, width=None if sys.stdout.isatty() else 140).print(table)
     print(json.dumps({'cases': cases}))
     return 0
 

@@ -11,7 +11,7 @@ from experiments.ablation import chosen, item, parse, time_left
 from experiments.ablation_sweep import Arm, Job, Sweep, load_sweep, plan
 
 SHIPPED = sorted((REPOSITORY / 'experiments' / 'sweeps').glob('*.py'))
-TUNING = 'learning_rate', 'small_batch'
+TUNING = 'learning_rate', 'small_batch', 'small_batch_key'
 ONE_WAY, BOTH = Arm('one-way', ('loss.symmetric=False',)), Arm('both', ('loss.symmetric=True',))
 
 
