@@ -120,6 +120,7 @@ FIELDS = {
     'monitor.k=0': ['monitor.k=0', 'at least 1'],
     'monitor.temperature=0': ['monitor.temperature=0.0', 'above 0'],
     'parallel.mapper=pjit': ['parallel.mapper', 'pmap, shard_map'],
+    '--profile=-1': ['--profile=-1', 'at least 0'],
     '--workdr=x': ['--workdr', 'no such flag', '--help'],
     '--workdir=': ['--workdir', 'name a folder'],
     '--workdir': ['--workdir', '--help'],
