@@ -1,6 +1,7 @@
 """The method as a value: what a config chooses, resolved to functions and numbers. It never changes in training."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -89,11 +90,9 @@ def resolve_views(views: Any) -> tuple[ViewSpec, ViewSpec]:
     return dataclasses.replace(first, **chosen), dataclasses.replace(second, **chosen)
 
 
-def crop_recipe(method: Method) -> CropRecipe:
-    """The crops of the method's views, for a host that cuts them."""
-    views = method.views
-    scales, ratios = tuple(view.crop_scale for view in views), tuple(view.crop_ratio for view in views)
-    return CropRecipe(scales, ratios, method.image_size)
+def crop_recipe(views: Sequence[ViewSpec], size: int) -> CropRecipe:
+    """The crops of views of `size` pixels a side, for a host that cuts them."""
+    return CropRecipe(tuple(view.crop_scale for view in views), tuple(view.crop_ratio for view in views), size)
 
 
 def resolved_selector(config: Any, platform: str) -> str:

@@ -74,7 +74,11 @@ class Plan:
     def batch(self) -> Batch:
         """Shapes and dtypes of a whole batch, as the loader makes it."""
         source, size = self.splits.train, self.config.train.batch_size
-        images = crop_recipe(self.method).shape if isinstance(source, EncodedSource) else source.image_shape
+        images = (
+            crop_recipe(self.method.views, self.method.image_size).shape
+            if isinstance(source, EncodedSource)
+            else source.image_shape
+        )
         column = jax.ShapeDtypeStruct((size,), jnp.int32)
         return Batch(jax.ShapeDtypeStruct((size, *images), jnp.uint8), column, column, column)
 

@@ -134,7 +134,7 @@ def optimizer_case(arrays: Arrays) -> float:
     optimizer = build_optimizer(
         'sgd', lambda step: jnp.float32(0.1), momentum=0.9, weight_decay=1e-2, decay_norm_and_bias=True
     )
-    params, state = jnp.asarray(arrays['theta']), None
+    params = jnp.asarray(arrays['theta'])
     state = optimizer.init(params)
     for _ in range(2):
         updates, state = optimizer.update(jnp.asarray(arrays['theta_gradient']), state, params)

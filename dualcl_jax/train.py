@@ -114,7 +114,7 @@ def _train(
         start_step=run.start_step,
         stop_step=run.total_steps,
         place=run.mapper.put_batch,
-        recipe=crop_recipe(run.method),
+        recipe=crop_recipe(run.method.views, run.method.image_size),
         workers=config.parallel.workers if config.parallel.workers >= 0 else available_cores(),
     )
     trace = Trace(str(run.folder / 'profile'), run.start_step, traced_steps)

@@ -8,11 +8,10 @@ from ml_collections import ConfigDict
 
 from dualcl_jax import randomness
 from dualcl_jax.data import Source, load
-from dualcl_jax.data.crops import CropRecipe
 from dualcl_jax.data.encoded import EncodedSource
 from dualcl_jax.data.order import epoch_permutation
 from dualcl_jax.errors import UserError
-from dualcl_jax.method import resolve_views
+from dualcl_jax.method import crop_recipe, resolve_views
 from dualcl_jax.report.figures import view_pairs
 from dualcl_jax.validation import validate
 from dualcl_jax.views import ViewSpec, make_views
@@ -45,7 +44,6 @@ def first_views(train: Source, ids: np.ndarray, specs: tuple[ViewSpec, ViewSpec]
     rows = np.arange(len(ids))
     images = train.images(ids)
     if isinstance(train, EncodedSource):
-        scales, ratios = tuple(spec.crop_scale for spec in specs), tuple(spec.crop_ratio for spec in specs)
-        images = train.crops(ids, rows, CropRecipe(scales, ratios, size), seed, 0)
+        images = train.crops(ids, rows, crop_recipe(specs, size), seed, 0)
     keys = randomness.example_keys(seed, randomness.VIEWS, jnp.zeros((), jnp.int32), jnp.asarray(rows, jnp.int32))
     return np.asarray(jax.jit(make_views, static_argnums=(2, 3))(keys, images, specs, size))
