@@ -3,13 +3,15 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 from support import Finished, Trainer, contents, write_npz
 
-from dualcl_jax import data, evaluate
+from configs import default
+from dualcl_jax import data, evaluate, evaluation
 from dualcl_jax.evaluators.embed import Embedder
 from dualcl_jax.evaluators.encoder_source import EncoderSource
 from dualcl_jax.evaluators.protocols import PROTOCOLS
@@ -147,6 +149,15 @@ def test_an_exported_encoder_is_the_runs(run, workdir: Path, tmp_path: Path, for
     refused(run('', 'knn', path, f'--exported={file}', '--step=best'), '--step=best', 'leave it out')
     file.write_bytes(file.read_bytes()[:-40])
     refused(run('', 'knn', path, f'--exported={file}'), 'not a whole export')
+
+
+def test_another_set_is_taken_whole() -> None:
+    config = default.get_config()
+    config.data.limit, config.data.validation_fraction = 100, 0.2
+    source = SimpleNamespace(config=config)
+    own, other = (evaluation.resolve(source, fields).data for fields in ([], ['data.name=cifar100']))
+    assert (own.limit, own.validation_fraction) == (100, 0.2)
+    assert (other.limit, other.validation_fraction) == (0, 0.0)
 
 
 def test_structure_needs_no_labels(run, workdir: Path, tmp_path: Path) -> None:
