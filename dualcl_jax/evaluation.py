@@ -149,7 +149,9 @@ def evaluate(
     if writes:
         open_workdir(str(folder), '--output')
     task = Task(source, splits, config, tuple(encoders), tuple(layers))
-    console = Console(highlight=False, quiet=not writes, width=None if sys.stdout.isatty() else TABLE_WIDTH)
+    console = Console(
+        highlight=False, markup=False, quiet=not writes, width=None if sys.stdout.isatty() else TABLE_WIDTH
+    )
     found: list[dict[str, Any]] = []
     for number, name in enumerate(protocols, start=1):
         console.print(f'{name} ({number} of {len(protocols)})')

@@ -106,7 +106,7 @@ def describe(sweep: Sweep, jobs: Sequence[Job], done: int, seconds: float | None
         if own:
             seeds = ','.join(str(job.seed) for job in own)
             table.add_row(arm.name, seeds, f'{own[0].steps:,}', f'{own[0].passes:,}', ' '.join(arm.fields))
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
     console.print(table)
     console.print(f'{sweep.config} with {" ".join(sweep.base)}')
     left = 'unmeasured until a run is done' if seconds is None else f'about {duration(seconds)}'

@@ -164,7 +164,7 @@ def _ended(running: list[Running]) -> Iterator[None]:
 @contextlib.contextmanager
 def _shown(folder: Path, jobs: Sequence[Job], outcome: Outcome, running: list[Running]) -> Iterator:
     """A live table on a terminal, elsewhere a line as each run ends; yields what to call now and then."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     if console.is_terminal:
         with Live(auto_refresh=False, console=console) as live:
             yield lambda: live.update(grid(folder, jobs, outcome, running), refresh=True)

@@ -272,6 +272,13 @@ def test_another_run_in_the_workdir(refused, trainer: Trainer, workdir: Path, fi
     assert 'use a new --workdir' in text
 
 
+def test_every_field_that_differs_is_named(refused, trainer: Trainer, workdir: Path) -> None:
+    text = refused(*same_run(trainer), 'loss.temperature=0.3', 'seed=1')
+    assert text.splitlines()[0] == (
+        f'error: --workdir={workdir}: holds a run with another loss.temperature (0.1, now 0.3), seed (0, now 1)'
+    )
+
+
 @pytest.mark.parametrize('text', ['', '{"seed": 0', '[]', 'null', '\x00\xff'])
 def test_damaged_config_in_the_workdir(refused, trainer: Trainer, workdir: Path, text: str) -> None:
     (workdir / 'config.json').write_bytes(text.encode('latin-1'))
