@@ -56,7 +56,7 @@ def select_top_k(similarities: jax.Array, k: int, rngs: jax.Array | None = None)
     Of equal similarities the lower slot wins. Fewer than k where fewer are allowed.
     """
     del rngs
-    return Selection(*jax.lax.top_k(similarities, min(k, similarities.shape[1])))
+    return Selection(*_pick(similarities, partial(jax.lax.top_k, k=min(k, similarities.shape[1]))))
 
 
 def select_threshold(
@@ -73,7 +73,35 @@ def select_approx_max_k(similarities: jax.Array, k: int, rngs: jax.Array | None 
     Made for TPU, where `RECALL` of the k are expected to be found; other backends find them all.
     """
     del rngs
-    return Selection(*jax.lax.approx_max_k(similarities, min(k, similarities.shape[1]), recall_target=RECALL))
+    find = partial(jax.lax.approx_max_k, k=min(k, similarities.shape[1]), recall_target=RECALL)
+    return Selection(*_pick(similarities, find))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _pick(similarities: jax.Array, find: Callable[[jax.Array], tuple]) -> tuple[jax.Array, jax.Array]:
+    """Values and slots that `find` picks of each row.
+
+    Its gradient says that the slots of a row differ. JAX's own does not, so that on GPUs XLA would add them up by
+    atomic operations, in an order that changes from run to run.
+    """
+    values, slots = find(similarities)
+    return values, slots
+
+
+def _pick_forward(similarities: jax.Array, find: Callable[[jax.Array], tuple]) -> tuple[tuple, tuple]:
+    values, slots = find(similarities)
+    return (values, slots), (slots, similarities)
+
+
+def _pick_backward(find: Callable[[jax.Array], tuple], saved: tuple, grads: tuple) -> tuple[jax.Array]:
+    del find
+    slots, similarities = saved
+    rows = jnp.arange(slots.shape[0], dtype=jnp.int32)[:, None]
+    zeros = jnp.zeros(similarities.shape, grads[0].dtype)
+    return (zeros.at[rows, slots].set(grads[0], unique_indices=True, mode='promise_in_bounds'),)
+
+
+_pick.defvjp(_pick_forward, _pick_backward)
 
 
 def select_ring(

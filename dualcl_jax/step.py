@@ -231,6 +231,6 @@ def standardize(images: jax.Array, method: Method) -> jax.Array:
 def in_global_order(values: jax.Array, order: jax.Array) -> jax.Array:
     """Every device's [b, ...] as one [B, ...] on every device, in the order of the global batch.
 
-    `order` [B] says for each position where its row lies among those of all devices.
+    `order` [B], a permutation, says for each position where its row lies among those of all devices.
     """
-    return jax.lax.all_gather(values, AXIS, tiled=True)[order]
+    return jax.lax.all_gather(values, AXIS, tiled=True).at[order].get(unique_indices=True, mode='promise_in_bounds')

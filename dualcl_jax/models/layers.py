@@ -1,7 +1,6 @@
 """Layers and initialisers that every model shares."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -66,9 +65,3 @@ def relu(x: jax.Array) -> jax.Array:
 def global_mean(x: jax.Array) -> jax.Array:
     """Mean over height and width, accumulated in float32: [N, H, W, C] of any float dtype to float32 [N, C]."""
     return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
-
-
-def max_pool(x: jax.Array, *, size: int, stride: int, padding: int) -> jax.Array:
-    """Largest value of each `size` × `size` window; padded places never win. [N, H, W, C] to [N, H', W', C]."""
-    pads: Sequence[tuple[int, int]] = ((padding, padding), (padding, padding))
-    return nn.max_pool(x, (size, size), (stride, stride), pads)

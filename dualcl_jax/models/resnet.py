@@ -13,7 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dualcl_jax.models.layers import Conv, global_mean, max_pool, relu
+from dualcl_jax.models.layers import Conv, global_mean, relu
+from dualcl_jax.models.pooling import max_pool
 
 STEMS = ('cifar', 'imagenet')
 
@@ -104,7 +105,7 @@ class ResNet(nn.Module):
         x = Conv(self.width, size, stride, dtype=self.dtype, name='conv1')(images)
         x = relu(self.norm(name='bn1')(x, train=train))
         if self.stem == 'imagenet':
-            x = max_pool(x, size=3, stride=2, padding=1)
+            x = max_pool(x, 3, 2, 1)
         block = nn.remat(self.block, static_argnums=(2,)) if self.remat else self.block
         for stage, depth in enumerate(self.depths):
             for index in range(depth):
