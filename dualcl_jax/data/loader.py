@@ -11,8 +11,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from dualcl_jax.data.crops import CropRecipe
-from dualcl_jax.data.encoded import EncodedSource
+from dualcl_jax.data.images.crops import CropRecipe
+from dualcl_jax.data.images.encoded import EncodedSource
 from dualcl_jax.data.order import batch_indices, steps_per_epoch
 from dualcl_jax.data.source import Source
 from dualcl_jax.data.workers import computed

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from dualcl_jax.errors import UserError
+from dualcl_jax.system.errors import UserError
 
 LIMIT_SEED = (
     0  # of the subset that data.limit keeps; never the run's seed, so that runs with other seeds see the same images

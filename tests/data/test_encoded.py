@@ -13,18 +13,19 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from bad_files import encode, photo
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import REPOSITORY
 
-from dualcl_jax import data, views
+from dualcl_jax import data
 from dualcl_jax.data import Batch, Loader, workers
-from dualcl_jax.data.crops import CropRecipe, central_square, crop_rng, draw_box
-from dualcl_jax.data.decode import Box, cut
-from dualcl_jax.data.encoded import EncodedSource
+from dualcl_jax.data.images.crops import CropRecipe, central_square, crop_rng, draw_box
+from dualcl_jax.data.images.decode import Box, cut
+from dualcl_jax.data.images.encoded import EncodedSource
 from dualcl_jax.data.order import batch_indices
-from dualcl_jax.errors import UserError
+from dualcl_jax.method.views import images as views
+from dualcl_jax.system.errors import UserError
+from tests.support.bad_files import encode, photo
+from tests.support.runs import REPOSITORY
 
 N, B, STEPS = 40, 18, 5
 RECIPE = CropRecipe(((0.2, 1.0), (0.1, 0.5)), ((0.75, 4 / 3), (0.5, 2.0)), 12)

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from bad_files import encode, photo, write_bad_files
 
 from dualcl_jax import data
-from dualcl_jax.data import folder, index
-from dualcl_jax.data.encoded import EncodedSource
+from dualcl_jax.data.images import folder, index
+from dualcl_jax.data.images.encoded import EncodedSource
 from dualcl_jax.data.source import ArraySource
-from dualcl_jax.errors import UserError
+from dualcl_jax.system.errors import UserError
+from tests.support.bad_files import encode, photo, write_bad_files
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dualcl_jax.data import ArraySource, Batch, Loader
 from dualcl_jax.data.order import batch_indices
-from dualcl_jax.errors import UserError
+from dualcl_jax.system.errors import UserError
 
 N, B = 50, 12
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dualcl_jax import data
-from dualcl_jax.data import npz
-from dualcl_jax.errors import UserError
+from dualcl_jax.data.images import npz
+from dualcl_jax.system.errors import UserError
 
 rng = np.random.default_rng(2)
 IMAGES = rng.integers(0, 256, (12, 5, 6, 3), np.uint8)

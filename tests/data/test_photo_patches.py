@@ -5,9 +5,9 @@ import hashlib
 import numpy as np
 import pytest
 
-from dualcl_jax.data import photo_patches
-from dualcl_jax.data.photo_patches import GAP, PHOTOS, TEST_PATCHES, TRAIN_PATCHES, Patches
-from dualcl_jax.errors import UserError
+from dualcl_jax.data.images import photo_patches
+from dualcl_jax.data.images.photo_patches import GAP, PHOTOS, TEST_PATCHES, TRAIN_PATCHES, Patches
+from dualcl_jax.system.errors import UserError
 
 
 @pytest.fixture(scope='module')

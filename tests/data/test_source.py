@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from dualcl_jax import data
-from dualcl_jax.data.encoded import EncodedSource
+from dualcl_jax.data.images.encoded import EncodedSource
 from dualcl_jax.data.source import ArraySource, Splits, limit_indices, limit_train
-from dualcl_jax.errors import UserError
+from dualcl_jax.system.errors import UserError
 
 
 def make_source(num_examples: int = 20, **changes) -> ArraySource:

@@ -14,8 +14,8 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 from dualcl_jax import data
-from dualcl_jax.data import tfds_source
-from dualcl_jax.errors import UserError
+from dualcl_jax.data.images import tfds as tfds_source
+from dualcl_jax.system.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[2].parent / 'shared' / 'tfds'
 

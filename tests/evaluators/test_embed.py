@@ -9,7 +9,7 @@ from dualcl_jax.data import ArraySource
 from dualcl_jax.evaluators import embed
 from dualcl_jax.evaluators.derived import Derived
 from dualcl_jax.evaluators.embed import Blocks
-from dualcl_jax.parallel import device_mesh
+from dualcl_jax.system.devices import device_mesh
 
 
 def source(count, side=6):

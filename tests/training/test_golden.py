@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import QUICK, REPOSITORY, Trainer, summary
+from tests.support.runs import QUICK, REPOSITORY, Trainer, summary
 
 GOLDEN = REPOSITORY / 'tests/data/golden/states.json'
 
@@ -87,7 +87,9 @@ def stored() -> Mapping[str, Any]:
     return json.loads(GOLDEN.read_text())
 
 
-@pytest.mark.parametrize('recipe', RECIPES)
+@pytest.mark.parametrize(
+    'recipe', [pytest.param(name, marks=pytest.mark.slow) if name == 'quickstart' else name for name in RECIPES]
+)
 def test_a_run_ends_in_the_stored_state(trainer, tmp_path, recipe):
     here, golden = machine(), stored()
     others = [

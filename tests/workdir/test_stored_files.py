@@ -1,4 +1,4 @@
-"""Files of an earlier version still open: a run of 20 steps of `tests/quick_config.py` with the model `tiny`, its exports.
+"""Files of an earlier version still open: a run of `tests/support/quick_config.py` with the model `tiny`, and exports.
 
 `tests/data/golden/` holds them, with the features that the version which wrote them gave for eight images.
 """
@@ -15,10 +15,10 @@ import pytest
 from dualcl_jax import evaluate, load_encoder
 from dualcl_jax.data.source import ArraySource
 from dualcl_jax.evaluators.embed import Embedder
-from dualcl_jax.finished import open_finished
-from dualcl_jax.metrics import read_records
-from dualcl_jax.workdir import read_summary
-from tests.support import QUICK, REPOSITORY, TIMEOUT, Trainer, contents, write_npz
+from dualcl_jax.workdir.folder import read_summary
+from dualcl_jax.workdir.metrics import read_records
+from dualcl_jax.workdir.saved_run import open_saved_run
+from tests.support.runs import QUICK, REPOSITORY, TIMEOUT, Trainer, contents, write_npz
 
 GOLDEN = REPOSITORY / 'tests/data/golden'
 
@@ -38,7 +38,7 @@ def stored() -> dict[str, np.ndarray]:
 
 
 def test_a_stored_run_gives_the_features_it_gave(workdir, stored):
-    run = open_finished(str(workdir))
+    run = open_saved_run(str(workdir))
     assert run.step == 20
     images = stored['images']
     source = ArraySource('stored', images, np.full(len(images), -1, np.int32), None, '')
