@@ -1,6 +1,6 @@
 """Runs `dualcl_jax.main` with PyTorch's default initialisation, to compare accuracies with programs that have it.
 
-    python -m tests.pytorch_init --config=... --workdir=...      the flags of dualcl_jax.main
+    python -m tests.support.pytorch_init --config=... --workdir=...      the flags of dualcl_jax.main
 
 PyTorch draws the kernels of convolutions and dense layers from U(-1/√n, 1/√n) with n the fan-in: a third of Lecun's
 variance. It draws biases likewise; here they stay zero.
