@@ -50,7 +50,7 @@ def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainSt
     )
 
     rngs = randomness.example_keys(method.seed, randomness.VIEWS, state.step, batch.positions)
-    view_1, view_2 = make_views(rngs, batch.images, method.views, method.image_size)
+    view_1, view_2 = make_views(rngs, batch.examples, method.views, method.image_size)
     query_views = jnp.stack([view_1, view_2]) if method.symmetric else view_1[None]
     key_views = jnp.stack([view_2, view_1]) if method.symmetric else view_2[None]
 

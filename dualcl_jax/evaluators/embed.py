@@ -62,7 +62,7 @@ class Blocks:
         parts = []
         for start in range(0, len(indices), block):
             chosen = indices[start : start + block]
-            images = source.images(np.pad(chosen, (0, block - len(chosen)), mode='edge'))
+            images = source.examples(np.pad(chosen, (0, block - len(chosen)), mode='edge'))
             on_devices = jax.make_array_from_callback(images.shape, self._rows, images.__getitem__)
             parts.append(jax.tree.map(np.asarray, self._run(variables, on_devices)))
             advance()
@@ -89,11 +89,11 @@ class Embedder(Blocks):
 
         A side longer than `PIXELS_SIDE` is reduced to it: no bank of whole photographs fits in memory.
         """
-        height, width, channels = source.image_shape
+        height, width, channels = source.example_shape
         shape = min(height, PIXELS_SIDE), min(width, PIXELS_SIDE), channels
         parts = [np.empty((0, np.prod(shape)), np.float32)]
         for start in range(0, len(indices), PIXELS_BLOCK):
-            images = jnp.asarray(source.images(indices[start : start + PIXELS_BLOCK]), jnp.float32) / 255.0
+            images = jnp.asarray(source.examples(indices[start : start + PIXELS_BLOCK]), jnp.float32) / 255.0
             if images.shape[1:] != shape:
                 images = jax.image.resize(images, (len(images), *shape), 'linear')
             parts.append(np.asarray(standardize(images, self._mean, self._std)).reshape(len(images), -1))

@@ -82,9 +82,9 @@ def check(
     Data that the user has not `named` must be those that the encoder was trained on.
     """
     train, test = splits
-    if train.image_shape[2] != source.channels:
+    if train.example_shape[2] != source.channels:
         raise UserError(
-            f'{train.name}: images have {train.image_shape[2]} channels and the encoder of {source.name} takes '
+            f'{train.name}: images have {train.example_shape[2]} channels and the encoder of {source.name} takes '
             f'{source.channels}; choose another set'
         )
     if not named and train.fingerprint != source.data_fingerprint:

@@ -14,7 +14,7 @@ def describe_method(
 ) -> dict[str, str]:
     """What is trained on what, a fact a line."""
     train, test = splits
-    height, width, channels = train.image_shape
+    height, width, channels = train.example_shape
     labels = f'{len(train.class_names)} classes' if train.class_names else 'no labels'
     negatives = (
         'all allowed' if config.negatives.selector == 'all' else f'{config.negatives.selector} {method.num_negatives}'

@@ -25,8 +25,6 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     'vit_tiny': vit_tiny,
     'tiny': Tiny,
 }
-
-
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 

@@ -196,7 +196,7 @@ def _view_pairs(method: Method, state: TrainState, source: Source, images: NDArr
         padded = _fill(chosen)
         positions = jnp.arange(start, start + BLOCK, dtype=jnp.int32)
         rngs = randomness.example_keys(method.seed, randomness.VIEWS, jnp.asarray(state.step), positions)
-        views = _make_views(rngs, source.images(padded), method.views, method.image_size)
+        views = _make_views(rngs, source.examples(padded), method.views, method.image_size)
         queries = _embed_block(method, state.variables, views[0], True)
         keys = _embed_block(method, state.momentum_variables, views[1], False)
         yield _ViewPairs(len(chosen), padded, queries, keys)
@@ -209,7 +209,7 @@ def _embed_images(
     parts = []
     for start in range(0, len(indices), BLOCK):
         chosen = indices[start : start + BLOCK]
-        pixels = jnp.asarray(source.images(_fill(chosen)), jnp.float32) / 255.0
+        pixels = jnp.asarray(source.examples(_fill(chosen)), jnp.float32) / 255.0
         shape = (BLOCK, method.image_size, method.image_size, pixels.shape[3])
         if pixels.shape != shape:
             pixels = jax.image.resize(pixels, shape, 'linear')

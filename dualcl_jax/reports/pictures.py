@@ -32,14 +32,14 @@ def draw_figures(run: Subject, samples: Samples) -> None:
 
     chosen = epoch_permutation(run.config.seed, 0, len(train))[:SHEET_IMAGES]
     views = first_views(train, chosen, method.views, method.image_size, method.seed)
-    figures.view_pairs(train.images(chosen), views, folder / 'views.png')
+    figures.view_pairs(train.examples(chosen), views, folder / 'views.png')
 
     labelled = train.class_names is not None
     queries = samples.shown[samples.queries]
     figures.neighbours(
-        shown.images(queries),
+        shown.examples(queries),
         shown.labels[queries] if labelled else None,
-        np.stack([train.images(row) for row in samples.found]),
+        np.stack([train.examples(row) for row in samples.found]),
         train.labels[samples.found] if labelled else None,
         samples.similarities,
         train.class_names,

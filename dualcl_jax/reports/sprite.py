@@ -28,7 +28,7 @@ class Sprite:
         keys = [(id(source), int(index)) for index in indices]
         new = [key for key in dict.fromkeys(keys) if key not in self._places]
         if new:
-            for key, image in zip(new, source.images(np.array([index for _, index in new])), strict=True):
+            for key, image in zip(new, source.examples(np.array([index for _, index in new])), strict=True):
                 self._places[key] = len(self._images)
                 self._images.append(_reduce(image))
                 self.side = max(self.side, *self._images[-1].shape[:2])

@@ -32,7 +32,7 @@ def show_views(config: ConfigDict, path: str) -> None:
     views = first_views(train, ids, resolve_views(config.views), config.data.image_size, config.seed)
     try:
         epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
-        view_pairs(train.images(ids), views, path)
+        view_pairs(train.examples(ids), views, path)
     except OSError as error:
         raise UserError(f'--show_views={path}: cannot be written ({error.strerror}); choose another path') from error
     print(f'{len(ids)} images and their views are in {path}')
@@ -41,7 +41,7 @@ def show_views(config: ConfigDict, path: str) -> None:
 def first_views(train: Source, ids: np.ndarray, specs: tuple[ViewSpec, ViewSpec], size: int, seed: int) -> np.ndarray:
     """The views of the images `ids` [n] where they open the batch of step 0: float32 [2, n, size, size, C]."""
     rows = np.arange(len(ids))
-    images = train.images(ids)
+    images = train.examples(ids)
     if isinstance(train, EncodedSource):
         images = train.crops(ids, rows, crop_recipe(specs, size), seed, 0)
     keys = randomness.example_keys(seed, randomness.VIEWS, jnp.zeros((), jnp.int32), jnp.asarray(rows, jnp.int32))

@@ -129,14 +129,17 @@ Rule = tuple[Callable[[Any], bool], str]
 
 
 def one_of(*choices: str) -> Rule:
+    """A value is one of these names."""
     return lambda value: value in choices, 'choose one of ' + ', '.join(choices)
 
 
 def at_least(least: float) -> Rule:
+    """A number is no smaller."""
     return lambda value: value >= least, f'must be at least {least}'
 
 
 def between(least: float, largest: float) -> Rule:
+    """A number is in [least, largest]."""
     return lambda value: least <= value <= largest, f'must be between {least} and {largest}'
 
 

@@ -1,4 +1,4 @@
-"""Warnings for runs that learn nothing."""
+"""Warnings for runs that learn nothing, and batches whose loss, gradient or next state is not finite."""
 
 import itertools
 import math

@@ -61,7 +61,7 @@ class Plan:
 
     def create(self) -> TrainState:
         """The state of a new run."""
-        return create_train_state(self.method, self.splits.train.image_shape[2])
+        return create_train_state(self.method, self.splits.train.example_shape[2])
 
     def batch(self) -> Batch:
         """Shapes and dtypes of a whole batch, as the loader makes it."""
@@ -69,7 +69,7 @@ class Plan:
         images = (
             crop_recipe(self.method.views, self.method.image_size).shape
             if isinstance(source, EncodedSource)
-            else source.image_shape
+            else source.example_shape
         )
         column = jax.ShapeDtypeStruct((size,), jnp.int32)
         return Batch(jax.ShapeDtypeStruct((size, *images), jnp.uint8), column, column, column)
@@ -92,7 +92,7 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool) -> Plan:
         check_same_data(config.data.name, ' '.join(split.fingerprint for split in splits if split is not None))
     if not config.data.mean:
         config.data.mean, config.data.std = channel_statistics(splits.train)
-    channels = splits.train.image_shape[2]
+    channels = splits.train.example_shape[2]
     if len(config.data.mean) not in (1, channels):
         raise UserError(
             f'config.data.mean={config.data.mean}: {len(config.data.mean)} numbers, and the images of '

@@ -7,11 +7,7 @@ from typing import Any
 import numpy as np
 
 Arrays = dict[str, Any]
-
-
 TEMPERATURE, K = 0.1, 5
-
-
 SIDE, VIEW_STEP = 12, 5
 
 

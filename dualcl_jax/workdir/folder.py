@@ -138,7 +138,7 @@ def write_data_report(workdir: epath.Path, splits: Splits) -> None:
         return {
             'name': source.name,
             'examples': len(source),
-            'image_shape': list(source.image_shape),
+            'image_shape': list(source.example_shape),
             'labelled': int((source.labels >= 0).sum()),
             'class_names': list(source.class_names) if source.class_names else None,
             'fingerprint': source.fingerprint,

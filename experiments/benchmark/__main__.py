@@ -138,7 +138,7 @@ def step(rounds: int) -> Cases:
             state = mapper.put_state(replicate(jax.jit(functools.partial(create_train_state, method, 3))(), mesh))
             functions[f'{name}, {dtype}'] = _Stepper(run, state, mapper.put_batch(_batch(config.train.batch_size)))
     make, batch = jax.jit(make_views, static_argnums=(2, 3)), _batch(256)
-    keys, images = jax.random.split(jax.random.key(0), 256), jnp.asarray(batch.images)
+    keys, images = jax.random.split(jax.random.key(0), 256), jnp.asarray(batch.examples)
     for preset, specs in PRESETS.items():
         functions[f'two views alone, {preset}, float32'] = functools.partial(make, keys, images, specs, 32)
     timings = compare(functions, rounds)

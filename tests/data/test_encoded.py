@@ -88,8 +88,8 @@ def assert_same(left: list[Batch], right: list[Batch]) -> None:
 
 def test_batches_are_crops_of_the_ordered_images(source, expected):
     for step, batch in enumerate(expected):
-        assert batch.images.shape == (B, 2, 12, 12, 3)
-        assert batch.images.dtype == np.uint8
+        assert batch.examples.shape == (B, 2, 12, 12, 3)
+        assert batch.examples.dtype == np.uint8
         ids = batch_indices(3, step, N, B)
         np.testing.assert_array_equal(batch.ids, ids)
         for row in (0, B - 1):
@@ -99,8 +99,8 @@ def test_batches_are_crops_of_the_ordered_images(source, expected):
                 pairs = zip(RECIPE.scales, RECIPE.ratios, strict=True)
                 return [draw_box(rng.random(22), height, width, *pair) for pair in pairs]
 
-            np.testing.assert_array_equal(batch.images[row], cut(source.files.read(int(ids[row])), place, 12))
-    assert not np.array_equal(expected[0].images[:, 0], expected[0].images[:, 1])
+            np.testing.assert_array_equal(batch.examples[row], cut(source.files.read(int(ids[row])), place, 12))
+    assert not np.array_equal(expected[0].examples[:, 0], expected[0].examples[:, 1])
 
 
 @pytest.mark.parametrize('count', [1, 4])

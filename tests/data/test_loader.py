@@ -53,7 +53,7 @@ def test_batches_follow_the_order():
         ids = batch_indices(1, step, N, B)
         np.testing.assert_array_equal(batch.ids, ids)
         np.testing.assert_array_equal(batch.labels, 2 * ids)
-        np.testing.assert_array_equal(batch.images, np.broadcast_to(ids[:, None, None, None], (B, 2, 3, 1)))
+        np.testing.assert_array_equal(batch.examples, np.broadcast_to(ids[:, None, None, None], (B, 2, 3, 1)))
         np.testing.assert_array_equal(batch.positions, np.arange(B))
         assert [a.dtype for a in batch] == [np.uint8, np.int32, np.int32, np.int32]
 

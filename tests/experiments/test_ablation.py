@@ -29,7 +29,7 @@ from tests.support.runs import (
 
 ALIKE = ('plain', 'again')
 SWEEP = """
-from experiments.ablation_sweep import Arm, Sweep
+from experiments.ablation.sweep import Arm, Sweep
 
 def get_sweep():
     base = ('data.validation_fraction=0.25', 'model.name=tiny', 'monitor.every_epochs=4', 'checkpoint.every_steps=4')

@@ -34,16 +34,16 @@ MODELS['fragile'] = Fragile
 def _hang(process: int, step: int) -> None:
     import jax
 
-    read, calls = ArraySource.images, 0
+    read, calls = ArraySource.examples, 0
 
-    def images(self, indices):  # type: ignore[no-untyped-def]
+    def examples(self, indices):  # type: ignore[no-untyped-def]
         nonlocal calls
         calls += len(indices) < len(self)
         if calls > step and jax.process_index() == process:
             time.sleep(1e6)
         return read(self, indices)
 
-    ArraySource.images = images  # type: ignore[method-assign]
+    ArraySource.examples = examples  # type: ignore[method-assign]
 
 
 if 'DUALCL_HANG' in os.environ:

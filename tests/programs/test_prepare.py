@@ -56,7 +56,7 @@ def test_a_packed_folder_is_the_folder(images, tmp_path, monkeypatch, capsys, me
         assert ours.class_names == theirs.class_names == ('ant', 'bee')
         np.testing.assert_array_equal(ours.labels, theirs.labels)
         everything = np.arange(len(theirs))
-        np.testing.assert_array_equal(ours.images(everything), theirs.images(everything))
+        np.testing.assert_array_equal(ours.examples(everything), theirs.examples(everything))
     again = data.load(config(name='mine', data_dir=str(out), memory_bytes=memory_bytes))
     assert again.train.fingerprint == packed.train.fingerprint
 

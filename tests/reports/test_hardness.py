@@ -37,7 +37,7 @@ def test_the_hardest_negatives_are_the_most_similar_allowed_keys(tmp_path, field
     train, queue = run.splits.train, run.state.queue
     images = np.array([queue.ids[4], 8, 200])
     _, found = gallery(run, 10, images)
-    anchors = embed(run, run.state.variables, train.images(images) / 255.0)
+    anchors = embed(run, run.state.variables, train.examples(images) / 255.0)
     for anchor, row, image in zip(found, anchors, images, strict=True):
         slots = np.flatnonzero((np.arange(queue.size) < queue.filled) & (queue.ids != image))
         cosines = queue.keys[slots].astype(np.float64) @ row
@@ -59,7 +59,7 @@ def test_the_hardest_negatives_are_the_most_similar_allowed_keys(tmp_path, field
 def test_the_selector_is_that_of_the_run(tmp_path, selector):
     run = subject_of(random_run(tmp_path, TINY, f'negatives.selector={selector}', 'negatives.skip=3'))
     queue, (anchor, *_) = gallery(run, 6, shown=6)
-    row = embed(run, run.state.variables, run.splits.train.images(np.array([3])) / 255.0)[0]
+    row = embed(run, run.state.variables, run.splits.train.examples(np.array([3])) / 255.0)[0]
     allowed = np.flatnonzero((np.arange(queue.size) < queue.filled) & (np.asarray(queue.ids) != 3))
     hardest = -np.sort(-(np.asarray(queue.keys, np.float64)[allowed] @ row))
     found = [negative.similarity for negative in anchor.hardest]
@@ -84,7 +84,7 @@ def test_noise_is_named_as_such(tmp_path):
 def test_without_a_queue_negatives_come_from_a_batch(tmp_path):
     run = subject_of(random_run(tmp_path, TINY, 'queue.size=0', 'negatives.selector=all'))
     queue, found = gallery(run, 16)
-    keys = embed(run, run.state.momentum_variables, run.splits.train.images(np.asarray(queue.ids)) / 255.0)
+    keys = embed(run, run.state.momentum_variables, run.splits.train.examples(np.asarray(queue.ids)) / 255.0)
     np.testing.assert_allclose(queue.keys, keys, atol=1e-5)
     assert len(set(np.asarray(queue.ids).tolist())) == 32
     assert all(anchor.image not in [negative.image for negative in anchor.hardest] for anchor in found)
@@ -105,7 +105,7 @@ def test_losses_are_info_nce_of_two_views(tmp_path, of_training):
     images = np.append(queue.ids[:2], np.arange(10, 30)).astype(np.int64) if of_training else np.arange(22)
     losses = image_losses(method, run.state, source, images, queue, k, of_training=of_training)
     keys = randomness.example_keys(method.seed, randomness.VIEWS, np.int32(STEP), np.arange(22, dtype=np.int32))
-    views = jax.jit(make_views, static_argnums=(2, 3))(keys, source.images(images), method.views, method.image_size)
+    views = jax.jit(make_views, static_argnums=(2, 3))(keys, source.examples(images), method.views, method.image_size)
     anchors = embed(run, run.state.variables, views[0])
     positives = embed(run, run.state.momentum_variables, views[1])
     valid = np.arange(queue.size) < queue.filled
@@ -123,7 +123,7 @@ def test_the_share_of_the_softmax_that_the_hardest_hold(tmp_path):
     images, parts = np.append(queue.ids[:2], np.arange(10, 30)).astype(np.int64), (1, 3, 10**6)
     (found,) = softmax_shares(method, run.state, train, images, queue, parts, [0.3])
     keys = randomness.example_keys(method.seed, randomness.VIEWS, np.int32(STEP), np.arange(22, dtype=np.int32))
-    views = jax.jit(make_views, static_argnums=(2, 3))(keys, train.images(images), method.views, method.image_size)
+    views = jax.jit(make_views, static_argnums=(2, 3))(keys, train.examples(images), method.views, method.image_size)
     expected = []
     for query, image in zip(embed(run, run.state.variables, views[0]), images, strict=True):
         allowed = (np.arange(queue.size) < queue.filled) & (queue.ids != image)

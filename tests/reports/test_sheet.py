@@ -26,7 +26,7 @@ def test_the_views_are_those_of_the_first_step(tmp_path):
     batch = data.loader.make_batch(train, np.arange(32), seed=0, step=0, batch_size=32)
     keys = randomness.example_keys(0, randomness.VIEWS, np.int32(0), batch.positions)
     specs = PRESETS['moco_v2']
-    trained = jax.jit(make_views, static_argnums=(2, 3))(keys, batch.images, specs, 12)
+    trained = jax.jit(make_views, static_argnums=(2, 3))(keys, batch.examples, specs, 12)
     ids = order.epoch_permutation(0, 0, len(train))[:10]
     np.testing.assert_allclose(first_views(train, ids, specs, 12, 0), trained[:, :10], atol=1e-6)
 

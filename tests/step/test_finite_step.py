@@ -17,9 +17,9 @@ VALUES = {'nan': np.nan, 'infinite': np.inf}
 
 
 def spoiled(batch, value):
-    views = np.array(batch.images)
+    views = np.array(batch.examples)
     views[5, 3, 3, 1] = value
-    return batch._replace(images=views)
+    return batch._replace(examples=views)
 
 
 @pytest.mark.parametrize('value', VALUES.values(), ids=VALUES)

@@ -129,7 +129,7 @@ def assert_follows_reference(config, states, all_metrics, batches, steps_per_epo
     for t, (batch, before, after, metrics) in enumerate(
         zip(batches, states[:-1], states[1:], all_metrics, strict=True)
     ):
-        views = standardized(config, batch.images[..., :3]), standardized(config, batch.images[..., 3:])
+        views = standardized(config, batch.examples[..., :3]), standardized(config, batch.examples[..., 3:])
         learning_rate, ema, cursor = moco.learning_rate(), moco.ema_momentum(), moco.cursor
         loss, gradient, keys = moco.train(*views, batch.ids.tolist())
 

@@ -24,7 +24,7 @@ def test_negatives_from_the_batch(given_views, same_image):
     states, [metrics] = run(config, [batch], devices=4)
     assert states[1].queue is None
     theta = {name: np.float64(value) for name, value in named(states[0].params).items()}
-    views = [standardized(config, batch.images[..., part]) for part in (slice(0, 3), slice(3, 6))]
+    views = [standardized(config, batch.examples[..., part]) for part in (slice(0, 3), slice(3, 6))]
     losses, gradient = [], dict.fromkeys(theta, 0.0)
     for query, key in (views, views[::-1]):
         queries, saved = reference.encode(theta, query)
@@ -50,7 +50,7 @@ def test_negatives_weighted_by_hardness(given_views, queue_size):
     batch = make_batches()[0]
     states, [metrics] = run(config, [batch], devices=4)
     theta = {name: np.float64(value) for name, value in named(states[0].params).items()}
-    views = [standardized(config, batch.images[..., part]) for part in (slice(0, 3), slice(3, 6))]
+    views = [standardized(config, batch.examples[..., part]) for part in (slice(0, 3), slice(3, 6))]
     losses, tau = [], config.loss.temperature
     for query, key in (views, views[::-1]):
         queries, keys = (reference.encode(theta, images)[0] for images in (query, key))

@@ -62,7 +62,7 @@ def random_state(method: Method, train: Source) -> TrainState:
         fan_in = np.prod(leaf.shape[:-1]) if leaf.ndim > 1 else 4
         return (rng.normal(size=leaf.shape) * np.sqrt(2 / fan_in)).astype(np.float32)
 
-    state = create_train_state(method, train.image_shape[2])
+    state = create_train_state(method, train.example_shape[2])
     fields = {
         name: jax.tree_util.tree_map_with_path(scramble, getattr(state, name))
         for name in ('params', 'batch_stats', 'momentum_params', 'momentum_batch_stats')

@@ -36,7 +36,7 @@ class EncodedSource:
       name: the name of the set.
       files: the encoded images.
       labels: int32 [N], -1 where unknown.
-      stored_size: side S of what `images` returns.
+      stored_size: side S of what `examples` returns.
       class_names: the names of the classes, or None without labels.
       fingerprint: SHA-256 hex digest of what determines examples and order.
       report: what `data_report.json` says of the files.
@@ -51,15 +51,15 @@ class EncodedSource:
     report: Mapping[str, Any] | None = dataclasses.field(default=None, repr=False)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def example_shape(self) -> tuple[int, int, int]:
         return self.stored_size, self.stored_size, 3
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def images(self, indices: np.ndarray) -> np.ndarray:
+    def examples(self, indices: np.ndarray) -> np.ndarray:
         """The central squares at `indices`, resized: uint8 [n, S, S, 3]. Decoded in threads."""
-        stored = np.empty((len(indices), *self.image_shape), np.uint8)
+        stored = np.empty((len(indices), *self.example_shape), np.uint8)
 
         def store(row: int) -> None:
             stored[row] = self._cut(int(indices[row]), central_square, self.stored_size)[0]
@@ -98,13 +98,13 @@ class EncodedSource:
 
     def in_memory(self) -> ArraySource:
         """The same split with every image decoded."""
-        pixels = self.images(np.arange(len(self)))
+        pixels = self.examples(np.arange(len(self)))
         return ArraySource(self.name, pixels, self.labels, self.class_names, self.fingerprint, self.report)
 
 
 def place(data: Any, train: EncodedSource, test: EncodedSource | None) -> Splits:
     """Both splits in memory where they fit into `data.memory_bytes` together, else as they are."""
-    needed = (len(train) + (len(test) if test else 0)) * int(np.prod(train.image_shape))
+    needed = (len(train) + (len(test) if test else 0)) * int(np.prod(train.example_shape))
     if needed > data.memory_bytes:
         return Splits(train, test)
     return Splits(train.in_memory(), test.in_memory() if test else None)

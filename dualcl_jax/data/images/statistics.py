@@ -14,12 +14,12 @@ def channel_statistics(source: Source) -> tuple[tuple[float, ...], tuple[float, 
 
     Of a source that is decoded when it is read, over `STATISTICS_IMAGES` images of a fixed random choice.
     """
-    height, width, channels = source.image_shape
+    height, width, channels = source.example_shape
     chosen = limit_indices(len(source), STATISTICS_IMAGES if isinstance(source, EncodedSource) else 0)
     block = max(BLOCK_PIXELS // (height * width), 1)
     totals, squares, count = np.zeros(channels, np.uint64), np.zeros(channels, np.uint64), 0
     for start in range(0, len(chosen), block):
-        pixels = source.images(chosen[start : start + block]).astype(np.uint32)
+        pixels = source.examples(chosen[start : start + block]).astype(np.uint32)
         totals += pixels.sum(axis=(0, 1, 2), dtype=np.uint64)
         squares += (pixels * pixels).sum(axis=(0, 1, 2), dtype=np.uint64)
         count += pixels[..., 0].size

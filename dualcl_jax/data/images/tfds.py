@@ -49,8 +49,8 @@ def load(data: Any, others: Sequence[str] = ()) -> Splits:
     if test_split is None:
         return Splits(train, None)
     test = _read_split(data, builder, test_split, 0)
-    if train.image_shape != test.image_shape:
-        shapes = f'{list(train.image_shape[:2])} and {list(test.image_shape[:2])}'
+    if train.example_shape != test.example_shape:
+        shapes = f'{list(train.example_shape[:2])} and {list(test.example_shape[:2])}'
         raise UserError(f'{_where(data)}: images of train and test differ in size, {shapes}; {RESIZE}')
     return Splits(train, test)
 

@@ -122,12 +122,12 @@ def finetune(
     def step(state: Any, index: jax.Array, batch: Batch) -> Any:
         params, batch_stats, opt_state = state
         rngs = randomness.example_keys(seed, randomness.FINETUNE, index, batch.positions)
-        pixels = make_views(rngs, batch.images, (view,), method.image_size)[0]
+        pixels = make_views(rngs, batch.examples, (view,), method.image_size)[0]
         gradients, batch_stats = jax.grad(loss, has_aux=True)(params, batch_stats, pixels, batch.labels)
         updates, opt_state = optimizer.update(gradients, opt_state, params)
         return optax.apply_updates(params, updates), batch_stats, opt_state
 
-    image = jnp.zeros((1, method.image_size, method.image_size, images.image_shape[2]))
+    image = jnp.zeros((1, method.image_size, method.image_size, images.example_shape[2]))
     features = jax.eval_shape(lambda: Encoded(*encoder.apply(variables, image, train=False))).backbone.shape[1]
     params = {
         'backbone': variables['params']['backbone'],

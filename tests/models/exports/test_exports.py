@@ -62,7 +62,7 @@ def test_features_are_those_of_the_run(tmp_path, form, encoder, projection, fiel
     rows = np.arange(5)
     want = Embedder(run.method, device_mesh_of_one())(variables, train, rows)[projection]
     loaded = load_encoder(written(tmp_path, run, form, encoder=encoder, projection=projection))
-    images = train.images(rows)
+    images = train.examples(rows)
     np.testing.assert_allclose(loaded(images), want, atol=1e-5 * max(1, np.abs(want).max()))
     assert want.std(axis=0).max() > 0.01 * np.abs(want).max()  # features that differ, or nothing was compared
     assert loaded.description.features == want.shape[1]
