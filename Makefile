@@ -22,8 +22,8 @@ test: venv
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 slow: venv
-	$(BIN)/python -m pytest -m slow --ignore=tests/test_sharded_queue.py
-	TEST_DEVICES=8 $(BIN)/python -m pytest -m slow tests/test_sharded_queue.py
+	$(BIN)/python -m pytest -m slow --ignore=tests/method/test_sharded_queue.py
+	TEST_DEVICES=8 $(BIN)/python -m pytest -m slow tests/method/test_sharded_queue.py
 
 faults: venv
 	nice -n 10 $(BIN)/python -m tests.faults.long

@@ -42,7 +42,8 @@ def get_config() -> ConfigDict:
 
     config.views = views = ConfigDict()
     views.preset = 'moco_v2'  # moco_v1 | moco_v2 | moco_v3 | moco_cifar: augmentation of the two views
-    # Each of these, where set, replaces the preset's value in both views; ranges in `dualcl_jax.views.ViewSpec`.
+    # Each of these, where set, replaces the preset's value in both views. Ranges:
+    # `dualcl_jax.method.views.images.ViewSpec`.
     views.crop_scale = config_dict.placeholder(tuple)  # (least, largest) share of the image's area
     views.crop_ratio = config_dict.placeholder(tuple)  # (least, largest) width / height
     views.flip = config_dict.placeholder(float)

@@ -3,7 +3,7 @@
 import typing
 
 if typing.TYPE_CHECKING:
-    from dualcl_jax.exports import LoadedEncoder
+    from dualcl_jax.models.exports import LoadedEncoder
 
 
 def load_encoder(path: str) -> 'LoadedEncoder':
@@ -15,6 +15,6 @@ def load_encoder(path: str) -> 'LoadedEncoder':
     Raises:
       UserError: no such file, or one that is damaged or of another kind.
     """
-    from dualcl_jax.exports import load
+    from dualcl_jax.models.exports import load
 
     return load(path)

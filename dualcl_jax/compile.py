@@ -13,8 +13,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from dualcl_jax.command_line import Parser
-from dualcl_jax.errors import exits_cleanly
+from dualcl_jax.system.command_line import Parser
+from dualcl_jax.system.errors import exits_cleanly
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -28,17 +28,17 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 @exits_cleanly
 def main() -> int:
     flags, overrides = parse(sys.argv[1:])
-    from dualcl_jax import runtime
-    from dualcl_jax.config import load_config, override
+    from dualcl_jax.system.config import load_config, override
+    from dualcl_jax.system.processes.start import start
 
     config = load_config(flags.config)
     override(config, overrides)
     if flags.topology:
         os.environ['JAX_PLATFORMS'] = 'cpu'  # a TPU of this machine would be locked for nothing
-    runtime.start(None, None, None)
+    start(None, None, None)
     import jax
 
-    from dualcl_jax.ahead_of_time import compile_step, show, topology_devices
+    from dualcl_jax.training.ahead_of_time import compile_step, show, topology_devices
 
     devices = topology_devices(flags.topology) if flags.topology else jax.devices()
     report: dict[str, Any] = compile_step(config, devices)

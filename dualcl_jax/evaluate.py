@@ -12,8 +12,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from dualcl_jax.command_line import Parser
-from dualcl_jax.errors import exits_cleanly
+from dualcl_jax.system.command_line import Parser
+from dualcl_jax.system.errors import exits_cleanly
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -45,11 +45,11 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 @exits_cleanly
 def main() -> int:
     flags, overrides = parse(sys.argv[1:])
-    from dualcl_jax import runtime
+    from dualcl_jax.system.processes.start import start
 
-    runtime.start(None, None, None)
-    from dualcl_jax.evaluation import chosen, evaluate
+    start(None, None, None)
     from dualcl_jax.evaluators.encoder_source import from_export, from_workdir
+    from dualcl_jax.evaluators.evaluate import chosen, evaluate
     from dualcl_jax.evaluators.protocols import PROTOCOLS
 
     protocols = chosen(flags.protocols, PROTOCOLS, '--protocols')

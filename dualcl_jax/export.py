@@ -11,8 +11,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from dualcl_jax.command_line import Parser
-from dualcl_jax.errors import exits_cleanly
+from dualcl_jax.system.command_line import Parser
+from dualcl_jax.system.errors import exits_cleanly
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -30,16 +30,16 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 @exits_cleanly
 def main() -> int:
     flags = parse(sys.argv[1:])
-    from dualcl_jax import runtime
-    from dualcl_jax.output import check_output, write_output
+    from dualcl_jax.system.files import check_output, write_output
+    from dualcl_jax.system.processes.start import start
 
     check_output(flags.output)
-    runtime.start(None, None, None)
-    from dualcl_jax.exports import FORMATS
-    from dualcl_jax.exports.from_run import describe
-    from dualcl_jax.finished import open_finished
+    start(None, None, None)
+    from dualcl_jax.models.exports import FORMATS
+    from dualcl_jax.workdir.export import describe
+    from dualcl_jax.workdir.saved_run import open_saved_run
 
-    run = open_finished(flags.workdir, flags.step)
+    run = open_saved_run(flags.workdir, flags.step)
     description, variables = describe(run, encoder=flags.encoder, projection=flags.projection)
     content = FORMATS[flags.format](description, variables)
     write_output(flags.output, content)

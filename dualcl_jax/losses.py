@@ -12,7 +12,74 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from dualcl_jax.negatives import Selection, Selector, select_all
+
+class Selection(NamedTuple):
+    """The selected negatives of B anchors.
+
+    Attributes:
+      similarities: [B, K'] float32 in [-1, 1], or -inf where a column holds no negative.
+      slots: [B, K'] int32, the queue slot of each column; None when column j is slot j.
+    """
+
+    similarities: jax.Array
+    slots: jax.Array | None
+
+    def take(self, table: jax.Array) -> jax.Array:
+        """[B, K'] entries of a [K] table, one for each selected negative."""
+        if self.slots is None:
+            return jnp.broadcast_to(table[None, :], self.similarities.shape)
+        return table[self.slots]
+
+    @property
+    def chosen(self) -> jax.Array:
+        """[B, K'] bool: which columns hold a negative."""
+        return self.similarities > -jnp.inf
+
+
+Selector = Callable[..., Selection]
+"""(similarities [B, K], k, rngs) -> Selection. `rngs`: [B] keys, one for each anchor, or None; `random` needs them."""
+
+
+def select_all(similarities: jax.Array, k: int | jax.Array, rngs: jax.Array | None = None) -> Selection:
+    """Every allowed slot (MoCo, 1911.05722); `k` plays no part."""
+    del k, rngs
+    return Selection(similarities, None)
+
+
+def select_top_k(similarities: jax.Array, k: int, rngs: jax.Array | None = None) -> Selection:
+    """The k allowed slots of largest similarity (2501.16360, selective negative sampling), by `jax.lax.top_k`.
+
+    Of equal similarities the lower slot wins. Fewer than k where fewer are allowed.
+    """
+    del rngs
+    return Selection(*pick(similarities, partial(jax.lax.top_k, k=min(k, similarities.shape[1]))))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def pick(similarities: jax.Array, find: Callable[[jax.Array], tuple]) -> tuple[jax.Array, jax.Array]:
+    """Values and slots [B, k] that `find` picks of each row [B, K], such as a partial `jax.lax.top_k`.
+
+    The gradient states that the slots of a row differ. JAX's own does not, so that XLA would sum them on GPUs by atomic
+    operations, in an order that changes from run to run.
+    """
+    values, slots = find(similarities)
+    return values, slots
+
+
+def _pick_forward(similarities: jax.Array, find: Callable[[jax.Array], tuple]) -> tuple[tuple, tuple]:
+    values, slots = find(similarities)
+    return (values, slots), (slots, similarities)
+
+
+def _pick_backward(find: Callable[[jax.Array], tuple], saved: tuple, grads: tuple) -> tuple[jax.Array]:
+    del find
+    slots, similarities = saved
+    rows = jnp.arange(slots.shape[0], dtype=jnp.int32)[:, None]
+    zeros = jnp.zeros(similarities.shape, grads[0].dtype)
+    return (zeros.at[rows, slots].set(grads[0], unique_indices=True, mode='promise_in_bounds'),)
+
+
+pick.defvjp(_pick_forward, _pick_backward)
 
 
 class HasLoss(Protocol):
@@ -143,7 +210,7 @@ def info_nce(
       allowed: [B, K] bool, which negatives an anchor may see; None for all.
       temperature: τ > 0.
       hardness: β >= 0 of `cross_entropy`.
-      select: a selector of `dualcl_jax.negatives`.
+      select: a selector of `dualcl_jax.method.negatives.selectors`.
       k: how many negatives to select; `select_all` ignores it.
       rngs: [B] keys, for a selector that draws.
 

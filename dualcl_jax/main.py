@@ -4,8 +4,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from dualcl_jax.command_line import Parser
-from dualcl_jax.errors import EXIT_STOPPED_BY_SIGNAL, exits_cleanly
+from dualcl_jax.system.command_line import Parser
+from dualcl_jax.system.errors import EXIT_STOPPED_BY_SIGNAL, exits_cleanly
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -40,8 +40,8 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 @exits_cleanly
 def main() -> int:
     flags, overrides = parse(sys.argv[1:])
-    from dualcl_jax import runtime
-    from dualcl_jax.config import flatten, load_config, override
+    from dualcl_jax.system.config import flatten, load_config, override
+    from dualcl_jax.system.processes.start import start
 
     config = load_config(flags.config)
     override(config, overrides)
@@ -51,18 +51,18 @@ def main() -> int:
         config.skip_nonfinite = flags.skip_nonfinite
     facts = {name: repr(value) for name, value in flatten(config)} | {'--workdir': str(flags.workdir)}
     timeout_s = dict(flatten(config)).get('parallel.timeout_s', 50.0)
-    runtime.start(flags.coordinator_address, flags.num_processes, flags.process_id, facts, timeout_s)
+    start(flags.coordinator_address, flags.num_processes, flags.process_id, facts, timeout_s)
     if flags.show_views is not None:
-        from dualcl_jax.report.sheet import show_views
+        from dualcl_jax.reports.view_sheet import show_views
 
         show_views(config, flags.show_views)
         return 0
     if flags.dry_run:
-        from dualcl_jax.plan import dry_run
+        from dualcl_jax.training.dry_run import dry_run
 
         dry_run(config, flags.workdir)
         return 0
-    from dualcl_jax.train import train
+    from dualcl_jax.training.loop import train
 
     return 0 if train(config, flags.workdir, traced_steps=flags.profile) else EXIT_STOPPED_BY_SIGNAL
 

@@ -11,8 +11,8 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 
-from dualcl_jax.command_line import Parser
-from dualcl_jax.errors import UserError, exits_cleanly, first_line
+from dualcl_jax.system.command_line import Parser
+from dualcl_jax.system.errors import UserError, exits_cleanly, first_line
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -55,8 +55,8 @@ def prepare_stock(name: str, data_dir: str) -> str:
 
 def prepare_folder(flags: argparse.Namespace) -> str:
     """Packs the usable images of a folder, and returns the folder of the set."""
-    from dualcl_jax.data import folder
-    from dualcl_jax.data.pack import pack
+    from dualcl_jax.data.images import folder
+    from dualcl_jax.data.images.pack import pack
 
     data = argparse.Namespace(path=flags.folder, labels=flags.labels, test_fraction=flags.test_fraction)
     data.limit, data.stored_size, data.max_skipped = 0, 1, flags.max_skipped

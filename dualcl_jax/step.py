@@ -10,19 +10,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from dualcl_jax import randomness, shuffle
-from dualcl_jax.accumulate import average_gradient, join, split
 from dualcl_jax.data.loader import Batch
-from dualcl_jax.diagnostics import measure
-from dualcl_jax.losses import HasLoss, chance_level, dual_view_loss, info_nce, normalize
-from dualcl_jax.method import AXIS, Method
-from dualcl_jax.queue import Queue, batch_queue, enqueue
-from dualcl_jax.state import TrainState, Variables
-from dualcl_jax.streaming import Anchors, QueueContrast, contrast_with_queue, summarize
-from dualcl_jax.views import make_views
+from dualcl_jax.losses import HasLoss, chance_level, dual_view_loss, info_nce
+from dualcl_jax.method import randomness
+from dualcl_jax.method.accumulate import average_gradient, join, split
+from dualcl_jax.method.build import Method
+from dualcl_jax.method.diagnostics import measure
+from dualcl_jax.method.encode import encode, encode_keys, in_global_order
+from dualcl_jax.method.negatives.queue import Queue, batch_queue, enqueue
+from dualcl_jax.method.negatives.queue_loss import Anchors, QueueContrast, contrast_with_queue, summarize
+from dualcl_jax.method.state import TrainState, Variables
+from dualcl_jax.method.views.images import make_views
+from dualcl_jax.system.devices import AXIS
 
 
 class Rows(NamedTuple):
@@ -49,7 +50,7 @@ def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainSt
     )
 
     rngs = randomness.example_keys(method.seed, randomness.VIEWS, state.step, batch.positions)
-    view_1, view_2 = make_views(rngs, batch.images, method.views, method.image_size)
+    view_1, view_2 = make_views(rngs, batch.examples, method.views, method.image_size)
     query_views = jnp.stack([view_1, view_2]) if method.symmetric else view_1[None]
     key_views = jnp.stack([view_2, view_1]) if method.symmetric else view_2[None]
 
@@ -178,59 +179,3 @@ def passed_over(state: TrainState) -> TrainState:
 def choose(first: jax.Array, tree: Any, other: Any) -> Any:
     """One of two trees of like shapes, by a [] bool: a branch, that compiles faster than a select of each leaf."""
     return jax.lax.cond(first, lambda: tree, lambda: other)
-
-
-def encode(
-    method: Method, variables: Variables, views: jax.Array, *, predict: bool = False
-) -> tuple[jax.Array, Variables]:
-    """Encodes V views [V, b, H, W, C] in one call, each its own BN group or groups, in training mode.
-
-    With `predict`, which is for queries, the projections pass through the predictor, if there is one.
-
-    Returns:
-      Unit embeddings [V, b, D] float32, and the new running statistics.
-    """
-    count = views.shape[0]
-    encoder = method.encoder.clone(groups=count * method.encoder.groups)
-    images = standardize(views, method).reshape(-1, *views.shape[2:])
-    encoded, updated = encoder.apply(variables, images, train=True, predict=predict, mutable=['batch_stats'])
-    return normalize(encoded.projection).reshape(count, -1, method.dim), updated.get('batch_stats', {})
-
-
-def encode_parts(method: Method, variables: Variables, views: jax.Array) -> tuple[jax.Array, Variables]:
-    """`encode` in the parts of gradient accumulation, each with its own batch statistics."""
-    if method.accumulate_steps == 1:
-        return encode(method, variables, views)
-
-    def one(batch_stats: Variables, part: jax.Array) -> tuple[Variables, jax.Array]:
-        embeddings, batch_stats = encode(method, variables | {'batch_stats': batch_stats}, part)
-        return batch_stats, embeddings
-
-    batch_stats, stacked = jax.lax.scan(one, variables['batch_stats'], split(views, method.accumulate_steps, axis=1))
-    return join(stacked, axis=1), batch_stats
-
-
-def encode_keys(method: Method, variables: Variables, views: jax.Array) -> tuple[jax.Array, Variables]:
-    """`encode` for the momentum encoder: no gradient, and shuffled across devices and BN groups if asked."""
-    groups = method.encoder.groups * jax.lax.axis_size(AXIS) // method.encoder.span
-    if not method.shuffle_keys or groups == 1:
-        keys, batch_stats = encode_parts(method, variables, views)
-        return jax.lax.stop_gradient(keys), batch_stats
-    places = shuffle.destinations(views.shape[1] * jax.lax.axis_size(AXIS), groups, method.accumulate_steps)
-    keys, batch_stats = encode_parts(method, variables, shuffle.exchange(views, places, AXIS, axis=1))
-    return jax.lax.stop_gradient(shuffle.exchange(keys, np.argsort(places), AXIS, axis=1)), batch_stats
-
-
-def standardize(images: jax.Array, method: Method) -> jax.Array:
-    """(images - mean) / std per channel, [..., C] float32."""
-    shape = (1,) * (images.ndim - 1) + (-1,)
-    mean, std = (jnp.asarray(values, jnp.float32).reshape(shape) for values in (method.mean, method.std))
-    return (images - mean) / std
-
-
-def in_global_order(values: jax.Array, order: jax.Array) -> jax.Array:
-    """Every device's [b, ...] as one [B, ...] on every device, in the order of the global batch.
-
-    `order` [B], a permutation, says for each position where its row lies among those of all devices.
-    """
-    return jax.lax.all_gather(values, AXIS, tiled=True).at[order].get(unique_indices=True, mode='promise_in_bounds')

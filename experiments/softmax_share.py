@@ -16,12 +16,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from dualcl_jax import runtime
-from dualcl_jax.command_line import Parser
 from dualcl_jax.data import load
-from dualcl_jax.errors import UserError, exits_cleanly
-from dualcl_jax.finished import open_finished
-from dualcl_jax.report.hardness import PARTS, softmax_shares
+from dualcl_jax.reports.hardness import PARTS, softmax_shares
+from dualcl_jax.system.command_line import Parser
+from dualcl_jax.system.errors import UserError, exits_cleanly
+from dualcl_jax.system.processes.start import start
+from dualcl_jax.workdir.saved_run import open_saved_run
 
 IMAGES = 1000
 TIMES = (1, 2, 4)
@@ -41,7 +41,7 @@ def shares_of(workdir: str) -> list[dict[str, float]]:
     Raises:
       UserError: no run, or one whose negatives come from the batch, whose queue is empty or whose data have changed.
     """
-    run = open_finished(workdir)
+    run = open_saved_run(workdir)
     queue = run.state.queue
     if queue is None or not int(queue.filled):
         raise UserError(f'--workdir={workdir}: it has no queue of keys; name a run with queue.size above 0')
@@ -61,7 +61,7 @@ def shares_of(workdir: str) -> list[dict[str, float]]:
 @exits_cleanly
 def main() -> int:
     flags = parse(sys.argv[1:])
-    runtime.start(None, None, None)
+    start(None, None, None)
     cases = [{'workdir': workdir} | shares for workdir in flags.workdir for shares in shares_of(workdir)]
     table = Table('workdir', 'τ', *(f'1/{part}' for part in PARTS), title='Share of the softmax over all negatives')
     for case in cases:

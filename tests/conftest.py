@@ -22,18 +22,20 @@ os.environ['XLA_FLAGS'] = ' '.join(
 import hypothesis
 import jax
 import pytest
-from support import REPOSITORY, Finished, Trainer
 
-from dualcl_jax import models, runtime
+from dualcl_jax.models.encoder import MODELS
+from dualcl_jax.system.processes import start
+from tests.support.runs import REPOSITORY, Finished, Trainer
 
-models.MODELS['smooth'] = models.MODELS['tiny']  # a name that is allowed; tests/quick_config.py gives it its network
+MODELS['smooth'] = MODELS['tiny']  # a name that is allowed; tests/support/quick_config.py gives it its network
 
 hypothesis.settings.register_profile('busy', deadline=None)  # of a machine that does other things, too
 hypothesis.settings.load_profile('busy')
 
 LONGEST = (
-    'experiments/test_ablation.py', 'test_evaluate.py', 'test_resume.py', 'test_parallel.py', 'report/test_page.py',
-    'test_mistakes.py', 'exports/test_exports.py', 'faults/test_crashes.py', 'test_plan.py', 'test_sharded_queue.py',
+    'experiments/test_ablation.py', 'programs/test_evaluate.py', 'training/test_resume.py', 'training/test_parallel.py',
+    'reports/test_page.py', 'programs/test_mistakes.py', 'models/exports/test_exports.py', 'faults/test_crashes.py',
+    'training/test_plan.py', 'training/test_golden.py', 'method/test_sharded_queue.py',
 )  # fmt: skip
 """Files that take longest: begun first, so that none is left when the other process is done."""
 
@@ -51,11 +53,11 @@ def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     """Runs the `main` of a program here, on the devices and with the strict types of the tests; nothing of it stays."""
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.syspath_prepend(REPOSITORY)
-    monkeypatch.setitem(models.MODELS, 'smooth', models.MODELS['smooth'])
+    monkeypatch.setitem(MODELS, 'smooth', MODELS['smooth'])
     monkeypatch.setattr(sys, 'unraisablehook', sys.unraisablehook)
     monkeypatch.setenv('XLA_FLAGS', os.environ['XLA_FLAGS'])
     for lasting in ('_keep_freed_memory', '_use_compilation_cache'):
-        monkeypatch.setattr(runtime, lasting, lambda *_: None)
+        monkeypatch.setattr(start, lasting, lambda *_: None)
 
     def run(main: Callable[[], int], *arguments: str) -> Finished:
         monkeypatch.setattr(sys, 'argv', [main.__module__, *arguments])

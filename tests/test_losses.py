@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 
 from dualcl_jax.losses import (
+    Selection,
     chance_level,
     cosine,
     cross_entropy,
     dual_view_loss,
     info_nce,
     normalize,
+    select_top_k,
 )
-from dualcl_jax.negatives import SELECTORS, Selection, select_top_k
-from dualcl_jax.queue import empty_queue, valid
+from dualcl_jax.method.negatives.queue import empty_queue, valid
+from dualcl_jax.method.negatives.selectors import SELECTORS
 
 B, D, K = 4, 3, 9
 

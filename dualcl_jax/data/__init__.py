@@ -1,13 +1,14 @@
 """Data sets, the order in which they are seen, and the loader. NumPy only: nothing here starts a JAX backend."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from dualcl_jax.data import folder, npz, photo_patches, tfds_source
-from dualcl_jax.data.encoded import EncodedSource
+from dualcl_jax.data.images import folder, npz, photo_patches, tfds
+from dualcl_jax.data.images.encoded import EncodedSource
 from dualcl_jax.data.loader import Batch, Loader
 from dualcl_jax.data.source import ArraySource, Source, Splits, hold_out, limit_train
-from dualcl_jax.errors import UserError
+from dualcl_jax.system.errors import UserError
 
 __all__ = ['SOURCES', 'ArraySource', 'Batch', 'Loader', 'Source', 'Splits', 'load']
 
@@ -33,7 +34,8 @@ def load(data: Any, *, validate: bool = False) -> Splits:
     """
     if not data.name:
         raise UserError(f'data.name is empty: use one of {", ".join(sorted(SOURCES))}, or a TFDS name')
-    train, test = SOURCES.get(data.name, tfds_source.load)(data)
+    read = SOURCES.get(data.name, partial(tfds.load, others=tuple(SOURCES)))
+    train, test = read(data)
     train = limit_train(train, data.limit)
     if data.num_examples and data.num_examples != len(train):
         raise UserError(

@@ -11,8 +11,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from dualcl_jax.data.crops import CropRecipe
-from dualcl_jax.data.encoded import EncodedSource
+from dualcl_jax.data.images.crops import CropRecipe
+from dualcl_jax.data.images.encoded import EncodedSource
 from dualcl_jax.data.order import batch_indices, steps_per_epoch
 from dualcl_jax.data.source import Source
 from dualcl_jax.data.workers import computed
@@ -26,12 +26,12 @@ CHUNK = 16
 class Batch(NamedTuple):
     """The rows of one global batch that a process owns.
 
-    images: uint8 [b, H, W, C], or [b, V, size, size, C] where the host has cut a crop for each view; ids: int32 [b],
+    examples: uint8 [b, H, W, C], or [b, V, size, size, C] where the host has cut a crop for each view; ids: int32 [b],
     the index in the training split; labels: int32 [b], -1 where unknown; positions: int32 [b], the position in the
     global batch, from which an example's random key is made.
     """
 
-    images: Array
+    examples: Array
     ids: Array
     labels: Array
     positions: Array
@@ -40,7 +40,7 @@ class Batch(NamedTuple):
 def make_batch(source: Source, rows: np.ndarray, *, seed: int, step: int, batch_size: int) -> Batch:
     """The rows `rows` (integers [b], positions in the global batch) of the global batch at `step`."""
     ids = batch_indices(seed, step, len(source), batch_size)[rows]
-    return _batch(source, source.images(ids), ids, rows)
+    return _batch(source, source.examples(ids), ids, rows)
 
 
 def _batch(source: Source, images: np.ndarray, ids: np.ndarray, rows: np.ndarray) -> Batch:

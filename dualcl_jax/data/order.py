@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from dualcl_jax.errors import UserError
+from dualcl_jax.system.errors import UserError
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from dualcl_jax.errors import UserError
+from dualcl_jax.system.errors import UserError
 
 LIMIT_SEED = (
     0  # of the subset that data.limit keeps; never the run's seed, so that runs with other seeds see the same images
@@ -27,7 +27,7 @@ class Source(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def image_shape(self) -> tuple[int, int, int]: ...
+    def example_shape(self) -> tuple[int, int, int]: ...
     @property
     def class_names(self) -> tuple[str, ...] | None: ...
     @property
@@ -37,7 +37,7 @@ class Source(Protocol):
     @property
     def report(self) -> Mapping[str, Any] | None: ...
     def __len__(self) -> int: ...
-    def images(self, indices: np.ndarray) -> np.ndarray:
+    def examples(self, indices: np.ndarray) -> np.ndarray:
         """The images at `indices` (integers [n]): uint8 [n, H, W, C], C 1 or 3."""
         ...
 
@@ -68,18 +68,18 @@ class ArraySource:
         if self.labels.dtype != np.int32 or self.labels.shape != self.pixels.shape[:1]:
             raise ValueError(f'labels: expected int32 [{len(self)}], got {self.labels.dtype} {self.labels.shape}')
         if not self.fingerprint:
-            digest = fingerprint(self.name, self.image_shape, self.class_names, self.labels, self.pixels)
+            digest = fingerprint(self.name, self.example_shape, self.class_names, self.labels, self.pixels)
             object.__setattr__(self, 'fingerprint', digest)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def example_shape(self) -> tuple[int, int, int]:
         height, width, channels = self.pixels.shape[1:]
         return height, width, channels
 
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def images(self, indices: np.ndarray) -> np.ndarray:
+    def examples(self, indices: np.ndarray) -> np.ndarray:
         return np.take(self.pixels, indices, axis=0)
 
 
@@ -124,7 +124,7 @@ def limit_train(train: Source, limit: int) -> Source:
     indices = limit_indices(len(train), limit)
     if len(indices) == len(train):
         return train
-    return ArraySource(train.name, train.images(indices), train.labels[indices], train.class_names)
+    return ArraySource(train.name, train.examples(indices), train.labels[indices], train.class_names)
 
 
 def hold_out(train: Source, fraction: float) -> tuple[Source, Source | None]:
@@ -151,6 +151,6 @@ def hold_out(train: Source, fraction: float) -> tuple[Source, Source | None]:
     order = np.random.default_rng(VALIDATION_SEED).permutation(len(train))
 
     def part(rows: np.ndarray, name: str) -> ArraySource:
-        return ArraySource(name, train.images(rows), train.labels[rows], train.class_names, report=train.report)
+        return ArraySource(name, train.examples(rows), train.labels[rows], train.class_names, report=train.report)
 
     return part(np.sort(order[count:]), train.name), part(np.sort(order[:count]), f'{train.name} (validation)')

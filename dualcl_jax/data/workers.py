@@ -6,6 +6,7 @@ through a pipe, or make a file of /dev/shm for it: measured, that took a fifth o
 
 import contextlib
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Generator, Sequence
 from multiprocessing.connection import Connection
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dualcl_jax.errors import UserError
+from dualcl_jax.system.errors import UserError
 
 AHEAD = 4
 """Results that each worker keeps ready."""
@@ -109,3 +110,8 @@ def _work(work: Work, numbers: range, shape: Sequence[int], memory: Any, connect
             free -= 1
         while True:
             connection.recv()  # until it is closed
+
+
+def available_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1

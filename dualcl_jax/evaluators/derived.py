@@ -25,8 +25,8 @@ class Derived:
         return self.source.name
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return self.source.image_shape
+    def example_shape(self) -> tuple[int, int, int]:
+        return self.source.example_shape
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -47,6 +47,6 @@ class Derived:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def images(self, indices: np.ndarray) -> np.ndarray:
+    def examples(self, indices: np.ndarray) -> np.ndarray:
         rows = self.rows[indices]
-        return self.change(self.source.images(rows), rows)
+        return self.change(self.source.examples(rows), rows)

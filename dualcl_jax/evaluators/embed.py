@@ -9,8 +9,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dualcl_jax.data import Source
-from dualcl_jax.method import AXIS, Method
-from dualcl_jax.step import standardize
+from dualcl_jax.method.build import Method
+from dualcl_jax.method.views.images import standardize
+from dualcl_jax.system.devices import AXIS
 
 BLOCK = 256
 """Images that a device encodes at a time."""
@@ -61,7 +62,7 @@ class Blocks:
         parts = []
         for start in range(0, len(indices), block):
             chosen = indices[start : start + block]
-            images = source.images(np.pad(chosen, (0, block - len(chosen)), mode='edge'))
+            images = source.examples(np.pad(chosen, (0, block - len(chosen)), mode='edge'))
             on_devices = jax.make_array_from_callback(images.shape, self._rows, images.__getitem__)
             parts.append(jax.tree.map(np.asarray, self._run(variables, on_devices)))
             advance()
@@ -78,22 +79,22 @@ class Embedder(Blocks):
 
     def __init__(self, method: Method, mesh: Mesh) -> None:
         def encode(variables: Any, pixels: jax.Array) -> Features:
-            return Features(*method.encoder.apply(variables, standardize(pixels, method), train=False))
+            return Features(*method.encoder.apply(variables, standardize(pixels, method.mean, method.std), train=False))
 
         super().__init__(encode, method.image_size, mesh)
-        self._method = method
+        self._mean, self._std = method.mean, method.std
 
     def pixels(self, source: Source, indices: np.ndarray) -> np.ndarray:
         """The images at `indices` [N] themselves, standardised as for the encoder: [N, H * W * C] float32.
 
         A side longer than `PIXELS_SIDE` is reduced to it: no bank of whole photographs fits in memory.
         """
-        height, width, channels = source.image_shape
+        height, width, channels = source.example_shape
         shape = min(height, PIXELS_SIDE), min(width, PIXELS_SIDE), channels
         parts = [np.empty((0, np.prod(shape)), np.float32)]
         for start in range(0, len(indices), PIXELS_BLOCK):
-            images = jnp.asarray(source.images(indices[start : start + PIXELS_BLOCK]), jnp.float32) / 255.0
+            images = jnp.asarray(source.examples(indices[start : start + PIXELS_BLOCK]), jnp.float32) / 255.0
             if images.shape[1:] != shape:
                 images = jax.image.resize(images, (len(images), *shape), 'linear')
-            parts.append(np.asarray(standardize(images, self._method)).reshape(len(images), -1))
+            parts.append(np.asarray(standardize(images, self._mean, self._std)).reshape(len(images), -1))
         return np.concatenate(parts)

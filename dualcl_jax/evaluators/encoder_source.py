@@ -12,15 +12,17 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dualcl_jax import load_encoder
-from dualcl_jax.checkpoint import state_sha256
-from dualcl_jax.config import from_json
 from dualcl_jax.data import Source
-from dualcl_jax.errors import UserError
 from dualcl_jax.evaluators.embed import Blocks, Embedder, Features
-from dualcl_jax.finished import Finished, channels_of, open_finished
-from dualcl_jax.method import AXIS, resolve_views
-from dualcl_jax.state import Variables
+from dualcl_jax.method.state import Variables
+from dualcl_jax.method.views.images import resolve_views
+from dualcl_jax.models.encoder import channels_of
+from dualcl_jax.models.exports import load
+from dualcl_jax.system.config import from_json
+from dualcl_jax.system.devices import AXIS
+from dualcl_jax.system.errors import UserError
+from dualcl_jax.workdir.checksum import state_sha256
+from dualcl_jax.workdir.saved_run import SavedRun, open_saved_run
 
 LAYERS = Features._fields
 
@@ -51,7 +53,7 @@ class EncoderSource:
     blocks: Blocks
     data_fingerprint: str
     provenance: Mapping[str, Any]
-    run: Finished | None = None
+    run: SavedRun | None = None
 
     def embed(
         self, encoder: str, images: Source, rows: np.ndarray, advance: Callable[[], None]
@@ -62,8 +64,8 @@ class EncoderSource:
 
 
 def from_workdir(workdir: str, step: str) -> EncoderSource:
-    """Both encoders of a run after a step (see `open_finished`)."""
-    run = open_finished(workdir, step)
+    """Both encoders of a run after a step (see `open_saved_run`)."""
+    run = open_saved_run(workdir, step)
     return EncoderSource(
         name=f'--workdir={workdir}',
         config=run.config,
@@ -86,7 +88,7 @@ def from_export(path: str) -> EncoderSource:
     Raises:
       UserError: no such file, or one that is damaged or of another kind.
     """
-    encoder = load_encoder(path)
+    encoder = load(path)
     described, origin = encoder.description, encoder.description.provenance
     try:
         config = from_json(json.dumps(origin['config']))

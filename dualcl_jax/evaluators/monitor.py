@@ -7,7 +7,7 @@ import numpy as np
 
 from dualcl_jax.data import Splits
 from dualcl_jax.evaluators.embed import Embedder
-from dualcl_jax.evaluators.knn import knn_top1
+from dualcl_jax.evaluators.measures.knn import knn_top1
 
 
 class KnnMonitor:

@@ -9,26 +9,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dualcl_jax import randomness
-from dualcl_jax.console import progress
-from dualcl_jax.errors import UserError
-from dualcl_jax.evaluators import few_shot as shots
-from dualcl_jax.evaluators import knn as neighbours
-from dualcl_jax.evaluators import linear as probes
-from dualcl_jax.evaluators import retrieval as ranking
-from dualcl_jax.evaluators import structure as embedding
-from dualcl_jax.evaluators.clustering import agreement, cluster
-from dualcl_jax.evaluators.corruptions import CORRUPTIONS, STRENGTHS, corrupt
 from dualcl_jax.evaluators.derived import Derived
-from dualcl_jax.evaluators.finetune import Recipe, balanced_rows
-from dualcl_jax.evaluators.finetune import finetune as tune
-from dualcl_jax.evaluators.finetune import predict as classify
 from dualcl_jax.evaluators.intervals import normal, wilson
+from dualcl_jax.evaluators.measures import few_shot as shots
+from dualcl_jax.evaluators.measures import knn as neighbours
+from dualcl_jax.evaluators.measures import linear as probes
+from dualcl_jax.evaluators.measures import retrieval as ranking
+from dualcl_jax.evaluators.measures import structure as embedding
+from dualcl_jax.evaluators.measures.clustering import agreement, cluster
+from dualcl_jax.evaluators.measures.corruptions import CORRUPTIONS, STRENGTHS, corrupt
+from dualcl_jax.evaluators.measures.finetune import Recipe, balanced_rows
+from dualcl_jax.evaluators.measures.finetune import finetune as tune
+from dualcl_jax.evaluators.measures.finetune import predict as classify
 from dualcl_jax.evaluators.records import Result
 from dualcl_jax.evaluators.settings import whole
 from dualcl_jax.evaluators.task import Task
-from dualcl_jax.method import resolve_views
-from dualcl_jax.views import make_views
+from dualcl_jax.method import randomness
+from dualcl_jax.method.views.images import make_views, resolve_views
+from dualcl_jax.system.console import progress
+from dualcl_jax.system.errors import UserError
 
 Results = Iterator[Result]
 

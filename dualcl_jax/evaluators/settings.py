@@ -4,8 +4,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dualcl_jax.optim import OPTIMIZERS
-from dualcl_jax.validation import Rule
+from dualcl_jax.method.optim import OPTIMIZERS
+from dualcl_jax.system.config import Rule, at_least, one_of
 
 
 def default_settings() -> ConfigDict:
@@ -42,9 +42,9 @@ def default_settings() -> ConfigDict:
     return settings
 
 
-_COUNT: Rule = (lambda value: value >= 1, 'must be at least 1')
-_FROM_0: Rule = (lambda value: value >= 0, 'must be at least 0')
-_PAIR: Rule = (lambda value: value >= 2, 'must be at least 2')
+_COUNT = at_least(1)
+_FROM_0 = at_least(0)
+_PAIR = at_least(2)
 _SHARE: Rule = (lambda value: 0 < value < 1, 'must be above 0 and below 1')
 _COUNTS: Rule = (
     lambda values: len(values) > 0 and all(value >= 1 and value == int(value) for value in values),
@@ -63,7 +63,7 @@ RULES: dict[str, Rule] = {
     'linear.validation': _SHARE,
     'finetune.epochs': _COUNT,
     'finetune.batch_size': _COUNT,
-    'finetune.optimizer': (lambda value: value in OPTIMIZERS, 'choose one of ' + ', '.join(OPTIMIZERS)),
+    'finetune.optimizer': one_of(*OPTIMIZERS),
     'finetune.learning_rate': _FROM_0,
     'finetune.weight_decay': _FROM_0,
     'finetune.layer_decay': (lambda value: 0 < value <= 1, 'must be above 0 and at most 1'),

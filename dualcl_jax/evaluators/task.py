@@ -6,12 +6,12 @@ import functools
 import numpy as np
 from ml_collections import ConfigDict
 
-from dualcl_jax.console import progress
 from dualcl_jax.data import Source, Splits
-from dualcl_jax.errors import UserError
 from dualcl_jax.evaluators.derived import Derived
 from dualcl_jax.evaluators.encoder_source import EncoderSource
-from dualcl_jax.evaluators.linear import Choice, choose_probe
+from dualcl_jax.evaluators.measures.linear import Choice, choose_probe
+from dualcl_jax.system.console import progress
+from dualcl_jax.system.errors import UserError
 
 Place = tuple[str, str]
 """An encoder and a layer of it."""

@@ -4,10 +4,10 @@ On a CPU, XLA makes the gradient for the kernel a convolution over transposed co
 for the input of a strided convolution one over interleaved zeros. Here both take shapes that its libraries run well:
 one matrix product, and plain convolutions with stride 1.
 
-Measured with jax 0.12 and the flags of `dualcl_jax.runtime`, freed memory kept, on one core of a Xeon with AVX-512
-that other programs shared: the gradient for a 3×3 kernel, batch 256, against XLA's own. float32: 31 ms against 70
-(32×32 places, 16 channels), 19 and 42 (16×16, 32), 13 and 30 (8×8, 64), 9.5 and 11 (4×4, 128). bfloat16, where
-XLA's own goes to oneDNN: 29 and 45, 26 and 21, 20 and 14, 18 and 11.
+Measured with jax 0.12 and the flags of `dualcl_jax.system.processes.start`, freed memory kept, on one core of a Xeon
+with AVX-512 that other programs shared: the gradient for a 3×3 kernel, batch 256, against XLA's own. float32: 31 ms
+against 70 (32×32 places, 16 channels), 19 and 42 (16×16, 32), 13 and 30 (8×8, 64), 9.5 and 11 (4×4, 128). bfloat16,
+where XLA's own goes to oneDNN: 29 and 45, 26 and 21, 20 and 14, 18 and 11.
 """
 
 from collections.abc import Sequence

@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dualcl_jax.errors import UserError
 from dualcl_jax.models.layers import bias_init, norm_scale_init
+from dualcl_jax.system.errors import UserError
 
 
 def norm_layout(norm: str, num_devices: int) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from itertools import product
 
-from experiments.ablation_sweep import Arm, Sweep
+from experiments.ablation.sweep import Arm, Sweep
 from experiments.sweeps.shared.cifar10 import ALL, BASE, BUDGET, CONFIG, DUAL_VIEW, KEY_TERM, MORE_SEEDS, hardest
 
 VIEWS = {'one_way': (), 'dual_view': DUAL_VIEW}

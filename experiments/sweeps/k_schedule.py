@@ -1,6 +1,6 @@
 """The number of negatives over the run: constant, from all of them down to a quarter, or from few up to it."""
 
-from experiments.ablation_sweep import Arm, Sweep
+from experiments.ablation.sweep import Arm, Sweep
 from experiments.sweeps.shared.cifar10 import BASE, BUDGET, CONFIG, DUAL_VIEW, FEW_SEEDS, hardest
 
 

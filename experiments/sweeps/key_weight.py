@@ -1,6 +1,6 @@
 """Weight w of the term anchored at the key, against the other queries of the batch: full method otherwise."""
 
-from experiments.ablation_sweep import Arm, Sweep
+from experiments.ablation.sweep import Arm, Sweep
 from experiments.sweeps.shared.cifar10 import BASE, BUDGET, CONFIG, DUAL_VIEW, FEW_SEEDS, hardest
 
 

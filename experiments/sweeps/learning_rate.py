@@ -4,7 +4,7 @@ At an equal number of passes the full method takes half of the steps; with half 
 found here goes into `shared/cifar10.py`. `small_batch.py` goes on from here.
 """
 
-from experiments.ablation_sweep import Arm, Sweep
+from experiments.ablation.sweep import Arm, Sweep
 from experiments.sweeps.shared.cifar10 import ALL, BUDGET, CONFIG, UNTUNED, hardest
 
 FULL = 'loss.symmetric=True', *hardest(0.25)

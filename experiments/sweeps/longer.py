@@ -5,7 +5,7 @@ And the key term alone, which `key_weight.py` found best on validation images: t
 That is the budget of the peer program in `experiments/README.md`, and so is the bank of the kNN measurement.
 """
 
-from experiments.ablation_sweep import Arm, Sweep
+from experiments.ablation.sweep import Arm, Sweep
 from experiments.sweeps.shared.cifar10 import ALL, BASE, CONFIG, DUAL_VIEW, KEY_TERM, MORE_SEEDS, hardest
 
 

@@ -3,7 +3,7 @@
 On one device `local` and `sync` are the same: statistics of the whole batch.
 """
 
-from experiments.ablation_sweep import Arm, Sweep
+from experiments.ablation.sweep import Arm, Sweep
 from experiments.sweeps.shared.cifar10 import BASE, BUDGET, CONFIG, DUAL_VIEW, FEW_SEEDS, hardest
 
 

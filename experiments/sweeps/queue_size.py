@@ -4,7 +4,7 @@ A queue of K keys takes K / 2B steps to go round (both views enter). At a fixed 
 the learning rate with the batch: these arms take fewer steps, of the same number of passes.
 """
 
-from experiments.ablation_sweep import Arm, Sweep
+from experiments.ablation.sweep import Arm, Sweep
 from experiments.sweeps.shared.cifar10 import BASE, BUDGET, CONFIG, DUAL_VIEW, FEW_SEEDS, hardest
 
 SIZES = (1024, 2048, 4096, 8192, 16_384)

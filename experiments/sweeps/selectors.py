@@ -3,7 +3,7 @@
 Reweighting all negatives by exp(β·s/τ) is the literature's alternative to selecting (2010.04592). Dual view throughout.
 """
 
-from experiments.ablation_sweep import Arm, Sweep
+from experiments.ablation.sweep import Arm, Sweep
 from experiments.sweeps.shared.cifar10 import ALL, BASE, BUDGET, CONFIG, DUAL_VIEW, FEW_SEEDS
 
 SHARE = 'negatives.fraction=0.25'  # 1,024 of 4,096

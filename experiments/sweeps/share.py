@@ -1,6 +1,6 @@
 """How many of the queue's 4,096 keys enter the loss: the hardest 1/64 to all of them, with the dual view."""
 
-from experiments.ablation_sweep import Arm, Sweep
+from experiments.ablation.sweep import Arm, Sweep
 from experiments.sweeps.shared.cifar10 import ALL, BASE, BUDGET, CONFIG, DUAL_VIEW, FEW_SEEDS, hardest
 
 

@@ -3,7 +3,7 @@
 Where MoCo puts 16 or 32 images into the queue at a step, the full method puts both views of 8 or 16.
 """
 
-from experiments.ablation_sweep import Arm, Sweep
+from experiments.ablation.sweep import Arm, Sweep
 from experiments.sweeps.learning_rate import FULL
 from experiments.sweeps.shared.cifar10 import ALL, BUDGET, CONFIG, UNTUNED
 

@@ -1,6 +1,6 @@
 """MoCo and the full method, each as `small_batch.py` chose it on validation images, with seeds that chose nothing."""
 
-from experiments.ablation_sweep import Arm, Sweep
+from experiments.ablation.sweep import Arm, Sweep
 from experiments.sweeps import small_batch
 from experiments.sweeps.shared.cifar10 import MORE_SEEDS
 

@@ -1,6 +1,6 @@
 """The full method with more of the key term, from the batch sizes of the other sweeps down to small ones: one seed."""
 
-from experiments.ablation_sweep import Arm, Sweep
+from experiments.ablation.sweep import Arm, Sweep
 from experiments.sweeps.shared.cifar10 import BUDGET, CONFIG, DUAL_VIEW, UNTUNED, hardest
 
 WEIGHTS = 0.75, 1.0

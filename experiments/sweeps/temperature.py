@@ -1,6 +1,6 @@
 """Temperature × selection, with the dual view: both make hard negatives count more."""
 
-from experiments.ablation_sweep import Arm, Sweep
+from experiments.ablation.sweep import Arm, Sweep
 from experiments.sweeps.shared.cifar10 import ALL, BASE, BUDGET, CONFIG, DUAL_VIEW, FEW_SEEDS, hardest
 
 

@@ -12,7 +12,7 @@ FOLDERS, EACH = 1000, 1000
 
 def write_cache(folder: Path) -> None:
     """The cache of a set of FOLDERS × EACH files, whose folders are there but not the files."""
-    from dualcl_jax.data import index
+    from dualcl_jax.data.images import index
 
     count = FOLDERS * EACH
     names = [f'n{number // EACH:08d}_{number % EACH:05d}.JPEG'.encode() for number in range(count)]

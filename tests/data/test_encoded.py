@@ -13,18 +13,19 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from bad_files import encode, photo
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import REPOSITORY
 
-from dualcl_jax import data, views
+from dualcl_jax import data
 from dualcl_jax.data import Batch, Loader, workers
-from dualcl_jax.data.crops import CropRecipe, central_square, crop_rng, draw_box
-from dualcl_jax.data.decode import Box, cut
-from dualcl_jax.data.encoded import EncodedSource
+from dualcl_jax.data.images.crops import CropRecipe, central_square, crop_rng, draw_box
+from dualcl_jax.data.images.decode import Box, cut
+from dualcl_jax.data.images.encoded import EncodedSource
 from dualcl_jax.data.order import batch_indices
-from dualcl_jax.errors import UserError
+from dualcl_jax.method.views import images as views
+from dualcl_jax.system.errors import UserError
+from tests.support.bad_files import encode, photo
+from tests.support.runs import REPOSITORY
 
 N, B, STEPS = 40, 18, 5
 RECIPE = CropRecipe(((0.2, 1.0), (0.1, 0.5)), ((0.75, 4 / 3), (0.5, 2.0)), 12)
@@ -87,8 +88,8 @@ def assert_same(left: list[Batch], right: list[Batch]) -> None:
 
 def test_batches_are_crops_of_the_ordered_images(source, expected):
     for step, batch in enumerate(expected):
-        assert batch.images.shape == (B, 2, 12, 12, 3)
-        assert batch.images.dtype == np.uint8
+        assert batch.examples.shape == (B, 2, 12, 12, 3)
+        assert batch.examples.dtype == np.uint8
         ids = batch_indices(3, step, N, B)
         np.testing.assert_array_equal(batch.ids, ids)
         for row in (0, B - 1):
@@ -98,8 +99,8 @@ def test_batches_are_crops_of_the_ordered_images(source, expected):
                 pairs = zip(RECIPE.scales, RECIPE.ratios, strict=True)
                 return [draw_box(rng.random(22), height, width, *pair) for pair in pairs]
 
-            np.testing.assert_array_equal(batch.images[row], cut(source.files.read(int(ids[row])), place, 12))
-    assert not np.array_equal(expected[0].images[:, 0], expected[0].images[:, 1])
+            np.testing.assert_array_equal(batch.examples[row], cut(source.files.read(int(ids[row])), place, 12))
+    assert not np.array_equal(expected[0].examples[:, 0], expected[0].examples[:, 1])
 
 
 @pytest.mark.parametrize('count', [1, 4])

@@ -5,13 +5,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from bad_files import encode, photo
-from support import REPOSITORY, write_npz
 from test_encoded import STEPS, B, batches
 
 from dualcl_jax import data
-from dualcl_jax.data import Batch, folder, pack
-from dualcl_jax.data.encoded import EncodedSource
+from dualcl_jax.data import Batch
+from dualcl_jax.data.images import folder, pack
+from dualcl_jax.data.images.encoded import EncodedSource
+from tests.support.bad_files import encode, photo
+from tests.support.runs import REPOSITORY, write_npz
 
 SHARED = REPOSITORY.parent / 'shared' / 'tfds'
 

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from bad_files import encode, photo, write_bad_files
 
 from dualcl_jax import data
-from dualcl_jax.data import folder, index
-from dualcl_jax.data.encoded import EncodedSource
+from dualcl_jax.data.images import folder, index
+from dualcl_jax.data.images.encoded import EncodedSource
 from dualcl_jax.data.source import ArraySource
-from dualcl_jax.errors import UserError
+from dualcl_jax.system.errors import UserError
+from tests.support.bad_files import encode, photo, write_bad_files
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +93,7 @@ def test_conversions_are_what_they_say(images):
     (images / 'c.jpg').write_bytes(encode(np.rot90(upright).copy(), 'JPEG', exif=turned, quality=95))
     (images / 'd.png').write_bytes(encode(upright, 'PNG'))
     train, _ = data.load(config(images, image_size=16, stored_size=16))
-    found = train.images(np.arange(4)).astype(int)
+    found = train.examples(np.arange(4)).astype(int)
     np.testing.assert_array_equal(found[0], 200)
     np.testing.assert_array_equal(found[1], 255)
     np.testing.assert_allclose(found[2], upright, atol=12)
@@ -113,8 +113,8 @@ def test_labels_by_subfolder_and_a_share_held_out(images, labels):
         assert set(source.labels) <= {0, 1}
     (images / 'bee' / 'new.png').write_bytes(encode(photo(999), 'PNG'))
     grown, grown_test = data.load(config(images, labels=labels))
-    kept = {test.images(np.array([i])).tobytes() for i in range(len(test))}
-    assert kept <= {grown_test.images(np.array([i])).tobytes() for i in range(len(grown_test))}
+    kept = {test.examples(np.array([i])).tobytes() for i in range(len(test))}
+    assert kept <= {grown_test.examples(np.array([i])).tobytes() for i in range(len(grown_test))}
     assert grown.fingerprint != train.fingerprint or grown_test.fingerprint != test.fingerprint
 
 
@@ -166,12 +166,12 @@ def test_the_memory_budget_decides(images):
     assert isinstance(small, ArraySource)
     assert isinstance(large, EncodedSource)
     for left, right in ((small, large), (small_test, large_test)):
-        np.testing.assert_array_equal(left.images(np.arange(len(left))), right.images(np.arange(len(right))))
+        np.testing.assert_array_equal(left.examples(np.arange(len(left))), right.examples(np.arange(len(right))))
         np.testing.assert_array_equal(left.labels, right.labels)
         assert left.fingerprint == right.fingerprint
     limited, _ = data.load(config(images, limit=5))
     np.testing.assert_array_equal(
-        limited.images(np.arange(2)), small.images(data.source.limit_indices(len(small), 5)[:2])
+        limited.examples(np.arange(2)), small.examples(data.source.limit_indices(len(small), 5)[:2])
     )
 
 
@@ -221,10 +221,10 @@ def test_a_file_that_changes_later_is_named(images):
     path = images / 'ant' / '0.png'
     path.write_bytes(encode(photo(900), 'PNG'))
     with pytest.raises(UserError, match=r'ant/0\.png: changed since'):
-        train.images(np.array([0]))
+        train.examples(np.array([0]))
     path.unlink()
     with pytest.raises(UserError, match=r'ant/0\.png: cannot be read'):
-        train.images(np.array([0]))
+        train.examples(np.array([0]))
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dualcl_jax.data import ArraySource, Batch, Loader
 from dualcl_jax.data.order import batch_indices
-from dualcl_jax.errors import UserError
+from dualcl_jax.system.errors import UserError
 
 N, B = 50, 12
 
@@ -53,7 +53,7 @@ def test_batches_follow_the_order():
         ids = batch_indices(1, step, N, B)
         np.testing.assert_array_equal(batch.ids, ids)
         np.testing.assert_array_equal(batch.labels, 2 * ids)
-        np.testing.assert_array_equal(batch.images, np.broadcast_to(ids[:, None, None, None], (B, 2, 3, 1)))
+        np.testing.assert_array_equal(batch.examples, np.broadcast_to(ids[:, None, None, None], (B, 2, 3, 1)))
         np.testing.assert_array_equal(batch.positions, np.arange(B))
         assert [a.dtype for a in batch] == [np.uint8, np.int32, np.int32, np.int32]
 

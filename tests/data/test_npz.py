@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dualcl_jax import data
-from dualcl_jax.data import npz
-from dualcl_jax.errors import UserError
+from dualcl_jax.data.images import npz
+from dualcl_jax.system.errors import UserError
 
 rng = np.random.default_rng(2)
 IMAGES = rng.integers(0, 256, (12, 5, 6, 3), np.uint8)
@@ -34,7 +34,7 @@ def test_both_splits_with_labels(tmp_path):
         test_images=IMAGES[:3],
         test_labels=np.uint8([[5], [0], [1]]),
     )
-    np.testing.assert_array_equal(train.images(np.arange(12)), IMAGES)
+    np.testing.assert_array_equal(train.examples(np.arange(12)), IMAGES)
     np.testing.assert_array_equal(train.labels, LABELS)
     np.testing.assert_array_equal(test.labels, [5, 0, 1])
     assert train.labels.dtype == test.labels.dtype == np.int32
@@ -44,10 +44,10 @@ def test_both_splits_with_labels(tmp_path):
 def test_images_alone(tmp_path):
     train, test = load(tmp_path, images=IMAGES[..., 0], something_else=np.zeros(3))
     assert test is None
-    assert train.image_shape == (5, 6, 1)
+    assert train.example_shape == (5, 6, 1)
     assert train.class_names is None
     np.testing.assert_array_equal(train.labels, np.full(12, -1))
-    np.testing.assert_array_equal(train.images(np.array([3]))[0, ..., 0], IMAGES[3, ..., 0])
+    np.testing.assert_array_equal(train.examples(np.array([3]))[0, ..., 0], IMAGES[3, ..., 0])
 
 
 def test_labels_of_one_split(tmp_path):

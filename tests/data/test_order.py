@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dualcl_jax.data.order import batch_indices, epoch_permutation, steps_per_epoch
-from dualcl_jax.errors import UserError
+from dualcl_jax.system.errors import UserError
 
 seeds = st.integers(0, 2**64 - 1)
 

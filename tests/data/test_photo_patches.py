@@ -5,9 +5,9 @@ import hashlib
 import numpy as np
 import pytest
 
-from dualcl_jax.data import photo_patches
-from dualcl_jax.data.photo_patches import GAP, PHOTOS, TEST_PATCHES, TRAIN_PATCHES, Patches
-from dualcl_jax.errors import UserError
+from dualcl_jax.data.images import photo_patches
+from dualcl_jax.data.images.photo_patches import GAP, PHOTOS, TEST_PATCHES, TRAIN_PATCHES, Patches
+from dualcl_jax.system.errors import UserError
 
 
 @pytest.fixture(scope='module')
@@ -79,9 +79,9 @@ def test_grey_photographs_have_three_equal_channels(patches):
 
 def test_it_is_the_same_set_every_time(patches):
     train, test = photo_patches.load()
-    digests = [hashlib.sha256(source.images(np.arange(len(source))).tobytes()).digest() for source in (train, test)]
+    digests = [hashlib.sha256(source.examples(np.arange(len(source))).tobytes()).digest() for source in (train, test)]
     assert digests == [hashlib.sha256(split.images.tobytes()).digest() for split in patches]
-    assert train.image_shape == (32, 32, 3)
+    assert train.example_shape == (32, 32, 3)
     assert train.class_names == test.class_names == tuple(photo.file.split('.')[0] for photo in PHOTOS)
     assert train.fingerprint != test.fingerprint
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from dualcl_jax import data
-from dualcl_jax.data.encoded import EncodedSource
+from dualcl_jax.data.images.encoded import EncodedSource
 from dualcl_jax.data.source import ArraySource, Splits, limit_indices, limit_train
-from dualcl_jax.errors import UserError
+from dualcl_jax.system.errors import UserError
 
 
 def make_source(num_examples: int = 20, **changes) -> ArraySource:
@@ -39,9 +39,9 @@ def fixed(monkeypatch) -> Splits:
 
 def test_images_by_index():
     source = make_source()
-    assert source.image_shape == (4, 5, 3)
+    assert source.example_shape == (4, 5, 3)
     assert len(source) == 20
-    np.testing.assert_array_equal(source.images(np.array([3, 1, 3])), source.pixels[[3, 1, 3]])
+    np.testing.assert_array_equal(source.examples(np.array([3, 1, 3])), source.pixels[[3, 1, 3]])
 
 
 def test_the_fingerprint_is_that_of_the_examples():
@@ -78,7 +78,7 @@ def test_a_limit_keeps_a_fixed_random_subset_in_its_random_order():
     kept = np.random.default_rng(0).permutation(20)[:6]
     limited = limit_train(source, 6)
     np.testing.assert_array_equal(limit_indices(20, 6), kept)
-    np.testing.assert_array_equal(limited.images(np.arange(6)), source.pixels[kept])
+    np.testing.assert_array_equal(limited.examples(np.arange(6)), source.pixels[kept])
     np.testing.assert_array_equal(limited.labels, source.labels[kept])
     assert limited.class_names == source.class_names
     assert limited.fingerprint != source.fingerprint
@@ -100,7 +100,7 @@ def test_validation_images_are_a_fixed_share_of_the_training_images(fixed):
     train, validation = data.load(config(limit=15, validation_fraction=0.2), validate=True)
     assert (len(train), len(validation)) == (12, 3)
     kept = limit_train(fixed.train, 15)
-    together = np.concatenate([part.images(np.arange(len(part))) for part in (train, validation)])
+    together = np.concatenate([part.examples(np.arange(len(part))) for part in (train, validation)])
     assert sorted(image.tobytes() for image in together) == sorted(image.tobytes() for image in kept.pixels)
     again = data.load(config(limit=15, validation_fraction=0.2), validate=True)
     assert [part.fingerprint for part in again] == [train.fingerprint, validation.fingerprint]

@@ -14,8 +14,8 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 from dualcl_jax import data
-from dualcl_jax.data import tfds_source
-from dualcl_jax.errors import UserError
+from dualcl_jax.data.images import tfds as tfds_source
+from dualcl_jax.system.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[2].parent / 'shared' / 'tfds'
 
@@ -82,7 +82,7 @@ def tiny(tmp_path) -> Path:
 
 
 def assert_holds(source: data.Source, expected: list[tuple[np.ndarray, int]]) -> None:
-    np.testing.assert_array_equal(source.images(np.arange(len(source))), np.stack([pixels for pixels, _ in expected]))
+    np.testing.assert_array_equal(source.examples(np.arange(len(source))), np.stack([pixels for pixels, _ in expected]))
     np.testing.assert_array_equal(source.labels, [label for _, label in expected])
 
 
@@ -90,7 +90,7 @@ def test_both_splits(tiny):
     train, test = data.load(config(data_dir=tiny, num_examples=9))
     assert_holds(train, examples(9, 4, 5, 3))
     assert_holds(test, examples(4, 4, 5, 3, seed=1))
-    assert train.image_shape == (4, 5, 3)
+    assert train.example_shape == (4, 5, 3)
     assert train.class_names == ('ant', 'bee', 'cat')
     assert train.name == 'tiny/1.0.0'
     assert train.labels.dtype == np.int32
@@ -132,7 +132,7 @@ def test_validation_where_there_is_no_test_split_and_no_labels(tmp_path):
     splits = {'train': examples(3, 4, 5, 1), 'validation': examples(2, 4, 5, 1, seed=1)}
     write_set(tmp_path, splits, {'image': image_feature(4, 5, 1)})
     train, test = data.load(config(data_dir=tmp_path))
-    assert train.image_shape == test.image_shape == (4, 5, 1)
+    assert train.example_shape == test.example_shape == (4, 5, 1)
     assert_holds(test, [(pixels, -1) for pixels, _ in splits['validation']])
     assert train.class_names is None
 
@@ -156,7 +156,7 @@ def test_sizes_that_are_not_declared(tmp_path, monkeypatch):
     write_set(tmp_path, {'train': [(tall, first), (wide, second)]}, {'image': image_feature(-1, -1, 3), 'label': LABEL})
     for memory_bytes in (0, 10**6):
         train, _ = data.load(config(data_dir=tmp_path, stored_size=12, memory_bytes=memory_bytes))
-        np.testing.assert_array_equal(train.images(np.arange(2)), [tall[4:16], wide[:, 2:14]])
+        np.testing.assert_array_equal(train.examples(np.arange(2)), [tall[4:16], wide[:, 2:14]])
         assert train.labels.tolist() == [first, second]
 
 
@@ -271,7 +271,7 @@ def test_real_sets(name, shape, num_train, first_class):
     train, test = data.load(config(name, SHARED, limit=500))
     kept = np.random.default_rng(0).permutation(num_train)[:500]
     assert (len(train), len(test)) == (500, 10_000)
-    assert train.image_shape == test.image_shape == shape
+    assert train.example_shape == test.example_shape == shape
     assert train.class_names == test.class_names
     assert train.class_names[0] == first_class
     np.testing.assert_array_equal(np.unique(test.labels), np.arange(10))
@@ -280,5 +280,5 @@ def test_real_sets(name, shape, num_train, first_class):
         theirs = tfds.data_source(name, split=split, data_dir=SHARED, download=False)
         for index in (0, 1, 2, 499):
             record = theirs[int(at[index])]
-            np.testing.assert_array_equal(ours.images(np.array([index]))[0], record['image'])
+            np.testing.assert_array_equal(ours.examples(np.array([index]))[0], record['image'])
             assert ours.labels[index] == record['label']

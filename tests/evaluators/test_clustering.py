@@ -3,7 +3,7 @@ import pytest
 from sklearn.cluster import KMeans
 from sklearn.preprocessing import normalize
 
-from dualcl_jax.evaluators.clustering import agreement, cluster
+from dualcl_jax.evaluators.measures.clustering import agreement, cluster
 
 
 def nmi_and_ari(clusters, labels):

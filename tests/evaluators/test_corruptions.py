@@ -4,12 +4,12 @@ import io
 
 import numpy as np
 import pytest
-from bad_files import photo
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from skimage.color import hsv2rgb, rgb2hsv
 
-from dualcl_jax.evaluators.corruptions import CORRUPTIONS, STRENGTHS, corrupt, pixelate
+from dualcl_jax.evaluators.measures.corruptions import CORRUPTIONS, STRENGTHS, corrupt, pixelate
+from tests.support.bad_files import photo
 
 
 def images(count=3, side=32, channels=3):

@@ -9,7 +9,7 @@ from dualcl_jax.data import ArraySource
 from dualcl_jax.evaluators import embed
 from dualcl_jax.evaluators.derived import Derived
 from dualcl_jax.evaluators.embed import Blocks
-from dualcl_jax.parallel import device_mesh
+from dualcl_jax.system.devices import device_mesh
 
 
 def source(count, side=6):
@@ -41,7 +41,7 @@ def test_derived_sources():
     some = Derived(images, rows)
     assert len(some) == 3
     np.testing.assert_array_equal(some.labels, images.labels[rows])
-    np.testing.assert_array_equal(some.images(np.array([2, 0])), images.pixels[[5, 7]])
-    assert (some.name, some.image_shape, some.class_names) == (images.name, images.image_shape, images.class_names)
+    np.testing.assert_array_equal(some.examples(np.array([2, 0])), images.pixels[[5, 7]])
+    assert (some.name, some.example_shape, some.class_names) == (images.name, images.example_shape, images.class_names)
     changed = Derived(images, rows, lambda pixels, at: pixels // 2 + at[:, None, None, None].astype(np.uint8))
-    np.testing.assert_array_equal(changed.images(np.array([1])), images.pixels[[2]] // 2 + 2)
+    np.testing.assert_array_equal(changed.examples(np.array([1])), images.pixels[[2]] // 2 + 2)

@@ -3,7 +3,7 @@ import pytest
 from sklearn.neighbors import NearestCentroid
 from sklearn.preprocessing import normalize
 
-from dualcl_jax.evaluators.few_shot import centroid_accuracies, draw_shots
+from dualcl_jax.evaluators.measures.few_shot import centroid_accuracies, draw_shots
 
 
 def blobs(seed, count, classes=5, features=12):

@@ -13,14 +13,14 @@ import pytest
 from jax.sharding import Mesh
 
 from configs import default
-from dualcl_jax import models
 from dualcl_jax.data import ArraySource
 from dualcl_jax.evaluators.embed import Embedder
-from dualcl_jax.evaluators.finetune import Recipe, balanced_rows, finetune, predict
-from dualcl_jax.method import AXIS, build_method
+from dualcl_jax.evaluators.measures.finetune import Recipe, balanced_rows, finetune, predict
+from dualcl_jax.method.build import build_method
+from dualcl_jax.method.state import create_train_state
+from dualcl_jax.models.encoder import MODELS
 from dualcl_jax.models.layers import Conv, global_mean
-from dualcl_jax.parallel import device_mesh
-from dualcl_jax.state import create_train_state
+from dualcl_jax.system.devices import AXIS, device_mesh
 
 RECIPE = Recipe(6, 16, 'sgd', 0.2, 1e-4, 0.9, 0.1, (0.5, 1.0))
 
@@ -43,7 +43,7 @@ class Small(nn.Module):
 @pytest.fixture(scope='module')
 def method():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.MODELS, 'small', Small)
+        patch.setitem(MODELS, 'small', Small)
         config = default.get_config()
         config.model.name, config.model.width, config.model.dim = 'small', 8, 8
         config.data.image_size, config.data.mean, config.data.std = 8, (0.5, 0.5, 0.5), (0.3, 0.3, 0.3)

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
 
-from dualcl_jax.evaluators import knn
-from dualcl_jax.evaluators.knn import knn_grid, knn_predict, knn_scores, knn_top1, nearest, num_blocks
+from dualcl_jax.evaluators.measures import knn
+from dualcl_jax.evaluators.measures.knn import knn_grid, knn_predict, knn_scores, knn_top1, nearest, num_blocks
 
 
 def clustered(seed, num_queries, num_bank, features, num_classes, noise=1.5):

@@ -5,7 +5,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from dualcl_jax.evaluators.linear import choose_probe, predict, train_probes
+from dualcl_jax.evaluators.measures.linear import choose_probe, predict, train_probes
 
 FEATURES, CLASSES = 24, 6
 

@@ -3,9 +3,9 @@ import pytest
 from sklearn.metrics import average_precision_score
 from sklearn.neighbors import NearestNeighbors
 
-from dualcl_jax.evaluators import retrieval
-from dualcl_jax.evaluators.knn import nearest
-from dualcl_jax.evaluators.retrieval import num_blocks, retrieve
+from dualcl_jax.evaluators.measures import retrieval
+from dualcl_jax.evaluators.measures.knn import nearest
+from dualcl_jax.evaluators.measures.retrieval import num_blocks, retrieve
 
 
 def draw(seed, count, features=6, classes=4):

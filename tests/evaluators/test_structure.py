@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dualcl_jax.evaluators import structure
-from dualcl_jax.evaluators.structure import (
+from dualcl_jax.evaluators.measures import structure
+from dualcl_jax.evaluators.measures.structure import (
     alignment,
     class_distances,
     effective_rank,

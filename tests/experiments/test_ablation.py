@@ -10,22 +10,32 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from support import REPOSITORY, Finished, Trainer, checkpoints, contents, finish, kill, killed_at_last, wait_until
 
-from dualcl_jax import models
-from experiments import ablation
-from experiments.ablation_runs import Outcome, Running, grid
-from experiments.ablation_sweep import Job
+from dualcl_jax.models.encoder import MODELS
+from experiments.ablation import __main__ as ablation
+from experiments.ablation.runs import Outcome, Running, grid
+from experiments.ablation.sweep import Job
+from tests.support.runs import (
+    REPOSITORY,
+    Finished,
+    Trainer,
+    checkpoints,
+    contents,
+    finish,
+    kill,
+    killed_at_last,
+    wait_until,
+)
 
 ALIKE = ('plain', 'again')
 SWEEP = """
-from experiments.ablation_sweep import Arm, Sweep
+from experiments.ablation.sweep import Arm, Sweep
 
 def get_sweep():
     base = ('data.validation_fraction=0.25', 'model.name=tiny', 'monitor.every_epochs=4', 'checkpoint.every_steps=4')
     return Sweep(
         title='The same method twice',
-        config='tests/quick_config.py',
+        config='tests/support/quick_config.py',
         base=base,
         arms=(Arm('plain'), Arm('again'), Arm('broken', ('data.num_examples=7',))),
         baseline='plain',
@@ -52,7 +62,17 @@ def start(trainer: Trainer, sweep: Path) -> Callable[..., subprocess.Popen]:
     def command(output: Path, *flags: str) -> subprocess.Popen:
         data = f'--config.data.path={trainer.data}'
         return subprocess.Popen(
-            [sys.executable, 'experiments/ablation.py', 'run', sweep, f'--output={output}', '--jobs=2', data, *flags],
+            [
+                sys.executable,
+                '-m',
+                'experiments.ablation',
+                'run',
+                sweep,
+                f'--output={output}',
+                '--jobs=2',
+                data,
+                *flags,
+            ],
             cwd=REPOSITORY,
             env=trainer.environment(),
             stdout=subprocess.PIPE,
@@ -65,8 +85,8 @@ def start(trainer: Trainer, sweep: Path) -> Callable[..., subprocess.Popen]:
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
-    """The command in this process, which stays as it was before tests/quick_config.py was loaded."""
-    monkeypatch.setitem(models.MODELS, 'smooth', None)
+    """The command in this process, which stays as it was before tests/support/quick_config.py was loaded."""
+    monkeypatch.setitem(MODELS, 'smooth', None)
 
     def main(*arguments: str | Path) -> Finished:
         monkeypatch.setattr(sys, 'argv', ['ablation.py', *map(str, arguments)])

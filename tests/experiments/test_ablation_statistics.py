@@ -1,7 +1,7 @@
 import pytest
 from scipy import stats
 
-from experiments.ablation_statistics import Estimate, estimate, excludes_zero, paired
+from experiments.ablation.statistics import Estimate, estimate, excludes_zero, paired
 
 
 def test_by_hand():

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
-from support import REPOSITORY
 
-from dualcl_jax.config import load_config, override, to_json
-from dualcl_jax.errors import UserError
-from experiments.ablation import chosen, item, parse, time_left
-from experiments.ablation_sweep import Arm, Job, Sweep, load_sweep, plan
+from dualcl_jax.system.config import load_config, override, to_json
+from dualcl_jax.system.errors import UserError
+from experiments.ablation.__main__ import chosen, item, parse, time_left
+from experiments.ablation.sweep import Arm, Job, Sweep, load_sweep, plan
+from tests.support.runs import REPOSITORY
 
 SHIPPED = sorted((REPOSITORY / 'experiments' / 'sweeps').glob('*.py'))
 TUNING = 'learning_rate', 'small_batch', 'small_batch_key'
@@ -105,7 +105,7 @@ def test_plans_that_cannot_be(arms: list[Arm], overrides: list[str], budget: int
     ],
 )
 def test_files_that_are_no_sweep(tmp_path: Path, text: str, said: str) -> None:
-    head = 'from experiments.ablation_sweep import *\n'
+    head = 'from experiments.ablation.sweep import *\n'
     head += 'def SWEEP(arms, baseline): return Sweep("", "", (), arms, baseline, (0,), 1)\n'
     (tmp_path / 'sweep.py').write_text(head + text)
     with pytest.raises(UserError, match=r'sweep\.py') as error:

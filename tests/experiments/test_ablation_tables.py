@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support import contents
 
-from experiments.ablation_plots import draw_plots
-from experiments.ablation_tables import compare, latex, markdown, notes, write_tables
+from experiments.ablation.plots import draw_plots
+from experiments.ablation.tables import compare, latex, markdown, notes, write_tables
+from tests.support.runs import contents
 
 SWEEP = {
     'title': 'Which is better',
@@ -20,7 +20,7 @@ SWEEP = {
     'baseline': 'base_line',
     'seeds': [0, 1, 2],
     'x_label': 'x',
-    'command': 'python experiments/ablation.py run x.py',
+    'command': 'python -m experiments.ablation run x.py',
 }
 ACCURACY = {'base_line': (0.46, 0.47, 0.48), 'worse': (0.43, 0.45, 0.44)}
 

@@ -1,13 +1,13 @@
-"""The program around `softmax_shares`, which `tests/report/test_hardness.py` holds against its definition."""
+"""The program around `softmax_shares`, which `tests/reports/test_hardness.py` holds against its definition."""
 
 import json
 import sys
 
 import pytest
-from random_run import random_run
 
-from dualcl_jax import runtime
+from dualcl_jax.system.processes import start
 from experiments import softmax_share
+from tests.support.random_run import random_run
 
 TINY = 'model.name=tiny'
 
@@ -15,7 +15,7 @@ TINY = 'model.name=tiny'
 @pytest.fixture
 def program(monkeypatch, capsys):
     """Runs it with flags, and returns its exit status, what it prints and what it says of errors."""
-    monkeypatch.setattr(runtime, 'start', lambda *arguments: None)
+    monkeypatch.setattr(start, 'start', lambda *arguments: None)
 
     def run(*flags):
         monkeypatch.setattr(sys, 'argv', ['softmax_share.py', *flags])
@@ -28,7 +28,7 @@ def program(monkeypatch, capsys):
 
 def test_shares_grow_with_the_part_and_fall_with_the_temperature(monkeypatch, tmp_path, program):
     found = random_run(tmp_path, TINY)
-    monkeypatch.setattr(softmax_share, 'open_finished', lambda workdir: found)
+    monkeypatch.setattr(softmax_share, 'open_saved_run', lambda workdir: found)
     status, printed, _ = program('--workdir=a', '--workdir=b')
     cases = json.loads(printed.splitlines()[-1])['cases']
     assert status == 0
@@ -42,7 +42,7 @@ def test_shares_grow_with_the_part_and_fall_with_the_temperature(monkeypatch, tm
 
 def test_a_run_without_a_queue(monkeypatch, tmp_path, program):
     found = random_run(tmp_path, TINY, 'queue.size=0')
-    monkeypatch.setattr(softmax_share, 'open_finished', lambda workdir: found)
+    monkeypatch.setattr(softmax_share, 'open_saved_run', lambda workdir: found)
     status, _, said = program('--workdir=a')
     assert status == 2
     assert said == 'error: --workdir=a: it has no queue of keys; name a run with queue.size above 0\n'

@@ -1,4 +1,4 @@
-"""tests/quick_config.py with what makes a run fail: a model that has no number for an image of one colour, and a stop.
+"""tests/support/quick_config.py with what makes a run fail: a model without a number for one-coloured images, a stop.
 
 DUALCL_HANG=PROCESS:STEP in the environment: that process stops reading data at that step, and waits for ever.
 DUALCL_FULL=NAME: of a file of that name only the first half finds room.
@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from etils.epath import gpath
 from ml_collections import ConfigDict
 
-from dualcl_jax import models
 from dualcl_jax.data.source import ArraySource
+from dualcl_jax.models.encoder import MODELS
 
-models.MODELS['fragile'] = models.MODELS['tiny']  # the name must be there before anything reads the table; see below
+MODELS['fragile'] = MODELS['tiny']  # the name must be there before anything reads the table; see below
 
-from tests import quick_config  # noqa: E402
+from tests.support import quick_config  # noqa: E402
 
 
 class Fragile(quick_config.Smooth):
@@ -28,22 +28,22 @@ class Fragile(quick_config.Smooth):
         return super().__call__(images / (most - least), train=train)
 
 
-models.MODELS['fragile'] = Fragile
+MODELS['fragile'] = Fragile
 
 
 def _hang(process: int, step: int) -> None:
     import jax
 
-    read, calls = ArraySource.images, 0
+    read, calls = ArraySource.examples, 0
 
-    def images(self, indices):  # type: ignore[no-untyped-def]
+    def examples(self, indices):  # type: ignore[no-untyped-def]
         nonlocal calls
         calls += len(indices) < len(self)
         if calls > step and jax.process_index() == process:
             time.sleep(1e6)
         return read(self, indices)
 
-    ArraySource.images = images  # type: ignore[method-assign]
+    ArraySource.examples = examples  # type: ignore[method-assign]
 
 
 if 'DUALCL_HANG' in os.environ:

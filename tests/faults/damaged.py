@@ -8,15 +8,16 @@ from typing import Any
 import jax
 from etils import epath
 from injected import DAMAGES, damage
-from support import Trainer, checkpoints, contents
 
-from dualcl_jax.checkpoint import Checkpoints, state_sha256
-from dualcl_jax.config import from_json
-from dualcl_jax.errors import UserError
-from dualcl_jax.method import build_method
-from dualcl_jax.parallel import device_mesh
-from dualcl_jax.state import TrainState, create_train_state
-from tests import quick_config
+from dualcl_jax.method.build import build_method
+from dualcl_jax.method.state import TrainState, create_train_state
+from dualcl_jax.system.config import from_json
+from dualcl_jax.system.devices import device_mesh
+from dualcl_jax.system.errors import UserError
+from dualcl_jax.workdir.checkpoint import Checkpoints
+from dualcl_jax.workdir.checksum import state_sha256
+from tests.support import quick_config
+from tests.support.runs import Trainer, checkpoints, contents
 
 FIELDS = ('train.steps=30', 'checkpoint.every_steps=10', 'checkpoint.keep=2')
 STEPS = [20, 30]
@@ -26,7 +27,7 @@ class Saved:
     """A run with checkpoints at `STEPS`, and what is in them."""
 
     def __init__(self, trainer: Trainer, folder: Path) -> None:
-        assert quick_config.models.MODELS['smooth'] is quick_config.Smooth
+        assert quick_config.MODELS['smooth'] is quick_config.Smooth
         self.folder = folder / 'saved'
         trainer.run(self.folder, *FIELDS)
         assert checkpoints(self.folder) == STEPS

@@ -16,23 +16,23 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import safetensors.numpy
-from bad_files import encode, photo
 from etils import epath
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from configs import default
-from dualcl_jax.config import flatten, override, to_json
-from dualcl_jax.data import npz
-from dualcl_jax.data.decode import Box, UnusableError, cut, examine
-from dualcl_jax.data.folder import _read_csv
-from dualcl_jax.data.index import _load
-from dualcl_jax.errors import UserError, ending
-from dualcl_jax.exports import FORMATS, Description, load, stablehlo, weights
+from dualcl_jax.data.images import npz
+from dualcl_jax.data.images.decode import Box, UnusableError, cut, examine
+from dualcl_jax.data.images.folder import _read_csv
+from dualcl_jax.data.images.index import _load
 from dualcl_jax.main import parse
-from dualcl_jax.metrics import MetricsLog, read_records
-from dualcl_jax.validation import validate
-from dualcl_jax.workdir import check_same_run, read_summary
+from dualcl_jax.method.validation import validate
+from dualcl_jax.models.exports import FORMATS, Description, load, stablehlo, weights
+from dualcl_jax.system.config import flatten, override, to_json
+from dualcl_jax.system.errors import UserError, ending
+from dualcl_jax.workdir.folder import check_same_run, read_summary
+from dualcl_jax.workdir.metrics import MetricsLog, read_records
+from tests.support.bad_files import encode, photo
 
 
 class Reader(NamedTuple):

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from support import (
+
+from tests.support.runs import (
     Finished,
     Trainer,
     checkpoints,
@@ -87,7 +88,7 @@ def read_torn(workdir: Path) -> list[dict]:
     """The records, with the clock, of a file whose last line may be torn."""
     from etils import epath
 
-    from dualcl_jax.metrics import read_records
+    from dualcl_jax.workdir.metrics import read_records
 
     return read_records(epath.Path(workdir) / 'metrics.jsonl')
 

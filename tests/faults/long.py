@@ -23,16 +23,16 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).parents[2]
-sys.path[:0] = [str(REPOSITORY / 'tests'), str(REPOSITORY / 'tests' / 'faults')]
+sys.path[:0] = [str(REPOSITORY / 'tests' / 'faults')]
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 import injected  # noqa: E402
 import storage  # noqa: E402
 from damaged import damaged_checkpoints  # noqa: E402
 from fuzz import READERS, fuzz  # noqa: E402
-from support import Trainer, killed_at_last, wait_until  # noqa: E402
 
-from dualcl_jax.summary import processor  # noqa: E402
+from dualcl_jax.system.versions import processor  # noqa: E402
+from tests.support.runs import Trainer, killed_at_last, wait_until  # noqa: E402
 
 FOLDER = REPOSITORY / 'runs' / 'faults'
 RESULTS = FOLDER / 'results.json'
@@ -232,9 +232,9 @@ out. Here is how that was tried. `make faults` does all of it, goes on where it 
 
 ## Faults
 
-Real runs of `tests/quick_config.py`, a network of two convolutions, 300 steps with a checkpoint every 10. *Survived*:
-the run, started again, ended in the `state_sha256` and the records of a run that nothing had happened to, or an error
-of at most three lines named the fault and nothing was deleted. *Lost*: neither.
+Real runs of `tests/support/quick_config.py`, a network of two convolutions, 300 steps with a checkpoint every 10.
+*Survived*: the run, started again, ended in the `state_sha256` and the records of a run that nothing had happened to,
+or an error of at most three lines named the fault and nothing was deleted. *Lost*: neither.
 
 | fault | tried | survived | lost | what was seen |
 |---|---|---|---|---|

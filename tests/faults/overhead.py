@@ -16,17 +16,18 @@ import jax
 from etils import epath
 
 from configs import quickstart
-from dualcl_jax import runtime, step
-from dualcl_jax.checkpoint import Checkpoints
+from dualcl_jax import step
 from dualcl_jax.data.loader import make_batch
-from dualcl_jax.parallel import process_rows
-from dualcl_jax.run import open_run
+from dualcl_jax.system.devices import process_rows
+from dualcl_jax.system.processes.start import start
+from dualcl_jax.training.run import open_run
+from dualcl_jax.workdir.checkpoint import Checkpoints
 
 STEPS = 6
 
 
 def main(folder: str, rounds: int) -> None:
-    runtime.start(None, None, None)
+    start(None, None, None)
     config = quickstart.get_config()
     config.data.limit = 1280
     config.monitor.every_epochs = 0

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from injected import CONFIG, LONG, assert_same_end, logged
-from support import Finished, Trainer, checkpoints, finish, kill, killed_at_last, summary, wait_until
+
+from tests.support.runs import Finished, Trainer, checkpoints, finish, kill, killed_at_last, summary, wait_until
 
 
 @contextlib.contextmanager

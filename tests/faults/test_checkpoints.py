@@ -9,11 +9,11 @@ import pytest
 from damaged import STEPS, Saved, damage_all, damage_one
 from etils import epath
 from injected import DAMAGES
-from support import Trainer, contents
 
-from dualcl_jax.checkpoint import Checkpoints
-from dualcl_jax.errors import UserError
-from dualcl_jax.parallel import device_mesh
+from dualcl_jax.system.devices import device_mesh
+from dualcl_jax.system.errors import UserError
+from dualcl_jax.workdir.checkpoint import Checkpoints
+from tests.support.runs import Trainer, contents
 
 
 @pytest.fixture(scope='module')

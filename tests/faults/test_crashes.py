@@ -7,7 +7,8 @@ from pathlib import Path
 import injected
 import pytest
 import storage
-from support import Trainer
+
+from tests.support.runs import Trainer
 
 
 @pytest.fixture(scope='module')
@@ -18,7 +19,7 @@ def expected(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path
     return workdir
 
 
-@pytest.mark.slow  # tests/test_resume.py kills three times
+@pytest.mark.slow  # tests/training/test_resume.py kills three times
 def test_killed(trainer: Trainer, expected: Path, tmp_path: Path) -> None:
     kills = list(injected.killed(trainer, tmp_path / 'run', random.Random(0), 2))
     assert kills

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dualcl_jax.errors import UserError
-from dualcl_jax.models import MODELS, PROJECTIONS, build_encoder, norm_layout
+from dualcl_jax.models.encoder import MODELS, build_encoder
+from dualcl_jax.models.heads import PROJECTIONS
+from dualcl_jax.models.norm import norm_layout
 from dualcl_jax.models.resnet import BasicBlock, ResNet
+from dualcl_jax.system.errors import UserError
 
 FIELDS = {
     'name': 'short',

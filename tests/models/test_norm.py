@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dualcl_jax.errors import UserError
-from dualcl_jax.models import BatchNorm, norm_layout
+from dualcl_jax.models.norm import BatchNorm, norm_layout
+from dualcl_jax.system.errors import UserError
 
 CHANNELS = 3
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dualcl_jax.models import BatchNorm, build_encoder
+from dualcl_jax.models.encoder import build_encoder
+from dualcl_jax.models.norm import BatchNorm
 from dualcl_jax.models.resnet import BasicBlock, Bottleneck
 
 PUBLISHED = {'resnet18': (11_689_512, 512), 'resnet34': (21_797_672, 512), 'resnet50': (25_557_032, 2048)}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dualcl_jax.models import build_encoder
+from dualcl_jax.models.encoder import build_encoder
 from dualcl_jax.models.vit import VisionTransformer, sine_cosine_positions
 
 DIM, HEADS, DEPTH, PATCH = 8, 2, 2, 4

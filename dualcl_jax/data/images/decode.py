@@ -1,0 +1,216 @@
+"""Encoded image files as pixels: JPEG by simplejpeg, at a smaller scale where that is enough; all else by Pillow.
+
+simplejpeg is libjpeg-turbo without a detour: `python -m experiments.benchmark decode` compares it with Pillow's
+JPEG decoder and, where it is installed, OpenCV's. Pillow resizes, antialiased and in integers, the same on every
+machine.
+
+Every image comes out as uint8 RGB, upright by its EXIF orientation: gray, palette and CMYK converted; 16 bits reduced
+to the upper 8; what is transparent laid over white; of an animation or several pages the first. Colour profiles are
+not applied.
+"""
+
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'JPEG2000')
+"""What Pillow may read: image files alone, none of the formats that start other programs."""
+MAX_PIXELS = 2**27
+"""The largest image that is decoded: 134 megapixels, 400 MB as RGB. A few kilobytes can claim far more."""
+MIN_SIDE = 8
+"""The smallest side of an image that is used, in pixels."""
+ORIENTATION = 0x0112  # EXIF
+
+CONVERSIONS = (
+    'first frame of an animation',
+    'first of several pages',
+    'upper 8 of 16 bits',
+    'CMYK to RGB',
+    'palette to RGB',
+    'transparency laid over white',
+    'gray to RGB',
+    'turned upright by its EXIF orientation',
+    'decoded in spite of small errors in its data',
+)
+"""What may be done to an image that is used; the i-th is bit i of `Facts.conversions`."""
+ANIMATED, PAGES, SIXTEEN_BIT, CMYK, PALETTE, ALPHA, GRAY, TURNED, TOLERATED = (1 << i for i in range(len(CONVERSIONS)))
+
+
+class UnusableError(Exception):
+    """Why an image cannot be used, in a few words."""
+
+
+class Box(NamedTuple):
+    """A box of an upright image in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class Facts(NamedTuple):
+    """What is known of an image that can be used: its upright size and, as bits, its `CONVERSIONS`."""
+
+    height: int
+    width: int
+    conversions: int
+
+
+Place = Callable[[int, int], Sequence[Box]]
+"""From the height and width of an image to the boxes that are wanted of it."""
+
+
+def examine(encoded: bytes) -> Facts:
+    """Decodes a whole file to see that it can be, with the decoder that training uses.
+
+    Raises:
+      UnusableError: it is no image, damaged, too small or too large.
+    """
+    if not encoded:
+        raise UnusableError('empty file')
+    try:
+        jpeg = _jpeg_header(encoded)
+        if jpeg:
+            height, width, orientation, gray = jpeg
+            _check_size(height, width)
+            conversions = (GRAY if gray else 0) | (TURNED if orientation > 1 else 0)
+            try:
+                _decode_jpeg(encoded, height, width, 8)
+            except ValueError:  # libjpeg-turbo's warnings: harmless, or a file cut short, which Pillow tells apart
+                _decode_with_pillow(encoded)
+                conversions |= TOLERATED
+            upright = (width, height) if orientation > 4 else (height, width)
+            return Facts(*upright, conversions)
+        pixels, conversions = _decode_with_pillow(encoded)
+        return Facts(pixels.shape[0], pixels.shape[1], conversions)
+    except UnusableError:
+        raise
+    except Image.UnidentifiedImageError:
+        raise UnusableError('not an image of a known format') from None
+    except Image.DecompressionBombError:
+        raise UnusableError(f'larger than {MAX_PIXELS:,} pixels') from None
+    except Exception as error:  # what a damaged file raises is as varied as the damage
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UnusableError(f'damaged: {reason}') from error
+
+
+def cut(encoded: bytes, place: Place, size: int) -> np.ndarray:
+    """The boxes that `place` wants of an image, each resized to a square: uint8 [n, size, size, 3].
+
+    A JPEG is decoded at the smallest of the scales 1, 1/2, 1/4 and 1/8 that keeps `size` pixels a side in every box.
+    """
+    jpeg = _jpeg_header(encoded)
+    if jpeg:
+        height, width, orientation, _ = jpeg
+        upright = (width, height) if orientation > 4 else (height, width)
+        boxes = place(*upright)
+        needed = min(min(box.height, box.width) for box in boxes) / size
+        try:
+            pixels = _decode_jpeg(encoded, height, width, max(k for k in (1, 2, 4, 8) if k <= max(needed, 1)))
+            pixels = _turn(pixels, orientation)
+        except ValueError:
+            pixels, _ = _decode_with_pillow(encoded)
+    else:
+        pixels, _ = _decode_with_pillow(encoded)
+        upright = pixels.shape[:2]
+        boxes = place(*upright)
+    image = Image.fromarray(pixels)
+    tall, wide = pixels.shape[0] / upright[0], pixels.shape[1] / upright[1]
+    cuts = np.empty((len(boxes), size, size, 3), np.uint8)
+    for row, (top, left, box_height, box_width) in enumerate(boxes):
+        box = (left * wide, top * tall, (left + box_width) * wide, (top + box_height) * tall)
+        box = (box[0], box[1], min(box[2], image.width), min(box[3], image.height))
+        cuts[row] = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+    return cuts
+
+
+def _jpeg_header(encoded: bytes) -> tuple[int, int, int, bool] | None:
+    """Height and width as stored, orientation, whether gray; None for what simplejpeg does not take."""
+    if encoded[:2] != b'\xff\xd8':
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
+    except ValueError:
+        return None
+    if colours not in ('Gray', 'YCbCr', 'RGB'):
+        return None
+    orientation = 1
+    if b'Exif\0\0' in encoded[: 1 << 16]:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+                orientation = _orientation(image)
+    return height, width, orientation, colours == 'Gray'
+
+
+def _decode_jpeg(encoded: bytes, height: int, width: int, divisor: int) -> np.ndarray:
+    """RGB as stored, each side divided by 1, 2, 4 or 8 and rounded up. ValueError where libjpeg-turbo warns."""
+    least = {'min_height': -(-height // divisor), 'min_width': -(-width // divisor)}
+    return simplejpeg.decode_jpeg(encoded, 'RGB', min_factor=divisor, **least)
+
+
+def _decode_with_pillow(encoded: bytes) -> tuple[np.ndarray, int]:
+    """Upright RGB and `CONVERSIONS`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+            _check_size(image.height, image.width)
+            conversions = 0
+            if image.format in ('GIF', 'WEBP', 'PNG', 'TIFF') and getattr(image, 'is_animated', False):
+                conversions |= PAGES if image.format == 'TIFF' else ANIMATED
+                image.seek(0)
+            image.load()
+            orientation = _orientation(image)
+            pixels, more = _to_rgb(image)
+    if image.format == 'PNG' and encoded[24] == 16:  # the bit depth; Pillow reads colours as 8 bits
+        more |= SIXTEEN_BIT
+    return _turn(pixels, orientation), conversions | more | (TURNED if orientation > 1 else 0)
+
+
+def _to_rgb(image: Image.Image) -> tuple[np.ndarray, int]:
+    if image.mode == 'F':
+        raise UnusableError('floating-point pixels, whose range is unknown')
+    if image.mode[0] == 'I':
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise UnusableError('32-bit pixels, whose range is unknown')
+        return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2), SIXTEEN_BIT | GRAY
+    conversions = {'CMYK': CMYK, 'P': PALETTE, 'L': GRAY, 'LA': GRAY, '1': GRAY}.get(image.mode, 0)
+    if image.has_transparency_data:
+        white = Image.new('RGBA', image.size, 'white')
+        image = Image.alpha_composite(white, image.convert('RGBA'))
+        conversions |= ALPHA
+    return np.asarray(image.convert('RGB')), conversions
+
+
+def _check_size(height: int, width: int) -> None:
+    if min(height, width) < MIN_SIDE:
+        raise UnusableError(f'{width}×{height} pixels: a side is shorter than {MIN_SIDE}')
+    if height * width > MAX_PIXELS:
+        raise UnusableError(f'{width}×{height} pixels: more than {MAX_PIXELS:,}')
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation 1 to 8; 1 where there is none, or EXIF that cannot be parsed."""
+    try:
+        value = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # as varied as the damage; it says nothing of the pixels
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """The image upright."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)

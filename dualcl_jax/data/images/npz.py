@@ -1,0 +1,123 @@
+"""Arrays from one .npz file: train_images and, each optional, train_labels, test_images, test_labels."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from dualcl_jax.data.source import ArraySource, Splits
+from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.files import BROKEN, reachable
+
+MAX_CLASSES = 65_536
+
+
+def load(data: Any) -> Splits:
+    """Reads the file at `data.path` (local or gs://).
+
+    Images are uint8 [N, H, W] or [N, H, W, C] with C 1 or 3, of one shape in both splits; labels are integers [N] or
+    [N, 1], -1 where unknown. Other arrays in the file are ignored; nothing in it is unpickled.
+
+    Raises:
+      UserError: for everything that can be wrong with the file, naming it and the array.
+    """
+    arrays = _read(data.path, data.memory_bytes)
+    if 'images' in arrays and 'train_images' in arrays:
+        raise UserError(f"data.path={data.path}: has both 'train_images' and 'images'; keep one of them")
+    prefix = '' if 'images' in arrays else 'train_'
+    for labels_name, images_name in ((f'{prefix}labels', f'{prefix}images'), ('test_labels', 'test_images')):
+        if images_name not in arrays and (labels_name in arrays or images_name != 'test_images'):
+            raise UserError(f'data.path={data.path}: has no array {images_name!r}, only {sorted(arrays)}; add it')
+    stray = 'labels' if prefix else 'train_labels'
+    if stray in arrays:
+        raise UserError(f"data.path={data.path}: {stray!r} do not go with '{prefix}images'; rename to '{prefix}labels'")
+
+    splits = {}
+    for split, start in (('train', prefix), ('test', 'test_')):
+        if f'{start}images' in arrays:
+            images = _checked_images(data.path, f'{start}images', arrays[f'{start}images'])
+            labels = np.full(len(images), -1, np.int32)
+            if f'{start}labels' in arrays:
+                labels = _checked_labels(data.path, f'{start}labels', arrays[f'{start}labels'], len(images))
+            splits[split] = images, labels
+    if 'test' in splits and splits['test'][0].shape[1:] != splits['train'][0].shape[1:]:
+        shapes = ' and '.join(str(images.shape[1:]) for images, _ in splits.values())
+        raise UserError(
+            f'data.path={data.path}: images of train and test differ in shape, {shapes}; make them the same'
+        )
+
+    num_classes = 1 + int(np.concatenate([labels for _, labels in splits.values()]).max())
+    class_names = tuple(str(label) for label in range(num_classes)) or None
+    sources = {split: ArraySource('npz', images, labels, class_names) for split, (images, labels) in splits.items()}
+    return Splits(sources['train'], sources.get('test'))
+
+
+def _read(path: str, memory_bytes: int) -> dict[str, np.ndarray]:
+    """Every array of interest, by name, if all of them take at most `memory_bytes`."""
+    if not path:
+        raise UserError('data.path is empty: with data.name=npz it names the .npz file')
+    wanted = {f'{split}{kind}' for split in ('', 'train_', 'test_') for kind in ('images', 'labels')}
+    name = None
+    try:
+        with reachable(path, f'data.path={path}').expanduser().open('rb') as file:
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise UserError(f'data.path={path}: is a single array, not an .npz file; write it with np.savez')
+            claimed = 0
+            for name in wanted.intersection(archive.files):
+                claimed += _claimed_bytes(archive, name)
+            if claimed > memory_bytes:
+                raise UserError(
+                    f'data.path={path}: its arrays would take {claimed:,} bytes of memory; '
+                    f'if that is right, raise config.data.memory_bytes={memory_bytes}'
+                )
+            arrays = {}
+            for name in wanted.intersection(archive.files):
+                arrays[name] = archive[name]
+            return arrays
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise UserError(f'data.path={path}: {error.strerror or error}; give the path of an .npz file') from error
+    except BROKEN as error:
+        what = f'array {name!r} ' if name else ''
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if 'allow_pickle' in reason:
+            reason = 'it holds Python objects, which are never unpickled'
+        raise UserError(f'data.path={path}: {what}cannot be read ({reason}); write it again with np.savez') from error
+
+
+def _claimed_bytes(archive: Any, name: str) -> int:
+    """What an array will take, by its header, before anything is made of it; a few bytes can claim any size."""
+    if f'{name}.npy' not in archive.zip.namelist():
+        raise ValueError(f'{name} is not an array')
+    with archive.zip.open(f'{name}.npy') as member:
+        version = np.lib.format.read_magic(member)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(member)
+    return abs(math.prod(shape)) * max(dtype.itemsize, 1)
+
+
+def _checked_images(path: str, name: str, images: np.ndarray) -> np.ndarray:
+    """uint8 [N, H, W, C] from an array of the file."""
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
+        raise UserError(
+            f'data.path={path}: array {name!r} is {images.dtype} {list(images.shape)}; '
+            'it must be uint8 [N, H, W] or [N, H, W, C] with C 1 or 3, and not empty'
+        )
+    return images
+
+
+def _checked_labels(path: str, name: str, labels: np.ndarray, num_images: int) -> np.ndarray:
+    """int32 [N] from an array of the file."""
+    if not np.issubdtype(labels.dtype, np.integer) or labels.shape not in ((num_images,), (num_images, 1)):
+        raise UserError(
+            f'data.path={path}: array {name!r} is {labels.dtype} {list(labels.shape)}; '
+            f'it must be integers [{num_images}], one for each image'
+        )
+    if labels.min() < -1 or labels.max() >= MAX_CLASSES:
+        raise UserError(
+            f'data.path={path}: array {name!r} ranges over {labels.min()}..{labels.max()}; '
+            f'labels must lie in 0..{MAX_CLASSES - 1}, or be -1 where unknown'
+        )
+    return labels.reshape(-1).astype(np.int32)

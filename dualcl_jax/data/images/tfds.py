@@ -1,0 +1,155 @@
+"""Any TFDS image classification set that is prepared as array_record, without TensorFlow."""
+
+import hashlib
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from dualcl_jax.data.images.encoded import place, stored_size
+from dualcl_jax.data.images.tfds_records import read_split
+from dualcl_jax.data.source import ArraySource, Splits, fingerprint, limit_indices
+from dualcl_jax.system.errors import UserError, first_line
+from dualcl_jax.system.files import reachable
+
+CHUNK = 1024  # records read at once
+RESIZE = 'resize them to one and use data.name=npz, or choose another set'
+
+
+def load(data: Any, others: Sequence[str] = ()) -> Splits:
+    """Reads the set `data.name` ('name', 'name/config' or 'name:version') from `data.data_dir` into memory.
+
+    '' is the TFDS default folder. A set that declares no image size is decoded as a folder of images is. 'train' is for
+    training, 'test', else 'validation', for testing. Only the `data.limit` examples to be kept are decoded. The images
+    are decoded by Pillow whatever else is installed, and the fingerprint is over the encoded bytes: it does not depend
+    on a decoder's version.
+
+    Args:
+      data: the `data` part of the config.
+      others: names of sets that need no TFDS folder, for the message where the set is not there.
+
+    Raises:
+      UserError: the set is not there, not array_record, damaged, or not of uint8 images of one size.
+    """
+    builder = _open(data, others)
+    _check_image_feature(data, builder)
+    splits = list(builder.info.splits)
+    if 'train' not in splits:
+        raise UserError(f"{_where(data)} has no split 'train', only {splits}; choose another set")
+    test_split = next((split for split in ('test', 'validation') if split in splits), None)
+    height, width, channels = dict(builder.info.features.items())['image'].shape
+    if channels == 3 and None in (height, width):
+        size = stored_size(data)
+        held_out = read_split(builder, test_split, 0, size) if test_split else None
+        return place(data, read_split(builder, 'train', data.limit, size), held_out)
+    train = _read_split(data, builder, 'train', data.limit)
+    if test_split is None:
+        return Splits(train, None)
+    test = _read_split(data, builder, test_split, 0)
+    if train.example_shape != test.example_shape:
+        shapes = f'{list(train.example_shape[:2])} and {list(test.example_shape[:2])}'
+        raise UserError(f'{_where(data)}: images of train and test differ in size, {shapes}; {RESIZE}')
+    return Splits(train, test)
+
+
+def _where(data: Any) -> str:
+    folder = data.data_dir or "'' (the default: $TFDS_DATA_DIR or ~/tensorflow_datasets)"
+    return f'data.name={data.name} in data.data_dir={folder}'
+
+
+def _remedy(data: Any) -> str:
+    folder = f' --data_dir={data.data_dir}' if data.data_dir else ''
+    return f'prepare it with: python -m dualcl_jax.prepare --dataset={data.name}{folder}'
+
+
+def _open(data: Any, others: Sequence[str]) -> Any:
+    """The TFDS builder of the prepared folder. Reads files alone: needs neither the set's own code nor the network."""
+    from tensorflow_datasets.core import file_adapters, read_only_builder, registered  # half a second: only when used
+
+    folder = reachable(data.data_dir, f'data.data_dir={data.data_dir}').expanduser() if data.data_dir else None
+    if folder is not None and not folder.is_dir():
+        raise UserError(f'{_where(data)}: there is no such folder; {_remedy(data)}')
+    try:
+        builder = read_only_builder.builder_from_files(data.name, data_dir=folder)
+    except registered.DatasetNotFoundError as error:
+        raise UserError(_not_found(data, folder, others)) from error
+    except Exception as error:  # TFDS documents none of what a bad name or a damaged folder raises
+        raise UserError(f'{_where(data)} cannot be opened ({first_line(error)}); {_remedy(data)}') from error
+    formats = {format_.value for format_ in builder.info.available_file_formats()}
+    if file_adapters.FileFormat.ARRAY_RECORD.value not in formats:
+        raise UserError(f'{_where(data)} is stored as {sorted(formats)}, not array_record; {_remedy(data)}')
+    return builder
+
+
+def _not_found(data: Any, folder: epath.Path | None, others: Sequence[str]) -> str:
+    base = data.name.split(':')[0].split('/')[0]
+    message = f'{_where(data)} is not there'
+    if folder is not None and (folder / base).is_dir():
+        message += f' (of {base}: {sorted(path.name for path in (folder / base).iterdir())})'
+    return f'{message}; {_remedy(data)}\nsets that need no TFDS folder: {", ".join(sorted(others))}'
+
+
+def _check_image_feature(data: Any, builder: Any) -> None:
+    import tensorflow_datasets as tfds
+
+    features = dict(builder.info.features.items())
+    feature = features.get('image')
+    if not isinstance(feature, tfds.features.Image):
+        names = sorted(features)
+        raise UserError(f"{_where(data)} has no image feature 'image', its features are {names}; choose an image set")
+    if feature.np_dtype != np.uint8 or feature.shape[-1] not in (1, 3):
+        what = f'{np.dtype(feature.np_dtype)} with {feature.shape[-1]} channels'
+        raise UserError(f'{_where(data)}: images are {what}; only uint8 with 1 or 3 channels can be used')
+
+
+def _read_split(data: Any, builder: Any, split: str, limit: int) -> ArraySource:
+    """Decodes a split into memory."""
+    import tensorflow_datasets as tfds
+
+    features = dict(builder.info.features.items())
+    label = features.get('label')
+    class_names = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else None
+    mode = 'L' if features['image'].shape[-1] == 1 else 'RGB'
+    encoded_digest = hashlib.sha256()
+    pixels, labels = np.empty((0, 0, 0, 0), np.uint8), np.empty(0, np.int32)
+    try:
+        records = builder.as_data_source(
+            split, decoders={'image': tfds.decode.SkipDecoding()}, file_format='array_record'
+        )
+        indices = limit_indices(len(records), limit)
+        for start in range(0, len(indices), CHUNK):
+            for row, record in enumerate(records.__getitems__(indices[start : start + CHUNK].tolist()), start):
+                image = _decode(record['image'], mode)
+                if row == 0:
+                    pixels = np.empty((len(indices), *image.shape), np.uint8)
+                    labels = np.full(len(indices), -1, np.int32)
+                if image.shape != pixels.shape[1:]:
+                    shapes = f'{list(pixels.shape[1:3])} and {list(image.shape[:2])}'
+                    raise UserError(
+                        f'{_where(data)}: images of {split!r} have several sizes, {shapes} among them; {RESIZE}'
+                    )
+                pixels[row] = image
+                if class_names is not None:
+                    labels[row] = record['label']
+                encoded_digest.update(record['image'])
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # array_record raises a bare RuntimeError, Pillow several kinds
+        raise UserError(
+            f'{_where(data)}: split {split!r} cannot be read ({first_line(error)}); {_remedy(data)}'
+        ) from error
+    if not len(pixels):
+        raise UserError(f'{_where(data)}: split {split!r} is empty; {_remedy(data)}')
+    name, image_shape = builder.info.full_name, (pixels.shape[1], pixels.shape[2], pixels.shape[3])
+    digest = fingerprint(name, image_shape, class_names, labels, encoded_digest.digest())
+    return ArraySource(name, pixels, labels, class_names, digest)
+
+
+def _decode(encoded: bytes, mode: str) -> np.ndarray:
+    """uint8 [H, W, C] from a PNG or JPEG file's bytes; `mode` is 'L' for one channel, 'RGB' for three."""
+    with Image.open(io.BytesIO(encoded)) as image:
+        pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+    return pixels[..., None] if mode == 'L' else pixels

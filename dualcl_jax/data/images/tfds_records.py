@@ -1,0 +1,110 @@
+"""TFDS sets whose images have any size: encoded records, decoded as `EncodedSource` does."""
+
+import dataclasses
+import functools
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from dualcl_jax.data.images.encoded import EncodedSource
+from dualcl_jax.data.source import fingerprint, limit_indices
+from dualcl_jax.system.console import progress
+from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.files import BROKEN, cache_folder
+
+CHUNK = 256
+TAIL_BYTES = 2**17
+"""Of the end of a shard, where array_record has the places of its records: they tell sets apart whose lengths, padded
+to blocks, do not."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RecordFiles:
+    """Some records of a split of a prepared TFDS folder, in the order given by `rows`: int [N]."""
+
+    folder: str
+    split: str
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, index: int) -> bytes:
+        try:
+            return _records(self.folder, self.split)[int(self.rows[index])]['image']
+        except Exception as error:  # array_record raises a bare RuntimeError
+            raise UserError(f'{self.where(index)} cannot be read ({error}); prepare the set again') from error
+
+    def where(self, index: int) -> str:
+        return f'{self.folder}: record {int(self.rows[index])} of {self.split}'
+
+
+def read_split(builder: Any, split: str, limit: int, stored_size: int) -> EncodedSource:
+    """A split of a TFDS builder. The labels of all records are read once, and cached until one of its files changes."""
+    import tensorflow_datasets as tfds
+
+    label = dict(builder.info.features.items()).get('label')
+    class_names = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else None
+    folder, count = str(builder.data_path), builder.info.splits[split].num_examples
+    paths = [epath.Path(path) for path in sorted(builder.info.splits[split].filepaths)]
+    shards = [(path.name, path.stat().length, hashlib.sha256(_tail(path)).hexdigest()) for path in paths]
+    identity = hashlib.sha256(repr((builder.info.full_name, shards)).encode()).digest()
+    labels = np.full(count, -1, np.int32)
+    if class_names is not None:
+        here = identity, os.path.realpath(folder), [path.stat().mtime for path in paths]
+        labels = _cached_labels(folder, split, count, hashlib.sha256(repr(here).encode()).hexdigest())
+    rows = limit_indices(count, limit).astype(np.int32)
+    name = builder.info.full_name
+    digest = fingerprint(name, (stored_size, stored_size, 3), class_names, labels[rows], rows, identity)
+    return EncodedSource(name, RecordFiles(folder, split, rows), labels[rows], stored_size, class_names, digest)
+
+
+def _tail(path: epath.Path) -> bytes:
+    with path.open('rb') as file:
+        file.seek(max(path.stat().length - TAIL_BYTES, 0))
+        return file.read()
+
+
+@functools.lru_cache(maxsize=4)
+def _records(folder: str, split: str) -> Any:
+    """The records of a split with their images encoded; opened once in each process."""
+    import tensorflow_datasets as tfds
+
+    decoders = {'image': tfds.decode.SkipDecoding()}
+    return tfds.builder_from_directory(folder).as_data_source(split, decoders=decoders, file_format='array_record')
+
+
+def _cached_labels(folder: str, split: str, count: int, key: str) -> np.ndarray:
+    """int32 [N]: the label of every record."""
+    cache = cache_folder() / f'{key[:24]}.npy'
+    try:
+        labels = np.load(cache, allow_pickle=False)
+    except BROKEN:  # absent, or cut off
+        labels = np.empty(0, np.int32)
+    if labels.shape == (count,):
+        return labels
+    labels, records = np.empty(count, np.int32), _records(folder, split)
+    with progress(count, f'reading labels of {split}') as advance:
+        for start in range(0, count, CHUNK):
+            rows = range(start, min(start + CHUNK, count))
+            for row, record in zip(rows, records.__getitems__(list(rows)), strict=True):
+                labels[row] = record['label']
+                advance()
+    _save(cache, labels)
+    return labels
+
+
+def _save(cache: Path, labels: np.ndarray) -> None:
+    """Writes the cache, whole or not at all."""
+    partial = cache.with_suffix(f'.{os.getpid()}.npy')
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        np.save(partial, labels)
+        partial.replace(cache)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        print(f'note: {cache} cannot be written ({error.strerror}): labels are read at every start')

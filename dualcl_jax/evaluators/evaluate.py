@@ -1,0 +1,182 @@
+"""One evaluation: everything checked first, then protocol by protocol, each written as it is done."""
+
+import difflib
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from dualcl_jax import data
+from dualcl_jax.data import Splits
+from dualcl_jax.evaluators.encoder_source import EncoderSource
+from dualcl_jax.evaluators.protocols import PROTOCOLS
+from dualcl_jax.evaluators.records import VERSION, make_record, table
+from dualcl_jax.evaluators.settings import RULES, default_settings
+from dualcl_jax.evaluators.task import Task
+from dualcl_jax.method.validation import RULES as CONFIG_RULES
+from dualcl_jax.system.config import check_fields, override
+from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.files import write_json
+from dualcl_jax.system.versions import versions
+from dualcl_jax.workdir.folder import open_workdir
+
+OF_THE_ENCODER = ('data.image_size', 'data.mean', 'data.std')
+"""Fields that a trained encoder cannot do without."""
+
+
+TABLE_WIDTH = 140
+"""Characters of a line where there is no terminal."""
+
+
+def resolve(source: EncoderSource, overrides: Sequence[str]) -> ConfigDict:
+    """The config of an evaluation: the run's data, and the settings of the protocols, with overrides of both.
+
+    Raises:
+      UserError: a field that does not exist, or has no such value.
+    """
+    config = default_settings()
+    with config.unlocked():
+        config.data = source.config.data.copy_and_resolve_references()
+    fields = [assignment.partition('=')[0] for assignment in overrides]
+    for field in fields:
+        if field in OF_THE_ENCODER:
+            raise UserError(f'--config.{field}: belongs to the encoder, which was trained with it; leave it out')
+    if 'data.name' in fields:
+        config.data.limit = config.data.num_examples = 0  # these three are of the run's own set
+        config.data.validation_fraction = 0.0
+    override(config, overrides)
+    check_fields(config, RULES | {field: rule for field, rule in CONFIG_RULES.items() if field.startswith('data.')})
+    if len(config.semi.fractions) != len(config.semi.epochs):
+        raise UserError('config.semi.epochs: give one number for each of config.semi.fractions')
+    return config
+
+
+def chosen(given: str, choices: Iterable[str], flag: str) -> tuple[str, ...]:
+    """The names in 'a,b' or 'all', each once, in the order given.
+
+    Raises:
+      UserError: one is none of the choices.
+    """
+    choices = list(choices)
+    names = list(dict.fromkeys(name.strip() for name in given.split(',') if name.strip()))
+    for name in names:
+        if name not in choices and name != 'all':
+            close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+            hint = f'; did you mean {close[0]}?' if close else ''
+            raise UserError(f'{flag}={given}: there is no {name}{hint}\nchoose from {", ".join(choices)}, or all')
+    if not names:
+        raise UserError(f'{flag} is empty: choose from {", ".join(choices)}, or all')
+    return tuple(choices if 'all' in names else names)
+
+
+def check(
+    source: EncoderSource, splits: Splits, protocols: Sequence[str], settings: ConfigDict, *, named: bool
+) -> None:
+    """Raises UserError where these protocols cannot be run on these data with this encoder.
+
+    Data that the user has not `named` must be those that the encoder was trained on.
+    """
+    train, test = splits
+    if train.example_shape[2] != source.channels:
+        raise UserError(
+            f'{train.name}: images have {train.example_shape[2]} channels and the encoder of {source.name} takes '
+            f'{source.channels}; choose another set'
+        )
+    if not named and train.fingerprint != source.data_fingerprint:
+        raise UserError(
+            f'{train.name}: not the images that {source.name} was trained on; restore them,\n'
+            f'or name the set on purpose: --config.data.name={source.config.data.name}'
+        )
+    tuning = [name for name in protocols if PROTOCOLS[name].needs_run]
+    if tuning and source.run is None:
+        raise UserError(
+            f'{source.name}: {tuning[0]} trains the network and needs a run; give its --workdir, or leave it out'
+        )
+    needing = [name for name in protocols if PROTOCOLS[name].needs_labels]
+    if not needing:
+        return
+    free = ', '.join(name for name, protocol in PROTOCOLS.items() if not protocol.needs_labels)
+    remedy = f'choose a labelled set with --config.data.name, or --protocols={free}, which needs none'
+    if test is None:
+        raise UserError(f'{train.name}: has no test split, which {needing[0]} needs; {remedy}')
+    for split, images in (('training', train), ('test', test)):
+        if not (images.labels >= 0).any():
+            raise UserError(f'{train.name}: no {split} image has a label, which {needing[0]} needs; {remedy}')
+    classes, counts = np.unique(train.labels[train.labels >= 0], return_counts=True)
+    if len(classes) < 2:
+        raise UserError(f'{train.name}: all training images are of one class; {needing[0]} needs two at least')
+    strange = np.setdiff1d(test.labels[test.labels >= 0], classes)
+    if len(strange):
+        raise UserError(f'{train.name}: class {strange[0]} of the test images is not among the training images')
+    most = int(max(settings.few_shot.shots))
+    if 'few_shot' in protocols and (np.min(counts) < most or len(classes) <= classes[-1]):
+        fewest = int(np.min(counts)) if len(classes) > classes[-1] else 0
+        raise UserError(
+            f'config.few_shot.shots: {most} of each class, and one class of {train.name} has {fewest} images'
+        )
+
+
+def evaluate(
+    source: EncoderSource,
+    protocols: Sequence[str],
+    encoders: Sequence[str],
+    layers: Sequence[str],
+    overrides: Sequence[str],
+    output: str,
+) -> dict[str, Any]:
+    """Runs protocols and writes OUTPUT/PROTOCOL.json for each, replaced whole; prints the table of all.
+
+    Results on data that the encoder was not trained on go to OUTPUT/on_NAME. What is written depends on checkpoint,
+    data, settings, versions and kind of device alone: two evaluations give the same bytes.
+
+    Returns:
+      {'output': the folder, 'records': all records}.
+
+    Raises:
+      UserError: what the user can mend; found before anything is computed where that is possible.
+    """
+    config = resolve(source, overrides)
+    splits = data.load(config.data)
+    check(source, splits, protocols, config, named=any(field.startswith('data.') for field in overrides))
+    own = splits.train.fingerprint == source.data_fingerprint
+    folder = epath.Path(output) / ('' if own else f'on_{config.data.name.replace("/", "_").replace(":", "_")}')
+    writes = jax.process_index() == 0
+    if writes:
+        open_workdir(str(folder), '--output')
+    task = Task(source, splits, config, tuple(encoders), tuple(layers))
+    console = Console(
+        highlight=False, markup=False, quiet=not writes, width=None if sys.stdout.isatty() else TABLE_WIDTH
+    )
+    found: list[dict[str, Any]] = []
+    for number, name in enumerate(protocols, start=1):
+        console.print(f'{name} ({number} of {len(protocols)})')
+        records = _records(task, name)
+        if writes:
+            settings = config.get(name, ConfigDict()).to_dict()
+            head = {'schema': VERSION, 'protocol': name, 'settings': settings, 'encoder_of': dict(source.provenance)}
+            try:
+                write_json(folder / f'{name}.json', head | {'records': records})
+            except OSError as error:
+                raise UserError(
+                    f'{folder}/{name}.json: cannot be written ({error.strerror}); choose another --output'
+                ) from error
+        found += records
+    where = f'{splits.train.name}, {source.name}' + (f' at step {source.step:,}' if source.step is not None else '')
+    console.print(table(found, where))
+    return {'output': str(folder), 'records': found}
+
+
+def _records(task: Task, name: str) -> list[dict[str, Any]]:
+    """The records of one protocol."""
+    common = {'protocol': name, 'seed': task.seed, 'step': task.source.step, 'versions': versions()}
+    records = []
+    for result in PROTOCOLS[name].run(task):
+        images, count = task.split(result.split), result.examples or len(task.rows[result.split])
+        described = {'data_set': images.name, 'data_fingerprint': images.fingerprint, 'examples': count}
+        records.append(make_record(result, **common, **described))
+    return records

@@ -1,0 +1,1 @@
+"""What the protocols measure, as functions of arrays."""

@@ -1,0 +1,188 @@
+"""Fine-tuning: the whole backbone and a linear classifier on it, trained with labels."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from numpy.typing import NDArray
+
+from dualcl_jax.data import Batch, Loader, Source
+from dualcl_jax.data.order import steps_per_epoch
+from dualcl_jax.evaluators.embed import Blocks
+from dualcl_jax.method import randomness
+from dualcl_jax.method.build import Method
+from dualcl_jax.method.optim import build_optimizer, learning_rate_schedule
+from dualcl_jax.method.state import Variables
+from dualcl_jax.method.views.images import ViewSpec, make_views, standardize
+from dualcl_jax.models.encoder import Encoded
+from dualcl_jax.system.devices import AXIS, to_host
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How to fine-tune.
+
+    Attributes:
+      epochs: passes over the images.
+      batch_size: of all devices; clamped to the number of images.
+      optimizer: a name of `dualcl_jax.method.optim.OPTIMIZERS`.
+      learning_rate: of the classifier at its peak, after a linear warm-up; then a cosine to 0.
+      weight_decay: of kernels.
+      layer_decay: each layer learns this many times as fast as the one after it, see
+        `dualcl_jax.method.optim.layer_rates`.
+      warmup: share of the steps.
+      crop_scale: range of the random crop's share of the area.
+    """
+
+    epochs: int
+    batch_size: int
+    optimizer: str
+    learning_rate: float
+    weight_decay: float
+    layer_decay: float
+    warmup: float
+    crop_scale: tuple[float, float]
+
+    def steps(self, num_images: int) -> int:
+        """How many steps fine-tuning on so many images takes."""
+        return self.epochs * steps_per_epoch(num_images, min(self.batch_size, num_images))
+
+
+class Tuned(NamedTuple):
+    """A fine-tuned network: variables of the encoder, and the classifier's kernel [F, C] and bias [C]."""
+
+    variables: Variables
+    kernel: jax.Array
+    bias: jax.Array
+
+
+def finetune(
+    method: Method,
+    mesh: Mesh,
+    variables: Variables,
+    images: Source,
+    num_classes: int,
+    recipe: Recipe,
+    *,
+    seed: int,
+    advance: Callable[[], None] = lambda: None,
+) -> Tuned:
+    """Trains backbone and classifier on labelled images by cross-entropy; batch statistics are of the whole batch.
+
+    An image is cropped at random, and flipped as often as the run's first view is. The order, the crops and so the
+    result are functions of the seed.
+
+    Args:
+      method: of the run.
+      mesh: the devices; a batch is split over them where they divide it.
+      variables: of the encoder to start from; they stay as they are.
+      images: all of them labelled, in [0, num_classes).
+      num_classes: C.
+      recipe: how.
+      seed: of order and crops.
+      advance: called after each step.
+    """
+    batch_size, total = min(recipe.batch_size, len(images)), recipe.steps(len(images))
+    encoder = method.encoder.clone(groups=1, span=1, axis_name=None)
+    view = dataclasses.replace(
+        ViewSpec(flip=method.views[0].flip, crop_scale=recipe.crop_scale),
+        jitter_probability=0.0,
+        grayscale=0.0,
+        blur_probability=0.0,
+    )
+    optimizer = build_optimizer(
+        recipe.optimizer,
+        learning_rate_schedule(recipe.learning_rate, total, int(recipe.warmup * total)),
+        momentum=0.9,
+        weight_decay=recipe.weight_decay,
+        decay_norm_and_bias=False,
+        frozen=('patch_embed',),
+        layer_decay=recipe.layer_decay,
+    )
+    untuned = {part: tree for part, tree in variables['params'].items() if part != 'backbone'}
+
+    def scores(params: Any, batch_stats: Variables, pixels: jax.Array) -> tuple[jax.Array, Variables]:
+        whole = {'params': untuned | {'backbone': params['backbone']}, 'batch_stats': batch_stats}
+        encoded, updated = encoder.apply(
+            whole, standardize(pixels, method.mean, method.std), train=True, mutable=['batch_stats']
+        )
+        return classify(encoded.backbone, params['kernel'], params['bias']), updated.get('batch_stats', {})
+
+    def loss(params: Any, batch_stats: Variables, pixels: jax.Array, labels: jax.Array) -> tuple[jax.Array, Variables]:
+        found, batch_stats = scores(params, batch_stats, pixels)
+        return optax.softmax_cross_entropy_with_integer_labels(found, labels).mean(), batch_stats
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(state: Any, index: jax.Array, batch: Batch) -> Any:
+        params, batch_stats, opt_state = state
+        rngs = randomness.example_keys(seed, randomness.FINETUNE, index, batch.positions)
+        pixels = make_views(rngs, batch.examples, (view,), method.image_size)[0]
+        gradients, batch_stats = jax.grad(loss, has_aux=True)(params, batch_stats, pixels, batch.labels)
+        updates, opt_state = optimizer.update(gradients, opt_state, params)
+        return optax.apply_updates(params, updates), batch_stats, opt_state
+
+    image = jnp.zeros((1, method.image_size, method.image_size, images.example_shape[2]))
+    features = jax.eval_shape(lambda: Encoded(*encoder.apply(variables, image, train=False))).backbone.shape[1]
+    params = {
+        'backbone': variables['params']['backbone'],
+        'kernel': jnp.zeros((features, num_classes)),
+        'bias': jnp.zeros(num_classes),
+    }
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    rows = NamedSharding(mesh, PartitionSpec(AXIS)) if batch_size % mesh.devices.size == 0 else everywhere
+    state = jax.tree.map(jnp.copy, (params, variables['batch_stats']))  # the first step takes their buffers
+    state = jax.device_put((*state, optimizer.init(params)), everywhere)
+    loader = Loader(
+        images,
+        rows=np.arange(batch_size),
+        seed=seed,
+        batch_size=batch_size,
+        start_step=0,
+        stop_step=total,
+        place=lambda batch: jax.device_put(batch, rows),
+    )
+    with loader as batches:
+        for index, batch in enumerate(batches):
+            state = step(state, jnp.int32(index), batch)
+            jax.block_until_ready(state[0]['bias'])
+            advance()
+    params, batch_stats, _ = state
+    return Tuned(
+        {'params': untuned | {'backbone': params['backbone']}, 'batch_stats': batch_stats},
+        params['kernel'],
+        params['bias'],
+    )
+
+
+def classify(features: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """Scores [N, C] of features [N, F]."""
+    return jnp.matmul(features, kernel, precision=jax.lax.Precision.HIGHEST) + bias[None]
+
+
+def predict(embed: Blocks, tuned: Tuned, images: Source, rows: NDArray, advance: Callable[[], None]) -> NDArray:
+    """The class of each image at `rows` [N], int32 [N].
+
+    `embed` is an `Embedder`, and `advance` is called after each of its blocks.
+    """
+    features = embed(tuned.variables, images, rows, advance).backbone
+    kernel, bias = to_host((tuned.kernel, tuned.bias))
+    return np.asarray(jnp.argmax(classify(jnp.asarray(features), kernel, bias), axis=1), np.int32)
+
+
+def balanced_rows(labels: NDArray, share: float, seed: int) -> NDArray[np.int64]:
+    """A share of the examples with the same number of each class, at least one, int64, in order.
+
+    Args:
+      labels: [N] integers.
+      share: in (0, 1], of N; a class that has fewer than its part gives all it has.
+      seed: of the choice.
+    """
+    rng, classes = np.random.default_rng(seed), np.unique(labels)
+    each = max(1, round(share * len(labels) / len(classes)))
+    return np.sort(np.concatenate([rng.permutation(np.flatnonzero(labels == label))[:each] for label in classes]))

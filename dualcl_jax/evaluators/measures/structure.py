@@ -1,0 +1,112 @@
+"""What the embedding of a set looks like: alignment, uniformity, rank, spread, and how classes lie in it.
+
+Every measure but the rank is of features normalised to length 1, as the loss sees them.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from dualcl_jax.evaluators.measures.knn import nearest
+
+BLOCK_ROWS = 512
+ENTROPY_FLOOR = 1e-7
+
+
+def unit(features: NDArray) -> NDArray[np.float64]:
+    """Rows of length 1, float64; a row of zeros stays one."""
+    features = np.asarray(features, np.float64)
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+
+
+def alignment(first: NDArray, second: NDArray) -> float:
+    """Mean squared distance of the features [N, F] of two views of each image, in [0, 4] (2005.10242, eq. 6, α = 2)."""
+    return float(np.mean(np.sum((unit(first) - unit(second)) ** 2, axis=1)))
+
+
+def uniformity(features: NDArray) -> float:
+    """log of the mean of exp(-2 ‖x - y‖²) over all pairs of different images (2005.10242, eq. 7, t = 2): [-8, 0].
+
+    Lower is more uniform; 0 where all features are one. Of features [N, F], N at least 2.
+    """
+    rows, count = unit(features).astype(np.float32), len(features)
+    numbers = np.arange(count + -count % BLOCK_ROWS, dtype=np.int32).reshape(-1, BLOCK_ROWS)
+    total = np.sum(np.asarray(_potentials(jnp.asarray(rows), jnp.asarray(numbers)), np.float64)[:count])
+    return float(np.log(total / (count * (count - 1))))
+
+
+@jax.jit
+def _potentials(rows: jax.Array, numbers: jax.Array) -> jax.Array:
+    """Σ exp(-2 ‖x - y‖²) over the other rows y of unit vectors [N, F], for the rows x of each block of `numbers`.
+
+    Of numbers beyond the last row it is something else.
+    """
+
+    def block(queries: jax.Array) -> jax.Array:
+        cosines = jnp.matmul(rows[queries], rows.T, precision=jax.lax.Precision.HIGHEST)
+        potential = jnp.exp(-2.0 * jnp.maximum(2.0 - 2.0 * cosines, 0.0))
+        others = queries[:, None] != jnp.arange(rows.shape[0], dtype=jnp.int32)[None]
+        return jnp.where(others, potential, 0.0).sum(axis=1)
+
+    return jax.lax.map(block, numbers).reshape(-1)
+
+
+def effective_rank(features: NDArray) -> float:
+    """RankMe: exp of the entropy of the singular values' shares, of features [N, F] as they are (2210.02885, eq. 2).
+
+    From 1, where all features lie on one line, to min(N, F). The singular values are those of the covariance-like
+    FᵀF in float64, so that N may be large.
+    """
+    features = np.asarray(features, np.float64)
+    gram = features.T @ features if features.shape[0] >= features.shape[1] else features @ features.T
+    singular = np.sqrt(np.maximum(np.linalg.eigvalsh(gram), 0.0))
+    shares = singular / max(singular.sum(), np.finfo(np.float64).tiny) + ENTROPY_FLOOR
+    return float(np.exp(-np.sum(shares * np.log(shares))))
+
+
+def std_per_dimension(features: NDArray) -> NDArray[np.float64]:
+    """Standard deviation of each dimension [F] times √F: 1 where the sphere is filled evenly, 0 where collapsed.
+
+    (2011.10566, §4.1, there without the factor.)
+    """
+    return unit(features).std(axis=0) * np.sqrt(features.shape[1])
+
+
+def purity(features: NDArray, labels: NDArray, k: int) -> NDArray[np.float64]:
+    """The share of each image's k nearest others that are of its class: [N], of features [N, F]."""
+    k = min(k, len(features) - 1)
+    shares = []
+    for start in range(0, len(features), BLOCK_ROWS):
+        rows = np.arange(start, min(start + BLOCK_ROWS, len(features)))
+        padded = np.pad(features[rows], ((0, min(BLOCK_ROWS, len(features)) - len(rows)), (0, 0)))
+        found = np.asarray(_nearest(padded, features, k + 1))[: len(rows)]
+        # An image is its own nearest, unless others are as near: then the last one found is left out for it.
+        others = found != rows[:, None]
+        others[others.all(axis=1), -1] = False
+        same = (labels[found] == labels[rows, None]) & others
+        shares.append(same.sum(axis=1) / k)
+    return np.concatenate(shares)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _nearest(queries: jax.Array, bank: jax.Array, k: int) -> jax.Array:
+    return nearest(queries, bank, k)[1]
+
+
+def class_distances(features: NDArray, labels: NDArray) -> tuple[float, float]:
+    """Mean cosine distance 1 - x·y of pairs of different images of one class, and of pairs of different classes.
+
+    Of features [N, F] and labels [N]; there must be pairs of both kinds. From sums over classes in float64, exactly.
+    """
+    rows = unit(features)
+    sums = np.stack([rows[labels == label].sum(axis=0) for label in np.unique(labels)])
+    counts = np.unique(labels, return_counts=True)[1].astype(np.float64)
+    squares = np.sum(rows**2)
+    within_pairs = np.sum(counts * (counts - 1))
+    between_pairs = len(rows) ** 2 - np.sum(counts**2)
+    within = np.sum(sums**2) - squares
+    between = np.sum(np.sum(sums, axis=0) ** 2) - np.sum(sums**2)
+    return float(1 - within / within_pairs), float(1 - between / between_pairs)

@@ -1,0 +1,1 @@
+"""The method: what a config chooses, and the parts of a training step."""

@@ -1,0 +1,140 @@
+"""The method as a value: what a config chooses, resolved to functions and numbers. It never changes in training."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import optax
+
+from dualcl_jax.losses import Selector
+from dualcl_jax.method.negatives.selectors import AUTO, build_selector, fastest_exact, resolve_k
+from dualcl_jax.method.optim import (
+    LEARNING_RATE_SCHEDULES,
+    MOMENTUM_SCHEDULES,
+    Schedule,
+    build_optimizer,
+    count_schedule,
+    peak_learning_rate,
+)
+from dualcl_jax.method.views.images import ViewSpec, resolve_views
+from dualcl_jax.models.encoder import Encoder, build_encoder
+from dualcl_jax.models.norm import norm_layout
+from dualcl_jax.system.devices import AXIS
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """Static inputs of a training step.
+
+    Attributes:
+      encoder: Flax module of query and key encoder.
+      views: augmentation of view 1 and view 2.
+      image_size: side of a view in pixels.
+      mean, std: per channel, in [0, 1]; a view enters the encoder as (view - mean) / std.
+      seed: of all randomness.
+      symmetric: both views act as query and key; otherwise view 1 is the query and view 2 the key.
+      temperature: τ.
+      hardness: β, by which a query's negatives weigh the more the harder they are; 0 for all alike.
+      loss_scale: factor of the loss that is differentiated; the one that is logged has none.
+      key_weight: w, share of the term anchored at the key.
+      key_term: its negatives: 'batch' (the other queries of the global batch) or 'queue'.
+      shuffle_keys: encode keys in other BN groups than their queries, on other devices.
+      select: the selector of negatives; `num_negatives` is its k, the last of the run.
+      count_negatives: how many of them enter by step; None where that is always k.
+      mask_same_image: older keys of the anchor's image are no negatives.
+      queue_size, queue_init: K, 0 for negatives from the batch; 'empty' or 'noise'.
+      queue_axis: of the devices that the queue is sharded over; None where each holds all of it.
+      accumulate_steps: parts of the batch whose gradients are averaged into one step.
+      ema: momentum of the momentum encoder by step.
+      learning_rate: by step.
+      optimizer: with that schedule inside.
+    """
+
+    encoder: Encoder
+    views: tuple[ViewSpec, ViewSpec]
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    seed: int
+    symmetric: bool
+    temperature: float
+    hardness: float
+    loss_scale: float
+    key_weight: float
+    key_term: str
+    shuffle_keys: bool
+    select: Selector
+    num_negatives: int
+    count_negatives: Schedule | None
+    mask_same_image: bool
+    queue_size: int
+    queue_init: str
+    queue_axis: str | None
+    accumulate_steps: int
+    ema: Schedule
+    learning_rate: Schedule
+    optimizer: optax.GradientTransformation
+
+    @property
+    def dim(self) -> int:
+        """D, length of queries and keys."""
+        return self.encoder.dim
+
+
+def resolved_selector(config: Any, platform: str) -> str:
+    """The name of the config's selector; for 'auto' one of the k hardest, by the platform, such as 'cpu'."""
+    negatives, candidates = config.negatives, config.queue.size or config.train.batch_size
+    if negatives.selector != AUTO:
+        return negatives.selector
+    if negatives.schedule != 'constant':
+        return 'threshold'  # which takes a count that changes
+    return fastest_exact(platform, resolve_k(negatives.k, negatives.fraction, candidates), candidates)
+
+
+def build_method(config: Any, *, total_steps: int, steps_per_epoch: int, num_devices: int) -> Method:
+    """The method that a validated, resolved config describes (see `configs/default.py` for its fields)."""
+    groups, span = norm_layout(config.model.norm, num_devices)
+    optimizer = config.optimizer
+    learning_rate = LEARNING_RATE_SCHEDULES[optimizer.schedule](
+        peak_learning_rate(optimizer.learning_rate, config.train.batch_size, optimizer.reference_batch),
+        total_steps,
+        round(optimizer.warmup_epochs * steps_per_epoch),
+    )
+    negatives, candidates = config.negatives, config.queue.size or config.train.batch_size
+    k = resolve_k(negatives.k, negatives.fraction, candidates)
+    first_k = resolve_k(0, negatives.start_fraction, candidates)
+    scheduled = negatives.schedule != 'constant'
+    queue_axis = AXIS if config.queue.sharded else None
+    return Method(
+        encoder=build_encoder(config.model, groups=groups, span=span, axis_name=AXIS),
+        views=resolve_views(config.views),
+        image_size=config.data.image_size,
+        mean=tuple(config.data.mean),
+        std=tuple(config.data.std),
+        seed=config.seed,
+        symmetric=config.loss.symmetric,
+        temperature=config.loss.temperature,
+        hardness=config.loss.hardness,
+        loss_scale=2 * config.loss.temperature if config.loss.two_tau else 1.0,
+        key_weight=config.loss.key_weight,
+        key_term=config.loss.key_term,
+        shuffle_keys=config.loss.shuffle_keys,
+        select=build_selector(resolved_selector(config, jax.default_backend()), negatives.skip, queue_axis),
+        num_negatives=k,
+        count_negatives=count_schedule(negatives.schedule, first_k, k, total_steps) if scheduled else None,
+        mask_same_image=negatives.mask_same_image,
+        queue_size=config.queue.size,
+        queue_init=config.queue.init,
+        queue_axis=queue_axis,
+        accumulate_steps=config.train.accumulate_steps,
+        ema=MOMENTUM_SCHEDULES[config.ema.schedule](config.ema.momentum, total_steps),
+        learning_rate=learning_rate,
+        optimizer=build_optimizer(
+            optimizer.name,
+            learning_rate,
+            momentum=optimizer.momentum,
+            weight_decay=optimizer.weight_decay,
+            decay_norm_and_bias=optimizer.decay_norm_and_bias,
+            frozen=('patch_embed',) if config.model.freeze_patches else (),
+        ),
+    )

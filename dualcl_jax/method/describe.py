@@ -1,0 +1,42 @@
+"""A run in words: what is trained on what."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from dualcl_jax.data import Splits
+from dualcl_jax.method.build import Method
+
+
+def describe_method(
+    config: ConfigDict, method: Method, splits: Splits, params: optax.Params, total_steps: int
+) -> dict[str, str]:
+    """What is trained on what, a fact a line."""
+    train, test = splits
+    height, width, channels = train.example_shape
+    labels = f'{len(train.class_names)} classes' if train.class_names else 'no labels'
+    negatives = (
+        'all allowed' if config.negatives.selector == 'all' else f'{config.negatives.selector} {method.num_negatives}'
+    )
+    if method.count_negatives is not None:
+        first, last = (int(method.count_negatives(jnp.int32(step))) for step in (0, total_steps))
+        negatives = f'{config.negatives.selector} {first} to {last} ({config.negatives.schedule})'
+    kind_of_queue = 'a sharded queue' if method.queue_axis else 'a queue'
+    pool = f'{kind_of_queue} of {method.queue_size:,}' if method.queue_size else 'the other keys of the batch'
+    orders = 'both view orders' if method.symmetric else 'one way'
+    key_term = f', key term {method.key_term} at {method.key_weight:g}' if method.key_weight else ''
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return {
+        'data': f'{train.name}, {len(train):,} images {height}×{width}×{channels}, {labels}'
+        + (f'; {len(test):,} for {"validation" if config.data.validation_fraction else "testing"}' if test else ''),
+        'views': f'{config.views.preset}, {method.image_size}×{method.image_size}',
+        'encoder': f'{config.model.name}, width {config.model.width}, {config.model.stem} stem, '
+        f'{config.model.projection} projection to {method.dim}'
+        + ('' if config.model.predictor == 'none' else f', {config.model.predictor} predictor')
+        + f'; {count:,} parameters, {config.model.dtype}',
+        'loss': f'{orders}, τ {method.temperature:g}{key_term}',
+        'negatives': f'{negatives} of {pool}'
+        + (f', weighted by hardness, β {method.hardness:g}' if method.hardness else '')
+        + (', no older key of the same image' if method.mask_same_image else ''),
+    }

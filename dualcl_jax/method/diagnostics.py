@@ -1,0 +1,84 @@
+"""What a step tells about itself: scalars, averaged over devices in one collective. None of them enters the loss."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dualcl_jax.method.negatives.queue import UNKNOWN, Queue, mean_age, total_size
+from dualcl_jax.method.negatives.queue_loss import QueueContrast
+
+
+def measure(
+    loss: jax.Array,
+    chance: jax.Array,
+    queries: jax.Array,
+    contrasts: Sequence[QueueContrast],
+    gradients: optax.Updates,
+    labels: jax.Array,
+    queue: Queue,
+    step: jax.Array,
+    axis_name: str,
+    queue_axis: str | None = None,
+) -> dict[str, jax.Array]:
+    """Metrics of one step.
+
+    Args:
+      loss: [] the device's loss.
+      chance: [] of an encoder that cannot tell the positive.
+      queries: [V, b, D] unit vectors.
+      contrasts: query-anchored, one for each view order.
+      gradients: averaged over devices.
+      labels: [b] int32 of the anchors, or -1; with a sharded queue, [B] of those of all devices.
+      queue: as the loss saw it.
+      step: [] int32.
+      axis_name: the mapped axis.
+      queue_axis: the same where the queue is sharded over it.
+
+    Returns:
+      Scalars, float32:
+      train/loss, and train/loss_chance, what an encoder that cannot tell the positive would have;
+      train/positive_similarity and train/negative_similarity, mean cosines, the latter of the selected negatives, NaN
+      where there are none;
+      train/false_negative_rate, share of the selected negatives that are of the anchor's class, beside
+      train/same_class_rate, the same over every key of the queue; NaN without labels or negatives;
+      train/feature_std, 1 where queries spread over the sphere evenly, 0 where they collapse to a point;
+      train/effective_rank in [1, D], participation ratio of the queries' second moment: 1 / ‖E[q qᵀ]‖²_F;
+      train/gradient_norm; queue/fill in [0, 1]; queue/age in steps.
+    """
+    flat = queries.reshape(-1, queries.shape[-1])
+    contrast = jax.tree.map(lambda *views: jnp.concatenate(views), *contrasts)
+    in_queue = (queue.labels[None, :] == labels[:, None]) & (labels[:, None] != UNKNOWN)
+    known = (queue.labels[None, :] != UNKNOWN) & (labels[:, None] != UNKNOWN)
+
+    sums = jax.lax.pmean(
+        {
+            'loss': loss,
+            'chance': chance,
+            'positive': contrast.positive.mean(),
+            'similarity': contrast.similarity.sum(),
+            'chosen': contrast.negatives.sum(),
+            'selected_same': contrast.same_class.sum(),
+            'selected_known': contrast.comparable.sum(),
+            'queue_same': in_queue.sum(axis=1).astype(jnp.float32).sum(),  # all of them may be more than an int32 holds
+            'queue_known': known.sum(axis=1).astype(jnp.float32).sum(),
+            'first': flat.mean(axis=0),
+            'second': jnp.matmul(flat.T, flat, precision=jax.lax.Precision.HIGHEST) / flat.shape[0],
+        },
+        axis_name,
+    )
+    variance = jnp.diagonal(sums['second']) - sums['first'] ** 2
+    return {
+        'train/loss': sums['loss'],
+        'train/loss_chance': sums['chance'],
+        'train/positive_similarity': sums['positive'],
+        'train/negative_similarity': sums['similarity'] / sums['chosen'],
+        'train/false_negative_rate': sums['selected_same'] / sums['selected_known'],
+        'train/same_class_rate': sums['queue_same'] / sums['queue_known'],
+        'train/feature_std': jnp.sqrt(jnp.maximum(variance, 0.0).mean() * flat.shape[1]),
+        'train/effective_rank': 1.0 / (sums['second'] ** 2).sum(),
+        'train/gradient_norm': optax.tree.norm(gradients),
+        'queue/fill': queue.filled.astype(jnp.float32) / total_size(queue, queue_axis),
+        'queue/age': mean_age(queue, step, queue_axis),
+    }

@@ -1,0 +1,192 @@
+"""What a configuration may say, checked before anything is compiled."""
+
+from ml_collections import ConfigDict
+
+from dualcl_jax.method.negatives.selectors import AUTO, SELECTORS, SHARDED
+from dualcl_jax.method.optim import LEARNING_RATE_SCHEDULES, MOMENTUM_SCHEDULES, OPTIMIZERS
+from dualcl_jax.method.views.images import PRESETS, resolve_views
+from dualcl_jax.models.encoder import DTYPES, MODELS
+from dualcl_jax.models.heads import PREDICTORS, PROJECTIONS
+from dualcl_jax.models.norm import norm_layout
+from dualcl_jax.models.resnet import STEMS
+from dualcl_jax.models.vit import PATCHES
+from dualcl_jax.system.config import Rule, at_least, between, check_fields, one_of
+from dualcl_jax.system.devices import MAPPERS
+from dualcl_jax.system.errors import UserError
+
+COUNTED = ('threshold', 'ring', 'random')
+"""Selectors whose k may change from step to step: its value decides, not a shape."""
+
+
+_POSITIVE: Rule = (lambda value: value > 0, 'must be above 0')
+_SHARE: Rule = (lambda value: 0 < value <= 1, 'must be above 0 and at most 1')
+_PER_CHANNEL: Rule = (
+    lambda values: len(values) in (0, 1, 3) and all(0 <= value <= 1 for value in values),
+    'must be empty (measured) or one number in [0, 1] per channel',
+)
+
+RULES: dict[str, Rule] = {
+    'seed': between(0, 2**31 - 1),
+    'skip_nonfinite': at_least(0),
+    'data.image_size': at_least(4),
+    'data.limit': at_least(0),
+    'data.num_examples': at_least(0),
+    'data.test_fraction': (lambda value: 0 <= value < 1, 'must be at least 0 and below 1'),
+    'data.validation_fraction': (lambda value: 0 <= value < 1, 'must be at least 0 and below 1'),
+    'data.labels': (bool, 'choose auto, subfolders, none, or the path of a CSV file'),
+    'data.stored_size': at_least(0),
+    'data.memory_bytes': at_least(0),
+    'data.max_skipped': between(0, 1),
+    'data.mean': _PER_CHANNEL,
+    'data.std': _PER_CHANNEL,
+    'views.preset': one_of(*PRESETS),
+    'model.name': one_of(*MODELS),
+    'model.stem': one_of(*STEMS),
+    'model.width': at_least(1),
+    'model.projection': one_of(*PROJECTIONS),
+    'model.predictor': one_of(*PREDICTORS),
+    'model.head_width': at_least(1),
+    'model.dim': at_least(2),
+    'model.dtype': one_of(*DTYPES),
+    'loss.temperature': _POSITIVE,
+    'loss.hardness': at_least(0),
+    'loss.key_weight': between(0, 1),
+    'loss.key_term': one_of('batch', 'queue'),
+    'negatives.selector': one_of(AUTO, *SELECTORS),
+    'negatives.k': at_least(0),
+    'negatives.skip': at_least(0),
+    'negatives.fraction': _SHARE,
+    'negatives.schedule': one_of('constant', 'linear', 'cosine'),
+    'negatives.start_fraction': _SHARE,
+    'queue.size': at_least(0),
+    'queue.init': one_of('empty', 'noise'),
+    'ema.momentum': between(0, 1),
+    'ema.schedule': one_of(*MOMENTUM_SCHEDULES),
+    'optimizer.name': one_of(*OPTIMIZERS),
+    'optimizer.learning_rate': at_least(0),
+    'optimizer.reference_batch': at_least(0),
+    'optimizer.schedule': one_of(*LEARNING_RATE_SCHEDULES),
+    'optimizer.momentum': (lambda value: 0 <= value < 1, 'must be at least 0 and below 1'),
+    'optimizer.weight_decay': at_least(0),
+    'optimizer.warmup_epochs': at_least(0),
+    'train.batch_size': at_least(1),
+    'train.epochs': at_least(0),
+    'train.steps': at_least(0),
+    'train.accumulate_steps': at_least(1),
+    'log.every_steps': at_least(1),
+    'checkpoint.every_steps': at_least(0),
+    'checkpoint.keep': at_least(1),
+    'checkpoint.keep_best': at_least(0),
+    'monitor.every_epochs': at_least(0),
+    'monitor.k': at_least(1),
+    'monitor.temperature': _POSITIVE,
+    'monitor.bank': at_least(0),
+    'parallel.mapper': one_of(*MAPPERS),
+    'parallel.workers': at_least(-1),
+    'parallel.timeout_s': _POSITIVE,
+    'parallel.silence_s': at_least(2),
+    'parallel.stall_s': _POSITIVE,
+}
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks every field alone, then the combinations that need neither data nor devices.
+
+    Raises:
+      UserError: naming the field, its value and what it may be.
+    """
+    check_fields(config, RULES)
+    resolve_views(config.views)
+    if not config.train.epochs and not config.train.steps:
+        raise UserError('config.train.epochs=0: train for some epochs, or set train.steps')
+    if len(config.data.mean) != len(config.data.std):
+        raise UserError('config.data.mean and config.data.std: give both, of one length, or neither')
+    if any(value == 0 for value in config.data.std):
+        raise UserError(f'config.data.std={tuple(config.data.std)}: must be above 0')
+    _validate_negatives(config)
+    side = PATCHES.get(config.model.name, 1)
+    if config.data.image_size % side:
+        raise UserError(
+            f'config.data.image_size={config.data.image_size}: must be a multiple of {side}, the patches of '
+            f'model.name={config.model.name}'
+        )
+    if config.model.remat and config.model.name == 'tiny':
+        raise UserError('config.model.remat=True: tiny has no blocks to compute again')
+    if config.loss.key_weight == 1 and config.loss.key_term == 'batch' and config.train.batch_size == 1:
+        raise UserError('config.train.batch_size=1: the key term needs other queries; use a larger batch')
+
+
+def _validate_negatives(config: ConfigDict) -> None:
+    """Checks which negatives there are, and whether the parts of a batch can see them."""
+    size, batch, k = config.queue.size, config.train.batch_size, config.negatives.k
+    if k > (size or batch):
+        most = f'config.queue.size={size}' if size else f'config.train.batch_size={batch} without a queue'
+        raise UserError(f'config.negatives.k={k}: must be at most {most}')
+    if config.negatives.skip >= (size or batch):
+        most = f'config.queue.size={size}' if size else f'config.train.batch_size={batch}'
+        raise UserError(f'config.negatives.skip={config.negatives.skip}: must be less than {most}')
+    if size == 0 and batch == 1:
+        raise UserError('config.queue.size=0: one image has no negatives; use a larger train.batch_size, or a queue')
+    if config.negatives.schedule != 'constant' and config.negatives.selector not in (AUTO, *COUNTED):
+        raise UserError(
+            f'config.negatives.schedule={config.negatives.schedule!r}: a count by step needs a '
+            'negatives.selector of ' + ', '.join(COUNTED)
+        )
+    if config.queue.sharded and size == 0:
+        raise UserError('config.queue.sharded=True: there is no queue (queue.size=0); use False')
+    if config.queue.sharded and config.negatives.selector not in (AUTO, *SHARDED):
+        raise UserError(
+            f'config.negatives.selector={config.negatives.selector!r}: cannot select from a sharded queue; choose one '
+            f'of {", ".join(SHARDED)}, or queue.sharded=False'
+        )
+    if config.loss.key_weight and config.loss.key_term == 'queue' and size == 0:
+        raise UserError("config.loss.key_term='queue': there is no queue (queue.size=0); use batch")
+    if config.loss.key_weight and config.loss.key_term == 'batch' and config.train.accumulate_steps > 1:
+        raise UserError(
+            f'config.train.accumulate_steps={config.train.accumulate_steps}: the key term compares all queries of a '
+            'batch, which are never at hand together; use 1, or loss.key_weight=0'
+        )
+
+
+def validate_devices(config: ConfigDict, num_devices: int) -> None:
+    """Checks what depends on the number of devices.
+
+    Raises:
+      UserError: the batch, the BN groups, or a sharded queue cannot be divided.
+    """
+    batch = config.train.batch_size
+    if batch % num_devices:
+        near = max(batch // num_devices, 1) * num_devices
+        raise UserError(
+            f'config.train.batch_size={batch}: must be a multiple of the {num_devices} devices, such as {near}'
+        )
+    parts, share = config.train.accumulate_steps, batch // num_devices
+    if share % parts:
+        raise UserError(
+            f'config.train.accumulate_steps={parts}: must divide the {share} images of a device (batch_size={batch})'
+        )
+    size = config.queue.size
+    if config.queue.sharded and size % num_devices:
+        raise UserError(
+            f'config.queue.size={size}: a sharded queue must be a multiple of the {num_devices} devices, such as '
+            f'{max(size // num_devices, 1) * num_devices}'
+        )
+    groups, _ = norm_layout(config.model.norm, num_devices)
+    share //= parts
+    if share % groups:
+        raise UserError(
+            f'config.model.norm={config.model.norm!r}: {groups} groups on a device do not divide its {share} images'
+        )
+
+
+def validate_schedule(config: ConfigDict, total_steps: int, steps_per_epoch: int) -> None:
+    """Checks what depends on the length of the run.
+
+    Raises:
+      UserError: the warm-up is as long as the run.
+    """
+    if round(config.optimizer.warmup_epochs * steps_per_epoch) >= total_steps:
+        raise UserError(
+            f'config.optimizer.warmup_epochs={config.optimizer.warmup_epochs}: must be shorter than the run '
+            f'({total_steps / steps_per_epoch:.3g} epochs)'
+        )

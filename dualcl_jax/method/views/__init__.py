@@ -1,0 +1,1 @@
+"""Views: random augmentations on the device."""

@@ -1,0 +1,186 @@
+"""An encoder on its own: what it is, in words and numbers, and how it is called."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from ml_collections import ConfigDict
+
+from dualcl_jax.models.encoder import Encoder, build_encoder
+from dualcl_jax.models.vit import PATCHES
+from dualcl_jax.system.errors import UserError, first_line
+
+VERSION = 1
+"""Of the metadata; a reader refuses a later one."""
+ENCODERS = ('query', 'momentum')
+OUTPUTS = ('backbone', 'projection')
+
+Variables = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What an exported encoder is; stored as JSON beside its weights or program.
+
+    Attributes:
+      architecture: the fields of `config.model` that `build_encoder` reads.
+      encoder: 'query' (trained by gradients) or 'momentum' (its moving average).
+      output: 'backbone' or 'projection'; neither is normalised.
+      features: length F of the output.
+      image_size: side of the images in pixels.
+      channels: 1 or 3.
+      mean, std: per channel; pixels in [0, 1] enter the network as (pixel - mean) / std.
+      provenance: the run: name of its folder, step, config, fingerprint of its data; versions of what wrote the file.
+    """
+
+    architecture: dict[str, Any]
+    encoder: str
+    output: str
+    features: int
+    image_size: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    provenance: dict[str, Any] = dataclasses.field(repr=False)
+
+    def to_metadata(self) -> dict[str, str]:
+        """Each field as JSON."""
+        fields = {'version': VERSION} | dataclasses.asdict(self)
+        return {name: json.dumps(value, default=list) for name, value in fields.items()}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any]) -> Self:
+        """The inverse of `to_metadata`. Raises ValueError where something is missing or cannot be."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        missing = [name for name in ['version', *names] if name not in metadata]
+        if missing:
+            raise ValueError(f'no {missing[0]} in its metadata')
+        try:
+            values = {name: json.loads(metadata[name]) for name in names}
+            version = json.loads(metadata['version'])
+        except (TypeError, RecursionError) as error:
+            raise ValueError('its metadata are not JSON') from error
+        if version != VERSION:
+            raise ValueError(f'its version is {metadata["version"][:20]}, and this package reads {VERSION}')
+        whole = [values[name] for name in ('features', 'image_size', 'channels')]
+        if not all(type(number) is int and number > 0 for number in whole):
+            raise ValueError('features, image_size and channels must be positive')
+        mean, std = (_numbers(values[name]) for name in ('mean', 'std'))
+        if len(mean) != len(std) or len(mean) not in (1, values['channels']) or min(std) <= 0:
+            raise ValueError('mean and std do not fit its channels')
+        if values['encoder'] not in ENCODERS or values['output'] not in OUTPUTS:
+            raise ValueError('its encoder or output has an unknown name')
+        if not all(isinstance(values[name], dict) for name in ('architecture', 'provenance')):
+            raise ValueError('its architecture and provenance must have fields')
+        if type(values['provenance'].get('step')) is not int:
+            raise ValueError('no step in its provenance')
+        return cls(**values | {'mean': mean, 'std': std})
+
+    def build(self) -> Encoder:
+        """The network. Raises ValueError for an architecture that does not exist."""
+        try:
+            return build_encoder(ConfigDict(self.architecture))
+        except (AttributeError, KeyError, TypeError, UserError) as error:
+            raise ValueError(f'its architecture cannot be built: {reason(error)}') from error
+
+    @property
+    def step(self) -> int:
+        """Training steps behind it."""
+        return int(self.provenance['step'])
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts of the network that the output needs."""
+        return ('backbone',) if self.output == 'backbone' else ('backbone', 'projection')
+
+    def shapes(self) -> Variables:
+        """Shapes and dtypes of those parts.
+
+        Raises ValueError for an architecture that does not exist, or whose features or images are others.
+        """
+        encoder = self.build()
+        side = PATCHES.get(encoder.model, self.image_size)  # a ViT computes positions even here; no shape tells them
+        if self.image_size % side:
+            raise ValueError(f'image_size must be a multiple of {side}')
+
+        def init(key: jax.Array) -> Any:
+            return encoder.init_with_output(key, jnp.zeros((1, side, side, self.channels)), train=False)
+
+        try:
+            output, whole = jax.eval_shape(init, jax.random.key(0))
+        except Exception as error:  # Flax and JAX raise many types for numbers that make no network
+            raise ValueError(f'its architecture cannot be built: {reason(error)}') from error
+        if getattr(output, self.output).shape[1] != self.features:
+            raise ValueError('features is not the length of its output')
+        return only_parts(whole, self.parts)
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    """Finite numbers, one at least. Raises ValueError where they are not that."""
+    if not isinstance(values, list) or not values or not all(type(value) in (int, float) for value in values):
+        raise ValueError('mean and std must be numbers')
+    try:
+        numbers = tuple(map(float, values))
+    except OverflowError as error:
+        raise ValueError('mean and std must be finite') from error
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError('mean and std must be finite')
+    return numbers
+
+
+def reason(error: Exception) -> str:
+    """What an exception says, in a short line."""
+    return first_line(error)[:200]
+
+
+def only_parts(variables: Variables, parts: tuple[str, ...]) -> Variables:
+    """The variables of some parts of an encoder, without collections that are empty then."""
+    chosen = {name: {part: tree[part] for part in parts if part in tree} for name, tree in variables.items()}
+    return {name: tree for name, tree in chosen.items() if tree}
+
+
+def compute(description: Description, encoder: Encoder, variables: Variables, pixels: jax.Array) -> jax.Array:
+    """Features float32 [N, F] of pixels float32 [N, H, W, C] in [0, 1], in evaluation mode."""
+    mean, std = (jnp.asarray(values, jnp.float32)[None, None, None] for values in (description.mean, description.std))
+    images = (pixels - mean) / std
+    if description.output == 'projection':
+        encoded: Any = encoder.apply(variables, images, train=False)
+        return encoded.projection
+    backbone = {name: tree['backbone'] for name, tree in variables.items()}
+    features: Any = encoder.make_backbone().apply(backbone, images, train=False)
+    return features
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedEncoder:
+    """An exported encoder, ready to be called on images.
+
+    Attributes:
+      description: what it is.
+      function: pixels float32 [N, H, W, C] in [0, 1] to features float32 [N, F].
+    """
+
+    description: Description
+    function: Callable[[jax.Array], jax.Array] = dataclasses.field(repr=False)
+
+    def __call__(self, images: ArrayLike) -> jax.Array:
+        """Features float32 [N, F] of images [N, H, W, C]: uint8, or floats in [0, 1].
+
+        Raises:
+          UserError: images of another size, number of channels or type.
+        """
+        side, channels = self.description.image_size, self.description.channels
+        shape, dtype = np.shape(images), jnp.result_type(images)
+        if len(shape) != 4 or shape[1:] != (side, side, channels):
+            raise UserError(f'images of shape {shape}: this encoder takes [N, {side}, {side}, {channels}]; resize them')
+        if dtype == jnp.uint8:
+            return self.function(jnp.asarray(images).astype(jnp.float32) / 255.0)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise UserError(f'images of type {dtype}: use uint8, or floats in [0, 1]')
+        return self.function(jnp.asarray(images).astype(jnp.float32))

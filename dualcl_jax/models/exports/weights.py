@@ -1,0 +1,117 @@
+"""Weights as safetensors (a JSON header and plain arrays, nothing to execute), by our names or torchvision's.
+
+Ours are the paths in the Flax variables, `params.backbone.layer1_0.conv1.kernel` or
+`batch_stats.backbone.bn1.mean`; convolutions are [height, width, in, out] and dense layers [in, out]. torchvision's are
+those of its ResNet, `layer1.0.conv1.weight` or `bn1.running_mean`, with its layout of axes. The projection is its `fc`,
+as MoCo has it: one layer, or those of an nn.Sequential.
+"""
+
+import hashlib
+import json
+from functools import partial
+
+import flax.traverse_util
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from dualcl_jax.models.exports.encoder import Description, LoadedEncoder, Variables, compute, reason
+from dualcl_jax.system.errors import UserError
+
+Tensors = dict[str, np.ndarray]
+
+FLAX, TORCH = 'flax', 'pt'
+"""The `format` in the metadata, as other readers of safetensors expect it."""
+LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean', 'var': 'running_var'}
+TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0)}
+FROM_TORCH = {4: (2, 3, 1, 0), 2: (1, 0)}
+
+
+def write(description: Description, variables: Variables) -> bytes:
+    """A safetensors file by this project's names."""
+    return _pack(description, _flat(variables), FLAX)
+
+
+def write_torchvision(description: Description, variables: Variables) -> bytes:
+    """A safetensors file by torchvision's names, for `load_state_dict(safetensors.torch.load_file(path))`.
+
+    Raises:
+      UserError: torchvision has no such network.
+    """
+    model = description.architecture['name']
+    if not model.startswith('resnet'):
+        raise UserError(f'--format=torchvision: torchvision has no {model}; use safetensors or stablehlo')
+    tensors: Tensors = {}
+    for name, array in _flat(variables).items():
+        torch_name = torchvision_name(name, description)
+        tensors[torch_name] = array.transpose(TO_TORCH.get(array.ndim, range(array.ndim)))
+        if torch_name.endswith('running_var'):
+            steps = np.asarray(description.provenance['step'], np.int64)
+            tensors[torch_name.replace('running_var', 'num_batches_tracked')] = steps
+    return _pack(description, tensors, TORCH)
+
+
+def torchvision_name(name: str, description: Description) -> str:
+    """Where torchvision's ResNet keeps the variable that this project calls `name`."""
+    _, part, *path, leaf = name.split('.')
+    module = '.'.join(path).replace('_', '.')
+    if part == 'projection' and description.architecture['projection'].endswith('_bn'):
+        kind, layer = path[0].split('_')  # each layer of the Sequential is Linear, BatchNorm1d, ReLU
+        module = f'fc.{3 * int(layer) + (kind == "bn")}'
+    return f'{module}.{LEAVES[leaf]}'
+
+
+def read(content: bytes) -> LoadedEncoder:
+    """The encoder in a safetensors file of either kind of names. Raises ValueError where it is damaged or another's."""
+    try:
+        tensors = safetensors.numpy.load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], 'little')])
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise ValueError(reason(error)) from error
+    metadata = header.get('__metadata__') or {}
+    if 'sha256' not in metadata:
+        raise ValueError('no description in its metadata')
+    if metadata.pop('sha256') != digest(tensors, metadata):
+        raise ValueError('its tensors or their description are not those that were written')
+    description = Description.from_metadata(metadata)
+    expected, names = _flat(description.shapes()), metadata.get('format')
+    if names != FLAX and (names != TORCH or not description.architecture['name'].startswith('resnet')):
+        raise ValueError('the names of its tensors are of an unknown kind')
+    flat = {}
+    for name, leaf in expected.items():
+        stored = name if names == FLAX else torchvision_name(name, description)
+        if stored not in tensors:
+            raise ValueError(f'no tensor {stored}')
+        array = tensors[stored]
+        if names == TORCH:
+            array = array.transpose(FROM_TORCH.get(array.ndim, range(array.ndim)))
+        if array.shape != leaf.shape or array.dtype != leaf.dtype:
+            raise ValueError(f'tensor {stored} is {array.dtype} {array.shape}, not {leaf.dtype} {leaf.shape}')
+        flat[name] = array
+    variables = jax.device_put(flax.traverse_util.unflatten_dict(flat, sep='.'))
+    return LoadedEncoder(description, partial(jax.jit(partial(compute, description, description.build())), variables))
+
+
+def _pack(description: Description, tensors: Tensors, names: str) -> bytes:
+    tensors = {name: np.array(array, order='C') for name, array in tensors.items()}
+    metadata = {'format': names, **description.to_metadata()}
+    return safetensors.numpy.save(tensors, metadata | {'sha256': digest(tensors, metadata)})
+
+
+def _flat(variables: Variables) -> Tensors:
+    """The variables by their paths."""
+    return flax.traverse_util.flatten_dict(variables, sep='.')
+
+
+def digest(tensors: Tensors, metadata: dict[str, str]) -> str:
+    """SHA-256 over name, dtype, shape and bytes of every tensor, by name, and over the metadata.
+
+    A flipped bit must not pass for a weight, nor for another mean of the images.
+    """
+    hashed = hashlib.sha256()
+    for name, array in sorted(tensors.items()):
+        hashed.update(f'{name}:{array.dtype}:{array.shape};'.encode())
+        hashed.update(array.tobytes())
+    hashed.update(json.dumps(metadata, sort_keys=True).encode())
+    return hashed.hexdigest()

@@ -1,0 +1,56 @@
+"""Makes the report of runs again, or one page of several: python -m dualcl_jax.report --workdir=A [--workdir=B ...].
+
+Without --output the report of a single run goes into its workdir, as report.html.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from dualcl_jax.system.command_line import Parser
+from dualcl_jax.system.errors import exits_cleanly
+
+MOST_RUNS = 6
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Flags. Raises UserError where one is unknown, missing or has no such value."""
+    parser = Parser('python -m dualcl_jax.report', __doc__)
+    parser.add_argument('--workdir', required=True, action='append', help='folder of a run; again for each other run')
+    parser.add_argument('--output', metavar='FILE.html', help='the page; needed for several runs')
+    flags = parser.parse_args(arguments)
+    if flags.output is None:
+        if len(flags.workdir) > 1:
+            parser.error('--output: name the page of several runs')
+        flags.output = f'{flags.workdir[0]}/report.html'
+    if len(flags.workdir) > MOST_RUNS:
+        parser.error(f'--workdir: at most {MOST_RUNS} runs fit on a page')
+    return flags
+
+
+@exits_cleanly
+def main() -> int:
+    flags = parse(sys.argv[1:])
+    from dualcl_jax.system.files import check_output, write_output
+    from dualcl_jax.system.processes.start import start
+    from dualcl_jax.workdir.saved_run import find_run
+
+    for workdir in flags.workdir:
+        find_run(workdir)
+    check_output(flags.output)
+    start(None, None, None)
+    from dualcl_jax.reports.content import describe
+    from dualcl_jax.reports.page import render
+    from dualcl_jax.reports.subject import read_subject
+
+    runs = [describe(*read_subject(workdir)) for workdir in flags.workdir]
+    if len({run['name'] for run in runs}) < len(runs):
+        runs = [run | {'name': workdir} for run, workdir in zip(runs, flags.workdir, strict=True)]
+    page = render(runs)
+    write_output(flags.output, page.encode())
+    print(f'{flags.output}: report of {", ".join(flags.workdir)}, {len(page) / 1e6:.1f} MB; open it in a browser')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

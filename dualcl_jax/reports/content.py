@@ -1,0 +1,303 @@
+"""What a report says of a run, as plain values; `page` lays it out."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from numpy.typing import NDArray
+
+from dualcl_jax.evaluators.measures.knn import knn_predict, nearest
+from dualcl_jax.method.build import resolved_selector
+from dualcl_jax.method.describe import describe_method
+from dualcl_jax.method.negatives.selectors import build_selector
+from dualcl_jax.reports.hardness import PARTS, Anchor, hardest_negatives, image_losses, negatives_of, softmax_shares
+from dualcl_jax.reports.samples import Samples, one_per_class
+from dualcl_jax.reports.sprite import Sprite
+from dualcl_jax.reports.subject import Subject
+from dualcl_jax.system.config import flatten
+from dualcl_jax.system.console import duration
+
+Content = dict[str, Any]
+
+SERIES_POINTS = 400
+"""Most points of a curve: of a longer one, means over parts of equal length."""
+MAP_NEIGHBOURS = 6
+ANCHORS, ANCHOR_POOL = 8, 500
+HARDEST = 10
+MATRIX_CLASSES = 30
+"""Most classes that a confusion matrix is drawn for."""
+CONFUSIONS = 8
+RECORD = (
+    'protocol', 'metric', 'value', 'interval', 'data_set', 'split', 'examples', 'encoder', 'layer', 'k', 'tau', 'step',
+    'details',
+)  # fmt: skip
+"""Fields of `dualcl_jax.evaluators.records.SCHEMA` that are shown."""
+
+
+def describe(run: Subject, samples: Samples) -> Content:
+    """Everything that the page shows of a run; `missing` says of each part that is left out, why."""
+    sprite, missing = Sprite(), dict[str, str]()
+    facts = describe_method(run.config, run.method, run.splits, run.state.params, run.total_steps)
+    facts['steps'] = f'{run.step:,} of {run.total_steps:,} ({run.step / run.steps_per_epoch:.3g} epochs)'
+    if run.versions:
+        facts['ran on'] = ', '.join(f'{name} {run.versions[name]}' for name in ('device', 'python', 'jax'))
+    predictions = _predictions(run, samples, missing)
+    selector = build_selector(resolved_selector(run.config, jax.default_backend()), run.config.negatives.skip)
+    method = dataclasses.replace(run.method, select=selector)  # of a whole queue, where the run's was sharded
+    queue = negatives_of(method, run.state, run.splits.train, run.config.train.batch_size)
+    count = _selected_count(run)
+    losses = image_losses(
+        method, run.state, samples.source, samples.shown, queue, count, of_training=samples.of_training
+    )
+    pool = np.random.default_rng(0).permutation(len(run.splits.train))[:ANCHOR_POOL]
+    anchors = hardest_negatives(
+        method,
+        run.state,
+        run.splits.train,
+        pool[one_per_class(run.splits.train.labels[pool], ANCHORS)],
+        queue,
+        count,
+        HARDEST,
+    )
+    (shares,) = softmax_shares(method, run.state, run.splits.train, pool, queue, PARTS, [run.config.loss.temperature])
+    if run.splits.train.class_names is None:
+        missing['classes'] = 'The data set has no labels: what needs them is left out'
+    return {
+        'name': run.folder.resolve().name or str(run.folder),
+        'fingerprint': samples.source.fingerprint,
+        'facts': facts,
+        'numbers': _numbers(run),
+        'series': _series(run.records),
+        'settled': _settled(run.records),
+        'of': samples.of,
+        'class_names': list(run.splits.train.class_names or ()),
+        'map': _map(samples, losses, predictions, sprite, missing),
+        'neighbours': _neighbours(run, samples, sprite),
+        'bank_size': len(samples.banked),
+        'gallery': [_anchor(run, anchor, sprite) for anchor in anchors],
+        'softmax': {
+            'temperature': run.config.loss.temperature,
+            'images': len(pool),
+            'shares': list(zip(PARTS, shares.tolist(), strict=True)) if np.isfinite(shares).all() else [],
+        },
+        'from_batch': run.state.queue is None,
+        'confusion': _confusion(samples, predictions, run.splits.train.labels[samples.banked]),
+        'knn': {'k': run.config.monitor.k, 'temperature': run.config.monitor.temperature},
+        'evaluations': _evaluations(run.folder, missing),
+        'config': dict(flatten(run.config)),
+        'versions': dict(run.versions),
+        'missing': missing,
+        'sprite': {
+            'uri': sprite.data_uri(),
+            'side': sprite.side,
+            'pitch': sprite.pitch,
+            'columns': sprite.columns,
+        },
+    }
+
+
+def _numbers(run: Subject) -> list[dict[str, str]]:
+    """The numbers at the head of the page: name, value and a remark; those that were not measured are left out."""
+
+    start = next((record for record in run.records if record['step'] == 0), dict[str, Any]())
+
+    def last(name: str) -> float | None:
+        found = (record[name] for record in reversed(run.records) if record['step'] and record.get(name) is not None)
+        return next(found, None)
+
+    found: list[dict[str, str]] = []
+
+    def written(value: float, form: str) -> str:
+        return form.format(100 * value if form.endswith('%') else value)
+
+    def add(name: str, value: float | None, form: str, remark: str = '') -> None:
+        if value is not None:
+            found.append({'name': name, 'value': written(value, form), 'remark': remark})
+
+    def beside(name: str, form: str, value: float | None) -> str:
+        return '' if value is None else f'{name} {written(value, form)}'
+
+    knn, percent = f'k {run.config.monitor.k}, τ {run.config.monitor.temperature:g}', '{:.1f} %'
+    add('kNN, backbone', last('monitor/knn_top1_backbone'), percent, knn)
+    add('kNN, projection', last('monitor/knn_top1_projection'), percent, knn)
+    origin = 'the encoder it starts from' if run.config.init_from else 'random encoder'
+    add('kNN, before training', start.get('monitor/knn_top1_backbone'), percent, origin)
+    add('kNN, raw pixels', start.get('monitor/knn_top1_raw_pixels'), percent, 'no encoder')
+    add('contrastive loss', last('train/loss'), '{:.3f}', beside('chance', '{:.2f}', last('train/loss_chance')))
+    add(
+        'same-class negatives',
+        last('train/false_negative_rate'),
+        percent,
+        beside('in all of the queue', percent, last('train/same_class_rate')),
+    )
+    add('effective rank', last('train/effective_rank'), '{:.1f}', f'of {run.method.dim}, queries')
+    add('images a second', last('time/images_per_second'), '{:,.0f}', 'in training')
+    if run.records:
+        found.append({'name': 'time', 'value': duration(run.records[-1]['wall_time_s']), 'remark': 'with evaluation'})
+    return found
+
+
+def _series(records: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """Each metric as (step, value), where it has a value."""
+    names = sorted({name for record in records for name in record} - {'step', 'wall_time_s'})
+    series = {}
+    for name in names:
+        rows = [(record['step'], record[name]) for record in records if record.get(name) is not None]
+        parts = np.array_split(np.array(rows, np.float64).reshape(-1, 2), min(SERIES_POINTS, max(len(rows), 1)))
+        series[name] = [
+            (round(float(s), 1), float(f'{v:.5g}')) for s, v in (part.mean(axis=0) for part in parts if len(part))
+        ]
+    return series
+
+
+def _settled(records: Sequence[Mapping[str, Any]]) -> int:
+    """The step from which the queue is nearly full: the loss rises from 0 before."""
+    levels = [(record['step'], record['train/loss_chance']) for record in records if record.get('train/loss_chance')]
+    highest = max((level for _, level in levels), default=0)
+    return next((step for step, level in levels if level >= 0.95 * highest), 0)
+
+
+def _selected_count(run: Subject) -> int:
+    """How many negatives the step after this state selects."""
+    schedule = run.method.count_negatives
+    return run.method.num_negatives if schedule is None else int(schedule(run.state.step))
+
+
+def _predictions(run: Subject, samples: Samples, missing: dict[str, str]) -> NDArray[np.int32] | None:
+    """[n] the class of each image that is shown, by its nearest training images; None where that means nothing."""
+    bank_labels = run.splits.train.labels[samples.banked]
+    known = bank_labels >= 0
+    classes = np.unique(bank_labels[known])
+    if samples.of_training:
+        missing['confusion'] = 'there is no test split'
+    elif not len(classes):
+        missing['confusion'] = 'the training images have no labels'
+    elif len(classes) == 1:
+        missing['confusion'] = 'all labels are of one class'
+    elif not (samples.labels >= 0).any():
+        missing['confusion'] = 'the held-out images have no labels'
+    elif not (np.isfinite(samples.features).all() and np.isfinite(samples.bank).all()):
+        missing['confusion'] = 'features are not finite'
+    else:
+        return knn_predict(
+            samples.features,
+            samples.bank[known],
+            bank_labels[known],
+            k=run.config.monitor.k,
+            temperature=run.config.monitor.temperature,
+            num_classes=int(classes[-1]) + 1,
+        )
+    return None
+
+
+def _map(
+    samples: Samples,
+    losses: NDArray,
+    predictions: NDArray | None,
+    sprite: Sprite,
+    missing: dict[str, str],
+) -> Content | None:
+    """The places of images in the plane, scaled to [0, 1], and what is told of each."""
+    if samples.points is None:
+        missing['map'] = 'features are not finite, or of fewer than 3 images'
+        return None
+    low, span = samples.points.min(axis=0), np.ptp(samples.points, axis=0).max()
+    points = (samples.points - low) / max(float(span), 1e-12)
+    _, near = map(np.asarray, nearest(samples.features, samples.features, MAP_NEIGHBOURS + 1))
+    return {
+        'ids': samples.shown.tolist(),
+        'x': [round(float(x), 4) for x in points[:, 0]],
+        'y': [round(float(y), 4) for y in points[:, 1]],
+        'labels': samples.labels.tolist(),
+        'losses': [round(float(loss), 3) if np.isfinite(loss) else None for loss in losses],
+        'predictions': None if predictions is None else predictions.tolist(),
+        'near': near[:, 1:].tolist(),
+        'tiles': sprite.add(samples.source, samples.shown),
+    }
+
+
+def _neighbours(run: Subject, samples: Samples, sprite: Sprite) -> list[Content]:
+    """Images with the training images nearest to them."""
+    train, rows = run.splits.train, []
+    for query, found, similarities in zip(samples.queries, samples.found, samples.similarities, strict=True):
+        image = samples.shown[query]
+        label = int(samples.source.labels[image])
+        (tile,) = sprite.add(samples.source, np.array([image]))
+        near = zip(sprite.add(train, found), train.labels[found].tolist(), similarities.tolist(), strict=True)
+        rows.append(
+            {
+                'tile': tile,
+                'label': label,
+                'near': [
+                    {'tile': other, 'label': of, 'similarity': similarity, 'same': _same(label, of)}
+                    for other, of, similarity in near
+                ],
+            }
+        )
+    return rows
+
+
+def _anchor(run: Subject, anchor: Anchor, sprite: Sprite) -> Content:
+    """An anchor with the tiles of its negatives; a negative without an image has none."""
+    train = run.splits.train
+    (tile,) = sprite.add(train, np.array([anchor.image]))
+    fields = dataclasses.asdict(anchor)
+    fields['hardest'] = [
+        negative._asdict()
+        | {
+            'tile': sprite.add(train, np.array([negative.image]))[0] if negative.image >= 0 else None,
+            'same': _same(anchor.label, negative.label),
+        }
+        for negative in anchor.hardest
+    ]
+    return fields | {'tile': tile}
+
+
+def _same(label: int, other: int) -> bool | None:
+    """Whether two labels are one class; None where one of them is not known."""
+    return label == other if min(label, other) >= 0 else None
+
+
+def _confusion(samples: Samples, predictions: NDArray | None, bank_labels: NDArray) -> Content | None:
+    """How often images of one class are taken for another, by the labelled ones of the bank."""
+    if predictions is None:
+        return None
+    known = samples.labels >= 0
+    labels, taken = samples.labels[known], predictions[known]
+    size = int(max(labels.max(), taken.max())) + 1
+    counts = np.zeros((size, size), np.int64)
+    np.add.at(counts, (labels, taken), 1)
+    wrong = counts * (1 - np.eye(size, dtype=np.int64))
+    order = np.argsort(-wrong, axis=None, kind='stable')[:CONFUSIONS]
+    present = np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1))
+    return {
+        'examples': len(labels),
+        'bank': int((bank_labels >= 0).sum()),
+        'accuracy': float((labels == taken).mean()),
+        'classes': present.tolist(),
+        'counts': counts[np.ix_(present, present)].tolist() if len(present) <= MATRIX_CLASSES else None,
+        'worst': [
+            {'label': int(label), 'taken': int(other), 'count': int(wrong[label, other])}
+            for label, other in zip(*np.unravel_index(order, wrong.shape), strict=True)
+            if wrong[label, other]
+        ],
+    }
+
+
+def _evaluations(folder: epath.Path, missing: dict[str, str]) -> list[Content]:
+    """The records of `dualcl_jax.evaluate` below `evaluation/`; files without them are named in `missing`."""
+    parent, found, strange = folder / 'evaluation', list[Content](), list[str]()
+    paths = sorted([*parent.glob('*.json'), *parent.glob('*/*.json')]) if parent.exists() else []
+    for path in paths:
+        try:
+            records = json.loads(path.read_text())['records']
+            found.extend({name: record[name] for name in RECORD} for record in records)
+        except (ValueError, KeyError, TypeError):
+            strange.append(path.name)
+    if strange:
+        missing['evaluations'] = f'In evaluation/, not results of an evaluation: {", ".join(strange)}'
+    return found

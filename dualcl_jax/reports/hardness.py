@@ -1,0 +1,271 @@
+"""What the loss finds hard: the negatives that anchors select from the queue, their weight, and the loss of images.
+
+Encoders run in evaluation mode. In training an anchor is a view, and batch statistics are those of its batch.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from dualcl_jax.data import Source
+from dualcl_jax.losses import Contrast, Selector, cosine, info_nce, normalize
+from dualcl_jax.method import randomness
+from dualcl_jax.method.build import Method
+from dualcl_jax.method.negatives.queue import UNKNOWN, Queue, batch_queue, valid
+from dualcl_jax.method.negatives.selectors import allowed_slots
+from dualcl_jax.method.state import TrainState, Variables
+from dualcl_jax.method.views.images import make_views, standardize
+
+PARTS = (64, 32, 16, 8, 4, 2)
+"""The hardest 1/64 to 1/2 of the negatives, whose share of the softmax is told."""
+BLOCK = 250
+"""Images that are encoded at a time."""
+NO_IMAGE = -2
+"""Id of an anchor that is not a training image: no slot of the queue has it."""
+
+
+class Negative(NamedTuple):
+    """A selected negative: its image in the training split (-1: noise), class (-1: unknown), cosine, age in steps."""
+
+    image: int
+    label: int
+    similarity: float
+    age: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Anchor:
+    """An anchor and what its loss is taken against.
+
+    Attributes:
+      image: index in the training split.
+      label: its class, or -1.
+      hardest: of its selected negatives, the most similar first.
+      selected, allowed: how many negatives were selected, of how many that might have been.
+      same_class: share of the selected ones that are of its class; None without labels.
+      same_class_queue: the same over all that were allowed.
+    """
+
+    image: int
+    label: int
+    hardest: list[Negative]
+    selected: int
+    allowed: int
+    same_class: float | None
+    same_class_queue: float | None
+
+
+def negatives_of(method: Method, state: TrainState, train: Source, batch_size: int) -> Queue:
+    """The queue; where negatives come from the batch, the keys of a batch of training images, without augmentation."""
+    if state.queue is not None:
+        return state.queue
+    ids = np.random.default_rng(0).permutation(len(train))[:batch_size]
+    keys = _embed_images(method, state.momentum_variables, train, ids, predict=False)
+    return batch_queue(
+        jnp.asarray(keys), jnp.asarray(ids, jnp.int32), jnp.asarray(train.labels[ids]), jnp.asarray(state.step)
+    )
+
+
+def hardest_negatives(
+    method: Method, state: TrainState, train: Source, images: NDArray, queue: Queue, k: int, shown: int
+) -> list[Anchor]:
+    """The hardest selected negatives of training images that are encoded as they are, without augmentation.
+
+    They are chosen as in training: from the slots that are allowed, by the method's selector.
+
+    Args:
+      method: of the run.
+      state: of a checkpoint.
+      train: the training split.
+      images: [n] indices of the anchors into it.
+      queue: of `negatives_of`.
+      k: how many negatives are selected.
+      shown: how many of them to name at most, for each anchor.
+    """
+    anchors = jnp.asarray(_embed_images(method, state.variables, train, images, predict=True))
+    ids = jnp.asarray(images, jnp.int32)
+    contrast, allowed = _contrast(method, state, queue, k, anchors, anchors, ids)
+    similarities = np.asarray(contrast.selection.similarities)
+    slots = np.asarray(contrast.selection.take(jnp.arange(queue.size, dtype=jnp.int32)))
+    of_image, classes, written = (np.asarray(column) for column in (queue.ids, queue.labels, queue.enqueued_at))
+
+    def negative(slot: int, similarity: float) -> Negative:
+        age = int(state.step) - int(written[slot]) if written[slot] != UNKNOWN else UNKNOWN
+        return Negative(int(of_image[slot]), int(classes[slot]), float(similarity), age)
+
+    found = []
+    for row, image in enumerate(images):
+        order = np.argsort(-similarities[row], kind='stable')
+        order = order[similarities[row][order] > -np.inf]
+        label, chosen, candidates = int(train.labels[image]), slots[row][order], np.flatnonzero(allowed[row])
+        found.append(
+            Anchor(
+                image=int(image),
+                label=label,
+                hardest=[negative(slots[row][column], similarities[row][column]) for column in order[:shown]],
+                selected=len(chosen),
+                allowed=len(candidates),
+                same_class=_same_class(classes[chosen], label),
+                same_class_queue=_same_class(classes[candidates], label),
+            )
+        )
+    return found
+
+
+def image_losses(
+    method: Method, state: TrainState, source: Source, images: NDArray, queue: Queue, k: int, *, of_training: bool
+) -> NDArray[np.float32]:
+    """[n] the loss of each image: InfoNCE of one view, its query, against another, its key, and selected negatives.
+
+    Args:
+      method: of the run.
+      state: of a checkpoint.
+      source: of the images.
+      images: [n] indices into it.
+      queue: of `negatives_of`.
+      k: how many negatives are selected.
+      of_training: whether they are training images, which the queue may hold.
+    """
+    losses = []
+    for anchors in _view_pairs(method, state, source, images):
+        ids = jnp.asarray(anchors.ids if of_training else np.full(BLOCK, NO_IMAGE), jnp.int32)
+        contrast, _ = _contrast(method, state, queue, k, anchors.queries, anchors.keys, ids)
+        losses.append(np.asarray(contrast.loss)[: anchors.asked])
+    return np.concatenate(losses)
+
+
+def softmax_shares(
+    method: Method,
+    state: TrainState,
+    train: Source,
+    images: NDArray,
+    queue: Queue,
+    parts: Sequence[int],
+    temperatures: Sequence[float],
+) -> NDArray[np.float64]:
+    """The share of the softmax that the hardest 1/part of a query's negatives hold, nothing selected, at each τ.
+
+    A negative of cosine s weighs exp(s/τ) among all allowed ones: that is its share of what pushes the query away
+    (1807.03748). Each is the mean over images, each one a view as in `image_losses`.
+
+    Args:
+      method: of the run.
+      state: of a checkpoint.
+      train: the training split.
+      images: [n] indices into it.
+      queue: of `negatives_of`.
+      parts: such as 4 for the hardest quarter; rounded down to whole negatives, at least one.
+      temperatures: each τ > 0.
+
+    Returns:
+      [len(temperatures), len(parts)]; NaN where no image has a negative.
+    """
+    shares = []
+    for anchors in _view_pairs(method, state, train, images):
+        allowed = _allowed(method, state, queue, jnp.asarray(anchors.ids, jnp.int32))
+        similarities = np.asarray(cosine(anchors.queries, queue.keys))
+        for row, candidates in zip(similarities[: anchors.asked], np.asarray(allowed), strict=False):
+            if not candidates.any():
+                continue
+            hardest = -np.sort(-row[candidates].astype(np.float64))
+            last = [max(len(hardest) // part, 1) - 1 for part in parts]
+            held = np.cumsum(np.exp((hardest - hardest[0]) / np.asarray(temperatures)[:, None]), axis=1)
+            shares.append(held[:, last] / held[:, -1:])
+    return np.mean(shares, axis=0) if shares else np.full((len(temperatures), len(parts)), np.nan)
+
+
+class _ViewPairs(NamedTuple):
+    """A block of images [BLOCK], the first `asked` of which are asked for: ids, and queries and keys [BLOCK, D]."""
+
+    asked: int
+    ids: NDArray
+    queries: jax.Array
+    keys: jax.Array
+
+
+def _view_pairs(method: Method, state: TrainState, source: Source, images: NDArray) -> Iterator[_ViewPairs]:
+    """Of each image [n] one view as query and another as key, drawn by the image's place in `images`."""
+    for start in range(0, len(images), BLOCK):
+        chosen = images[start : start + BLOCK]
+        padded = _fill(chosen)
+        positions = jnp.arange(start, start + BLOCK, dtype=jnp.int32)
+        rngs = randomness.example_keys(method.seed, randomness.VIEWS, jnp.asarray(state.step), positions)
+        views = _make_views(rngs, source.examples(padded), method.views, method.image_size)
+        queries = _embed_block(method, state.variables, views[0], True)
+        keys = _embed_block(method, state.momentum_variables, views[1], False)
+        yield _ViewPairs(len(chosen), padded, queries, keys)
+
+
+def _embed_images(
+    method: Method, variables: Variables, source: Source, indices: NDArray, *, predict: bool
+) -> NDArray[np.float32]:
+    """Unit embeddings [n, D] of images as they are, resized where they have another size; a block at a time."""
+    parts = []
+    for start in range(0, len(indices), BLOCK):
+        chosen = indices[start : start + BLOCK]
+        pixels = jnp.asarray(source.examples(_fill(chosen)), jnp.float32) / 255.0
+        shape = (BLOCK, method.image_size, method.image_size, pixels.shape[3])
+        if pixels.shape != shape:
+            pixels = jax.image.resize(pixels, shape, 'linear')
+        parts.append(np.asarray(_embed_block(method, variables, pixels, predict))[: len(chosen)])
+    return np.concatenate(parts)
+
+
+def _fill(indices: NDArray) -> NDArray:
+    """Up to a block of indices, the last repeated to make it a block: one shape, one compilation."""
+    return np.pad(indices, (0, BLOCK - len(indices)), mode='edge')
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def _embed_block(method: Method, variables: Variables, pixels: jax.Array, predict: bool) -> jax.Array:
+    predict = predict and 'predictor' in variables['params']
+    encoded: Any = method.encoder.apply(
+        variables, standardize(pixels, method.mean, method.std), train=False, predict=predict
+    )
+    return normalize(encoded.projection)
+
+
+_make_views = jax.jit(make_views, static_argnums=(2, 3))
+
+
+def _allowed(method: Method, state: TrainState, queue: Queue, ids: jax.Array) -> jax.Array:
+    """[b, K] bool: which slots may be negatives of anchors of images `ids` [b]."""
+    mask = method.mask_same_image or state.queue is None  # without a queue, the anchor may be in the batch
+    return allowed_slots(valid(queue), queue.ids, ids, mask_same_image=mask)
+
+
+def _contrast(
+    method: Method, state: TrainState, queue: Queue, k: int, anchors: jax.Array, positives: jax.Array, ids: jax.Array
+) -> tuple[Contrast, NDArray[np.bool_]]:
+    """The loss of anchors [b] with their negatives as in training, and which slots [b, K] were allowed."""
+    allowed = _allowed(method, state, queue, ids)
+    positions = jnp.arange(len(ids), dtype=jnp.int32)
+    rngs = randomness.example_keys(method.seed, randomness.NEGATIVES, jnp.asarray(state.step), positions)
+    contrast = _info_nce(anchors, positives, queue.keys, allowed, method.temperature, method.select, k, rngs)
+    return contrast, np.asarray(allowed)
+
+
+@partial(jax.jit, static_argnums=(4, 5, 6))
+def _info_nce(
+    anchors: jax.Array,
+    positives: jax.Array,
+    keys: jax.Array,
+    allowed: jax.Array,
+    temperature: float,
+    select: Selector,
+    k: int,
+    rngs: jax.Array,
+) -> Contrast:
+    return info_nce(anchors, positives, keys, allowed, temperature=temperature, select=select, k=k, rngs=rngs)
+
+
+def _same_class(classes: NDArray, label: int) -> float | None:
+    """Share of the known classes [n] that are `label`; None where that cannot be said."""
+    known = classes[classes != UNKNOWN]
+    return float((known == label).mean()) if label != UNKNOWN and len(known) else None

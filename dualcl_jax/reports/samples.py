@@ -1,0 +1,126 @@
+"""The images that a report looks at, with their features: computed once for the figures and the page."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dualcl_jax.data import Source, Splits
+from dualcl_jax.evaluators.embed import Embedder
+from dualcl_jax.evaluators.measures.knn import nearest
+
+MAP_IMAGES = 1000
+BANK_IMAGES = 20_000
+QUERY_IMAGES = 6
+NEIGHBOURS = 8
+
+
+class Samples(NamedTuple):
+    """Images of a run and their backbone features.
+
+    Attributes:
+      source: of the images that are shown: the test split, or the training split where there is none.
+      of_training: whether it is the training split.
+      shown: [n] indices into `source`, in random order.
+      features: [n, F] of those.
+      points: [n, 2], their places in the plane; None where there is no map of them.
+      banked: [N] indices into the training split, in order.
+      bank: [N, F] features of those.
+      queries: [m] positions in `shown`, of as many classes as there are.
+      found: [m, k] indices into the training split: the nearest images of each query, the most similar first.
+      similarities: [m, k] their cosines.
+    """
+
+    source: Source
+    of_training: bool
+    shown: NDArray
+    features: NDArray
+    points: NDArray | None
+    banked: NDArray
+    bank: NDArray
+    queries: NDArray
+    found: NDArray
+    similarities: NDArray
+
+    @property
+    def of(self) -> str:
+        """What the images are, in words: of the split that a run is measured on, for testing or for validation."""
+        return 'training images' if self.of_training else 'held-out images'
+
+    @property
+    def labels(self) -> NDArray:
+        """[n] of the images that are shown, -1 where unknown."""
+        return self.source.labels[self.shown]
+
+
+def take_samples(embed: Embedder, variables: Any, splits: Splits, *, writes: bool = True) -> Samples | None:
+    """Draws images, the same of one data set in every run, and encodes them. Every process must call it.
+
+    Returns:
+      The samples, or None in a process that does not write.
+    """
+    train, source = splits.train, splits.test or splits.train
+    rng = np.random.default_rng(0)
+    shown = rng.permutation(len(source))[:MAP_IMAGES]
+    banked = np.sort(rng.permutation(len(train))[:BANK_IMAGES])
+    features = embed(variables, source, shown).backbone
+    bank = embed(variables, train, banked).backbone
+    if not writes:
+        return None
+    of_training = source is train
+    queries = one_per_class(source.labels[shown], QUERY_IMAGES)
+    # A training image is its own nearest neighbour: the first column goes.
+    similarities, found = map(np.asarray, nearest(features[queries], bank, NEIGHBOURS + of_training))
+    return Samples(
+        source=source,
+        of_training=of_training,
+        shown=shown,
+        features=features,
+        points=in_plane(features) if len(features) > 2 and np.isfinite(features).all() else None,
+        banked=banked,
+        bank=bank,
+        queries=queries,
+        found=banked[found[:, int(of_training) :]],
+        similarities=similarities[:, int(of_training) :],
+    )
+
+
+def one_per_class(labels: NDArray, count: int) -> NDArray:
+    """Positions of up to `count` examples, of as many classes as there are."""
+    _, first = np.unique(labels, return_index=True)
+    rest = np.setdiff1d(np.arange(len(labels)), first)
+    return np.concatenate([first, rest])[:count]
+
+
+def in_plane(features: NDArray, seed: int = 0) -> NDArray[np.float32]:
+    """A map of features in the plane: t-SNE (van der Maaten and Hinton 2008) of the normalised features.
+
+    Starts from the first two principal components, so that far distances mean something too (Kobak and Berens 2019).
+
+    Args:
+      features: [n, F], n at least 3, finite.
+      seed: of the map.
+
+    Returns:
+      [n, 2].
+
+    Raises:
+      ValueError: fewer than 3 examples, or features that are not finite.
+    """
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    features = np.asarray(features, np.float32)
+    if len(features) < 3 or not np.isfinite(features).all():
+        raise ValueError(f'features must be finite and of at least 3 examples, got shape {features.shape}')
+    directions = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    left, scales, _ = np.linalg.svd(directions - directions.mean(axis=0), full_matrices=False)
+    components = left[:, :50] * scales[:50]
+    start = np.zeros((len(features), 2), np.float32)
+    start[:, : components.shape[1]] = components[:, :2]
+    start *= 1e-4 / max(float(start[:, 0].std()), 1e-12)
+    start += 1e-6 * np.random.default_rng(seed).normal(size=start.shape).astype(np.float32)  # for equal features
+    perplexity = min(30.0, (len(features) - 1) / 3)
+    tsne = TSNE(perplexity=perplexity, init=start, learning_rate='auto', random_state=seed)
+    with threadpool_limits(1):  # a second thread gains little, and on a busy machine its spinning costs tenfold
+        return tsne.fit_transform(components)

@@ -1,0 +1,75 @@
+"""Many small images as one picture inside a page: each is stored once and shown wherever it is wanted."""
+
+import base64
+import io
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dualcl_jax.data import Source
+
+LARGEST = 64
+"""Pixels of the longer side of an image, at most."""
+QUALITY = 88
+GRAY = 128
+
+
+class Sprite:
+    """Collects images of sources, each once, and packs them into one JPEG."""
+
+    def __init__(self) -> None:
+        self._places: dict[tuple[int, int], int] = {}
+        self._images: list[NDArray] = []
+        self.side = 1
+
+    def add(self, source: Source, indices: NDArray) -> list[int]:
+        """The tiles of the images at `indices` [n]."""
+        keys = [(id(source), int(index)) for index in indices]
+        new = [key for key in dict.fromkeys(keys) if key not in self._places]
+        if new:
+            for key, image in zip(new, source.examples(np.array([index for _, index in new])), strict=True):
+                self._places[key] = len(self._images)
+                self._images.append(_reduce(image))
+                self.side = max(self.side, *self._images[-1].shape[:2])
+        return [self._places[key] for key in keys]
+
+    @property
+    def pitch(self) -> int:
+        """Pixels from one tile to the next: whole blocks of the JPEG, so that no tile shows in another."""
+        return -(-self.side // 8) * 8
+
+    @property
+    def columns(self) -> int:
+        """Tiles in a row."""
+        return max(1, math.ceil(math.sqrt(len(self._images))))
+
+    def data_uri(self) -> str:
+        """The picture: tiles in rows, each image in the middle of a square."""
+        from PIL import Image
+
+        side, pitch, columns = self.side, self.pitch, self.columns
+        rows = max(1, math.ceil(len(self._images) / columns))
+        sheet = np.full((rows * pitch, columns * pitch, 3), GRAY, np.uint8)
+        for place, image in enumerate(self._images):
+            height, width, _ = image.shape
+            top, left = (
+                pitch * at + (side - length) // 2
+                for at, length in zip(divmod(place, columns), (height, width), strict=True)
+            )
+            sheet[top : top + height, left : left + width] = image
+        content = io.BytesIO()
+        Image.fromarray(sheet).save(content, 'JPEG', quality=QUALITY, subsampling=0)
+        return 'data:image/jpeg;base64,' + base64.b64encode(content.getvalue()).decode()
+
+
+def _reduce(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[H, W, 1 or 3] as RGB, no side above `LARGEST`."""
+    from PIL import Image
+
+    image = np.broadcast_to(image, (*image.shape[:2], 3))
+    longest = max(image.shape[:2])
+    if longest <= LARGEST:
+        return image
+    height, width = (max(1, round(length * LARGEST / longest)) for length in image.shape[:2])
+    return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize((width, height), Image.Resampling.LANCZOS))

@@ -1,0 +1,82 @@
+"""What a report is about: a run as it was after one of its steps."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from dualcl_jax.data import Splits, load
+from dualcl_jax.data.order import steps_per_epoch
+from dualcl_jax.evaluators.embed import Embedder
+from dualcl_jax.method.build import Method, build_method
+from dualcl_jax.method.state import TrainState
+from dualcl_jax.reports.samples import Samples, take_samples
+from dualcl_jax.system.devices import to_host
+from dualcl_jax.system.errors import UserError
+from dualcl_jax.workdir.folder import read_summary
+from dualcl_jax.workdir.metrics import read_records
+from dualcl_jax.workdir.saved_run import open_saved_run
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A run to report on: one that has just ended, or one that was opened for reading.
+
+    Attributes:
+      folder: the workdir.
+      config: resolved.
+      method: of the config, with the run's schedules.
+      splits: the data.
+      total_steps, steps_per_epoch: lengths.
+      state: of a checkpoint, as NumPy arrays.
+      records: of `metrics.jsonl`, up to the step of the state.
+      versions: of what it ran on; empty where they are not known.
+    """
+
+    folder: epath.Path
+    config: ConfigDict
+    method: Method
+    splits: Splits
+    total_steps: int
+    steps_per_epoch: int
+    state: TrainState
+    records: Sequence[Mapping[str, Any]]
+    versions: Mapping[str, str]
+
+    @property
+    def step(self) -> int:
+        """How many steps were taken."""
+        return int(self.state.step)
+
+
+def read_subject(workdir: str) -> tuple[Subject, Samples]:
+    """A run as its newest checkpoint holds it, and its encoder's features of its own data.
+
+    Raises:
+      UserError: there is no run with a checkpoint, or its data are not here.
+    """
+    run = open_saved_run(workdir)
+    splits = load(run.config.data, validate=True)
+    if splits.train.fingerprint != run.data_fingerprint:
+        raise UserError(
+            f'data.name={run.config.data.name}: not the images that {workdir} was trained on; restore the data'
+        )
+    epoch = steps_per_epoch(len(splits.train), run.config.train.batch_size)
+    total_steps = run.config.train.steps or run.config.train.epochs * epoch
+    samples = take_samples(Embedder(run.method, run.mesh), run.state.variables, splits)
+    assert samples is not None
+    summary = read_summary(run.folder)
+    subject = Subject(
+        folder=run.folder,
+        config=run.config,
+        method=build_method(run.config, total_steps=total_steps, steps_per_epoch=epoch, num_devices=1),
+        splits=splits,
+        total_steps=total_steps,
+        steps_per_epoch=epoch,
+        state=to_host(run.state),
+        records=[record for record in read_records(run.folder / 'metrics.jsonl') if record['step'] <= run.step],
+        versions=summary['versions'] if summary else {},
+    )
+    return subject, samples

@@ -1,0 +1,204 @@
+"""Devices: one per-device step mapped by `jax.pmap` or `jax.shard_map`, and the two forms of the state.
+
+Outside the mapped step a state is *global*: arrays without a device axis, which is what checkpoints, evaluation and
+hashes see, replicated but for the slots of a sharded queue. Inside the loop it is in the mapper's own form, donated
+from step to step. How a state lies on the devices is said by a tree of `PartitionSpec`, or one for the whole of it.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+AXIS = 'batch'
+"""Name of the mapped axis: devices, each with its part of the global batch."""
+Tree = Any
+Specs = Any
+REPLICATED = PartitionSpec()
+Step = Callable[[Tree, Tree], tuple[Tree, Tree]]
+
+
+class Mapper(Protocol):
+    """How one per-device step runs on every device of every process."""
+
+    mesh: Mesh
+
+    def map(self, step: Step) -> Any:
+        """The step over all devices, jitted, its state donated."""
+        ...
+
+    def lower(self, step: Step, state: Tree, batch: Tree) -> jax.stages.Lowered:
+        """The mapped step, lowered for the shapes of a global state and of a whole batch [B, ...]."""
+        ...
+
+    def compile(self, step: Step, state: Tree, batch: Tree) -> Any:
+        """The mapped step, compiled for such shapes where that can be done before it is called."""
+        ...
+
+    def put_batch(self, batch: Tree) -> Tree:
+        """This process's rows, NumPy [n_local * b, ...], spread over its devices."""
+        ...
+
+    def put_state(self, state: Tree) -> Tree:
+        """A global state in the mapper's form."""
+        ...
+
+    def global_state(self, state: Tree) -> Tree:
+        """The mapper's form as replicated global arrays; a copy where the mapped form has a device axis."""
+        ...
+
+
+def device_mesh() -> Mesh:
+    """All devices of all processes as one axis `AXIS`, each process's devices in a row."""
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return Mesh(np.asarray(devices), (AXIS,))
+
+
+def process_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """Positions in the global batch that this process loads, int64: those of its devices, in their order."""
+    share = batch_size // mesh.devices.size
+    owned = [i for i, device in enumerate(mesh.devices) if device.process_index == jax.process_index()]
+    return np.concatenate([np.arange(i * share, (i + 1) * share) for i in owned])
+
+
+def replicate(tree: Tree, mesh: Mesh) -> Tree:
+    """Host or single-device arrays, equal in every process, as global arrays on every device of the mesh."""
+    return place(tree, mesh, REPLICATED)
+
+
+def place(tree: Tree, mesh: Mesh, specs: Specs) -> Tree:
+    """Host or single-device arrays, equal in every process, as global arrays that lie on the mesh as `specs` say."""
+
+    def put(spec: PartitionSpec, leaf: Any) -> jax.Array:
+        sharding, shape = NamedSharding(mesh, spec), np.shape(leaf)
+        parts = sharding.addressable_devices_indices_map(shape)
+        whole = sharding.is_fully_replicated
+        pieces = [jax.device_put(leaf if whole else np.asarray(leaf)[part], device) for device, part in parts.items()]
+        return jax.make_array_from_single_device_arrays(shape, sharding, pieces)
+
+    return _map(put, specs, tree)
+
+
+def shapes(tree: Tree, mesh: Mesh, specs: Specs) -> Tree:
+    """Shape, dtype and sharding of every leaf of a global tree."""
+
+    def describe(spec: PartitionSpec, leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+    return _map(describe, specs, tree)
+
+
+def bytes_per_device(described: Tree) -> int:
+    """Bytes that one device holds of a tree of `shapes`."""
+    leaves = jax.tree.leaves(described)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def whole(tree: Tree) -> Tree:
+    """A global tree with every leaf whole on every device; of several processes, all call it."""
+
+    def gather(leaf: jax.Array) -> jax.Array:
+        if leaf.is_fully_replicated:
+            return leaf
+        assert isinstance(leaf.sharding, NamedSharding)
+        return jax.jit(lambda parts: parts, out_shardings=NamedSharding(leaf.sharding.mesh, REPLICATED))(leaf)
+
+    return jax.tree.map(gather, tree)
+
+
+def to_host(tree: Tree) -> Tree:
+    """NumPy arrays of a replicated or single-device tree; of one with a device axis, the first device's part."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_shards[0].data), tree)
+
+
+def _map(function: Callable[[PartitionSpec, Any], Any], specs: Specs, tree: Tree) -> Tree:
+    """The function of each leaf and its spec."""
+    return jax.tree.map(lambda spec, part: jax.tree.map(partial(function, spec), part), specs, tree)
+
+
+class PmapMapper:
+    """`jax.pmap` with a leading device axis on state and batch: [n, ...], or [n, K/n, ...] of what is sharded."""
+
+    def __init__(self, mesh: Mesh, specs: Specs = REPLICATED) -> None:
+        self.mesh = mesh
+        self._specs = specs
+        self._local = NamedSharding(Mesh(np.asarray(mesh.local_devices), (AXIS,)), PartitionSpec(AXIS))
+
+    def map(self, step: Step) -> Any:
+        return jax.pmap(step, axis_name=AXIS, devices=list(self.mesh.devices), donate_argnums=0)
+
+    def lower(self, step: Step, state: Tree, batch: Tree) -> jax.stages.Lowered:
+        def stack(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            assert leaf.sharding is not None
+            return jax.ShapeDtypeStruct((self.mesh.size, *leaf.sharding.shard_shape(leaf.shape)), leaf.dtype)
+
+        rows = shapes(batch, self.mesh, PartitionSpec(AXIS))
+        return self.map(step).lower(*jax.tree.map(stack, (shapes(state, self.mesh, self._specs), rows)))
+
+    def compile(self, step: Step, state: Tree, batch: Tree) -> Any:
+        if jax.process_count() > 1:  # pmap takes each process's part, which what it lowers does not
+            return self.map(step)
+        return self.lower(step, state, batch).compile()
+
+    def put_batch(self, batch: Tree) -> Tree:
+        devices = len(self.mesh.local_devices)
+        split = jax.tree.map(lambda rows: rows.reshape(devices, -1, *rows.shape[1:]), batch)
+        return jax.device_put(split, self._local)
+
+    def put_state(self, state: Tree) -> Tree:
+        def stack(leaf: jax.Array) -> jax.Array:
+            parts = [shard.data[None] for shard in leaf.addressable_shards]
+            shape = (len(parts), *parts[0].shape[1:])
+            return jax.make_array_from_single_device_arrays(shape, self._local, parts)
+
+        return jax.tree.map(stack, state)
+
+    def global_state(self, state: Tree) -> Tree:
+        def unstack(spec: PartitionSpec, leaf: jax.Array) -> jax.Array:
+            parts = [shard.data[0] for shard in leaf.addressable_shards]
+            shape = leaf.shape[1:] if spec == REPLICATED else (self.mesh.size * leaf.shape[1], *leaf.shape[2:])
+            return jax.make_array_from_single_device_arrays(shape, NamedSharding(self.mesh, spec), parts)
+
+        return _map(unstack, self._specs, state)
+
+
+class ShardMapMapper:
+    """`jax.jit(jax.shard_map(...))` of a global state; without vma checks, which would average gradients twice."""
+
+    def __init__(self, mesh: Mesh, specs: Specs = REPLICATED) -> None:
+        self.mesh = mesh
+        self._specs = specs
+        self._rows = NamedSharding(mesh, PartitionSpec(AXIS))
+
+    def map(self, step: Step) -> Any:
+        mapped = jax.shard_map(
+            step,
+            mesh=self.mesh,
+            in_specs=(self._specs, PartitionSpec(AXIS)),
+            out_specs=(self._specs, REPLICATED),
+            check_vma=False,
+        )
+        return jax.jit(mapped, donate_argnums=0)
+
+    def lower(self, step: Step, state: Tree, batch: Tree) -> jax.stages.Lowered:
+        rows = shapes(batch, self.mesh, PartitionSpec(AXIS))
+        return self.map(step).lower(shapes(state, self.mesh, self._specs), rows)
+
+    def compile(self, step: Step, state: Tree, batch: Tree) -> Any:
+        return self.lower(step, state, batch).compile()
+
+    def put_batch(self, batch: Tree) -> Tree:
+        return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(self._rows, rows), batch)
+
+    def put_state(self, state: Tree) -> Tree:
+        return jax.tree.map(lambda leaf: leaf.copy(), state)
+
+    def global_state(self, state: Tree) -> Tree:
+        return state
+
+
+MAPPERS: dict[str, Callable[..., Mapper]] = {'pmap': PmapMapper, 'shard_map': ShardMapMapper}

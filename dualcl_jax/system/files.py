@@ -1,0 +1,111 @@
+"""Files that are there whole or not at all, local or remote, and paths to them."""
+
+import contextlib
+import errno
+import json
+import os
+import uuid
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from dualcl_jax.system.errors import UserError, first_line
+
+BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError, MemoryError)
+"""What reading a damaged .npz file raises; of an encrypted one RuntimeError."""
+
+
+def write_text(path: epath.Path, text: str) -> None:
+    """Replaces a file by text, whole or not at all. Raises OSError, which names the file."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: epath.Path, content: bytes) -> None:
+    """Replaces a file, whole or not at all. Raises OSError, which names the file."""
+    partial = path.parent / f'{path.name}.new'
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)  # on a full disk its room is needed
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error  # epath says less
+
+
+def reachable(path: str, named: str) -> epath.Path:
+    """A path that a user gave, `named` such as '--workdir=gs://bucket/run' in messages; whether it exists is not asked.
+
+    Raises:
+      UserError: it is remote, and its store cannot be reached.
+    """
+    found = epath.Path(path)
+    if '://' not in path:
+        return found
+    try:
+        found.exists()
+    except ImportError as error:
+        raise UserError(f"{named}: {error}; gs:// needs pip install 'dualcl-jax[gcs]'") from error
+    except Exception as error:  # each store has its own: no login, no bucket, no network
+        reason = f'{type(error).__name__}: {first_line(error)}'
+        raise UserError(f'{named}: cannot be reached ({reason}); see to login, bucket and network') from error
+    return found
+
+
+def cache_folder() -> Path:
+    """Where what is known of data sets is kept."""
+    base = os.environ.get('XDG_CACHE_HOME')
+    return (Path(base) if base else Path.home() / '.cache') / 'dualcl_jax'
+
+
+def check_writable(folder: epath.Path) -> None:
+    """Raises OSError where nothing can be written in a folder."""
+    probe = folder / f'.writable-{uuid.uuid4().hex}'  # its own for each process of a run
+    probe.write_text('')
+    probe.unlink()
+
+
+def write_json(path: epath.Path, value: Any) -> None:
+    """Stores JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + '\n')
+
+
+def check_output(path: str) -> None:
+    """Makes the folder that a file is to lie in. Raises UserError where it cannot be written."""
+    file = reachable(path, f'--output={path}')
+    try:
+        if not path or file.is_dir():
+            raise IsADirectoryError(None, 'not the name of a file')
+        file.parent.mkdir(parents=True, exist_ok=True)
+        probe = _beside(file)
+        probe.write_text('')
+        probe.unlink()
+    except FileExistsError as error:
+        raise _refusal(path, OSError(None, 'a file is in the place of its folder')) from error
+    except OSError as error:
+        raise _refusal(path, error) from error
+
+
+def write_output(path: str, content: bytes) -> None:
+    """Writes a file whole or not at all. Raises UserError where that fails."""
+    file = epath.Path(path)
+    partial = _beside(file)
+    try:
+        try:
+            partial.write_bytes(content)
+            partial.replace(file)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise _refusal(path, error) from error
+
+
+def _beside(file: epath.Path) -> epath.Path:
+    return file.parent / f'.{file.name}-{uuid.uuid4().hex}'
+
+
+def _refusal(path: str, error: OSError) -> UserError:
+    return UserError(f'--output={path}: cannot be written ({error.strerror or error}); choose another path')

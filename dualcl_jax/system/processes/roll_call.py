@@ -1,0 +1,184 @@
+"""The processes of a run find each other: a roll call before JAX joins them.
+
+JAX aborts with a stack trace when a process is missing. So process 0 first listens at the coordinator's address itself,
+hears from every other one who it is and what it was told to run, answers all, and frees the address for JAX.
+"""
+
+import contextlib
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.processes.supervisor import listen
+
+Facts = Mapping[str, str]
+
+GRACE_S = 2.0
+"""How long the roll call goes on after a process was found to differ."""
+
+
+class Place(NamedTuple):
+    """One process among those of a run: HOST:PORT of process 0, how many there are, and which this is."""
+
+    address: str
+    processes: int
+    process: int
+
+
+def detect() -> Place | None:
+    """The place that SLURM or a TPU pod tells; None for a process alone."""
+    count = os.environ.get('SLURM_NTASKS', '1')
+    if 'SLURM_PROCID' in os.environ and 'SLURM_STEP_NODELIST' in os.environ and count.isdecimal() and int(count) > 1:
+        port = 61_440 + int(os.environ.get('SLURM_JOB_ID', '0')) % 4096
+        return Place(
+            f'{first_host(os.environ["SLURM_STEP_NODELIST"])}:{port}', int(count), int(os.environ['SLURM_PROCID'])
+        )
+    return _tpu_pod() if os.environ.get('JAX_PLATFORMS', 'tpu').startswith('tpu') and has_tpu() else None
+
+
+def first_host(nodes: str) -> str:
+    """The first of SLURM's list of nodes: 'a7' of 'a[7-9,12],b1'."""
+    found = re.match(r'([^,\[]+)(?:\[(\d+))?([^,\]]*)', nodes)
+    if not found:
+        raise UserError(f'SLURM_STEP_NODELIST={nodes}: names no host; give --coordinator_address')
+    return found[1] + (found[2] or '')
+
+
+def has_tpu() -> bool:
+    """Whether this machine has a TPU, whatever is installed."""
+    return any(os.path.exists(path) for path in ('/dev/accel0', '/dev/vfio/0'))
+
+
+def _tpu_pod() -> Place | None:
+    """What a TPU VM knows of its slice, from JAX's own detection."""
+    from jax._src import cloud_tpu_init
+    from jax._src.clusters.cloud_tpu_cluster import GceTpuCluster, GkeTpuCluster
+
+    cloud_tpu_init.cloud_tpu_init()
+    for cluster in (GkeTpuCluster, GceTpuCluster):
+        if cluster.is_env_present() and cluster.get_process_count() > 1:
+            address = cluster.get_coordinator_address(timeout_secs=60, override_coordinator_port=None)
+            return Place(address, cluster.get_process_count(), cluster.get_process_id())
+    return None
+
+
+def roll_call(place: Place, facts: Facts, timeout_s: float) -> None:
+    """Returns when every process is there and says the same facts.
+
+    Args:
+      place: of this process.
+      facts: what must be equal everywhere, such as versions and the fields of the config.
+      timeout_s: how long to wait for the others.
+
+    Raises:
+      UserError: an address that is none; a process that did not come in time, or differs, is named, in all of them.
+    """
+    host, _, port = place.address.rpartition(':')
+    if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
+        raise UserError(f'--coordinator_address={place.address}: must be HOST:PORT')
+    hello = {'index': place.process, 'host': socket.gethostname(), 'facts': dict(facts), 'count': place.processes}
+    end = time.monotonic() + timeout_s
+    if place.process == 0:
+        _answer_all(place, hello, int(port), end, timeout_s)
+    else:
+        _ask(place, hello, (host.strip('[]'), int(port)), end, timeout_s)
+
+
+def _answer_all(place: Place, mine: dict, port: int, end: float, timeout_s: float) -> None:
+    """Process 0: hears every other process, then tells them all the same."""
+    heard: dict[int, dict] = {}
+    problem = ''
+    with contextlib.ExitStack() as stack:
+        try:
+            listener = stack.enter_context(listen(port, backlog=1024))
+        except OSError as error:
+            raise UserError(
+                f'--coordinator_address={place.address}: cannot listen there ({error.strerror}); use a free port'
+            ) from error
+        connections = []
+        while len(heard) < place.processes - 1:
+            listener.settimeout(max(end - time.monotonic(), 0.001))
+            try:
+                connection = stack.enter_context(listener.accept()[0])
+            except TimeoutError:
+                if problem:
+                    break
+                missing = sorted(set(range(1, place.processes)) - set(heard))
+                names = ', '.join(map(str, missing))
+                problem = (
+                    f'process {names} of {place.processes} did not start within {timeout_s:g} s: '
+                    'see to it, or raise parallel.timeout_s'
+                )
+                break
+            connection.settimeout(5)
+            hello = _receive(connection)
+            if hello is None:  # not one of ours
+                continue
+            connections.append(connection)
+            if hello['index'] in heard:
+                problem = f'--process_id={hello["index"]}: given to two processes; number them from 0'
+            heard[hello['index']] = hello
+            problem = problem or _difference(mine, hello)
+            if problem:  # which those that are about to call must hear too
+                end = min(end, time.monotonic() + GRACE_S)
+        listener.close()
+        for connection in connections:
+            with contextlib.suppress(OSError):  # it gave up; it has its own line
+                connection.sendall(json.dumps({'problem': problem}).encode() + b'\n')
+                connection.recv(1)  # until it closes, so that the port is free at once
+    if problem:
+        raise UserError(problem)
+
+
+def _ask(place: Place, mine: dict, address: tuple[str, int], end: float, timeout_s: float) -> None:
+    """The others: call process 0 until it answers."""
+    while True:
+        reason = 'it ended, or was not waiting any more'
+        try:
+            with socket.create_connection(address, timeout=5) as connection:
+                connection.sendall(json.dumps(mine).encode() + b'\n')
+                connection.settimeout(max(end - time.monotonic(), 0.001) + 5)
+                verdict = _receive(connection)
+            if verdict is not None:
+                break
+        except OSError as error:
+            reason = str(error)
+        if time.monotonic() > end:
+            raise UserError(
+                f'--coordinator_address={place.address}: no answer from process 0 in {timeout_s:g} s ({reason}); '
+                'start process 0 there, or correct the address'
+            )
+        time.sleep(0.2)
+    if verdict['problem']:
+        raise UserError(verdict['problem'])
+
+
+def _receive(connection: socket.socket) -> dict | None:
+    """One line of JSON; None where something else comes, or nothing."""
+    try:
+        with connection.makefile('rb') as stream:
+            message = json.loads(stream.readline())
+    except (OSError, ValueError):
+        return None
+    return message if isinstance(message, dict) else None
+
+
+def _difference(first: dict, other: dict) -> str:
+    """What a process says otherwise than process 0; empty where they agree."""
+    who = f'process {other["index"]} on {other["host"]}'
+    if other['count'] != first['count']:
+        return f'--num_processes={other["count"]}: given to {who}, {first["count"]} to process 0'
+    before, now = first['facts'], other['facts']
+    fields = [
+        f'{name} ({before.get(name)}, there {now.get(name)})'
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+    if not fields:
+        return ''
+    return f'{who} has another {", ".join(fields[:5])}\ngive every process the same command and versions'

@@ -1,0 +1,155 @@
+"""The process before JAX: flags of the compiler, logging, and joining the other processes of a run."""
+
+import contextlib
+import ctypes
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from logging import getLogger
+from typing import Any
+
+from absl import logging
+
+from dualcl_jax.system.errors import STORAGE, UserError
+from dualcl_jax.system.processes import roll_call, supervisor
+from dualcl_jax.system.versions import PACKAGES
+
+CPU_FLAGS = (
+    '--xla_cpu_use_onednn=true',
+    '--xla_cpu_experimental_onednn_custom_call=true',
+    '--xla_cpu_experimental_ynn_fusion_type=reduce',
+    '--xla_backend_optimization_level=1',
+)
+"""Convolutions and matrix products of XLA:CPU by oneDNN: YNN, which jax 0.12 gives most of them to, takes 1.4 to 1.8
+times as long (3×3 convolutions of ResNet-18 at width 16, batch 256, float32, one core of a Xeon with AVX-512).
+
+Level 1 in place of 3 compiles the step in 0.8 of the time (CPU time on a shared AMD EPYC); the step ran no slower, the
+loss head alone 1.1 times as long."""
+CPU_FLAGS_KNOWN_TO = ((0, 12), (0, 13))
+"""The jaxlib versions, from and below, that were seen to take these flags: XLA aborts at one that it does not know."""
+
+MALLOC_OPTIONS = {'M_ARENA_MAX': (-8, 1), 'M_MMAP_THRESHOLD': (-3, 2**31 - 1), 'M_TRIM_THRESHOLD': (-1, 2**31 - 1)}
+"""Number and value of the options of glibc's `mallopt` with which memory that was freed is kept and used again."""
+
+
+def start(
+    coordinator_address: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    facts: roll_call.Facts | None = None,
+    timeout_s: float = 50.0,
+) -> None:
+    """Sets JAX up. Call once, before anything touches a device.
+
+    Args:
+      coordinator_address: HOST:PORT of process 0; None for one process, or where TPU or SLURM tell.
+      num_processes: how many run the same command.
+      process_id: which of them this is.
+      facts: what every process must have alike besides the versions, such as the fields of its config.
+      timeout_s: how long to wait for the others.
+
+    Raises:
+      UserError: a process is missing, late or different, or the flags do not fit together.
+    """
+    logging.set_verbosity(logging.FATAL)  # Orbax logs at length in its threads what it raises, and we tell, in a line
+    getLogger('asyncio').setLevel('CRITICAL')  # likewise
+    warnings.filterwarnings('ignore', message="coroutine 'async_serialize_from_host")
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+    warnings.filterwarnings('ignore', message='Sharding info not provided when restoring')
+    sys.unraisablehook = partial(_report_unraisable, sys.unraisablehook)
+    cpu_only = _cpu_only()
+    if cpu_only:
+        _set_cpu_flags()
+        _keep_freed_memory()
+    _use_compilation_cache(platform.node() if cpu_only else 'compiled')
+    import jax
+
+    if (coordinator_address, num_processes, process_id) == (None, None, None):
+        place = roll_call.detect()
+    elif coordinator_address is None or num_processes is None or process_id is None:
+        raise UserError('--coordinator_address, --num_processes and --process_id: give all three, or none')
+    elif not 0 <= process_id < num_processes:
+        raise UserError(f'--process_id={process_id}: must be from 0 to --num_processes={num_processes} less 1')
+    else:
+        place = roll_call.Place(coordinator_address, num_processes, process_id)
+    if place is None:
+        return
+    versions = {f'version of {name}': importlib.metadata.version(name) for name in PACKAGES}
+    roll_call.roll_call(place, versions | dict(facts or {}), timeout_s)
+    try:
+        with _kept_apart():
+            jax.distributed.initialize(*place)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f'--coordinator_address={place.address}: the processes could not be joined ({str(error).splitlines()[0]})'
+        ) from error
+
+
+@contextlib.contextmanager
+def _kept_apart() -> Iterator[None]:
+    """Within, process 0 does not serve the others itself: the supervisor does."""
+    from jax._src.lib import _jax
+
+    serve, _jax.get_distributed_runtime_service = _jax.get_distributed_runtime_service, supervisor.start
+    try:
+        yield
+    finally:
+        _jax.get_distributed_runtime_service = serve
+
+
+def _cpu_only() -> bool:
+    """Whether JAX will find no accelerator, as far as can be told without starting it."""
+    accelerator = importlib.util.find_spec('jax_plugins') or (
+        importlib.util.find_spec('libtpu') and roll_call.has_tpu()
+    )
+    return os.environ.get('JAX_PLATFORMS') == 'cpu' or not accelerator
+
+
+def _set_cpu_flags() -> None:
+    """Adds `CPU_FLAGS` to XLA_FLAGS, before what the user set there.
+
+    Not where the user names a compilation cache: jaxlib 0.12 fails to store programs that call oneDNN.
+    """
+    version = tuple(int(part) for part in importlib.metadata.version('jaxlib').split('.')[:2])
+    cached = 'JAX_COMPILATION_CACHE_DIR' in os.environ
+    if not cached and CPU_FLAGS_KNOWN_TO[0] <= version < CPU_FLAGS_KNOWN_TO[1]:
+        given = os.environ.get('XLA_FLAGS', '')
+        flags = (flag for flag in CPU_FLAGS if flag.split('=')[0] not in given)
+        os.environ['XLA_FLAGS'] = ' '.join([*flags, given]).strip()
+
+
+def _use_compilation_cache(name: str) -> None:
+    """Lets JAX keep compiled programs for the next start, where the user does not say otherwise.
+
+    Hosts may share the folder, but not programs for CPUs, which may lack each other's instructions. On CPUs those that
+    call oneDNN, the step among them, are compiled each time: jaxlib 0.12 cannot store them.
+    """
+    home = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
+    os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(home, 'dualcl_jax', name))
+    os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
+    warnings.filterwarnings('ignore', message='Error writing persistent compilation cache entry')
+
+
+def _keep_freed_memory() -> None:
+    """Makes glibc keep what is freed, for the life of the process.
+
+    XLA:CPU takes the memory for a step's temporaries anew each step. Given back to the kernel in between, its pages are
+    found missing, and zeroed, one by one: half of the time of a convolution's gradient. Other C libraries lack this.
+    """
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
+    if mallopt is not None:
+        for option, value in MALLOC_OPTIONS.values():
+            mallopt(option, value)
+
+
+def _report_unraisable(report: Callable[[Any], object], unraisable: Any) -> None:
+    """Hides what is told already: other reads of a damaged checkpoint that fail, files of a full disk at their end."""
+    error = unraisable.exc_value
+    told = str(error) == 'Event loop is closed' or (isinstance(error, OSError) and error.errno in STORAGE)
+    if not told:
+        report(unraisable)

@@ -1,0 +1,90 @@
+"""Stopping on SIGTERM and Ctrl-C after the step under way, so that a run can save itself first."""
+
+import os
+import signal
+import socket
+import sys
+import threading
+from types import FrameType, TracebackType
+
+from jax.experimental import multihost_utils
+
+from dualcl_jax.system.errors import EXIT_INTERRUPTED, EXIT_STOPPED_BY_SIGNAL
+
+AGAIN = 'stopping after the step under way; Ctrl-C once more stops at once, and loses what was not saved yet'
+AT_ONCE = 'stopped at once; run the same command to go on from the last checkpoint'
+NOTHING_YET = 'stopped before a step was done; run the same command to go on'
+
+
+class StopSignal:
+    """A context in which the first SIGTERM or SIGINT asks for a stop, and a second SIGINT ends the process at once.
+
+    Until `after` is called for the first time there is nothing to save: a signal ends the process, SIGTERM with exit
+    status 75. A thread of its own acts on signals, as the main thread may be inside of a program on the devices.
+
+    Several processes must stop after the same step, or those that go on wait forever for the others. There JAX's
+    preemption service, which has listened to SIGTERM since the processes joined, agrees on the step; the first Ctrl-C
+    is passed on to it.
+
+    Args:
+      several_processes: whether this is one of the processes of a run.
+    """
+
+    def __init__(self, *, several_processes: bool) -> None:
+        self._several = several_processes
+        self._handled = (signal.SIGINT,) if several_processes else (signal.SIGTERM, signal.SIGINT)
+        self._asked, self._began, self._interrupts = threading.Event(), False, 0
+
+    def __enter__(self) -> 'StopSignal':
+        self._numbers, writing = socket.socketpair()
+        writing.setblocking(False)
+        self._writing = writing
+        self._wakeup = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+        self._before = {number: signal.signal(number, _ignore) for number in self._handled}
+        self._thread = threading.Thread(target=self._listen, name='dualcl-signals', daemon=True)
+        self._thread.start()
+        return self
+
+    def _listen(self) -> None:
+        while received := self._numbers.recv(1):
+            number = received[0]
+            if number not in self._handled:
+                continue
+            self._interrupts += number == signal.SIGINT
+            if self._interrupts > 1:
+                _leave(EXIT_INTERRUPTED, AT_ONCE)
+            if not self._began and not self._several:
+                interrupted = number == signal.SIGINT
+                _leave(*((EXIT_INTERRUPTED, AT_ONCE) if interrupted else (EXIT_STOPPED_BY_SIGNAL, NOTHING_YET)))
+            if number == signal.SIGINT:
+                print(AGAIN, file=sys.stderr, flush=True)
+                if self._several:
+                    os.kill(os.getpid(), signal.SIGTERM)
+            self._asked.set()
+
+    def after(self, step: int) -> bool:
+        """Whether to stop after this step. Every process asks once a step, and all get the same answer."""
+        self._began = True
+        return multihost_utils.reached_preemption_sync_point(step) if self._several else self._asked.is_set()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup)
+        self._writing.close()  # ends the thread
+        self._thread.join()
+        self._numbers.close()
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """The thread acts. Python keeps its own handlers only for signals that have one."""
+
+
+def _leave(status: int, text: str) -> None:
+    if sys.__stdout__ is not None and sys.__stdout__.isatty():
+        sys.__stdout__.write('\x1b[?25h')  # shows the cursor, which the progress bar has hidden
+    sys.stdout.flush()
+    print(text, file=sys.stderr, flush=True)
+    os._exit(status)

@@ -1,0 +1,25 @@
+"""Versions of what a result depends on, and the name of the processor."""
+
+import importlib.metadata
+import importlib.util
+import platform
+from pathlib import Path
+
+PACKAGES = ('dualcl-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+"""Packages whose versions decide a result; they must be the same in every process of a run."""
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result, and the kind of device."""
+    import jax  # its environment is set by `processes.start` first
+
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {'python': platform.python_version(), **found, 'device': jax.devices()[0].device_kind}
+
+
+def processor() -> str:
+    """The name of this machine's, as Linux says it; elsewhere its kind."""
+    about = Path('/proc/cpuinfo')
+    lines = about.read_text().splitlines() if about.exists() else []
+    names = (line.partition(':')[2].strip() for line in lines if line.startswith('model name'))
+    return next(names, platform.machine())

@@ -1,0 +1,280 @@
+"""What a compiled step needs: memory by part, operations, collectives, and the time that a device's limits allow."""
+
+import importlib.util
+import os
+import re
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from dualcl_jax.data import Batch
+from dualcl_jax.losses import info_nce
+from dualcl_jax.method.build import Method, build_method, resolved_selector
+from dualcl_jax.method.negatives.queue import Queue, batch_queue, empty_queue
+from dualcl_jax.method.negatives.queue_loss import Anchors, contrast_with_queue
+from dualcl_jax.method.state import create_train_state, queue_specs, state_specs
+from dualcl_jax.method.validation import validate, validate_devices
+from dualcl_jax.step import train_step
+from dualcl_jax.system.devices import AXIS, MAPPERS, ShardMapMapper, bytes_per_device, shapes
+from dualcl_jax.system.errors import UserError
+from dualcl_jax.training import cost
+
+STEPS_PER_EPOCH = 100
+"""Assumed: no data is read, and the length of a run is a constant in the step that changes nothing here."""
+ASSUMED_MEAN, ASSUMED_STD = (0.5,), (0.25,)
+"""Where a config leaves them to the data."""
+CROPPED_FROM = 128
+"""Images of so many pixels a side are taken to come as crops made by the host, smaller ones as they are stored."""
+
+
+LIBTPU_WITHOUT_A_TPU = {
+    'TPU_SKIP_MDS_QUERY': '1',
+    'TPU_ACCELERATOR_TYPE': 'v5litepod-1',
+    'TPU_WORKER_HOSTNAMES': 'localhost',
+    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+}
+"""It would ask a TPU VM's metadata which machine it is on, and let only one process load it. Neither matters here."""
+
+
+class Limits(NamedTuple):
+    """Of one device: `flops` a second in bfloat16, `bandwidth` of its memory in bytes a second, `memory` in bytes.
+
+    None where it is not known.
+    """
+
+    flops: float | None
+    bandwidth: float | None
+    memory: int | None
+
+
+LIMITS = {
+    'TPU v5 lite': Limits(197e12, 819e9, round(15.75 * 2**30)),
+    'TPU v5': Limits(459e12, 2765e9, round(95.73 * 2**30)),
+    'TPU v6 lite': Limits(918e12, 1640e9, round(31.24 * 2**30)),
+}
+"""By `device_kind`. Speeds: Google Cloud's pages of v5e, v5p and v6e. Memory: what libtpu leaves a program of it."""
+
+
+def topology_devices(name: str) -> list[Any]:
+    """The devices of a TPU topology such as v5e:4x4, none of which need be there.
+
+    Raises:
+      UserError: libtpu is not installed, or does not know the topology.
+    """
+    if importlib.util.find_spec('libtpu') is None:
+        raise UserError(f"--topology={name}: needs libtpu; pip install -e '.[tpu]'")
+    for variable, value in LIBTPU_WITHOUT_A_TPU.items():
+        os.environ.setdefault(variable, value)
+    from jax.experimental import topologies
+
+    try:
+        return list(topologies.get_topology_desc(name, 'tpu').devices)
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(f'--topology={name}: {str(error).splitlines()[0]}\ngive one such as v5e:4x4') from error
+
+
+def compile_step(config: ConfigDict, devices: Sequence[Any]) -> dict[str, Any]:
+    """Compiles the training step for devices, and reports on it; nothing is run and no data are read.
+
+    Returns:
+      `fits`, whether memory suffices; `bytes_per_device`, and `bytes_by_part`; `memory_bytes` of one device;
+      `global_batch`; `devices`, `device_kind`; `flops_per_device` of one step; `collectives` by kind and
+      `collective_bytes`, as `dualcl_jax.training.cost` counts them;
+      `roofline_seconds` of one step: the longer of `compute_seconds`, its arithmetic at full speed, and
+      `memory_seconds`, what the compiled program reads and writes by XLA's estimate (the body of each loop once);
+      `queue_and_head_bytes`: all that the queue and the loss of one view order take where they are compiled alone;
+      `roofline_head_seconds` of the losses of one step, their memory that of reading the queue once for each.
+      None is what is not known of the device, or of a program that does not fit.
+
+    Raises:
+      UserError: the config is at fault, or cannot be divided over the devices.
+    """
+    validate(config)
+    validate_devices(config, len(devices))
+    if not config.data.mean:
+        config.data.mean, config.data.std = ASSUMED_MEAN, ASSUMED_STD
+    config.negatives.selector = resolved_selector(config, devices[0].platform)
+    mesh, device, size = Mesh(np.asarray(devices), (AXIS,)), devices[0], config.train.batch_size
+    method = build_method(
+        config, total_steps=100 * STEPS_PER_EPOCH, steps_per_epoch=STEPS_PER_EPOCH, num_devices=len(devices)
+    )
+    step, specs, limits = partial(train_step, method), state_specs(method), _limits(device)
+    state = shapes(jax.eval_shape(partial(create_train_state, method, 3)), mesh, specs)
+    batch = shapes(_batch(size, config.data.image_size, len(method.views)), mesh, PartitionSpec(AXIS))
+    asked = cost.count(ShardMapMapper(mesh, specs).map(step).trace(state, batch).jaxpr, device.platform)
+    report = {
+        'fits': False,
+        'device_kind': device.device_kind,
+        'devices': len(devices),
+        'global_batch': size,
+        'bytes_per_device': None,
+        'memory_bytes': limits.memory,
+        'bytes_by_part': {
+            'parameters': bytes_per_device((state.params, state.momentum_params)),
+            'batch statistics': bytes_per_device((state.batch_stats, state.momentum_batch_stats)),
+            'optimizer': bytes_per_device(state.opt_state),
+            'queue': bytes_per_device(state.queue),
+            'batch': bytes_per_device(batch),
+        },
+        'flops_per_device': asked.flops,
+        'collectives': asked.collectives,
+        'collective_bytes': sum(kind['bytes'] for kind in asked.collectives.values()),
+        **_roofline(limits, asked, None),
+        **_head(method, mesh, limits, size),
+    }
+    try:
+        compiled = MAPPERS[config.parallel.mapper](mesh, specs).lower(step, state, batch).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' not in str(error):
+            raise
+        return report | {'bytes_per_device': _needed(str(error))}
+    used: Any = compiled.memory_analysis()
+    report['bytes_by_part'] |= {
+        'activations and temporaries': used.temp_size_in_bytes,
+        'program': used.generated_code_size_in_bytes,
+    }
+    total = _total(used)
+    return report | {
+        'fits': None if limits.memory is None else total <= limits.memory,
+        'bytes_per_device': total,
+        **_roofline(limits, asked, (compiled.cost_analysis() or {}).get('bytes accessed')),
+    }
+
+
+def _head(method: Method, mesh: Mesh, limits: Limits, batch_size: int) -> dict[str, Any]:
+    """The loss of one view order and its gradient, compiled alone with the queue, or the keys of a batch."""
+    orders = 2 if method.symmetric else 1
+
+    def loss(anchors: jax.Array, rows: Anchors, queue: Queue) -> jax.Array:
+        if not method.queue_size:
+            select, k = method.select, method.num_negatives
+            return info_nce(
+                anchors,
+                rows.positives,
+                queue.keys,
+                temperature=method.temperature,
+                hardness=method.hardness,
+                select=select,
+                k=k,
+                rngs=rows.rngs,
+            ).loss.sum()
+        contrast = contrast_with_queue(
+            rows._replace(anchors=anchors),
+            queue,
+            temperature=method.temperature,
+            hardness=method.hardness,
+            select=method.select,
+            k=method.num_negatives,
+            mask_same_image=method.mask_same_image,
+            axis_name=method.queue_axis,
+        )
+        return contrast.loss.sum()
+
+    def head(rows: Anchors, queue: Queue) -> tuple[jax.Array, jax.Array]:
+        value, gradient = jax.value_and_grad(loss)(rows.anchors, rows, queue)
+        return value[None], gradient
+
+    def arguments() -> tuple[Anchors, Queue]:
+        embedding, column = jnp.zeros((batch_size, method.dim)), jnp.zeros(batch_size, jnp.int32)
+        rows = Anchors(embedding, embedding, column, column, jax.random.split(jax.random.key(0), batch_size))
+        queue = empty_queue(method.queue_size, method.dim) if method.queue_size else batch_queue(*rows[1:4], column[0])
+        return rows, queue
+
+    own = PartitionSpec(AXIS)
+    specs = own, queue_specs(method)
+    described = tuple(shapes(part, mesh, spec) for part, spec in zip(jax.eval_shape(arguments), specs, strict=True))
+    mapped = jax.shard_map(head, mesh=mesh, in_specs=specs, out_specs=own, check_vma=False)
+    traced = jax.jit(mapped).trace(*described)
+    asked = cost.count(traced.jaxpr, mesh.devices.flat[0].platform)
+    times = _roofline(limits, asked, bytes_per_device(described[1]))['roofline_seconds']
+    return {
+        'queue_and_head_bytes': _total(traced.lower().compile().memory_analysis()),
+        'roofline_head_seconds': None if times is None else orders * times,
+    }
+
+
+def _roofline(limits: Limits, asked: cost.Cost, accessed: float | None) -> dict[str, float | None]:
+    compute = asked.passes / limits.flops if limits.flops else None
+    memory = accessed / limits.bandwidth if limits.bandwidth and accessed else None
+    known = [seconds for seconds in (compute, memory) if seconds is not None]
+    return {'compute_seconds': compute, 'memory_seconds': memory, 'roofline_seconds': max(known, default=None)}
+
+
+def _batch(size: int, image_size: int, views: int) -> Batch:
+    column = jax.ShapeDtypeStruct((size,), jnp.int32)
+    of_views = (views,) if image_size >= CROPPED_FROM else ()
+    images = jax.ShapeDtypeStruct((size, *of_views, image_size, image_size, 3), jnp.uint8)
+    return Batch(images, column, column, column)
+
+
+def _total(used: Any) -> int:
+    """Bytes that a compiled program takes with its arguments and results, those that share memory once."""
+    shared = used.alias_size_in_bytes
+    arrays = used.argument_size_in_bytes + used.output_size_in_bytes + used.temp_size_in_bytes
+    return arrays - shared + used.generated_code_size_in_bytes
+
+
+def _needed(message: str) -> int | None:
+    """Bytes that a program would take which XLA refuses for its size."""
+    found = re.search(r'Used ([\d.]+)([KMGT]) of|total memory required[^(]*\(([\d.]+)([KMGT])\)', message)
+    if found is None:
+        return None
+    number, unit = (text for text in found.groups() if text)
+    return round(float(number) * 1024 ** ('KMGT'.index(unit) + 1))
+
+
+def _limits(device: Any) -> Limits:
+    if device.device_kind in LIMITS:
+        return LIMITS[device.device_kind]
+    if device.platform == 'cpu':
+        return Limits(None, None, os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // jax.local_device_count())
+    try:
+        return Limits(None, None, (device.memory_stats() or {}).get('bytes_limit'))
+    except jax.errors.JaxRuntimeError:  # a device that is not there
+        return Limits(None, None, None)
+
+
+def show(report: dict[str, Any]) -> None:
+    """Prints a report as a table."""
+    table = Table(title=f'{report["devices"]} × {report["device_kind"]}, batch {report["global_batch"]:,}')
+    table.add_column('of one device')
+    table.add_column('', justify='right')
+    for name, size in report['bytes_by_part'].items():
+        table.add_row(name, _size(size))
+    table.add_section()
+    table.add_row('all, what is shared once', _size(report['bytes_per_device']))
+    table.add_row('its memory', _size(report['memory_bytes']))
+    table.add_row('fits', {True: 'yes', False: 'no', None: 'not known'}[report['fits']])
+    table.add_row('queue and loss alone', _size(report['queue_and_head_bytes']))
+    table.add_section()
+    table.add_row('operations of a step', f'{report["flops_per_device"]:.3g}')
+    for kind, found in report['collectives'].items():
+        table.add_row(f'{kind} × {found["count"]:,}', _size(found['bytes']))
+    for name, field in (
+        ('arithmetic', 'compute_seconds'),
+        ('memory', 'memory_seconds'),
+        ('loss', 'roofline_head_seconds'),
+    ):
+        if report[field] is not None:
+            table.add_row(f'{name}, at the least', f'{1e3 * report[field]:.3g} ms')
+    console = Console()
+    console.print(table)
+    if report['fits'] is False:
+        console.print('to make it fit: model.remat=True, train.accumulate_steps=2 or more, or more devices')
+
+
+def _size(count: int | None) -> str:
+    if count is None:
+        return 'not known'
+    for power, unit in enumerate(('B', 'kB', 'MB')):
+        if count < 1000 ** (power + 1):
+            return f'{count / 1000**power:.4g} {unit}'
+    return f'{count / 1e9:,.4g} GB'

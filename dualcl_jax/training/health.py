@@ -1,0 +1,84 @@
+"""Warnings for runs that learn nothing, and batches whose loss, gradient or next state is not finite."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from dualcl_jax.data.order import batch_indices
+from dualcl_jax.system.devices import to_host
+from dualcl_jax.system.errors import UserError
+from dualcl_jax.training.run import Run
+from dualcl_jax.workdir.metrics import MetricsLog
+
+PATIENCE = 5
+"""Records in a row that must show a fault before it is told."""
+NEAR_CHANCE = 0.98
+COLLAPSED_STD = 0.05
+
+
+def warning(records: Sequence[dict[str, Any]], total_steps: int) -> str | None:
+    """What the newest record of a run calls for, told once: when the fault has lasted for `PATIENCE` records.
+
+    A loss above `NEAR_CHANCE` of its chance level after a tenth of the run, or queries whose `train/feature_std` is
+    below `COLLAPSED_STD`.
+    """
+    trained = (record for record in reversed(records) if 'train/loss' in record)
+    recent = list(itertools.islice(trained, PATIENCE + 1))[::-1]
+    faults = {
+        'the loss stays at its chance level: try another learning rate, a longer warm-up or a larger temperature': (
+            lambda r: r['step'] > 0.1 * total_steps and r['train/loss'] > NEAR_CHANCE * r['train/loss_chance'] > 0
+        ),
+        'the queries have collapsed to one direction: try a lower learning rate or a higher ema.momentum': (
+            lambda r: r['train/feature_std'] < COLLAPSED_STD
+        ),
+    }
+    for message, shows in faults.items():
+        seen = [shows(record) for record in recent]
+        if len(seen) >= PATIENCE and all(seen[-PATIENCE:]) and not (len(seen) > PATIENCE and seen[0]):
+            return f'{message} (step {recent[-1]["step"]})'
+    return None
+
+
+NAMED = 8
+"""So many examples of a batch are named on the terminal; `metrics.jsonl` has all."""
+
+
+class Skipped:
+    """The batches that a run has passed over.
+
+    Args:
+      run: of which `skip_nonfinite` says how many batches may be passed over.
+      log: gets a record of each.
+
+    Attributes:
+      steps: whose batches they were.
+    """
+
+    def __init__(self, run: Run, log: MetricsLog) -> None:
+        self.steps = list(run.skipped_steps)
+        self._run, self._log = run, log
+
+    def add(self, step: int, metrics: dict[str, jax.Array], wall_time_s: float) -> str:
+        """Records a batch, and returns a line about it.
+
+        Raises:
+          UserError: it is one more than may be passed over.
+        """
+        run, allowed = self._run, self._run.config.skip_nonfinite
+        ids = batch_indices(run.config.seed, step - 1, len(run.splits.train), run.config.train.batch_size).tolist()
+        self.steps.append(step)
+        self._log.write(step, wall_time_s, {'train/skipped_batches': len(self.steps)}, skipped_ids=ids)
+        values = {name: float(to_host(metrics[name]).squeeze()) for name in ('train/loss', 'train/gradient_norm')}
+        broken = [f'{name} is {value}' for name, value in values.items() if not math.isfinite(value)]
+        named = ', '.join(map(str, ids[:NAMED])) + (f' and {len(ids) - NAMED:,} more' if len(ids) > NAMED else '')
+        what = f'{broken[0] if broken else "the next state is not finite"} at step {step} (examples {named})'
+        if len(self.steps) <= allowed:
+            return f'{what}: passed over, {len(self.steps)} of --skip_nonfinite={allowed}'
+        raise UserError(
+            f'{what}: lower optimizer.learning_rate or raise loss.temperature\n'
+            f'or pass over such batches with --skip_nonfinite={max(2 * allowed, 1)}; '
+            f'checkpoints of earlier steps are in {run.folder / "checkpoints"}'
+        )

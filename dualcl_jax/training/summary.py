@@ -1,0 +1,115 @@
+"""What a run says of itself: the header before it starts, its status, and `summary.json` when it is done."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import optax
+from etils import epath
+
+from dualcl_jax.evaluators.monitor import can_monitor
+from dualcl_jax.method.describe import describe_method
+from dualcl_jax.system.console import duration
+from dualcl_jax.system.versions import versions
+from dualcl_jax.training.plan import Plan
+from dualcl_jax.training.run import Run
+from dualcl_jax.workdir.metrics import MetricsLog, Record
+
+
+def header(run: Plan, params: optax.Params) -> dict[str, str]:
+    """What will happen, a fact a line."""
+    config, method, mesh = run.config, run.method, run.mesh
+    devices, processes = mesh.devices.size, jax.process_count()
+    share = config.train.batch_size // devices
+    parts = method.accumulate_steps
+    groups, kind = method.encoder.groups, mesh.devices.flat[0].device_kind
+    if config.model.norm == 'sync':
+        norm = 'over the whole batch'
+    elif method.encoder.span > 1:
+        norm = f'over groups of {method.encoder.span} devices'
+    else:
+        norm = f'over {share // (parts * groups)} images' + (
+            f', {groups} groups a device' if groups > 1 else ' of a device'
+        )
+    facts = describe_method(config, method, run.splits, params, run.total_steps) | {
+        'batch statistics': f'{config.model.norm}: {norm}' + (', keys shuffled' if method.shuffle_keys else ''),
+        'devices': f'{devices} × {kind} in {processes} {"process" if processes == 1 else "processes"}'
+        f', batch {config.train.batch_size} = {share} a device'
+        + (f' in {parts} parts' if parts > 1 else '')
+        + f', {config.parallel.mapper}',
+        'steps': f'{run.total_steps:,} ({run.total_steps / run.steps_per_epoch:.3g} epochs)'
+        + (f', going on from step {run.start_step:,}' if run.start_step else ''),
+        'workdir': str(run.folder),
+    }
+    if config.monitor.every_epochs and not can_monitor(run.splits):
+        facts['kNN accuracy'] = 'not measured: it needs labelled images, for training and for testing'
+    for step, reason in run.damaged.items() if isinstance(run, Run) else ():
+        facts[f'damaged checkpoint {step}'] = f'{reason}; moved to {run.folder / "damaged"}'
+    if config.init_from and not run.start_step:
+        facts['starts from'] = f'the encoder of {config.init_from}'
+    if config.loss.shuffle_keys and devices * groups == method.encoder.span:
+        facts['warning'] = 'loss.shuffle_keys changes nothing with one BN group'
+    return facts
+
+
+def status(record: Record, knn_top1: float | None) -> str:
+    """A short line about a record of training metrics."""
+    parts = [f'epoch {record["train/epoch"]:.1f}', f'loss {record["train/loss"]:.3f}']
+    parts.append(f'(chance {record["train/loss_chance"]:.2f})')
+    if knn_top1 is not None:
+        parts.append(f'kNN {100 * knn_top1:.1f} %')
+    if 'time/images_per_second' in record:
+        parts.append(f'{record["time/images_per_second"]:,.0f} images/s')
+    return '  '.join(parts)
+
+
+def results(
+    run: Run,
+    log: MetricsLog,
+    rates: Mapping[str, float],
+    *,
+    skipped_steps: Sequence[int],
+    wall_time_s: float,
+    state_sha256: str,
+) -> dict[str, Any]:
+    """The content of `summary.json`; what was not measured is None.
+
+    A run that only had to be finished has the rate of its last record.
+    """
+    return {
+        'step': run.total_steps,
+        'resumed_from_step': run.resumed_from,
+        'images_seen': run.total_steps * run.config.train.batch_size,
+        'images_per_second': rates.get('time/images_per_second', log.last('time/images_per_second')),
+        'input_wait_fraction': rates.get('time/input_wait_fraction', log.last('time/input_wait_fraction')),
+        'skipped_steps': list(skipped_steps),
+        'loss': log.last('train/loss'),
+        'knn_top1': log.last('monitor/knn_top1_backbone'),
+        'knn_top1_projection': log.last('monitor/knn_top1_projection'),
+        'knn_top1_raw_pixels': log.at_start('monitor/knn_top1_raw_pixels'),
+        'knn_top1_random_encoder': None if run.config.init_from else log.at_start('monitor/knn_top1_backbone'),
+        'wall_time_s': round(wall_time_s, 3),
+        'state_sha256': state_sha256,
+        'config': run.config.to_dict(),
+        'versions': versions(),
+    }
+
+
+def closing(summary: Mapping[str, Any], workdir: epath.Path) -> str:
+    """The last lines of a finished run."""
+    loss = 'not measured' if summary['loss'] is None else f'{summary["loss"]:.3f}'
+    lines = [f'done: {summary["step"]:,} steps in {duration(summary["wall_time_s"])}, loss {loss}']
+    if summary['knn_top1'] is not None:
+        images = 'validation' if summary['config']['data']['validation_fraction'] else 'test'
+        lines.append(
+            f'kNN accuracy on the {images} images: {100 * summary["knn_top1"]:.1f} %'
+            f' (raw pixels {_percent(summary["knn_top1_raw_pixels"])},'
+            f' random encoder {_percent(summary["knn_top1_random_encoder"])})'
+        )
+    pictures = 'report.html, figures/, ' if (workdir / 'report.html').exists() else ''
+    lines.append(f'results in {workdir}: {pictures}summary.json, metrics.jsonl, checkpoints/')
+    return '\n'.join(lines)
+
+
+def _percent(share: float | None) -> str:
+    return 'not measured' if share is None else f'{100 * share:.1f} %'

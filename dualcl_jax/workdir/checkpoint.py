@@ -1,0 +1,324 @@
+"""Checkpoints by Orbax: global states without a device axis, saved while training goes on.
+
+Each holds checksums of its state (`dualcl_jax.workdir.checksum`) beside it, which are taken on the devices before it is
+saved and again after it is restored. One that is damaged is passed over, told, and kept. Beside them lies its kNN
+accuracy: Orbax would remember those of this process alone.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import jax
+import optax
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from dualcl_jax.method.state import TrainState
+from dualcl_jax.system.devices import REPLICATED, Specs, shapes
+from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.files import check_writable
+from dualcl_jax.workdir.checksum import checksums, is_sealed, seal
+
+BEST = 'knn_top1'
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint that was read and found whole, and what was found damaged before it, step and reason."""
+
+    step: int
+    state: TrainState
+    record: dict[str, Any]
+    damaged: Mapping[int, str]
+
+
+class DamagedError(Exception):
+    """Why a checkpoint cannot be used, in a few words."""
+
+
+class Best:
+    """Preserves the checkpoints with the highest kNN accuracy, of equal ones the later; what Orbax asks.
+
+    Args:
+      n: how many.
+
+    Attributes:
+      scores: of the checkpoints by step; None of one whose record cannot be read, which stays.
+    """
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+        self.scores: dict[int, float | None] = {}
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[preservation_policy.PolicyCheckpointInfo],
+        *,
+        context: preservation_policy.PreservationContext,
+    ) -> Sequence[bool]:
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        known = {step: self.scores[step] for step in steps if step in self.scores}
+        ranked = sorted((score, step) for step, score in known.items() if score is not None)
+        best = {step for _, step in ranked[-self._n :]}
+        return [step in best or known.get(step, 0.0) is None for step in steps]
+
+
+class Checkpoints:
+    """The checkpoints of a workdir. Every process calls every method.
+
+    To be used as a context manager, or closed: that waits until everything is on disk.
+
+    Args:
+      directory: local or remote, made if missing.
+      keep: how many of the newest stay.
+      keep_best: how many of the best by kNN stay besides.
+      read_only: nothing in the directory changes, neither what a run left there unfinished.
+    """
+
+    def __init__(self, directory: epath.Path, *, keep: int = 1, keep_best: int = 0, read_only: bool = False) -> None:
+        policies: list[preservation_policy.PreservationPolicy] = [preservation_policy.LatestN(keep)]
+        self._best = Best(keep_best) if keep_best else None
+        if self._best is not None:
+            policies.append(self._best)
+        self._directory = directory
+        self._options = ocp.CheckpointManagerOptions(
+            preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+            step_format_fixed_length=8,
+            save_interval_steps=0 if read_only else 1,
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
+        )
+        self._manager = self._open()
+        for step in self._manager.all_steps() if self._best is not None else ():
+            self._rank(step, self._stored_record(step))
+        self._saved = self._manager.latest_step()
+        self._saving: int | None = None
+        self._problem, self._usable = '', True
+
+    def _open(self) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(self._directory, options=self._options)
+
+    def _stored_record(self, step: int) -> dict[str, Any] | None:
+        """What a checkpoint says of its run; None where that cannot be read."""
+        try:
+            record = json.loads((self._directory / f'{step:08d}' / 'run' / 'metadata').read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return None
+        return record if is_sealed(record) else None
+
+    def _rank(self, step: int, record: Mapping[str, Any] | None) -> None:
+        """Places a checkpoint among the best; one without a measurement nowhere."""
+        if self._best is None:
+            return
+        self._best.scores.pop(step, None)
+        if record is None or record.get(BEST) is not None:
+            self._best.scores[step] = record[BEST] if record else None
+
+    def save(self, step: int, state: TrainState, record: dict[str, Any], knn_top1: float | None) -> str:
+        """Starts saving a global state and a JSON record; returns once the state is off the devices.
+
+        Returns:
+          What went wrong with this checkpoint or the one before it, where training can go on; else nothing.
+
+        Raises:
+          UserError: the copies of the state differ; or, in a run of several processes, something went wrong.
+        """
+        sealed = seal(record | {'checksums': checksums(state), BEST: knn_top1})
+        self._rank(step, sealed)
+        before, self._problem = self._wait(), ''
+        try:
+            self._saving = step
+            if jax.process_index() == 0:
+                check_writable(self._directory)  # where it is not, Orbax waits for minutes
+            self._manager.save(
+                step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(sealed))
+            )
+        except Exception as error:  # Orbax and tensorstore raise many types for one fact
+            self._problem = self._failed(error)
+        return self._problem or before
+
+    def _wait(self) -> str:
+        """Waits for the checkpoint that is being saved. Returns what went wrong."""
+        if self._saving is None:
+            return self._problem
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            return self._failed(error)
+        self._saved, self._saving = self._saving, None
+        return ''
+
+    def _failed(self, error: Exception) -> str:
+        """Drops what is left of a checkpoint that could not be saved."""
+        problem = f'step {self._saving} could not be saved in {self._directory} ({_reason(error)})'
+        self._saving = None
+        if jax.process_count() > 1:  # Orbax's barriers cannot be met again
+            raise UserError(f'{problem}\n{self._remedy()}') from error
+        self._usable = False
+        try:
+            if self._directory.exists():
+                self._manager = self._open()  # which removes what was half written
+                self._usable = True
+        except Exception as again:
+            problem += f'; nor can the folder be opened again ({_reason(again)})'
+        return problem
+
+    def _remedy(self) -> str:
+        went_on = f'it goes on from step {self._saved}' if self._saved else 'it starts again'
+        return f'make room there, or mend it, and run the same command: {went_on}'
+
+    def finish(self) -> None:
+        """Waits until the last checkpoint is on disk.
+
+        Raises:
+          UserError: it could not be saved.
+        """
+        self._problem = self._wait()
+        if self._problem:
+            raise UserError(f'{self._problem}\n{self._remedy()}')
+
+    def newest(
+        self, like: TrainState, mesh: Mesh, expected: Mapping[str, Any], specs: Specs = REPLICATED
+    ) -> Checkpoint | None:
+        """The newest checkpoint that is whole; None where there is none at all.
+
+        Damaged ones that are newer are moved to the folder `damaged` beside the checkpoints.
+
+        Args:
+          like: shapes and dtypes to expect.
+          mesh: all devices.
+          expected: what its record must say.
+          specs: how the state is to lie on the devices, however it lay when it was saved.
+
+        Raises:
+          UserError: there are checkpoints, and none is whole.
+        """
+        damaged: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                state, record = self._read(step, like, mesh, specs)
+                for name, value in expected.items():
+                    if record.get(name, value) != value:
+                        raise DamagedError(f'it is of another run: its {name} is {record[name]}')
+            except DamagedError as error:
+                damaged[step] = str(error)
+                continue
+            if damaged:
+                self._move_away(damaged)
+            self._saved = step
+            return Checkpoint(step, state, record, damaged)
+        if damaged:
+            raise self._unreadable(damaged)
+        return None
+
+    def restore(
+        self, step: int, like: TrainState, mesh: Mesh, specs: Specs = REPLICATED
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """A saved state on a mesh, and its record.
+
+        Args:
+          step: a finished checkpoint.
+          like: shapes and dtypes to expect.
+          mesh: all devices.
+          specs: how the state is to lie on them, however it lay when it was saved.
+
+        Raises:
+          UserError: the checkpoint cannot be read as this state.
+        """
+        try:
+            return self._read(step, like, mesh, specs)
+        except DamagedError as error:
+            raise self._unreadable({step: str(error)}) from error
+
+    def saved_params(self, step: int) -> optax.Params:
+        """Shapes and dtypes of the online encoder's saved parameters, which need no config to be known.
+
+        Raises:
+          UserError: the checkpoint cannot be read.
+        """
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                return checkpointer.metadata(self._directory / f'{step:08d}' / 'state').item_metadata.tree['params']
+        except Exception as error:  # Orbax and tensorstore raise many types for one fact
+            raise self._unreadable({step: _reason(error)}) from error
+
+    def _read(self, step: int, like: TrainState, mesh: Mesh, specs: Specs) -> tuple[TrainState, dict[str, Any]]:
+        abstract = shapes(like, mesh, specs)
+        try:
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), run=ocp.args.JsonRestore())
+            )
+        except Exception as error:  # Orbax and tensorstore raise many types for one fact
+            raise DamagedError(_reason(error)) from error
+        state, record = restored['state'], restored['run']
+        if not is_sealed(record):
+            raise DamagedError('its record is damaged')
+        found, saved = checksums(state), record['checksums']
+        changed = [name for name in found if found[name] != saved.get(name)]
+        if changed or len(found) != len(saved):
+            raise DamagedError(f'{", ".join(changed[:2])}: not what was saved')
+        return state, record
+
+    def _unreadable(self, damaged: Mapping[int, str]) -> UserError:
+        (step, reason), *others = damaged.items()
+        also = ''.join(f'; nor {other:08d}' for other, _ in others)
+        return UserError(
+            f'{self._directory}/{step:08d}: cannot be read as a checkpoint of this config ({reason}){also}\n'
+            'nothing was changed; restore it, or move it away to go on without it, or start in a new --workdir'
+        )
+
+    def _move_away(self, damaged: Mapping[int, str]) -> None:
+        """Out of the way of new checkpoints of the same steps."""
+        if jax.process_index() == 0:
+            aside = self._directory.parent / 'damaged'
+            aside.mkdir(exist_ok=True)
+            for step in damaged:
+                path, number = aside / f'{step:08d}', 0
+                while path.exists():
+                    number += 1
+                    path = aside / f'{step:08d}.{number}'
+                (self._directory / f'{step:08d}').rename(path)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices('dualcl/damaged')
+        self._manager.reload()
+
+    def close(self) -> None:
+        """Waits until everything is on disk. Raises UserError where that failed."""
+        try:
+            self.finish()
+        finally:
+            if self._usable:
+                self._manager.close()
+
+    def __enter__(self) -> 'Checkpoints':
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and jax.process_count() > 1:
+            return  # the other processes may never come to Orbax's barriers
+        try:
+            self.close()
+        except UserError as problem:
+            if error is None:
+                raise
+            error.add_note(str(problem))  # what ended the run is the news
+
+
+def _reason(error: Exception) -> str:
+    """An exception in a line."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore's
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if code:
+        return os.strerror(int(code[1]))
+    lines = str(error).splitlines()
+    return f'{type(error).__name__}: {lines[0][:200]}' if lines else type(error).__name__

@@ -1,0 +1,57 @@
+"""One of a run's two encoders, taken out of a checkpoint."""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dualcl_jax.models.encoder import channels_of
+from dualcl_jax.models.exports.encoder import Description, Variables, compute, only_parts
+from dualcl_jax.system.devices import to_host
+from dualcl_jax.system.versions import versions
+from dualcl_jax.workdir.saved_run import SavedRun
+
+PRIVATE = ('data.data_dir', 'data.path', 'data.labels', 'init_from')
+"""Fields that may hold paths of the machine: an export has them empty."""
+
+
+def describe(run: SavedRun, *, encoder: str, projection: bool) -> tuple[Description, Variables]:
+    """An encoder of a run and its variables, as NumPy arrays.
+
+    Args:
+      run: opened for reading.
+      encoder: 'query' or 'momentum'.
+      projection: whether its output is the projection, not the features of the backbone.
+    """
+    config, state = run.config, run.state
+    model = config.model.to_dict() | {'predictor': 'none', 'remat': False}
+    description = Description(
+        architecture={name: value for name, value in model.items() if name != 'norm'},
+        encoder=encoder,
+        output='projection' if projection else 'backbone',
+        features=0,  # until it is measured
+        image_size=config.data.image_size,
+        channels=channels_of(state.params, config.model.name),
+        mean=tuple(config.data.mean),
+        std=tuple(config.data.std),
+        provenance=_provenance(run),
+    )
+    variables = state.variables if encoder == 'query' else state.momentum_variables
+    variables = to_host(only_parts(variables, description.parts))
+    pixels = jax.ShapeDtypeStruct((1, *[description.image_size] * 2, description.channels), jnp.float32)
+    features = jax.eval_shape(partial(compute, description, description.build(), variables), pixels).shape[1]
+    return dataclasses.replace(description, features=features), variables
+
+
+def _provenance(run: SavedRun) -> dict[str, Any]:
+    config = run.config.copy_and_resolve_references()
+    config.update_from_flattened_dict(dict.fromkeys(PRIVATE, ''))
+    return {
+        'run': run.folder.resolve().name,
+        'step': run.step,
+        'data_fingerprint': run.data_fingerprint,
+        'config': config.to_dict(),
+        'versions': versions(),
+    }

@@ -1,0 +1,165 @@
+"""The folder of a run: what lies in it, and whether a config may go on with it."""
+
+import contextlib
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import IO, Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from dualcl_jax.data import Source, Splits
+from dualcl_jax.system.config import differing_fields, from_json, to_json
+from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.files import check_writable, reachable, write_json, write_text
+
+
+def open_workdir(path: str, flag: str = '--workdir') -> epath.Path:
+    """The folder, made if missing.
+
+    Raises:
+      UserError: the path is empty, or the folder cannot be made or written. It names the path as `flag`.
+    """
+    workdir = _path(path, flag)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        check_writable(workdir)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f'{flag}={path}: cannot be written ({reason}); choose another folder') from error
+    return workdir
+
+
+def _path(path: str, flag: str = '--workdir') -> epath.Path:
+    """The path of a workdir.
+
+    Raises:
+      UserError: it is empty, or remote and cannot be reached.
+    """
+    if not path:
+        raise UserError(f'{flag} is empty: name a folder')
+    return reachable(path, f'{flag}={path}')
+
+
+def lock(workdir: epath.Path) -> None:
+    """Makes this process the only one that trains in a folder, until it ends in whatever way.
+
+    Of several processes of a run one does this for all. Remote folders, gs:// and the like, cannot be locked.
+
+    Raises:
+      UserError: another process has the folder.
+    """
+    if '://' in str(workdir):
+        return
+    path = os.path.join(os.path.realpath(workdir), '.lock')
+    if path in _locks and os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(_locks[path].fileno())):
+        return
+    file = open(path, 'w')  # noqa: SIM115 - its end is that of the process
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UserError(
+            f'--workdir={workdir}: {_holder(path)} trains in it; wait for its end, stop it, or use another folder'
+        ) from None
+    except OSError as error:
+        print(f'note: {workdir} cannot be locked ({error.strerror}): see to it that nothing else trains in it')
+    _locks[path] = file
+
+
+_locks: dict[str, IO[str]] = {}
+
+
+def _holder(path: str) -> str:
+    """Who has a lock, by Linux's table of locks."""
+    with contextlib.suppress(OSError, IndexError):
+        for line in Path('/proc/locks').read_text().splitlines():
+            fields = line.split()
+            if fields[1] == 'FLOCK' and int(fields[5].split(':')[2]) == os.stat(path).st_ino:
+                return f'another process ({fields[4]})'
+    return 'another process'
+
+
+def existing_or_new(path: str) -> epath.Path:
+    """The folder as it is, for looking only.
+
+    Raises:
+      UserError: the path is empty, or something other than a folder is in its way.
+    """
+    workdir = _path(path)
+    for folder in (workdir, *workdir.parents):
+        if folder.exists():
+            if not folder.is_dir():
+                raise UserError(f'--workdir={path}: cannot be written (Not a directory); choose another folder')
+            break
+    return workdir
+
+
+def stored_config(workdir: epath.Path) -> ConfigDict | None:
+    """The resolved config of the run in a folder; None where there is none.
+
+    Raises:
+      UserError: the file is no config.
+    """
+    stored = workdir / 'config.json'
+    if not stored.exists():
+        return None
+    try:
+        return from_json(stored.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f'{stored}: not a valid config ({error}); start in a new --workdir') from error
+
+
+def check_same_run(workdir: epath.Path, config: ConfigDict) -> None:
+    """Raises UserError where the folder holds a run of another method or other data, naming the fields."""
+    before = stored_config(workdir)
+    fields = differing_fields(before, config) if before is not None else []
+    if fields:
+        measured = all(field.startswith(('data.mean ', 'data.std ')) for field in fields)
+        raise UserError(
+            f'--workdir={workdir}: holds a run with another {", ".join(fields)}\n'
+            f'use a new --workdir, or the {"images" if measured else "config"} of that run'
+        )
+
+
+def write_config(workdir: epath.Path, config: ConfigDict) -> None:
+    """Stores the resolved config."""
+    write_text(workdir / 'config.json', to_json(config))
+
+
+def write_data_report(workdir: epath.Path, splits: Splits) -> None:
+    """Stores what data the run uses: sizes, classes, fingerprints, and of a folder what became of its files."""
+
+    def describe(source: Source | None) -> dict[str, Any] | None:
+        if source is None:
+            return None
+        return {
+            'name': source.name,
+            'examples': len(source),
+            'image_shape': list(source.example_shape),
+            'labelled': int((source.labels >= 0).sum()),
+            'class_names': list(source.class_names) if source.class_names else None,
+            'fingerprint': source.fingerprint,
+        }
+
+    report: dict[str, Any] = {'train': describe(splits.train), 'test': describe(splits.test)}
+    if splits.train.report is not None:
+        report['files'] = dict(splits.train.report)
+    write_json(workdir / 'data_report.json', report)
+
+
+def read_summary(workdir: epath.Path) -> dict[str, Any] | None:
+    """What `summary.json` says; None before the end of the run."""
+    path = workdir / 'summary.json'
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_bytes())
+        if not {'step', 'loss', 'knn_top1', 'wall_time_s', 'state_sha256'} <= found.keys():
+            raise ValueError('fields are missing')
+    except (ValueError, RecursionError, AttributeError) as error:
+        print(f'note: {path} is damaged ({error}) and will be written again')
+        return None
+    return found

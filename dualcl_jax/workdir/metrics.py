@@ -1,0 +1,184 @@
+"""What a run writes while it trains: `metrics.jsonl` and TensorBoard events, cut back where a run resumes."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.files import write_text
+
+Record = dict[str, Any]
+
+REMOTE_SECONDS = 60.0
+"""How often records go into a remote folder, to whose files nothing can be appended."""
+FLUSH_SECONDS = 30.0
+"""How long TensorBoard may have to wait for its events."""
+
+
+def read_records(path: epath.Path) -> list[Record]:
+    """The records of a metrics file, in order; none where it is missing. A torn last line is left out.
+
+    Raises:
+      UserError: another line is damaged, or the file cannot be read.
+    """
+    if not path.exists():
+        return []
+    records = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if line.endswith(b'\n'):
+            record = _parse(line)
+            if record is None:
+                raise UserError(f'{path}: line {number} is damaged; mend it, or move the file away to go on without it')
+            records.append(record)
+    return records
+
+
+def _parse(line: bytes) -> Record | None:
+    """The record in a line; None where there is none."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(record, dict) and isinstance(record.get('step'), int)
+    return record if whole and all(value is None or _is_plain(value) for value in record.values()) else None
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, list) and all(isinstance(v, int) for v in value))
+
+
+class MetricsLog:
+    """Appends records to `metrics.jsonl` and `tensorboard/` of a workdir.
+
+    In a remote one, gs:// and the like, the file is written as a whole: by `flush` and `close`, and every
+    `REMOTE_SECONDS`. What cannot be written, for want of space or of the folder, is kept and written with the next
+    record.
+
+    Args:
+      workdir: of the run.
+      resume_step: the step the run goes on from; later records of an interrupted run are dropped. 0 for a new run.
+      writes: False in a process that keeps the records and writes no file.
+      waiting: what `waiting` gave when that step was saved.
+
+    Raises:
+      UserError: the records of the run cannot be read.
+    """
+
+    def __init__(
+        self, workdir: epath.Path, resume_step: int, *, writes: bool = True, waiting: Sequence[Record] = ()
+    ) -> None:
+        self._path, self._writes = workdir / 'metrics.jsonl', writes
+        self._appends, self._stored = '://' not in str(workdir), time.monotonic()
+        self._behind, self._failing, self._problem, self._flushed = False, False, '', 0.0
+        self._events: EventsWriter | None = None
+        self.records: list[Record] = []
+        if resume_step:
+            self.records = [record for record in read_records(self._path) if record['step'] <= resume_step]
+            self.records += [record for record in waiting if record not in self.records]
+        self._in_file = len(self.records)
+        if writes:
+            write_text(self._path, ''.join(map(_line, self.records)))
+            folder = workdir / 'tensorboard'
+            folder.mkdir(exist_ok=True)
+            self._events = EventsWriter(os.path.join(str(folder), 'events'))
+            start = SessionLog(status=SessionLog.START)
+            self._events.write_event(Event(wall_time=time.time(), step=resume_step + 1, session_log=start))
+
+    def write(self, step: int, wall_time_s: float, scalars: Mapping[str, float], **about: Any) -> Record:
+        """Appends one record; a value that is not finite is stored as null. `about` goes into the file alone."""
+        values = {name: float(value) if math.isfinite(value) else None for name, value in scalars.items()}
+        record = {'step': step, 'wall_time_s': round(wall_time_s, 3), **values, **about}
+        self.records.append(record)
+        if self._writes:
+            self._store(record)
+            self._draw(step, values)
+        return record
+
+    def _store(self, record: Record) -> None:
+        """Appends a record, or rewrites the file where it lacks others too or nothing can be appended."""
+        if self._behind or not self._appends:
+            self._behind = True
+            if self._appends or time.monotonic() - self._stored > REMOTE_SECONDS:
+                self.flush()
+            return
+        try:
+            with self._path.open('a') as file:
+                file.write(_line(record))
+            self._in_file = len(self.records)
+        except OSError as error:
+            self._cannot_store(error)
+
+    def flush(self) -> None:
+        """Stores the records that the file lacks."""
+        if self._writes and self._behind:
+            try:
+                self._rewrite()
+            except OSError as error:
+                self._cannot_store(error)
+
+    def waiting(self) -> list[Record]:
+        """The records that the file lacks."""
+        return self.records[self._in_file :] if self._writes else []
+
+    def _rewrite(self) -> None:
+        write_text(self._path, ''.join(map(_line, self.records)))
+        self._behind, self._failing, self._stored = False, False, time.monotonic()
+        self._in_file = len(self.records)
+
+    def _cannot_store(self, error: OSError) -> None:
+        if not self._failing:
+            self._problem = f'{self._path} cannot be written ({error.strerror}): records wait until it can be'
+        self._behind = self._failing = True
+
+    def _draw(self, step: int, values: Mapping[str, float | None], *, last: bool = False) -> None:
+        """TensorBoard's events; nothing goes on from them, so that they may end."""
+        if self._events is None:
+            return
+        try:
+            for name, value in values.items():
+                if value is not None:
+                    scalar = summary.scalar(name, value)
+                    self._events.write_event(Event(wall_time=time.time(), step=step, summary=scalar))
+            if last:
+                self._events.close()
+            elif time.monotonic() - self._flushed > FLUSH_SECONDS:
+                self._events.flush()
+                self._flushed = time.monotonic()
+        except OSError as error:
+            self._problem = self._problem or f'tensorboard/ cannot be written ({error.strerror}): it ends here'
+            self._events = None
+
+    def problem(self) -> str:
+        """What went wrong in writing, told once; empty where nothing did."""
+        problem, self._problem = self._problem, ''
+        return problem
+
+    def at_start(self, name: str) -> float | None:
+        """The value of a metric before the first step; None where it was not measured then."""
+        return next((record[name] for record in self.records if record['step'] == 0 and name in record), None)
+
+    def last(self, name: str) -> float | None:
+        """The newest value of a metric; None where no record has it."""
+        return next((record[name] for record in reversed(self.records) if name in record), None)
+
+    def close(self) -> None:
+        """Writes out what is still held.
+
+        Raises:
+          OSError: that is not possible.
+        """
+        if self._writes and self._behind:
+            self._rewrite()
+        self._draw(0, {}, last=True)
+
+
+def _line(record: Record) -> str:
+    return json.dumps(record, allow_nan=False) + '\n'

@@ -1,0 +1,116 @@
+"""A run that has saved something, opened for reading: its config, its method and one of its states."""
+
+import dataclasses
+import re
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dualcl_jax.method.build import Method, build_method
+from dualcl_jax.method.state import TrainState, create_train_state
+from dualcl_jax.models.encoder import channels_of
+from dualcl_jax.system.config import from_json
+from dualcl_jax.system.devices import device_mesh
+from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.files import reachable
+from dualcl_jax.workdir.checkpoint import Checkpoints
+from dualcl_jax.workdir.metrics import read_records
+
+LATEST, BEST = 'latest', 'best'
+KNN = 'monitor/knn_top1_backbone'
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedRun:
+    """A run as it was after one of its steps.
+
+    Attributes:
+      folder: the workdir.
+      config: as stored, resolved.
+      method: of the config, for one device: its encoder is for evaluation, its schedules are of no use.
+      mesh: the devices that the state is on.
+      step: of the checkpoint.
+      state: global, replicated.
+      data_fingerprint: of the training split.
+    """
+
+    folder: epath.Path
+    config: ConfigDict
+    method: Method
+    mesh: Mesh
+    step: int
+    state: TrainState
+    data_fingerprint: str
+
+
+def saved_steps(folder: epath.Path) -> list[int]:
+    """Steps of the finished checkpoints of a workdir, in order."""
+    parent = folder / 'checkpoints'
+    return (
+        sorted(int(path.name) for path in parent.iterdir() if re.fullmatch(r'\d+', path.name))
+        if parent.exists()
+        else []
+    )
+
+
+def find_run(workdir: str, *, flag: str = '--workdir') -> tuple[epath.Path, list[int]]:
+    """The folder of a run and the steps of its checkpoints, of which there is one at least.
+
+    Raises:
+      UserError: there is no run with a checkpoint, or it cannot be reached. It names the path as `flag`.
+    """
+    folder = reachable(workdir, f'{flag}={workdir}')
+    steps = saved_steps(folder) if workdir else []
+    if not steps or not (folder / 'config.json').exists():
+        raise UserError(f'{flag}={workdir}: no run with a checkpoint; name the --workdir of one')
+    return folder, steps
+
+
+def open_saved_run(workdir: str, step: str = LATEST, *, mesh: Mesh | None = None, flag: str = '--workdir') -> SavedRun:
+    """Reads a run.
+
+    Args:
+      workdir: local or remote folder.
+      step: 'latest', a number, or 'best': the checkpoint with the highest kNN accuracy, each by the last measurement at
+        or before it in `metrics.jsonl`; of equal ones the later.
+      mesh: devices to put the state on; by default all.
+      flag: what an error calls the path.
+
+    Raises:
+      UserError: no run, no such step, or something in the folder that cannot be read.
+    """
+    folder, steps = find_run(workdir, flag=flag)
+    chosen = _choose(folder, steps, step)
+    mesh = mesh or device_mesh()
+    try:
+        config = from_json((folder / 'config.json').read_text())
+        method = build_method(config, total_steps=1, steps_per_epoch=1, num_devices=1)
+    except (ValueError, AttributeError, KeyError) as error:
+        raise UserError(f'{folder / "config.json"}: not a config of this version ({error})') from error
+    checkpoints = Checkpoints((folder / 'checkpoints').resolve(), read_only=True)
+    channels = channels_of(checkpoints.saved_params(chosen), config.model.name)
+    state, record = checkpoints.restore(chosen, jax.eval_shape(lambda: create_train_state(method, channels)), mesh)
+    checkpoints.close()
+    return SavedRun(folder, config, method, mesh, chosen, state, record['data_fingerprint'])
+
+
+def _choose(folder: epath.Path, steps: list[int], step: str) -> int:
+    """The checkpoint that `step` means."""
+    if step == LATEST:
+        return steps[-1]
+    if step == BEST:
+        measured = [record for record in read_records(folder / 'metrics.jsonl') if KNN in record]
+        known = {at: [record[KNN] for record in measured if record['step'] <= at][-1:] for at in steps}
+        scores = [(score, at) for at, found in known.items() for score in found]
+        if not scores:
+            raise UserError(
+                f'--step=best: {folder} has no kNN accuracy in its metrics.jsonl; name a step or use latest'
+            )
+        return max(scores)[1]
+    if not step.isdecimal() or int(step) not in steps:
+        raise UserError(
+            f'--step={step}: {folder} has checkpoints of {", ".join(map(str, steps))}; or use latest or best'
+        )
+    return int(step)

@@ -1,0 +1,122 @@
+"""Plots of a sweep, as PNG files whose bytes depend on its records alone. Nothing here touches pyplot."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from dualcl_jax.reports.figures import BLUE, CLASS_COLOURS, DPI, MUTED, ORANGE
+from dualcl_jax.system.files import write_output
+from experiments.ablation.statistics import Estimate, estimate
+from experiments.ablation.tables import Comparison
+
+OVER = (('step', 'steps'), ('wall_time_s', 'wall time in s'), ('passes', 'images through the pair of encoders'))
+"""What the curves are drawn over, and how it is called."""
+
+
+def draw_plots(folder: Path, comparison: Comparison) -> list[str]:
+    """Writes `bars.png`, `curves.png`, and `axis.png` where arms have a place on an axis; returns their names."""
+    figures = {'bars.png': bars(comparison), 'curves.png': curves(comparison)}
+    if any(row.x is not None for row in comparison.rows):
+        figures['axis.png'] = axis(comparison)
+    for name, figure in figures.items():
+        png = io.BytesIO()
+        figure.savefig(png, format='png', dpi=DPI)
+        write_output(str(folder / name), png.getvalue())
+    return list(figures)
+
+
+def bars(comparison: Comparison) -> Figure:
+    """Mean accuracy of every arm, and its difference from the baseline, each with its t interval."""
+    rows = comparison.rows
+    figure = _figure(10.0, 1.3 + 0.36 * len(rows))
+    left, right = figure.subplots(1, 2, sharey=True)
+    places = np.arange(len(rows))
+    for shift, colour, name in ((-0.18, BLUE, 'validation'), (0.18, ORANGE, 'test')):
+        means = [getattr(row, name) for row in rows]
+        _bars(left, places + shift, means, colour, f'{name} images')
+        compared = [
+            (place, found) for place, row in zip(places, rows, strict=True) if (found := _difference(row, name))
+        ]
+        _bars(right, np.array([place for place, _ in compared]) + shift, [found for _, found in compared], colour, '')
+    left.set_yticks(places, [f'{row.arm}  (n {row.validation.n})' for row in rows])
+    left.invert_yaxis()
+    lowest = min(min(row.validation.mean, row.test.mean) for row in rows)
+    left.set_xlim(left=max(0.0, 100 * lowest - 10))
+    left.set_xlabel('kNN accuracy in % (axis cut)' if lowest > 0.1 else 'kNN accuracy in %')
+    right.set_xlabel(f'difference in points from\n{comparison.sweep["baseline"]}')
+    right.axvline(0, color=MUTED, linewidth=0.8)
+    figure.legend(loc='outside upper left', ncols=2, frameon=False, fontsize=8)
+    return figure
+
+
+def _difference(row: Any, name: str) -> Estimate | None:
+    return getattr(row, f'{name}_difference')
+
+
+def _bars(axes: Axes, places: np.ndarray, found: Sequence[Estimate], colour: str, label: str) -> None:
+    means = [100 * each.mean for each in found]
+    axes.barh(places, means, height=0.34, color=colour, alpha=0.85, label=label or None)
+    axes.errorbar(means, places, xerr=_reach(found), fmt='none', ecolor='black', elinewidth=1, capsize=2)
+
+
+def _reach(found: Sequence[Estimate]) -> list[float]:
+    """Half the width of each interval, in %; none for a single run."""
+    return [100 * (each.high - each.mean) if each.high is not None else np.nan for each in found]
+
+
+def axis(comparison: Comparison) -> Figure:
+    """Accuracy on validation images over the arms' places on their axis, a line for each series."""
+    figure = _figure(5.6, 3.6)
+    axes = figure.subplots()
+    rows = sorted((row for row in comparison.rows if row.x is not None), key=lambda row: row.x or 0.0)
+    for number, series in enumerate(dict.fromkeys(row.series for row in rows)):
+        own = [row for row in rows if row.series == series]
+        xs = [row.x or 0.0 for row in own]
+        means, colour = [100 * row.validation.mean for row in own], CLASS_COLOURS[number % len(CLASS_COLOURS)]
+        reach = _reach([row.validation for row in own])
+        axes.errorbar(xs, means, yerr=reach, color=colour, marker='o', capsize=2, label=series or None)
+    places = sorted({row.x for row in rows if row.x is not None})
+    if places[0] > 0 and places[-1] >= 8 * places[0]:
+        axes.set_xscale('log', base=2)
+    axes.set_xticks(places, [f'{place:.3g}' if place < 1 else f'{place:g}' for place in places])
+    axes.set_xlabel(comparison.sweep['x_label'])
+    axes.set_ylabel('kNN accuracy in %, validation images')
+    if any(row.series for row in rows):
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def curves(comparison: Comparison) -> Figure:
+    """Mean accuracy while training over steps, wall time and passes, a line for each arm, ± its standard error."""
+    figure = _figure(12.0, 4.0)
+    panels = figure.subplots(1, len(OVER), sharey=True)
+    for axes, (over, called) in zip(panels, OVER, strict=True):
+        for number, row in enumerate(comparison.rows):
+            points: dict[int, list[dict[str, Any]]] = {}
+            for record in comparison.records:
+                for point in record['curve'] if record['arm'] == row.arm else ():
+                    points.setdefault(point['step'], []).append(point)
+            found = [(each, estimate([p['knn_backbone'] for p in each])) for _, each in sorted(points.items())]
+            xs = [float(np.mean([point[over] for point in each])) for each, _ in found]
+            means = np.array([100 * each.mean for _, each in found if each])
+            error = np.array([100 * (each.error or 0.0) for _, each in found if each])
+            colour = CLASS_COLOURS[number % len(CLASS_COLOURS)]
+            style = ('-', '--', ':')[number // len(CLASS_COLOURS) % 3]
+            axes.plot(xs, means, color=colour, linestyle=style, linewidth=1.4, marker='.', label=row.arm)
+            axes.fill_between(xs, means - error, means + error, color=colour, alpha=0.15, linewidth=0)
+        axes.set_xlabel(called)
+    panels[0].set_ylabel('kNN accuracy in %, validation images')
+    panels[-1].legend(frameon=False, fontsize=7, loc='center left', bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout='constrained')
+    FigureCanvasAgg(figure)
+    return figure

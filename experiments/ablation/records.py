@@ -1,0 +1,170 @@
+"""What a sweep stores: its plan, and a record of each finished run, from which everything is drawn."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from dualcl_jax.system.config import to_json
+from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.files import check_output, write_output
+from dualcl_jax.workdir.metrics import read_records
+from experiments.ablation.sweep import PLACES, Job, Sweep, configured
+
+Record = dict[str, Any]
+
+
+def write_plan(folder: Path, sweep: Sweep, name: str, command: str) -> None:
+    """Stores what the sweep compares.
+
+    Raises:
+      UserError: the folder holds another sweep, or cannot be written.
+    """
+    path = folder / 'sweep.json'
+    if path.exists() and (before := read_plan(folder)['name']) != name:
+        raise UserError(f'--output={folder}: holds the sweep {before}, not {name}; choose another folder')
+    check_output(str(path))
+    _write(path, {'name': name, 'command': command, **dataclasses.asdict(sweep)})
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """The inverse of `write_plan`. Raises UserError where there is none."""
+    return _read(folder / 'sweep.json', 'no sweep; name the --output of one')
+
+
+def path_of(folder: Path, job: Job) -> Path:
+    """Of the record of a run."""
+    return folder / 'records' / f'{job.name}.json'
+
+
+def read_record(folder: Path, job: Job) -> Record | None:
+    """The record of a run; None before it is finished.
+
+    Raises:
+      UserError: it is of a run with other fields, or damaged.
+    """
+    path = path_of(folder, job)
+    if not path.exists():
+        return None
+    record = _read(path, '')
+    if record['fields'] != job.stored_fields:
+        changed = sorted(set(record['fields']) ^ set(job.stored_fields))
+        raise UserError(
+            f'{path}: of a run with other fields ({", ".join(changed) or "in another order"})\n'
+            'use another --output, or the sweep and flags of that run'
+        )
+    return record
+
+
+def read_all(folder: Path, plan: dict[str, Any]) -> list[Record]:
+    """The records of the plan's arms, in the order of arms and seeds, of whatever seeds there are."""
+    order = {arm['name']: place for place, arm in enumerate(plan['arms'])}
+    found = [_read(path, '') for path in sorted((folder / 'records').glob('*.json'))]
+    found = [record for record in found if record['arm'] in order]
+    return sorted(found, key=lambda record: (order[record['arm']], record['seed']))
+
+
+def same_runs(jobs: Sequence[Job], other: Path, config: str) -> dict[str, Record]:
+    """Records of another sweep whose runs are these, too, whatever their arms are called, by the names of these.
+
+    Two runs are the same if their fields make the same config of the same file.
+
+    Args:
+      jobs: of this sweep.
+      other: the folder of another one.
+      config: the config file of this one, relative to the repository.
+
+    Raises:
+      UserError: the other folder holds no sweep, or a damaged one.
+    """
+    plan = read_plan(other)
+    if plan['config'] != config:
+        return {}
+
+    def run(fields: Sequence[str]) -> str:
+        return to_json(configured(config, fields))
+
+    stored = {run(record['fields']): record for record in read_all(other, plan)}
+    found = {}
+    for job in jobs:
+        record = stored.get(run(job.stored_fields))
+        if record is not None:
+            origin = f'{plan["name"]}/{record["arm"]}-seed{record["seed"]}'
+            found[job.name] = record | {'arm': job.arm, 'fields': job.stored_fields, 'taken_from': origin}
+    return found
+
+
+def store(folder: Path, job: Job, record: Record) -> None:
+    """Writes the record of a run. Raises UserError where that fails."""
+    path_of(folder, job).parent.mkdir(parents=True, exist_ok=True)
+    _write(path_of(folder, job), record)
+
+
+def by_seed(records: Sequence[Record], arm: str, metric: str) -> dict[int, float]:
+    """The values of a metric of an arm; runs without it are left out."""
+    return {r['seed']: r[metric] for r in records if r['arm'] == arm and r[metric] is not None}
+
+
+def write_record(folder: Path, job: Job) -> Record:
+    """Stores what came out of a run, from its workdir: accuracies in [0, 1], measured once at the end.
+
+    `curve` are the measurements on the way, on the validation images if the config holds some out.
+    """
+    workdir = folder / 'runs' / job.name
+    summary = json.loads((workdir / 'summary.json').read_text())
+    evaluated = json.loads((workdir / 'evaluation' / 'knn.json').read_text())['records']
+    test = {found['layer']: found['value'] for found in evaluated if found['metric'] == 'top1'}
+    logged = read_records(epath.Path(workdir) / 'metrics.jsonl')
+    rates = [record['train/false_negative_rate'] for record in logged if 'train/false_negative_rate' in record]
+    config = summary['config']
+    for section, field in (place.split('.') for place in PLACES):
+        config[section][field] = ''
+    record = {
+        'arm': job.arm,
+        'seed': job.seed,
+        'fields': job.stored_fields,
+        'steps': job.steps,
+        'passes': job.passes,
+        'validation_images': bool(config['data']['validation_fraction']),
+        'validation_knn_backbone': summary['knn_top1'],
+        'validation_knn_projection': summary['knn_top1_projection'],
+        'test_knn_backbone': test.get('backbone'),
+        'test_knn_projection': test.get('projection'),
+        'raw_pixels': summary['knn_top1_raw_pixels'],
+        'random_encoder': summary['knn_top1_random_encoder'],
+        'loss': summary['loss'],
+        'false_negative_rate': rates[-1] if rates else None,
+        'images_per_second': summary['images_per_second'],
+        'wall_time_s': summary['wall_time_s'],
+        'curve': [
+            {
+                'step': found['step'],
+                'passes': round(found['step'] * job.passes / job.steps),
+                'wall_time_s': found['wall_time_s'],
+                'knn_backbone': found['monitor/knn_top1_backbone'],
+            }
+            for found in logged
+            if 'monitor/knn_top1_backbone' in found
+        ],
+        'state_sha256': summary['state_sha256'],
+        'versions': summary['versions'],
+        'config': config,
+    }
+    store(folder, job, record)
+    return record
+
+
+def _read(path: Path, missing: str) -> Any:
+    if missing and not path.exists():
+        raise UserError(f'{path}: {missing}')
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f'{path}: damaged ({error}); restore it, or remove it to run again') from error
+
+
+def _write(path: Path, value: Any) -> None:
+    write_output(str(path), (json.dumps(value, indent=1, allow_nan=False) + '\n').encode())

@@ -1,0 +1,219 @@
+"""The runs of a sweep: each in processes of its own, some at a time, with what became of them in one live table."""
+
+import contextlib
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from dualcl_jax.system.errors import EXIT_STOPPED_BY_SIGNAL
+from experiments.ablation.records import write_record
+from experiments.ablation.sweep import REPOSITORY, Job
+
+PERIOD = 0.5
+"""Seconds between two looks at the processes."""
+LEASHED = """
+import ctypes, runpy, signal, sys
+if sys.platform == 'linux':
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: where the sweep is killed, its runs are too
+runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)
+"""
+"""A module's main, in a process that does not outlive the sweep: another call of it needs the workdir."""
+
+
+@dataclasses.dataclass
+class Running:
+    """A process of a run: it trains, or after that it `evaluates`."""
+
+    job: Job
+    process: subprocess.Popen
+    evaluates: bool
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What became of runs: accuracies of those `done`, last words of those that `failed`, those that `stopped`."""
+
+    done: dict[str, float | None]
+    failed: dict[str, str]
+    stopped: list[str]
+
+
+class Signals:
+    """A context in which SIGTERM and Ctrl-C are counted in place of ending the process."""
+
+    count = 0
+
+    def __enter__(self) -> 'Signals':
+        self._before = {number: signal.signal(number, self._heard) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def _heard(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def run_jobs(folder: Path, config: str, jobs: Sequence[Job], done: dict[str, float | None], at_once: int) -> Outcome:
+    """Trains and evaluates runs that have no record, and writes one as each is done.
+
+    A run that fails leaves the others alone. The first signal lets those under way save themselves, and starts no more;
+    a second one ends them at once.
+
+    Args:
+      folder: of the sweep. It gets `runs/`, `logs/` and `records/`.
+      config: the config file, relative to the repository.
+      jobs: all runs of this call.
+      done: validation accuracies of those that have a record.
+      at_once: how many processes to run beside each other.
+    """
+    outcome = Outcome(dict(done), {}, [])
+    waiting = [job for job in jobs if job.name not in done]
+    running: list[Running] = []
+    (folder / 'logs').mkdir(parents=True, exist_ok=True)
+    with Signals() as signals, _shown(folder, jobs, outcome, running) as show, _ended(running):
+        obeyed = 0
+        while running or (waiting and not signals.count):
+            while waiting and len(running) < at_once and not signals.count:
+                running.append(_train(folder, config, waiting.pop(0)))
+            if signals.count > obeyed:
+                obeyed = signals.count
+                for one in running:
+                    one.process.send_signal(signal.SIGTERM if obeyed == 1 and not one.evaluates else signal.SIGKILL)
+            for one in [one for one in running if one.process.poll() is not None]:
+                running.remove(one)
+                following = _after(folder, one, outcome, stopping=signals.count > 0)
+                if following is not None:
+                    running.append(following)
+            show()
+            time.sleep(PERIOD)
+        outcome.stopped += [job.name for job in waiting]
+        show()
+    return outcome
+
+
+def _train(folder: Path, config: str, job: Job) -> Running:
+    fields = (f'--config.{field}' for field in job.fields)
+    command = ['dualcl_jax.main', f'--config={REPOSITORY / config}', f'--workdir={folder / "runs" / job.name}', *fields]
+    return Running(job, _start(folder, job, command), evaluates=False)
+
+
+def _evaluate(folder: Path, job: Job) -> Running:
+    """kNN accuracy on the test images, of the final encoder: the only time that they are read."""
+    k, temperature = job.knn
+    command = ['dualcl_jax.evaluate', f'--workdir={folder / "runs" / job.name}', '--protocols=knn']
+    command += [f'--config.knn.k={k}', f'--config.knn.temperature={temperature}']
+    return Running(job, _start(folder, job, command), evaluates=True)
+
+
+def _start(folder: Path, job: Job, command: Sequence[str]) -> subprocess.Popen:
+    log = folder / 'logs' / job.name
+    with log.with_name(f'{job.name}.out').open('a') as out, log.with_name(f'{job.name}.err').open('w') as err:
+        return subprocess.Popen(
+            [sys.executable, '-c', LEASHED, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,  # Ctrl-C is for the sweep, which passes it on
+        )
+
+
+def _after(folder: Path, ended: Running, outcome: Outcome, *, stopping: bool) -> Running | None:
+    """Notes how a process ended, and starts what follows it, if anything does."""
+    job, status = ended.job, ended.process.returncode
+    if status == 0 and ended.evaluates:
+        outcome.done[job.name] = write_record(folder, job)['validation_knn_backbone']
+    elif status == 0 and not stopping:
+        return _evaluate(folder, job)
+    elif stopping or status == EXIT_STOPPED_BY_SIGNAL:
+        outcome.stopped.append(job.name)
+    else:
+        outcome.failed[job.name] = _last_words(folder, job) or f'exit status {status}'
+    return None
+
+
+def _last_words(folder: Path, job: Job) -> str:
+    """The last line of stderr, or the one that says what the error is."""
+    lines = (folder / 'logs' / f'{job.name}.err').read_text(errors='replace').strip().splitlines()
+    errors = [line for line in lines if line.startswith('error: ')]
+    return (errors or lines or [''])[-1]
+
+
+@contextlib.contextmanager
+def _ended(running: list[Running]) -> Iterator[None]:
+    """No process outlives the block."""
+    try:
+        yield
+    finally:
+        for one in running:
+            one.process.kill()
+            one.process.wait()
+
+
+@contextlib.contextmanager
+def _shown(folder: Path, jobs: Sequence[Job], outcome: Outcome, running: list[Running]) -> Iterator:
+    """A live table on a terminal, elsewhere a line as each run ends; yields what to call now and then."""
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    if console.is_terminal:
+        with Live(auto_refresh=False, console=console) as live:
+            yield lambda: live.update(grid(folder, jobs, outcome, running), refresh=True)
+        return
+    told: set[str] = set(outcome.done)
+
+    def tell() -> None:
+        for name in [name for name in (*outcome.done, *outcome.failed) if name not in told]:
+            told.add(name)
+            said = (
+                f'failed: {outcome.failed[name]}' if name in outcome.failed else f'kNN {_percent(outcome.done[name])}'
+            )
+            console.print(f'{name}  {said}  ({len(outcome.done)} of {len(jobs)} done)', markup=False)
+
+    yield tell
+
+
+def grid(folder: Path, jobs: Sequence[Job], outcome: Outcome, running: Sequence[Running]) -> Table:
+    """Arms by seeds: validation kNN accuracy in %, or how far a run is."""
+    seeds = sorted({job.seed for job in jobs})
+    under_way = {one.job.name: one for one in running}
+    table = Table('arm', *(f'seed {seed}' for seed in seeds))
+    table.caption = f'{len(outcome.done)} of {len(jobs)} runs done; kNN accuracy on validation images'
+    for arm in dict.fromkeys(job.arm for job in jobs):
+        cells = []
+        for seed in seeds:
+            job = next((job for job in jobs if (job.arm, job.seed) == (arm, seed)), None)
+            if job is None:
+                cells.append('')
+            elif job.name in outcome.done:
+                cells.append(_percent(outcome.done[job.name]))
+            elif job.name in outcome.failed:
+                cells.append('failed')
+            elif job.name in under_way:
+                one = under_way[job.name]
+                cells.append('evaluates' if one.evaluates else f'step {_step(folder, job)}/{job.steps}')
+            else:
+                cells.append('·')
+        table.add_row(arm, *cells)
+    return table
+
+
+def _step(folder: Path, job: Job) -> int:
+    """The last logged step."""
+    path = folder / 'runs' / job.name / 'metrics.jsonl'
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    whole = [line for line in lines if line.endswith(b'\n')]
+    return json.loads(whole[-1])['step'] if whole else 0
+
+
+def _percent(share: float | None) -> str:
+    return 'not measured' if share is None else f'{100 * share:.1f} %'

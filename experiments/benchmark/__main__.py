@@ -1,0 +1,248 @@
+"""Times of parts and of whole runs, compared in one run: python -m experiments.benchmark NAME [--rounds=5].
+
+NAME: head, loader, step, views, decode (parts, in this process); peer, startup, scaling (runs in processes of their
+own). Every part is warmed up, then all cases of a comparison run in turn, round after round, so that a machine that
+slows down slows them all; medians are printed with the smallest and the largest. The last line is JSON.
+"""
+
+import argparse
+import functools
+import itertools
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from dualcl_jax.data.loader import Loader
+from dualcl_jax.data.source import ArraySource
+from dualcl_jax.losses import info_nce, normalize
+from dualcl_jax.method.build import build_method, resolved_selector
+from dualcl_jax.method.negatives.queue import UNKNOWN, Queue, noise_queue
+from dualcl_jax.method.negatives.queue_loss import Anchors, contrast_with_queue
+from dualcl_jax.method.negatives.selectors import AUTO, SELECTORS
+from dualcl_jax.method.state import create_train_state
+from dualcl_jax.method.views.images import PRESETS, make_views
+from dualcl_jax.step import train_step
+from dualcl_jax.system.command_line import Parser
+from dualcl_jax.system.devices import MAPPERS, device_mesh, replicate
+from dualcl_jax.system.errors import UserError, exits_cleanly
+from dualcl_jax.system.processes.start import start
+from dualcl_jax.system.versions import processor, versions
+from experiments.benchmark import data, runs
+
+Cases = list[dict[str, Any]]
+Timing = tuple[float, float, float]
+DTYPES = ['float32', 'bfloat16']
+
+
+def compare(functions: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Timing]:
+    """(median, smallest, largest) seconds of each function, run in turn `rounds` times after one warm-up."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for counted, (name, function) in itertools.product(range(rounds + 1), functions.items()):
+        began = time.perf_counter()
+        jax.block_until_ready(function())
+        if counted:
+            seconds[name].append(time.perf_counter() - began)
+    return {name: (statistics.median(times), min(times), max(times)) for name, times in seconds.items()}
+
+
+def head(rounds: int) -> Cases:
+    """Loss and gradient of every selector at batch 256, D 128, against plain InfoNCE over all negatives."""
+    cases: Cases = []
+    for size, k in ((4096, 1024), (65_536, 1024), (65_536, 16_384)):
+        rngs = jax.random.split(jax.random.key(0), 3)
+        queries, keys = (normalize(jax.random.normal(rng, (256, 128))) for rng in rngs[:2])
+        queue = noise_queue(rngs[2], size, 128)
+
+        functions = {'all': functools.partial(_plain_head(), queries, keys, queue.keys)}
+        for name in SELECTORS:
+            if name != 'all':
+                functions[name] = functools.partial(_head(name, k), queries, keys, queue)
+        timings = compare(functions, rounds)
+        cases += [
+            {'queue': size, 'k': k, 'selector': name, 'exact': name != 'approx_max_k', 'seconds': median}
+            | {'ratio_to_all': median / timings['all'][0], 'smallest': smallest, 'largest': largest}
+            for name, (median, smallest, largest) in timings.items()
+        ]
+    return cases
+
+
+def _plain_head() -> Callable:
+    """Value and gradient by the queries of InfoNCE over all negatives, the similarities held as a whole."""
+
+    def loss(queries: jax.Array, keys: jax.Array, negatives: jax.Array) -> jax.Array:
+        return info_nce(queries, keys, negatives, temperature=0.1).loss.mean()
+
+    return jax.jit(jax.value_and_grad(loss))
+
+
+def _head(selector: str, k: int) -> Callable:
+    """Value and gradient by the queries as a training step takes them."""
+
+    def loss(queries: jax.Array, keys: jax.Array, queue: Queue) -> jax.Array:
+        unlabelled = jnp.full(queries.shape[:1], UNKNOWN, jnp.int32)
+        rows = Anchors(queries, keys, unlabelled, unlabelled, jax.random.split(jax.random.key(0), len(queries)))
+        select = SELECTORS[selector]
+        return contrast_with_queue(rows, queue, temperature=0.1, select=select, k=k, mask_same_image=True).loss.mean()
+
+    return jax.jit(jax.value_and_grad(loss))
+
+
+def loader(rounds: int) -> Cases:
+    """Images per second that the loader prepares from memory: 32×32×3, batch 256, no transfer."""
+    count, batch, steps = 50_000, 256, 2000
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), np.uint8)
+    source = ArraySource('benchmark', pixels, np.zeros(count, np.int32))
+
+    def epoch() -> None:
+        load = Loader(
+            source, rows=np.arange(batch), seed=0, batch_size=batch, start_step=0, stop_step=steps, place=lambda b: b
+        )
+        with load as batches:
+            for _ in batches:
+                pass
+
+    median, smallest, largest = compare({'memory': epoch}, rounds)['memory']
+    images = steps * batch
+    return [
+        {'batch': batch, 'images_per_second': images / median}
+        | {'smallest': images / largest, 'largest': images / smallest}
+    ]
+
+
+def step(rounds: int) -> Cases:
+    """The whole step of ResNet-18, width 16, batch 256: MoCo one-way, the full method; and the views of the batch."""
+    from configs import cifar10_moco
+
+    mesh = device_mesh()
+    functions: dict[str, Callable] = {}
+    for dtype in DTYPES:
+        for name, symmetric, selector in (('one-way, all', False, 'all'), ('dual view, hardest', True, AUTO)):
+            config = cifar10_moco.get_config()
+            config.model.width, config.model.dtype = 16, dtype
+            config.loss.symmetric, config.negatives.selector = symmetric, selector
+            config.negatives.selector = resolved_selector(config, mesh.devices.flat[0].platform)
+            method = build_method(config, total_steps=1000, steps_per_epoch=100, num_devices=mesh.devices.size)
+            mapper = MAPPERS[config.parallel.mapper](mesh)
+            run = mapper.map(functools.partial(train_step, method))
+            state = mapper.put_state(replicate(jax.jit(functools.partial(create_train_state, method, 3))(), mesh))
+            functions[f'{name}, {dtype}'] = _Stepper(run, state, mapper.put_batch(_batch(config.train.batch_size)))
+    make, batch = jax.jit(make_views, static_argnums=(2, 3)), _batch(256)
+    keys, images = jax.random.split(jax.random.key(0), 256), jnp.asarray(batch.examples)
+    for preset, specs in PRESETS.items():
+        functions[f'two views alone, {preset}, float32'] = functools.partial(make, keys, images, specs, 32)
+    timings = compare(functions, rounds)
+    return [
+        {'case': name, 'seconds': median, 'images_per_second': 256 / median}
+        | {'ratio_to_one_way': median / timings[f'one-way, all, {name.split(", ")[-1]}'][0]}
+        | {'smallest': smallest, 'largest': largest}
+        for name, (median, smallest, largest) in timings.items()
+    ]
+
+
+class _Stepper:
+    """Takes a step each time it is called."""
+
+    def __init__(self, run: Callable, state: Any, batch: Any) -> None:
+        self._run, self._state, self._batch = run, state, batch
+
+    def __call__(self) -> Any:
+        self._state, metrics = self._run(self._state, self._batch)
+        return metrics
+
+
+def _batch(size: int) -> Any:
+    from dualcl_jax.data.loader import Batch
+
+    index = np.arange(size, dtype=np.int32)
+    return Batch(np.random.default_rng(0).integers(0, 256, (size, 32, 32, 3), np.uint8), index, index % 10, index)
+
+
+def views(rounds: int) -> Cases:
+    """Two views of 256 images of 32×32, and of 16 of 224×224, by preset; then each operation alone, once an image."""
+    cases: Cases = []
+    for size, count in ((32, 256), (224, 16)):
+        images = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
+        keys = jax.random.split(jax.random.key(0), count)
+        run = jax.jit(make_views, static_argnums=(2, 3))
+        functions = {name: functools.partial(run, keys, jnp.asarray(images), PRESETS[name], size) for name in PRESETS}
+        cases += [
+            {
+                'size': size,
+                'images': count,
+                'operation': f'two views, {name}',
+                'seconds': median,
+                'smallest': low,
+                'largest': high,
+            }
+            for name, (median, low, high) in compare(functions, rounds).items()
+        ]
+    return cases + data.operations(rounds, compare)
+
+
+BENCHMARKS: dict[str, Callable[[int], Cases]] = {'head': head, 'loader': loader, 'step': step, 'views': views}
+BENCHMARKS['decode'] = functools.partial(data.decode, compare=compare)
+BENCHMARKS['decode'].__doc__ = data.decode.__doc__
+RUNS: dict[str, Callable[[argparse.Namespace], Cases]] = {
+    'peer': runs.peer,
+    'startup': runs.startup,
+    'scaling': runs.scaling,
+}
+
+
+def conditions(flags: argparse.Namespace) -> dict[str, Any]:
+    """What was run, on what."""
+    machine = f'{os.cpu_count()} cores of {processor()}'
+    command = f'python -m experiments.benchmark {flags.name} --rounds={flags.rounds}'
+    if flags.name == 'peer':
+        command += f' --widths {" ".join(map(str, flags.widths))} --dtypes {" ".join(flags.dtypes)}'
+    return {'command': command, 'machine': machine, 'versions': versions()}
+
+
+def show(flags: argparse.Namespace, cases: Cases) -> None:
+    """Prints the cases as a table, then with their conditions as a line of JSON."""
+    about = (BENCHMARKS | RUNS)[flags.name].__doc__
+    table = Table(title=f'{flags.name}: {about}', title_justify='left')
+    columns = max(cases, key=len)
+    for column in columns:
+        table.add_column(column, justify='right')
+    for case in cases:
+        values = [case.get(column, '') for column in columns]
+        table.add_row(*(f'{value:.4g}' if isinstance(value, float) else str(value) for value in values))
+    Console().print(table)
+    print(json.dumps({'cases': cases} | conditions(flags)))
+
+
+@exits_cleanly
+def main() -> int:
+    parser = Parser('python -m experiments.benchmark', __doc__)
+    parser.add_argument('name', choices=[*BENCHMARKS, *RUNS])
+    parser.add_argument('--rounds', type=int, default=5, help='how often each case is timed')
+    parser.add_argument('--data_dir', type=Path, default=Path('../shared/tfds'), help='TFDS directory of runs')
+    parser.add_argument('--peer', type=Path, help='script of the program that peer compares with')
+    parser.add_argument('--peer_python', type=Path, help='the Python that it runs in')
+    parser.add_argument('--widths', type=int, nargs='+', default=[16, 64], help='of the networks that peer compares')
+    parser.add_argument('--dtypes', nargs='+', choices=DTYPES, default=DTYPES, help='that peer compares')
+    flags = parser.parse_args()
+    if flags.rounds < 1:
+        raise UserError(f'--rounds={flags.rounds}: must be at least 1')
+    if flags.name in RUNS:
+        show(flags, RUNS[flags.name](flags))
+    else:
+        start(None, None, None)
+        show(flags, BENCHMARKS[flags.name](flags.rounds))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""The contrast with the queue, block by block, against `info_nce` as a whole and JAX's own gradient."""
+
+from collections.abc import Callable
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+
+from dualcl_jax.losses import info_nce, normalize
+from dualcl_jax.method.negatives import queue_loss
+from dualcl_jax.method.negatives.queue import Queue, empty_queue, enqueue, valid
+from dualcl_jax.method.negatives.queue_loss import Anchors, QueueContrast, contrast_with_queue, summarize
+from dualcl_jax.method.negatives.selectors import SELECTORS, allowed_slots, select_ring
+
+B, K, D, SELECTED = 12, 40, 8, 9
+SELECT: dict[str, Callable] = {**SELECTORS, 'ring': partial(select_ring, skip=3)}
+
+
+def make(filled: int = 30) -> tuple[Anchors, Queue]:
+    rngs = jax.random.split(jax.random.key(0), 5)
+    keys = normalize(jax.random.normal(rngs[0], (filled, D)))
+    ids, labels = (jax.random.randint(rng, (filled,), 0, 6) for rng in rngs[1:3])
+    anchors, positives = (normalize(jax.random.normal(rng, (B, D))) for rng in rngs[3:])
+    which = jnp.arange(B, dtype=jnp.int32) % 6
+    rows = Anchors(anchors, positives, which, which % 4 - 1, jax.random.split(jax.random.key(1), B))
+    return rows, enqueue(empty_queue(K, D), keys, ids, labels, jnp.int32(0))
+
+
+def as_a_whole(rows: Anchors, queue: Queue, selector: str, hardness: float) -> QueueContrast:
+    allowed = allowed_slots(valid(queue), queue.ids, rows.ids, mask_same_image=True)
+    contrast = info_nce(
+        rows.anchors,
+        rows.positives,
+        queue.keys,
+        allowed,
+        temperature=0.2,
+        hardness=hardness,
+        select=SELECT[selector],
+        k=SELECTED,
+        rngs=rows.rngs,
+    )
+    return summarize(contrast, rows.labels, queue.labels)
+
+
+@pytest.mark.parametrize(('filled', 'anchors_in_a_block'), [(0, B), (5, 4), (30, B), (30, 1)])
+@pytest.mark.parametrize(('selector', 'hardness'), [*((selector, 0.0) for selector in SELECT), ('all', 1.5)])
+def test_equals_info_nce(
+    monkeypatch: pytest.MonkeyPatch, selector: str, hardness: float, anchors_in_a_block: int, filled: int
+) -> None:
+    monkeypatch.setattr(queue_loss, 'CPU_BLOCK_BYTES', anchors_in_a_block * K * 4)
+    monkeypatch.setattr(queue_loss, 'CPU_CACHE_BYTES', 2 * K * 4)
+    rows, queue = make(filled)
+    weights = jnp.linspace(0.5, 2.0, B)  # so that each row's own gradient shows
+
+    def streamed(rows: Anchors, queue: Queue) -> QueueContrast:
+        return contrast_with_queue(
+            rows,
+            queue,
+            temperature=0.2,
+            hardness=hardness,
+            select=SELECT[selector],
+            k=SELECTED,
+            mask_same_image=True,
+        )
+
+    def loss(contrast: Callable, anchors: jax.Array, positives: jax.Array) -> tuple[jax.Array, QueueContrast]:
+        found = contrast(rows._replace(anchors=anchors, positives=positives), queue)
+        return (weights * found.loss).sum(), found
+
+    run = [
+        jax.jit(jax.value_and_grad(partial(loss, contrast), (0, 1), has_aux=True))
+        for contrast in (streamed, partial(as_a_whole, selector=selector, hardness=hardness))
+    ]
+    found, expected = (differentiated(rows.anchors, rows.positives) for differentiated in run)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_queue_gets_no_gradient() -> None:
+    rows, queue = make()
+
+    def loss(keys: jax.Array) -> jax.Array:
+        contrast = contrast_with_queue(
+            rows, queue.replace(keys=keys), temperature=0.2, select=SELECTORS['all'], k=1, mask_same_image=False
+        )
+        return contrast.loss.sum()
+
+    assert not jax.jit(jax.grad(loss))(queue.keys).any()

@@ -1,0 +1,277 @@
+"""python -m dualcl_jax.evaluate: its files, its last line, that two evaluations are one, and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from sklearn.neighbors import KNeighborsClassifier
+
+from configs import default
+from dualcl_jax import data, evaluate
+from dualcl_jax.evaluators import evaluate as evaluation
+from dualcl_jax.evaluators.embed import Embedder
+from dualcl_jax.evaluators.encoder_source import EncoderSource
+from dualcl_jax.evaluators.protocols import PROTOCOLS
+from dualcl_jax.evaluators.records import check_record
+from dualcl_jax.models.exports import FORMATS
+from dualcl_jax.workdir.export import describe
+from dualcl_jax.workdir.saved_run import open_saved_run
+from tests.support.runs import Finished, Trainer, contents, write_npz
+
+QUICK = (
+    '--config.linear.epochs=5',
+    '--config.linear.learning_rates=0.1,0.3',
+    '--config.linear.weight_decays=0',
+    '--config.finetune.epochs=1',
+    '--config.semi.fractions=0.1',
+    '--config.semi.epochs=1',
+    '--config.few_shot.draws=4',
+)
+
+
+@pytest.fixture(scope='module')
+def finished(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp('evaluated') / 'run'
+    trainer.run(workdir, 'model.name=tiny', 'train.steps=4', 'checkpoint.every_steps=2')
+    return workdir
+
+
+@pytest.fixture
+def workdir(finished: Path, tmp_path: Path) -> Path:
+    """A copy, to write into or damage."""
+    return Path(shutil.copytree(finished, tmp_path / 'run'))
+
+
+@pytest.fixture
+def run(in_process):
+    """The command in this process, on four devices and with strict types."""
+
+    def main(workdir: Path | str, protocols: str, *flags: str) -> Finished:
+        source = [f'--workdir={workdir}'] if workdir else []
+        return in_process(evaluate.main, *source, f'--protocols={protocols}', *flags)
+
+    return main
+
+
+def records(done: Finished) -> list[dict]:
+    """Those of the last line, each checked."""
+    assert done.status == 0, done
+    found = json.loads(done.out.splitlines()[-1])['records']
+    for record in found:
+        check_record(record)
+    return found
+
+
+def test_every_protocol_twice(run, workdir: Path) -> None:
+    before = contents(workdir)
+    first = records(run(workdir, 'all', *QUICK))
+    folder = workdir / 'evaluation'
+    written = contents(folder)
+    assert sorted(written) == sorted(f'{name}.json' for name in PROTOCOLS)
+    assert {name: content for name, content in contents(workdir).items() if not name.startswith('evaluation')} == before
+    by_protocol = [json.loads(written[f'{name}.json'])['records'] for name in PROTOCOLS]
+    assert [record for found in by_protocol for record in found] == first
+    assert all(by_protocol)
+    for record in first:
+        assert (record['step'], record['seed'], record['data_set']) == (4, 0, 'npz')
+        assert record['examples'] == 64
+    metrics = {(record['protocol'], record['encoder'], record['layer'], record['metric']) for record in first}
+    assert ('structure', 'momentum', 'projection', 'effective_rank') in metrics
+    assert ('knn', 'momentum', 'projection', 'top1') not in metrics
+    shutil.rmtree(folder)
+    run(workdir, 'all', *QUICK)
+    assert contents(folder) == written
+
+
+def test_knn_is_scikit_learns_on_the_encoders_features(run, workdir: Path) -> None:
+    found = records(run(workdir, 'knn', '--config.knn.k=1,7', '--config.knn.temperature=0.3', '--encoders=momentum'))
+    opened = open_saved_run(str(workdir))
+    train, test = data.load(opened.config.data)
+    embed = Embedder(opened.method, opened.mesh)
+    bank, queries = (embed(opened.state.momentum_variables, x, np.arange(len(x))) for x in (train, test))
+    assert len(found) == 4
+    for record in found:
+        model = KNeighborsClassifier(
+            record['k'], metric='cosine', algorithm='brute', weights=lambda distances: np.exp((1 - distances) / 0.3)
+        )
+        model.fit(getattr(bank, record['layer']), train.labels)
+        expected = model.score(getattr(queries, record['layer']), test.labels)
+        assert (record['encoder'], record['tau']) == ('momentum', 0.3)
+        assert record['value'] == pytest.approx(expected, abs=0.02)  # one of 64, where two are as near
+        assert record['interval']['low'] < record['value'] < record['interval']['high']
+
+
+def test_another_set_another_step_another_folder(run, workdir: Path, tmp_path: Path) -> None:
+    """Larger images are resized; the results of the run's own set stay."""
+    rng = np.random.default_rng(0)
+    other = tmp_path / 'other.npz'
+    labels = np.arange(60) % 3
+    images = {
+        f'{split}_images': rng.integers(256, size=(60, 20, 20, 3)).astype(np.uint8) for split in ('train', 'test')
+    }
+    np.savez(other, **images, train_labels=labels, test_labels=labels)
+    run(workdir, 'clustering')
+    before = contents(workdir / 'evaluation')
+    done = run(workdir, 'clustering', f'--config.data.path={other}', '--step=2', '--layers=backbone')
+    found = records(done)
+    assert {record['step'] for record in found} == {2}
+    assert {record['layer'] for record in found} == {'backbone'}
+    assert {record['details']['clusters'] for record in found} == {3}
+    assert json.loads(done.out.splitlines()[-1])['output'] == str(workdir / 'evaluation' / 'on_npz')
+    assert (workdir / 'evaluation' / 'clustering.json').read_bytes() == before['clustering.json']
+    run(workdir, 'clustering', f'--output={tmp_path / "elsewhere"}')
+    assert contents(tmp_path / 'elsewhere') == before
+    moved = shutil.copy(json.loads((workdir / 'config.json').read_text())['data']['path'], tmp_path / 'moved.npz')
+    own = json.loads(run(workdir, 'clustering', f'--config.data.path={moved}').out.splitlines()[-1])
+    assert own['output'] == str(workdir / 'evaluation')
+
+
+@pytest.mark.parametrize('format', ['safetensors', 'stablehlo'])
+def test_an_exported_encoder_is_the_runs(run, workdir: Path, tmp_path: Path, format: str) -> None:
+    opened = open_saved_run(str(workdir))
+    file = tmp_path / 'exported' / f'encoder.{format}'
+    file.parent.mkdir()
+    file.write_bytes(FORMATS[format](*describe(opened, encoder='momentum', projection=True)))
+    own = records(run(workdir, 'knn,structure', '--encoders=momentum', '--layers=projection'))
+    path = f'--config.data.path={opened.config.data.path}'
+    done = run('', 'knn,structure', path, f'--exported={file}')
+    found = records(done)
+    assert json.loads(done.out.splitlines()[-1])['output'] == str(tmp_path / 'exported' / 'evaluation')
+    wanted = [record for record in own if (record['encoder'], record['layer']) == ('momentum', 'projection')]
+    assert len(wanted) == len(found) == 12 + 7
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours['value'] == pytest.approx(theirs['value'], rel=1e-3)
+        assert ours | {'value': 0, 'interval': 0, 'details': 0} == theirs | {'value': 0, 'interval': 0, 'details': 0}
+    refused(run('', 'semi', path, f'--exported={file}', '--config.semi.epochs=1,1'), 'needs a run')
+    refused(run('', 'knn', path, f'--exported={file}', '--encoders=query'), '--encoders=query', 'choose from momentum')
+    refused(run('', 'knn', path, f'--exported={file}', '--step=best'), '--step=best', 'leave it out')
+    file.write_bytes(file.read_bytes()[:-40])
+    refused(run('', 'knn', path, f'--exported={file}'), 'not a whole export')
+
+
+def test_another_set_is_taken_whole() -> None:
+    config = default.get_config()
+    config.data.limit, config.data.validation_fraction = 100, 0.2
+    source = SimpleNamespace(config=config)
+    own, other = (evaluation.resolve(source, fields).data for fields in ([], ['data.name=cifar100']))
+    assert (own.limit, own.validation_fraction) == (100, 0.2)
+    assert (other.limit, other.validation_fraction) == (0, 0.0)
+
+
+def test_structure_needs_no_labels(run, workdir: Path, tmp_path: Path) -> None:
+    """A set without labels and without test images: what can be measured is, on the training images."""
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / 'plain.npz', images=rng.integers(256, size=(64, 16, 16, 3)).astype(np.uint8))
+    plain = f'--config.data.path={tmp_path / "plain.npz"}'
+    found = records(run(workdir, 'structure', plain, '--config.structure.images=20'))
+    metrics = {record['metric'] for record in found}
+    assert metrics == {'alignment', 'uniformity', 'effective_rank', 'std_per_dimension'}
+    assert {(record['split'], record['examples']) for record in found} == {('train', 20)}
+    refused(run(workdir, 'all', plain), 'no test split', '--protocols=structure')
+    refused(run(workdir, 'structure', plain, '--config.data.limit=1'), 'one train image has no structure')
+
+
+def refused(done: Finished, *said: str) -> None:
+    """Exit status 2, at most three lines that say these words."""
+    assert done.status == 2, done
+    assert 'Traceback' not in done.err
+    assert 1 <= len(done.err.splitlines()) <= 3
+    for words in said:
+        assert words in done.err, done
+
+
+FLAGS = {
+    # what is given: what must be said
+    '--protocols=knm': ['there is no knm; did you mean knn?', 'or all'],
+    '--protocols=': ['--protocols is empty'],
+    '--encoders=key': ['--encoders=key', 'query, momentum'],
+    '--layers=head': ['--layers=head', 'backbone, projection'],
+    '--step=3': ['--step=3', 'checkpoints of 2, 4'],
+    '--step=best': ['--step=best', 'no kNN accuracy'],
+    '--config.knn.kk=3': ['--config.knn.kk: no such field', 'knn.k'],
+    '--config.knn.k=0': ['config.knn.k', 'whole numbers from 1'],
+    '--config.knn.k=1.5': ['config.knn.k', 'whole numbers from 1'],
+    '--config.linear.validation=1': ['linear.validation', 'below 1'],
+    '--config.finetune.optimizer=adam': ['finetune.optimizer', 'sgd, lars, adamw'],
+    '--config.semi.epochs=3': ['semi.epochs', 'one number for each'],
+    '--config.data.image_size=64': ['data.image_size', 'belongs to the encoder'],
+    '--config.data.limit=-1': ['data.limit', 'at least 0'],
+    '--config.data.name=cifarten': ['cifarten'],
+    '--config.model.width=3': ['--config.model.width: no such field'],
+    '--config.seed=x': ['--config.seed=x: must be an integer'],
+    '--config.seed': ['--config.seed', 'needs a value'],
+    '--protocol=knn': ['--protocol=knn: no such flag'],
+    '--workdir=/no/such/run': ['--workdir=/no/such/run: no run with a checkpoint'],
+    '--workdir=': ['--workdir=: no run'],
+    '--exported=x': ['give --workdir or --exported'],
+    '--output=README.md/x': ['--output=README.md/x: cannot be written'],
+}
+
+
+@pytest.mark.parametrize('flag', FLAGS)
+def test_flags_that_are_refused(run, finished: Path, flag: str) -> None:
+    before = contents(finished)
+    refused(run(finished, 'knn', flag), *FLAGS[flag])
+    assert contents(finished) == before
+
+
+def npz(path: Path, **changes: np.ndarray) -> str:
+    """The data of the run, with other arrays, as a flag."""
+    with np.load(write_npz(path)) as arrays:
+        kept = {name: value for name, value in (dict(arrays) | changes).items() if value is not None}
+    np.savez(path, **kept)
+    return f'--config.data.path={path}'
+
+
+DATA = {
+    'no labels': ({'train_labels': None, 'test_labels': None}, ['no training image has a label', 'structure']),
+    'no test labels': ({'test_labels': None}, ['no test image has a label']),
+    'one class': ({'train_labels': np.zeros(256, int), 'test_labels': np.zeros(64, int)}, ['are of one class']),
+    'a class more': ({'train_labels': np.arange(256) % 2}, ['class 2 of the test images']),
+    'gray': (
+        {f'{split}_images': np.zeros((n, 8, 8, 1), np.uint8) for split, n in (('train', 256), ('test', 64))},
+        ['1 channels', 'takes 3'],
+    ),
+    'few': (
+        {'train_images': np.zeros((4, 16, 16, 3), np.uint8), 'train_labels': np.arange(4)},
+        ['few_shot.shots: 10 of each class', 'has 1 images'],
+    ),
+}
+
+
+@pytest.mark.parametrize('name', DATA)
+def test_data_that_are_refused(run, workdir: Path, tmp_path: Path, name: str) -> None:
+    changes, said = DATA[name]
+    refused(run(workdir, 'few_shot', npz(tmp_path / 'other.npz', **changes)), *said)
+    assert not (workdir / 'evaluation' / 'on_npz' / 'few_shot.json').exists()
+
+
+def test_changed_data_and_a_truncated_checkpoint(run, workdir: Path, tmp_path: Path) -> None:
+    config = json.loads((workdir / 'config.json').read_text())
+    config['data']['path'] = str(write_npz(tmp_path / 'changed.npz', seed=1))
+    (workdir / 'config.json').write_text(json.dumps(config))
+    refused(run(workdir, 'knn'), 'not the images that', '--config.data.name=npz')
+    assert len(records(run(workdir, 'clustering', '--config.data.name=npz'))) == 4
+    for path in (workdir / 'checkpoints' / '00000004' / 'state').rglob('*'):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    refused(run(workdir, 'knn'), '00000004: cannot be read as a checkpoint')
+
+
+def test_a_folder_that_cannot_be_written(run, workdir: Path) -> None:
+    (workdir / 'evaluation').write_text('in the way')
+    refused(run(workdir, 'knn'), 'evaluation', 'cannot be written')
+    (workdir / 'evaluation').unlink()
+    (workdir / 'evaluation' / 'knn.json').mkdir(parents=True)
+    refused(run(workdir, 'knn'), 'knn.json: cannot be written', '--output')
+
+
+def test_diverged_features(run, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def embed(self, encoder, images, rows, advance):
+        return {'backbone': np.full((len(rows), 2), np.nan)}
+
+    monkeypatch.setattr(EncoderSource, 'embed', embed)
+    refused(run(workdir, 'knn', '--layers=backbone'), 'not finite: it has diverged', 'earlier --step')

@@ -1,0 +1,72 @@
+"""The selftest passes here, and names the case when a fault is planted."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from dualcl_jax import losses, step
+from dualcl_jax.method.negatives import queue_loss, selectors
+from dualcl_jax.method.views import image_ops
+from dualcl_jax.models import norm
+from dualcl_jax.training import selftest_cases
+
+THE_LOSS = ('loss', 'gradient', 'selection', 'queue', 'whole step')
+
+
+def failed(names: Sequence[str]) -> set[str]:
+    return {
+        name for name, (_, passed) in selftest_cases.run_cases(selftest_cases.load_cases(), names).items() if not passed
+    }
+
+
+def test_it_passes():
+    assert failed(tuple(selftest_cases.CASES)) == set()
+
+
+def test_bfloat16_similarity(monkeypatch: pytest.MonkeyPatch):
+    def rough(a, b):
+        rounded = [jnp.asarray(rows).astype(jnp.bfloat16).astype(jnp.float32) for rows in (a, b)]
+        return rounded[0] @ rounded[1].T
+
+    for module in (losses, queue_loss):
+        monkeypatch.setattr(module, 'cosine', rough)
+    assert failed(THE_LOSS) == {'loss', 'gradient', 'selection', 'whole step'}
+
+
+def test_swapped_keys(monkeypatch: pytest.MonkeyPatch):
+    honest = losses.dual_view_loss
+    for module in (losses, step):
+        monkeypatch.setattr(module, 'dual_view_loss', lambda queries, keys, *rest: honest(queries, keys[::-1], *rest))
+    assert failed(THE_LOSS) == {'loss', 'gradient', 'whole step'}
+
+
+def test_unmasked_slot(monkeypatch: pytest.MonkeyPatch):
+    honest = selectors.allowed_slots
+    for module in (selectors, queue_loss):
+        monkeypatch.setattr(
+            module, 'allowed_slots', lambda valid, *rest, **fields: honest(jnp.ones_like(valid), *rest, **fields)
+        )
+    assert failed(THE_LOSS) == {'loss', 'gradient', 'whole step'}
+
+
+def test_reduced_precision_of_views(monkeypatch: pytest.MonkeyPatch):
+    def rough(image, rows, columns):
+        image, rows, columns = (array.astype(jnp.bfloat16) for array in (image, rows, columns))
+        return jnp.einsum('oh,pw,hwc->opc', rows, columns, image).astype(jnp.float32)
+
+    monkeypatch.setattr(image_ops, '_apply_separable', rough)
+    assert failed(('draws', 'views', 'queue')) == {'views'}
+
+
+def test_another_generator_of_random_numbers():
+    with jax.default_prng_impl('rbg'):
+        assert failed(('draws', 'views', 'queue')) == {'draws', 'views'}
+
+
+def test_statistics_that_are_not_synchronized(monkeypatch: pytest.MonkeyPatch):
+    honest = norm._moments
+    monkeypatch.setattr(norm, '_moments', lambda x, span, axis_name: honest(x, 1, axis_name))
+    names = [name for name in selftest_cases.CASES if name.startswith('batch')]
+    assert failed(names) == {'batch statistics, all devices'}

@@ -1,0 +1,221 @@
+"""The page as text: escaped, offline, with a word for whatever it leaves out."""
+
+import dataclasses
+import html.parser
+import json
+import re
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+from sklearn.metrics import confusion_matrix
+
+from dualcl_jax.reports.content import describe
+from dualcl_jax.reports.page import render
+from tests.support.random_run import STEP, random_run, reported
+from tests.support.runs import REPOSITORY
+
+TINY = 'model.name=tiny'
+HOSTILE = '</script><img src=x onerror=alert(1)>"\'&{{ 7*7 }}'
+
+
+class Parsed(html.parser.HTMLParser):
+    """Tags with their attributes, and the text outside style and script."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.words: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        if self.tags and self.tags[-1][0] not in ('style', 'script'):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return ' '.join(' '.join(self.words).split())
+
+
+def content(tmp_path, *fields, records=None, **options):
+    return describe(*reported(random_run(tmp_path, TINY, *fields, **options), records=records))
+
+
+RECORDS = [
+    {'step': 0, 'wall_time_s': 1.0, 'monitor/knn_top1_backbone': 0.25, 'monitor/knn_top1_raw_pixels': 0.3},
+    *(
+        {'step': step, 'wall_time_s': 1.0 + step, 'train/loss': 4.0 - step / 20, 'train/loss_chance': 3.5}
+        for step in range(1, STEP + 1)
+    ),
+    {'step': STEP, 'wall_time_s': 30.0, 'monitor/knn_top1_backbone': 0.75},
+]
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    return content(tmp_path_factory.mktemp('whole'), records=RECORDS)
+
+
+def test_what_a_run_shows(whole):
+    text = Parsed(render([whole])).text
+    for part in ('Curves', 'Map of the embedding', 'Hardest negatives', 'Nearest neighbours', 'Confusion matrix'):
+        assert part in text
+    assert 'kNN, backbone 75.0 %' in text
+    assert 'contrastive loss 2.800 chance 3.50' in text
+    assert '256 images 16×16×3, 4 classes' in text
+    assert 'Evaluations' not in text
+
+
+def test_nothing_is_fetched(whole):
+    """Everything that a browser would load is in the page; addresses only name the language of SVG."""
+    page = render([whole])
+    for tag, attributes in Parsed(page).tags:
+        assert tag not in ('iframe', 'object', 'embed', 'base')
+        for name in ('src', 'href', 'srcset', 'action', 'poster'):
+            assert (attributes.get(name) or 'data:').startswith('data:'), (tag, attributes)
+    style = re.search(r'<style>(.*?)</style>', page, re.DOTALL).group(1)
+    assert '@import' not in style
+    assert all(address.startswith('data:image/') for address in re.findall(r'url\((.*?)\)', style))
+    assert set(re.findall(r'https?://[^\s"\'<>]+', page)) == {'http://www.w3.org/2000/svg'}
+
+
+def test_names_are_text(whole):
+    hostile = whole | {
+        'name': HOSTILE,
+        'class_names': [HOSTILE, *whole['class_names'][1:]],
+        'facts': {'data': HOSTILE},
+        'config': {'data.path': HOSTILE},
+        'missing': {'evaluations': HOSTILE},
+    }
+    page = render([hostile])
+    parsed = Parsed(page)
+    assert [tag for tag, _ in parsed.tags].count('script') == 2
+    assert 'img' not in [tag for tag, _ in parsed.tags]
+    assert not any(name.startswith('on') for _, attributes in parsed.tags for name in attributes)
+    assert HOSTILE in parsed.text
+    assert '49' not in re.findall(r'<h1>.*?</h1>', page)[0]
+    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page).group(1))
+    assert data['runs'][0]['name'] == HOSTILE
+
+
+def test_the_confusion_matrix_is_scikit_learns(tmp_path):
+    subject, samples = reported(random_run(tmp_path, TINY))
+    found = describe(subject, samples)
+    want = confusion_matrix(samples.labels, found['map']['predictions'])
+    np.testing.assert_array_equal(found['confusion']['counts'], want)
+    assert found['confusion']['accuracy'] == pytest.approx(np.trace(want) / want.sum())
+    wrong = want - np.diag(np.diag(want))
+    assert found['confusion']['worst'][0]['count'] == wrong.max() > 0
+
+
+def test_the_share_of_the_softmax_is_told(tmp_path):
+    found = content(tmp_path)
+    assert [part for part, _ in found['softmax']['shares']] == [64, 32, 16, 8, 4, 2]
+    shares = [share for _, share in found['softmax']['shares']]
+    assert shares == sorted(shares)
+    count = found['softmax']['images']
+    assert f'of the softmax, τ 0.1, {count} images {100 * shares[0]:.1f} %' in Parsed(render([found])).text
+
+
+def test_without_labels(tmp_path):
+    found = content(tmp_path, labels=False)
+    text = Parsed(render([found])).text
+    assert 'The data set has no labels: what needs them is left out.' in text
+    assert 'No matrix: the training images have no labels.' in text
+    assert 'of its class' not in text
+    assert 'selected of' in text
+    assert found['map']['predictions'] is None
+
+
+def test_one_class(tmp_path):
+    subject, samples = reported(random_run(tmp_path, TINY))
+    subject.splits.train.labels[:] = 0
+    found = describe(subject, samples)
+    assert 'No matrix: all labels are of one class.' in Parsed(render([found])).text
+
+
+def test_without_a_test_split_or_a_queue(tmp_path):
+    run = random_run(tmp_path, TINY, 'queue.size=0')
+    np.savez(tmp_path / 'data.npz', train_images=np.load(tmp_path / 'data.npz')['train_images'])
+    text = Parsed(render([describe(*reported(run))])).text
+    assert 'No matrix: there is no test split.' in text
+    assert '256 training images' in text
+    assert 'There is no queue: negatives come from the batch' in text
+
+
+def test_a_sharded_queue(tmp_path):
+    """Its selector works on all devices at once; the page shows what one device selects of the whole queue."""
+    want = content(tmp_path)
+    found = content(tmp_path, 'queue.sharded=True')
+    assert found['gallery'] == want['gallery']
+    assert found['map']['losses'] == want['map']['losses']
+
+
+def test_an_empty_queue(tmp_path):
+    run = random_run(tmp_path, TINY)
+    empty = run.state.queue.replace(filled=0 * run.state.queue.filled)
+    run = dataclasses.replace(run, state=run.state.replace(queue=empty))
+    text = Parsed(render([describe(*reported(run))])).text
+    assert 'No slot of the queue may be its negative.' in text
+    assert 'of the softmax' not in text
+
+
+def test_an_encoder_that_diverged(tmp_path):
+    run = random_run(tmp_path, TINY)
+    run.state.params['backbone']['conv1']['kernel'] = run.state.params['backbone']['conv1']['kernel'] * np.nan
+    text = Parsed(render([describe(*reported(run))])).text
+    assert 'No map: features are not finite' in text
+    assert 'No matrix: features are not finite' in text
+
+
+def record(protocol='knn', **fields):
+    common = {'metric': 'top1', 'value': 0.6634, 'data_set': 'cifar10', 'split': 'test', 'examples': 10_000, 'step': 9}
+    rest = {'encoder': 'query', 'layer': 'backbone', 'k': 20, 'tau': 0.1, 'details': {'rate': 0.03}}
+    interval = {'low': 0.64, 'high': 0.68, 'method': 'wilson'}
+    return {'protocol': protocol, 'interval': interval, **common, **rest, **fields}
+
+
+def test_evaluations_are_shown(tmp_path):
+    folder = tmp_path / 'evaluation' / 'on_other'
+    folder.mkdir(parents=True)
+    (folder.parent / 'knn.json').write_text(json.dumps({'records': [record(), record(k=200, value=0.7)]}))
+    (folder / 'linear.json').write_text(json.dumps({'records': [record('linear', k=None, tau=None, interval=None)]}))
+    (folder.parent / 'notes.json').write_text('[]')
+    found = content(tmp_path)
+    text = Parsed(render([found])).text
+    assert 'knn 2 results' in text
+    assert '0.6634 0.6400 to 0.6800 query backbone 20 0.1 rate 0.03 cifar10, test, 10,000, step 9' in text
+    assert 'linear 1 result' in text
+    assert 'In evaluation/, not results of an evaluation: notes.json.' in text
+
+
+def test_runs_side_by_side(whole):
+    other = whole | {'name': 'other', 'config': whole['config'] | {'loss.symmetric': False}, 'evaluations': [record()]}
+    text = Parsed(render([whole, other])).text
+    assert 'What differs field' in text
+    assert 'loss.symmetric True False' in text
+    assert '– 0.6634' in text
+    assert text.count('Framed in orange') == 1
+
+
+def test_long_curves_are_thinned(tmp_path):
+    records = [{'step': step, 'wall_time_s': 1.0, 'train/loss': step / 1e4} for step in range(10_000)]
+    (series,) = content(tmp_path, records=records)['series'].values()
+    assert len(series) == 400
+    assert series[0] == (12.0, 0.0012)
+
+
+@pytest.mark.slow
+def test_the_wheel_has_the_templates(tmp_path):
+    subprocess.run(
+        [sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--wheel-dir', str(tmp_path), str(REPOSITORY)],
+        check=True,
+    )
+    (wheel,) = tmp_path.glob('*.whl')
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {f'dualcl_jax/report/templates/report.{kind}' for kind in ('html', 'css', 'js')} <= set(names)

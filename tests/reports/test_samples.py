@@ -1,0 +1,57 @@
+"""The images that reports look at, and their map."""
+
+import numpy as np
+import pytest
+from sklearn.metrics.pairwise import cosine_similarity
+
+from dualcl_jax.reports.samples import in_plane, one_per_class
+from tests.support.random_run import random_run, reported
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.mark.parametrize('features', [np.ones((40, 8)), np.zeros((40, 8)), np.eye(3), np.linspace(-1, 1, 9)[:, None]])
+def test_collapsed_or_tiny_features_have_a_map(features):
+    points = in_plane(features)
+    assert points.shape == (len(features), 2)
+    assert np.isfinite(points).all()
+
+
+def test_a_map_is_deterministic(rng):
+    features = rng.normal(size=(50, 8))
+    np.testing.assert_array_equal(in_plane(features, seed=1), in_plane(features, seed=1))
+    assert not np.array_equal(in_plane(features, seed=1), in_plane(features, seed=2))
+
+
+@pytest.mark.parametrize('features', [np.ones((2, 4)), np.full((9, 4), np.nan)])
+def test_what_has_no_map_is_refused(features):
+    with pytest.raises(ValueError, match='finite and of at least 3 examples'):
+        in_plane(features)
+
+
+def test_clusters_stay_together(rng):
+    centres = rng.normal(size=(3, 32))
+    labels = np.arange(90) % 3
+    points = in_plane((centres[labels] + 0.2 * rng.normal(size=(90, 32))).astype(np.float32))
+    distances = np.linalg.norm(points[:, None] - points[None], axis=-1)
+    np.fill_diagonal(distances, np.inf)
+    assert (labels[distances.argmin(axis=1)] == labels).all()
+
+
+def test_one_per_class():
+    labels = np.array([2, 2, -1, 0, 2, 1])
+    np.testing.assert_array_equal(one_per_class(labels, 4), [2, 3, 5, 0])
+    np.testing.assert_array_equal(one_per_class(labels, 6), [2, 3, 5, 0, 1, 4])
+
+
+def test_neighbours_are_the_nearest_training_images(tmp_path):
+    """Against scikit-learn's cosines of the same features."""
+    _, samples = reported(random_run(tmp_path, 'model.name=tiny'))
+    assert not samples.of_training
+    cosines = cosine_similarity(samples.features[samples.queries], samples.bank)
+    order = np.argsort(-cosines, axis=1)[:, : samples.found.shape[1]]
+    np.testing.assert_allclose(samples.similarities, np.take_along_axis(cosines, order, axis=1), atol=1e-5)
+    np.testing.assert_array_equal(samples.found[:, 0], samples.banked[order[:, 0]])

@@ -1,0 +1,49 @@
+"""A batch without a finite number changes nothing but the counts: the rest of the state stays, bit for bit."""
+
+import dataclasses
+
+import chex
+import jax
+import numpy as np
+import optax
+import pytest
+from test_reference_step import given_views, make_batches, run, tiny
+
+from configs import default
+from dualcl_jax.step import all_finite
+
+__all__ = ['given_views']
+VALUES = {'nan': np.nan, 'infinite': np.inf}
+
+
+def spoiled(batch, value):
+    views = np.array(batch.examples)
+    views[5, 3, 3, 1] = value
+    return batch._replace(examples=views)
+
+
+@pytest.mark.parametrize('value', VALUES.values(), ids=VALUES)
+@pytest.mark.parametrize(('optimizer', 'mapper', 'devices'), [('sgd', 'pmap', 4), ('adamw', 'shard_map', 2)])
+def test_only_counts_go_on(given_views, value, optimizer, mapper, devices) -> None:
+    config = tiny(default.get_config(), 20, optimizer__name=optimizer)
+    first, second, third = make_batches()[:3]
+    states, metrics = run(config, [first, spoiled(second, value), third], mapper=mapper, devices=devices)
+    assert [m['train/finite'] for m in metrics] == [1, 0, 1]
+    _, before, after, last = states
+    assert after.step == before.step + 1 == 2
+    held = dataclasses.replace(after, step=before.step, opt_state=optax.tree.set(after.opt_state, count=np.int32(1)))
+    chex.assert_trees_all_equal(held, before)
+    assert metrics[2]['train/learning_rate'] != metrics[1]['train/learning_rate']
+    assert all_finite(last)
+    assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(last.params), jax.tree.leaves(after.params), strict=True))
+
+
+def test_update_that_is_not_finite(given_views) -> None:
+    """Loss and gradient are, but the parameters would not be."""
+    config = tiny(default.get_config(), 20, optimizer__learning_rate=3e38, optimizer__momentum=0.0)
+    config.optimizer.weight_decay = 1e3
+    states, [metrics] = run(config, make_batches()[:1])
+    assert np.isfinite(metrics['train/loss'])
+    assert np.isfinite(metrics['train/gradient_norm'])
+    assert not metrics['train/finite']
+    chex.assert_trees_all_equal(states[1].params, states[0].params)

@@ -1,0 +1,290 @@
+"""The real training step, mapped over devices, against the float64 MoCo of `tests/reference/moco.py`, step by step."""
+
+import re
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from configs import cifar10_moco, default
+from dualcl_jax.data.loader import Batch
+from dualcl_jax.method import randomness
+from dualcl_jax.method.build import build_method
+from dualcl_jax.method.state import create_train_state, state_specs
+from dualcl_jax.step import train_step
+from dualcl_jax.system.devices import AXIS, MAPPERS, place, to_host, whole
+from tests.reference import moco as reference
+
+BATCH, SIDE, DIM, IMAGES, STEPS, TOTAL_STEPS = 8, 8, 8, 20, 6, 8
+NAMES = {
+    'conv1': ('backbone', 'conv1', 'kernel'),
+    'conv2': ('backbone', 'conv2', 'kernel'),
+    'weight': ('projection', 'fc', 'kernel'),
+    'bias': ('projection', 'fc', 'bias'),
+}
+CLASSES = np.arange(IMAGES) % 3
+
+
+@pytest.fixture
+def given_views(monkeypatch):
+    """Batches then carry both views as six channels, in the place of random views of an image."""
+    monkeypatch.setattr('dualcl_jax.step.make_views', lambda rngs, images, specs, size: jnp.split(images, 2, axis=-1))
+
+
+def make_batches():
+    """Global batches whose images come again in later steps, and sometimes within one."""
+    rng = np.random.default_rng(1)
+    batches = []
+    for _ in range(STEPS):
+        ids = rng.integers(IMAGES, size=BATCH).astype(np.int32)
+        views = rng.uniform(size=(BATCH, SIDE, SIDE, 6)).astype(np.float32)
+        positions = np.arange(BATCH, dtype=np.int32)
+        batches.append(Batch(views, ids, CLASSES[ids].astype(np.int32), positions))
+    return batches
+
+
+def tiny(config, queue_size, **fields):
+    config.data.image_size = SIDE
+    config.data.mean, config.data.std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+    config.model.update(name='tiny', width=4, dim=DIM, projection='linear', norm='local')
+    config.queue.size = queue_size
+    for field, value in fields.items():
+        section, name = field.split('__')
+        config[section][name] = value
+    return config
+
+
+def named(tree):
+    """Parameters of the encoder by the names of the reference."""
+    return {name: np.array(tree[a][b][c]) for name, (a, b, c) in NAMES.items()}
+
+
+def run(config, batches, *, mapper='pmap', devices=1, steps_per_epoch=1):
+    """The host copy of the state before the first and after every step, and the metrics of every step."""
+    mesh = Mesh(np.asarray(jax.devices()[:devices]), (AXIS,))
+    method = build_method(config, total_steps=TOTAL_STEPS, steps_per_epoch=steps_per_epoch, num_devices=devices)
+    specs = state_specs(method)
+    mapper = MAPPERS[mapper](mesh, specs)
+    step = mapper.map(partial(train_step, method))
+    state = mapper.put_state(place(create_train_state(method, 3), mesh, specs))
+
+    def host_copy():
+        return jax.tree.map(np.array, to_host(whole(mapper.global_state(state))))
+
+    states, all_metrics = [host_copy()], []
+    for batch in batches:
+        state, metrics = step(state, mapper.put_batch(batch))
+        for path, leaf in jax.tree.leaves_with_path(mapper.global_state(state)):
+            parts = [np.array(shard.data) for shard in leaf.addressable_shards]
+            if leaf.is_fully_replicated:
+                assert all(np.array_equal(part, parts[0], equal_nan=True) for part in parts), 'devices differ'
+            else:
+                assert config.queue.sharded
+                assert 'queue' in jax.tree_util.keystr(path)
+                assert [len(part) for part in parts] == [config.queue.size // devices] * devices
+        states.append(host_copy())
+        all_metrics.append({name: float(value.squeeze()) for name, value in to_host(metrics).items()})
+    return states, all_metrics
+
+
+def settings_of(config, steps_per_epoch=1):
+    top_k = config.negatives.selector in ('top_k', 'threshold')
+    return reference.Settings(
+        temperature=config.loss.temperature,
+        peak=config.optimizer.learning_rate,
+        total_steps=TOTAL_STEPS,
+        warmup_steps=int(config.optimizer.warmup_epochs * steps_per_epoch),
+        sgd_momentum=config.optimizer.momentum,
+        weight_decay=config.optimizer.weight_decay,
+        decay_bias=config.optimizer.decay_norm_and_bias,
+        ema=config.ema.momentum,
+        ema_to_one=config.ema.schedule == 'cosine',
+        symmetric=config.loss.symmetric,
+        k=config.negatives.k if top_k else None,
+        mask_same_image=config.negatives.mask_same_image,
+        key_weight=config.loss.key_weight,
+        key_term=config.loss.key_term,
+    )
+
+
+def standardized(config, images):
+    return (np.float64(images) - np.array(config.data.mean)) / np.array(config.data.std)
+
+
+def assert_near(actual, expected, what):
+    """Within 1e-5 of the largest value."""
+    error = np.abs(np.float64(actual) - expected).max()
+    assert error <= 1e-5 * max(np.abs(expected).max(), 1e-30), f'{what}: off by {error:.3g}'
+
+
+def assert_follows_reference(config, states, all_metrics, batches, steps_per_epoch=1):
+    settings = settings_of(config, steps_per_epoch)
+    start = states[0]
+    moco = reference.Moco(settings, named(start.params), start.queue.keys, int(start.queue.filled))
+    orders = 2 if settings.symmetric else 1
+    for t, (batch, before, after, metrics) in enumerate(
+        zip(batches, states[:-1], states[1:], all_metrics, strict=True)
+    ):
+        views = standardized(config, batch.examples[..., :3]), standardized(config, batch.examples[..., 3:])
+        learning_rate, ema, cursor = moco.learning_rate(), moco.ema_momentum(), moco.cursor
+        loss, gradient, keys = moco.train(*views, batch.ids.tolist())
+
+        np.testing.assert_allclose(metrics['train/loss'], loss, rtol=1e-5, atol=0)
+        np.testing.assert_allclose(metrics['train/loss_chance'], moco.chance, rtol=1e-6)
+        np.testing.assert_allclose(metrics['train/learning_rate'], learning_rate, rtol=1e-6)
+        np.testing.assert_allclose(metrics['train/ema_momentum'], ema, rtol=1e-6)
+        length = np.sqrt(sum((value**2).sum() for value in gradient.values()))
+        np.testing.assert_allclose(metrics['train/gradient_norm'], length, rtol=1e-5, atol=0)
+
+        velocity = named(trace_of(after.opt_state))
+        parameters_before, velocity_before = named(before.params), named(trace_of(before.opt_state))
+        for name in NAMES:
+            decay = settings.weight_decay if settings.decay_bias or name != 'bias' else 0.0
+            by_change = (
+                np.float64(velocity[name])
+                - settings.sgd_momentum * np.float64(velocity_before[name])
+                - decay * np.float64(parameters_before[name])
+            )
+            if loss > 0:
+                assert_near(by_change, gradient[name], f'gradient of {name} at step {t}')
+            assert_near(named(after.params)[name], moco.theta[name], f'θ, {name}, after step {t}')
+            assert_near(named(after.momentum_params)[name], moco.xi[name], f'ξ, {name}, after step {t}')
+
+        count = orders * BATCH
+        kept = min(count, config.queue.size)
+        written = (cursor + np.arange(count - kept, count)) % config.queue.size
+        interleaved = np.stack(keys, axis=1).reshape(-1, DIM)
+        assert_near(after.queue.keys[written], interleaved[-kept:], f'keys of step {t}')
+        assert_near(after.queue.keys, moco.keys, f'queue after step {t}')
+        assert after.queue.ids.tolist() == moco.ids
+        assert after.queue.labels.tolist() == [-1 if i < 0 else CLASSES[i] for i in moco.ids]
+        assert set(after.queue.enqueued_at[written].tolist()) == {t}
+        assert (after.queue.cursor, after.queue.filled, after.step) == (moco.cursor, moco.filled, moco.step)
+
+
+def trace_of(opt_state):
+    """The momentum buffer: the one part of SGD's state in the shape of the parameters."""
+    (trace,) = [part.trace for part in opt_state if hasattr(part, 'trace')]
+    return trace
+
+
+def full_recipe(queue_size, **fields):
+    """The dual view with what the base recipe does without: 7 negatives, warm-up, rising momentum, decay of kernels."""
+    fields = {
+        'loss__symmetric': True,
+        'negatives__selector': 'top_k',
+        'negatives__k': 7,
+        'negatives__mask_same_image': True,
+        'queue__init': 'empty',
+        'ema__momentum': 0.9,
+        'ema__schedule': 'cosine',
+        'optimizer__decay_norm_and_bias': False,
+        'optimizer__weight_decay': 1e-3,
+        'optimizer__warmup_epochs': 1.0,
+        **fields,
+    }
+    return tiny(default.get_config(), queue_size, **fields)
+
+
+@pytest.mark.parametrize(('mapper', 'devices', 'queue_size'), [('pmap', 1, 20), ('pmap', 4, 20), ('shard_map', 4, 5)])
+def test_moco_baseline(given_views, mapper, devices, queue_size):
+    """The queue wraps around within a batch, or is smaller than one."""
+    config = tiny(cifar10_moco.get_config(), queue_size)
+    assert (config.loss.symmetric, config.loss.key_weight, config.negatives.selector) == (False, 0.0, 'all')
+    assert (config.negatives.mask_same_image, config.queue.init) == (False, 'noise')
+    assert (config.optimizer.name, config.optimizer.decay_norm_and_bias) == ('sgd', True)
+    assert (config.ema.momentum, config.ema.schedule) == (0.99, 'constant')
+    batches = make_batches()
+    states, metrics = run(config, batches, mapper=mapper, devices=devices)
+    assert_follows_reference(config, states, metrics, batches)
+
+
+@pytest.mark.parametrize(
+    ('key_weight', 'key_term', 'devices', 'queue_size'),
+    [(0.0, 'batch', 4, 40), (0.5, 'batch', 1, 40), (0.5, 'batch', 4, 40), (0.5, 'queue', 4, 11)],
+)
+def test_dual_view_with_hard_negatives(given_views, key_weight, key_term, devices, queue_size):
+    """Also with a queue that holds less than the 16 keys of a step: it keeps the newest, in whole examples."""
+    config = full_recipe(queue_size, loss__key_weight=key_weight, loss__key_term=key_term)
+    batches = make_batches()
+    states, metrics = run(config, batches, devices=devices, steps_per_epoch=2)
+    if key_term == 'queue' or not key_weight:
+        assert metrics[0]['train/loss'] == 0.0
+        assert metrics[0]['train/gradient_norm'] == 0.0
+    assert_follows_reference(config, states, metrics, batches, steps_per_epoch=2)
+
+
+def test_rows_may_lie_on_any_device_and_keys_be_shuffled(given_views):
+    """Neither changes a number of an encoder that sees each example alone."""
+    config = full_recipe(40, loss__key_weight=0.5, loss__shuffle_keys=True)
+    batches = make_batches()
+    order = np.random.default_rng(2).permutation(BATCH)
+    moved = [Batch(*(rows[order] for rows in batch)) for batch in batches]
+    states, metrics = run(config, moved, devices=4, steps_per_epoch=2)
+    assert_follows_reference(config, states, metrics, batches, steps_per_epoch=2)
+
+
+def test_a_bfloat16_encoder_leaves_the_loss_at_full_precision():
+    """Every float32 product of the lowered step, of views and gradients too, asks for the highest precision."""
+    config = full_recipe(40, loss__key_weight=0.5, model__dtype='bfloat16')
+    mesh = Mesh(np.asarray(jax.devices()), (AXIS,))
+    method = build_method(config, total_steps=TOTAL_STEPS, steps_per_epoch=2, num_devices=4)
+    state = jax.eval_shape(partial(create_train_state, method, 3))
+    batch = Batch(
+        jax.ShapeDtypeStruct((BATCH, SIDE, SIDE, 3), jnp.uint8), *[jax.ShapeDtypeStruct((BATCH,), jnp.int32)] * 3
+    )
+    step = MAPPERS['shard_map'](mesh).map(partial(train_step, method))
+    products = re.findall(r'stablehlo\.dot_general.*', step.lower(state, batch).as_text())
+    in_bfloat16 = [product for product in products if re.search(r': \(tensor<[^>]*bf16>', product)]
+    in_float32 = [product for product in products if product not in in_bfloat16]
+    assert in_bfloat16, 'the encoder computes in bfloat16'
+    similarities = [product for product in in_float32 if f'x{config.queue.size}xf32>' in product]
+    assert len(similarities) >= 2
+    for product in in_float32:
+        assert 'precision = [HIGHEST, HIGHEST]' in product, product
+
+
+@pytest.mark.parametrize('recipe', [{}, {'key_weight': 0.5}, {'key_weight': 0.5, 'key_term': 'queue'}])
+def test_the_references_gradient_is_that_of_its_loss(recipe):
+    """Central differences of the reference itself, which nothing else checks."""
+    rng = np.random.default_rng(0)
+    theta = {
+        'conv1': rng.normal(size=(3, 3, 3, 2)),
+        'conv2': rng.normal(size=(3, 3, 2, 4)),
+        'weight': rng.normal(size=(4, 3)),
+        'bias': rng.normal(size=3),
+    }
+    settings = reference.Settings(0.2, 0.1, 8, symmetric=True, k=3, mask_same_image=True, **recipe)
+    moco = reference.Moco(settings, theta, rng.normal(size=(7, 3)), 6)
+    moco.ids = [0, 1, 2, 3, 4, 5, -1]
+    views = list(rng.normal(size=(2, 4, 5, 5, 3)))
+    keys = [reference.encode(theta, view)[0] + 0.1 for view in views]
+    ids = [0, 1, 2, 0]
+    _, gradient = moco.loss_and_gradient(theta, views, keys, ids)
+
+    def loss_at(name, index, change):
+        moved = {key: value.copy() for key, value in theta.items()}
+        moved[name][index] += change
+        return moco.loss_and_gradient(moved, views, keys, ids)[0]
+
+    for name, value in theta.items():
+        for index in list(np.ndindex(value.shape))[:: max(1, value.size // 8)]:
+            slope = (loss_at(name, index, 1e-5) - loss_at(name, index, -1e-5)) / 2e-5
+            np.testing.assert_allclose(gradient[name][index], slope, rtol=1e-5, atol=1e-8)
+
+
+def test_noise_of_the_queue_is_a_pure_function_of_the_seed():
+    config = tiny(cifar10_moco.get_config(), 20)
+    method = build_method(config, total_steps=TOTAL_STEPS, steps_per_epoch=1, num_devices=1)
+    first, second = (create_train_state(method, 3) for _ in range(2))
+    chex.assert_trees_all_equal(first, second)
+    chex.assert_trees_all_equal(first.params, first.momentum_params)
+    assert int(first.queue.filled) == 20
+    noise = jax.random.normal(randomness.key(config.seed, randomness.QUEUE), (20, DIM))
+    np.testing.assert_allclose(
+        first.queue.keys, noise / np.linalg.norm(noise, axis=1, keepdims=True), rtol=1e-5, atol=1e-6
+    )

@@ -1,0 +1,109 @@
+"""What recipes add to the step: negatives from the batch, a predictor, parts of a batch, a count by step, a factor."""
+
+import chex
+import numpy as np
+import pytest
+
+from configs import default
+from tests.reference import moco as reference
+from tests.step.test_reference_step import TOTAL_STEPS, given_views, make_batches, named, run, standardized, tiny
+
+__all__ = ['given_views']
+PLAIN = {'optimizer__name': 'sgd', 'negatives__selector': 'all', 'negatives__mask_same_image': False}
+
+
+def assert_close(a, b):
+    chex.assert_trees_all_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('same_image', [False, True])
+def test_negatives_from_the_batch(given_views, same_image):
+    """Of 2104.02057, Algorithm 1: the keys of the other images of the same view order; loss and gradient in float64."""
+    config = tiny(default.get_config(), 0, **PLAIN | {'negatives__mask_same_image': same_image})
+    batch = make_batches()[0]
+    states, [metrics] = run(config, [batch], devices=4)
+    assert states[1].queue is None
+    theta = {name: np.float64(value) for name, value in named(states[0].params).items()}
+    views = [standardized(config, batch.examples[..., part]) for part in (slice(0, 3), slice(3, 6))]
+    losses, gradient = [], dict.fromkeys(theta, 0.0)
+    for query, key in (views, views[::-1]):
+        queries, saved = reference.encode(theta, query)
+        keys, _ = reference.encode(theta, key)
+        grad = np.zeros_like(queries)
+        for i, anchor in enumerate(queries):
+            others = [j for j in range(8) if j != i and not (same_image and batch.ids[i] == batch.ids[j])]
+            value, of_anchor, _, _ = reference.info_nce(anchor, keys[i], keys[others], config.loss.temperature)
+            losses.append(value)
+            grad[i] = of_anchor / 16
+        for name, value in reference.encode_backward(theta, saved, grad).items():
+            gradient[name] = gradient[name] + value
+    np.testing.assert_allclose(metrics['train/loss'], np.mean(losses), rtol=1e-5)
+    length = np.sqrt(sum((value**2).sum() for value in gradient.values()))
+    np.testing.assert_allclose(metrics['train/gradient_norm'], length, rtol=1e-4)
+
+
+@pytest.mark.parametrize('queue_size', [20, 0])
+def test_negatives_weighted_by_hardness(given_views, queue_size):
+    """The loss of 2010.04592 in float64, against the queue and against the other keys of the batch."""
+    fields = PLAIN | {'loss__hardness': 0.7, 'queue__init': 'noise'}
+    config = tiny(default.get_config(), queue_size, **fields)
+    batch = make_batches()[0]
+    states, [metrics] = run(config, [batch], devices=4)
+    theta = {name: np.float64(value) for name, value in named(states[0].params).items()}
+    views = [standardized(config, batch.examples[..., part]) for part in (slice(0, 3), slice(3, 6))]
+    losses, tau = [], config.loss.temperature
+    for query, key in (views, views[::-1]):
+        queries, keys = (reference.encode(theta, images)[0] for images in (query, key))
+        for i, anchor in enumerate(queries):
+            negatives = np.float64(states[0].queue.keys) if queue_size else np.delete(keys, i, axis=0)
+            similarities = negatives @ anchor
+            weights = np.exp(0.7 * similarities / tau)
+            weighted = (weights / weights.mean() * np.exp(similarities / tau)).sum()
+            losses.append(np.log1p(weighted / np.exp(anchor @ keys[i] / tau)))
+    np.testing.assert_allclose(metrics['train/loss'], np.mean(losses), rtol=1e-5)
+
+
+@pytest.mark.parametrize('queue_size', [20, 0])
+def test_parts_of_a_batch_are_the_batch(given_views, queue_size):
+    """For an encoder without batch statistics, on any number of devices, keys shuffled or not."""
+    whole, _ = run(tiny(default.get_config(), queue_size, **PLAIN), make_batches()[:3], devices=1)
+    for devices, parts in ((1, 4), (2, 2)):
+        fields = {'train__accumulate_steps': parts, 'loss__shuffle_keys': devices == 2}
+        states, _ = run(tiny(default.get_config(), queue_size, **PLAIN | fields), make_batches()[:3], devices=devices)
+        assert_close(states[-1], whole[-1])
+
+
+def test_two_tau_scales_the_gradient_and_not_the_loss(given_views):
+    config = tiny(default.get_config(), 20, **PLAIN | {'loss__temperature': 0.3, 'queue__init': 'noise'})
+    _, [plain] = run(config, make_batches()[:1])
+    config.loss.two_tau = True
+    _, [scaled] = run(config, make_batches()[:1])
+    assert scaled['train/loss'] == plain['train/loss']
+    np.testing.assert_allclose(scaled['train/gradient_norm'], 0.6 * plain['train/gradient_norm'], rtol=1e-5)
+
+
+def test_count_of_negatives_by_step(given_views):
+    """From the whole queue of 20 to 4, of which only so many count in the chance level."""
+    fields = {'negatives__k': 4, 'negatives__schedule': 'linear', 'negatives__selector': 'threshold'}
+    fields |= {'queue__init': 'noise', 'negatives__mask_same_image': False}
+    _, metrics = run(tiny(default.get_config(), 20, **fields), make_batches())
+    expected = [round(20 - 16 * t / TOTAL_STEPS) for t in range(len(metrics))]
+    assert [m['train/negatives'] for m in metrics] == expected
+    np.testing.assert_allclose([m['train/loss_chance'] for m in metrics], np.log1p(expected), rtol=1e-6)
+
+
+def test_the_predictor_is_the_querys_alone(given_views):
+    """The momentum encoder has none, and gradients reach it."""
+    fields = {
+        'model__projection': 'mlp2_bn',
+        'model__predictor': 'mlp2',
+        'model__head_width': 16,
+        'model__norm': 'sync',
+    }
+    states, metrics = run(tiny(default.get_config(), 0, **PLAIN | fields), make_batches()[:2], devices=2)
+    assert set(states[0].params) - set(states[0].momentum_params) == {'predictor'}
+    assert set(states[0].momentum_batch_stats) == {'projection'}
+    assert 'scale' not in states[0].params['projection'].get('bn_1', {})
+    before, after = (state.params['predictor']['fc_1']['kernel'] for state in (states[0], states[-1]))
+    assert np.abs(after - before).max() > 0
+    assert all(np.isfinite(m['train/loss']) for m in metrics)

@@ -1,0 +1,176 @@
+"""What the tests of whole runs share: a small data set, and the training command as real processes."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+REPOSITORY = Path(__file__).parents[2]
+QUICK = 'tests/support/quick_config.py'
+TIMEOUT = 300
+"""Seconds that any process of a test may take on a busy machine."""
+
+
+def write_npz(path: Path, *, labels: bool = True, channels: int = 3, seed: int = 0) -> Path:
+    """256 training and 64 test images, 16×16, of four classes that differ in their mean image."""
+    rng = np.random.default_rng(seed)
+    means = rng.uniform(0, 255, (4, 16, 16, channels))
+
+    def images(classes: np.ndarray) -> np.ndarray:
+        return (0.6 * means[classes] + 0.4 * rng.uniform(0, 255, (len(classes), 16, 16, channels))).astype(np.uint8)
+
+    train, test = np.arange(256) % 4, np.arange(64) % 4
+    arrays = {'train_images': images(train), 'test_images': images(test)}
+    if labels:
+        arrays |= {'train_labels': train, 'test_labels': test}
+    np.savez(path, **arrays)
+    return path
+
+
+class Finished:
+    """A process that has ended: `status`, `out` and `err`."""
+
+    def __init__(self, status: int, out: str, err: str) -> None:
+        self.status, self.out, self.err = status, out, err
+
+    def __repr__(self) -> str:
+        return f'exit status {self.status}\n--- stdout\n{self.out}\n--- stderr\n{self.err}'
+
+
+class Trainer:
+    """Runs python -m dualcl_jax.main on one data set, each run in a process of its own.
+
+    Compiled programs are shared through JAX's persistent cache in `folder`, so that the second run of a program starts
+    in seconds.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.data = write_npz(folder / 'data.npz')
+
+    def start(
+        self, workdir: Path, *flags: str, config: str = QUICK, devices: int = 1, within: Sequence[str] = ()
+    ) -> subprocess.Popen[str]:
+        """Starts a run; `flags` are given as on the command line, and the fields among them without --config.
+
+        `within` is a command that runs it, such as one that enters a namespace.
+        """
+        flags = tuple(flag if flag.startswith('--') else f'--config.{flag}' for flag in flags)
+        command = [sys.executable, '-m', 'dualcl_jax.main', f'--config={config}', f'--workdir={workdir}']
+        return subprocess.Popen(
+            [*within, *command, f'--config.data.path={self.data}', *flags],
+            cwd=REPOSITORY,
+            env=self.environment(devices),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def environment(self, devices: int = 1) -> dict[str, str]:
+        """Of a process with so many devices."""
+        return os.environ | {
+            'JAX_PLATFORMS': 'cpu',
+            'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0',
+            'JAX_COMPILATION_CACHE_DIR': str(self.folder / 'cache'),
+            'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+            'JAX_NUMPY_RANK_PROMOTION': 'raise',
+            'JAX_NUMPY_DTYPE_PROMOTION': 'strict',
+            'PYTHONUNBUFFERED': '1',
+        }
+
+    def run(self, workdir: Path, *flags: str, config: str = QUICK, devices: int = 1, status: int = 0) -> Finished:
+        """Runs to the end, which must come with exit status `status`."""
+        with killed_at_last(self.start(workdir, *flags, config=config, devices=devices)) as process:
+            return finish(process, status)
+
+    def run_processes(self, workdir: Path, *flags: str, processes: int, devices: int) -> list[Finished]:
+        """One run of several processes with `devices` each, joined over the loopback interface."""
+        join = (f'--coordinator_address=127.0.0.1:{free_port()}', f'--num_processes={processes}')
+        with contextlib.ExitStack() as stack:
+            started = [
+                stack.enter_context(
+                    killed_at_last(self.start(workdir, *flags, *join, f'--process_id={index}', devices=devices))
+                )
+                for index in range(processes)
+            ]
+            return [finish(process, 0) for process in started]
+
+
+@contextlib.contextmanager
+def killed_at_last(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+    """No process outlives its test."""
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def finish(process: subprocess.Popen[str], status: int) -> Finished:
+    """Waits for the end, which must come with exit status `status`."""
+    out, err = process.communicate(timeout=TIMEOUT)
+    finished = Finished(process.returncode, out, err)
+    assert finished.status == status, finished
+    return finished
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """kill -9, as a power cut or the kernel short of memory would."""
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=TIMEOUT)
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as listener:
+        listener.bind(('127.0.0.1', 0))
+        return listener.getsockname()[1]
+
+
+def checkpoints(workdir: Path) -> list[int]:
+    """Steps of the finished checkpoints of a run, in order."""
+    found = (workdir / 'checkpoints').glob('*')
+    return sorted(int(path.name) for path in found if re.fullmatch(r'\d+', path.name))
+
+
+def wait_until(condition: Any, process: subprocess.Popen[str] | None) -> None:
+    """Waits until `condition()` is true, while the process runs, if one is named."""
+    end = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < end, 'nothing happened in time'
+        assert process is None or process.poll() is None, f'the process ended early: {process.communicate()}'
+        time.sleep(0.01)
+
+
+def records(workdir: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what depends on the clock."""
+    lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+    return [
+        {name: value for name, value in json.loads(line).items() if name != 'wall_time_s' and name[:5] != 'time/'}
+        for line in lines
+    ]
+
+
+def column(workdir: Path, name: str) -> np.ndarray:
+    """One metric of a run over its records, float64."""
+    return np.array([record[name] for record in records(workdir) if name in record], np.float64)
+
+
+def summary(workdir: Path) -> dict[str, Any]:
+    """summary.json."""
+    return json.loads((workdir / 'summary.json').read_text())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob('*') if path.is_file()}

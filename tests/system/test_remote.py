@@ -1,0 +1,119 @@
+"""Workdirs in Google Cloud Storage: the files of a run in a store of objects held in memory, to which none appends."""
+
+import importlib.util
+import json
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+
+import pytest
+from etils import epath
+from etils.epath import backend
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import _registry
+
+from configs import default
+from dualcl_jax import load_encoder
+from dualcl_jax.data.images import npz, tfds
+from dualcl_jax.reports.figures import curves
+from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.files import check_output
+from dualcl_jax.workdir import folder as workdir
+from dualcl_jax.workdir import metrics
+from dualcl_jax.workdir.saved_run import find_run, saved_steps
+
+
+class Bucket(MemoryFileSystem):
+    """As gcsfs, which turns 'a' into 'w'."""
+
+    protocol = ('gs', 'gcs')
+    store: dict = {}  # noqa: RUF012
+    pseudo_dirs = ['']  # noqa: RUF012
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return MemoryFileSystem._strip_protocol(str(path).removeprefix('gs://'))
+
+    def _open(self, path, mode='rb', **options):
+        return super()._open(path, mode.replace('a', 'w'), **options)
+
+
+@pytest.fixture(autouse=True)
+def buckets(monkeypatch) -> Iterator[Callable]:
+    """Call it to give gs:// another implementation."""
+    forget = backend.fsspec_backend._get_filesystem.cache_clear
+    forget()
+    yield lambda implementation: monkeypatch.setitem(_registry, 'gcs', implementation)
+    forget()
+
+
+class Events:
+    """TensorBoard's writer, which has a client of its own for such folders."""
+
+    def write_event(self, event):
+        pass
+
+    flush = close = lambda self: None
+
+
+def lines(folder: epath.Path) -> list[int]:
+    return [json.loads(line)['step'] for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+
+
+def test_files_of_a_run(buckets, monkeypatch):
+    buckets(Bucket)
+    monkeypatch.setattr(metrics, 'EventsWriter', lambda *arguments, **options: Events())
+    remote = 'gs://bucket/run'
+    folder = workdir.open_workdir(remote)
+    assert str(folder) == remote
+    config = default.get_config()
+    workdir.write_config(folder, config)
+    workdir.check_same_run(folder, config)
+    config.seed = 1
+    with pytest.raises(UserError, match='holds a run with another seed'):
+        workdir.check_same_run(folder, config)
+    summary = {'step': 3, 'loss': 1.0, 'knn_top1': None, 'wall_time_s': 2.0, 'state_sha256': ''}
+    workdir.write_json(folder / 'summary.json', summary)
+    assert workdir.read_summary(folder) == summary
+    assert saved_steps(folder) == []
+    assert workdir.existing_or_new(remote) == folder
+
+    log = metrics.MetricsLog(folder, 0)
+    for step in range(1, 6):
+        log.write(step, 0.0, {'train/loss': 1.0, 'train/loss_chance': 2.0})
+    log.flush()
+    assert lines(folder) == [1, 2, 3, 4, 5]
+    log.write(6, 0.0, {'train/loss': 1.0})
+    log.close()
+    assert lines(folder) == [1, 2, 3, 4, 5, 6]
+    again = metrics.MetricsLog(folder, 4)
+    again.write(5, 0.0, {'train/loss': 1.0})
+    again.close()
+    assert lines(folder) == [1, 2, 3, 4, 5]
+
+    curves(again.records, folder / 'figures' / 'curves.png')
+    assert (folder / 'figures' / 'curves.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_a_folder_that_cannot_be_reached(buckets):
+    class Refusing(Bucket):
+        def exists(self, path, **options):
+            raise RuntimeError('no credentials\nmore')
+
+    buckets(Refusing)
+    with pytest.raises(UserError, match=r'gs://bucket/other: cannot be reached \(RuntimeError: no credentials\)'):
+        workdir.open_workdir('gs://bucket/other')
+
+
+@pytest.mark.skipif(importlib.util.find_spec('gcsfs') is not None, reason='gcsfs is installed')
+def test_without_gcsfs_it_says_what_to_install():
+    for check in (workdir.open_workdir, workdir.existing_or_new, find_run, check_output, load_encoder, npz_at, tfds_in):
+        with pytest.raises(UserError, match=r"gs://bucket/run: .*gcsfs.*pip install 'dualcl-jax\[gcs\]'"):
+            check('gs://bucket/run')
+
+
+def npz_at(path: str) -> None:
+    npz.load(SimpleNamespace(path=path, memory_bytes=1))
+
+
+def tfds_in(path: str) -> None:
+    tfds.load(SimpleNamespace(name='mine', data_dir=path))

@@ -1,0 +1,96 @@
+"""The process before JAX: which flags the compiler gets."""
+
+import ctypes
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from dualcl_jax.system.processes import start
+
+
+@pytest.fixture
+def flags(monkeypatch: pytest.MonkeyPatch):
+    """XLA_FLAGS after a start with a jaxlib, on a machine where `plugins` can be imported, with variables set."""
+
+    def start(jaxlib: str = '0.12.0', plugins: tuple[str, ...] = (), tpu: bool = False, **variables: str) -> str:
+        caching = 'JAX_COMPILATION_CACHE_DIR', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'
+        for name in ('XLA_FLAGS', 'JAX_PLATFORMS', *caching):
+            monkeypatch.setenv(name, '')  # so that what start() sets is undone
+            monkeypatch.delenv(name)
+        for name, value in ({'XLA_FLAGS': '--xla_own=1'} | variables).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(importlib.metadata, 'version', lambda name: jaxlib)
+        monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name if name in plugins else None)
+        monkeypatch.setattr(start.roll_call, 'has_tpu', lambda: tpu)
+        monkeypatch.setattr(start.sys, 'unraisablehook', start.sys.unraisablehook)
+        start.start(None, None, None)
+        return start.os.environ['XLA_FLAGS']
+
+    return start
+
+
+def test_flags_come_before_the_users(flags) -> None:
+    assert flags() == ' '.join([*start.CPU_FLAGS, '--xla_own=1'])
+
+
+def test_a_flag_the_user_set_stays(flags) -> None:
+    own = start.CPU_FLAGS[0]
+    assert flags(XLA_FLAGS=own).split() == [*start.CPU_FLAGS[1:], own]
+
+
+def test_cpu_chosen_beside_an_accelerator(flags) -> None:
+    assert flags(plugins=('libtpu',), tpu=True, JAX_PLATFORMS='cpu').startswith(start.CPU_FLAGS)
+
+
+def test_libtpu_without_a_tpu(flags) -> None:
+    """It is installed to compile for TPUs that are elsewhere."""
+    assert flags(plugins=('libtpu',)).startswith(start.CPU_FLAGS)
+
+
+def test_compiled_programs_are_kept(flags, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the user does not say otherwise; programs for a CPU by host."""
+    monkeypatch.setenv('XDG_CACHE_HOME', 'home')
+    flags()
+    assert os.environ['JAX_COMPILATION_CACHE_DIR'] == os.path.join('home', 'dualcl_jax', platform.node())
+    flags(plugins=('jax_plugins',))
+    assert os.environ['JAX_COMPILATION_CACHE_DIR'] == os.path.join('home', 'dualcl_jax', 'compiled')
+    flags(JAX_COMPILATION_CACHE_DIR='own')
+    assert os.environ['JAX_COMPILATION_CACHE_DIR'] == 'own'
+
+
+@pytest.mark.parametrize(
+    'machine',
+    [
+        {'jaxlib': '0.10.2'},
+        {'jaxlib': '0.13.0'},
+        {'plugins': ('libtpu',), 'tpu': True},
+        {'plugins': ('jax_plugins',)},
+        {'JAX_COMPILATION_CACHE_DIR': 'cache'},
+    ],
+)
+def test_left_alone(flags, machine: dict) -> None:
+    assert flags(**machine) == '--xla_own=1'
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), 'mallopt'), reason='no glibc')
+def test_freed_memory_is_used_again() -> None:
+    """Its pages are there: the second large array finds none missing, where each of 4 KiB was before."""
+    program = """
+import resource
+import numpy as np
+from dualcl_jax import runtime
+start.start(None, None, None)
+for _ in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(2**24)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    environment = os.environ | {'JAX_PLATFORMS': 'cpu'}
+    done = subprocess.run([sys.executable, '-c', program], env=environment, check=True, capture_output=True, text=True)
+    first, second = map(int, done.stdout.split())
+    assert second < first / 10

@@ -1,0 +1,75 @@
+"""Signals while a run trains, in one process. Several processes: tests/training/test_resume.py."""
+
+import signal
+import time
+
+import pytest
+
+from dualcl_jax.system.errors import EXIT_INTERRUPTED, EXIT_STOPPED_BY_SIGNAL
+from dualcl_jax.system.processes import stop_signal
+from dualcl_jax.system.processes.stop_signal import StopSignal
+
+
+def soon(condition) -> bool:
+    """Whether it holds before long: another thread acts on stop_signal."""
+    end = time.monotonic() + 20
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    return condition()
+
+
+@pytest.fixture
+def left(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
+    """What would have ended the process: status and line."""
+    left: list[tuple[int, str]] = []
+    monkeypatch.setattr(stop_signal, '_leave', lambda *ending: left.append(ending))
+    return left
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_first_signal_asks_for_a_stop(number: int, left: list) -> None:
+    before = signal.getsignal(number)
+    with StopSignal(several_processes=False) as stop:
+        assert not stop.after(1)
+        signal.raise_signal(number)
+        assert soon(lambda: stop.after(2))
+        assert stop.after(3)
+    assert signal.getsignal(number) is before
+    assert not left
+
+
+def test_second_interrupt_stops_at_once(left: list) -> None:
+    with StopSignal(several_processes=False) as stop:
+        stop.after(1)
+        for count in (1, 2):
+            signal.raise_signal(signal.SIGINT)
+            assert soon(lambda: stop._interrupts == count)  # noqa: B023 - called at once
+    assert left == [(EXIT_INTERRUPTED, stop_signal.AT_ONCE)]
+
+
+def test_second_sigterm_changes_nothing(left: list) -> None:
+    """Schedulers send it to every process of a job, and shells pass it on."""
+    with StopSignal(several_processes=False) as stop:
+        stop.after(1)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert soon(lambda: stop.after(2))
+    assert not left
+
+
+@pytest.mark.parametrize(
+    ('number', 'status'), [(signal.SIGTERM, EXIT_STOPPED_BY_SIGNAL), (signal.SIGINT, EXIT_INTERRUPTED)]
+)
+def test_before_the_first_step_there_is_nothing_to_save(number: int, status: int, left: list) -> None:
+    with StopSignal(several_processes=False):
+        signal.raise_signal(number)
+        assert soon(lambda: len(left))
+    assert left[0][0] == status
+    assert 'run the same command' in left[0][1]
+
+
+def test_handlers_come_back_after_an_error() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(OSError, match='full'), StopSignal(several_processes=False):
+        raise OSError('full')
+    assert signal.getsignal(signal.SIGTERM) is before

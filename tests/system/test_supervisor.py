@@ -1,0 +1,86 @@
+"""What the supervisor makes of the heartbeats of a run, and what the processes make of the supervisor."""
+
+import json
+import socket
+import time
+
+import pytest
+
+from dualcl_jax.system.processes import supervisor
+from dualcl_jax.system.processes.supervisor import Member, verdict
+
+
+def member(index: int, *, heard: float = 100.0, **given) -> Member:
+    return Member(index, f'host{index}', silence_s=10, stall_s=60, heard=heard, **given)
+
+
+CASES = {
+    'all is well': ([member(0, step=7), member(1, step=7)], ''),
+    'a step ahead': ([member(0, step=9), member(1, step=7)], ''),
+    'two ahead for a while': ([member(0, step=9), member(1, step=7, behind=41)], ''),
+    'silent': ([member(0), member(1, heard=85)], 'process 1 on host1 has not been heard of for 10 s'),
+    'died': ([member(0, gone=True), member(1)], 'process 0 on host0 died'),
+    'gave up': ([member(0), member(1, ended='no such file')], 'process 1 on host1 stopped: no such file'),
+    'gave up, then was gone': ([member(0), member(1, ended='full', gone=True)], 'process 1 on host1 stopped: full'),
+    'done': ([member(0, step=3), member(1, step=9, ended='', gone=True, heard=0)], ''),
+    'stays behind': (
+        [member(0, step=9), member(1, step=7, behind=39)],
+        'process 1 on host1 has not come beyond step 7 for 60 s; others have',
+    ),
+    'all stand still': ([member(0, step=9, behind=0), member(1, step=9)], ''),
+}
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_verdict(case: str) -> None:
+    members, said = CASES[case]
+    assert verdict(members, now=100.0) == said
+
+
+@pytest.fixture
+def kept():
+    """A supervisor with a coordination service, as process 0 starts it."""
+    with socket.socket() as listener:
+        listener.bind(('127.0.0.1', 0))
+        port = listener.getsockname()[1]
+    kept = supervisor.start(f'127.0.0.1:{port}', 2, heartbeat_timeout=100, shutdown_timeout=10, recoverable=False)
+    yield kept
+    kept.process.kill()
+    kept.process.communicate()
+
+
+def connected(kept: supervisor.Supervised, index: int) -> socket.socket:
+    connection = socket.create_connection(('127.0.0.1', kept.port), timeout=20)
+    hello = {'index': index, 'host': f'host{index}', 'silence_s': 10, 'stall_s': 60}
+    connection.sendall(json.dumps(hello).encode() + b'\n')
+    return connection
+
+
+def test_everybody_is_told_and_the_keeper_ends_with_the_last(kept: supervisor.Supervised) -> None:
+    first, second = (connected(kept, index) for index in range(2))
+    lines = first.makefile('rb')
+    assert json.loads(lines.readline()) == {'lost': ''}
+    second.close()
+    end = time.monotonic() + 20
+    lost = ''
+    while not lost and time.monotonic() < end:
+        lost = json.loads(lines.readline())['lost']
+    assert lost == 'process 1 on host1 died'
+    assert kept.process.poll() is None
+    lines.close()
+    first.close()
+    assert kept.process.wait(20) == 0
+
+
+@pytest.mark.parametrize('words', [b'', b'GET / HTTP/1.1\r\n\r\n', b'[]\n', b'{"index": 0}\n', bytes(range(256)) * 300])
+def test_strangers_change_nothing(kept: supervisor.Supervised, words: bytes) -> None:
+    mine = connected(kept, 0)
+    with socket.create_connection(('127.0.0.1', kept.port), timeout=20) as stranger:
+        stranger.sendall(words)
+    with mine, mine.makefile('rb') as lines:
+        assert [json.loads(lines.readline()) for _ in range(6)] == [{'lost': ''}] * 6
+
+
+def test_what_the_service_cannot_do_is_raised() -> None:
+    with pytest.raises(RuntimeError):
+        supervisor.start('127.0.0.1:1', 'two')

@@ -1,0 +1,207 @@
+"""The layout of the project: what may import what, how long files and functions are, and that the paths named exist."""
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.support.runs import REPOSITORY
+
+PACKAGE = REPOSITORY / 'dualcl_jax'
+
+FLOORS = (
+    ('system', 'losses'),
+    ('data', 'models'),
+    ('method',),
+    ('workdir', 'step'),
+    ('evaluators',),
+    ('reports',),
+    ('training',),
+    ('programs',),
+)
+"""Rooms of the package, lowest first. A room imports itself and rooms of lower floors only."""
+
+PROGRAMS = ('main', 'evaluate', 'export', 'report', 'prepare', 'compile', 'selftest')
+"""Modules that are run by python -m; nothing in the package imports them."""
+
+INNER = {'dualcl_jax.data.images': ('dualcl_jax.data.loader', 'dualcl_jax.data.order', 'dualcl_jax.data.source')}
+"""Folders that the modules beside them, of the same room, do not import."""
+
+PENDING_IMPORTS = {
+    ('dualcl_jax.data.loader', 'dualcl_jax.data.images.crops'): 'the loader itself asks an EncodedSource for crops',
+    ('dualcl_jax.data.loader', 'dualcl_jax.data.images.encoded'): 'the loader itself asks an EncodedSource for crops',
+}
+"""Imports against the rules that are still there, and why. None may be added."""
+
+ROOT_FILES = 12
+FILE_LINES = 400
+FUNCTION_LINES = 90
+PENDING_FUNCTIONS = {
+    'dualcl_jax.step.train_step': 'the contrast with the queue or with the batch is still inside',
+    'dualcl_jax.training.loop._train': 'it still compiles, measures, saves and summarizes',
+    'dualcl_jax.evaluators.measures.finetune.finetune': 'its step is still inside',
+}
+"""Functions that are still longer, and why. None may be added."""
+
+FILE = re.compile(r'`([\w-]+\.(?:py|sh|npz))`')
+PATH = re.compile(r'(?<![\w./-])(?:dualcl_jax|configs|experiments|tests)/[\w./-]*\.(?:py|npz|sh|md|json|png)\b')
+COMMAND = re.compile(r'python3? -m ((?:dualcl_jax|experiments|tests)[\w.]*\w)')
+DOTTED = re.compile(r'(?<![\w./@-])dualcl_jax(?:\.\w+)+')
+
+
+def name_of(path: Path) -> str:
+    """The dotted name of a module."""
+    return '.'.join(path.relative_to(REPOSITORY).with_suffix('').parts).removesuffix('.__init__')
+
+
+@cache
+def modules() -> dict[str, ast.Module]:
+    """The modules of the package by their dotted names."""
+    return {name_of(path): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob('*.py'))}
+
+
+def room_of(module: str) -> str:
+    """The room of a module; '' for the package itself."""
+    first = module.split('.')[1] if '.' in module else ''
+    return 'programs' if first in PROGRAMS else first
+
+
+@cache
+def imports() -> dict[str, set[str]]:
+    """The modules of the package that each module imports, on top or inside functions."""
+    found: dict[str, set[str]] = {name: set() for name in modules()}
+    for name, tree in modules().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                found[name] |= {alias.name for alias in node.names if alias.name.split('.')[0] == 'dualcl_jax'}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f'{name}: a relative import'
+                if node.module and node.module.split('.')[0] == 'dualcl_jax':
+                    inside = {f'{node.module}.{alias.name}' for alias in node.names} & modules().keys()
+                    rest = any(f'{node.module}.{alias.name}' not in modules() for alias in node.names)
+                    found[name] |= inside | ({node.module} if rest else set())
+    return found
+
+
+def against_the_rules() -> Iterator[tuple[str, str]]:
+    """Imports of a room from the same or a higher floor, and of inner folders from the modules beside them."""
+    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    for name, targets in imports().items():
+        for target in targets:
+            room, other = room_of(name), room_of(target)
+            if room and room != other and (not other or floor[other] >= floor[room]):
+                yield name, target
+            for folder, beside in INNER.items():
+                if name in beside and f'{target}.'.startswith(f'{folder}.'):
+                    yield name, target
+
+
+def test_every_module_is_in_a_room():
+    rooms = {room for rooms in FLOORS for room in rooms} | {''}
+    assert {name for name in modules() if room_of(name) not in rooms} == set()
+
+
+def test_rooms_import_from_lower_floors_only():
+    assert set(against_the_rules()) == set(PENDING_IMPORTS)
+
+
+def test_nobody_imports_a_program():
+    found = {(name, target) for name, targets in imports().items() for target in targets if target != name}
+    assert {pair for pair in found if room_of(pair[1]) == 'programs'} == set()
+
+
+def test_no_circle_of_imports():
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, ' -> '.join((*path[path.index(name) :], name))
+        if name not in done:
+            for target in imports()[name]:
+                visit(target, (*path, name))
+            done.add(name)
+
+    for name in imports():
+        visit(name, ())
+
+
+def test_few_files_in_the_root():
+    assert len(list(PACKAGE.glob('*.py'))) <= ROOT_FILES
+
+
+def test_no_long_file():
+    files = [
+        path for room in ('dualcl_jax', 'configs', 'experiments', 'tests') for path in (REPOSITORY / room).rglob('*.py')
+    ]
+    lengths = {str(path.relative_to(REPOSITORY)): len(path.read_text().splitlines()) for path in files}
+    assert {path: length for path, length in lengths.items() if length > FILE_LINES} == {}
+
+
+def test_no_long_function():
+    long = {
+        f'{name}.{node.name}'
+        for name, tree in modules().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (node.end_lineno or 0) - node.lineno + 1 > FUNCTION_LINES
+    }
+    assert long == set(PENDING_FUNCTIONS)
+
+
+def texts() -> list[Path]:
+    """Files that name paths and modules."""
+    found = [REPOSITORY / name for name in ('README.md', 'Makefile', 'pyproject.toml', 'experiments/README.md')]
+    found += [path for pattern in ('docs/*.md', 'configs/**/*.py') for path in REPOSITORY.glob(pattern)]
+    found += [path for room in ('dualcl_jax', 'experiments') for path in (REPOSITORY / room).rglob('*.py')]
+    return sorted(found)
+
+
+@cache
+def file_names() -> set[str]:
+    """The names of all files of the project, without their folders."""
+    rooms = ('dualcl_jax', 'configs', 'experiments', 'tests')
+    return {path.name for room in rooms for path in (REPOSITORY / room).rglob('*')}
+
+
+def has_module(name: str) -> bool:
+    """Whether python -m can run a module."""
+    path = REPOSITORY.joinpath(*name.split('.'))
+    return path.with_suffix('.py').is_file() or (path / '__main__.py').is_file()
+
+
+def has_name(dotted: str) -> bool:
+    """Whether a dotted name is a module of the package, or a name that one defines."""
+    parts = dotted.split('.')
+    for end in range(len(parts), 0, -1):
+        tree = modules().get('.'.join(parts[:end]))
+        if tree is not None:
+            return end == len(parts) or parts[end] in defined(tree)
+    return False
+
+
+def defined(tree: ast.Module) -> set[str]:
+    """The names on the top level of a module, those that it imports among them."""
+    found: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {(alias.asname or alias.name).split('.')[0] for alias in node.names}
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            found |= {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+    return found
+
+
+@pytest.mark.parametrize('path', texts(), ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_only_what_exists_is_named(path):
+    text = path.read_text()
+    missing = [found for found in PATH.findall(text) if not (REPOSITORY / found).exists()]
+    missing += [found for found in FILE.findall(text) if found not in file_names()]
+    missing += [found for found in COMMAND.findall(text) if not has_module(found)]
+    missing += [found for found in DOTTED.findall(PATH.sub('', text)) if not has_name(found)]
+    if path.suffix == '.md':
+        links = re.findall(r'\]\(([^)#\s]+)', text)
+        missing += [link for link in links if '://' not in link and not (path.parent / link).exists()]
+    assert missing == []

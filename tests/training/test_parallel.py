@@ -1,0 +1,136 @@
+"""The same run on one device, on four, and in two processes with two each: equal losses and equal states."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from jax.sharding import Mesh
+
+from dualcl_jax.data.loader import Batch, make_batch
+from dualcl_jax.data.source import ArraySource
+from dualcl_jax.system.devices import MAPPERS, device_mesh, process_rows, replicate, to_host
+from tests.support.runs import Trainer, column, records, summary
+
+STEPS = 20
+REFERENCE = {'all': 'all-pmap-1', 'top_k': 'top_k-pmap-1'}
+LAYOUTS = [
+    'all-pmap-4',
+    'all-shard_map-4',
+    'all-pmap-2x2',
+    'all-shard_map-2x2',
+    'top_k-shard_map-2x2',
+    'all-shard_map-8-sharded',
+    'top_k-pmap-2x2-sharded',
+]
+
+
+@pytest.fixture(scope='module')
+def runs(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdirs of every layout, by name: selector, mapper, devices or processes × devices, how the queue lies."""
+    folder = tmp_path_factory.mktemp('parallel')
+
+    def run(layout: str) -> None:
+        selector, mapper, devices, *sharded = layout.split('-')
+        fields = [f'negatives.selector={selector}', f'parallel.mapper={mapper}', f'queue.sharded={bool(sharded)}']
+        if devices == '2x2':
+            trainer.run_processes(folder / layout, *fields, processes=2, devices=2)
+        else:
+            trainer.run(folder / layout, *fields, devices=int(devices))
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(run, [*REFERENCE.values(), *LAYOUTS]))
+    return folder
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_equal_losses(runs: Path, layout: str) -> None:
+    """Rounding differs by 1e-7; in time that may turn a choice of the hardest negatives."""
+    selector = layout.split('-')[0]
+    steps = {'all': STEPS, 'top_k': 5}[selector]
+    reference, run = runs / REFERENCE[selector], runs / layout
+    assert summary(run)['step'] == len(records(run)) == STEPS
+    expected, losses = column(reference, 'train/loss'), column(run, 'train/loss')
+    assert expected[0] == 0  # no negatives yet
+    assert (expected[1:] > 1).all()
+    np.testing.assert_allclose(losses[:steps], expected[:steps], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_equal_metrics_at_first(runs: Path, layout: str) -> None:
+    """Every metric is one of the global batch, so none depends on how many devices share it."""
+    reference, run = records(runs / REFERENCE[layout.split('-')[0]]), records(runs / layout)
+    for ours, theirs in zip(run[:5], reference[:5], strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            assert ours[name] == (value if value is None else pytest.approx(value, rel=1e-3, abs=1e-5)), name
+
+
+@pytest.mark.filterwarnings('ignore:Sharding info not provided')
+@pytest.mark.parametrize('layout', [layout for layout in LAYOUTS if layout.startswith('all')])
+def test_equal_states(runs: Path, layout: str) -> None:
+    def state(workdir: Path, like: dict | None = None) -> dict:
+        path = workdir / 'checkpoints' / f'{STEPS:08d}' / 'state'
+        return jax.tree.map(np.asarray, ocp.StandardCheckpointer().restore(path, like))
+
+    expected = state(runs / REFERENCE['all'])
+    found = state(runs / layout, like=expected)
+    assert expected['step'] == STEPS
+    for (path, ours), theirs in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True):
+        assert ours.shape == theirs.shape
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4, err_msg=jax.tree_util.keystr(path))
+
+
+def test_rows_of_processes_are_the_global_batch() -> None:
+    """Each process loads the rows of its own devices; together, in the order of the mesh, they are the whole batch."""
+
+    class Device:
+        def __init__(self, process_index: int) -> None:
+            self.process_index = process_index
+
+    rows = {}
+    for process in range(3):
+        devices = [Device(index // 2 - process) for index in range(6)]  # this process is always number 0 in here
+        rows[process] = process_rows(Mesh(np.array(devices), ('batch',)), 24)
+    assert [list(part) for part in rows.values()] == [list(range(start, start + 8)) for start in (0, 8, 16)]
+
+
+@pytest.mark.parametrize('mapper', MAPPERS)
+def test_batch_and_state_on_devices(mapper: str) -> None:
+    """Device i gets rows i·b to (i + 1)·b with their positions, and what it returns is read back as it was."""
+    mesh = device_mesh()
+    assert mesh.devices.size == 4
+    source = ArraySource('toy', np.arange(64, dtype=np.uint8).reshape(64, 1, 1, 1), np.zeros(64, np.int32))
+    batch = make_batch(source, process_rows(mesh, 16), seed=0, step=3, batch_size=16)
+    np.testing.assert_array_equal(batch.positions, np.arange(16))
+
+    def step(state: dict, batch: Batch) -> tuple[dict, dict]:
+        first = jax.lax.axis_index('batch') * 4
+        fits = (batch.positions == first + np.arange(4, dtype=np.int32)).all()
+        ids = jax.lax.all_gather(batch.ids, 'batch', tiled=True)
+        return {'seen': ids, 'kept': state['kept']}, {'fits': jax.lax.pmin(fits.astype(np.int32), 'batch')}
+
+    state = {'seen': np.zeros(16, np.int32), 'kept': np.float32([[1.5, -2.0]])}
+    devices = MAPPERS[mapper](mesh)
+    mapped, metrics = devices.map(step)(devices.put_state(replicate(state, mesh)), devices.put_batch(batch))
+    after = devices.global_state(mapped)
+    assert to_host(metrics)['fits'].item() == 1
+    np.testing.assert_array_equal(to_host(after)['seen'], batch.ids)
+    np.testing.assert_array_equal(to_host(after)['kept'], state['kept'])
+    assert after['kept'].is_fully_replicated
+    assert after['kept'].sharding.device_set == set(mesh.devices.flat)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('mapper', MAPPERS)
+def test_resnet18(trainer: Trainer, tmp_path: Path, mapper: str) -> None:
+    """A real network, where rounding turns the signs of some activations, so that runs part after the first update."""
+    fields = ('model.name=resnet18', 'model.width=8', 'negatives.selector=all', 'train.steps=2')
+    trainer.run(tmp_path / 'one', *fields)
+    trainer.run_processes(tmp_path / 'four', *fields, f'parallel.mapper={mapper}', processes=2, devices=2)
+    for name, tolerance in {'train/loss': 1e-6, 'train/gradient_norm': 1e-2}.items():
+        ours, expected = column(tmp_path / 'four', name), column(tmp_path / 'one', name)
+        assert expected[1] > 1
+        np.testing.assert_allclose(ours, expected, rtol=tolerance, atol=1e-5)

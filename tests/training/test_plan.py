@@ -1,0 +1,94 @@
+"""A dry run writes nothing and says what a run would say; a new run starts from another's encoder."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import chex
+import orbax.checkpoint as ocp
+import pytest
+
+from dualcl_jax import main
+from tests.support.runs import QUICK, Finished, Trainer, contents, summary
+
+
+@pytest.fixture(scope='module')
+def first(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp('first') / 'run'
+    trainer.run(workdir, 'train.steps=2')
+    return workdir
+
+
+@pytest.fixture
+def here(in_process, trainer: Trainer) -> Callable[..., Finished]:
+    """The command in this process; it must end with `status`."""
+
+    def run(workdir: Path, *flags: str, status: int = 0) -> Finished:
+        given = [
+            flag if flag.startswith('--') else f'--config.{flag}' for flag in (f'data.path={trainer.data}', *flags)
+        ]
+        done = in_process(main.main, f'--config={QUICK}', f'--workdir={workdir}', *given)
+        assert done.status == status, done
+        return done
+
+    return run
+
+
+def test_dry_run(here, first: Path, tmp_path: Path) -> None:
+    done = here(tmp_path / 'run', '--dry_run')
+    assert done.out.splitlines()[-1] == 'dry run: all of it is valid; nothing was trained or written'
+    assert 'learning rate' in done.out
+    assert not (tmp_path / 'run').exists()
+    before = contents(first)
+    refused = here(first, '--dry_run', 'train.steps=2', 'seed=1', status=2)
+    assert 'holds a run with another seed' in refused.err
+    assert contents(first) == before
+
+
+def test_a_selector_is_chosen_once(here, first: Path, tmp_path: Path) -> None:
+    """What `auto` chose is what the run goes on with, where another machine would choose otherwise."""
+    stored = first / 'config.json'
+    chosen = json.loads(stored.read_text())['negatives']['selector']
+    assert chosen in ('top_k', 'threshold')
+    copy = tmp_path / 'run'
+    copy.mkdir()
+    other = {'top_k': 'threshold', 'threshold': 'top_k'}[chosen]
+    (copy / 'config.json').write_text(stored.read_text().replace(f'"{chosen}"', f'"{other}"'))
+    assert f'{other} 16 of' in here(copy, '--dry_run', 'train.steps=2').out
+    refused = here(copy, '--dry_run', 'train.steps=2', f'negatives.selector={chosen}', status=2)
+    assert 'another negatives.selector' in refused.err
+
+
+def params(workdir: Path, step: int, part: str) -> dict:
+    folder = workdir / 'checkpoints' / f'{step:08d}' / 'state'
+    return ocp.StandardCheckpointer().restore(folder.resolve())[part]['backbone']
+
+
+def test_init_from(here, trainer: Trainer, first: Path, tmp_path: Path) -> None:
+    """With a learning rate of 0 the new run's encoder stays what it started from; it resumes without the other."""
+    source = tmp_path / 'source'
+    shutil.copytree(first, source)
+    fields = (f'--init_from={source}', 'train.steps=1', 'optimizer.learning_rate=0', 'seed=5')
+    trainer.run(tmp_path / 'run', *fields)
+    start = params(first, 2, 'params')
+    for part in ('params', 'momentum_params'):
+        found = params(tmp_path / 'run', 1, part)
+        chex.assert_trees_all_close(found, start, rtol=1e-6)
+    shutil.rmtree(source)  # a run that has saved something needs it no more
+    trainer.run(tmp_path / 'run', *fields)
+    done = summary(tmp_path / 'run')
+    assert done['step'] == 1
+    assert done['knn_top1_random_encoder'] is None
+    refused = here(tmp_path / 'run', *fields[1:], status=2)
+    assert 'another init_from' in refused.err
+
+
+@pytest.mark.parametrize(
+    ('fields', 'said'), [(('model.width=8',), 'its backbone has other shapes'), ((), 'no run with')]
+)
+def test_init_from_what_does_not_fit(here, first: Path, tmp_path: Path, fields: tuple, said: str) -> None:
+    source = first if fields else tmp_path / 'nothing'
+    refused = here(tmp_path / 'run', f'--init_from={source}', *fields, status=2)
+    assert f'--init_from={source}: ' in refused.err
+    assert said in refused.err

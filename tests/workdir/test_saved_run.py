@@ -1,0 +1,79 @@
+"""A finished run opened for reading: which checkpoint, the same state, an untouched folder, and what can be wrong."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dualcl_jax.system.errors import UserError
+from dualcl_jax.workdir.checksum import state_sha256
+from dualcl_jax.workdir.saved_run import BEST, find_run, open_saved_run, saved_steps
+from tests.support.runs import Trainer, contents, summary
+
+FIELDS = ('model.name=tiny', 'train.steps=16', 'monitor.every_epochs=1', 'checkpoint.every_steps=4')
+
+
+@pytest.fixture(scope='module')
+def finished(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp('finished') / 'run'
+    trainer.run(workdir, *FIELDS, 'checkpoint.keep=3')
+    return workdir
+
+
+@pytest.fixture
+def workdir(finished: Path, tmp_path: Path) -> Path:
+    """A copy, to damage."""
+    return Path(shutil.copytree(finished, tmp_path / 'run'))
+
+
+def test_the_state_is_the_one_that_was_saved(finished: Path) -> None:
+    before = contents(finished)
+    run = open_saved_run(str(finished))
+    assert contents(finished) == before
+    assert run.step == 16
+    assert int(run.state.step) == 16
+    assert state_sha256(run.state) == summary(finished)['state_sha256']
+    assert run.config.model.name == 'tiny'
+    assert run.data_fingerprint == json.loads((finished / 'data_report.json').read_text())['train']['fingerprint']
+
+
+def test_a_named_step(finished: Path) -> None:
+    assert saved_steps(finished) == [8, 12, 16]
+    run = open_saved_run(str(finished), '8')
+    assert run.step == int(run.state.step) == 8
+
+
+def test_the_best_step_is_by_the_last_measurement_before_it(workdir: Path) -> None:
+    """Of the monitor's values 0.3 (step 8) and 0.2 (step 16), the first holds for 8 and 12; 12 is later."""
+    name = 'monitor/knn_top1_backbone'
+    records = [{'step': 0, name: 0.9}, {'step': 8, name: 0.3}, {'step': 10}, {'step': 16, name: 0.2}]
+    (workdir / 'metrics.jsonl').write_text(''.join(json.dumps(record) + '\n' for record in records))
+    assert open_saved_run(str(workdir), BEST).step == 12
+
+
+@pytest.mark.parametrize('step', ['9', '-8', 'newest', ''])
+def test_other_steps_are_refused(finished: Path, step: str) -> None:
+    with pytest.raises(UserError, match=f'--step={step}: .* has checkpoints of 8, 12, 16'):
+        open_saved_run(str(finished), step)
+
+
+def test_no_run(tmp_path: Path) -> None:
+    for path in ('', str(tmp_path), str(tmp_path / 'nothing')):
+        with pytest.raises(UserError, match=f'--of={path}: no run with a checkpoint'):
+            find_run(path, flag='--of')
+    assert not contents(tmp_path)
+
+
+def test_damage_is_one_error(workdir: Path) -> None:
+    (workdir / 'metrics.jsonl').unlink()
+    with pytest.raises(UserError, match='has no kNN accuracy'):
+        open_saved_run(str(workdir), BEST)
+    for path in (workdir / 'checkpoints' / '00000016' / 'state').rglob('*'):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(UserError, match='00000016: cannot be read'):
+        open_saved_run(str(workdir))
+    (workdir / 'config.json').write_text('{"seed": 0}')
+    with pytest.raises(UserError, match=r'config\.json: not a config of this version'):
+        open_saved_run(str(workdir), '8')

@@ -1,0 +1,129 @@
+"""The folder of a run: what is written there, and what a run may go on with."""
+
+import errno
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from etils import epath
+from etils.epath import gpath
+
+from configs import default
+from dualcl_jax.data import ArraySource, Splits
+from dualcl_jax.data.images.statistics import channel_statistics
+from dualcl_jax.system.config import override
+from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.files import write_json, write_text
+from dualcl_jax.workdir import folder as workdir
+from dualcl_jax.workdir.folder import check_same_run, open_workdir, read_summary, write_config, write_data_report
+
+
+def source(images: np.ndarray, classes: int = 3) -> ArraySource:
+    labels = np.arange(len(images), dtype=np.int32) % classes
+    return ArraySource('toy', images, labels, tuple('abc'[:classes]))
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('block', [1, 7, 100])
+def test_channel_statistics(channels: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workdir, 'BLOCK_PIXELS', block * 6 * 5)
+    rng = np.random.default_rng(0)
+    images = (rng.uniform(0, 1, (50, 6, 5, channels)) ** np.arange(1, channels + 1) * 255).astype(np.uint8)
+    mean, std = channel_statistics(source(images))
+    pixels = images.astype(np.float64).reshape(-1, channels) / 255
+    np.testing.assert_array_equal(mean, pixels.mean(0).round(4))
+    np.testing.assert_array_equal(std, pixels.std(0).round(4))
+    assert all(type(value) is float for value in mean + std)
+
+
+def test_channel_statistics_of_one_colour() -> None:
+    """Something can be divided by, and sums of large values are exact."""
+    mean, std = channel_statistics(source(np.full((300, 64, 64, 3), 255, np.uint8)))
+    assert mean == (1.0, 1.0, 1.0)
+    assert std == (1e-4, 1e-4, 1e-4)
+
+
+def test_open_workdir(tmp_path: Path) -> None:
+    folder = open_workdir(str(tmp_path / 'new' / 'run'))
+    assert folder.is_dir()
+    (folder / 'kept').write_text('as it is')
+    assert open_workdir(str(folder)) == folder
+    assert [path.name for path in folder.iterdir()] == ['kept']
+
+
+@pytest.mark.parametrize('path', ['', '{tmp}/file', '{tmp}/file/run'])
+def test_open_workdir_refuses(tmp_path: Path, path: str) -> None:
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UserError, match='--workdir'):
+        open_workdir(path.format(tmp=tmp_path))
+
+
+def test_check_same_run(tmp_path: Path) -> None:
+    folder, config = epath.Path(tmp_path), default.get_config()
+    check_same_run(folder, config)  # nothing there yet
+    config.data.mean, config.data.std = (0.5, 0.4, 0.3), (0.2, 0.2, 0.2)
+    write_config(folder, config)
+    check_same_run(folder, config)
+    override(config, ['monitor.k=3'])
+    check_same_run(folder, config)
+    override(config, ['data.mean=0.1,0.4,0.3'])
+    with pytest.raises(UserError, match=r'data\.mean \(\(0\.5, .*\n.*the images of that run'):
+        check_same_run(folder, config)
+    override(config, ['loss.symmetric=False'])
+    with pytest.raises(UserError, match=r'loss\.symmetric \(True, now False\)\n.*the config of that run'):
+        check_same_run(folder, config)
+    (folder / 'config.json').write_text('[')
+    with pytest.raises(UserError, match=r'config\.json: not a valid config'):
+        check_same_run(folder, config)
+
+
+def test_data_report(tmp_path: Path) -> None:
+    train = source(np.zeros((10, 4, 6, 3), np.uint8))
+    test = ArraySource('toy', np.zeros((2, 4, 6, 3), np.uint8), np.full(2, -1, np.int32))
+    write_data_report(epath.Path(tmp_path), Splits(train, test))
+    report = json.loads((tmp_path / 'data_report.json').read_text())
+    assert report['train'] == {
+        'name': 'toy',
+        'examples': 10,
+        'image_shape': [4, 6, 3],
+        'labelled': 10,
+        'class_names': ['a', 'b', 'c'],
+        'fingerprint': train.fingerprint,
+    }
+    assert (report['test']['labelled'], report['test']['class_names']) == (0, None)
+    write_data_report(epath.Path(tmp_path), Splits(train, None))
+    assert json.loads((tmp_path / 'data_report.json').read_text())['test'] is None
+
+
+def test_files_are_written_whole(tmp_path: Path) -> None:
+    path = epath.Path(tmp_path) / 'file.json'
+    write_json(path, {'a': [1, None]})
+    assert json.loads(path.read_text()) == {'a': [1, None]}
+    with pytest.raises(ValueError, match='not JSON compliant'):
+        write_json(path, {'a': float('nan')})
+    (tmp_path / 'file.json.new').mkdir()
+    with pytest.raises(OSError, match=r'directory') as failed:
+        write_text(path, '')
+    assert failed.value.filename == str(path)
+    assert json.loads(path.read_text()) == {'a': [1, None]}
+
+
+def test_half_a_file_makes_room_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_bytes(self: epath.Path, content: bytes) -> None:
+        with self.open('wb') as file:
+            file.write(content[:2])
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(gpath.PosixGPath, 'write_bytes', write_bytes)
+    with pytest.raises(OSError, match='No space left') as failed:
+        write_text(epath.Path(tmp_path) / 'file', 'text')
+    assert failed.value.filename == str(tmp_path / 'file')
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_read_summary(tmp_path: Path) -> None:
+    found = {'step': 3, 'loss': 1.0, 'knn_top1': None, 'wall_time_s': 2.0, 'state_sha256': ''}
+    assert read_summary(epath.Path(tmp_path)) is None
+    write_json(epath.Path(tmp_path) / 'summary.json', found)
+    assert read_summary(epath.Path(tmp_path)) == found
