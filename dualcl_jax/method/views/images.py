@@ -36,6 +36,8 @@ from dualcl_jax.method.views.image_ops import (
 from dualcl_jax.system.errors import UserError
 
 CROP_TRIES = 10
+RAW_SIDE = 32
+"""Pixels; a bank of larger images would not fit in memory."""
 CROP_DRAWS, JITTER_DRAWS = 2 * CROP_TRIES + 2, 8
 PROBABILITIES = ('jitter_probability', 'grayscale', 'blur_probability', 'solarize_probability', 'flip')
 VIEW_DRAWS = CROP_DRAWS + JITTER_DRAWS + 1 + len(PROBABILITIES)
@@ -342,8 +344,16 @@ class ImageViews:
 
     def plain(self, examples: jax.Array) -> jax.Array:
         """Images [n, H, W, C] as the encoder takes them: resized where they have another size, standardised."""
-        pixels, shape = _to_float(examples), (examples.shape[0], self.size, self.size, examples.shape[3])
-        return self.standardize(pixels if pixels.shape == shape else jax.image.resize(pixels, shape, 'linear'))
+        return self.standardize(resized(examples, self.size))
+
+    def raw(self, examples: jax.Array) -> jax.Array:
+        """The pixels, standardised: [n, H * W * C]. A side of more than `RAW_SIDE` pixels is reduced to it."""
+        height, width, channels = examples.shape[1:]
+        shape = (examples.shape[0], min(height, RAW_SIDE), min(width, RAW_SIDE), channels)
+        pixels = _to_float(jnp.asarray(examples))
+        if pixels.shape != shape:
+            pixels = jax.image.resize(pixels, shape, 'linear')
+        return self.standardize(pixels).reshape(shape[0], math.prod(shape[1:]))
 
     def blank(self) -> jax.Array:
         return jnp.zeros((1, self.size, self.size, self.channels), jnp.float32)
@@ -351,6 +361,12 @@ class ImageViews:
     def standardize(self, pixels: jax.Array) -> jax.Array:
         """(pixels - mean) / std, [..., C] float32."""
         return standardize(pixels, self.mean, self.std)
+
+
+def resized(images: jax.Array, size: int) -> jax.Array:
+    """Images [n, H, W, C] as float32 [n, size, size, C] in [0, 1]."""
+    pixels, shape = _to_float(images), (images.shape[0], size, size, images.shape[3])
+    return pixels if pixels.shape == shape else jax.image.resize(pixels, shape, 'linear')
 
 
 def image_views(config: Any, examples: Any) -> ImageViews:
