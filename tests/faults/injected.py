@@ -201,7 +201,7 @@ def hung_process(trainer: Trainer, workdir: Path, victim: int) -> tuple[float, F
         took = time.monotonic() - began
         finish(processes[victim], 2)
     assert f'process {victim} on ' in ended.err.splitlines()[0], ended
-    assert 'has not come beyond step' in ended.err, ended
+    assert 'has not got past step' in ended.err, ended
     return took, ended
 
 

@@ -99,7 +99,9 @@ def full_at_the_end(trainer: Trainer, workdir: Path, expected: Path, names: Sequ
             stopped = trainer.run(workdir, *flags, config=CONFIG, status=2)
         finally:
             del os.environ['DUALCL_FULL']
-        said = f'error: {workdir / name}: No space left on device; make room there, and run the same command again\n'
+        said = (
+            f'error: {workdir / name}: No space left on device; free some space there, and run the same command again\n'
+        )
         assert stopped.err == said, stopped
         assert not (workdir / name).exists()
         assert checkpoints(workdir) == [300]
