@@ -43,13 +43,13 @@ def test_bits_that_nothing_else_would_see(saved: Saved, tmp_path: Path) -> None:
         content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
         file.write_bytes(content)
         said += saved.newest(folder)[1].values()
-    assert any('not what was saved' in reason for reason in said)
+    assert any('differs from what was saved' in reason for reason in said)
 
 
 def test_none_is_whole(saved: Saved, tmp_path: Path) -> None:
     first, second = damage_all(saved, tmp_path).splitlines()
     assert f'/checkpoints/{STEPS[-1]:08d}: cannot be read' in first
-    assert f'nor {STEPS[0]:08d}' in first
+    assert f'neither can {STEPS[0]:08d}' in first
     assert second.startswith('nothing was changed; restore it, or move it away')
 
 
@@ -64,7 +64,7 @@ def test_another_run_with_the_same_shapes(saved: Saved, tmp_path: Path) -> None:
         found = store.newest(saved.like, device_mesh(), {'config_sha256': mine, 'more': 1})
     assert found is not None
     assert found.step == STEPS[-1]
-    assert found.damaged == {40: 'it is of another run: its config_sha256 is of another'}
+    assert found.damaged == {40: 'it belongs to another run: its config_sha256 is of another'}
     assert (folder / 'damaged' / '00000040').is_dir()
 
 
