@@ -72,6 +72,9 @@ def get_config() -> ConfigDict:
     model.remat = False  # recompute activations inside blocks in the backward pass: less memory, more time
     model.dim = 128  # D, length of queries and keys
     model.dtype = 'float32'  # of the encoder's computation: float32 | bfloat16; the loss is always float32
+    # float32 | tensorfloat32 | bfloat16: precision to which accelerators may round the factors of products in a float32
+    # encoder
+    model.matmul_precision = 'float32'
 
     config.loss = loss = ConfigDict()
     loss.temperature = 0.1  # τ > 0
@@ -147,6 +150,7 @@ def get_config() -> ConfigDict:
 
     config.parallel = parallel = ConfigDict()
     parallel.mapper = 'pmap'  # pmap | shard_map
+    parallel.deterministic = True  # on GPUs, use only kernels with reproducible bits, for an exact resume
     parallel.workers = -1  # decoding processes, for sets that are not in memory; -1: one per core, 0: none
     parallel.timeout_s = 50.0  # how long the processes of a run wait for each other to start
     parallel.silence_s = 30.0  # a process without a heartbeat for this long is lost: the others stop and name it

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -16,7 +17,7 @@ from dualcl_jax.method.build import Method, build_method, resolved_selector
 from dualcl_jax.method.negatives.selectors import AUTO, EXACT
 from dualcl_jax.method.state import TrainState, create_train_state
 from dualcl_jax.method.validation import validate, validate_devices, validate_schedule
-from dualcl_jax.method.views.images import crop_recipe
+from dualcl_jax.method.views import VIEWS
 from dualcl_jax.system.config import flatten
 from dualcl_jax.system.devices import device_mesh
 from dualcl_jax.system.errors import UserError
@@ -61,16 +62,12 @@ class Plan:
 
     def create(self) -> TrainState:
         """The state of a new run."""
-        return create_train_state(self.method, self.splits.train.example_shape[2])
+        return create_train_state(self.method)
 
     def batch(self) -> Batch:
         """Shapes and dtypes of a whole batch, as the loader makes it."""
         source, size = self.splits.train, self.config.train.batch_size
-        images = (
-            crop_recipe(self.method.views, self.method.image_size).shape
-            if isinstance(source, EncodedSource)
-            else source.example_shape
-        )
+        images = self.method.views.host_recipe.shape if isinstance(source, EncodedSource) else source.example_shape
         column = jax.ShapeDtypeStruct((size,), jnp.int32)
         return Batch(jax.ShapeDtypeStruct((size, *images), jnp.uint8), column, column, column)
 
@@ -103,7 +100,8 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool) -> Plan:
     epoch = steps_per_epoch(len(splits.train), config.train.batch_size)
     total_steps = config.train.steps or config.train.epochs * epoch
     validate_schedule(config, total_steps, epoch)
-    method = build_method(config, total_steps=total_steps, steps_per_epoch=epoch, num_devices=mesh.devices.size)
+    views = VIEWS['images'](config, splits.train.examples(np.arange(0)))
+    method = build_method(config, views, total_steps=total_steps, steps_per_epoch=epoch, num_devices=mesh.devices.size)
     plan = Plan(config, folder, splits, mesh, method, epoch, total_steps, max(saved_steps(folder), default=None))
     if config.init_from and plan.resumed_from is None:
         check_encoder(jax.eval_shape(plan.create).params, config.init_from)

@@ -17,7 +17,7 @@ from dualcl_jax.system.processes import start
 def flags(monkeypatch: pytest.MonkeyPatch):
     """XLA_FLAGS after a start with a jaxlib, on a machine where `plugins` can be imported, with variables set."""
 
-    def start(jaxlib: str = '0.12.0', plugins: tuple[str, ...] = (), tpu: bool = False, **variables: str) -> str:
+    def run(jaxlib: str = '0.12.0', plugins: tuple[str, ...] = (), tpu: bool = False, **variables: str) -> str:
         caching = 'JAX_COMPILATION_CACHE_DIR', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'
         for name in ('XLA_FLAGS', 'JAX_PLATFORMS', *caching):
             monkeypatch.setenv(name, '')  # so that what start() sets is undone
@@ -31,7 +31,7 @@ def flags(monkeypatch: pytest.MonkeyPatch):
         start.start(None, None, None)
         return start.os.environ['XLA_FLAGS']
 
-    return start
+    return run
 
 
 def test_flags_come_before_the_users(flags) -> None:
@@ -83,7 +83,7 @@ def test_freed_memory_is_used_again() -> None:
     program = """
 import resource
 import numpy as np
-from dualcl_jax import runtime
+from dualcl_jax.system.processes import start
 start.start(None, None, None)
 for _ in range(2):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -67,7 +67,7 @@ def compile_(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 
 def test_the_command_on_this_machine(compile_, tmp_path: Path) -> None:
     path = tmp_path / 'config.py'
-    path.write_text('import tests.test_ahead_of_time as t\nget_config = t.tiny\n')
+    path.write_text('import tests.training.test_ahead_of_time as t\nget_config = t.tiny\n')
     status, out, err = compile_(f'--config={path}', '--config.train.batch_size=32')
     assert (status, err) == (0, '')
     report = json.loads(out.splitlines()[-1])

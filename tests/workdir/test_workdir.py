@@ -11,37 +11,15 @@ from etils.epath import gpath
 
 from configs import default
 from dualcl_jax.data import ArraySource, Splits
-from dualcl_jax.data.images.statistics import channel_statistics
 from dualcl_jax.system.config import override
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import write_json, write_text
-from dualcl_jax.workdir import folder as workdir
 from dualcl_jax.workdir.folder import check_same_run, open_workdir, read_summary, write_config, write_data_report
 
 
 def source(images: np.ndarray, classes: int = 3) -> ArraySource:
     labels = np.arange(len(images), dtype=np.int32) % classes
     return ArraySource('toy', images, labels, tuple('abc'[:classes]))
-
-
-@pytest.mark.parametrize('channels', [1, 3])
-@pytest.mark.parametrize('block', [1, 7, 100])
-def test_channel_statistics(channels: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workdir, 'BLOCK_PIXELS', block * 6 * 5)
-    rng = np.random.default_rng(0)
-    images = (rng.uniform(0, 1, (50, 6, 5, channels)) ** np.arange(1, channels + 1) * 255).astype(np.uint8)
-    mean, std = channel_statistics(source(images))
-    pixels = images.astype(np.float64).reshape(-1, channels) / 255
-    np.testing.assert_array_equal(mean, pixels.mean(0).round(4))
-    np.testing.assert_array_equal(std, pixels.std(0).round(4))
-    assert all(type(value) is float for value in mean + std)
-
-
-def test_channel_statistics_of_one_colour() -> None:
-    """Something can be divided by, and sums of large values are exact."""
-    mean, std = channel_statistics(source(np.full((300, 64, 64, 3), 255, np.uint8)))
-    assert mean == (1.0, 1.0, 1.0)
-    assert std == (1e-4, 1e-4, 1e-4)
 
 
 def test_open_workdir(tmp_path: Path) -> None:
