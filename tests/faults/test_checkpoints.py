@@ -1,4 +1,4 @@
-"""Damaged checkpoints are passed over for the newest that is whole, or all are named and nothing is touched."""
+"""Damaged checkpoints are skipped in favour of the newest intact one, or all are named and nothing is changed."""
 
 import dataclasses
 import random
@@ -23,14 +23,14 @@ def saved(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Saved:
 
 @pytest.mark.parametrize('how', DAMAGES)
 def test_a_damaged_file(saved: Saved, tmp_path: Path, how: str) -> None:
-    """Of the arrays and of the record; what else lies there may be damaged without harm (the long form tries all)."""
+    """Damage to the arrays and to the record; damage to other files may be harmless (the long form tries all)."""
     passed = {name: damage_one(saved, tmp_path, name, how, random.Random(1)) for name in saved.files if '/d/' in name}
     assert any(passed.values())
     assert damage_one(saved, tmp_path, 'run/metadata', how, random.Random(1))
 
 
 def test_bits_that_nothing_else_would_see(saved: Saved, tmp_path: Path) -> None:
-    """Arrays lie there as they are: a flipped bit is another weight, which the checksums alone tell."""
+    """Arrays are stored uncompressed: a flipped bit is a different weight, which only the checksums detect."""
     name = max(
         (name for name in saved.files if 'process_0/d/' in name),
         key=lambda name: (saved.of(saved.folder, STEPS[-1]) / name).stat().st_size,
@@ -69,7 +69,7 @@ def test_another_run_with_the_same_shapes(saved: Saved, tmp_path: Path) -> None:
 
 
 def test_another_model(saved: Saved, tmp_path: Path) -> None:
-    """Other shapes: nothing fits, nothing is touched."""
+    """Different shapes: no checkpoint fits, and nothing is changed."""
     folder = saved.copy(tmp_path / 'run')
     queue = saved.like.queue
     larger = type(queue.keys)((queue.keys.shape[0] * 2, queue.keys.shape[1]), np.float32)
