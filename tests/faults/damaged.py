@@ -1,4 +1,4 @@
-"""Checkpoints of a real run, each file damaged in each way, read back in this process."""
+"""Damages every file of the checkpoints of a real run in every way, and restores them in this process."""
 
 import random
 import shutil
@@ -24,7 +24,7 @@ STEPS = [20, 30]
 
 
 class Saved:
-    """A run with checkpoints at `STEPS`, and what is in them."""
+    """A run with checkpoints at `STEPS`, and the hashes of their states."""
 
     def __init__(self, trainer: Trainer, folder: Path) -> None:
         assert quick_config.MODELS['smooth'] is quick_config.Smooth
@@ -53,7 +53,7 @@ class Saved:
         return to
 
     def newest(self, folder: Path) -> tuple[int, dict[int, str]]:
-        """The step that a run would go on from, whose state must be that which was saved, and what was damaged."""
+        """The step from which a run would resume, after a check of its state, and the damaged checkpoints by step."""
         with Checkpoints(epath.Path(folder / 'checkpoints'), keep=2) as store:
             found = store.newest(self.like, device_mesh(), {})
         assert found is not None
@@ -62,7 +62,7 @@ class Saved:
 
 
 def damage_one(saved: Saved, scratch: Path, name: str, how: str, rng: random.Random) -> bool:
-    """Damages a file of the newest checkpoint. Whether the checkpoint was passed over; its state may be whole still."""
+    """Damages a file of the newest checkpoint; returns whether it was skipped. Its state may still be intact."""
     folder = saved.copy(scratch / 'damaged')
     damage(saved.of(folder, STEPS[-1]) / name, how, rng)
     left = contents(saved.of(folder, STEPS[-1]))
@@ -77,7 +77,7 @@ def damage_one(saved: Saved, scratch: Path, name: str, how: str, rng: random.Ran
 
 
 def damage_all(saved: Saved, scratch: Path) -> str:
-    """Damages all checkpoints: what is said. Nothing may be deleted or moved."""
+    """Damages all checkpoints, and returns the error message. Nothing may be deleted or moved."""
     folder = saved.copy(scratch / 'damaged')
     for step in STEPS:
         (saved.of(folder, step) / 'run' / 'metadata').write_text('{')
@@ -91,11 +91,11 @@ def damage_all(saved: Saved, scratch: Path) -> str:
 
 
 def damaged_checkpoints(trainer: Trainer, scratch: Path, flips: int) -> dict[str, Any]:
-    """Every file, every damage, bits flipped in `flips` places of each."""
-    saved, rng, passed = Saved(trainer, scratch), random.Random(3), []
+    """Applies every damage to every file, with bits flipped in `flips` places of each."""
+    saved, rng, skipped = Saved(trainer, scratch), random.Random(3), []
     for name in saved.files:
         for how in DAMAGES:
             for _ in range(flips if how == 'a bit flipped' else 1):
-                passed.append(damage_one(saved, scratch, name, how, rng))
+                skipped.append(damage_one(saved, scratch, name, how, rng))
     assert 'nothing was changed' in damage_all(saved, scratch)
-    return {'tried': len(passed) + 1, 'passed_over': sum(passed), 'intact': len(passed) - sum(passed)}
+    return {'tried': len(skipped) + 1, 'skipped': sum(skipped), 'intact': len(skipped) - sum(skipped)}

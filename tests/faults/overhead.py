@@ -1,4 +1,4 @@
-"""What checkpoints, and the step's test for finite numbers, cost with the demo's model: blocks of steps in turn.
+"""Measures the cost of checkpoints and of the step's check for finite numbers with the demo's model.
 
     python -m tests.faults.overhead FOLDER ROUNDS
 
