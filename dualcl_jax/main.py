@@ -24,7 +24,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument('--show_views', metavar='FILE.png', help='draw pairs of views of some images, and end')
     parser.add_argument('--dry_run', action='store_true', help='check everything, print the plan, train nothing')
     parser.add_argument('--init_from', help='workdir of another run, from whose encoder a new run starts')
-    parser.add_argument('--skip_nonfinite', type=int, metavar='N', help='pass over N batches whose loss is not finite')
+    parser.add_argument('--skip_nonfinite', type=int, metavar='N', help='skip N batches whose loss is not finite')
     parser.add_argument('--profile', type=int, default=0, metavar='STEPS', help='trace so many steps into profile/')
     parser.add_argument('--coordinator_address', help='HOST:PORT of process 0, when there are several')
     parser.add_argument('--num_processes', type=int, help='how many processes run this command')

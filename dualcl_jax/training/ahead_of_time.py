@@ -17,9 +17,10 @@ from rich.table import Table
 
 from dualcl_jax.data import Batch
 from dualcl_jax.losses import info_nce
-from dualcl_jax.method.build import Method, build_method, resolved_selector
+from dualcl_jax.method.build import Method, build_method
 from dualcl_jax.method.negatives.queue import Queue, batch_queue, empty_queue
 from dualcl_jax.method.negatives.queue_loss import Anchors, contrast_with_queue
+from dualcl_jax.method.resolve import resolve
 from dualcl_jax.method.state import create_train_state, queue_specs, state_specs
 from dualcl_jax.method.validation import validate, validate_devices
 from dualcl_jax.step import train_step
@@ -99,9 +100,7 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> dict[str, Any]:
     """
     validate(config)
     validate_devices(config, len(devices))
-    if not config.data.mean:
-        config.data.mean, config.data.std = ASSUMED_MEAN, ASSUMED_STD
-    config.negatives.selector = resolved_selector(config, devices[0].platform)
+    config = resolve(config, platform=devices[0].platform, statistics=(ASSUMED_MEAN, ASSUMED_STD))
     mesh, device, size = Mesh(np.asarray(devices), (AXIS,)), devices[0], config.train.batch_size
     method = build_method(
         config, total_steps=100 * STEPS_PER_EPOCH, steps_per_epoch=STEPS_PER_EPOCH, num_devices=len(devices)
