@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from dualcl_jax.data import Source
 from dualcl_jax.evaluators.embed import Blocks, Embedder, Features
 from dualcl_jax.method.state import Variables
-from dualcl_jax.method.views.images import resolve_views
+from dualcl_jax.method.views.images import resized, resolve_views
 from dualcl_jax.models.encoder import channels_of
 from dualcl_jax.models.exports import load
 from dualcl_jax.system.config import from_json
@@ -105,7 +105,7 @@ def from_export(path: str) -> EncoderSource:
         step=step,
         encoders={described.encoder: {}},
         layers=(described.output,),
-        blocks=Blocks(lambda _, pixels: (encoder.function(pixels),), described.image_size, mesh),
+        blocks=Blocks(lambda _, images: (encoder.function(resized(images, described.image_size)),), mesh),
         data_fingerprint=data_fingerprint,
         provenance={'step': step, 'file_sha256': hashlib.sha256(epath.Path(path).read_bytes()).hexdigest()},
     )

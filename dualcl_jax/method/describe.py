@@ -30,7 +30,7 @@ def describe_method(
     return {
         'data': f'{train.name}, {len(train):,} images {height}×{width}×{channels}, {labels}'
         + (f'; {len(test):,} for {"validation" if config.data.validation_fraction else "testing"}' if test else ''),
-        'views': f'{config.views.preset}, {method.image_size}×{method.image_size}',
+        'views': f'{config.views.preset}, {config.data.image_size}×{config.data.image_size}',
         'encoder': f'{config.model.name}, width {config.model.width}, {config.model.stem} stem, '
         f'{config.model.projection} projection to {method.dim}'
         + ('' if config.model.predictor == 'none' else f', {config.model.predictor} predictor')

@@ -13,7 +13,6 @@ from dualcl_jax.data import Loader
 from dualcl_jax.data.workers import available_cores
 from dualcl_jax.method.state import TrainState
 from dualcl_jax.method.validation import validate
-from dualcl_jax.method.views.images import crop_recipe
 from dualcl_jax.reports.pictures import draw_pictures
 from dualcl_jax.reports.samples import take_samples
 from dualcl_jax.reports.subject import Subject
@@ -128,7 +127,7 @@ def _loader(run: Run) -> Loader:
         start_step=plan.start_step,
         stop_step=plan.total_steps,
         place=run.mapper.put_batch,
-        recipe=crop_recipe(plan.method.views, plan.method.image_size),
+        recipe=plan.method.views.host_recipe,
         workers=config.parallel.workers if config.parallel.workers >= 0 else available_cores(),
     )
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -16,7 +17,7 @@ from dualcl_jax.method.length import run_length
 from dualcl_jax.method.resolve import Statistics, resolve
 from dualcl_jax.method.state import TrainState, create_train_state
 from dualcl_jax.method.validation import validate_devices, validate_schedule
-from dualcl_jax.method.views.images import crop_recipe
+from dualcl_jax.method.views import VIEWS
 from dualcl_jax.system.devices import device_mesh
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.processes.agreement import check_same_data, check_shared
@@ -55,16 +56,12 @@ class Plan:
 
     def create(self) -> TrainState:
         """The state of a new run."""
-        return create_train_state(self.method, self.splits.train.example_shape[2])
+        return create_train_state(self.method)
 
     def batch(self) -> Batch:
         """Shapes and dtypes of a whole batch, as the loader makes it."""
         source, size = self.splits.train, self.config.train.batch_size
-        images = (
-            crop_recipe(self.method.views, self.method.image_size).shape
-            if isinstance(source, EncodedSource)
-            else source.example_shape
-        )
+        images = self.method.views.host_recipe.shape if isinstance(source, EncodedSource) else source.example_shape
         column = jax.ShapeDtypeStruct((size,), jnp.int32)
         return Batch(jax.ShapeDtypeStruct((size, *images), jnp.uint8), column, column, column)
 
@@ -93,7 +90,10 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool) -> Plan:
     check_same_run(folder, stored, resolved)
     epoch, total_steps = run_length(resolved, len(splits.train))
     validate_schedule(resolved, total_steps, epoch)
-    method = build_method(resolved, total_steps=total_steps, steps_per_epoch=epoch, num_devices=mesh.devices.size)
+    views = VIEWS['images'](resolved, splits.train.examples(np.arange(0)))
+    method = build_method(
+        resolved, views, total_steps=total_steps, steps_per_epoch=epoch, num_devices=mesh.devices.size
+    )
     plan = Plan(resolved, folder, splits, mesh, method, epoch, total_steps, max(saved_steps(folder), default=None))
     if resolved.init_from and plan.resumed_from is None:
         check_encoder(jax.eval_shape(plan.create).params, resolved.init_from)

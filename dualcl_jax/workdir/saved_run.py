@@ -4,12 +4,14 @@ import dataclasses
 import re
 
 import jax
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dualcl_jax.method.build import Method, build_method
 from dualcl_jax.method.state import TrainState, create_train_state
+from dualcl_jax.method.views import VIEWS
 from dualcl_jax.models.encoder import channels_of
 from dualcl_jax.system.config import from_json
 from dualcl_jax.system.devices import device_mesh
@@ -83,14 +85,15 @@ def open_saved_run(workdir: str, step: str = LATEST, *, mesh: Mesh | None = None
     folder, steps = find_run(workdir, flag=flag)
     chosen = _choose(folder, steps, step)
     mesh = mesh or device_mesh()
+    checkpoints = Checkpoints((folder / 'checkpoints').resolve(), read_only=True)
     try:
         config = from_json((folder / 'config.json').read_text())
-        method = build_method(config, total_steps=1, steps_per_epoch=1, num_devices=1)
+        channels = channels_of(checkpoints.saved_params(chosen), config.model.name)
+        views = VIEWS['images'](config, np.empty((0, 1, 1, channels), np.uint8))
+        method = build_method(config, views, total_steps=1, steps_per_epoch=1, num_devices=1)
     except (ValueError, AttributeError, KeyError) as error:
         raise UserError(f'{folder / "config.json"}: not a config of this version ({error})') from error
-    checkpoints = Checkpoints((folder / 'checkpoints').resolve(), read_only=True)
-    channels = channels_of(checkpoints.saved_params(chosen), config.model.name)
-    state, record = checkpoints.restore(chosen, jax.eval_shape(lambda: create_train_state(method, channels)), mesh)
+    state, record = checkpoints.restore(chosen, jax.eval_shape(lambda: create_train_state(method)), mesh)
     checkpoints.close()
     return SavedRun(folder, config, method, mesh, chosen, state, record['data_fingerprint'])
 

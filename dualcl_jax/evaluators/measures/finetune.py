@@ -19,7 +19,7 @@ from dualcl_jax.method import randomness
 from dualcl_jax.method.build import Method
 from dualcl_jax.method.optim import build_optimizer, learning_rate_schedule
 from dualcl_jax.method.state import Variables
-from dualcl_jax.method.views.images import ViewSpec, make_views, standardize
+from dualcl_jax.method.views.images import ImageViews, ViewSpec, make_views
 from dualcl_jax.models.encoder import Encoded
 from dualcl_jax.system.devices import AXIS, to_host
 
@@ -89,9 +89,11 @@ def finetune(
       advance: called after each step.
     """
     batch_size, total = min(recipe.batch_size, len(images)), recipe.steps(len(images))
+    views = method.views
+    assert isinstance(views, ImageViews)
     encoder = method.encoder.clone(groups=1, span=1, axis_name=None)
     view = dataclasses.replace(
-        ViewSpec(flip=method.views[0].flip, crop_scale=recipe.crop_scale),
+        ViewSpec(flip=views.specs[0].flip, crop_scale=recipe.crop_scale),
         jitter_probability=0.0,
         grayscale=0.0,
         blur_probability=0.0,
@@ -109,9 +111,7 @@ def finetune(
 
     def scores(params: Any, batch_stats: Variables, pixels: jax.Array) -> tuple[jax.Array, Variables]:
         whole = {'params': untuned | {'backbone': params['backbone']}, 'batch_stats': batch_stats}
-        encoded, updated = encoder.apply(
-            whole, standardize(pixels, method.mean, method.std), train=True, mutable=['batch_stats']
-        )
+        encoded, updated = encoder.apply(whole, views.standardize(pixels), train=True, mutable=['batch_stats'])
         return classify(encoded.backbone, params['kernel'], params['bias']), updated.get('batch_stats', {})
 
     def loss(params: Any, batch_stats: Variables, pixels: jax.Array, labels: jax.Array) -> tuple[jax.Array, Variables]:
@@ -122,13 +122,12 @@ def finetune(
     def step(state: Any, index: jax.Array, batch: Batch) -> Any:
         params, batch_stats, opt_state = state
         rngs = randomness.example_keys(seed, randomness.FINETUNE, index, batch.positions)
-        pixels = make_views(rngs, batch.examples, (view,), method.image_size)[0]
+        pixels = make_views(rngs, batch.examples, (view,), views.size)[0]
         gradients, batch_stats = jax.grad(loss, has_aux=True)(params, batch_stats, pixels, batch.labels)
         updates, opt_state = optimizer.update(gradients, opt_state, params)
         return optax.apply_updates(params, updates), batch_stats, opt_state
 
-    image = jnp.zeros((1, method.image_size, method.image_size, images.example_shape[2]))
-    features = jax.eval_shape(lambda: Encoded(*encoder.apply(variables, image, train=False))).backbone.shape[1]
+    features = jax.eval_shape(lambda: Encoded(*encoder.apply(variables, views.blank(), train=False))).backbone.shape[1]
     params = {
         'backbone': variables['params']['backbone'],
         'kernel': jnp.zeros((features, num_classes)),

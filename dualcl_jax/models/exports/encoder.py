@@ -85,7 +85,7 @@ class Description:
     def build(self) -> Encoder:
         """The network. Raises ValueError for an architecture that does not exist."""
         try:
-            return build_encoder(ConfigDict(self.architecture))
+            return build_encoder(ConfigDict({'matmul_precision': 'float32'} | self.architecture))  # older files lack it
         except (AttributeError, KeyError, TypeError, UserError) as error:
             raise ValueError(f'its architecture cannot be built: {reason(error)}') from error
 
