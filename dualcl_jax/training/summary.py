@@ -17,7 +17,7 @@ from dualcl_jax.workdir.metrics import KNN_BACKBONE, MetricsLog, Record
 
 
 def header(plan: Plan, params: optax.Params, damaged: Mapping[int, str] | None = None) -> dict[str, str]:
-    """What will happen, a fact a line.
+    """What the run will do, one fact per line.
 
     Args:
       plan: of the run.
@@ -59,7 +59,7 @@ def header(plan: Plan, params: optax.Params, damaged: Mapping[int, str] | None =
 
 
 def status(record: Record, knn_top1: float | None) -> str:
-    """A short line about a record of training metrics."""
+    """A status line for a record of training metrics."""
     parts = [f'epoch {record["train/epoch"]:.1f}', f'loss {record["train/loss"]:.3f}']
     parts.append(f'(chance {record["train/loss_chance"]:.2f})')
     if knn_top1 is not None:

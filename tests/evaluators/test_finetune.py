@@ -17,7 +17,6 @@ from dualcl_jax.data import ArraySource
 from dualcl_jax.evaluators.embed import Embedder
 from dualcl_jax.evaluators.measures.finetune import Recipe, balanced_rows, finetune, predict
 from dualcl_jax.method.build import build_method
-from dualcl_jax.method.resolve import resolve
 from dualcl_jax.method.state import create_train_state
 from dualcl_jax.models.encoder import MODELS
 from dualcl_jax.models.layers import Conv, global_mean
@@ -48,7 +47,7 @@ def method():
         config = default.get_config()
         config.model.name, config.model.width, config.model.dim = 'small', 8, 8
         config.data.image_size, config.data.mean, config.data.std = 8, (0.5, 0.5, 0.5), (0.3, 0.3, 0.3)
-        yield build_method(resolve(config, platform='cpu'), total_steps=1, steps_per_epoch=1, num_devices=1)
+        yield build_method(config, total_steps=1, steps_per_epoch=1, num_devices=1)
 
 
 @pytest.fixture(scope='module')

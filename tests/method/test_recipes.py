@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 
 from dualcl_jax.data.loader import Batch
 from dualcl_jax.method.build import build_method
-from dualcl_jax.method.resolve import resolve
 from dualcl_jax.method.state import create_train_state
 from dualcl_jax.method.validation import validate, validate_devices, validate_schedule
 from dualcl_jax.step import train_step
@@ -130,8 +129,7 @@ def shrunk(name, side=16):
 def losses_of(config, steps, images, devices=1, warmup=2, total=30):
     config.optimizer.warmup_epochs = min(config.optimizer.warmup_epochs, float(warmup))
     mesh = Mesh(np.asarray(jax.devices()[:devices]), (AXIS,))
-    resolved = resolve(config, platform='cpu')
-    method = build_method(resolved, total_steps=total, steps_per_epoch=1, num_devices=devices)
+    method = build_method(config, total_steps=total, steps_per_epoch=1, num_devices=devices)
     mapper = MAPPERS['pmap'](mesh)
     step_fn = mapper.map(partial(train_step, method))
     state = mapper.put_state(replicate(jax.jit(partial(create_train_state, method, 3))(), mesh))

@@ -1,12 +1,15 @@
 """Resolving a config: what it leaves open gets a value, the result is frozen, the config given is not changed."""
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from configs import default
 from dualcl_jax.method.build import build_method
 from dualcl_jax.method.length import run_length
+from dualcl_jax.method.negatives.selectors import SELECTORS
 from dualcl_jax.method.resolve import resolve
+from dualcl_jax.method.views import VIEWS
 from dualcl_jax.system.config import differing_fields, flatten, from_json, method_sha256, override, to_json
 from dualcl_jax.system.errors import UserError
 
@@ -56,7 +59,7 @@ def test_twice_is_once(fields: tuple[str, ...]) -> None:
         ('cpu', ('negatives.k=1024', 'queue.size=4096'), 'threshold'),
         ('cpu', ('negatives.k=32', 'queue.size=4096'), 'top_k'),
         ('tpu', ('negatives.k=32', 'queue.size=4096'), 'threshold'),
-        ('gpu', ('negatives.k=1024', 'queue.size=4096'), 'top_k'),
+        ('gpu', ('negatives.k=32', 'queue.size=4096'), 'threshold'),
         ('gpu', ('negatives.schedule=cosine',), 'threshold'),
         ('cpu', ('queue.size=0', 'negatives.k=2', 'train.batch_size=256'), 'top_k'),
         ('tpu', ('negatives.selector=ring',), 'ring'),
@@ -106,10 +109,11 @@ def test_what_a_workdir_stores() -> None:
 def test_a_method_is_built_from_a_resolved_config() -> None:
     config = config_with('model.name=tiny')
     lengths = {'total_steps': 1, 'steps_per_epoch': 1, 'num_devices': 1}
+    views = VIEWS['images'](config_with(*GIVEN), np.empty((0, 1, 1, 3), np.uint8))
     with pytest.raises(KeyError, match='auto'):
-        build_method(config, **lengths)
-    method = build_method(resolve(config, platform='cpu', statistics=STATISTICS), **lengths)
-    assert (method.mean, method.std) == STATISTICS
+        build_method(config, views, **lengths)
+    resolved = resolve(config, platform='cpu', statistics=STATISTICS)
+    assert build_method(resolved, views, **lengths).select is SELECTORS['threshold']
 
 
 def test_run_length() -> None:
