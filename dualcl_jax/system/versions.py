@@ -1,4 +1,4 @@
-"""Versions of what a result depends on, and the name of the processor."""
+"""Versions of the packages that a result depends on, and the name of the processor."""
 
 import importlib.metadata
 import importlib.util
@@ -6,11 +6,11 @@ import platform
 from pathlib import Path
 
 PACKAGES = ('dualcl-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-"""Packages whose versions decide a result; they must be the same in every process of a run."""
+"""Packages whose versions affect a result; they must be the same in every process of a run."""
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a result, and the kind of device."""
+    """Versions of Python and of the packages that affect a result, and the kind of device."""
     import jax  # its environment is set by `processes.start` first
 
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
@@ -18,7 +18,7 @@ def versions() -> dict[str, str]:
 
 
 def processor() -> str:
-    """The name of this machine's, as Linux says it; elsewhere its kind."""
+    """The processor's model name on Linux; elsewhere its architecture."""
     about = Path('/proc/cpuinfo')
     lines = about.read_text().splitlines() if about.exists() else []
     names = (line.partition(':')[2].strip() for line in lines if line.startswith('model name'))
