@@ -160,7 +160,7 @@ def test_a_sweep_that_is_stopped_and_killed(start, here, sweep: Path, tmp_path: 
 def test_a_plan_alone(here, sweep: Path, tmp_path: Path) -> None:
     found = here('run', sweep, f'--output={tmp_path / "new"}', '--dry_run', '--item=1/2', '--seeds=5,6,7')
     assert found.status == 0
-    assert '4 runs, 0 of them done; time left: unmeasured' in found.out
+    assert '4 runs, 0 of them done; time left: unknown until a run is done' in found.out
     assert not (tmp_path / 'new').exists()
 
 
