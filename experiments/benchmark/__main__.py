@@ -26,10 +26,11 @@ from rich.table import Table
 from dualcl_jax.data.loader import Loader
 from dualcl_jax.data.source import ArraySource
 from dualcl_jax.losses import info_nce, normalize
-from dualcl_jax.method.build import build_method, resolved_selector
+from dualcl_jax.method.build import build_method
 from dualcl_jax.method.negatives.queue import UNKNOWN, Queue, noise_queue
 from dualcl_jax.method.negatives.queue_loss import Anchors, contrast_with_queue
 from dualcl_jax.method.negatives.selectors import AUTO, SELECTORS
+from dualcl_jax.method.resolve import resolve
 from dualcl_jax.method.state import create_train_state
 from dualcl_jax.method.views import VIEWS
 from dualcl_jax.method.views.images import PRESETS, make_views
@@ -141,8 +142,7 @@ def step(rounds: int) -> Cases:
             config = cifar10_moco.get_config()
             config.model.width, config.model.dtype = 16, dtype
             config.loss.symmetric, config.negatives.selector = symmetric, selector
-            config.negatives.selector = resolved_selector(config, mesh.devices.flat[0].platform)
-            config.data.mean = config.data.std = (0.5, 0.5, 0.5)
+            config = resolve(config, platform=mesh.devices.flat[0].platform)
             views = VIEWS['images'](config, _batch(1).examples)
             method = build_method(config, views, total_steps=1000, steps_per_epoch=100, num_devices=mesh.devices.size)
             mapper = MAPPERS[config.parallel.mapper](mesh)

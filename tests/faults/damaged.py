@@ -9,7 +9,6 @@ import jax
 from etils import epath
 from injected import DAMAGES, damage
 
-from dualcl_jax.method.build import build_method
 from dualcl_jax.method.state import TrainState, create_train_state
 from dualcl_jax.system.config import from_json
 from dualcl_jax.system.devices import device_mesh
@@ -17,6 +16,7 @@ from dualcl_jax.system.errors import UserError
 from dualcl_jax.workdir.checkpoint import Checkpoints
 from dualcl_jax.workdir.checksum import state_sha256
 from tests.support import quick_config
+from tests.support.methods import image_method
 from tests.support.runs import Trainer, checkpoints, contents
 
 FIELDS = ('train.steps=30', 'checkpoint.every_steps=10', 'checkpoint.keep=2')
@@ -32,8 +32,8 @@ class Saved:
         trainer.run(self.folder, *FIELDS)
         assert checkpoints(self.folder) == STEPS
         config = from_json((self.folder / 'config.json').read_text())
-        method = build_method(config, total_steps=30, steps_per_epoch=8, num_devices=1)
-        self.like = jax.eval_shape(lambda: create_train_state(method, 3))
+        method = image_method(config, total_steps=30, steps_per_epoch=8, num_devices=1)
+        self.like = jax.eval_shape(lambda: create_train_state(method))
         self.hashes = {step: state_sha256(self.read(self.folder, step)) for step in STEPS}
         self.files = sorted(path for path in contents(self.of(self.folder, STEPS[-1])))
 
