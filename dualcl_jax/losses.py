@@ -1,7 +1,7 @@
 """The loss: InfoNCE against selected negatives, made symmetric over two views, with a term anchored at the key.
 
-Every similarity and softmax is float32 at `Precision.HIGHEST`, whatever the encoder computes in: accelerators would
-otherwise round the inputs of the product to bfloat16 and with them the order of the negatives.
+Every similarity and softmax is computed in float32 at `Precision.HIGHEST`, whatever the encoder computes in:
+accelerators would otherwise round the inputs of the product to bfloat16, and thereby change the order of the negatives.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,39 +17,50 @@ class Selection(NamedTuple):
     """The selected negatives of B anchors.
 
     Attributes:
-      similarities: [B, K'] float32 in [-1, 1], or -inf where a column holds no negative.
-      slots: [B, K'] int32, the queue slot of each column; None when column j is slot j.
+      similarities: [B, K'] float32 in [-1, 1], or -inf where a column has no negative.
+      slots: [B, K'] int32, the queue slot of each column; None if column j is slot j.
     """
 
     similarities: jax.Array
     slots: jax.Array | None
 
     def take(self, table: jax.Array) -> jax.Array:
-        """[B, K'] entries of a [K] table, one for each selected negative."""
+        """Entries [B, K'] of a table [K], one for each selected negative."""
         if self.slots is None:
             return jnp.broadcast_to(table[None, :], self.similarities.shape)
         return table[self.slots]
 
     @property
     def chosen(self) -> jax.Array:
-        """[B, K'] bool: which columns hold a negative."""
+        """Which columns have a negative: bool [B, K']."""
         return self.similarities > -jnp.inf
 
 
 Selector = Callable[..., Selection]
-"""(similarities [B, K], k, rngs) -> Selection. `rngs`: [B] keys, one for each anchor, or None; `random` needs them."""
+"""(similarities [B, K], k, rngs) -> Selection. `rngs` are [B] keys, one per anchor, or None; `random` needs them."""
 
 
 def select_all(similarities: jax.Array, k: int | jax.Array, rngs: jax.Array | None = None) -> Selection:
-    """Every allowed slot (MoCo, 1911.05722); `k` plays no part."""
+    """Selects every allowed slot (MoCo, 1911.05722); `k` is not used.
+
+    Example:
+      >>> similarities = jnp.array([[0.9, -jnp.inf, 0.1]])
+      >>> select_all(similarities, k=1).chosen.tolist()
+      [[True, False, True]]
+    """
     del k, rngs
     return Selection(similarities, None)
 
 
 def select_top_k(similarities: jax.Array, k: int, rngs: jax.Array | None = None) -> Selection:
-    """The k allowed slots of largest similarity (2501.16360, selective negative sampling), by `jax.lax.top_k`.
+    """Selects the k allowed slots of largest similarity (2501.16360, selective negative sampling), by `jax.lax.top_k`.
 
-    Of equal similarities the lower slot wins. Fewer than k where fewer are allowed.
+    Of equal similarities the lower slot is selected. If fewer than k slots are allowed, all of them are selected.
+
+    Example:
+      >>> similarities = jnp.array([[0.1, 0.9, 0.5, -jnp.inf]])
+      >>> select_top_k(similarities, k=2).slots.tolist()
+      [[1, 2]]
     """
     del rngs
     return Selection(*pick(similarities, partial(jax.lax.top_k, k=min(k, similarities.shape[1]))))
@@ -57,10 +68,15 @@ def select_top_k(similarities: jax.Array, k: int, rngs: jax.Array | None = None)
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def pick(similarities: jax.Array, find: Callable[[jax.Array], tuple]) -> tuple[jax.Array, jax.Array]:
-    """Values and slots [B, k] that `find` picks of each row [B, K], such as a partial `jax.lax.top_k`.
+    """Values and slots [B, k] that `find`, such as a partial `jax.lax.top_k`, picks from each row of [B, K].
 
-    The gradient states that the slots of a row differ. JAX's own does not, so that XLA would sum them on GPUs by atomic
-    operations, in an order that changes from run to run.
+    The gradient declares that the slots of a row are distinct. JAX's own gradient does not, so on GPUs XLA would sum
+    with atomic operations, in an order that changes from run to run.
+
+    Example:
+      >>> values, slots = pick(jnp.array([[0.1, 0.9, 0.5]]), partial(jax.lax.top_k, k=2))
+      >>> slots.tolist()
+      [[1, 2]]
     """
     values, slots = find(similarities)
     return values, slots
@@ -83,11 +99,11 @@ pick.defvjp(_pick_forward, _pick_backward)
 
 
 class HasLoss(Protocol):
-    """Anything that tells the loss of B anchors."""
+    """Anything with the loss of B anchors."""
 
     @property
     def loss(self) -> jax.Array:
-        """[B] float32."""
+        """The loss of each anchor, [B] float32."""
         ...
 
 
@@ -95,9 +111,9 @@ class Contrast(NamedTuple):
     """B anchors against their positives and selected negatives.
 
     Attributes:
-      loss: [B] float32, at least 0; 0 where an anchor has no negative.
-      positive: [B] float32, cosine similarity of anchor and positive.
-      selection: the negatives that entered.
+      loss: [B] float32, at least 0; 0 for an anchor without negatives.
+      positive: [B] float32, the cosine similarity of anchor and positive.
+      selection: the negatives that entered the loss.
     """
 
     loss: jax.Array
@@ -109,22 +125,37 @@ AnyContrast = TypeVar('AnyContrast', bound=HasLoss)
 
 
 def normalize(features: jax.Array) -> jax.Array:
-    """Rows of [..., D] scaled to unit length, in float32; a zero row stays zero."""
+    """Scales the rows of [..., D] to unit length, in float32; a zero row remains zero.
+
+    Example:
+      >>> normalize(jnp.array([[0.0, 2.0], [0.0, 0.0]])).tolist()
+      [[0.0, 1.0], [0.0, 0.0]]
+    """
     features = features.astype(jnp.float32)
     return features * jax.lax.rsqrt(jnp.maximum((features**2).sum(-1, keepdims=True), 1e-24))
 
 
 def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
-    """[M, N] similarities of unit vectors a [M, D] and b [N, D]: one float32 product at full precision."""
+    """Similarities [M, N] of unit vectors a [M, D] and b [N, D]: one float32 product at full precision.
+
+    Example:
+      >>> cosine(jnp.eye(2), jnp.array([[1.0, 0.0], [0.0, -1.0]])).tolist()
+      [[1.0, 0.0], [0.0, -1.0]]
+    """
     return jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def sum_over(values: jax.Array, axis_name: str) -> jax.Array:
-    """The sum over the devices of an axis, as the value of one loss that all of them share.
+    """The sum over the devices of an axis, as part of one loss that all of them share.
 
-    Its gradient by the values of a device is that of this one loss. `jax.lax.psum` would give the gradient of the sum
-    of every device's copy of it.
+    The gradient with respect to the values of a device is that of this one loss. `jax.lax.psum` would give the gradient
+    of the sum of all devices' copies of the loss.
+
+    Example:
+      >>> share = jax.vmap(jax.grad(lambda x: sum_over(x, 'devices')), axis_name='devices')
+      >>> share(jnp.array([1.0, 2.0])).tolist()
+      [1.0, 1.0]
     """
     return jax.lax.psum(values, axis_name)
 
@@ -141,19 +172,24 @@ def cross_entropy(
 ) -> jax.Array:
     """-log of the positive's share of the softmax over itself and its negatives.
 
-    With hardness β the N negatives are weighted by how hard they are, w = N·exp(β·s/τ) / Σ exp(β·s/τ), after
-    2010.04592 (its τ⁺ is 0 here): loss = log(1 + Σ w·exp((s - positive)/τ)). The gradient goes through the weights.
+    With hardness β the N negatives are weighted by their hardness, w = N·exp(β·s/τ) / Σ exp(β·s/τ), after 2010.04592
+    (with its τ⁺ = 0): loss = log(1 + Σ w·exp((s - positive)/τ)). The gradient flows through the weights.
 
     Args:
       positive: [B] similarities.
-      negatives: [B, K'] similarities, -inf for none. A row without any gives loss 0 and gradient 0.
+      negatives: [B, K'] similarities, -inf for none. A row without negatives has loss 0 and gradient 0.
       temperature: τ > 0.
-      axis_name: where the negatives of a row lie on several devices, K'/n on each: the name of their axis. The gradient
-        on a device is then what its own negatives contribute.
-      hardness: β >= 0; at 0 all negatives weigh alike.
+      axis_name: name of the axis of devices if the negatives of a row lie on several devices, K'/n on each. The
+        gradient on a device is then the contribution of its own negatives.
+      hardness: β >= 0; at 0 all negatives have the same weight.
 
     Returns:
       [B] float32, the same on every device of the axis.
+
+    Example:
+      >>> loss = cross_entropy(jnp.array([0.9, 0.9]), jnp.array([[0.9, -jnp.inf], [-jnp.inf, -jnp.inf]]), 0.1)
+      >>> [round(value, 4) for value in loss.tolist()]  # log 2, and 0 without negatives
+      [0.6931, 0.0]
     """
     margins = (negatives - positive[:, None]) / temperature
     if hardness:
@@ -168,7 +204,7 @@ def cross_entropy(
 
 
 def _log_weighted_sum(margins: jax.Array, hardness: float, axis_name: str | None) -> jax.Array:
-    """[B] log Σ w·exp(margin) over margins [B, K'], w = N·exp(β·margin) / Σ exp(β·margin); -inf where all are."""
+    """log Σ w·exp(margin) [B] over margins [B, K'], w = N·exp(β·margin) / Σ exp(β·margin); -inf if all margins are."""
     count = (margins > -jnp.inf).sum(axis=1, dtype=jnp.float32)
     if axis_name is not None:
         count = jax.lax.psum(count, axis_name)
@@ -215,7 +251,14 @@ def info_nce(
       rngs: [B] keys, for a selector that draws.
 
     Raises:
-      AssertionError: shapes that do not fit each other.
+      AssertionError: the shapes do not fit each other.
+
+    Example:
+      >>> rng = jax.random.key(0)
+      >>> queries, keys, queue = (normalize(jax.random.normal(rng, (count, 8))) for count in (4, 4, 64))
+      >>> contrast = info_nce(queries, keys, queue, temperature=0.1, select=select_top_k, k=16)
+      >>> contrast.loss.shape, contrast.selection.similarities.shape
+      ((4,), (4, 16))
     """
     chex.assert_equal_shape((anchors, positives))
     chex.assert_shape(negatives, (None, anchors.shape[1]))
@@ -241,9 +284,15 @@ def contrast_similarities(
     rngs: jax.Array | None = None,
     axis_name: str | None = None,
 ) -> Contrast:
-    """`info_nce` from similarities: [B] with the positives, and [B, K] with all candidates, -inf for what is none.
+    """`info_nce` from similarities: [B] with the positives, and [B, K] with all candidates, -inf for those not allowed.
 
-    With `axis_name` the candidates lie on several devices, as in `cross_entropy`; the selector must know of it.
+    With `axis_name` the candidates lie on several devices, as in `cross_entropy`; the selector must support this.
+
+    Example:
+      >>> positive, similarities = jnp.array([0.9]), jnp.array([[0.1, 0.9, 0.5]])
+      >>> contrast = contrast_similarities(positive, similarities, temperature=0.1, select=select_top_k, k=1)
+      >>> round(float(contrast.loss[0]), 4)  # log 2: the selected negative is as similar as the positive
+      0.6931
     """
     selection = select(similarities, k, rngs)
     loss = cross_entropy(positive, selection.similarities, temperature, axis_name, hardness)
@@ -259,19 +308,26 @@ def dual_view_loss(
 ) -> tuple[jax.Array, list[AnyContrast]]:
     """The dual-view loss: the mean over view orders of (1 - w)·InfoNCE(q, k) + w·[key anchored, query its positive].
 
-    With two views both act as query and as key, ½ InfoNCE(q_1, k_2) + ½ InfoNCE(q_2, k_1): that is the balance of
-    query and key embeddings that 2501.16360 asks for. With one (MoCo), q_1 meets k_2 alone.
+    With two views both act as query and as key, ½ InfoNCE(q_1, k_2) + ½ InfoNCE(q_2, k_1). This is the balance of query
+    and key embeddings that 2501.16360 proposes. With one view order (MoCo), q_1 is only compared with k_2.
 
     Args:
       queries: [V, B, D] unit vectors, V view orders.
       keys: [V, B, D] unit vectors without gradient; `keys[v]` is the positive of `queries[v]`.
       contrast: (anchors, positives) -> Contrast for queries as anchors, such as a partial `info_nce`;
         or one for each view order.
-      key_contrast: the same for keys as anchors; needed where key_weight > 0.
+      key_contrast: the same for keys as anchors; required if key_weight > 0.
       key_weight: w in [0, 1].
 
     Returns:
       The loss, [] float32, and the query-anchored Contrast of each view order.
+
+    Example:
+      >>> views, queue = normalize(jax.random.normal(jax.random.key(0), (2, 4, 8))), jnp.eye(8)
+      >>> compare = partial(info_nce, negatives=queue, temperature=0.1, select=select_top_k, k=4)
+      >>> loss, contrasts = dual_view_loss(queries=views, keys=views[::-1], contrast=compare)
+      >>> loss.shape, len(contrasts)
+      ((), 2)
     """
     pairs = list(zip(queries, keys, strict=True))
     each = contrast if isinstance(contrast, Sequence) else [contrast] * len(pairs)
@@ -284,5 +340,10 @@ def dual_view_loss(
 
 
 def chance_level(negatives: jax.Array) -> jax.Array:
-    """[] float32: mean log(1 + number of negatives [B]), the loss of an encoder that cannot tell the positive."""
+    """Mean log(1 + number of negatives [B]), [] float32: the loss of an encoder that cannot recognise the positive.
+
+    Example:
+      >>> round(float(chance_level(jnp.array([1023, 1023]))), 4)  # log 1,024
+      6.9315
+    """
     return jnp.log1p(negatives.astype(jnp.float32)).mean()

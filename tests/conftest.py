@@ -1,6 +1,6 @@
-"""Every test runs on four forced CPU devices with strict ranks and types: no luck with one device, no silent cast.
+"""Every test runs on four forced CPU devices with strict rank and type promotion, to catch silent errors.
 
-TEST_DEVICES=8 forces another number, for the tests that say so.
+TEST_DEVICES=8 forces another number, for tests that support it.
 """
 
 import os
@@ -9,13 +9,13 @@ from collections.abc import Callable
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('TEST_DEVICES', '4')
-os.environ.setdefault('OMP_NUM_THREADS', '1')  # two of pytest's processes share two cores
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # two pytest processes share two cores
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 os.environ['XLA_FLAGS'] = ' '.join(
     [
         os.environ.get('XLA_FLAGS', ''),
         f'--xla_force_host_platform_device_count={os.environ["TEST_DEVICES"]}',
-        '--xla_backend_optimization_level=0',  # most programs of a test run once
+        '--xla_backend_optimization_level=0',  # most programs in a test run only once
     ]
 )
 
@@ -27,9 +27,9 @@ from dualcl_jax.models.encoder import MODELS
 from dualcl_jax.system.processes import start
 from tests.support.runs import REPOSITORY, Finished, Trainer
 
-MODELS['smooth'] = MODELS['tiny']  # a name that is allowed; tests/support/quick_config.py gives it its network
+MODELS['smooth'] = MODELS['tiny']  # an allowed name; tests/support/quick_config.py provides its network
 
-hypothesis.settings.register_profile('busy', deadline=None)  # of a machine that does other things, too
+hypothesis.settings.register_profile('busy', deadline=None)  # for a machine with other programs running
 hypothesis.settings.load_profile('busy')
 
 LONGEST = (
@@ -37,7 +37,7 @@ LONGEST = (
     'reports/test_page.py', 'programs/test_mistakes.py', 'models/exports/test_exports.py', 'faults/test_crashes.py',
     'training/test_plan.py', 'training/test_golden.py', 'method/test_sharded_queue.py',
 )  # fmt: skip
-"""Files that take longest: begun first, so that none is left when the other process is done."""
+"""The slowest files, which start first so that both processes finish at about the same time."""
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')

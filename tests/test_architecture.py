@@ -1,4 +1,4 @@
-"""The layout of the project: what may import what, how long files and functions are, and that the paths named exist."""
+"""The layout of the project: the rule of imports, the lengths of files and functions, and that named paths exist."""
 
 import ast
 import re
@@ -25,7 +25,7 @@ FLOORS = (
 """Rooms of the package, lowest first. A room imports itself and rooms of lower floors only."""
 
 PROGRAMS = ('main', 'evaluate', 'export', 'report', 'prepare', 'compile', 'selftest')
-"""Modules that are run by python -m; nothing in the package imports them."""
+"""Modules that users run with python -m; nothing in the package imports them."""
 
 INNER = {'dualcl_jax.data.images': ('dualcl_jax.data.loader', 'dualcl_jax.data.order', 'dualcl_jax.data.source')}
 """Folders that the modules beside them, of the same room, do not import."""
@@ -150,8 +150,8 @@ def test_no_long_function():
 
 def texts() -> list[Path]:
     """Files that name paths and modules."""
-    found = [REPOSITORY / name for name in ('README.md', 'Makefile', 'pyproject.toml', 'experiments/README.md')]
-    found += [path for pattern in ('docs/*.md', 'configs/**/*.py') for path in REPOSITORY.glob(pattern)]
+    found = [REPOSITORY / name for name in ('Makefile', 'pyproject.toml', 'experiments/README.md')]
+    found += [path for pattern in ('*.md', 'docs/*.md', 'configs/**/*.py') for path in REPOSITORY.glob(pattern)]
     found += [path for room in ('dualcl_jax', 'experiments') for path in (REPOSITORY / room).rglob('*.py')]
     return sorted(found)
 

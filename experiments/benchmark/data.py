@@ -23,7 +23,8 @@ from dualcl_jax.data.images.crops import CropRecipe
 from dualcl_jax.data.images.encoded import EncodedSource
 from dualcl_jax.data.workers import available_cores
 from dualcl_jax.method.views import image_ops
-from dualcl_jax.method.views.images import CROP_DRAWS, JITTER_DRAWS, ViewSpec, color_jitter, draw_crop, draw_jitter
+from dualcl_jax.method.views.image_draws import CROP_DRAWS, JITTER_DRAWS, draw_crop, draw_jitter
+from dualcl_jax.method.views.images import ViewSpec, color_jitter
 
 Cases = list[dict[str, Any]]
 Compare = Callable[[dict[str, Callable[[], Any]], int], dict[str, tuple[float, float, float]]]

@@ -22,7 +22,7 @@ from dualcl_jax.data.images.crops import CropRecipe, central_square, crop_rng, d
 from dualcl_jax.data.images.decode import Box, cut
 from dualcl_jax.data.images.encoded import EncodedSource
 from dualcl_jax.data.order import batch_indices
-from dualcl_jax.method.views import images as views
+from dualcl_jax.method.views.image_draws import draw_crop
 from dualcl_jax.system.errors import UserError
 from tests.support.bad_files import encode, photo
 from tests.support.runs import REPOSITORY
@@ -206,9 +206,9 @@ def test_a_killed_worker_is_said():
 
 @pytest.mark.parametrize(('height', 'width'), [(32, 32), (48, 20), (24, 60), (10, 90)])
 def test_boxes_are_those_of_the_device(height, width):
-    """The same draws give the box that `views.draw_crop` gives, but where float32 rounds a side the other way."""
+    """The same draws give the box that `draw_crop` gives, except where float32 rounds a side the other way."""
     draws = np.random.default_rng(0).random((2000, 22), np.float32)
-    on_device = jax.jit(jax.vmap(lambda d: views.draw_crop(d, height, width, (0.2, 1.0), (3 / 4, 4 / 3))))(draws)
+    on_device = jax.jit(jax.vmap(lambda d: draw_crop(d, height, width, (0.2, 1.0), (3 / 4, 4 / 3))))(draws)
     here = np.array([draw_box(row.astype(np.float64), height, width, (0.2, 1.0), (3 / 4, 4 / 3)) for row in draws])
     assert np.all(np.stack(on_device, 1) == here, axis=1).mean() > 0.999
 

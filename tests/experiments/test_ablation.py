@@ -1,4 +1,4 @@
-"""A sweep as a command: stopped, killed, gone on with, with an arm that fails; then drawn again."""
+"""A sweep as a command: stopped, killed, resumed, with an arm that fails; then redrawn."""
 
 import io
 import json
@@ -57,7 +57,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def start(trainer: Trainer, sweep: Path) -> Callable[..., subprocess.Popen]:
-    """The command as a process."""
+    """Starts the command as a process."""
 
     def command(output: Path, *flags: str) -> subprocess.Popen:
         data = f'--config.data.path={trainer.data}'
@@ -85,7 +85,7 @@ def start(trainer: Trainer, sweep: Path) -> Callable[..., subprocess.Popen]:
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
-    """The command in this process, which stays as it was before tests/support/quick_config.py was loaded."""
+    """Runs the command in this process, without lasting effects of tests/support/quick_config.py."""
     monkeypatch.setitem(MODELS, 'smooth', None)
 
     def main(*arguments: str | Path) -> Finished:
@@ -96,7 +96,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_a_sweep_that_is_stopped_and_killed(start, here, sweep: Path, tmp_path: Path) -> None:
-    """Arms that are alike end in the same bits, although one of them was interrupted."""
+    """Equal arms end in the same bits, although one of them was interrupted."""
     workdirs = [tmp_path / 'runs' / f'{arm}-seed{seed}' for arm in ALIKE for seed in (0, 1)]
     records = tmp_path / 'records'
     with killed_at_last(start(tmp_path)) as process:
@@ -160,7 +160,7 @@ def test_a_sweep_that_is_stopped_and_killed(start, here, sweep: Path, tmp_path: 
 def test_a_plan_alone(here, sweep: Path, tmp_path: Path) -> None:
     found = here('run', sweep, f'--output={tmp_path / "new"}', '--dry_run', '--item=1/2', '--seeds=5,6,7')
     assert found.status == 0
-    assert '4 runs, 0 of them done; time left: unmeasured' in found.out
+    assert '4 runs, 0 of them done; time left: unknown until a run is done' in found.out
     assert not (tmp_path / 'new').exists()
 
 

@@ -1,4 +1,4 @@
-"""What a sweep may be, and the sweeps that ship."""
+"""Valid and invalid sweeps, and the included sweeps."""
 
 from pathlib import Path
 
@@ -21,11 +21,11 @@ def sweep(*arms: Arm, budget: int = 1000, seeds: tuple[int, ...] = (0, 1)) -> Sw
 
 @pytest.mark.parametrize('path', SHIPPED, ids=lambda path: path.stem)
 def test_shipped_sweeps(path: Path) -> None:
-    """Valid configs, no two arms alike, as many passes in each; a batch of another size may cost a step."""
+    """Valid configs, distinct arms, equally many passes in each; a different batch size may cost a step."""
     found = load_sweep(str(path))
     jobs = plan(found, [])
     assert len(jobs) == len(found.arms) * len(found.seeds)
-    assert len(found.seeds) >= (1 if path.stem in TUNING else 3)  # one chooses, three compare
+    assert len(found.seeds) >= (1 if path.stem in TUNING else 3)  # one to choose, three to compare
     configs = set()
     for job in jobs:
         config = load_config(str(REPOSITORY / found.config))

@@ -80,7 +80,7 @@ def test_measuring_on_test_images_is_said(records) -> None:
 
 
 def test_effects_of_factors() -> None:
-    """a is worth 2 points without b and 4 with it, or 3 and 3; b 1 and 3, or 2 and 2. The third seed lacks an arm."""
+    """a gains 2 points without b and 4 with it, or 3 and 3; b gains 1 and 3, or 2 and 2. Seed 3 lacks an arm."""
     arms = {'': 0.40, 'a': 0.42, 'b': 0.41, 'ab': 0.45}
     second = {'': 0.30, 'a': 0.33, 'b': 0.32, 'ab': 0.35}
     sweep = SWEEP | {

@@ -1,4 +1,4 @@
-"""The program around `softmax_shares`, which `tests/reports/test_hardness.py` holds against its definition."""
+"""The program around `softmax_shares`, which `tests/reports/test_hardness.py` checks against its definition."""
 
 import json
 import sys
@@ -14,7 +14,7 @@ TINY = 'model.name=tiny'
 
 @pytest.fixture
 def program(monkeypatch, capsys):
-    """Runs it with flags, and returns its exit status, what it prints and what it says of errors."""
+    """Runs the program with flags; returns its exit status, its output and its error output."""
     monkeypatch.setattr(start, 'start', lambda *arguments: None)
 
     def run(*flags):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dualcl_jax.method.views import image_ops
-from dualcl_jax.method.views.images import Crop
+from dualcl_jax.method.views.image_draws import Crop
 from tests.reference.images import REF_JITTER, photo, ref_blur, ref_crop, ref_gray, ref_hue
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from dualcl_jax.method.views import images as views
-from dualcl_jax.method.views.images import PRESETS, Jitter, ViewSpec
+from dualcl_jax.method.views.image_draws import CROP_DRAWS, JITTER_DRAWS, Jitter, draw_crop, draw_jitter
+from dualcl_jax.method.views.images import PRESETS, ViewSpec
 from dualcl_jax.system.errors import UserError
 from tests.reference.images import photo, ref_crop_box, ref_jitter, ref_view
 
@@ -69,8 +70,8 @@ def test_color_jitter_without_some_operations(absent):
 )
 def test_crop_draw_is_get_params(height, width, scale):
     ratio = (3 / 4, 4 / 3)
-    draws = uniform(3000, views.CROP_DRAWS, seed=height * width)
-    got = jax.jit(jax.vmap(lambda d: views.draw_crop(d, height, width, scale, ratio)))(draws)
+    draws = uniform(3000, CROP_DRAWS, seed=height * width)
+    got = jax.jit(jax.vmap(lambda d: draw_crop(d, height, width, scale, ratio)))(draws)
     expected = [ref_crop_box(d, height, width, scale, ratio) for d in np.asarray(draws, np.float64)]
     if (height, width) == (10, 90):
         assert set(expected) == {(0, 38, 10, 13)}, 'no try fits: the central box'
@@ -84,8 +85,8 @@ def test_crop_draw_is_get_params(height, width, scale):
 
 
 def test_crop_draw_distribution():
-    draws = uniform(40_000, views.CROP_DRAWS)
-    crop = jax.jit(jax.vmap(lambda d: views.draw_crop(d, 200, 200, (0.1, 0.5), (3 / 4, 4 / 3))))(draws)
+    draws = uniform(40_000, CROP_DRAWS)
+    crop = jax.jit(jax.vmap(lambda d: draw_crop(d, 200, 200, (0.1, 0.5), (3 / 4, 4 / 3))))(draws)
     area = np.asarray(crop.height * crop.width) / 200**2
     ratio = np.log(np.asarray(crop.width) / np.asarray(crop.height))
     # Boxes of at most half the area always fit: areas and log ratios are uniform but for whole pixels.
@@ -100,8 +101,8 @@ def test_crop_draw_distribution():
 
 
 def test_jitter_draw_ranges_and_orders():
-    draws = uniform(24_000, views.JITTER_DRAWS)
-    jitter = jax.jit(jax.vmap(lambda d: views.draw_jitter(d, 0.4, 1.5, 0.2, 0.1)))(draws)
+    draws = uniform(24_000, JITTER_DRAWS)
+    jitter = jax.jit(jax.vmap(lambda d: draw_jitter(d, 0.4, 1.5, 0.2, 0.1)))(draws)
     for values, low, high in zip(jitter[:4], (0.6, 0.0, 0.8, -0.1), (1.4, 2.5, 1.2, 0.1), strict=True):
         unit = (np.asarray(values, np.float64) - low) / (high - low)
         assert unit.min() > -1e-6
@@ -115,7 +116,7 @@ def test_jitter_draw_ranges_and_orders():
 
 
 def test_jitter_draw_leaves_out_what_has_no_strength():
-    jitter = jax.eval_shape(lambda draws: views.draw_jitter(draws, 0.0, 0.4, 0.0, 0.0), np.zeros(8, np.float32))
+    jitter = jax.eval_shape(lambda draws: draw_jitter(draws, 0.0, 0.4, 0.0, 0.0), np.zeros(8, np.float32))
     assert [value is None for value in jitter] == [True, False, True, True, False]
 
 

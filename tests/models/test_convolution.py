@@ -18,7 +18,7 @@ def plain(x, kernel, stride, padding):
 
 
 def make_case(shape, side, features, stride, padding, dtype=np.float32):
-    """Input, kernel and a gradient of the output."""
+    """An input, a kernel and a gradient of the output."""
     rng = np.random.default_rng(0)
     out = [(extent + 2 * padding - side) // stride + 1 for extent in shape[1:3]]
     shapes = shape, (side, side, shape[3], features), (shape[0], *out, features)

@@ -1,4 +1,4 @@
-"""The encoder as a whole: outputs, dtypes, two views in one call, devices, and errors of a config."""
+"""The whole encoder: outputs, dtypes, two views in one call, devices, and config errors."""
 
 from functools import partial
 from types import SimpleNamespace
@@ -31,7 +31,7 @@ FIELDS = {
 
 @pytest.fixture(autouse=True)
 def short_resnet(monkeypatch):
-    """A network of two blocks, quick to compile, for what does not depend on the depth."""
+    """A network of two blocks that compiles quickly, for tests that do not depend on the depth."""
     monkeypatch.setitem(MODELS, 'short', partial(ResNet, (1, 1, 0, 0), BasicBlock))
 
 
@@ -100,7 +100,7 @@ def test_projections_match_numpy():
 
 
 def test_two_views_in_one_call_equal_two_calls():
-    """The views are groups of their own; the running statistics move once, by the average of the two."""
+    """The views are separate groups; the running statistics are updated once, by the average of both."""
     first, second = random_images(8), 2 * random_images(8) + 1
     encoder = make()
     variables = init(encoder, first)
@@ -116,7 +116,7 @@ def test_two_views_in_one_call_equal_two_calls():
 
 @pytest.mark.parametrize(('norm', 'global_groups'), [('sync', 1), ('split:2', 2)])
 def test_four_devices_equal_one(norm, global_groups):
-    """The gradient of a whole network, averaged over devices, is that of the global batch on one device."""
+    """The gradient of a whole network, averaged over devices, equals that of the global batch on one device."""
     images = random_images(16)
     groups, span = norm_layout(norm, 4)
     one, four = make(groups=global_groups), make(groups=groups, span=span, axis_name='data')

@@ -14,7 +14,7 @@ CHANNELS = 3
 
 
 def make_case(batch, seed=0):
-    """Inputs [batch, 2, 2, 3], parameters, running statistics, and weights that make an uneven loss."""
+    """Inputs [batch, 2, 2, 3], parameters, running statistics, and weights for a non-uniform loss."""
     rng = np.random.default_rng(seed)
     x = rng.normal(1.5, 2.0, (batch, 2, 2, CHANNELS))
     params = {'scale': rng.uniform(0.5, 2, CHANNELS), 'bias': rng.normal(size=CHANNELS)}
@@ -86,7 +86,7 @@ def test_bfloat16_keeps_float32_statistics():
 )
 @pytest.mark.parametrize('mapper', ['pmap', 'shard_map'])
 def test_four_devices_equal_one(norm, global_groups, mapper):
-    """Outputs, running statistics and averaged gradients, for parameters and inputs, as of one batch on one device."""
+    """Outputs, running statistics and averaged gradients of parameters and inputs equal those of one device."""
     x, params, stats, weights = make_case(16)
     groups, span = norm_layout(norm, 4)
     layer = BatchNorm(groups=groups, span=span, axis_name='data')

@@ -88,7 +88,7 @@ def test_names_are_torchvisions():
 
 
 def numpy_conv(x, kernel, stride, padding):
-    """Cross-correlation with explicit loops over output places; float64."""
+    """Cross-correlation with explicit loops over output positions; float64."""
     x = np.pad(np.asarray(x, np.float64), ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     side = kernel.shape[0]
     rows, columns = ((extent - side) // stride + 1 for extent in x.shape[1:3])
@@ -106,7 +106,7 @@ def numpy_norm(x, params):
 
 
 def scrambled(variables):
-    """The same tree with random values, so that no scale is one and no bias zero."""
+    """The same tree with random values, so that no scale is one and no bias is zero."""
     leaves, structure = jax.tree.flatten(variables)
     rng = np.random.default_rng(3)
     return structure.unflatten([rng.uniform(0.2, 1.0, leaf.shape).astype(np.float32) for leaf in leaves])

@@ -43,7 +43,7 @@ def dense(x, params):
 
 
 def attention(x, params):
-    """One image [T, D]."""
+    """Reference for one image [T, D]."""
     qkv = dense(x, params['qkv'])
     mixed = []
     for head in range(HEADS):
@@ -56,7 +56,7 @@ def attention(x, params):
 
 
 def forward(params, image):
-    """Class token's features of one image [H, W, C], in float64."""
+    """Reference features of the class token for one image [H, W, C], in float64."""
     rows, columns = image.shape[0] // PATCH, image.shape[1] // PATCH
     tokens = [params['cls_token']]
     for row in range(rows):
@@ -85,7 +85,7 @@ def test_forward_pass():
 
 
 def test_positions_of_a_grid():
-    """Each quarter of the columns is sine or cosine of a row or column, alike along the other."""
+    """Each quarter of the columns is the sine or cosine of a row or column, and constant along the other."""
     found = sine_cosine_positions(3, 5, 8).reshape(3, 5, 4, 2)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found[2, 3, 0], [math.sin(2), math.sin(0.02)], rtol=1e-6)
@@ -114,7 +114,7 @@ def test_rematerialisation_changes_no_gradient():
 
 
 def test_initial_values():
-    """Glorot's bound for every kernel, with query, key and value each a layer of its own; biases 0 (2104.02057)."""
+    """Glorot's bound for every kernel, with query, key and value as separate layers; biases 0 (2104.02057)."""
     model = make(dim=64, heads=4, depth=1)
     params = jax.jit(lambda key: model.init(key, jnp.zeros((1, 8, 8, 3)), train=True))(jax.random.key(0))['params']
     bounds = {'qkv': 64 + 64, 'proj': 64 + 64, 'fc1': 64 + 256, 'fc2': 256 + 64}
@@ -129,12 +129,12 @@ def test_initial_values():
 
 
 def published_count(dim, depth, patch):
-    """Kernels and biases of 2010.11929's encoder: 12 D² + 13 D a block, the patches, the class token, the last norm."""
+    """Parameters of 2010.11929's encoder: 12 D² + 13 D per block, the patches, the class token, the last norm."""
     return depth * (12 * dim**2 + 13 * dim) + 3 * patch**2 * dim + dim + dim + 2 * dim
 
 
 def test_parameters_of_vit_s16():
-    """22 million of ViT-S/16 (2104.02057, table 2); MoCo v3 heads of hidden width 4,096 around it."""
+    """22 million parameters of ViT-S/16 (2104.02057, table 2), plus MoCo v3 heads of hidden width 4,096."""
     fields = {'name': 'vit_s16', 'stem': 'imagenet', 'width': 64, 'projection': 'mlp3_bn', 'predictor': 'mlp2_bn'}
     fields |= {'head_width': 4096, 'dim': 256, 'dtype': 'float32', 'freeze_patches': True, 'remat': False}
     encoder = build_encoder(SimpleNamespace(**fields))

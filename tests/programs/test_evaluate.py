@@ -1,4 +1,4 @@
-"""python -m dualcl_jax.evaluate: its files, its last line, that two evaluations are one, and what is refused."""
+"""python -m dualcl_jax.evaluate: its files, its last line, reproducibility, and errors."""
 
 import json
 import shutil
@@ -41,13 +41,13 @@ def finished(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture
 def workdir(finished: Path, tmp_path: Path) -> Path:
-    """A copy, to write into or damage."""
+    """A copy of the run that tests may change."""
     return Path(shutil.copytree(finished, tmp_path / 'run'))
 
 
 @pytest.fixture
 def run(in_process):
-    """The command in this process, on four devices and with strict types."""
+    """Runs the command in this process, on four devices and with strict types."""
 
     def main(workdir: Path | str, protocols: str, *flags: str) -> Finished:
         source = [f'--workdir={workdir}'] if workdir else []
@@ -57,7 +57,7 @@ def run(in_process):
 
 
 def records(done: Finished) -> list[dict]:
-    """Those of the last line, each checked."""
+    """The records of the last line, after a check of each."""
     assert done.status == 0, done
     found = json.loads(done.out.splitlines()[-1])['records']
     for record in found:
@@ -100,12 +100,12 @@ def test_knn_is_scikit_learns_on_the_encoders_features(run, workdir: Path) -> No
         model.fit(getattr(bank, record['layer']), train.labels)
         expected = model.score(getattr(queries, record['layer']), test.labels)
         assert (record['encoder'], record['tau']) == ('momentum', 0.3)
-        assert record['value'] == pytest.approx(expected, abs=0.02)  # one of 64, where two are as near
+        assert record['value'] == pytest.approx(expected, abs=0.02)  # one of 64 images may have a tie
         assert record['interval']['low'] < record['value'] < record['interval']['high']
 
 
 def test_another_set_another_step_another_folder(run, workdir: Path, tmp_path: Path) -> None:
-    """Larger images are resized; the results of the run's own set stay."""
+    """Larger images are resized; the results of the run's own set are kept."""
     rng = np.random.default_rng(0)
     other = tmp_path / 'other.npz'
     labels = np.arange(60) % 3
@@ -162,7 +162,7 @@ def test_another_set_is_taken_whole() -> None:
 
 
 def test_structure_needs_no_labels(run, workdir: Path, tmp_path: Path) -> None:
-    """A set without labels and without test images: what can be measured is, on the training images."""
+    """Without labels and test images, everything that can be measured is measured on the training images."""
     rng = np.random.default_rng(0)
     np.savez(tmp_path / 'plain.npz', images=rng.integers(256, size=(64, 16, 16, 3)).astype(np.uint8))
     plain = f'--config.data.path={tmp_path / "plain.npz"}'
@@ -175,7 +175,7 @@ def test_structure_needs_no_labels(run, workdir: Path, tmp_path: Path) -> None:
 
 
 def refused(done: Finished, *said: str) -> None:
-    """Exit status 2, at most three lines that say these words."""
+    """Asserts exit status 2 and an error of at most three lines that contains these words."""
     assert done.status == 2, done
     assert 'Traceback' not in done.err
     assert 1 <= len(done.err.splitlines()) <= 3
@@ -184,7 +184,7 @@ def refused(done: Finished, *said: str) -> None:
 
 
 FLAGS = {
-    # what is given: what must be said
+    # flag: words that the error must contain
     '--protocols=knm': ['there is no knm; did you mean knn?', 'or all'],
     '--protocols=': ['--protocols is empty'],
     '--encoders=key': ['--encoders=key', 'query, momentum'],
@@ -219,7 +219,7 @@ def test_flags_that_are_refused(run, finished: Path, flag: str) -> None:
 
 
 def npz(path: Path, **changes: np.ndarray) -> str:
-    """The data of the run, with other arrays, as a flag."""
+    """A flag for the data of the run with other arrays."""
     with np.load(write_npz(path)) as arrays:
         kept = {name: value for name, value in (dict(arrays) | changes).items() if value is not None}
     np.savez(path, **kept)

@@ -1,4 +1,4 @@
-"""The export command: a file that gives the run's features, and what it says when something is wrong."""
+"""The export command: a file that gives the run's features, and errors."""
 
 import subprocess
 import sys

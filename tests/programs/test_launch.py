@@ -1,4 +1,4 @@
-"""The launch scripts with stand-ins for the commands of a cluster."""
+"""The launch scripts with mocks of the commands of a cluster."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ esac
 
 @pytest.fixture
 def cluster(tmp_path: Path):
-    """Runs a script where these commands are found; gives its exit status, and what the commands were called with."""
+    """Runs a script with these commands on PATH; returns its exit status and the arguments of the commands."""
     if not shutil.which('bash'):
         pytest.skip('no bash')
 

@@ -1,4 +1,4 @@
-"""What users get wrong: exit status 2, at most three lines that name the field or path and what to do, no harm done."""
+"""User errors: exit status 2, at most three lines that name the field or path and the remedy, and no changed file."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def refused(in_process, tmp_path: Path, data: Path):
-    """Runs main with flags, or fields without --config, and returns what it says as it refuses; a later flag wins.
+    """Runs main with flags, or fields without --config, and returns its error; later flags override earlier ones.
 
     The workdir is tmp_path/run, the data set one of 256 images on four devices.
     """
@@ -50,7 +50,7 @@ def refused(in_process, tmp_path: Path, data: Path):
 
 
 FIELDS = {
-    # what is given: what must be said
+    # flag: words that the error must contain
     'loss.temprature=0.2': ['loss.temprature', 'did you mean loss.temperature?'],
     'temperature=0.2': ['--config.temperature', 'did you mean loss.temperature?'],
     'model=resnet50': ['--config.model', 'no such field'],
@@ -300,7 +300,7 @@ def test_damaged_record_of_a_checkpoint(refused, trainer: Trainer, workdir: Path
 
 
 def test_damaged_arrays_of_a_checkpoint(trainer: Trainer, workdir: Path) -> None:
-    """As a command: when one of many reads has failed, the others must not add to what is said."""
+    """As a command: if one of many reads has failed, the others must add nothing to the message."""
     for file in (workdir / 'checkpoints' / '00000002' / 'state').glob('**/d/*'):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     before = contents(workdir)
@@ -312,7 +312,7 @@ def test_damaged_arrays_of_a_checkpoint(trainer: Trainer, workdir: Path) -> None
 
 
 def test_diverging_loss(trainer: Trainer, tmp_path: Path) -> None:
-    """It ends the run at that step, and nothing of it is saved."""
+    """The run stops at that step, and nothing of it is saved."""
     stopped = trainer.run(
         tmp_path / 'run', 'model.name=tiny', 'optimizer.learning_rate=1e30', 'checkpoint.every_steps=1', status=2
     )
@@ -339,7 +339,7 @@ def test_diverging_loss(trainer: Trainer, tmp_path: Path) -> None:
     ],
 )
 def test_as_a_command(tmp_path: Path, flags: tuple[str, ...], said: str) -> None:
-    """What the tests above see within this process holds for the command."""
+    """The command behaves as the tests above, which run in this process."""
     import subprocess
 
     command = [sys.executable, '-m', 'dualcl_jax.main', f'--workdir={tmp_path / "run"}', *flags]
@@ -352,7 +352,7 @@ def test_as_a_command(tmp_path: Path, flags: tuple[str, ...], said: str) -> None
 
 
 def test_without_labels_it_trains(trainer: Trainer, tmp_path: Path) -> None:
-    """No labels are no mistake: what needs them is null. The pictures are drawn all the same."""
+    """Missing labels are no error: results that need them are null, and the pictures are still drawn."""
     data = write_npz(tmp_path / 'data.npz', labels=False)
     fields = ('data.image_size=8', 'queue.size=64', 'model.name=tiny', 'model.width=4', 'model.norm=local')
     fields += ('train.batch_size=32', 'train.steps=3', 'log.every_steps=1', 'monitor.every_epochs=1', 'data.name=npz')

@@ -66,7 +66,7 @@ def test_a_packed_folder_is_the_folder(images, tmp_path, monkeypatch, capsys, me
 
 
 def test_other_labels_are_other_data(images, tmp_path, monkeypatch, capsys):
-    """Packed again with a label corrected, the set has the new label and another fingerprint."""
+    """After packing again with a corrected label, the set has the new label and a different fingerprint."""
     out, found = tmp_path / 'out', []
     names = [f'{folder}/{path.name}' for folder in ('ant', 'bee') for path in (images / folder).iterdir()]
     for corrected in (names[:12], names[:11]):

@@ -1,4 +1,4 @@
-"""The selftest passes here, and names the case when a fault is planted."""
+"""The selftest passes here, and names the failing case after a fault is injected."""
 
 from collections.abc import Sequence
 

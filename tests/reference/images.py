@@ -1,4 +1,4 @@
-"""Float64 references of views and of the operations on images, pixel by pixel, and an image to try them on."""
+"""Float64 references of views and image operations, pixel by pixel, and a test image."""
 
 import colorsys
 import math
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def photo(height: int, width: int, channels: int, seed: int = 0) -> np.ndarray:
-    """A smooth random image with noise, clipped so that it also holds pure black, white and colours."""
+    """A smooth random image with noise, clipped so that it also contains pure black, white and colours."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width][..., None] / 8.0
     waves = np.sin(x * rng.uniform(0.3, 2, channels) + y * rng.uniform(0.3, 2, channels) + rng.uniform(0, 6, channels))

@@ -46,7 +46,7 @@ def contrast(rng: np.random.Generator) -> Arrays:
     """Loss and gradient of both view orders against a queue with an empty tail."""
     queries, keys = unit(rng.normal(size=(2, 8, 32))), unit(rng.normal(size=(2, 8, 32)))
     queue, filled = unit(rng.normal(size=(40, 32))), 33
-    queue[filled:] = queries[0, :7]  # what an unmasked slot would let in
+    queue[filled:] = queries[0, :7]  # would enter through an unmasked slot
     ids, slot_ids = np.arange(8, dtype=np.int32), (np.arange(40) % 11).astype(np.int32)
     loss, gradient = 0.0, np.zeros((2, 8, 32))
     for v in range(2):
@@ -77,12 +77,12 @@ def ties(rng: np.random.Generator) -> Arrays:
     table = unit(base + 1e-3 * rng.normal(size=(50, 64)))
     similarities = anchors.astype(np.float64) @ table.astype(np.float64).T
     order, ordered = np.argsort(-similarities, axis=1), np.sort(similarities, axis=1)[:, ::-1]
-    clear = ordered[:, K - 1] - ordered[:, K] > 2e-6  # float32 can tell the last chosen from the first left out
+    clear = ordered[:, K - 1] - ordered[:, K] > 2e-6  # float32 can separate the last chosen from the first excluded
     return {'tie_anchors': anchors[clear], 'tie_table': table, 'tie_slots': np.sort(order[clear, :K], axis=1)}
 
 
 def ring(rng: np.random.Generator) -> Arrays:
-    """A queue of 7 slots into which 12 keys are pushed."""
+    """A queue of 7 slots into which 12 keys are written."""
     pushed = rng.normal(size=(3, 4, 6)).astype(np.float32)
     slots = np.zeros((7, 6))
     for n, row in enumerate(pushed.reshape(-1, 6)):
@@ -134,7 +134,7 @@ def uniform(path: tuple[int, ...]) -> np.ndarray:
 
 
 def parameters(draws: np.ndarray, spec: SimpleNamespace) -> SimpleNamespace:
-    """What `ref_view` applies, from the draws of a view. None may lie where float32 could fall on the other side."""
+    """Parameters for `ref_view` from the draws of a view; none may be so close to a boundary that float32 differs."""
     crop, jitter, rest = np.split(np.float64(draws), [CROP_DRAWS, CROP_DRAWS + 8])
     boxes = {
         ref_crop_box(crop + shift, HEIGHT, WIDTH, spec.crop_scale, spec.crop_ratio) for shift in (-2e-5, 0.0, 2e-5)
@@ -152,7 +152,7 @@ def parameters(draws: np.ndarray, spec: SimpleNamespace) -> SimpleNamespace:
 
 
 class _Jitter(list):
-    """Four factors, and when each is applied."""
+    """Four factors, and the order in which they are applied."""
 
     def __init__(self, factors: list[float], position: np.ndarray) -> None:
         super().__init__(factors)
@@ -175,7 +175,7 @@ def make_views(images: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def steps(rng: np.random.Generator) -> Arrays:
-    """Views of a batch; and whole steps on it: views, both encoders, loss, queue, SGD."""
+    """Views of a batch, and whole steps on it: views, both encoders, loss, queue, SGD."""
     coarse = rng.integers(0, 256, (IMAGES, HEIGHT // 6, WIDTH // 6, 3))
     images = coarse.repeat(6, axis=1).repeat(6, axis=2).astype(np.uint8)
     draws, views = make_views(images, VIEW_STEP)

@@ -64,14 +64,14 @@ def encode_backward(params: Params, saved: tuple, grad: Array) -> Params:
 
 
 def hardest(anchor: Array, table: Array, candidates: list[int], k: int | None) -> list[int]:
-    """The k candidates, rows of `table`, most similar to the anchor, the lower row first among equals; None for all."""
+    """The k rows of `table` most similar to the anchor, the lower row first among equals; None for all rows."""
     if k is None:
         return candidates
     return sorted(candidates, key=lambda row: (-float(table[row] @ anchor), row))[:k]
 
 
 def info_nce(anchor: Array, positive: Array, negatives: Array, temperature: float) -> tuple[float, Array, Array, Array]:
-    """One anchor [D], its positive [D] and negatives [m, D]: the loss and the gradients of the three."""
+    """Loss of one anchor [D], its positive [D] and negatives [m, D], and the gradients of all three."""
     logits = np.concatenate([[positive @ anchor], negatives @ anchor]) / temperature
     exponentials = np.exp(logits - logits.max())
     loss = float(np.log(exponentials.sum()) + logits.max() - logits[0])
@@ -83,7 +83,7 @@ def info_nce(anchor: Array, positive: Array, negatives: Array, temperature: floa
 
 @dataclass
 class Settings:
-    """What the recipe chooses. Steps count from 0; the learning rate falls from `peak` by half a cosine."""
+    """Settings of the recipe. Steps count from 0; the learning rate falls from `peak` by half a cosine."""
 
     temperature: float
     peak: float
@@ -102,7 +102,7 @@ class Settings:
 
 
 class Moco:
-    """Its attributes are the whole state: step, theta, xi, velocity, and the queue as keys, ids, cursor and filled.
+    """MoCo; the attributes are the whole state: step, theta, xi, velocity, and the queue as keys, ids, cursor, filled.
 
     `chance` is the loss of the last step with every similarity equal.
     """

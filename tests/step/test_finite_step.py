@@ -1,4 +1,4 @@
-"""A batch without a finite number changes nothing but the counts: the rest of the state stays, bit for bit."""
+"""A batch that is not finite changes only the counters: the rest of the state is unchanged, bit for bit."""
 
 import dataclasses
 
@@ -39,7 +39,7 @@ def test_only_counts_go_on(given_views, value, optimizer, mapper, devices) -> No
 
 
 def test_update_that_is_not_finite(given_views) -> None:
-    """Loss and gradient are, but the parameters would not be."""
+    """Loss and gradient are finite, but the new parameters would not be."""
     config = tiny(default.get_config(), 20, optimizer__learning_rate=3e38, optimizer__momentum=0.0)
     config.optimizer.weight_decay = 1e3
     states, [metrics] = run(config, make_batches()[:1])

@@ -1,4 +1,4 @@
-"""The real training step, mapped over devices, against the float64 MoCo of `tests/reference/moco.py`, step by step."""
+"""The training step, mapped over devices, against the float64 MoCo of `tests/reference/moco.py`, step by step."""
 
 import re
 from functools import partial
@@ -32,12 +32,12 @@ CLASSES = np.arange(IMAGES) % 3
 
 @pytest.fixture
 def given_views(monkeypatch):
-    """Batches then carry both views as six channels, in the place of random views of an image."""
+    """Batches then contain both views as six channels, instead of random views of an image."""
     monkeypatch.setattr(images, 'make_views', lambda keys, given, specs, size: jnp.stack(jnp.split(given, 2, axis=-1)))
 
 
 def make_batches():
-    """Global batches whose images come again in later steps, and sometimes within one."""
+    """Global batches whose images recur in later steps, and sometimes within one."""
     rng = np.random.default_rng(1)
     batches = []
     for _ in range(STEPS):
@@ -60,7 +60,7 @@ def tiny(config, queue_size, **fields):
 
 
 def named(tree):
-    """Parameters of the encoder by the names of the reference."""
+    """Parameters of the encoder under the names of the reference."""
     return {name: np.array(tree[a][b][c]) for name, (a, b, c) in NAMES.items()}
 
 
@@ -117,7 +117,7 @@ def standardized(config, images):
 
 
 def assert_near(actual, expected, what):
-    """Within 1e-5 of the largest value."""
+    """Asserts agreement within 1e-5 of the largest value."""
     error = np.abs(np.float64(actual) - expected).max()
     assert error <= 1e-5 * max(np.abs(expected).max(), 1e-30), f'{what}: off by {error:.3g}'
 
@@ -168,13 +168,13 @@ def assert_follows_reference(config, states, all_metrics, batches, steps_per_epo
 
 
 def trace_of(opt_state):
-    """The momentum buffer: the one part of SGD's state in the shape of the parameters."""
+    """The momentum buffer: the only part of SGD's state with the structure of the parameters."""
     (trace,) = [part.trace for part in opt_state if hasattr(part, 'trace')]
     return trace
 
 
 def full_recipe(queue_size, **fields):
-    """The dual view with what the base recipe does without: 7 negatives, warm-up, rising momentum, decay of kernels."""
+    """Dual view with options that the base recipe lacks: 7 negatives, warm-up, rising momentum, decay of kernels."""
     fields = {
         'loss__symmetric': True,
         'negatives__selector': 'top_k',
@@ -209,7 +209,7 @@ def test_moco_baseline(given_views, mapper, devices, queue_size):
     [(0.0, 'batch', 4, 40), (0.5, 'batch', 1, 40), (0.5, 'batch', 4, 40), (0.5, 'queue', 4, 11)],
 )
 def test_dual_view_with_hard_negatives(given_views, key_weight, key_term, devices, queue_size):
-    """Also with a queue that holds less than the 16 keys of a step: it keeps the newest, in whole examples."""
+    """Also with a queue smaller than the 16 keys of a step: it keeps the newest, in whole examples."""
     config = full_recipe(queue_size, loss__key_weight=key_weight, loss__key_term=key_term)
     batches = make_batches()
     states, metrics = run(config, batches, devices=devices, steps_per_epoch=2)
@@ -220,7 +220,7 @@ def test_dual_view_with_hard_negatives(given_views, key_weight, key_term, device
 
 
 def test_rows_may_lie_on_any_device_and_keys_be_shuffled(given_views):
-    """Neither changes a number of an encoder that sees each example alone."""
+    """Neither changes the results of an encoder without interaction between examples."""
     config = full_recipe(40, loss__key_weight=0.5, loss__shuffle_keys=True)
     batches = make_batches()
     order = np.random.default_rng(2).permutation(BATCH)
@@ -230,7 +230,7 @@ def test_rows_may_lie_on_any_device_and_keys_be_shuffled(given_views):
 
 
 def test_a_bfloat16_encoder_leaves_the_loss_at_full_precision():
-    """Every float32 product of the lowered step, of views and gradients too, asks for the highest precision."""
+    """Every float32 product of the lowered step, including views and gradients, requests the highest precision."""
     config = full_recipe(40, loss__key_weight=0.5, model__dtype='bfloat16')
     mesh = Mesh(np.asarray(jax.devices()), (AXIS,))
     method = image_method(config, total_steps=TOTAL_STEPS, steps_per_epoch=2, num_devices=4)
@@ -251,7 +251,7 @@ def test_a_bfloat16_encoder_leaves_the_loss_at_full_precision():
 
 @pytest.mark.parametrize('recipe', [{}, {'key_weight': 0.5}, {'key_weight': 0.5, 'key_term': 'queue'}])
 def test_the_references_gradient_is_that_of_its_loss(recipe):
-    """Central differences of the reference itself, which nothing else checks."""
+    """Checks the reference's own gradient by central differences."""
     rng = np.random.default_rng(0)
     theta = {
         'conv1': rng.normal(size=(3, 3, 3, 2)),

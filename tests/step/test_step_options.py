@@ -1,4 +1,4 @@
-"""What recipes add to the step: negatives from the batch, a predictor, parts of a batch, a count by step, a factor."""
+"""Options of the step: negatives from the batch, a predictor, parts of a batch, a schedule of k, a loss factor."""
 
 import chex
 import numpy as np
@@ -18,7 +18,7 @@ def assert_close(a, b):
 
 @pytest.mark.parametrize('same_image', [False, True])
 def test_negatives_from_the_batch(given_views, same_image):
-    """Of 2104.02057, Algorithm 1: the keys of the other images of the same view order; loss and gradient in float64."""
+    """2104.02057, Algorithm 1: negatives are the keys of the other images of the same view order; in float64."""
     config = tiny(default.get_config(), 0, **PLAIN | {'negatives__mask_same_image': same_image})
     batch = make_batches()[0]
     states, [metrics] = run(config, [batch], devices=4)
@@ -65,7 +65,7 @@ def test_negatives_weighted_by_hardness(given_views, queue_size):
 
 @pytest.mark.parametrize('queue_size', [20, 0])
 def test_parts_of_a_batch_are_the_batch(given_views, queue_size):
-    """For an encoder without batch statistics, on any number of devices, keys shuffled or not."""
+    """For an encoder without batch statistics, on any number of devices, with and without shuffled keys."""
     whole, _ = run(tiny(default.get_config(), queue_size, **PLAIN), make_batches()[:3], devices=1)
     for devices, parts in ((1, 4), (2, 2)):
         fields = {'train__accumulate_steps': parts, 'loss__shuffle_keys': devices == 2}
@@ -83,7 +83,7 @@ def test_two_tau_scales_the_gradient_and_not_the_loss(given_views):
 
 
 def test_count_of_negatives_by_step(given_views):
-    """From the whole queue of 20 to 4, of which only so many count in the chance level."""
+    """k falls from the whole queue of 20 to 4, and the chance level follows it."""
     fields = {'negatives__k': 4, 'negatives__schedule': 'linear', 'negatives__selector': 'threshold'}
     fields |= {'queue__init': 'noise', 'negatives__mask_same_image': False}
     _, metrics = run(tiny(default.get_config(), 20, **fields), make_batches())
@@ -93,7 +93,7 @@ def test_count_of_negatives_by_step(given_views):
 
 
 def test_the_predictor_is_the_querys_alone(given_views):
-    """The momentum encoder has none, and gradients reach it."""
+    """The momentum encoder has no predictor, and gradients reach the predictor."""
     fields = {
         'model__projection': 'mlp2_bn',
         'model__predictor': 'mlp2',

@@ -1,4 +1,4 @@
-"""A folder with every kind of file that is not a plain photograph, and what should become of each."""
+"""A folder with every kind of file that is not a plain photograph, and the expected outcome of each."""
 
 import io
 import os
@@ -11,7 +11,7 @@ from PIL import Image, PngImagePlugin
 
 
 def photo(seed: int, height: int = 40, width: int = 56, channels: int = 3) -> np.ndarray:
-    """A smooth image of its own for each seed, uint8 [H, W, C] or [H, W]."""
+    """A smooth image, different for each seed, uint8 [H, W, C] or [H, W]."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width][..., None] / 9.0
     waves = np.sin(x * rng.uniform(0.3, 2, channels) + y * rng.uniform(0.3, 2, channels) + rng.uniform(0, 6, channels))
@@ -28,7 +28,7 @@ def encode(image: Image.Image | np.ndarray, format: str, **options) -> bytes:
 
 
 def png_header(height: int, width: int) -> bytes:
-    """A PNG file of a few bytes that claims a size."""
+    """A PNG file of a few bytes that declares a size."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
@@ -39,7 +39,7 @@ def png_header(height: int, width: int) -> bytes:
 
 
 def write_bad_files(folder: Path) -> dict[str, tuple[str, str]]:
-    """Writes the files and returns, by name, the outcome and part of the reason that are expected."""
+    """Writes the files and returns, by name, the expected outcome and part of the expected reason."""
     whole, plain = encode(photo(1), 'JPEG', quality=90), photo(2)
     png = encode(photo(3), 'PNG')
     frames = [Image.fromarray(photo(seed)) for seed in (4, 5, 6)]

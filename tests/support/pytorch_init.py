@@ -1,4 +1,4 @@
-"""Runs `dualcl_jax.main` with PyTorch's default initialisation, to compare accuracies with programs that have it.
+"""Runs `dualcl_jax.main` with PyTorch's default initialisation, to compare accuracies with programs that use it.
 
     python -m tests.support.pytorch_init --config=... --workdir=...      the flags of dualcl_jax.main
 
@@ -18,7 +18,7 @@ from dualcl_jax.models import layers
 
 
 def pytorch_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """U(-1/√n, 1/√n), n the product of all axes but the last, the output."""
+    """U(-1/√n, 1/√n), with n the product of all axes except the last, the output."""
     bound = 1 / math.sqrt(math.prod(shape[:-1]))
     return jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound).reshape(shape)
 

@@ -1,4 +1,4 @@
-"""A run of seconds, for the tests of whole runs: a network of two convolutions on a small .npz file.
+"""A run that takes seconds, for the tests of whole runs: a network of two convolutions on a small .npz file.
 
 python -m dualcl_jax.main --config=tests/support/quick_config.py --config.data.path=FILE --workdir=DIR
 """
@@ -53,7 +53,7 @@ def get_config() -> ConfigDict:
     config.train.batch_size = 32
     config.train.steps = 20
     config.log.every_steps = 1
-    config.log.pictures = False  # seconds of every run, and tested elsewhere
+    config.log.pictures = False  # they take seconds per run and are tested elsewhere
     config.checkpoint.every_steps = 0
     config.monitor.every_epochs = 0
     config.monitor.k = 20

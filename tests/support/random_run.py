@@ -1,4 +1,4 @@
-"""A run that was never trained, with random values everywhere: for the tests of reports and exports."""
+"""An untrained run with random values everywhere, for the tests of reports and exports."""
 
 import dataclasses
 from pathlib import Path
@@ -34,7 +34,7 @@ def random_run(folder: Path, *fields: str, channels: int = 3, labels: bool = Tru
     override(config, ['data.name=npz', f'data.path={data}', 'data.image_size=16', *small, 'train.steps=24', *fields])
     train = load(config.data).train
     config.data.mean, config.data.std = (0.4,) * channels, (0.3,) * channels
-    config = from_json(to_json(resolve(config, platform='cpu')))  # as it is read from a workdir
+    config = from_json(to_json(resolve(config, platform='cpu')))  # as it would be read from a workdir
     method = image_method(config, channels=channels, total_steps=STEP, steps_per_epoch=16, num_devices=1)
     mesh = device_mesh()
     state = replicate(random_state(method, train), mesh)
@@ -42,13 +42,13 @@ def random_run(folder: Path, *fields: str, channels: int = 3, labels: bool = Tru
 
 
 def subject_of(run: SavedRun, *, records: list[dict[str, Any]] | None = None) -> Subject:
-    """The run as a report sees it."""
+    """The run as the subject of a report."""
     state, records = to_host(run.state), [{'step': STEP, 'wall_time_s': 1.0}] if records is None else records
     return Subject(run.folder, run.config, run.method, load(run.config.data), STEP, 16, state, records, {})
 
 
 def reported(run: SavedRun, *, records: list[dict[str, Any]] | None = None) -> tuple[Subject, Samples]:
-    """The run as a report sees it, and the images that it looks at."""
+    """The run as the subject of a report, and the report's images."""
     subject = subject_of(run, records=records)
     samples = take_samples(Embedder(run.method, run.mesh), run.state.variables, subject.splits)
     assert samples is not None
@@ -56,7 +56,7 @@ def reported(run: SavedRun, *, records: list[dict[str, Any]] | None = None) -> t
 
 
 def random_state(method: Method, train: Source) -> TrainState:
-    """A state after `STEP` steps: no parameter, statistic or key is what it was drawn as; half of the queue is full."""
+    """A state after `STEP` steps: no parameter, statistic or key has its initial value; half of the queue is filled."""
     rng = np.random.default_rng(0)
 
     def scramble(path: Any, leaf: jax.Array) -> np.ndarray:
@@ -74,7 +74,7 @@ def random_state(method: Method, train: Source) -> TrainState:
 
 
 def random_queue(method: Method, train: Source, rng: np.random.Generator) -> Queue | None:
-    """A queue whose first half holds keys of training images, two a step."""
+    """A queue whose first half contains keys of training images, two per step."""
     size, filled = method.queue_size, method.queue_size // 2
     if not size:
         return None

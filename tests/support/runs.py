@@ -1,4 +1,4 @@
-"""What the tests of whole runs share: a small data set, and the training command as real processes."""
+"""Helpers for the tests of whole runs: a small data set, and the training command as real processes."""
 
 import contextlib
 import json
@@ -48,7 +48,7 @@ class Finished:
 
 
 class Trainer:
-    """Runs python -m dualcl_jax.main on one data set, each run in a process of its own.
+    """Runs python -m dualcl_jax.main on one data set, each run in its own process.
 
     Compiled programs are shared through JAX's persistent cache in `folder`, so that the second run of a program starts
     in seconds.
@@ -61,7 +61,7 @@ class Trainer:
     def start(
         self, workdir: Path, *flags: str, config: str = QUICK, devices: int = 1, within: Sequence[str] = ()
     ) -> subprocess.Popen[str]:
-        """Starts a run; `flags` are given as on the command line, and the fields among them without --config.
+        """Starts a run; `flags` are those of the command line, with fields written without --config.
 
         `within` is a command that runs it, such as one that enters a namespace.
         """
@@ -77,7 +77,7 @@ class Trainer:
         )
 
     def environment(self, devices: int = 1) -> dict[str, str]:
-        """Of a process with so many devices."""
+        """The environment of a process with this many devices."""
         return os.environ | {
             'JAX_PLATFORMS': 'cpu',
             'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0',
@@ -89,7 +89,7 @@ class Trainer:
         }
 
     def run(self, workdir: Path, *flags: str, config: str = QUICK, devices: int = 1, status: int = 0) -> Finished:
-        """Runs to the end, which must come with exit status `status`."""
+        """Runs to the end and asserts the exit status."""
         with killed_at_last(self.start(workdir, *flags, config=config, devices=devices)) as process:
             return finish(process, status)
 
@@ -108,7 +108,7 @@ class Trainer:
 
 @contextlib.contextmanager
 def killed_at_last(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
-    """No process outlives its test."""
+    """Kills the process at the end of a test."""
     try:
         yield process
     finally:
@@ -117,7 +117,7 @@ def killed_at_last(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[
 
 
 def finish(process: subprocess.Popen[str], status: int) -> Finished:
-    """Waits for the end, which must come with exit status `status`."""
+    """Waits for the end and asserts the exit status."""
     out, err = process.communicate(timeout=TIMEOUT)
     finished = Finished(process.returncode, out, err)
     assert finished.status == status, finished
@@ -125,20 +125,20 @@ def finish(process: subprocess.Popen[str], status: int) -> Finished:
 
 
 def kill(process: subprocess.Popen[str]) -> None:
-    """kill -9, as a power cut or the kernel short of memory would."""
+    """kill -9, as by a power cut or the out-of-memory killer."""
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=TIMEOUT)
 
 
 def free_port() -> int:
-    """A port that was free a moment ago."""
+    """A port that was free just now."""
     with socket.socket() as listener:
         listener.bind(('127.0.0.1', 0))
         return listener.getsockname()[1]
 
 
 def checkpoints(workdir: Path) -> list[int]:
-    """Steps of the finished checkpoints of a run, in order."""
+    """Steps of the completed checkpoints of a run, in order."""
     found = (workdir / 'checkpoints').glob('*')
     return sorted(int(path.name) for path in found if re.fullmatch(r'\d+', path.name))
 
@@ -153,7 +153,7 @@ def wait_until(condition: Any, process: subprocess.Popen[str] | None) -> None:
 
 
 def records(workdir: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without what depends on the clock."""
+    """metrics.jsonl without the values that depend on the clock."""
     lines = (workdir / 'metrics.jsonl').read_text().splitlines()
     return [
         {name: value for name, value in json.loads(line).items() if name != 'wall_time_s' and name[:5] != 'time/'}

@@ -1,4 +1,4 @@
-"""Configs: overriding fields, storing and comparing them, and what every field may say."""
+"""Configs: overriding fields, storing and comparing configs, and the valid values of every field."""
 
 import dataclasses
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_override(assignment: str, value: object) -> None:
     assert found == value
     assert type(found) is type(value)
     override(config, ['seed=8', 'seed=9'])
-    assert config.seed == 9  # the last wins
+    assert config.seed == 9  # the last one applies
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_flatten() -> None:
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_every_config(path: Path) -> None:
-    """It loads, it is valid as it is, nothing is lost in config.json, and its docstring gives the command."""
+    """Every config loads, is valid, survives config.json without loss, and has its command in the docstring."""
     config = load_config(str(path))
     validate(config)
     validate_devices(config, 1)
@@ -90,7 +90,7 @@ def test_every_config(path: Path) -> None:
 
 
 def test_every_field_is_checked() -> None:
-    """By a rule, or because any value of its type will do, or where it is resolved."""
+    """Every field has a rule, allows any value of its type, or is checked where it is resolved."""
     elsewhere = {'init_from', 'data.name', 'data.data_dir', 'data.path', 'model.norm'}
     for field, value in flatten(default.get_config()):
         assert field in RULES or isinstance(value, bool) or field in elsewhere or field.startswith('views.'), field

@@ -1,4 +1,4 @@
-"""Progress without a terminal: plain lines that name the step they speak of."""
+"""Progress without a terminal: plain lines that name their step."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""How entry points end."""
+"""Exit statuses and messages of entry points."""
 
 import errno
 

@@ -1,4 +1,4 @@
-"""Workdirs in Google Cloud Storage: the files of a run in a store of objects held in memory, to which none appends."""
+"""Workdirs in Google Cloud Storage: the files of a run in an in-memory object store without appending."""
 
 import importlib.util
 import json
@@ -23,7 +23,7 @@ from dualcl_jax.workdir.saved_run import find_run, saved_steps
 
 
 class Bucket(MemoryFileSystem):
-    """As gcsfs, which turns 'a' into 'w'."""
+    """Opens a file like gcsfs, which turns mode 'a' into 'w'."""
 
     protocol = ('gs', 'gcs')
     store: dict = {}  # noqa: RUF012
@@ -39,7 +39,7 @@ class Bucket(MemoryFileSystem):
 
 @pytest.fixture(autouse=True)
 def buckets(monkeypatch) -> Iterator[Callable]:
-    """Call it to give gs:// another implementation."""
+    """A function that replaces the implementation of gs://."""
     forget = backend.fsspec_backend._get_filesystem.cache_clear
     forget()
     yield lambda implementation: monkeypatch.setitem(_registry, 'gcs', implementation)
@@ -47,7 +47,7 @@ def buckets(monkeypatch) -> Iterator[Callable]:
 
 
 class Events:
-    """TensorBoard's writer, which has a client of its own for such folders."""
+    """TensorBoard's writer, which has its own client for such folders."""
 
     def write_event(self, event):
         pass

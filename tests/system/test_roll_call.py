@@ -1,4 +1,4 @@
-"""Processes that find each other, and the line each gets where one is missing, late or different."""
+"""Processes that find each other, and the error of each if one is missing, late or different."""
 
 import socket
 import time
@@ -16,7 +16,7 @@ from tests.support.runs import Trainer, column, contents, finish, free_port, kil
 
 
 def call(facts_of, *, present=None, timeout_s=1.0, late=0.0):
-    """Roll call of the processes with these facts on one machine: what each is told, None for all is well."""
+    """Runs the roll call of processes with these facts on one machine; returns the error of each, None for success."""
     address, count = f'127.0.0.1:{free_port()}', len(facts_of)
 
     def one(index):
@@ -55,7 +55,7 @@ def test_a_different_process_is_named_to_all():
         assert f'has a different {different}' in said
 
 
-def test_one_that_comes_after_a_difference_hears_of_it():
+def test_a_process_that_connects_after_a_difference_gets_the_same_error():
     first = {'seed': '0'}
     for said in call([first, {'seed': '1'}, first], late=0.4, timeout_s=20):
         assert said.startswith('process 1 on ')
@@ -115,7 +115,7 @@ def test_missing_process_as_a_command(trainer: Trainer, tmp_path: Path) -> None:
 
 
 class Client:
-    """The key-value store of several processes, each its own thread."""
+    """The key-value store of several processes, which are threads here."""
 
     def __init__(self):
         self.values = {}
@@ -134,7 +134,7 @@ class Client:
 
 @pytest.fixture
 def two_processes(monkeypatch):
-    """Runs a function of the index as each of two processes, each a thread; gives what the user is told."""
+    """Runs a function of the index in two threads that act as processes; returns their errors."""
     from threading import local
 
     from jax._src import distributed
@@ -197,7 +197,7 @@ ELASTIC = ('train.steps=12', 'checkpoint.every_steps=4', 'model.norm=sync')
 
 
 def stop_at(workdir: Path, step: int) -> None:
-    """As if the run had died right after this checkpoint."""
+    """Restores the files of a run that died right after this checkpoint."""
     import shutil
 
     (workdir / 'summary.json').unlink()
@@ -208,7 +208,7 @@ def stop_at(workdir: Path, step: int) -> None:
 
 @pytest.mark.slow
 def test_elastic_resume(trainer: Trainer, tmp_path: Path) -> None:
-    """8 devices, then 2, then 4, then 2 processes of one: the losses of one uninterrupted run."""
+    """8 devices, then 2, then 4, then 2 processes of one device each give the losses of an uninterrupted run."""
     workdir, whole = tmp_path / 'run', tmp_path / 'whole'
     fields = (*ELASTIC, 'checkpoint.keep=9')
     trainer.run(whole, *fields)
@@ -225,7 +225,7 @@ def test_elastic_resume(trainer: Trainer, tmp_path: Path) -> None:
 
 
 def test_views_do_not_depend_on_the_devices() -> None:
-    """Bit for bit, though each program is compiled for another number of rows."""
+    """Views are bit-identical, although each program is compiled for a different number of rows."""
     import jax
 
     from dualcl_jax.method import randomness

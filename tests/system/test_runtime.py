@@ -1,4 +1,4 @@
-"""The process before JAX: which flags the compiler gets."""
+"""Set-up of a process before it uses JAX: the compiler flags."""
 
 import ctypes
 import importlib.metadata
@@ -15,12 +15,12 @@ from dualcl_jax.system.processes import start
 
 @pytest.fixture
 def flags(monkeypatch: pytest.MonkeyPatch):
-    """XLA_FLAGS after a start with a jaxlib, on a machine where `plugins` can be imported, with variables set."""
+    """XLA_FLAGS after a start with a given jaxlib, importable `plugins` and environment variables."""
 
     def run(jaxlib: str = '0.12.0', plugins: tuple[str, ...] = (), tpu: bool = False, **variables: str) -> str:
         caching = 'JAX_COMPILATION_CACHE_DIR', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'
         for name in ('XLA_FLAGS', 'JAX_PLATFORMS', *caching):
-            monkeypatch.setenv(name, '')  # so that what start() sets is undone
+            monkeypatch.setenv(name, '')  # so that changes by start() are undone
             monkeypatch.delenv(name)
         for name, value in ({'XLA_FLAGS': '--xla_own=1'} | variables).items():
             monkeypatch.setenv(name, value)
@@ -48,12 +48,12 @@ def test_cpu_chosen_beside_an_accelerator(flags) -> None:
 
 
 def test_libtpu_without_a_tpu(flags) -> None:
-    """It is installed to compile for TPUs that are elsewhere."""
+    """libtpu may be installed only to compile for TPUs elsewhere."""
     assert flags(plugins=('libtpu',)).startswith(start.CPU_FLAGS)
 
 
 def test_compiled_programs_are_kept(flags, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the user does not say otherwise; programs for a CPU by host."""
+    """Unless the user configured this otherwise; programs for CPUs are kept per host."""
     monkeypatch.setenv('XDG_CACHE_HOME', 'home')
     flags()
     assert os.environ['JAX_COMPILATION_CACHE_DIR'] == os.path.join('home', 'dualcl_jax', platform.node())
@@ -79,7 +79,7 @@ def test_left_alone(flags, machine: dict) -> None:
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), 'mallopt'), reason='no glibc')
 def test_freed_memory_is_used_again() -> None:
-    """Its pages are there: the second large array finds none missing, where each of 4 KiB was before."""
+    """The second large array causes no page faults, while the first had one for every 4 KiB."""
     program = """
 import resource
 import numpy as np

@@ -1,4 +1,4 @@
-"""Signals while a run trains, in one process. Several processes: tests/training/test_resume.py."""
+"""Signals during training in one process. For several processes see tests/training/test_resume.py."""
 
 import signal
 import time
@@ -11,7 +11,7 @@ from dualcl_jax.system.processes.stop_signal import StopSignal
 
 
 def soon(condition) -> bool:
-    """Whether it holds before long: another thread acts on stop_signal."""
+    """Whether a condition soon holds; another thread handles the signal."""
     end = time.monotonic() + 20
     while not condition() and time.monotonic() < end:
         time.sleep(0.01)
@@ -20,7 +20,7 @@ def soon(condition) -> bool:
 
 @pytest.fixture
 def left(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
-    """What would have ended the process: status and line."""
+    """The statuses and messages with which the process would have exited."""
     left: list[tuple[int, str]] = []
     monkeypatch.setattr(stop_signal, '_leave', lambda *ending: left.append(ending))
     return left
@@ -48,7 +48,7 @@ def test_second_interrupt_stops_at_once(left: list) -> None:
 
 
 def test_second_sigterm_changes_nothing(left: list) -> None:
-    """Schedulers send it to every process of a job, and shells pass it on."""
+    """Schedulers send SIGTERM to every process of a job, and shells forward it."""
     with StopSignal(several_processes=False) as stop:
         stop.after(1)
         signal.raise_signal(signal.SIGTERM)

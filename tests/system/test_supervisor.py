@@ -1,4 +1,4 @@
-"""What the supervisor makes of the heartbeats of a run, and what the processes make of the supervisor."""
+"""The supervisor's verdict on the heartbeats of a run, and its messages to the processes."""
 
 import json
 import socket
@@ -56,7 +56,7 @@ def connected(kept: supervisor.Supervised, index: int) -> socket.socket:
     return connection
 
 
-def test_everybody_is_told_and_the_keeper_ends_with_the_last(kept: supervisor.Supervised) -> None:
+def test_all_are_informed_and_the_supervisor_ends_with_the_last_process(kept: supervisor.Supervised) -> None:
     first, second = (connected(kept, index) for index in range(2))
     lines = first.makefile('rb')
     assert json.loads(lines.readline()) == {'lost': ''}
@@ -81,6 +81,6 @@ def test_strangers_change_nothing(kept: supervisor.Supervised, words: bytes) -> 
         assert [json.loads(lines.readline()) for _ in range(6)] == [{'lost': ''}] * 6
 
 
-def test_what_the_service_cannot_do_is_raised() -> None:
+def test_errors_of_the_service_are_raised() -> None:
     with pytest.raises(RuntimeError):
         supervisor.start('127.0.0.1:1', 'two')

@@ -1,6 +1,6 @@
-"""The same numbers as before: whole runs end in the very state that was stored.
+"""Unchanged numbers: whole runs end in exactly the stored states.
 
-A state depends on the processor and on the versions of JAX and NumPy; where these are others, the tests are skipped.
+A state depends on the processor and on the versions of JAX and NumPy; if these differ, the tests are skipped.
 `python -m tests.training.test_golden` records the states of this machine.
 """
 

@@ -1,4 +1,4 @@
-"""Checksums: any change of a word is seen, and so are copies that differ."""
+"""Checksums detect any change of a word, and copies that differ."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ DTYPES = [np.float32, np.int32, np.uint32, jnp.bfloat16, np.float16, np.uint8, n
 
 
 def reference(array: np.ndarray) -> int:
-    """The definition, in Python's integers."""
+    """The definition, with Python's integers."""
     if array.dtype == np.bool_:
         array = array.astype(np.uint8)
     words = array.ravel().view(f'u{array.dtype.itemsize}').tolist()

@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the newest, and the best by kNN, over any number of resumes."""
+"""Which checkpoints are kept: the newest, and the best by kNN, over any number of resumes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ def state(step: int) -> TrainState:
 
 
 def save(folder: Path, scores: Scores, *, keep: int = 1, keep_best: int = 2) -> list[int]:
-    """Opens the checkpoints of a run, saves some with their kNN accuracy, and returns which are there then."""
+    """Opens the checkpoints of a run, saves some with their kNN accuracy, and returns the steps that remain."""
     store = Checkpoints(epath.Path(folder / 'checkpoints'), keep=keep, keep_best=keep_best)
     with store:
         for step, knn in scores:
@@ -42,7 +42,7 @@ def test_the_best_and_the_newest_stay(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ('after', 'left'),
     [
-        ([(50, 0.6)], [20, 30, 50]),  # none is better than those of before
+        ([(50, 0.6)], [20, 30, 50]),  # not better than the earlier ones
         ([(50, 0.85), (60, 0.1)], [30, 50, 60]),
         ([(50, 0.8), (60, 0.1)], [30, 50, 60]),  # of equal ones the later
         ([(50, 0.95), (60, 0.99), (70, 0.1)], [50, 60, 70]),
@@ -61,7 +61,7 @@ def test_ranking_survives_many_resumes(tmp_path: Path) -> None:
 
 
 def test_ranking_survives_a_save_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After which the manager is opened again."""
+    """The manager is reopened after a failed save."""
     with Checkpoints(epath.Path(tmp_path / 'checkpoints'), keep_best=2) as store:
         for step, knn in BEFORE:
             store.save(step, state(step), {}, knn)
@@ -77,7 +77,7 @@ def refuse(folder: epath.Path) -> None:
 
 
 def test_a_record_that_cannot_be_read(tmp_path: Path) -> None:
-    """The checkpoint might be the best: it stays, and takes no other's place."""
+    """A checkpoint with an unreadable record might be the best: it is kept, and replaces no other."""
     save(tmp_path, BEFORE)
     (tmp_path / 'checkpoints' / '00000030' / 'run' / 'metadata').write_text('{"knn_top1": 0.99')
     (tmp_path / 'checkpoints' / '00000040' / 'run' / 'metadata').unlink()

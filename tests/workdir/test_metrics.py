@@ -1,4 +1,4 @@
-"""metrics.jsonl: appended to, cut back where a run resumes, read after a crash."""
+"""metrics.jsonl: appended to, truncated when a run resumes, read after a crash."""
 
 import json
 import math
@@ -49,7 +49,7 @@ def test_cut_back_on_resume(tmp_path: Path) -> None:
 
 
 def test_new_run_starts_empty(tmp_path: Path) -> None:
-    """Also after a run that died before its first checkpoint, whose records of step 0 will be written again."""
+    """Also after a run that died before its first checkpoint, whose records of step 0 are rewritten."""
     with opened(tmp_path, 0) as log:
         log.write(0, 0.1, {'monitor/knn': 0.2})
     with opened(tmp_path, 0) as log:
@@ -59,7 +59,7 @@ def test_new_run_starts_empty(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('torn', ['{"step": 7, "wall_ti', '{"step": 7, "wall_time_s": 1.0}'])
 def test_torn_last_line(tmp_path: Path, torn: str) -> None:
-    """A line without its end was being written when the process died."""
+    """The process died while it wrote the last line."""
     write_steps(tmp_path, 1, 5)
     with (tmp_path / 'metrics.jsonl').open('a') as file:
         file.write(torn)
@@ -70,7 +70,7 @@ def test_torn_last_line(tmp_path: Path, torn: str) -> None:
 
 
 def test_records_that_could_not_be_written(tmp_path: Path) -> None:
-    """A checkpoint keeps them: a run that goes on from it has them all, whatever the file has."""
+    """A checkpoint stores waiting records: a run that resumes from it has all of them, whatever is in the file."""
     with opened(tmp_path, 0) as log:
         log.write(1, 0.1, {'train/loss': 1.0})
         assert log.waiting() == []
@@ -106,7 +106,7 @@ def test_at_start_and_last(tmp_path: Path) -> None:
 
 
 def test_reading_along(tmp_path: Path) -> None:
-    """A process that writes nothing knows the same records."""
+    """A process that writes no files has the same records."""
     write_steps(tmp_path, 1, 5, 9)
     before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
     with opened(tmp_path, 5, writes=False) as log:

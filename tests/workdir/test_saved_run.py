@@ -1,4 +1,4 @@
-"""A finished run opened for reading: which checkpoint, the same state, an untouched folder, and what can be wrong."""
+"""Opening a finished run for reading: choice of the checkpoint, equal state, unchanged folder, and errors."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ def finished(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture
 def workdir(finished: Path, tmp_path: Path) -> Path:
-    """A copy, to damage."""
+    """A copy of the run that tests may damage."""
     return Path(shutil.copytree(finished, tmp_path / 'run'))
 
 
@@ -45,7 +45,7 @@ def test_a_named_step(finished: Path) -> None:
 
 
 def test_the_best_step_is_by_the_last_measurement_before_it(workdir: Path) -> None:
-    """Of the monitor's values 0.3 (step 8) and 0.2 (step 16), the first holds for 8 and 12; 12 is later."""
+    """Of the monitor's values 0.3 (step 8) and 0.2 (step 16), the first applies to steps 8 and 12; 12 is later."""
     name = 'monitor/knn_top1_backbone'
     records = [{'step': 0, name: 0.9}, {'step': 8, name: 0.3}, {'step': 10}, {'step': 16, name: 0.2}]
     (workdir / 'metrics.jsonl').write_text(''.join(json.dumps(record) + '\n' for record in records))

@@ -80,13 +80,13 @@ def test_a_stored_run_is_evaluated_as_it_was(in_process, workdir, tmp_path):
     }
     assert found.keys() == expected.keys()
     for key, value in expected.items():
-        assert found[key] == pytest.approx(value, abs=2 / 64), key  # rounding may turn a vote
+        assert found[key] == pytest.approx(value, abs=2 / 64), key  # rounding may change a vote
     assert contents(workdir) == before
 
 
 def test_a_stored_run_is_complete(trainer: Trainer, workdir):
-    """The command that made it finds it done, and changes nothing that it stored."""
-    write_npz(workdir.parent / 'data.npz')  # the path that its config holds
+    """The command that made the run finds it finished, and changes no stored file."""
+    write_npz(workdir.parent / 'data.npz')  # the path in its config
     fields = ('model.name=tiny', 'negatives.selector=top_k', 'checkpoint.every_steps=10', 'checkpoint.keep=1')
     before = contents(workdir)
     done = subprocess.run(

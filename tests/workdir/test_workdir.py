@@ -1,4 +1,4 @@
-"""The folder of a run: what is written there, and what a run may go on with."""
+"""The folder of a run: its files, and the configs with which a run may resume."""
 
 import errno
 import json

@@ -1,7 +1,7 @@
-"""Which keys of the queue are negatives of an anchor: first what is allowed, then the hardest of it.
+"""Selection of an anchor's negatives from the queue: first which keys are allowed, then which of them enter the loss.
 
-A selector is one function and one line of `SELECTORS`. It sees the cosine similarities of the anchors with every slot,
--inf where the slot may not be used, and says which of them enter the loss. Its gradient is that of picking values.
+A selector is one function and one line of `SELECTORS`. It takes the cosine similarities of the anchors with all slots,
+-inf where a slot is not allowed, and returns those that enter the loss. Its gradient is that of picking values.
 """
 
 from functools import partial
@@ -19,15 +19,24 @@ RECALL = 0.95
 def select_threshold(
     similarities: jax.Array, k: int | jax.Array, rngs: jax.Array | None = None, *, axis_name: str | None = None
 ) -> Selection:
-    """The negatives of `select_top_k`, found without a sort (`dualcl_jax.method.negatives.top_k`); k may be traced."""
+    """Selects the negatives of `select_top_k` without a sort (`dualcl_jax.method.negatives.top_k`); k may be traced.
+
+    Example:
+      >>> select_threshold(jnp.array([[0.1, 0.9, 0.5]]), k=2).chosen.tolist()
+      [[False, True, True]]
+    """
     del rngs
     return _masked(similarities, largest(similarities, k, axis_name))
 
 
 def select_approx_max_k(similarities: jax.Array, k: int, rngs: jax.Array | None = None) -> Selection:
-    """About the k allowed slots of largest similarity, by `jax.lax.approx_max_k` (2206.14286) at its default recall.
+    """Selects approximately the k allowed slots of largest similarity, by `jax.lax.approx_max_k` (2206.14286).
 
-    Made for TPU, where `RECALL` of the k are expected to be found; other backends find them all.
+    It is made for TPUs, where it is expected to find the share `RECALL` of the k; other backends find all of them.
+
+    Example:
+      >>> select_approx_max_k(jnp.array([[0.1, 0.9, 0.5]]), k=2).slots.tolist()
+      [[1, 2]]
     """
     del rngs
     find = partial(jax.lax.approx_max_k, k=min(k, similarities.shape[1]), recall_target=RECALL)
@@ -42,9 +51,14 @@ def select_ring(
     skip: int = 0,
     axis_name: str | None = None,
 ) -> Selection:
-    """The k hardest allowed slots after the `skip` hardest, which are the likeliest of the anchor's own class.
+    """Selects the k hardest allowed slots after the `skip` hardest, which most likely are of the anchor's own class.
 
-    Where fewer than skip + k are allowed, fewer are selected. After the ring of 2010.02037; by count, ours.
+    If fewer than skip + k slots are allowed, fewer are selected. This follows the ring of 2010.02037; defining the ring
+    by counts is this project's choice.
+
+    Example:
+      >>> select_ring(jnp.array([[0.1, 0.9, 0.5, 0.3]]), k=2, skip=1).chosen.tolist()
+      [[False, False, True, True]]
     """
     del rngs
     inner, outer = largest(similarities, skip, axis_name), largest(similarities, skip + k, axis_name)
@@ -52,7 +66,16 @@ def select_ring(
 
 
 def select_random(similarities: jax.Array, k: int | jax.Array, rngs: jax.Array | None = None) -> Selection:
-    """k allowed slots at random, each set as likely: a smaller queue, to compare hardness with."""
+    """Selects k allowed slots at random, all sets equally likely: a smaller queue, as a baseline for hard negatives.
+
+    Raises:
+      ValueError: there are no rngs.
+
+    Example:
+      >>> rngs = jax.random.split(jax.random.key(0), 1)
+      >>> int(select_random(jnp.array([[0.1, 0.9, 0.5]]), k=2, rngs=rngs).chosen.sum())
+      2
+    """
     if rngs is None:
         raise ValueError('select_random needs rngs, one key for each anchor')
     draws = jax.vmap(lambda rng: jax.random.uniform(rng, similarities.shape[1:]))(rngs)
@@ -70,32 +93,41 @@ SELECTORS: dict[str, Selector] = {
 
 
 AUTO = 'auto'
-"""In a config: the one of `EXACT` that `fastest_exact` names."""
+"""The value of a config field that stands for the result of `fastest_exact`."""
 EXACT = ('top_k', 'threshold')
-"""Those that select exactly the k hardest."""
+"""Selectors of exactly the k hardest."""
 
 
 def fastest_exact(platform: str, k: int, candidates: int) -> str:
-    """The name of the fastest selector of exactly the k hardest, as `python -m experiments.benchmark head` measures it.
+    """The name of the fastest selector of exactly the k hardest, as measured by `python -m experiments.benchmark head`.
 
-    On CPUs a sort pays only for few of many. On GPUs `threshold` takes 0.4 of the time of `top_k` for 16,384 of 65,536
-    keys (H200, 0.49 and 1.21 ms), and as long for 1,024 of 4,096 (0.26 and 0.23 ms). TPUs sort whole rows for `top_k`;
-    `compile` shows the memory.
+    On CPUs a sort is faster only for few of many keys. On GPUs `threshold` takes 0.4 of the time of `top_k` for 16,384
+    of 65,536 keys (H200, 0.49 and 1.21 ms), and about as long for 1,024 of 4,096 (0.26 and 0.23 ms). TPUs sort whole
+    rows for `top_k`; `compile` shows the memory.
+
+    Example:
+      >>> fastest_exact('cpu', k=16, candidates=65_536), fastest_exact('gpu', k=1024, candidates=4096)
+      ('top_k', 'threshold')
     """
     return 'top_k' if platform == 'cpu' and k <= candidates // 128 else 'threshold'
 
 
 SHARDED = ('all', 'top_k', 'threshold', 'ring')
-"""Those that can select from a queue that lies on several devices, K/n slots on each."""
+"""Selectors that can select from a queue that is sharded over devices, K/n slots on each."""
 
 
 def build_selector(name: str, skip: int, axis_name: str | None = None) -> Selector:
-    """A selector of the table.
+    """Builds a selector of the table.
 
     Args:
-      name: of `SELECTORS`, of `SHARDED` with an axis.
-      skip: how many of the hardest `ring` leaves out.
-      axis_name: of the devices that a sharded queue lies on. `top_k` then is `threshold`, which selects the same.
+      name: a key of `SELECTORS`; with an axis, one of `SHARDED`.
+      skip: how many of the hardest `ring` skips.
+      axis_name: axis of the devices that a sharded queue lies on. `top_k` is then replaced by `threshold`, which
+        selects the same set.
+
+    Example:
+      >>> build_selector('ring', skip=1)(jnp.array([[0.1, 0.9, 0.5]]), k=1).chosen.tolist()
+      [[False, False, True]]
     """
     if name == 'ring':
         return partial(select_ring, skip=skip, axis_name=axis_name)
@@ -115,10 +147,15 @@ def allowed_slots(valid: jax.Array, slot_ids: jax.Array, anchor_ids: jax.Array, 
       valid: [K] bool, slots that hold a key.
       slot_ids: [K] int32, image of each slot.
       anchor_ids: [B] int32, image of each anchor.
-      mask_same_image: leave out older keys of the anchor's own image.
+      mask_same_image: exclude older keys of the anchor's own image.
 
     Returns:
       [B, K] bool.
+
+    Example:
+      >>> valid, slot_ids = jnp.array([True, True, False]), jnp.array([7, 8, -1])
+      >>> allowed_slots(valid, slot_ids, jnp.array([8]), mask_same_image=True).tolist()
+      [[True, False, False]]
     """
     allowed = jnp.broadcast_to(valid[None, :], (anchor_ids.shape[0], valid.shape[0]))
     if mask_same_image:
@@ -127,9 +164,13 @@ def allowed_slots(valid: jax.Array, slot_ids: jax.Array, anchor_ids: jax.Array, 
 
 
 def resolve_k(k: int, fraction: float, queue_size: int) -> int:
-    """The number of negatives to select: `k` where it is positive, else `fraction` of the queue, from 1 to its size.
+    """The number of negatives to select: `k` if it is positive, else `fraction` of the queue; from 1 to its size.
 
-    Without a queue, the candidates of the batch are what is selected from.
+    Without a queue, `queue_size` is the number of candidates in the batch.
+
+    Example:
+      >>> resolve_k(0, 0.25, queue_size=4096), resolve_k(10_000, 0.25, queue_size=4096)
+      (1024, 4096)
     """
     wanted = k if k > 0 else round(fraction * queue_size)
     return max(1, min(wanted, queue_size))

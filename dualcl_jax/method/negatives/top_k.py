@@ -1,8 +1,9 @@
-"""The k largest entries of each row without sorting: a search for the value that k entries reach.
+"""The k largest entries of each row without sorting: a search for the value that exactly k entries reach.
 
-`jax.lax.top_k` sorts (on TPU, all of a row). A loss over a set of negatives needs no order, only the set, and the set
-is a comparison with a threshold. Counting the entries above a guess takes one pass over a row, and the normal
-distribution of cosine similarities makes the guesses good: about six passes where bisection takes thirty. Ours.
+`jax.lax.top_k` sorts (on TPU, the whole row). A loss over a set of negatives needs only the set, not its order, and the
+set follows from a comparison with a threshold. Counting the entries above a guess takes one pass over a row. Cosine
+similarities are approximately normally distributed, which makes the guesses good: the search takes about six passes
+where bisection takes thirty. The algorithm is this project's own.
 """
 
 from typing import NamedTuple
@@ -12,15 +13,15 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtri
 
 SAMPLE = 2048
-"""Entries of a row that the first guess is made from."""
+"""Number of entries of a row on which the first guess is based."""
 BISECT_EVERY = 4
-"""One guess of so many halves the bracket, whatever the distribution: at most 32 of them end any search."""
+"""One in this many guesses halves the bracket, whatever the distribution: at most 32 such guesses end any search."""
 
 
 class _Bracket(NamedTuple):
-    """Of each row [b]: `lower` is reached by at least k entries, `upper` by fewer; both as ordered integers.
+    """For each row [b]: at least k entries reach `lower`, fewer reach `upper`; both are ordered integers.
 
-    `at_lower`, `at_upper`: how many entries reach them. `probe`: the next guess. `turn`: [] how many were made.
+    `at_lower`, `at_upper`: how many entries reach them. `probe`: the next guess. `turn`: [] number of guesses so far.
     """
 
     lower: jax.Array
@@ -37,11 +38,15 @@ def largest(values: jax.Array, k: int | jax.Array, axis_name: str | None = None)
     Args:
       values: [B, K] float32, -inf for entries that may not be chosen; no NaN.
       k: at least 0; an int, or an int32 scalar that may change from step to step.
-      axis_name: where rows lie on the devices of a mapped axis, K/n columns on each in order: the name of the axis.
+      axis_name: name of the mapped axis if rows lie on its devices, K/n columns on each in order.
 
     Returns:
-      [B, K] bool, with k true entries in a row, or all that may be chosen where they are fewer. Of equal entries the
-      lower index wins.
+      [B, K] bool, with k true entries per row, or all entries that may be chosen if they are fewer. Of equal entries
+      the one with the lower index is chosen.
+
+    Example:
+      >>> largest(jnp.array([[0.1, 0.9, 0.5], [0.3, -jnp.inf, -jnp.inf]]), 2).tolist()
+      [[False, True, True], [True, False, False]]
     """
     values = jax.lax.stop_gradient(values)
     lower, upper, last = _boundary(values, k, axis_name)
@@ -50,7 +55,7 @@ def largest(values: jax.Array, k: int | jax.Array, axis_name: str | None = None)
 
 
 def _boundary(values: jax.Array, k: int | jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of each row [b]: entries that reach `upper` are chosen, those that reach `lower` up to the index `last`."""
+    """For each row [b]: entries that reach `upper` are chosen, and those that reach `lower` up to the index `last`."""
     found = _search(values, jnp.asarray(k, jnp.int32), axis_name)
     lower, upper = _float(found.lower), _float(found.upper)
     ties = found.at_lower > k
@@ -73,14 +78,14 @@ def _boundary(values: jax.Array, k: int | jax.Array, axis_name: str | None) -> t
 
 
 def _search(values: jax.Array, k: jax.Array, axis_name: str | None) -> _Bracket:
-    """Narrows the bracket of every row until exactly min(k, allowed) entries reach `lower`, or nothing lies between."""
+    """Narrows the bracket of every row until min(k, allowed) entries reach `lower`, or no value lies in the bracket."""
     rows, columns = values.shape
 
     def on_all_devices(sums: jax.Array) -> jax.Array:
         return sums if axis_name is None else jax.lax.psum(sums, axis_name)
 
     def count(thresholds: jax.Array) -> jax.Array:
-        """[b] int32: how many entries of each row reach its threshold."""
+        """How many entries of each row reach its threshold: [b] int32."""
         return on_all_devices((values >= thresholds[:, None]).sum(axis=1, dtype=jnp.int32))
 
     allowed = count(jnp.full((rows,), jnp.finfo(jnp.float32).min))
@@ -96,7 +101,7 @@ def _search(values: jax.Array, k: jax.Array, axis_name: str | None) -> _Bracket:
     bottom, top = jnp.full((rows,), _BOTTOM, jnp.int32), jnp.full((rows,), _TOP, jnp.int32)
 
     def score(reached: jax.Array) -> jax.Array:
-        """The standard normal quantile that so many of the allowed entries reach."""
+        """The standard normal quantile that `reached` of the allowed entries would reach."""
         return -ndtri((reached.astype(jnp.float32) + 0.5) / (allowed.astype(jnp.float32) + 1.0))
 
     aim = score(wanted)
@@ -125,7 +130,7 @@ def _search(values: jax.Array, k: jax.Array, axis_name: str | None) -> _Bracket:
 
 
 def _ordered(values: jax.Array) -> jax.Array:
-    """float32 as int32 that compare alike: the bits, those of negative numbers turned round."""
+    """Maps float32 to int32 in the same order: the bits, with all but the sign flipped for negative numbers."""
     bits = jax.lax.bitcast_convert_type(values, jnp.int32)
     return jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
 

@@ -1,7 +1,7 @@
-"""Views: what a method shows its encoders of an example, for each kind of example.
+"""Views: the inputs that the encoders get for an example, for each kind of example.
 
-An example is a pytree of arrays; a batch of n examples has a leading axis n on every leaf, and V views of them
-have [V, n]. A kind is one function and one line of `VIEWS`. A source says of which kind its examples are.
+An example is a pytree of arrays; in a batch of n examples every leaf has a leading axis n, and in V views of them the
+leading axes [V, n]. A kind is one function and one line of `VIEWS`. A source specifies the kind of its examples.
 """
 
 from collections.abc import Callable
@@ -15,11 +15,11 @@ Tree = Any
 
 
 class Views(Protocol):
-    """How views are made of the examples of one kind. Hashable and static: part of the method."""
+    """Makes views of examples of one kind. Hashable and static: part of the method."""
 
     @property
     def host_recipe(self) -> Any:
-        """What the host prepares of each example, for `Source.host_views`; None where it passes on whole examples."""
+        """What the host prepares of each example, for `Source.host_views`; None if it passes on whole examples."""
         ...
 
     def make(self, keys: jax.Array, examples: Tree) -> Tree:
@@ -34,13 +34,13 @@ class Views(Protocol):
         ...
 
     def raw(self, examples: Tree) -> jax.Array | None:
-        """The examples as vectors [n, F] float32, to compare features with; None where that makes no sense."""
+        """The examples as vectors float32 [n, F], as a baseline for features; None if that is not meaningful."""
         ...
 
     def blank(self) -> Tree:
-        """One view [1, ...] ready for the encoder, of any content: the shapes that parameters are initialised for."""
+        """One view [1, ...] ready for the encoder, with arbitrary content: its shapes initialise the parameters."""
         ...
 
 
 VIEWS: dict[str, Callable[[Any, Tree], Views]] = {'images': image_views}
-"""By the kind of examples: a function of a config and of a batch of examples, whose shapes and dtypes alone count."""
+"""By kind of example: a function of a config and of a batch of examples, of which only shapes and dtypes are used."""

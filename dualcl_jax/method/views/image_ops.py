@@ -1,8 +1,8 @@
-"""Operations on one image: crop, grayscale, colour, blur, solarize, flip; pure, deterministic, for given parameters.
+"""Operations on one image: crop, grayscale, colour, blur, solarize, flip; pure and deterministic in their parameters.
 
 Images are float32 [H, W, C] in [0, 1] with C = 1 or 3. The HSV of the hue shift and the blends are torchvision's, on
-float images; resizing is torchvision's and Pillow's antialiased bilinear resize of the crop; the blur is a true
-Gaussian, reflected at the edges. Pixels may differ from an 8-bit pipeline's by its rounding.
+float images; resizing is torchvision's and Pillow's antialiased bilinear resize of the crop; the blur is an exact
+Gaussian, reflected at the edges. Pixels may differ from those of an 8-bit pipeline by its rounding.
 """
 
 import jax
@@ -18,7 +18,12 @@ def crop_and_resize(
     """Resizes the box [top : top + height, left : left + width] of an image [H, W, C] to [size, size, C] in [0, 1].
 
     Antialiased bilinear: a triangle of half-width max(1, box / size) pixels about each output pixel's centre, over
-    pixels of the box only, normalised. The box must lie inside the image and hold at least one pixel.
+    pixels of the box only, normalised. The box must lie inside the image and contain at least one pixel.
+
+    Example:
+      >>> image = jnp.array([[0.0, 1.0], [0.0, 1.0]])[..., None]
+      >>> crop_and_resize(image, top=0, left=0, height=2, width=2, size=1)[..., 0].tolist()
+      [[0.5]]
     """
     rows = _resize_weights(image.shape[0], top, height, size)
     columns = _resize_weights(image.shape[1], left, width, size)
@@ -26,32 +31,63 @@ def crop_and_resize(
 
 
 def flip(image: jax.Array) -> jax.Array:
-    """Mirrors an image [H, W, C] left to right."""
+    """Mirrors an image [H, W, C] left to right.
+
+    Example:
+      >>> flip(jnp.array([[[0.0], [1.0]]]))[..., 0].tolist()
+      [[1.0, 0.0]]
+    """
     return image[:, ::-1]
 
 
 def to_grayscale(image: jax.Array) -> jax.Array:
-    """The luma .2989 R + .587 G + .114 B in every channel; [H, W, C]; one-channel images are returned unchanged."""
+    """The luma .2989 R + .587 G + .114 B in every channel; [H, W, C]; one-channel images are returned unchanged.
+
+    Example:
+      >>> [round(float(value), 3) for value in to_grayscale(jnp.array([[[0.0, 1.0, 0.0]]])).ravel()]
+      [0.587, 0.587, 0.587]
+    """
     return jnp.broadcast_to(gray(image), image.shape)
 
 
 def adjust_brightness(image: jax.Array, factor: ArrayLike) -> jax.Array:
-    """factor · image, clipped to [0, 1]; [H, W, C], factor >= 0."""
+    """factor · image, clipped to [0, 1]; [H, W, C], factor >= 0.
+
+    Example:
+      >>> adjust_brightness(jnp.array([[[0.25], [0.75]]]), 2.0)[..., 0].tolist()
+      [[0.5, 1.0]]
+    """
     return blend(image, 0.0, factor)
 
 
 def adjust_contrast(image: jax.Array, factor: ArrayLike) -> jax.Array:
-    """factor · image + (1 - factor) · the mean of its grayscale, clipped to [0, 1]; [H, W, C], factor >= 0."""
+    """factor · image + (1 - factor) · the mean of its grayscale, clipped to [0, 1]; [H, W, C], factor >= 0.
+
+    Example:
+      >>> adjust_contrast(jnp.array([[[0.25], [0.75]]]), 0.5)[..., 0].tolist()
+      [[0.375, 0.625]]
+    """
     return blend(image, jnp.mean(gray(image)), factor)
 
 
 def adjust_saturation(image: jax.Array, factor: ArrayLike) -> jax.Array:
-    """factor · image + (1 - factor) · its grayscale, clipped to [0, 1]; one-channel images are returned unchanged."""
+    """factor · image + (1 - factor) · its grayscale, clipped to [0, 1]; one-channel images are returned unchanged.
+
+    Example:
+      >>> image = jnp.array([[[0.0, 1.0, 0.0]]])
+      >>> bool((adjust_saturation(image, 0.0) == to_grayscale(image)).all())
+      True
+    """
     return blend(image, gray(image), factor) if image.shape[-1] == 3 else image
 
 
 def adjust_hue(image: jax.Array, shift: ArrayLike) -> jax.Array:
-    """Shifts the hue in HSV by `shift` turns; [H, W, C] in [0, 1]; one-channel images are returned unchanged."""
+    """Shifts the hue in HSV by `shift` turns; [H, W, C] in [0, 1]; one-channel images are returned unchanged.
+
+    Example:
+      >>> adjust_hue(jnp.array([[[1.0, 0.0, 0.0]]]), 0.5).round(3).tolist()  # red to cyan
+      [[[0.0, 1.0, 1.0]]]
+    """
     if image.shape[-1] == 1:
         return image
     red, green, blue = image[..., 0:1], image[..., 1:2], image[..., 2:3]
@@ -76,18 +112,33 @@ def adjust_hue(image: jax.Array, shift: ArrayLike) -> jax.Array:
 def gaussian_blur(image: jax.Array, sigma: ArrayLike) -> jax.Array:
     """Gaussian blur of standard deviation `sigma` > 0 pixels; [H, W, C].
 
-    Each axis has taps up to its length less one, normalised; past an edge the image is mirrored about the edge pixel.
+    Each axis has taps up to its length minus one, normalised; past an edge the image is mirrored about the edge pixel.
+
+    Example:
+      >>> blurred = gaussian_blur(jnp.array([[[0.0], [1.0], [0.0]]]), 0.5)
+      >>> blurred.shape, bool(blurred.max() < 1.0)
+      ((1, 3, 1), True)
     """
     return _apply_separable(image, _blur_weights(image.shape[0], sigma), _blur_weights(image.shape[1], sigma))
 
 
 def solarize(image: jax.Array, threshold: ArrayLike) -> jax.Array:
-    """Inverts the values at or above `threshold`; [H, W, C] in [0, 1]."""
+    """Inverts the values at or above `threshold`; [H, W, C] in [0, 1].
+
+    Example:
+      >>> solarize(jnp.array([[[0.25], [0.75]]]), 0.5)[..., 0].tolist()
+      [[0.25, 0.25]]
+    """
     return jnp.where(image >= threshold, 1.0 - image, image)
 
 
 def gray(image: jax.Array) -> jax.Array:
-    """[H, W, C] -> [H, W, 1]: the luma, or the one channel."""
+    """The luma of an image, or its only channel: [H, W, C] to [H, W, 1].
+
+    Example:
+      >>> gray(jnp.ones((2, 2, 3))).shape
+      (2, 2, 1)
+    """
     if image.shape[-1] == 1:
         return image
     red, green, blue = GRAY_WEIGHTS
@@ -95,12 +146,17 @@ def gray(image: jax.Array) -> jax.Array:
 
 
 def blend(image: jax.Array, toward: ArrayLike, factor: ArrayLike) -> jax.Array:
-    """factor · image + (1 - factor) · toward, clipped to [0, 1]; `toward` broadcasts to [H, W, C]."""
+    """factor · image + (1 - factor) · toward, clipped to [0, 1]; `toward` broadcasts to [H, W, C].
+
+    Example:
+      >>> blend(jnp.array([[[1.0]]]), 0.0, 0.25).tolist()
+      [[[0.25]]]
+    """
     return jnp.clip(factor * image + (1.0 - factor) * toward, 0.0, 1.0)
 
 
 def _resize_weights(pixels: int, start: ArrayLike, length: ArrayLike, size: int) -> jax.Array:
-    """[size, pixels]: how much each pixel of an axis adds to each output pixel, for the box [start, start + length)."""
+    """Weights [size, pixels] of the pixels of an axis in each output pixel, for the box [start, start + length)."""
     start, length = jnp.asarray(start, jnp.float32), jnp.asarray(length, jnp.float32)
     step = length / size
     centre = (jnp.arange(size, dtype=jnp.float32)[:, None] + 0.5) * step
@@ -111,25 +167,25 @@ def _resize_weights(pixels: int, start: ArrayLike, length: ArrayLike, size: int)
 
 
 def _blur_weights(pixels: int, sigma: ArrayLike) -> jax.Array:
-    """[pixels, pixels]: a Gaussian about each output pixel, the taps beyond the edges folded back inside.
+    """Weights [pixels, pixels]: a Gaussian about each output pixel, with the taps beyond the edges folded back inside.
 
-    Each tap is computed once and laid out, so that its bits do not depend on how XLA fuses: not on the batch.
+    Each tap is computed once and then placed, so that its bits do not depend on XLA's fusion and hence on the batch.
     """
     taps = jnp.exp(-0.5 * jnp.square(jnp.arange(pixels, dtype=jnp.float32) / sigma))
 
     def diagonals(values: jax.Array) -> jax.Array:
-        """values [2 · pixels - 1] as [pixels, 2 · pixels - 1], each row one further to the right."""
+        """Repeats values [2 · pixels - 1] as [pixels, 2 · pixels - 1], each row shifted one further to the right."""
         rows = jnp.broadcast_to(jnp.append(values, 0.0), (pixels, 2 * pixels))
         return rows.reshape(-1)[:-pixels].reshape(pixels, 2 * pixels - 1)
 
     inside = diagonals(jnp.concatenate([taps[:0:-1], taps]))[:, pixels - 1 :]
     mirrored = diagonals(jnp.append(taps[::-1], jnp.zeros(pixels - 1)))[:, : pixels - 1][:, ::-1]
-    before = jnp.pad(mirrored, ((0, 0), (1, 0)))  # the edge pixel itself is not mirrored
+    before = jnp.pad(mirrored, ((0, 0), (1, 0)))  # the edge pixel is not mirrored
     weights = before + inside + before[::-1, ::-1]
     return weights / jnp.sum(weights, axis=1, keepdims=True)
 
 
 def _apply_separable(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """[H, W, C] -> [O, P, C] with `rows` [O, H] and `columns` [P, W], in full float32."""
+    """Applies `rows` [O, H] and `columns` [P, W] to [H, W, C], in full float32; returns [O, P, C]."""
     image = jnp.einsum('oh,hwc->owc', rows, image, precision=jax.lax.Precision.HIGHEST)
     return jnp.einsum('pw,owc->opc', columns, image, precision=jax.lax.Precision.HIGHEST)

@@ -1,15 +1,15 @@
 """Random views of images on the device: crop, colour jitter, grayscale, blur, solarize and flip, as pure functions.
 
 Images are float32 [H, W, C] in [0, 1] with C = 1 or 3, one example at a time; `make_views` maps over a batch. Every
-example has its own PRNG key, so a view depends on that key alone, whatever the batch or the number of devices. (This
-holds for JAX's default generator, threefry; the `rbg` generators do not keep the keys of a mapped batch apart.)
+example has its own PRNG key, so a view depends only on that key, not on the batch or the number of devices. (This holds
+for JAX's default generator, threefry; the `rbg` generators do not separate the keys of a mapped batch.)
 
-A view is drawn, then applied: `draw_view` turns uniform numbers into parameters, `apply_view` is deterministic.
+A view is first drawn, then applied: `draw_view` turns uniform numbers into parameters, `apply_view` is deterministic.
 
-One-channel images stay one-channel: the operations that need three channels (hue, saturation, grayscale) are skipped,
+One-channel images remain one-channel: the operations that need three channels (hue, saturation, grayscale) are skipped,
 and brightness, contrast, blur, solarize, crop and flip act as usual. The draws are the same for 1 and 3 channels.
 
-Conventions: the draws of the crop and of the colour jitter are torchvision's; those of the pixels are in `image_ops`.
+The draws of the crop and of the colour jitter are in `image_draws`, the conventions for pixels in `image_ops`.
 """
 
 import dataclasses
@@ -23,6 +23,15 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from dualcl_jax.data.images.crops import CropRecipe
+from dualcl_jax.method.views.image_draws import (
+    CROP_DRAWS,
+    JITTER_DRAWS,
+    Crop,
+    Jitter,
+    between,
+    draw_crop,
+    draw_jitter,
+)
 from dualcl_jax.method.views.image_ops import (
     adjust_hue,
     blend,
@@ -35,10 +44,8 @@ from dualcl_jax.method.views.image_ops import (
 )
 from dualcl_jax.system.errors import UserError
 
-CROP_TRIES = 10
 RAW_SIDE = 32
-"""Pixels; a bank of larger images would not fit in memory."""
-CROP_DRAWS, JITTER_DRAWS = 2 * CROP_TRIES + 2, 8
+"""Largest side of raw images in pixels; a bank of larger images would not fit in memory."""
 PROBABILITIES = ('jitter_probability', 'grayscale', 'blur_probability', 'solarize_probability', 'flip')
 VIEW_DRAWS = CROP_DRAWS + JITTER_DRAWS + 1 + len(PROBABILITIES)
 
@@ -50,9 +57,10 @@ class ViewSpec:
     Ranges are (low, high), drawn uniformly (the ratio: uniformly in its logarithm). A strength b of brightness,
     contrast or saturation draws a factor from [max(0, 1 - b), 1 + b], a hue strength h a shift from [-h, h] turns of
     the colour circle. Flip and grayscale are probabilities. Sigmas are in pixels of the resized view, the threshold is
-    in [0, 1]. What has probability or strength 0 is left out when the program is traced.
+    in [0, 1]. Operations with probability or strength 0 are omitted when the program is traced.
 
-    Raises: UserError, naming the field as `views.FIELD`, where a value is outside its range.
+    Raises:
+      UserError: a value is outside its range; the message names the field as `views.FIELD`.
     """
 
     crop_scale: tuple[float, float] = (0.2, 1.0)
@@ -91,40 +99,21 @@ _MOCO_V3_SECOND = ViewSpec(saturation=0.2, blur_probability=0.1, solarize_probab
 _MOCO_CIFAR = ViewSpec(crop_scale=(0.08, 1.0), blur_probability=0.0)
 
 PRESETS: dict[str, tuple[ViewSpec, ViewSpec]] = {
-    'moco_v1': (_MOCO_V1, _MOCO_V1),  # 1911.05722, after 1805.01978: grayscale comes before the jitter
+    'moco_v1': (_MOCO_V1, _MOCO_V1),  # 1911.05722, after 1805.01978: grayscale before the jitter
     'moco_v2': (ViewSpec(), ViewSpec()),  # 2003.04297
-    'moco_v3': (_MOCO_V3_FIRST, _MOCO_V3_SECOND),  # 2104.02057, for ResNet-50; its ViTs crop from scale .08
+    'moco_v3': (_MOCO_V3_FIRST, _MOCO_V3_SECOND),  # 2104.02057, for ResNet-50; ViTs there crop from scale .08
     'moco_cifar': (_MOCO_CIFAR, _MOCO_CIFAR),  # torchvision's default crop, no blur
 }
 
 
-class Crop(NamedTuple):
-    """A box in whole pixels; int32 scalars."""
-
-    top: jax.Array
-    left: jax.Array
-    height: jax.Array
-    width: jax.Array
-
-
-class Jitter(NamedTuple):
-    """The parameters of one colour jitter; None leaves an operation out.
-
-    brightness, contrast, saturation: factors; hue: a shift in turns of the colour circle; float32 scalars.
-    position: int32 [4], a permutation of 0 to 3: when each of (brightness, contrast, saturation, hue) is applied.
-    """
-
-    brightness: jax.Array | None
-    contrast: jax.Array | None
-    saturation: jax.Array | None
-    hue: jax.Array | None
-    position: jax.Array
-
-
 class ViewParameters(NamedTuple):
-    """All that is random in one view: sigma in pixels; applied: a bool scalar for each of `PROBABILITIES`.
+    """All random parameters of one view.
 
-    crop: None where the image is the crop already.
+    Attributes:
+      crop: None if the image is already the crop.
+      jitter: of the colours.
+      sigma: of the blur, in pixels.
+      applied: a bool scalar for each of `PROBABILITIES`.
     """
 
     crop: Crop | None
@@ -133,60 +122,19 @@ class ViewParameters(NamedTuple):
     applied: dict[str, jax.Array]
 
 
-def draw_crop(
-    draws: jax.Array, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
-) -> Crop:
-    """The crop of a [height, width] image, distributed as torchvision's `RandomResizedCrop.get_params`.
-
-    Ten tries of an area (a share of the image's, uniform in `scale`) and an aspect ratio (log-uniform in `ratio`),
-    rounded to whole pixels; the first box that fits is placed uniformly. If none fits: the largest central box of an
-    allowed ratio. `draws`: float32 [CROP_DRAWS], uniform in [0, 1).
-    """
-    areas = height * width * _between(draws[:CROP_TRIES], *scale)
-    ratios = jnp.exp(_between(draws[CROP_TRIES : 2 * CROP_TRIES], math.log(ratio[0]), math.log(ratio[1])))
-    widths = jnp.round(jnp.sqrt(areas * ratios)).astype(jnp.int32)
-    heights = jnp.round(jnp.sqrt(areas / ratios)).astype(jnp.int32)
-    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
-    first, found = jnp.argmax(fits), jnp.any(fits)
-
-    central_height, central_width = height, width
-    if width / height < ratio[0]:
-        central_height = round(width / ratio[0])
-    elif width / height > ratio[1]:
-        central_width = round(height * ratio[1])
-
-    def place(draw: jax.Array, room: jax.Array) -> jax.Array:
-        anywhere = jnp.floor(draw * (room + 1).astype(jnp.float32)).astype(jnp.int32)
-        return jnp.where(found, anywhere, room // 2)
-
-    crop_height = jnp.where(found, heights[first], central_height)
-    crop_width = jnp.where(found, widths[first], central_width)
-    top, left = place(draws[-2], height - crop_height), place(draws[-1], width - crop_width)
-    return Crop(top, left, crop_height, crop_width)
-
-
-def draw_jitter(draws: jax.Array, brightness: float, contrast: float, saturation: float, hue: float) -> Jitter:
-    """Factors from the strengths (see `ViewSpec`; 0 gives None) and a random order from `draws`: [JITTER_DRAWS]."""
-
-    def factor(draw: jax.Array, strength: float) -> jax.Array | None:
-        return _between(draw, max(0.0, 1.0 - strength), 1.0 + strength) if strength else None
-
-    return Jitter(
-        factor(draws[0], brightness),
-        factor(draws[1], contrast),
-        factor(draws[2], saturation),
-        _between(draws[3], -hue, hue) if hue else None,
-        jnp.argsort(draws[4:]).astype(jnp.int32),
-    )
-
-
 def draw_view(draws: jax.Array, spec: ViewSpec, height: int, width: int) -> ViewParameters:
-    """All parameters of one view of a [height, width] image from `draws`: float32 [VIEW_DRAWS], uniform in [0, 1)."""
+    """Draws all parameters of one view of a [height, width] image from `draws`, float32 [VIEW_DRAWS] in [0, 1).
+
+    Example:
+      >>> parameters = draw_view(jnp.full((VIEW_DRAWS,), 0.6), ViewSpec(flip=0.5, grayscale=1.0), 32, 32)
+      >>> bool(parameters.applied['flip']), bool(parameters.applied['grayscale'])
+      (False, True)
+    """
     crop_draws, jitter_draws, rest = jnp.split(draws, [CROP_DRAWS, CROP_DRAWS + JITTER_DRAWS])
     return ViewParameters(
         crop=draw_crop(crop_draws, height, width, spec.crop_scale, spec.crop_ratio),
         jitter=draw_jitter(jitter_draws, spec.brightness, spec.contrast, spec.saturation, spec.hue),
-        sigma=_between(rest[0], *spec.blur_sigma),
+        sigma=between(rest[0], *spec.blur_sigma),
         applied={name: rest[1 + i] < getattr(spec, name) for i, name in enumerate(PROBABILITIES)},
     )
 
@@ -195,7 +143,12 @@ def color_jitter(image: jax.Array, jitter: Jitter) -> jax.Array:
     """Applies the operations of `jitter` to an image [H, W, C] in [0, 1] in its order, clipping after each.
 
     Brightness, contrast and saturation are all blends: those before the hue shift run in the drawn order, then the hue
-    shift, then those after it. Every blend has a slot on both sides; on the side that is not its own the factor is 1.
+    shift, then those after it. Every blend has a slot on both sides of the shift; on the wrong side its factor is 1.
+
+    Example:
+      >>> jitter = draw_jitter(jnp.full((JITTER_DRAWS,), 0.5), brightness=0.4, contrast=0.0, saturation=0.0, hue=0.0)
+      >>> color_jitter(jnp.array([[[0.25]]]), jitter).tolist()  # a factor of 1
+      [[[0.25]]]
     """
     is_color = image.shape[-1] == 3
     position = dict(zip(Jitter._fields[:4], jitter.position, strict=True))
@@ -214,7 +167,7 @@ def color_jitter(image: jax.Array, jitter: Jitter) -> jax.Array:
                 toward = jnp.where(here['contrast'], jnp.mean(luma), toward)
             if 'saturation' in factors:
                 toward = jnp.where(here['saturation'], luma, toward)
-            # The barrier keeps XLA from computing a slot again for every use in the next one.
+            # The barrier keeps XLA from recomputing a slot for every use in the next one.
             image = jax.lax.optimization_barrier(blend(image, toward, factor))
         return image
 
@@ -226,16 +179,24 @@ def color_jitter(image: jax.Array, jitter: Jitter) -> jax.Array:
 
 
 def apply_view(image: jax.Array, parameters: ViewParameters, spec: ViewSpec, size: int) -> jax.Array:
-    """One view of one image: [H, W, C], uint8 or float in [0, 1] -> float32 [size, size, C] in [0, 1].
+    """One view of one image: [H, W, C], uint8 or float in [0, 1], to float32 [size, size, C] in [0, 1].
 
-    The order is the recipes': crop, jitter, grayscale (before the jitter if `spec.grayscale_first`), blur, solarize,
-    flip. (The others commute with the flip, so this is also the order of recipes that flip first.)
+    The order is that of the recipes: crop, jitter, grayscale (before the jitter if `spec.grayscale_first`), blur,
+    solarize, flip. (The others commute with the flip, so recipes that flip first give the same.)
 
-    Raises: UserError if the image has not 1 or 3 channels; TypeError if it is neither uint8 nor floating point.
+    Raises:
+      UserError: the image does not have 1 or 3 channels.
+      TypeError: the image is neither uint8 nor floating point.
+
+    Example:
+      >>> spec = ViewSpec()
+      >>> parameters = draw_view(jnp.full((VIEW_DRAWS,), 0.5), spec, 32, 48)
+      >>> apply_view(jnp.zeros((32, 48, 3)), parameters, spec, size=16).shape
+      (16, 16, 3)
     """
     if image.shape[-1] not in (1, 3):
         raise UserError(f'images have {image.shape[-1]} channels: convert them to 1 or 3')
-    parameters = jax.lax.optimization_barrier(parameters)  # or XLA draws them again for every pixel
+    parameters = jax.lax.optimization_barrier(parameters)  # otherwise XLA draws them again for every pixel
     steps: list[tuple[str, Callable[[jax.Array], jax.Array]]] = [
         ('jitter_probability', lambda image: color_jitter(image, parameters.jitter)),
         ('grayscale', to_grayscale),
@@ -257,19 +218,32 @@ def apply_view(image: jax.Array, parameters: ViewParameters, spec: ViewSpec, siz
 
 
 def augment(key: jax.Array, image: jax.Array, spec: ViewSpec, size: int) -> jax.Array:
-    """One random view of one image: draws from `key`, then `apply_view` (whose shapes, order and errors these are)."""
+    """One random view of one image: draws from `key`, then `apply_view`, with its shapes, order and errors.
+
+    Example:
+      >>> augment(jax.random.key(0), jnp.zeros((32, 48, 3)), ViewSpec(), size=16).shape
+      (16, 16, 3)
+    """
     draws = jax.random.uniform(key, (VIEW_DRAWS,))
     return apply_view(image, draw_view(draws, spec, image.shape[0], image.shape[1]), spec, size)
 
 
 def make_views(keys: jax.Array, images: jax.Array, specs: Sequence[ViewSpec], size: int) -> jax.Array:
-    """Random views of a batch: keys [B] (typed, or raw [B, 2]), images [B, H, W, C] -> float32 [V, B, size, size, C].
+    """Random views of a batch: keys [B] (typed, or raw [B, 2]), images [B, H, W, C] to float32 [V, B, size, size, C].
 
-    View v of an example is `augment(fold_in(key, v), image, specs[v], size)`: it depends on the example's key, on v and
-    on its recipe only. Images are uint8 or float in [0, 1]; `specs` and `size` are static. Raises as `augment` does.
+    View v of an example is `augment(fold_in(key, v), image, specs[v], size)`: it depends only on the example's key, on
+    v and on its recipe. Images are uint8 or float in [0, 1]; `specs` and `size` are static. It raises the same errors
+    as `augment`.
 
-    Where the host has made the crops, images are [B, V, size, size, C], and the rest of each view is drawn as it would
-    have been.
+    If the host has made the crops, images are [B, V, size, size, C], and the rest of each view is drawn as otherwise.
+
+    Raises:
+      ValueError: crops have other shapes.
+
+    Example:
+      >>> keys, images = jax.random.split(jax.random.key(0), 4), jnp.zeros((4, 32, 32, 3))
+      >>> make_views(keys, images, PRESETS['moco_v2'], size=16).shape
+      (2, 4, 16, 16, 3)
     """
     images, cropped = _to_float(images), images.ndim == 5
     if cropped and images.shape[1:4] != (len(specs), size, size):
@@ -300,13 +274,15 @@ def _to_float(image: jax.Array) -> jax.Array:
     return image.astype(jnp.float32)
 
 
-def _between(draw: jax.Array, low: float, high: float) -> jax.Array:
-    """Maps uniform draws in [0, 1) to [low, high)."""
-    return low + (high - low) * draw
-
-
 def resolve_views(views: Any) -> tuple[ViewSpec, ViewSpec]:
-    """The augmentation of both views: a preset with the fields that a `views` config sets in its place."""
+    """The augmentation of both views: a preset, with the fields that a `views` config overrides.
+
+    Example:
+      >>> from ml_collections import ConfigDict
+      >>> first, second = resolve_views(ConfigDict({'preset': 'moco_v3', 'flip': 0.0, 'hue': None}))
+      >>> first.flip, first.solarize_probability, second.solarize_probability
+      (0.0, 0.0, 0.2)
+    """
     chosen = {name: value for name, value in views.items() if name != 'preset' and value is not None}
     first, second = PRESETS[views.preset]
     return dataclasses.replace(first, **chosen), dataclasses.replace(second, **chosen)
@@ -314,12 +290,12 @@ def resolve_views(views: Any) -> tuple[ViewSpec, ViewSpec]:
 
 @dataclass(frozen=True)
 class ImageViews:
-    """Views of images, `dualcl_jax.method.views.Views` of uint8 [n, H, W, C], or of float32 in [0, 1].
+    """Views of images uint8 [n, H, W, C], or float32 in [0, 1]; implements `dualcl_jax.method.views.Views`.
 
     Attributes:
       specs: the augmentation of each view.
       size: side of a view in pixels.
-      mean, std: for each channel, or one for all, in [0, 1]; a pixel enters the encoder as (pixel - mean) / std.
+      mean, std: per channel, or one for all, in [0, 1]; the encoder gets (pixel - mean) / std.
       channels: C, 1 or 3.
     """
 
@@ -331,23 +307,23 @@ class ImageViews:
 
     @property
     def host_recipe(self) -> CropRecipe:
-        """The crops, for a source whose images the host decodes."""
+        """The recipe of the crops, for a source whose images the host decodes."""
         scales, ratios = zip(*((spec.crop_scale, spec.crop_ratio) for spec in self.specs), strict=True)
         return CropRecipe(scales, ratios, self.size)
 
     def augment(self, keys: jax.Array, images: jax.Array) -> jax.Array:
-        """Views as pictures: `make_views`, float32 [V, n, size, size, C] in [0, 1]."""
+        """Views as images, from `make_views`: float32 [V, n, size, size, C] in [0, 1]."""
         return make_views(keys, images, self.specs, self.size)
 
     def make(self, keys: jax.Array, examples: jax.Array) -> jax.Array:
         return self.standardize(self.augment(keys, examples))
 
     def plain(self, examples: jax.Array) -> jax.Array:
-        """Images [n, H, W, C] as the encoder takes them: resized where they have another size, standardised."""
+        """Images [n, H, W, C] as inputs of the encoder: resized if necessary, and standardised."""
         return self.standardize(resized(examples, self.size))
 
     def raw(self, examples: jax.Array) -> jax.Array:
-        """The pixels, standardised: [n, H * W * C]. A side of more than `RAW_SIDE` pixels is reduced to it."""
+        """The standardised pixels [n, H * W * C]. Sides of more than `RAW_SIDE` pixels are reduced to it."""
         height, width, channels = examples.shape[1:]
         shape = (examples.shape[0], min(height, RAW_SIDE), min(width, RAW_SIDE), channels)
         pixels = _to_float(jnp.asarray(examples))
@@ -364,13 +340,26 @@ class ImageViews:
 
 
 def resized(images: jax.Array, size: int) -> jax.Array:
-    """Images [n, H, W, C] as float32 [n, size, size, C] in [0, 1]."""
+    """Resizes images [n, H, W, C] to float32 [n, size, size, C] in [0, 1].
+
+    Example:
+      >>> resized(jnp.full((2, 8, 8, 3), 255, jnp.uint8), 4).shape
+      (2, 4, 4, 3)
+    """
     pixels, shape = _to_float(images), (images.shape[0], size, size, images.shape[3])
     return pixels if pixels.shape == shape else jax.image.resize(pixels, shape, 'linear')
 
 
 def image_views(config: Any, examples: Any) -> ImageViews:
-    """The views of images [n, H, W, C] that a resolved config describes."""
+    """The views of images [n, H, W, C] that a resolved config describes.
+
+    Example:
+      >>> from ml_collections import ConfigDict
+      >>> data = {'image_size': 24, 'mean': (0.5,), 'std': (0.5,)}
+      >>> views = image_views(ConfigDict({'data': data, 'views': {'preset': 'moco_v2'}}), jnp.zeros((2, 32, 32, 3)))
+      >>> views.plain(jnp.zeros((2, 32, 32, 3))).shape
+      (2, 24, 24, 3)
+    """
     data = config.data
     return ImageViews(
         resolve_views(config.views), data.image_size, tuple(data.mean), tuple(data.std), examples.shape[-1]
@@ -378,7 +367,12 @@ def image_views(config: Any, examples: Any) -> ImageViews:
 
 
 def standardize(pixels: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """(pixels - mean) / std per channel, [..., C] float32."""
+    """(pixels - mean) / std per channel, [..., C] float32.
+
+    Example:
+      >>> standardize(jnp.array([[1.0, 0.0, 0.5]]), mean=(0.5,), std=(0.5,)).tolist()
+      [[1.0, -1.0, 0.0]]
+    """
     shape = (1,) * (pixels.ndim - 1) + (-1,)
     center, scale = (jnp.asarray(values, jnp.float32).reshape(shape) for values in (mean, std))
     return (pixels - center) / scale

@@ -1,4 +1,4 @@
-"""Exported encoders against the run's own, in every format, and what a damaged file says."""
+"""Exported encoders against the run's own, in every format, and the errors for damaged files."""
 
 import json
 import pickle
@@ -30,7 +30,7 @@ IMAGES = np.random.default_rng(1).integers(0, 256, (5, 16, 16, 3), dtype=np.uint
 
 
 def device_mesh_of_one() -> Mesh:
-    """Rounding in bfloat16 depends on how many images a device takes at a time."""
+    """Rounding in bfloat16 depends on the number of images per device."""
     return Mesh(np.asarray(jax.devices()[:1]), (AXIS,))
 
 
@@ -64,7 +64,7 @@ def test_features_are_those_of_the_run(tmp_path, form, encoder, projection, fiel
     loaded = load_encoder(written(tmp_path, run, form, encoder=encoder, projection=projection))
     images = train.examples(rows)
     np.testing.assert_allclose(loaded(images), want, atol=1e-5 * max(1, np.abs(want).max()))
-    assert want.std(axis=0).max() > 0.01 * np.abs(want).max()  # features that differ, or nothing was compared
+    assert want.std(axis=0).max() > 0.01 * np.abs(want).max()  # features must differ, or the comparison is empty
     assert loaded.description.features == want.shape[1]
     assert (loaded.description.encoder, loaded.description.step) == (encoder, STEP)
 
@@ -79,7 +79,7 @@ def test_any_number_of_images_of_either_type(tmp_path, form):
 
 
 def test_the_program_runs_without_this_project(tmp_path):
-    """What `jax.export.deserialize` makes of the file: pixels in, any number of them, on four platforms."""
+    """`jax.export.deserialize` gives a program for any number of images on four platforms."""
     path = written(tmp_path, random_run(tmp_path, SMALL), 'stablehlo')
     program = jax.export.deserialize(bytearray(Path(path).read_bytes()))
     assert program.platforms == ('cpu', 'cuda', 'rocm', 'tpu')
@@ -137,7 +137,7 @@ def test_the_description_is_in_the_file(tmp_path):
     provenance = json.loads(metadata['provenance'])
     assert (provenance['step'], provenance['data_fingerprint']) == (STEP, run.data_fingerprint)
     assert provenance['config']['loss']['temperature'] == run.config.loss.temperature
-    assert str(tmp_path) not in content.decode('latin1')  # no path of the machine leaves it
+    assert str(tmp_path) not in content.decode('latin1')  # no path of the machine
 
 
 @pytest.mark.parametrize('model', [SMALL, 'model.name=vit_tiny'])
@@ -186,7 +186,7 @@ def test_a_truncated_file_is_one_error(tmp_path_factory, whole, form, place):
 @given(place=st.integers(0, 10**9), bit=st.integers(0, 7))
 @settings(max_examples=40)
 def test_a_flipped_bit_is_one_error(tmp_path_factory, whole, form, place, bit):
-    """In weights and program as in what describes them, such as the mean that is taken from images."""
+    """A flipped bit is detected in weights, program and description, such as the mean."""
     content = bytearray(whole[form])
     content[place % len(content)] ^= 1 << bit
     path = tmp_path_factory.getbasetemp() / 'flipped'
@@ -229,7 +229,7 @@ def test_other_files_are_refused_and_never_run(tmp_path):
         ('std', [0.0], 'mean and std do not fit'),
         ('mean', [float('nan')], 'mean and std must be finite'),
         ('features', 9, 'features is not the length of its output'),
-        ('image_size', 4 * 10**9, None),  # positions of so many patches are not computed
+        ('image_size', 4 * 10**9, None),  # must not compute positions of so many patches
         ('image_size', 17, 'must be a multiple of 4'),
         ('architecture', {'name': 'vit_tiny'}, 'its architecture cannot be built'),
         ('architecture', [], 'must have fields'),
@@ -237,7 +237,7 @@ def test_other_files_are_refused_and_never_run(tmp_path):
     ],
 )
 def test_a_description_that_cannot_be(tmp_path, field, value, said):
-    """Somebody's, with the checksum that belongs to it."""
+    """A file by someone else, with a valid checksum."""
     path = Path(written(tmp_path, random_run(tmp_path, 'model.name=vit_tiny'), 'safetensors'))
     length = 8 + int.from_bytes(path.read_bytes()[:8], 'little')
     metadata = json.loads(path.read_bytes()[8:length])['__metadata__'] | {field: json.dumps(value)}
@@ -253,7 +253,7 @@ def test_a_description_that_cannot_be(tmp_path, field, value, said):
 
 
 def test_a_program_for_other_images(tmp_path, monkeypatch):
-    """The checksum is that of the description, the description not that of the program."""
+    """The checksum matches the description, but the description does not match the program."""
     monkeypatch.setattr(stablehlo, 'digest', lambda program, metadata: '')
     path = Path(written(tmp_path, random_run(tmp_path, SMALL), 'stablehlo'))
     path.write_bytes(path.read_bytes().replace(b'"image_size": "16"', b'"image_size": "17"'))
