@@ -18,7 +18,7 @@ from tests.support.methods import image_method
 BATCH, SIDE = 32, 32
 STEPS = {
     'full method': ('cifar10', '', {}),
-    'max pooling': ('imagenet', 'dualcl_v2', {}),
+    'max pooling': ('imagenet', 'dualcl_v2', {'model.name': 'resnet18'}),
     'shuffled keys': ('cifar10', 'moco_v1', {}),
     'without a queue': ('cifar10', 'moco_v3', {}),
     'key term, batch': ('cifar10', '', {'loss.key_weight': 0.5}),
@@ -36,12 +36,9 @@ def program(config_name: str, recipe: str, fields: dict[str, object]) -> str:
     """The text of a step of four devices, lowered for CUDA."""
     module = importlib.import_module(f'configs.{config_name}')
     config = module.get_config(recipe) if recipe else module.get_config()
-    config.update_from_flattened_dict(
-        {'model.width': 4, 'model.name': 'resnet18', 'queue.size': min(config.queue.size, 64)}
-    )
-    config.update_from_flattened_dict(
-        {'train.batch_size': BATCH, 'data.image_size': SIDE, 'model.head_width': 16, **fields}
-    )
+    small = {'model.name': 'tiny', 'model.width': 4, 'model.head_width': 16, 'data.image_size': SIDE}
+    sizes = {'queue.size': min(config.queue.size, 64), 'train.batch_size': BATCH}
+    config.update_from_flattened_dict(small | sizes | fields)
     config.data.mean = config.data.std = (0.5, 0.5, 0.5)
     mesh = device_mesh()
     method = image_method(config, total_steps=100, steps_per_epoch=10, num_devices=mesh.size)
