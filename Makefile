@@ -5,7 +5,12 @@ PYTHON ?= $(shell for v in 3.13 3.12 3.11; do for p in python$$v "$${PYENV_ROOT:
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: venv demo test slow faults lint clean
+OLDEST := .venv-oldest
+# The oldest jax that pyproject.toml allows, on the oldest Python that is at hand.
+OLDEST_PYTHON ?= $(shell for p in python3.11 "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.11.*/bin/python $(PYTHON); do \
+	"$$p" -c 'import venv, ensurepip' 2>/dev/null && { echo "$$p"; exit; }; done)
+
+.PHONY: venv demo test slow oldest faults lint clean
 
 venv: $(VENV)/installed
 
@@ -25,6 +30,18 @@ slow: venv
 	$(BIN)/python -m pytest -m slow --ignore=tests/method/test_sharded_queue.py
 	TEST_DEVICES=8 $(BIN)/python -m pytest -m slow tests/method/test_sharded_queue.py
 
+# A short check that the oldest jax still runs a step and reads what newer versions wrote.
+oldest: $(OLDEST)/installed
+	$(OLDEST)/bin/python -m dualcl_jax.selftest
+	$(OLDEST)/bin/python -m pytest tests/step/test_finite_step.py tests/workdir/test_stored_files.py
+
+$(OLDEST)/installed: pyproject.toml constraints.txt
+	$(OLDEST_PYTHON) -m venv $(OLDEST)
+	grep -v '^jax' constraints.txt >$(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(OLDEST)/constraints.txt \
+		--editable '.[dev]' "jax==$$(sed -n 's/.*"jax>=\([0-9.]*\)".*/\1/p' pyproject.toml).0"
+	@touch $@
+
 faults: venv
 	nice -n 10 $(BIN)/python -m tests.faults.long
 
@@ -34,4 +51,4 @@ lint: venv
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(OLDEST) runs
