@@ -61,12 +61,16 @@ def compare(functions: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str
     return {name: (statistics.median(times), min(times), max(times)) for name, times in seconds.items()}
 
 
-def head(rounds: int) -> Cases:
-    """Loss and gradient of every selector at batch 256, D 128, against plain InfoNCE over all negatives."""
+def head(rounds: int, batch: int = 0) -> Cases:
+    """Loss and gradient of every selector, D 128, against plain InfoNCE over all negatives.
+
+    Of `batch` anchors; for 0, of 256, and on accelerators of 1,024 and 4,096 too.
+    """
     cases: Cases = []
-    for size, k in ((4096, 1024), (65_536, 1024), (65_536, 16_384)):
+    batches = (batch,) if batch else (256,) if jax.default_backend() == 'cpu' else (256, 1024, 4096)
+    for count, (size, k) in itertools.product(batches, ((4096, 1024), (65_536, 1024), (65_536, 16_384))):
         rngs = jax.random.split(jax.random.key(0), 3)
-        queries, keys = (normalize(jax.random.normal(rng, (256, 128))) for rng in rngs[:2])
+        queries, keys = (normalize(jax.random.normal(rng, (count, 128))) for rng in rngs[:2])
         queue = noise_queue(rngs[2], size, 128)
 
         functions = {'all': functools.partial(_plain_head(), queries, keys, queue.keys)}
@@ -75,7 +79,14 @@ def head(rounds: int) -> Cases:
                 functions[name] = functools.partial(_head(name, k), queries, keys, queue)
         timings = compare(functions, rounds)
         cases += [
-            {'queue': size, 'k': k, 'selector': name, 'exact': name != 'approx_max_k', 'seconds': median}
+            {
+                'batch': count,
+                'queue': size,
+                'k': k,
+                'selector': name,
+                'exact': name != 'approx_max_k',
+                'seconds': median,
+            }
             | {'ratio_to_all': median / timings['all'][0], 'smallest': smallest, 'largest': largest}
             for name, (median, smallest, largest) in timings.items()
         ]
@@ -210,6 +221,7 @@ BENCHMARKS['decode'] = functools.partial(data.decode, compare=compare)
 BENCHMARKS['decode'].__doc__ = data.decode.__doc__
 RUNS: dict[str, Callable[[argparse.Namespace], Cases]] = {
     'peer': runs.peer,
+    'peer_gpu': runs.peer_gpu,
     'startup': runs.startup,
     'scaling': runs.scaling,
 }
@@ -219,6 +231,8 @@ def conditions(flags: argparse.Namespace) -> dict[str, Any]:
     """What was run, on what."""
     machine = f'{os.cpu_count()} cores of {processor()}'
     command = f'python -m experiments.benchmark {flags.name} --rounds={flags.rounds}'
+    if flags.name == 'head' and flags.batch:
+        command += f' --batch={flags.batch}'
     if flags.name == 'peer':
         command += f' --widths {" ".join(map(str, flags.widths))} --dtypes {" ".join(flags.dtypes)}'
     if flags.name == 'step' and flags.config:
@@ -262,7 +276,7 @@ def main() -> int:
     parser.add_argument('--widths', type=int, nargs='+', default=[16, 64], help='of the networks that peer compares')
     parser.add_argument('--dtypes', nargs='+', choices=DTYPES, default=DTYPES, help='that peer compares')
     parser.add_argument('--config', action='append', default=[], help='that step times, in place of its own cases')
-    parser.add_argument('--batch', type=int, default=0, help='of the step of --config; 0: the batch of the config')
+    parser.add_argument('--batch', type=int, default=0, help='of head, and of the step of --config; 0: their own')
     parser.add_argument('--steps', type=int, default=20, help='of the step of --config, between two looks at the clock')
     parser.add_argument(
         '--peak_tflops', type=float, default=0.0, help='of one device, for the share of it that is used'
@@ -280,6 +294,9 @@ def main() -> int:
         start(None, None, None)
         if flags.name == 'step' and flags.config:
             show(flags, config_step(flags, flags.fields, compare))
+            return 0
+        if flags.name == 'head':
+            show(flags, head(flags.rounds, flags.batch))
             return 0
         show(flags, BENCHMARKS[flags.name](flags.rounds))
     return 0

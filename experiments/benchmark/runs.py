@@ -53,6 +53,46 @@ def peer(flags: argparse.Namespace) -> Cases:
     return cases
 
 
+PLAIN_BATCH_NORM = ('--config.model.norm=local', '--config.loss.shuffle_keys=False', '--config.model.dtype=bfloat16')
+GPU_PAIRS = {
+    'ResNet-50, 224, batch 256, queue 65,536': (
+        ('--model=resnet50', '--batch=256', '--size=224', '--queue=65536'),
+        ('--config=configs/imagenet.py:moco_v2', '--batch=256'),
+    ),
+    'ResNet-18, CIFAR stem, batch 512, queue 4,096': (
+        ('--model=resnet18_cifar', '--batch=512', '--size=32', '--queue=4096'),
+        ('--config=configs/cifar10.py:moco_v2', '--batch=512', '--config.model.projection=linear'),
+    ),
+}
+"""Flags of the peer, and those of `benchmark step` for the same step."""
+
+
+def peer_gpu(flags: argparse.Namespace) -> Cases:
+    """Images per second of one-way steps in bfloat16, examples on the device, ours and a peer program's in turn."""
+    if not flags.peer:
+        raise UserError('--peer: name the script of the program to compare with')
+    python, script = flags.peer_python or Path(sys.executable), flags.peer.absolute()
+    if not script.exists():
+        raise UserError(f'--peer={flags.peer}: not there')
+    step = [sys.executable, '-m', 'experiments.benchmark', 'step', '--rounds=3', *PLAIN_BATCH_NORM]
+    cases: Cases = []
+    for name, (theirs, ours) in GPU_PAIRS.items():
+        speeds: dict[str, list[float]] = {kind: [] for kind in ('ours', 'ours, views', 'peer', 'peer, views')}
+        for _ in range(flags.rounds):
+            found = json.loads(_run([*step, *ours], platforms=None).splitlines()[-1])['cases']
+            for kind, case in zip(('ours, views', 'ours'), found, strict=True):
+                speeds[kind].append(case['images_per_second'])
+            for kind, views in (('peer', ()), ('peer, views', ('--views',))):
+                speeds[kind].append(_told(_run([str(python), str(script), *theirs, *views], platforms=None)))
+        medians = {kind: statistics.median(values) for kind, values in speeds.items()}
+        ratios = {
+            'ratio': medians['ours'] / medians['peer'],
+            'ratio, views': medians['ours, views'] / medians['peer, views'],
+        }
+        cases.append({'step': name} | medians | ratios)
+    return cases
+
+
 def _told(printed: str) -> float:
     """Images per second, by the last line that the peer printed."""
     try:
@@ -134,9 +174,9 @@ def _speed(data_dir: Path, *overrides: str, **variables: str) -> float:
         return json.loads((Path(folder) / 'summary.json').read_text())['images_per_second']
 
 
-def _run(command: list[str], variables: dict[str, str] | None = None) -> str:
+def _run(command: list[str], variables: dict[str, str] | None = None, *, platforms: str | None = 'cpu') -> str:
     """What a command prints. Raises UserError with its last words where it fails."""
-    environment = os.environ | {'JAX_PLATFORMS': 'cpu'} | (variables or {})
+    environment = os.environ | ({'JAX_PLATFORMS': platforms} if platforms else {}) | (variables or {})
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         words = (done.stderr.strip() or done.stdout.strip() or 'no message').splitlines()[-1]

@@ -33,7 +33,7 @@ def main(folder: str, rounds: int) -> None:
     config.monitor.every_epochs = 0
     config.optimizer.warmup_epochs = 0.0
     run, state = open_run(config, folder)
-    batch = make_batch(run.splits.train, process_rows(run.mesh, 128), seed=0, step=0, batch_size=128)
+    batch = make_batch(run.plan.splits.train, process_rows(run.plan.mesh, 128), seed=0, step=0, batch_size=128)
     placed, state = run.mapper.put_batch(batch), run.mapper.put_state(state)
     state = jax.block_until_ready(state)
 
@@ -44,10 +44,10 @@ def main(folder: str, rounds: int) -> None:
             jax.block_until_ready(metrics)
         return state, time.perf_counter() - began
 
-    tested = run.mapper.map(partial(step.train_step, run.method))
+    tested = run.mapper.map(partial(step.train_step, run.plan.method))
     all_finite = step.all_finite
     step.all_finite = lambda tree: jax.numpy.array(True)
-    untested = run.mapper.map(partial(step.train_step, run.method))
+    untested = run.mapper.map(partial(step.train_step, run.plan.method))
     state, _ = block(untested, state)  # compiles
     step.all_finite = all_finite
     state, _ = block(tested, state)

@@ -105,3 +105,17 @@ def test_an_empty_queue_holds_nothing():
     assert not valid(queue).any()
     assert (int(queue.cursor), int(queue.filled)) == (0, 0)
     assert mean_age(queue, jnp.int32(3)) == 0
+
+
+@pytest.mark.parametrize('count', [0, 3, 5, 12])
+def test_a_queue_that_is_not_written(count):
+    """Bit for bit the same, however many keys come, and whether it has wrapped around or not."""
+    for written in (0, 3, 7):
+        queue = fast_enqueue(empty_queue(5, DIM), *batch_of(written, 0), jnp.int32(0))
+        keys, ids, labels = batch_of(count, 100)
+        held = fast_enqueue(queue, np.full_like(keys, np.nan), ids, labels, jnp.int32(9), when=jnp.bool_(False))
+        chex.assert_trees_all_equal(held, queue)
+        expected = fast_enqueue(queue, keys, ids, labels, jnp.int32(9))
+        chex.assert_trees_all_equal(
+            fast_enqueue(queue, keys, ids, labels, jnp.int32(9), when=jnp.bool_(True)), expected
+        )

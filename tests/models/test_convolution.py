@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dualcl_jax.models.convolution import conv, input_gradient, kernel_gradient
+from dualcl_jax.models.convolution import FEW_CHANNELS, conv, input_gradient, kernel_gradient, space_to_depth
 
 
 def plain(x, kernel, stride, padding):
@@ -98,3 +98,42 @@ def test_only_a_cpu_gets_these_gradients():
     assert 'dot_general' in lowered('cpu')
     assert 'dot_general' not in lowered('tpu')
     assert 'optimization_barrier' not in lowered('tpu')
+
+
+@pytest.mark.parametrize(
+    ('shape', 'side', 'stride', 'padding'),
+    [((2, 32, 30, 3), 7, 2, 3), ((2, 33, 31, 1), 7, 2, 3), ((2, 12, 13, 4), 5, 3, 2), ((2, 9, 8, 3), 3, 2, 1)],
+)
+def test_space_to_depth(shape, side, stride, padding):
+    x, kernel, grad = make_case(shape, side, 6, stride, padding)
+    (want, pull), (got, pull_ours) = (
+        jax.vjp(lambda x, kernel, run=run: run(x, kernel, stride, padding), x, kernel)
+        for run in (plain, space_to_depth)
+    )
+    close(got, want, 1e-5)
+    for ours, theirs in zip(pull_ours(grad), pull(grad), strict=True):
+        close(ours, theirs, 1e-5)
+
+
+@pytest.mark.parametrize('channels', [3, FEW_CHANNELS + 1])
+def test_the_stem_of_accelerators(channels):
+    """A strided convolution over few channels is one over blocks of them in a program for GPUs; over many it is not."""
+    x, kernel, _ = make_case((2, 16, 16, channels), 7, 8, 2, 3)
+    traced = jax.jit(lambda x, kernel: conv(x, kernel, 2, 3)).trace(x, kernel)
+    deep = f'tensor<4x4x{4 * channels}x8xf32>'
+    assert (deep in traced.lower(lowering_platforms=('cuda',)).as_text()) == (channels <= FEW_CHANNELS)
+    assert deep not in traced.lower(lowering_platforms=('cpu',)).as_text()
+
+
+def test_precision_of_both_passes():
+    """That of the call, also where the backward pass is traced under another."""
+    x, kernel, grad = make_case((2, 16, 16, 8), 3, 8, 1, 1)
+
+    def gradients(x, kernel, grad):
+        out, pull = jax.vjp(lambda x, kernel: conv(x, kernel, 1, 1, 'float32'), x, kernel)
+        return out, pull(grad)
+
+    text = jax.jit(gradients).trace(x, kernel, grad).lower(lowering_platforms=('cuda',)).as_text()
+    products = [line for line in text.splitlines() if 'stablehlo.convolution' in line]
+    assert len(products) == 3
+    assert all('precision HIGHEST' in line for line in products)

@@ -8,8 +8,12 @@ from pathlib import Path
 import chex
 import orbax.checkpoint as ocp
 import pytest
+from ml_collections import FrozenConfigDict
 
 from dualcl_jax import main
+from dualcl_jax.method.negatives.selectors import EXACT
+from dualcl_jax.training.plan import make_plan
+from tests.support import quick_config
 from tests.support.runs import QUICK, Finished, Trainer, contents, summary
 
 
@@ -46,8 +50,19 @@ def test_dry_run(here, first: Path, tmp_path: Path) -> None:
     assert contents(first) == before
 
 
+def test_a_plan_does_not_change_the_config(trainer: Trainer, tmp_path: Path) -> None:
+    config, before = quick_config.get_config(), quick_config.get_config()
+    config.data.path = before.data.path = str(trainer.data)
+    plan = make_plan(config, str(tmp_path / 'run'), writes=False)
+    assert config == before
+    assert isinstance(plan.config, FrozenConfigDict)
+    assert len(plan.config.data.mean) == 3
+    assert plan.config.negatives.selector in EXACT
+    assert make_plan(plan.config, str(tmp_path / 'run'), writes=False).config == plan.config
+
+
 def test_a_selector_is_chosen_once(here, first: Path, tmp_path: Path) -> None:
-    """What `auto` chose is what the run goes on with, where another machine would choose otherwise."""
+    """A selector that was chosen for `auto` is kept when the run resumes on a machine that would choose another."""
     stored = first / 'config.json'
     chosen = json.loads(stored.read_text())['negatives']['selector']
     assert chosen in ('top_k', 'threshold')

@@ -1,0 +1,70 @@
+"""No step has an operation whose result depends on an order that a GPU does not keep: read in programs for CUDA."""
+
+import importlib
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec
+
+from dualcl_jax.data.loader import Batch
+from dualcl_jax.method.state import create_train_state, state_specs
+from dualcl_jax.step import train_step
+from dualcl_jax.system.devices import AXIS, ShardMapMapper, device_mesh, shapes
+from tests.support.methods import image_method
+
+BATCH, SIDE = 32, 32
+STEPS = {
+    'full method': ('cifar10', '', {}),
+    'max pooling': ('imagenet', 'dualcl_v2', {'model.name': 'resnet18'}),
+    'shuffled keys': ('cifar10', 'moco_v1', {}),
+    'without a queue': ('cifar10', 'moco_v3', {}),
+    'key term, batch': ('cifar10', '', {'loss.key_weight': 0.5}),
+    'key term, queue': ('cifar10', '', {'loss.key_weight': 0.5, 'loss.key_term': 'queue'}),
+    'in parts': ('cifar10', '', {'train.accumulate_steps': 2, 'model.norm': 'local'}),
+    'sharded queue': ('cifar10', '', {'queue.sharded': True}),
+    **{
+        f'selector {name}': ('cifar10', '', {'negatives.selector': name})
+        for name in ('top_k', 'threshold', 'approx_max_k', 'ring', 'random')
+    },
+}
+
+
+def program(config_name: str, recipe: str, fields: dict[str, object]) -> str:
+    """The text of a step of four devices, lowered for CUDA."""
+    module = importlib.import_module(f'configs.{config_name}')
+    config = module.get_config(recipe) if recipe else module.get_config()
+    small = {'model.name': 'tiny', 'model.width': 4, 'model.head_width': 16, 'data.image_size': SIDE}
+    sizes = {'queue.size': min(config.queue.size, 64), 'train.batch_size': BATCH}
+    config.update_from_flattened_dict(small | sizes | fields)
+    config.data.mean = config.data.std = (0.5, 0.5, 0.5)
+    mesh = device_mesh()
+    method = image_method(config, total_steps=100, steps_per_epoch=10, num_devices=mesh.size)
+    state = shapes(jax.eval_shape(partial(create_train_state, method)), mesh, state_specs(method))
+    column = jax.ShapeDtypeStruct((BATCH,), jnp.int32)
+    batch = Batch(jax.ShapeDtypeStruct((BATCH, SIDE, SIDE, 3), jnp.uint8), column, column, column)
+    step = ShardMapMapper(mesh, state_specs(method)).map(partial(train_step, method))
+    traced = step.trace(state, shapes(batch, mesh, PartitionSpec(AXIS)))
+    return traced.lower(lowering_platforms=('cuda',)).as_text()
+
+
+@pytest.mark.parametrize('name', STEPS)
+def test_every_scatter_has_unique_indices(name: str) -> None:
+    text = program(*STEPS[name])
+    assert 'select_and_scatter' not in text
+    unique = re.findall(r'"stablehlo\.scatter".*?unique_indices = (\w+)', text, flags=re.DOTALL)
+    assert len(unique) == text.count('"stablehlo.scatter"')
+    assert set(unique) <= {'true'}
+    assert unique or name == 'without a queue'
+
+
+def test_a_scatter_whose_order_matters_is_found() -> None:
+    """What the test above looks for is what JAX writes."""
+
+    def gradient(x: jax.Array) -> jax.Array:
+        return jax.grad(lambda x: (jax.lax.top_k(x, 3)[0] ** 2).sum())(x)
+
+    text = jax.jit(gradient).trace(jnp.zeros((2, 8))).lower(lowering_platforms=('cuda',)).as_text()
+    assert re.findall(r'"stablehlo\.scatter".*?unique_indices = (\w+)', text, flags=re.DOTALL) == ['false']
