@@ -147,7 +147,7 @@ def test_an_exported_encoder_is_the_runs(run, workdir: Path, tmp_path: Path, for
         assert ours | {'value': 0, 'interval': 0, 'details': 0} == theirs | {'value': 0, 'interval': 0, 'details': 0}
     refused(run('', 'semi', path, f'--exported={file}', '--config.semi.epochs=1,1'), 'needs a run')
     refused(run('', 'knn', path, f'--exported={file}', '--encoders=query'), '--encoders=query', 'choose from momentum')
-    refused(run('', 'knn', path, f'--exported={file}', '--step=best'), '--step=best', 'leave it out')
+    refused(run('', 'knn', path, f'--exported={file}', '--step=best'), '--step=best', 'leave the flag out')
     file.write_bytes(file.read_bytes()[:-40])
     refused(run('', 'knn', path, f'--exported={file}'), 'not a whole export')
 

@@ -72,7 +72,7 @@ def test_a_selector_is_chosen_once(here, first: Path, tmp_path: Path) -> None:
     (copy / 'config.json').write_text(stored.read_text().replace(f'"{chosen}"', f'"{other}"'))
     assert f'{other} 16 of' in here(copy, '--dry_run', 'train.steps=2').out
     refused = here(copy, '--dry_run', 'train.steps=2', f'negatives.selector={chosen}', status=2)
-    assert 'another negatives.selector' in refused.err
+    assert 'a different negatives.selector' in refused.err
 
 
 def params(workdir: Path, step: int, part: str) -> dict:
@@ -96,7 +96,7 @@ def test_init_from(here, trainer: Trainer, first: Path, tmp_path: Path) -> None:
     assert done['step'] == 1
     assert done['knn_top1_random_encoder'] is None
     refused = here(tmp_path / 'run', *fields[1:], status=2)
-    assert 'another init_from' in refused.err
+    assert 'a different init_from' in refused.err
 
 
 @pytest.mark.parametrize(
