@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dualcl_jax.data import Source
+from dualcl_jax.data.images.source import image_shape
 from dualcl_jax.method.build import Method
 from dualcl_jax.method.views.images import standardize
 from dualcl_jax.system.devices import AXIS
@@ -89,7 +90,7 @@ class Embedder(Blocks):
 
         A side longer than `PIXELS_SIDE` is reduced to it: no bank of whole photographs fits in memory.
         """
-        height, width, channels = source.example_shape
+        height, width, channels = image_shape(source)
         shape = min(height, PIXELS_SIDE), min(width, PIXELS_SIDE), channels
         parts = [np.empty((0, np.prod(shape)), np.float32)]
         for start in range(0, len(indices), PIXELS_BLOCK):

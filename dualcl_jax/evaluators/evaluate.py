@@ -13,6 +13,7 @@ from rich.console import Console
 
 from dualcl_jax import data
 from dualcl_jax.data import Splits
+from dualcl_jax.data.images.source import image_shape
 from dualcl_jax.evaluators.encoder_source import EncoderSource
 from dualcl_jax.evaluators.protocols import PROTOCOLS
 from dualcl_jax.evaluators.records import VERSION, make_record, table
@@ -82,9 +83,9 @@ def check(
     Data that the user has not `named` must be those that the encoder was trained on.
     """
     train, test = splits
-    if train.example_shape[2] != source.channels:
+    if image_shape(train)[2] != source.channels:
         raise UserError(
-            f'{train.name}: images have {train.example_shape[2]} channels and the encoder of {source.name} takes '
+            f'{train.name}: images have {image_shape(train)[2]} channels and the encoder of {source.name} takes '
             f'{source.channels}; choose another set'
         )
     if not named and train.fingerprint != source.data_fingerprint:

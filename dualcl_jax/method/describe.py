@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from dualcl_jax.data import Splits
+from dualcl_jax.data import Splits, example_spec
+from dualcl_jax.data.tree import leaves
 from dualcl_jax.method.build import Method
 
 
@@ -14,7 +15,7 @@ def describe_method(
 ) -> dict[str, str]:
     """What is trained on what, a fact a line."""
     train, test = splits
-    height, width, channels = train.example_shape
+    shape = ', '.join('×'.join(map(str, leaf.shape)) for leaf in leaves(example_spec(train)))
     labels = f'{len(train.class_names)} classes' if train.class_names else 'no labels'
     negatives = (
         'all allowed' if config.negatives.selector == 'all' else f'{config.negatives.selector} {method.num_negatives}'
@@ -28,7 +29,7 @@ def describe_method(
     key_term = f', key term {method.key_term} at {method.key_weight:g}' if method.key_weight else ''
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     return {
-        'data': f'{train.name}, {len(train):,} images {height}×{width}×{channels}, {labels}'
+        'data': f'{train.name}, {len(train):,} {train.kind} {shape}, {labels}'
         + (f'; {len(test):,} for {"validation" if config.data.validation_fraction else "testing"}' if test else ''),
         'views': f'{config.views.preset}, {method.image_size}×{method.image_size}',
         'encoder': f'{config.model.name}, width {config.model.width}, {config.model.stem} stem, '

@@ -7,7 +7,6 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from dualcl_jax.data import Source, load
-from dualcl_jax.data.images.encoded import EncodedSource
 from dualcl_jax.data.order import epoch_permutation
 from dualcl_jax.method import randomness
 from dualcl_jax.method.validation import validate
@@ -41,8 +40,11 @@ def show_views(config: ConfigDict, path: str) -> None:
 def first_views(train: Source, ids: np.ndarray, specs: tuple[ViewSpec, ViewSpec], size: int, seed: int) -> np.ndarray:
     """The views of the images `ids` [n] where they open the batch of step 0: float32 [2, n, size, size, C]."""
     rows = np.arange(len(ids))
-    images = train.examples(ids)
-    if isinstance(train, EncodedSource):
-        images = train.crops(ids, rows, crop_recipe(specs, size), seed, 0)
+    crops = train.host_views(crop_recipe(specs, size))
+    if crops is None:
+        images = train.examples(ids)
+    else:
+        images = crops.blank(len(ids))
+        crops.make(ids, rows, seed, 0, images)
     keys = randomness.example_keys(seed, randomness.VIEWS, jnp.zeros((), jnp.int32), jnp.asarray(rows, jnp.int32))
     return np.asarray(jax.jit(make_views, static_argnums=(2, 3))(keys, images, specs, size))

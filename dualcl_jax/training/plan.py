@@ -3,13 +3,12 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dualcl_jax.data import Batch, Splits, load
-from dualcl_jax.data.images.encoded import EncodedSource
+from dualcl_jax.data import Batch, Splits, batch_spec, example_spec, load
+from dualcl_jax.data.images.source import image_shape
 from dualcl_jax.data.images.statistics import channel_statistics
 from dualcl_jax.data.order import steps_per_epoch
 from dualcl_jax.method.build import Method, build_method, resolved_selector
@@ -61,18 +60,12 @@ class Plan:
 
     def create(self) -> TrainState:
         """The state of a new run."""
-        return create_train_state(self.method, self.splits.train.example_shape[2])
+        return create_train_state(self.method, image_shape(self.splits.train)[2])
 
     def batch(self) -> Batch:
         """Shapes and dtypes of a whole batch, as the loader makes it."""
-        source, size = self.splits.train, self.config.train.batch_size
-        images = (
-            crop_recipe(self.method.views, self.method.image_size).shape
-            if isinstance(source, EncodedSource)
-            else source.example_shape
-        )
-        column = jax.ShapeDtypeStruct((size,), jnp.int32)
-        return Batch(jax.ShapeDtypeStruct((size, *images), jnp.uint8), column, column, column)
+        recipe = crop_recipe(self.method.views, self.method.image_size)
+        return batch_spec(example_spec(self.splits.train, recipe), self.config.train.batch_size)
 
 
 def make_plan(config: ConfigDict, workdir: str, *, writes: bool) -> Plan:
@@ -92,7 +85,7 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool) -> Plan:
         check_same_data(config.data.name, ' '.join(split.fingerprint for split in splits if split is not None))
     if not config.data.mean:
         config.data.mean, config.data.std = channel_statistics(splits.train)
-    channels = splits.train.example_shape[2]
+    channels = image_shape(splits.train)[2]
     if len(config.data.mean) not in (1, channels):
         raise UserError(
             f'config.data.mean={config.data.mean}: {len(config.data.mean)} numbers, and the images of '

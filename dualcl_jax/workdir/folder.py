@@ -10,7 +10,8 @@ from typing import IO, Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from dualcl_jax.data import Source, Splits
+from dualcl_jax.data import Source, Splits, example_spec
+from dualcl_jax.data.tree import describe
 from dualcl_jax.system.config import differing_fields, from_json, to_json
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import check_writable, reachable, write_json, write_text
@@ -132,19 +133,19 @@ def write_config(workdir: epath.Path, config: ConfigDict) -> None:
 def write_data_report(workdir: epath.Path, splits: Splits) -> None:
     """Stores what data the run uses: sizes, classes, fingerprints, and of a folder what became of its files."""
 
-    def describe(source: Source | None) -> dict[str, Any] | None:
+    def report_of(source: Source | None) -> dict[str, Any] | None:
         if source is None:
             return None
         return {
             'name': source.name,
             'examples': len(source),
-            'image_shape': list(source.example_shape),
+            'image_shape' if source.kind == 'images' else 'example_shape': describe(example_spec(source)),
             'labelled': int((source.labels >= 0).sum()),
             'class_names': list(source.class_names) if source.class_names else None,
             'fingerprint': source.fingerprint,
         }
 
-    report: dict[str, Any] = {'train': describe(splits.train), 'test': describe(splits.test)}
+    report: dict[str, Any] = {'train': report_of(splits.train), 'test': report_of(splits.test)}
     if splits.train.report is not None:
         report['files'] = dict(splits.train.report)
     write_json(workdir / 'data_report.json', report)

@@ -10,6 +10,7 @@ from etils import epath
 
 from configs import default
 from dualcl_jax.data import Source, load
+from dualcl_jax.data.images.source import image_shape
 from dualcl_jax.evaluators.embed import Embedder
 from dualcl_jax.method.build import Method, build_method
 from dualcl_jax.method.negatives.queue import Queue
@@ -62,7 +63,7 @@ def random_state(method: Method, train: Source) -> TrainState:
         fan_in = np.prod(leaf.shape[:-1]) if leaf.ndim > 1 else 4
         return (rng.normal(size=leaf.shape) * np.sqrt(2 / fan_in)).astype(np.float32)
 
-    state = create_train_state(method, train.example_shape[2])
+    state = create_train_state(method, image_shape(train)[2])
     fields = {
         name: jax.tree_util.tree_map_with_path(scramble, getattr(state, name))
         for name in ('params', 'batch_stats', 'momentum_params', 'momentum_batch_stats')

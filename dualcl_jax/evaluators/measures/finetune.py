@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
 from dualcl_jax.data import Batch, Loader, Source
+from dualcl_jax.data.images.source import image_shape
 from dualcl_jax.data.order import steps_per_epoch
 from dualcl_jax.evaluators.embed import Blocks
 from dualcl_jax.method import randomness
@@ -127,7 +128,7 @@ def finetune(
         updates, opt_state = optimizer.update(gradients, opt_state, params)
         return optax.apply_updates(params, updates), batch_stats, opt_state
 
-    image = jnp.zeros((1, method.image_size, method.image_size, images.example_shape[2]))
+    image = jnp.zeros((1, method.image_size, method.image_size, image_shape(images)[2]))
     features = jax.eval_shape(lambda: Encoded(*encoder.apply(variables, image, train=False))).backbone.shape[1]
     params = {
         'backbone': variables['params']['backbone'],
