@@ -1,38 +1,31 @@
 """One training step, as each device takes it. With `losses.py` this is the method.
 
-In MoCo's own order (1911.05722, Algorithm 1): move the momentum encoder towards the online encoder, encode, score the
+The order is MoCo's own (1911.05722, Algorithm 1): move the momentum encoder towards the online encoder, encode, score the
 queries against the queue as the last step left it, enqueue this step's keys, update the online encoder.
 """
 
-import dataclasses
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from dualcl_jax.data.loader import Batch
-from dualcl_jax.losses import HasLoss, chance_level, dual_view_loss, info_nce
 from dualcl_jax.method import randomness
 from dualcl_jax.method.accumulate import average_gradient, join, split
 from dualcl_jax.method.build import Method
+from dualcl_jax.method.contrast import Candidates, Comparison, compare, gather_candidates
 from dualcl_jax.method.diagnostics import measure
-from dualcl_jax.method.encode import encode, encode_keys, in_global_order
-from dualcl_jax.method.negatives.queue import Queue, batch_queue, enqueue
-from dualcl_jax.method.negatives.queue_loss import Anchors, QueueContrast, contrast_with_queue, summarize
+from dualcl_jax.method.encode import encode, encode_keys
+from dualcl_jax.method.negatives.queue import enqueue
+from dualcl_jax.method.negatives.queue_loss import Anchors
 from dualcl_jax.method.state import TrainState, Variables
-from dualcl_jax.method.views.images import make_views
 from dualcl_jax.system.devices import AXIS
 
-
-class Rows(NamedTuple):
-    """What the loss knows of anchors [b]: their place in the global batch, image, class, and key to draw with."""
-
-    positions: jax.Array
-    ids: jax.Array
-    labels: jax.Array
-    draws: jax.Array
+Tree = Any
+Part = tuple[Tree, jax.Array, Anchors]
+"""Views of queries, a tree [V, b, ...], their positive keys [V, b, D], and what else is known of the anchors [b]."""
 
 
 def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -40,8 +33,8 @@ def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainSt
 
     Returns:
       The next state, the same on every device but for the slots of a sharded queue, and scalar metrics, averaged over
-      devices. Where a number in them is not finite, `train/finite` is False and the next state is this one, a step
-      later.
+      devices. Where the loss, a gradient, a key or a new parameter is not finite, `train/finite` is False and the next
+      state is this one, a step later: nothing is learnt from the batch, and schedules still follow the step.
     """
     momentum = method.ema(state.step)
     online = {part: state.params[part] for part in state.momentum_params}  # without the predictor
@@ -49,133 +42,91 @@ def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainSt
         lambda xi, theta: momentum * xi + (1.0 - momentum) * theta, state.momentum_params, online
     )
 
-    rngs = randomness.example_keys(method.seed, randomness.VIEWS, state.step, batch.positions)
-    view_1, view_2 = make_views(rngs, batch.examples, method.views, method.image_size)
-    query_views = jnp.stack([view_1, view_2]) if method.symmetric else view_1[None]
-    key_views = jnp.stack([view_2, view_1]) if method.symmetric else view_2[None]
-
+    view_keys, draw_keys = (
+        randomness.example_keys(method.seed, purpose, state.step, batch.positions)
+        for purpose in (randomness.VIEWS, randomness.NEGATIVES)
+    )
+    anchors = Anchors(batch.positions, batch.ids, batch.labels, draw_keys)
+    query_views, key_views = view_orders(method.views.make(view_keys, batch.examples), symmetric=method.symmetric)
     momentum_variables = {'params': momentum_params, 'batch_stats': state.momentum_batch_stats}
     keys, momentum_batch_stats = encode_keys(method, momentum_variables, key_views)
+    candidates = gather_candidates(method, state.queue, keys, anchors, state.step)
+    gradients, batch_stats, compared = differentiate(method, candidates, state, (query_views, keys, anchors))
 
-    order = jnp.argsort(jax.lax.all_gather(batch.positions, AXIS, tiled=True))
-    everyone = in_global_order(jnp.stack([batch.positions, batch.ids, batch.labels], axis=1), order)
-    global_keys = in_global_order(keys.swapaxes(0, 1), order)
-    if state.queue is None:  # each view order against the other keys of its own
-        candidates = [
-            batch_queue(global_keys[:, v], everyone[:, 1], everyone[:, 2], state.step) for v in range(keys.shape[0])
-        ]
-    else:
-        candidates = [state.queue] * keys.shape[0]
-    count = method.num_negatives if method.count_negatives is None else method.count_negatives(state.step)
-    draws = randomness.example_keys(method.seed, randomness.NEGATIVES, state.step, batch.positions)
-
-    def others(rows: Rows) -> jax.Array:
-        """[b, B] bool: which of the batch may be negatives of an anchor."""
-        allowed = rows.positions[:, None] != everyone[None, :, 0]
-        if method.mask_same_image:
-            allowed &= rows.ids[:, None] != everyone[None, :, 1]
-        return allowed
-
-    def contrast(queue: Queue, rows: Rows, anchors: jax.Array, positives: jax.Array) -> QueueContrast:
-        if state.queue is not None:
-            return contrast_with_queue(
-                Anchors(anchors, positives, rows.ids, rows.labels, rows.draws),
-                queue,
-                temperature=method.temperature,
-                hardness=method.hardness,
-                select=method.select,
-                k=count,
-                mask_same_image=method.mask_same_image,
-                axis_name=method.queue_axis,
-            )
-        among_keys = info_nce(
-            anchors,
-            positives,
-            queue.keys,
-            others(rows),
-            temperature=method.temperature,
-            hardness=method.hardness,
-            select=method.select,
-            k=count,
-            rngs=rows.draws,
-        )
-        return summarize(among_keys, rows.labels, queue.labels)
-
-    def key_contrast(rows: Rows, key: jax.Array, query: jax.Array) -> HasLoss:
-        if method.key_term == 'queue':
-            return contrast(candidates[0], rows, key, query)
-        return info_nce(key, query, in_global_order(query, order), others(rows), temperature=method.temperature)
-
-    def loss_fn(params: dict, batch_stats: Variables, part: tuple) -> tuple[jax.Array, tuple]:
-        views, keys, rows = part
-        queries, batch_stats = encode(method, {'params': params, 'batch_stats': batch_stats}, views, predict=True)
-        loss, contrasts = dual_view_loss(
-            queries,
-            keys,
-            [partial(contrast, queue, rows) for queue in candidates],
-            partial(key_contrast, rows),
-            method.key_weight,
-        )
-        return method.loss_scale * loss, (batch_stats, (loss, queries, contrasts))
-
-    rows = Rows(batch.positions, batch.ids, batch.labels, draws)
-    if method.accumulate_steps == 1:
-        (_, (batch_stats, (loss, queries, contrasts))), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params, state.batch_stats, (query_views, keys, rows)
-        )
-    else:
-        views_by_part, keys_by_part = (
-            split(stacked, method.accumulate_steps, axis=1) for stacked in (query_views, keys)
-        )
-        rows_by_part = jax.tree.map(lambda column: split(column, method.accumulate_steps), rows)
-        gradients, batch_stats, (losses, queries, contrasts) = average_gradient(
-            loss_fn, state.params, state.batch_stats, (views_by_part, keys_by_part, rows_by_part)
-        )
-        loss, queries, contrasts = losses.mean(), join(queries, axis=1), jax.tree.map(join, contrasts)
     gradients = jax.lax.pmean(gradients, AXIS)
     updates, opt_state = method.optimizer.update(gradients, state.opt_state, state.params)
-
-    views, queue = keys.shape[0], state.queue
-    if queue is not None:
-        ids, labels = (jnp.repeat(everyone[:, column], views) for column in (1, 2))
-        queue = enqueue(queue, global_keys.reshape(-1, method.dim), ids, labels, state.step, method.queue_axis)
-    next_state = TrainState(
-        step=state.step + 1,
-        params=jax.tree.map(jnp.add, state.params, updates),
-        batch_stats=batch_stats,
-        momentum_params=momentum_params,
-        momentum_batch_stats=momentum_batch_stats,
-        opt_state=opt_state,
-        queue=queue,
-    )
-    labels = batch.labels if method.queue_axis is None else everyone[:, 2]
-    chance = chance_level(jnp.concatenate([view.negatives for view in contrasts]))
-    if method.key_weight and method.key_term == 'batch':
-        chance_of_keys = chance_level(others(rows).sum(axis=1))
-        chance = (1.0 - method.key_weight) * chance + method.key_weight * chance_of_keys
-    metrics = measure(
-        loss, chance, queries, contrasts, gradients, labels, candidates[0], state.step, AXIS, method.queue_axis
-    )
+    params = jax.tree.map(jnp.add, state.params, updates)
+    labels = anchors.labels if method.queue_axis is None else candidates.everyone.labels
+    metrics = measure(compared, labels, candidates.queues[0], state.step, method.queue_axis)
+    metrics |= {'train/gradient_norm': optax.tree.norm(gradients)}
     metrics |= {'train/learning_rate': method.learning_rate(state.step), 'train/ema_momentum': momentum}
     if method.count_negatives is not None:
         metrics['train/negatives'] = method.count_negatives(state.step).astype(jnp.float32)
-    finite = all_finite((metrics['train/loss'], metrics['train/gradient_norm'], next_state))
-    metrics['train/finite'] = jax.lax.pmin(finite, AXIS)
-    return choose(metrics['train/finite'], next_state, passed_over(state)), metrics
+    statistics = _in_one_row((batch_stats, momentum_batch_stats))
+    checked = metrics['train/loss'], metrics['train/gradient_norm'], keys, statistics, params
+    finite = jax.lax.pmin(all_finite(checked), AXIS)
+    metrics['train/finite'] = finite
+
+    queue = state.queue
+    if queue is not None:
+        ids, labels = (jnp.repeat(column, keys.shape[0]) for column in candidates.everyone[1:3])
+        global_keys = candidates.keys.reshape(-1, method.dim)
+        queue = enqueue(queue, global_keys, ids, labels, state.step, method.queue_axis, when=finite)
+    keep = partial(jax.tree.map, partial(jnp.where, finite))
+    next_state = TrainState(
+        step=state.step + 1,
+        params=keep(params, state.params),
+        batch_stats=keep(batch_stats, state.batch_stats),
+        momentum_params=keep(momentum_params, state.momentum_params),
+        momentum_batch_stats=keep(momentum_batch_stats, state.momentum_batch_stats),
+        opt_state=keep(opt_state, optax.tree.set(state.opt_state, count=state.step + 1)),
+        queue=queue,
+    )
+    return next_state, metrics
 
 
-def all_finite(tree: Any) -> jax.Array:
+def view_orders(views: Tree, *, symmetric: bool) -> tuple[Tree, Tree]:
+    """The views of queries and of keys, [V, b, ...] each, of two views [2, b, ...].
+
+    View 1 is the query and view 2 the key; where `symmetric`, also the other way round.
+    """
+    if symmetric:
+        return views, jax.tree.map(lambda leaf: leaf[::-1], views)
+    return jax.tree.map(lambda leaf: leaf[:1], views), jax.tree.map(lambda leaf: leaf[1:], views)
+
+
+def differentiate(
+    method: Method, candidates: Candidates, state: TrainState, part: Part
+) -> tuple[optax.Updates, Variables, Comparison]:
+    """The gradient of the loss on one device, by the parts of gradient accumulation; new running statistics."""
+    loss_fn = partial(_loss, method, candidates)
+    if method.accumulate_steps == 1:
+        gradient_of = jax.value_and_grad(loss_fn, has_aux=True)
+        (_, (batch_stats, compared)), gradients = gradient_of(state.params, state.batch_stats, part)
+        return gradients, batch_stats, compared
+    views, keys, anchors = part
+    views, keys = split((views, keys), method.accumulate_steps, axis=1)
+    parts = views, keys, split(anchors, method.accumulate_steps)
+    gradients, batch_stats, compared = average_gradient(loss_fn, state.params, state.batch_stats, parts)
+    queries, contrasts = join(compared.queries, axis=1), join(compared.contrasts)
+    return gradients, batch_stats, Comparison(compared.loss.mean(), compared.chance.mean(), queries, contrasts)
+
+
+def _loss(
+    method: Method, candidates: Candidates, params: optax.Params, batch_stats: Variables, part: Part
+) -> tuple[jax.Array, tuple[Variables, Comparison]]:
+    views, keys, anchors = part
+    queries, batch_stats = encode(method, {'params': params, 'batch_stats': batch_stats}, views, predict=True)
+    compared = compare(method, candidates, queries, keys, anchors)
+    return method.loss_scale * compared.loss, (batch_stats, compared)
+
+
+def all_finite(tree: Tree) -> jax.Array:
     """[] bool: whether every floating-point number of a tree is finite."""
     floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]).all()
 
 
-def passed_over(state: TrainState) -> TrainState:
-    """The state after a batch that was not learnt from: only the counts go on, so that schedules follow the step."""
-    step = state.step + 1
-    return dataclasses.replace(state, step=step, opt_state=optax.tree.set(state.opt_state, count=step))
-
-
-def choose(first: jax.Array, tree: Any, other: Any) -> Any:
-    """One of two trees of like shapes, by a [] bool: a branch, that compiles faster than a select of each leaf."""
-    return jax.lax.cond(first, lambda: tree, lambda: other)
+def _in_one_row(tree: Tree) -> jax.Array:
+    """All leaves of a tree, flat, one after the other: one reduction over many small arrays instead of many."""
+    return jnp.concatenate([jnp.zeros(0), *(leaf.reshape(-1) for leaf in jax.tree.leaves(tree))])

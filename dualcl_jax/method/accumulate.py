@@ -1,7 +1,7 @@
 """Gradient accumulation: a batch in parts, one after the other, for memory; one step of the optimizer.
 
 Row i of a device belongs to part i modulo the number of parts. Devices hold consecutive positions of the global batch
-and a multiple of that many, so a part is the same set of images on any number of devices.
+and a multiple of that many, so a part is the same set of examples on any number of devices.
 """
 
 from collections.abc import Callable
@@ -13,16 +13,24 @@ import jax.numpy as jnp
 Tree = Any
 
 
-def split(rows: jax.Array, parts: int, axis: int = 0) -> jax.Array:
-    """[..., b, ...] as [parts, ..., b / parts, ...], `axis` being where b stands."""
-    shape = (*rows.shape[:axis], rows.shape[axis] // parts, parts, *rows.shape[axis + 1 :])
-    return jnp.moveaxis(rows.reshape(shape), axis + 1, 0)
+def split(rows: Tree, parts: int, axis: int = 0) -> Tree:
+    """Leaves [..., b, ...] as [parts, ..., b / parts, ...], `axis` being where b stands."""
+
+    def one(leaf: jax.Array) -> jax.Array:
+        shape = (*leaf.shape[:axis], leaf.shape[axis] // parts, parts, *leaf.shape[axis + 1 :])
+        return jnp.moveaxis(leaf.reshape(shape), axis + 1, 0)
+
+    return jax.tree.map(one, rows)
 
 
-def join(stacked: jax.Array, axis: int = 0) -> jax.Array:
+def join(stacked: Tree, axis: int = 0) -> Tree:
     """The inverse of `split`."""
-    rows = jnp.moveaxis(stacked, 0, axis + 1)
-    return rows.reshape(*rows.shape[:axis], -1, *rows.shape[axis + 2 :])
+
+    def one(leaf: jax.Array) -> jax.Array:
+        rows = jnp.moveaxis(leaf, 0, axis + 1)
+        return rows.reshape(*rows.shape[:axis], -1, *rows.shape[axis + 2 :])
+
+    return jax.tree.map(one, stacked)
 
 
 def average_gradient(

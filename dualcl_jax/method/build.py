@@ -16,7 +16,7 @@ from dualcl_jax.method.optim import (
     count_schedule,
     peak_learning_rate,
 )
-from dualcl_jax.method.views.images import ViewSpec, resolve_views
+from dualcl_jax.method.views import Views
 from dualcl_jax.models.encoder import Encoder, build_encoder
 from dualcl_jax.models.norm import norm_layout
 from dualcl_jax.system.devices import AXIS
@@ -28,9 +28,7 @@ class Method:
 
     Attributes:
       encoder: Flax module of query and key encoder.
-      views: augmentation of view 1 and view 2.
-      image_size: side of a view in pixels.
-      mean, std: per channel, in [0, 1]; a view enters the encoder as (view - mean) / std.
+      views: what the encoders see of an example.
       seed: of all randomness.
       symmetric: both views act as query and key; otherwise view 1 is the query and view 2 the key.
       temperature: τ.
@@ -51,10 +49,7 @@ class Method:
     """
 
     encoder: Encoder
-    views: tuple[ViewSpec, ViewSpec]
-    image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    views: Views
     seed: int
     symmetric: bool
     temperature: float
@@ -91,8 +86,15 @@ def resolved_selector(config: Any, platform: str) -> str:
     return fastest_exact(platform, resolve_k(negatives.k, negatives.fraction, candidates), candidates)
 
 
-def build_method(config: Any, *, total_steps: int, steps_per_epoch: int, num_devices: int) -> Method:
-    """The method that a validated, resolved config describes (see `configs/default.py` for its fields)."""
+def build_method(config: Any, views: Views, *, total_steps: int, steps_per_epoch: int, num_devices: int) -> Method:
+    """The method that a validated, resolved config describes (see `configs/default.py` for its fields).
+
+    Args:
+      config: of the run.
+      views: of its examples, from the table `dualcl_jax.method.views.VIEWS`.
+      total_steps, steps_per_epoch: lengths that the schedules follow.
+      num_devices: that share the global batch.
+    """
     groups, span = norm_layout(config.model.norm, num_devices)
     optimizer = config.optimizer
     learning_rate = LEARNING_RATE_SCHEDULES[optimizer.schedule](
@@ -107,10 +109,7 @@ def build_method(config: Any, *, total_steps: int, steps_per_epoch: int, num_dev
     queue_axis = AXIS if config.queue.sharded else None
     return Method(
         encoder=build_encoder(config.model, groups=groups, span=span, axis_name=AXIS),
-        views=resolve_views(config.views),
-        image_size=config.data.image_size,
-        mean=tuple(config.data.mean),
-        std=tuple(config.data.std),
+        views=views,
         seed=config.seed,
         symmetric=config.loss.symmetric,
         temperature=config.loss.temperature,

@@ -1,61 +1,45 @@
-"""What a step tells about itself: scalars, averaged over devices in one collective. None of them enters the loss."""
-
-from collections.abc import Sequence
+"""Metrics of one step: scalars, averaged over devices in one collective. None of them enters the loss."""
 
 import jax
 import jax.numpy as jnp
-import optax
 
+from dualcl_jax.method.contrast import Comparison
 from dualcl_jax.method.negatives.queue import UNKNOWN, Queue, mean_age, total_size
-from dualcl_jax.method.negatives.queue_loss import QueueContrast
+from dualcl_jax.system.devices import AXIS
 
 
 def measure(
-    loss: jax.Array,
-    chance: jax.Array,
-    queries: jax.Array,
-    contrasts: Sequence[QueueContrast],
-    gradients: optax.Updates,
-    labels: jax.Array,
-    queue: Queue,
-    step: jax.Array,
-    axis_name: str,
-    queue_axis: str | None = None,
+    compared: Comparison, labels: jax.Array, queue: Queue, step: jax.Array, queue_axis: str | None = None
 ) -> dict[str, jax.Array]:
-    """Metrics of one step.
+    """Metrics of one step; runs under the mapped axis.
 
     Args:
-      loss: [] the device's loss.
-      chance: [] of an encoder that cannot tell the positive.
-      queries: [V, b, D] unit vectors.
-      contrasts: query-anchored, one for each view order.
-      gradients: averaged over devices.
+      compared: this device's anchors.
       labels: [b] int32 of the anchors, or -1; with a sharded queue, [B] of those of all devices.
       queue: as the loss saw it.
       step: [] int32.
-      axis_name: the mapped axis.
-      queue_axis: the same where the queue is sharded over it.
+      queue_axis: the mapped axis where the queue is sharded over it.
 
     Returns:
       Scalars, float32:
-      train/loss, and train/loss_chance, what an encoder that cannot tell the positive would have;
+      train/loss, and train/loss_chance, the loss of an encoder that cannot tell the positive from the negatives;
       train/positive_similarity and train/negative_similarity, mean cosines, the latter of the selected negatives, NaN
       where there are none;
       train/false_negative_rate, share of the selected negatives that are of the anchor's class, beside
       train/same_class_rate, the same over every key of the queue; NaN without labels or negatives;
       train/feature_std, 1 where queries spread over the sphere evenly, 0 where they collapse to a point;
       train/effective_rank in [1, D], participation ratio of the queries' second moment: 1 / ‖E[q qᵀ]‖²_F;
-      train/gradient_norm; queue/fill in [0, 1]; queue/age in steps.
+      queue/fill in [0, 1]; queue/age in steps.
     """
-    flat = queries.reshape(-1, queries.shape[-1])
-    contrast = jax.tree.map(lambda *views: jnp.concatenate(views), *contrasts)
+    flat = compared.queries.reshape(-1, compared.queries.shape[-1])
+    contrast = jax.tree.map(lambda *views: jnp.concatenate(views), *compared.contrasts)
     in_queue = (queue.labels[None, :] == labels[:, None]) & (labels[:, None] != UNKNOWN)
     known = (queue.labels[None, :] != UNKNOWN) & (labels[:, None] != UNKNOWN)
 
     sums = jax.lax.pmean(
         {
-            'loss': loss,
-            'chance': chance,
+            'loss': compared.loss,
+            'chance': compared.chance,
             'positive': contrast.positive.mean(),
             'similarity': contrast.similarity.sum(),
             'chosen': contrast.negatives.sum(),
@@ -66,7 +50,7 @@ def measure(
             'first': flat.mean(axis=0),
             'second': jnp.matmul(flat.T, flat, precision=jax.lax.Precision.HIGHEST) / flat.shape[0],
         },
-        axis_name,
+        AXIS,
     )
     variance = jnp.diagonal(sums['second']) - sums['first'] ** 2
     return {
@@ -78,7 +62,6 @@ def measure(
         'train/same_class_rate': sums['queue_same'] / sums['queue_known'],
         'train/feature_std': jnp.sqrt(jnp.maximum(variance, 0.0).mean() * flat.shape[1]),
         'train/effective_rank': 1.0 / (sums['second'] ** 2).sum(),
-        'train/gradient_norm': optax.tree.norm(gradients),
         'queue/fill': queue.filled.astype(jnp.float32) / total_size(queue, queue_axis),
         'queue/age': mean_age(queue, step, queue_axis),
     }

@@ -1,5 +1,7 @@
 """Views to unit embeddings, by the query encoder and by the momentum encoder."""
 
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -8,49 +10,50 @@ from dualcl_jax.method import shuffle_keys
 from dualcl_jax.method.accumulate import join, split
 from dualcl_jax.method.build import Method
 from dualcl_jax.method.state import Variables
-from dualcl_jax.method.views.images import standardize
 from dualcl_jax.system.devices import AXIS
 
+Tree = Any
 
-def encode(
-    method: Method, variables: Variables, views: jax.Array, *, predict: bool = False
-) -> tuple[jax.Array, Variables]:
-    """Encodes V views [V, b, H, W, C] in one call, each its own BN group or groups, in training mode.
+
+def encode(method: Method, variables: Variables, views: Tree, *, predict: bool = False) -> tuple[jax.Array, Variables]:
+    """Encodes V views, a tree [V, b, ...], in one call, each its own BN group or groups, in training mode.
 
     With `predict`, which is for queries, the projections pass through the predictor, if there is one.
 
     Returns:
       Unit embeddings [V, b, D] float32, and the new running statistics.
     """
-    count = views.shape[0]
+    count = jax.tree.leaves(views)[0].shape[0]
     encoder = method.encoder.clone(groups=count * method.encoder.groups)
-    images = standardize(views, method.mean, method.std).reshape(-1, *views.shape[2:])
-    encoded, updated = encoder.apply(variables, images, train=True, predict=predict, mutable=['batch_stats'])
+    inputs = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), views)
+    encoded, updated = encoder.apply(variables, inputs, train=True, predict=predict, mutable=['batch_stats'])
     return normalize(encoded.projection).reshape(count, -1, method.dim), updated.get('batch_stats', {})
 
 
-def encode_parts(method: Method, variables: Variables, views: jax.Array) -> tuple[jax.Array, Variables]:
+def encode_keys(method: Method, variables: Variables, views: Tree) -> tuple[jax.Array, Variables]:
+    """`encode` for the momentum encoder: no gradient, and shuffled across devices and BN groups if asked."""
+    devices, share = jax.lax.axis_size(AXIS), jax.tree.leaves(views)[0].shape[1]
+    groups = method.encoder.groups * devices // method.encoder.span
+    if not method.shuffle_keys or groups == 1:
+        keys, batch_stats = _encode_parts(method, variables, views)
+        return jax.lax.stop_gradient(keys), batch_stats
+    places = shuffle_keys.destinations(share * devices, groups, method.accumulate_steps)
+    shuffled = jax.tree.map(lambda leaf: shuffle_keys.exchange(leaf, places, AXIS, axis=1), views)
+    keys, batch_stats = _encode_parts(method, variables, shuffled)
+    return jax.lax.stop_gradient(shuffle_keys.exchange(keys, np.argsort(places), AXIS, axis=1)), batch_stats
+
+
+def _encode_parts(method: Method, variables: Variables, views: Tree) -> tuple[jax.Array, Variables]:
     """`encode` in the parts of gradient accumulation, each with its own batch statistics."""
     if method.accumulate_steps == 1:
         return encode(method, variables, views)
 
-    def one(batch_stats: Variables, part: jax.Array) -> tuple[Variables, jax.Array]:
+    def one(batch_stats: Variables, part: Tree) -> tuple[Variables, jax.Array]:
         embeddings, batch_stats = encode(method, variables | {'batch_stats': batch_stats}, part)
         return batch_stats, embeddings
 
     batch_stats, stacked = jax.lax.scan(one, variables['batch_stats'], split(views, method.accumulate_steps, axis=1))
     return join(stacked, axis=1), batch_stats
-
-
-def encode_keys(method: Method, variables: Variables, views: jax.Array) -> tuple[jax.Array, Variables]:
-    """`encode` for the momentum encoder: no gradient, and shuffled across devices and BN groups if asked."""
-    groups = method.encoder.groups * jax.lax.axis_size(AXIS) // method.encoder.span
-    if not method.shuffle_keys or groups == 1:
-        keys, batch_stats = encode_parts(method, variables, views)
-        return jax.lax.stop_gradient(keys), batch_stats
-    places = shuffle_keys.destinations(views.shape[1] * jax.lax.axis_size(AXIS), groups, method.accumulate_steps)
-    keys, batch_stats = encode_parts(method, variables, shuffle_keys.exchange(views, places, AXIS, axis=1))
-    return jax.lax.stop_gradient(shuffle_keys.exchange(keys, np.argsort(places), AXIS, axis=1)), batch_stats
 
 
 def in_global_order(values: jax.Array, order: jax.Array) -> jax.Array:

@@ -48,10 +48,10 @@ class TrainState:
         return {'params': self.momentum_params, 'batch_stats': self.momentum_batch_stats}
 
 
-def create_train_state(method: Method, channels: int) -> TrainState:
+def create_train_state(method: Method) -> TrainState:
     """The state before the first step, a pure function of `method.seed`: ξ = θ, the queue empty or full of noise."""
-    image = jnp.zeros((1, method.image_size, method.image_size, channels), jnp.float32)
-    variables = method.encoder.init(randomness.key(method.seed, randomness.INIT), image, train=False, predict=True)
+    key, view = randomness.key(method.seed, randomness.INIT), method.views.blank()
+    variables = method.encoder.init(key, view, train=False, predict=True)
     params, batch_stats = variables['params'], variables.get('batch_stats', {})
     queue = None
     if method.queue_size and method.queue_init == 'noise':

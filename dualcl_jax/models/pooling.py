@@ -24,7 +24,7 @@ def max_pool(x: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
 
     Args:
       x: [N, H, W, C], any float dtype.
-      size: side of a window, at least 1.
+      size: side of a window, from 1 to 11.
       stride: step in both directions, at least 1.
       padding: places added on each side of H and of W, less than `size`.
 
@@ -43,20 +43,26 @@ def _backward(size: int, stride: int, padding: int, saved: tuple, grad: jax.Arra
     x, largest = saved
     rows, columns = largest.shape[1:3]
     height, width = x.shape[1:3]
+
+    def borders(row: int, column: int) -> tuple[int, int, int, int]:
+        """Rows of x above and below what place (row, column) of all windows sees, and columns before and behind."""
+        top, left = row - padding, column - padding
+        return top, height - top - (rows - 1) * stride - 1, left, width - left - (columns - 1) * stride - 1
+
+    places = [(row, column) for row in range(size) for column in range(size)]
+    winner = jnp.full(largest.shape, len(places), jnp.int8)
+    outside = jnp.array(-jnp.inf, x.dtype)
+    for number, place in reversed(list(enumerate(places))):  # of equal values the first place is written last
+        top, bottom, left, right = borders(*place)
+        seen = jax.lax.pad(x, outside, ((0, 0, 0), (-top, -bottom, 0), (-left, -right, 0), (0, 0, 0)))
+        winner = jnp.where(seen[:, ::stride, ::stride] == largest, jnp.int8(number), winner)
+    winner = jax.lax.optimization_barrier(winner)  # or XLA compares all places again for each of them
     total = jnp.zeros(x.shape, jnp.float32)
-    taken = jnp.zeros(largest.shape, bool)
-    for row in range(size):
-        for column in range(size):
-            # Place (row, column) of every window: the rows of x from `top` on, `stride` apart, and likewise columns.
-            top, left = row - padding, column - padding
-            bottom, right = height - (top + (rows - 1) * stride + 1), width - (left + (columns - 1) * stride + 1)
-            outside = jnp.array(-jnp.inf, x.dtype)
-            seen = jax.lax.pad(x, outside, ((0, 0, 0), (-top, -bottom, 0), (-left, -right, 0), (0, 0, 0)))
-            wins = (seen[:, ::stride, ::stride] == largest) & ~taken
-            taken |= wins
-            part = jnp.where(wins, grad.astype(jnp.float32), 0.0)
-            spread = ((0, 0, 0), (top, bottom, stride - 1), (left, right, stride - 1), (0, 0, 0))
-            total += jax.lax.pad(part, jnp.float32(0), spread)
+    for number, place in enumerate(places):
+        top, bottom, left, right = borders(*place)
+        part = jnp.where(winner == number, grad.astype(jnp.float32), 0.0)
+        spread = ((0, 0, 0), (top, bottom, stride - 1), (left, right, stride - 1), (0, 0, 0))
+        total += jax.lax.pad(part, jnp.float32(0), spread)
     return (total.astype(x.dtype),)
 
 

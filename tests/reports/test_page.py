@@ -218,4 +218,4 @@ def test_the_wheel_has_the_templates(tmp_path):
     )
     (wheel,) = tmp_path.glob('*.whl')
     names = zipfile.ZipFile(wheel).namelist()
-    assert {f'dualcl_jax/report/templates/report.{kind}' for kind in ('html', 'css', 'js')} <= set(names)
+    assert {f'dualcl_jax/reports/templates/report.{kind}' for kind in ('html', 'css', 'js')} <= set(names)

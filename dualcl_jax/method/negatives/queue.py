@@ -86,6 +86,8 @@ def enqueue(
     labels: jax.Array,
     step: jax.Array,
     axis_name: str | None = None,
+    *,
+    when: jax.Array | bool = True,
 ) -> Queue:
     """Writes n keys behind the newest, over the oldest.
 
@@ -99,11 +101,14 @@ def enqueue(
       labels: [n] int32, class of each key or `UNKNOWN`.
       step: [] int32, the step that made the keys.
       axis_name: of the devices that a sharded queue lies on; every one of them gets the same keys.
+      when: [] bool; where it is false, the queue stays as it is.
     """
     first, size, count = first_slot(queue, axis_name), total_size(queue, axis_name), keys.shape[0]
     kept = min(count, size)
     slots = (queue.cursor + jnp.arange(count - kept, count, dtype=jnp.int32)) % size
     rows_of_slots = (slots - first) % size  # those of other devices lie past the end, where nothing is written
+    written = jnp.where(when, count, 0)
+    rows_of_slots = jnp.where(when, rows_of_slots, size + jnp.arange(kept, dtype=jnp.int32))
 
     def write(column: jax.Array, rows: jax.Array) -> jax.Array:
         return column.at[rows_of_slots].set(rows[count - kept :], mode='drop', unique_indices=True)
@@ -113,8 +118,8 @@ def enqueue(
         ids=write(queue.ids, ids),
         labels=write(queue.labels, labels),
         enqueued_at=write(queue.enqueued_at, jnp.broadcast_to(step, (count,))),
-        cursor=(queue.cursor + count) % size,
-        filled=jnp.minimum(queue.filled + count, size),
+        cursor=(queue.cursor + written) % size,
+        filled=jnp.minimum(queue.filled + written, size),
     )
 
 

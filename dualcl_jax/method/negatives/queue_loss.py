@@ -20,7 +20,10 @@ from dualcl_jax.method.negatives.queue import UNKNOWN, Queue, valid
 from dualcl_jax.method.negatives.selectors import allowed_slots
 
 BLOCK_BYTES = 4 * 2**20
-"""Of a block's similarities, on accelerators."""
+"""Of a block's similarities, on TPUs and other accelerators."""
+GPU_BLOCK_BYTES = 256 * 2**20
+"""The same on GPUs. On an H200, 256 anchors, 65,536 keys and the hardest quarter take 0.5 ms in one block, 2.0 in blocks
+of 4 MiB; 4,096 anchors 5.9 ms, and 7.2 in blocks of 64 MiB (`experiments/results/gpu`)."""
 CPU_BLOCK_BYTES = 64 * 2**20
 """The same on CPUs, where a product of few anchors with many keys is slow: at 16 MiB the head takes a sixth longer."""
 CPU_CACHE_BYTES = 256 * 2**10
@@ -30,31 +33,23 @@ SHARDED_BLOCK_BYTES = 64 * 2**20
 
 
 class Anchors(NamedTuple):
-    """B anchors with what their loss needs, all with a leading axis B.
+    """What is known of B anchors beside their embeddings; each [B].
 
     Attributes:
-      anchors: [B, D] unit vectors.
-      positives: [B, D] unit vectors.
-      ids: [B] int32, images.
-      labels: [B] int32, classes, or -1.
-      rngs: [B] keys of random selectors.
+      positions: int32, places in the global batch.
+      ids: int32, examples.
+      labels: int32, classes, or -1.
+      rngs: keys of selectors that draw; None where the selector does not.
     """
 
-    anchors: jax.Array
-    positives: jax.Array
-    ids: jax.Array
-    labels: jax.Array
-    rngs: jax.Array
-
-
-class _Compared(NamedTuple):
-    """What the slots of a device are told of B anchors: `Anchors` with `positive` [B], the cosine to the positive."""
-
-    anchors: jax.Array
-    positive: jax.Array
+    positions: jax.Array
     ids: jax.Array
     labels: jax.Array
     rngs: jax.Array | None
+
+
+Rows = tuple[Anchors, jax.Array, jax.Array]
+"""Anchors, their embeddings [B, D], and the cosine of each with its positive [B]."""
 
 
 class QueueContrast(NamedTuple):
@@ -78,7 +73,9 @@ class QueueContrast(NamedTuple):
 
 
 def contrast_with_queue(
-    rows: Anchors,
+    embeddings: jax.Array,
+    positives: jax.Array,
+    anchors: Anchors,
     queue: Queue,
     *,
     temperature: float,
@@ -93,7 +90,9 @@ def contrast_with_queue(
     The gradient reaches anchors and positives, not the queue; it can be taken once (no second derivative).
 
     Args:
-      rows: the anchors.
+      embeddings: [B, D] unit vectors of the anchors.
+      positives: [B, D] unit vectors, row i the positive of anchor i.
+      anchors: what else is known of them.
       queue: K keys, or this device's part of a sharded queue.
       temperature: τ > 0.
       hardness: β >= 0 of `dualcl_jax.losses.cross_entropy`.
@@ -104,11 +103,13 @@ def contrast_with_queue(
     """
     queue = jax.lax.stop_gradient(queue)
 
-    def contrast(rows: _Compared, similarities: jax.Array) -> tuple[QueueContrast, jax.Array, jax.Array]:
+    def contrast(
+        anchors: Anchors, positive: jax.Array, similarities: jax.Array
+    ) -> tuple[QueueContrast, jax.Array, jax.Array]:
         """With the derivatives of each loss by its positive similarity [b] and by its similarities [b, K]."""
 
         def loss(positive: jax.Array, similarities: jax.Array) -> tuple[jax.Array, Contrast]:
-            allowed = allowed_slots(valid(queue, axis_name), queue.ids, rows.ids, mask_same_image=mask_same_image)
+            allowed = allowed_slots(valid(queue, axis_name), queue.ids, anchors.ids, mask_same_image=mask_same_image)
             contrast = contrast_similarities(
                 positive,
                 jnp.where(allowed, similarities, -jnp.inf),
@@ -116,54 +117,57 @@ def contrast_with_queue(
                 hardness=hardness,
                 select=select,
                 k=k,
-                rngs=rows.rngs,
+                rngs=anchors.rngs,
                 axis_name=axis_name,
             )
             return contrast.loss.sum(), contrast
 
         differentiated = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-        (_, contrast), (by_positive, by_similarity) = differentiated(rows.positive, similarities)
-        return summarize(contrast, rows.labels, queue.labels), by_positive, by_similarity
+        (_, contrast), (by_positive, by_similarity) = differentiated(positive, similarities)
+        return summarize(contrast, anchors.labels, queue.labels), by_positive, by_similarity
 
-    def block(rows: _Compared, *, cache_bytes: int) -> tuple[QueueContrast, jax.Array, jax.Array]:
+    def block(rows: Rows, *, cache_bytes: int) -> tuple[QueueContrast, jax.Array, jax.Array]:
         """With the derivatives of each loss by its positive similarity [b], and by its anchor as met by the slots."""
-        similarities = cosine(rows.anchors, queue.keys)
-        summary, by_positive, by_similarity = _in_parts(lambda part: contrast(*part), (rows, similarities), cache_bytes)
+        anchors, embeddings, positive = rows
+        compared = anchors, positive, cosine(embeddings, queue.keys)
+        summary, by_positive, by_similarity = _in_parts(lambda part: contrast(*part), compared, queue, cache_bytes)
         return summary, by_positive, jnp.matmul(by_similarity, queue.keys, precision=jax.lax.Precision.HIGHEST)
 
-    def blocks(rows: _Compared, *, block_bytes: int, cache_bytes: int) -> tuple[QueueContrast, jax.Array, jax.Array]:
-        return _in_parts(partial(block, cache_bytes=cache_bytes), rows, block_bytes)
+    def blocks(rows: Rows, *, block_bytes: int, cache_bytes: int) -> tuple[QueueContrast, jax.Array, jax.Array]:
+        return _in_parts(partial(block, cache_bytes=cache_bytes), rows, queue, block_bytes)
 
-    def _in_parts(function: Callable[[Any], Any], rows: Any, most_bytes: int) -> Any:
-        """The function of all rows, as many at a time as have similarities of so many bytes."""
-        count = jax.tree.leaves(rows)[0].shape[0]
-        size = _largest_divisor(count, most_bytes // (4 * queue.size))
-        if size == count:
-            return function(rows)
-        parts = jax.tree.map(lambda values: values.reshape(-1, size, *values.shape[1:]), rows)
-        return jax.tree.map(lambda values: values.reshape(count, *values.shape[2:]), jax.lax.map(function, parts))
-
-    held = jax.lax.stop_gradient(rows)
-    compared = _Compared(held.anchors, (held.anchors * held.positives).sum(axis=1), held.ids, held.labels, held.rngs)
+    held, held_positives = jax.lax.stop_gradient((embeddings, positives))
+    positive = (held * held_positives).sum(axis=1)
     if axis_name is None:
         contrasts, by_positive, by_anchor = jax.lax.platform_dependent(
-            compared,
+            (anchors, held, positive),
             cpu=partial(blocks, block_bytes=CPU_BLOCK_BYTES, cache_bytes=CPU_CACHE_BYTES),
+            cuda=partial(blocks, block_bytes=GPU_BLOCK_BYTES, cache_bytes=GPU_BLOCK_BYTES),
+            rocm=partial(blocks, block_bytes=GPU_BLOCK_BYTES, cache_bytes=GPU_BLOCK_BYTES),
             default=partial(blocks, block_bytes=BLOCK_BYTES, cache_bytes=BLOCK_BYTES),
         )
     else:
-        everyone = jax.lax.all_gather(compared._replace(rngs=None), axis_name, tiled=True)
+        everyone = jax.lax.all_gather((anchors._replace(rngs=None), held, positive), axis_name, tiled=True)
         of_slots = blocks(everyone, block_bytes=SHARDED_BLOCK_BYTES, cache_bytes=SHARDED_BLOCK_BYTES)
         loss = of_slots[0].loss  # whole on every device; the rest are shares to be summed
         contrasts, by_positive, by_anchor = jax.lax.psum_scatter(of_slots, axis_name, tiled=True)
-        own = jax.lax.axis_index(axis_name) * compared.positive.shape[0]
-        contrasts = contrasts._replace(
-            loss=jax.lax.dynamic_slice_in_dim(loss, own, compared.positive.shape[0]), positive=compared.positive
-        )
-    by_anchor += by_positive[:, None] * held.positives
-    loss = _with_gradient(contrasts.loss, rows.anchors, by_anchor)
-    loss = _with_gradient(loss, rows.positives, by_positive[:, None] * held.anchors)
+        own = jax.lax.axis_index(axis_name) * positive.shape[0]
+        own_loss = jax.lax.dynamic_slice_in_dim(loss, own, positive.shape[0])
+        contrasts = contrasts._replace(loss=own_loss, positive=positive)
+    by_anchor += by_positive[:, None] * held_positives
+    loss = _with_gradient(contrasts.loss, embeddings, by_anchor)
+    loss = _with_gradient(loss, positives, by_positive[:, None] * held)
     return contrasts._replace(loss=loss)
+
+
+def _in_parts(function: Callable[[Any], Any], rows: Any, queue: Queue, most_bytes: int) -> Any:
+    """The function of all rows, as many at a time as have similarities with the queue of so many bytes."""
+    count = jax.tree.leaves(rows)[0].shape[0]
+    size = _largest_divisor(count, most_bytes // (4 * queue.size))
+    if size == count:
+        return function(rows)
+    parts = jax.tree.map(lambda values: values.reshape(-1, size, *values.shape[1:]), rows)
+    return jax.tree.map(lambda values: values.reshape(count, *values.shape[2:]), jax.lax.map(function, parts))
 
 
 def _with_gradient(values: jax.Array, inputs: jax.Array, gradients: jax.Array) -> jax.Array:

@@ -310,13 +310,59 @@ def resolve_views(views: Any) -> tuple[ViewSpec, ViewSpec]:
     return dataclasses.replace(first, **chosen), dataclasses.replace(second, **chosen)
 
 
-def crop_recipe(views: Sequence[ViewSpec], size: int) -> CropRecipe:
-    """The crops of views of `size` pixels a side, for a host that cuts them."""
-    return CropRecipe(tuple(view.crop_scale for view in views), tuple(view.crop_ratio for view in views), size)
+@dataclass(frozen=True)
+class ImageViews:
+    """Views of images, `dualcl_jax.method.views.Views` of uint8 [n, H, W, C], or of float32 in [0, 1].
+
+    Attributes:
+      specs: the augmentation of each view.
+      size: side of a view in pixels.
+      mean, std: for each channel, or one for all, in [0, 1]; a pixel enters the encoder as (pixel - mean) / std.
+      channels: C, 1 or 3.
+    """
+
+    specs: tuple[ViewSpec, ...]
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    channels: int
+
+    @property
+    def host_recipe(self) -> CropRecipe:
+        """The crops, for a source whose images the host decodes."""
+        scales, ratios = zip(*((spec.crop_scale, spec.crop_ratio) for spec in self.specs), strict=True)
+        return CropRecipe(scales, ratios, self.size)
+
+    def augment(self, keys: jax.Array, images: jax.Array) -> jax.Array:
+        """Views as pictures: `make_views`, float32 [V, n, size, size, C] in [0, 1]."""
+        return make_views(keys, images, self.specs, self.size)
+
+    def make(self, keys: jax.Array, examples: jax.Array) -> jax.Array:
+        return self.standardize(self.augment(keys, examples))
+
+    def plain(self, examples: jax.Array) -> jax.Array:
+        """Images [n, H, W, C] as the encoder takes them: resized where they have another size, standardised."""
+        pixels, shape = _to_float(examples), (examples.shape[0], self.size, self.size, examples.shape[3])
+        return self.standardize(pixels if pixels.shape == shape else jax.image.resize(pixels, shape, 'linear'))
+
+    def blank(self) -> jax.Array:
+        return jnp.zeros((1, self.size, self.size, self.channels), jnp.float32)
+
+    def standardize(self, pixels: jax.Array) -> jax.Array:
+        """(pixels - mean) / std, [..., C] float32."""
+        return standardize(pixels, self.mean, self.std)
 
 
-def standardize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """(images - mean) / std per channel, [..., C] float32."""
-    shape = (1,) * (images.ndim - 1) + (-1,)
+def image_views(config: Any, examples: Any) -> ImageViews:
+    """The views of images [n, H, W, C] that a resolved config describes."""
+    data = config.data
+    return ImageViews(
+        resolve_views(config.views), data.image_size, tuple(data.mean), tuple(data.std), examples.shape[-1]
+    )
+
+
+def standardize(pixels: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+    """(pixels - mean) / std per channel, [..., C] float32."""
+    shape = (1,) * (pixels.ndim - 1) + (-1,)
     center, scale = (jnp.asarray(values, jnp.float32).reshape(shape) for values in (mean, std))
-    return (images - center) / scale
+    return (pixels - center) / scale
