@@ -33,6 +33,7 @@ from dualcl_jax.method.views.image_ops import (
     solarize,
     to_grayscale,
 )
+from dualcl_jax.models.images import ImageInput, to_float
 from dualcl_jax.system.errors import UserError
 
 CROP_TRIES = 10
@@ -243,7 +244,7 @@ def apply_view(image: jax.Array, parameters: ViewParameters, spec: ViewSpec, siz
     ]
     if spec.grayscale_first:
         steps[:2] = steps[1::-1]
-    image = _to_float(image)
+    image = to_float(image)
     if parameters.crop is not None:
         image = crop_and_resize(image, *parameters.crop, size)
     for name, operation in steps:
@@ -269,7 +270,7 @@ def make_views(keys: jax.Array, images: jax.Array, specs: Sequence[ViewSpec], si
     Where the host has made the crops, images are [B, V, size, size, C], and the rest of each view is drawn as it would
     have been.
     """
-    images, cropped = _to_float(images), images.ndim == 5
+    images, cropped = to_float(images), images.ndim == 5
     if cropped and images.shape[1:4] != (len(specs), size, size):
         raise ValueError(f'expected crops [B, {len(specs)}, {size}, {size}, C], got {images.shape}')
     height, width = images.shape[-3:-1]
@@ -290,14 +291,6 @@ def make_views(keys: jax.Array, images: jax.Array, specs: Sequence[ViewSpec], si
     )
 
 
-def _to_float(image: jax.Array) -> jax.Array:
-    if image.dtype == jnp.uint8:
-        return image.astype(jnp.float32) / 255.0
-    if not jnp.issubdtype(image.dtype, jnp.floating):
-        raise TypeError(f'images are {image.dtype}: need uint8 in [0, 255] or floating point in [0, 1]')
-    return image.astype(jnp.float32)
-
-
 def _between(draw: jax.Array, low: float, high: float) -> jax.Array:
     """Maps uniform draws in [0, 1) to [low, high)."""
     return low + (high - low) * draw
@@ -311,21 +304,14 @@ def resolve_views(views: Any) -> tuple[ViewSpec, ViewSpec]:
 
 
 @dataclass(frozen=True)
-class ImageViews:
-    """Views of images, `dualcl_jax.method.views.Views` of uint8 [n, H, W, C], or of float32 in [0, 1].
+class ImageViews(ImageInput):
+    """Views of images, `dualcl_jax.method.views.Views` of uint8 [n, H, W, C], or of floating point in [0, 1].
 
     Attributes:
-      specs: the augmentation of each view.
-      size: side of a view in pixels.
-      mean, std: for each channel, or one for all, in [0, 1]; a pixel enters the encoder as (pixel - mean) / std.
-      channels: C, 1 or 3.
+      specs: the augmentation of each view; for the others see `ImageInput`.
     """
 
     specs: tuple[ViewSpec, ...]
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    channels: int
 
     @property
     def host_recipe(self) -> CropRecipe:
@@ -338,31 +324,12 @@ class ImageViews:
         return make_views(keys, images, self.specs, self.size)
 
     def make(self, keys: jax.Array, examples: jax.Array) -> jax.Array:
+        """The same, standardised as the encoder takes them."""
         return self.standardize(self.augment(keys, examples))
-
-    def plain(self, examples: jax.Array) -> jax.Array:
-        """Images [n, H, W, C] as the encoder takes them: resized where they have another size, standardised."""
-        pixels, shape = _to_float(examples), (examples.shape[0], self.size, self.size, examples.shape[3])
-        return self.standardize(pixels if pixels.shape == shape else jax.image.resize(pixels, shape, 'linear'))
-
-    def blank(self) -> jax.Array:
-        return jnp.zeros((1, self.size, self.size, self.channels), jnp.float32)
-
-    def standardize(self, pixels: jax.Array) -> jax.Array:
-        """(pixels - mean) / std, [..., C] float32."""
-        return standardize(pixels, self.mean, self.std)
 
 
 def image_views(config: Any, examples: Any) -> ImageViews:
     """The views of images [n, H, W, C] that a resolved config describes."""
     data = config.data
-    return ImageViews(
-        resolve_views(config.views), data.image_size, tuple(data.mean), tuple(data.std), examples.shape[-1]
-    )
-
-
-def standardize(pixels: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """(pixels - mean) / std per channel, [..., C] float32."""
-    shape = (1,) * (pixels.ndim - 1) + (-1,)
-    center, scale = (jnp.asarray(values, jnp.float32).reshape(shape) for values in (mean, std))
-    return (pixels - center) / scale
+    specs, channels = resolve_views(config.views), examples.shape[-1]
+    return ImageViews(data.image_size, channels, tuple(data.mean), tuple(data.std), specs)
