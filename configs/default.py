@@ -70,6 +70,8 @@ def get_config() -> ConfigDict:
     model.remat = False  # compute activations inside blocks again for the backward pass: less memory, more time
     model.dim = 128  # D, length of queries and keys
     model.dtype = 'float32'  # of the encoder's computation: float32 | bfloat16; the loss is float32 always
+    # float32 | tensorfloat32 | bfloat16: what accelerators may round the factors of a float32 encoder's products to
+    model.matmul_precision = 'float32'
 
     config.loss = loss = ConfigDict()
     loss.temperature = 0.1  # τ > 0
@@ -144,6 +146,7 @@ def get_config() -> ConfigDict:
 
     config.parallel = parallel = ConfigDict()
     parallel.mapper = 'pmap'  # pmap | shard_map
+    parallel.deterministic = True  # on GPUs: only kernels that give the same bits every time, for an exact resume
     parallel.workers = -1  # processes that decode, for sets not in memory; -1: one a core, 0: none
     parallel.timeout_s = 50.0  # how long the processes of a run wait for each other to start
     parallel.silence_s = 30.0  # a process that is not heard of for so long is lost: the others stop and name it

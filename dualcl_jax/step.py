@@ -1,7 +1,7 @@
 """One training step, as each device takes it. With `losses.py` this is the method.
 
-The order is MoCo's own (1911.05722, Algorithm 1): move the momentum encoder towards the online encoder, encode, score the
-queries against the queue as the last step left it, enqueue this step's keys, update the online encoder.
+The order is MoCo's own (1911.05722, Algorithm 1): move the momentum encoder towards the online encoder, encode, score
+the queries against the queue as the last step left it, enqueue this step's keys, update the online encoder.
 """
 
 from functools import partial

@@ -13,7 +13,7 @@ import numpy as np
 
 from dualcl_jax.data.order import batch_indices, steps_per_epoch
 from dualcl_jax.data.source import HostViews, Source
-from dualcl_jax.data.tree import ArraySpec, Tree, map_tree, row_spec
+from dualcl_jax.data.tree import ArraySpec, Tree, batch_of, map_tree, row_spec
 from dualcl_jax.data.workers import computed
 
 T = TypeVar('T')
@@ -44,8 +44,7 @@ def batch_spec(example: Tree, size: int) -> Batch:
       size: b.
     """
     column = ArraySpec((size,), np.dtype(np.int32))
-    rows = map_tree(lambda leaf: ArraySpec((size, *leaf.shape), leaf.dtype), example)
-    return Batch(rows, column, column, column)
+    return Batch(batch_of(example, size), column, column, column)
 
 
 def make_batch(source: Source, rows: np.ndarray, *, seed: int, step: int, batch_size: int) -> Batch:
@@ -87,8 +86,7 @@ def _host_batches(
     source: Source, chunks: _Chunks, start_step: int, stop_step: int, workers: int
 ) -> Generator[Batch, None, None]:
     """The batches of these steps, prepared by `workers` processes."""
-    example = row_spec(chunks.views.blank(0))
-    room = batch_spec(example, CHUNK).examples
+    room = batch_of(row_spec(chunks.views.blank(0)), CHUNK)
     results = computed(chunks, room, start_step * chunks.per_step, stop_step * chunks.per_step, workers)
     with contextlib.closing(results):
         for step in range(start_step, stop_step):

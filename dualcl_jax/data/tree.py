@@ -56,6 +56,11 @@ def row_spec(tree: Tree) -> Tree:
     return map_tree(lambda leaf: ArraySpec(leaf.shape[1:], leaf.dtype), tree)
 
 
+def batch_of(example: Tree, count: int) -> Tree:
+    """Shapes and dtypes of `count` examples: a tree of `ArraySpec` with a leading axis."""
+    return map_tree(lambda leaf: ArraySpec((count, *leaf.shape), leaf.dtype), example)
+
+
 def empty(spec: Tree) -> Tree:
     """Uninitialised arrays of the shapes and dtypes of a tree of `ArraySpec`."""
     return map_tree(lambda leaf: np.empty(leaf.shape, leaf.dtype), spec)
@@ -74,3 +79,16 @@ def _describe(spec: Tree) -> Any:
     if isinstance(spec, list | tuple):
         return [_describe(part) for part in spec]
     return {'shape': list(spec.shape), 'dtype': spec.dtype.name}
+
+
+def parse(described: Any) -> Tree:
+    """The inverse of `describe`; lists become tuples. Raises ValueError or TypeError for other values."""
+    if isinstance(described, dict):
+        if described.keys() == {'shape', 'dtype'} and isinstance(described['dtype'], str):
+            return ArraySpec(tuple(map(int, described['shape'])), np.dtype(described['dtype']))
+        return {key: parse(part) for key, part in described.items()}
+    if not isinstance(described, list):
+        raise TypeError(f'{described!r} describes no array')
+    if all(isinstance(part, int) for part in described):
+        return ArraySpec(tuple(described), np.dtype(np.uint8))
+    return tuple(parse(part) for part in described)

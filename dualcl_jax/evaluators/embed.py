@@ -4,20 +4,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dualcl_jax.data import Source
-from dualcl_jax.data.images.source import image_shape
 from dualcl_jax.method.build import Method
-from dualcl_jax.method.views.images import standardize
 from dualcl_jax.system.devices import AXIS
 
 BLOCK = 256
 """Images that a device encodes at a time."""
-PIXELS_SIDE = 32
-PIXELS_BLOCK = 1024
+RAW_BLOCK = 1024
 
 
 class Features(NamedTuple):
@@ -30,30 +26,24 @@ class Features(NamedTuple):
 class Blocks:
     """Runs a function of images over a source, block by block, on all devices of a mesh.
 
-    Images are taken as they are, resized where they have another size. Every process must call it, and gets everything.
+    Every process must call it, and gets everything.
 
     Args:
-      function: of variables and pixels float32 [n, S, S, C] in [0, 1], to a tuple of arrays [n, ...].
-      image_size: S.
+      function: of variables and a batch of examples [n, ...] as their source gives them, to a tuple of arrays [n, ...].
       mesh: the devices.
     """
 
-    def __init__(self, function: Callable[[Any, jax.Array], Any], image_size: int, mesh: Mesh) -> None:
+    def __init__(self, function: Callable[[Any, Any], Any], mesh: Mesh) -> None:
         self._rows = NamedSharding(mesh, PartitionSpec(AXIS))
         self._block = BLOCK * mesh.devices.size
-
-        def run(variables: Any, images: jax.Array) -> Any:
-            pixels = images.astype(jnp.float32) / 255.0
-            shape = (images.shape[0], image_size, image_size, images.shape[3])
-            if pixels.shape != shape:
-                pixels = jax.image.resize(pixels, shape, 'linear')
-            return function(variables, pixels)
-
-        self._run = jax.jit(run, out_shardings=NamedSharding(mesh, PartitionSpec()))
+        self._run = jax.jit(function, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def num_blocks(self, count: int) -> int:
         """In how many blocks `count` images are taken."""
         return -(-count // self._block)
+
+    def _put(self, leaf: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(leaf.shape, self._rows, leaf.__getitem__)
 
     def __call__(
         self, variables: Any, source: Source, indices: np.ndarray, advance: Callable[[], None] = lambda: None
@@ -63,8 +53,8 @@ class Blocks:
         parts = []
         for start in range(0, len(indices), block):
             chosen = indices[start : start + block]
-            images = source.examples(np.pad(chosen, (0, block - len(chosen)), mode='edge'))
-            on_devices = jax.make_array_from_callback(images.shape, self._rows, images.__getitem__)
+            examples = source.examples(np.pad(chosen, (0, block - len(chosen)), mode='edge'))
+            on_devices = jax.tree.map(self._put, examples)
             parts.append(jax.tree.map(np.asarray, self._run(variables, on_devices)))
             advance()
         return jax.tree.map(lambda *columns: np.concatenate(columns)[: len(indices)], *parts)
@@ -79,23 +69,17 @@ class Embedder(Blocks):
     """
 
     def __init__(self, method: Method, mesh: Mesh) -> None:
-        def encode(variables: Any, pixels: jax.Array) -> Features:
-            return Features(*method.encoder.apply(variables, standardize(pixels, method.mean, method.std), train=False))
+        def encode(variables: Any, examples: Any) -> Features:
+            return Features(*method.encoder.apply(variables, method.views.plain(examples), train=False))
 
-        super().__init__(encode, method.image_size, mesh)
-        self._mean, self._std = method.mean, method.std
+        super().__init__(encode, mesh)
+        self._views = method.views
 
-    def pixels(self, source: Source, indices: np.ndarray) -> np.ndarray:
-        """The images at `indices` [N] themselves, standardised as for the encoder: [N, H * W * C] float32.
+    def raw(self, source: Source, indices: np.ndarray) -> np.ndarray | None:
+        """The examples at `indices` [N] themselves as vectors [N, F] float32, to compare features with.
 
-        A side longer than `PIXELS_SIDE` is reduced to it: no bank of whole photographs fits in memory.
+        None where the views of their kind give none.
         """
-        height, width, channels = image_shape(source)
-        shape = min(height, PIXELS_SIDE), min(width, PIXELS_SIDE), channels
-        parts = [np.empty((0, np.prod(shape)), np.float32)]
-        for start in range(0, len(indices), PIXELS_BLOCK):
-            images = jnp.asarray(source.examples(indices[start : start + PIXELS_BLOCK]), jnp.float32) / 255.0
-            if images.shape[1:] != shape:
-                images = jax.image.resize(images, (len(images), *shape), 'linear')
-            parts.append(np.asarray(standardize(images, self._mean, self._std)).reshape(len(images), -1))
-        return np.concatenate(parts)
+        rows = range(0, max(len(indices), 1), RAW_BLOCK)
+        parts = [self._views.raw(source.examples(indices[start : start + RAW_BLOCK])) for start in rows]
+        return None if parts[0] is None else np.concatenate([np.asarray(part) for part in parts])

@@ -50,9 +50,14 @@ class KnnMonitor:
         }
 
     def raw_pixels(self) -> dict[str, float]:
-        """Accuracy in [0, 1] of the pixels themselves, standardised per channel as the encoder sees them."""
-        bank = self._embed.pixels(self._train, self.bank_indices)
-        queries = self._embed.pixels(self._test, self.query_indices)
+        """Accuracy in [0, 1] of the pixels themselves, standardised per channel as the encoder sees them.
+
+        Empty for examples without such vectors.
+        """
+        bank = self._embed.raw(self._train, self.bank_indices)
+        queries = self._embed.raw(self._test, self.query_indices)
+        if bank is None or queries is None:
+            return {}
         return {'monitor/knn_top1_raw_pixels': self._top1(bank, queries)}
 
 

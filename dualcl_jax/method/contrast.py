@@ -133,12 +133,8 @@ def _contrast_keys(
 ) -> HasLoss:
     """The term anchored at the key: its positive is the query, its negatives the queue's or the batch's queries."""
     if method.key_term == 'queue':
-        return contrast(
-            method, candidates.queues[0], keys, queries, anchors=anchors, k=candidates.k, allowed=allowed
-        )
-    return info_nce(
-        keys, queries, in_global_order(queries, candidates.order), allowed, temperature=method.temperature
-    )
+        return contrast(method, candidates.queues[0], keys, queries, anchors=anchors, k=candidates.k, allowed=allowed)
+    return info_nce(keys, queries, in_global_order(queries, candidates.order), allowed, temperature=method.temperature)
 
 
 def _others(method: Method, everyone: Anchors, anchors: Anchors) -> jax.Array:

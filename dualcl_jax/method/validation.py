@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 from dualcl_jax.method.negatives.selectors import AUTO, SELECTORS, SHARDED
 from dualcl_jax.method.optim import LEARNING_RATE_SCHEDULES, MOMENTUM_SCHEDULES, OPTIMIZERS
 from dualcl_jax.method.views.images import PRESETS, resolve_views
-from dualcl_jax.models.encoder import DTYPES, MODELS
+from dualcl_jax.models.encoder import DTYPES, MODELS, PRECISIONS
 from dualcl_jax.models.heads import PREDICTORS, PROJECTIONS
 from dualcl_jax.models.norm import norm_layout
 from dualcl_jax.models.resnet import STEMS
@@ -48,6 +48,7 @@ RULES: dict[str, Rule] = {
     'model.head_width': at_least(1),
     'model.dim': at_least(2),
     'model.dtype': one_of(*DTYPES),
+    'model.matmul_precision': one_of(*PRECISIONS),
     'loss.temperature': _POSITIVE,
     'loss.hardness': at_least(0),
     'loss.key_weight': between(0, 1),

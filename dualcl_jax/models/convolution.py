@@ -1,4 +1,4 @@
-"""Convolution with gradients that run fast on a CPU; on other backends they are XLA's own.
+"""Convolution with gradients that run fast on a CPU, and a stem that runs fast elsewhere.
 
 On a CPU, XLA makes the gradient for the kernel a convolution over transposed copies of both arrays, and the gradient
 for the input of a strided convolution one over interleaved zeros. Here both take shapes that its libraries run well:
@@ -18,10 +18,12 @@ import jax
 import jax.numpy as jnp
 
 _DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
+FEW_CHANNELS = 4
+"""Up to so many, a strided convolution runs by `space_to_depth` on accelerators."""
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def conv(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def conv(x: jax.Array, kernel: jax.Array, stride: int, padding: int, precision: str | None = None) -> jax.Array:
     """Two-dimensional convolution (cross-correlation) with the same zero padding on all four sides, as in PyTorch.
 
     Reverse-mode differentiation only; the gradients differ from those of `jax.lax.conv_general_dilated` by rounding.
@@ -31,15 +33,38 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Arra
       kernel: [K, K, I, O], the dtype of x.
       stride: step in both directions, at least 1.
       padding: zeros added on each side of H and of W, less than K.
+      precision: of the products, forward and backward, as `jax.default_matmul_precision` takes it.
 
     Returns:
       [N, (H + 2 * padding - K) // stride + 1, (W + 2 * padding - K) // stride + 1, O], the dtype of x.
     """
-    return _plain(x, kernel, stride, padding)
+    return _forward(x, kernel, stride, padding, precision)[0]
 
 
 def _plain(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
     return _convolve(x, kernel, stride, ((padding, padding), (padding, padding)))
+
+
+def _few_channels(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
+    return x.shape[3] <= FEW_CHANNELS and kernel.shape[0] > stride > 1
+
+
+def space_to_depth(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    """`conv` as a convolution with stride 1: blocks of stride × stride places become the channels of one place.
+
+    Matrix units multiply many channels at a time, of which an image has three. The sums are the same, in another order.
+    """
+    n, height, width, channels = x.shape
+    side, features = kernel.shape[0], kernel.shape[3]
+    taps = -(-side // stride)
+    rows, columns = ((size + 2 * padding - side) // stride + taps for size in (height, width))
+    x = _pad(x, (padding, rows * stride - padding - height), (padding, columns * stride - padding - width))
+    x = x.reshape(n, rows, stride, columns, stride, channels).transpose(0, 1, 3, 2, 4, 5)
+    kernel = jnp.pad(kernel, ((0, taps * stride - side),) * 2 + ((0, 0),) * 2)
+    kernel = kernel.reshape(taps, stride, taps, stride, channels, features).transpose(0, 2, 1, 3, 4, 5)
+    depth = stride * stride * channels
+    x, kernel = x.reshape(n, rows, columns, depth), kernel.reshape(taps, taps, depth, features)
+    return _convolve(x, kernel, 1, ((0, 0), (0, 0)))
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, stride: int, pads: Sequence[tuple[int, int]]) -> jax.Array:
@@ -50,11 +75,20 @@ def _convolve(x: jax.Array, kernel: jax.Array, stride: int, pads: Sequence[tuple
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=_DIMENSIONS)
 
 
-def _forward(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> tuple[jax.Array, tuple]:
-    return _plain(x, kernel, stride, padding), (x, kernel)
+def _forward(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: int, precision: str | None
+) -> tuple[jax.Array, tuple]:
+    with jax.default_matmul_precision(precision):
+        if _few_channels(x, kernel, stride):
+            plain = partial(_plain, stride=stride, padding=padding)
+            deep = partial(space_to_depth, stride=stride, padding=padding)
+            return jax.lax.platform_dependent(x, kernel, cpu=plain, default=deep), (x, kernel)
+        return _plain(x, kernel, stride, padding), (x, kernel)
 
 
-def _backward(stride: int, padding: int, saved: tuple, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _backward(
+    stride: int, padding: int, precision: str | None, saved: tuple, grad: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     def on_cpu(x: jax.Array, kernel: jax.Array, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
         # Without the barrier the layers around are computed again for every copy of x and grad below.
         x, grad = jax.lax.optimization_barrier((x, grad))
@@ -64,9 +98,11 @@ def _backward(stride: int, padding: int, saved: tuple, grad: jax.Array) -> tuple
         return for_x, kernel_gradient(x, grad, stride, padding, kernel.shape[0])
 
     def elsewhere(x: jax.Array, kernel: jax.Array, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jax.vjp(lambda x, k: _plain(x, k, stride, padding), x, kernel)[1](grad)
+        forward = space_to_depth if _few_channels(x, kernel, stride) else _plain
+        return jax.vjp(lambda x, k: forward(x, k, stride, padding), x, kernel)[1](grad)
 
-    return jax.lax.platform_dependent(*saved, grad, cpu=on_cpu, default=elsewhere)
+    with jax.default_matmul_precision(precision):
+        return jax.lax.platform_dependent(*saved, grad, cpu=on_cpu, default=elsewhere)
 
 
 conv.defvjp(_forward, _backward)

@@ -26,6 +26,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     'tiny': Tiny,
 }
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+PRECISIONS = ('float32', 'tensorfloat32', 'bfloat16')
+"""What an encoder in float32 may round the factors of its products to, where the device is faster then. CPUs round
+none."""
 
 
 class Encoded(NamedTuple):
@@ -57,6 +60,7 @@ class Encoder(nn.Module):
       freeze_patches: of a ViT, see `VisionTransformer`.
       remat: compute activations inside blocks again for the backward pass.
       dtype: of the computation; parameters, statistics and outputs are float32.
+      matmul_precision: one of `PRECISIONS`, of convolutions and matrix products where dtype is float32.
       groups, span, axis_name: see `BatchNorm`.
     """
 
@@ -70,12 +74,18 @@ class Encoder(nn.Module):
     freeze_patches: bool = True
     remat: bool = False
     dtype: Any = jnp.float32
+    matmul_precision: str = 'float32'
     groups: int = 1
     span: int = 1
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool, predict: bool = False) -> Encoded:
+        rounds = self.matmul_precision if self.dtype == jnp.float32 else None  # bfloat16 says it already
+        with jax.default_matmul_precision(rounds):
+            return self._encode(images, train=train, predict=predict)
+
+    def _encode(self, images: jax.Array, *, train: bool, predict: bool) -> Encoded:
         features = self.make_backbone('backbone')(images, train=train)
         head = partial(Head, dim=self.dim, hidden=self.hidden, norm=self._norm(), dtype=self.dtype)
         projection = head(PROJECTIONS[self.projection], name='projection')(features, train=train)
@@ -111,6 +121,7 @@ def build_encoder(model_config: Any, *, groups: int = 1, span: int = 1, axis_nam
       UserError: for a field with a value that does not exist.
     """
     choices = {'name': MODELS, 'stem': STEMS, 'projection': PROJECTIONS, 'predictor': PREDICTORS, 'dtype': DTYPES}
+    choices |= {'matmul_precision': PRECISIONS}
     for field, allowed in choices.items():
         value = getattr(model_config, field)
         if value not in allowed:
@@ -129,6 +140,7 @@ def build_encoder(model_config: Any, *, groups: int = 1, span: int = 1, axis_nam
         freeze_patches=model_config.freeze_patches,
         remat=model_config.remat,
         dtype=DTYPES[model_config.dtype],
+        matmul_precision=model_config.matmul_precision,
         groups=groups,
         span=span,
         axis_name=axis_name,

@@ -28,13 +28,8 @@ class ImageInput:
         return self.size, self.size, self.channels
 
     def pixels(self, images: ArrayLike) -> jax.Array:
-        """Images [n, H, W, C], uint8 or floating point in [0, 1], as float32 [n, size, size, C] in [0, 1].
-
-        Images of another size are resized, without a crop.
-        """
-        pixels = to_float(jnp.asarray(images))
-        shape = (pixels.shape[0], self.size, self.size, pixels.shape[3])
-        return pixels if pixels.shape == shape else jax.image.resize(pixels, shape, 'linear')
+        """Images [n, H, W, C] as float32 [n, size, size, C] in [0, 1]: `resized`."""
+        return resized(images, self.size, self.size)
 
     def standardize(self, pixels: jax.Array) -> jax.Array:
         """(pixels - mean) / std of pixels in [0, 1], float32 [..., C]."""
@@ -62,3 +57,13 @@ def to_float(images: jax.Array) -> jax.Array:
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise TypeError(f'images are {images.dtype}: need uint8 in [0, 255] or floating point in [0, 1]')
     return images.astype(jnp.float32)
+
+
+def resized(images: ArrayLike, height: int, width: int) -> jax.Array:
+    """Images [n, H, W, C], uint8 or floating point in [0, 1], as float32 [n, height, width, C] in [0, 1].
+
+    Images of another size are resized bilinearly, without a crop.
+    """
+    pixels = to_float(jnp.asarray(images))
+    shape = (pixels.shape[0], height, width, pixels.shape[3])
+    return pixels if pixels.shape == shape else jax.image.resize(pixels, shape, 'linear')

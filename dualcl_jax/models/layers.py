@@ -49,7 +49,8 @@ class Conv(nn.Module):
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param('kernel', conv_kernel_init, shape, jnp.float32)
         padding = self.size // 2 if self.padding is None else self.padding
-        return conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, padding)
+        precision = jax.config.jax_default_matmul_precision  # the backward pass is traced where it may be another
+        return conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, padding, precision)
 
 
 def dense(features: int, *, dtype: Any, name: str, use_bias: bool = True) -> nn.Dense:

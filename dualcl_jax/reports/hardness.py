@@ -20,7 +20,6 @@ from dualcl_jax.method.build import Method
 from dualcl_jax.method.negatives.queue import UNKNOWN, Queue, batch_queue, valid
 from dualcl_jax.method.negatives.selectors import allowed_slots
 from dualcl_jax.method.state import TrainState, Variables
-from dualcl_jax.method.views.images import make_views, standardize
 
 PARTS = (64, 32, 16, 8, 4, 2)
 """The hardest 1/64 to 1/2 of the negatives, whose share of the softmax is told."""
@@ -196,7 +195,7 @@ def _view_pairs(method: Method, state: TrainState, source: Source, images: NDArr
         padded = _fill(chosen)
         positions = jnp.arange(start, start + BLOCK, dtype=jnp.int32)
         rngs = randomness.example_keys(method.seed, randomness.VIEWS, jnp.asarray(state.step), positions)
-        views = _make_views(rngs, source.examples(padded), method.views, method.image_size)
+        views = _make_views(method, rngs, source.examples(padded))
         queries = _embed_block(method, state.variables, views[0], True)
         keys = _embed_block(method, state.momentum_variables, views[1], False)
         yield _ViewPairs(len(chosen), padded, queries, keys)
@@ -209,11 +208,8 @@ def _embed_images(
     parts = []
     for start in range(0, len(indices), BLOCK):
         chosen = indices[start : start + BLOCK]
-        pixels = jnp.asarray(source.examples(_fill(chosen)), jnp.float32) / 255.0
-        shape = (BLOCK, method.image_size, method.image_size, pixels.shape[3])
-        if pixels.shape != shape:
-            pixels = jax.image.resize(pixels, shape, 'linear')
-        parts.append(np.asarray(_embed_block(method, variables, pixels, predict))[: len(chosen)])
+        plain = method.views.plain(source.examples(_fill(chosen)))
+        parts.append(np.asarray(_embed_block(method, variables, plain, predict))[: len(chosen)])
     return np.concatenate(parts)
 
 
@@ -223,15 +219,15 @@ def _fill(indices: NDArray) -> NDArray:
 
 
 @partial(jax.jit, static_argnums=(0, 3))
-def _embed_block(method: Method, variables: Variables, pixels: jax.Array, predict: bool) -> jax.Array:
+def _embed_block(method: Method, variables: Variables, views: Any, predict: bool) -> jax.Array:
     predict = predict and 'predictor' in variables['params']
-    encoded: Any = method.encoder.apply(
-        variables, standardize(pixels, method.mean, method.std), train=False, predict=predict
-    )
+    encoded: Any = method.encoder.apply(variables, views, train=False, predict=predict)
     return normalize(encoded.projection)
 
 
-_make_views = jax.jit(make_views, static_argnums=(2, 3))
+@partial(jax.jit, static_argnums=0)
+def _make_views(method: Method, keys: jax.Array, examples: Any) -> Any:
+    return method.views.make(keys, examples)
 
 
 def _allowed(method: Method, state: TrainState, queue: Queue, ids: jax.Array) -> jax.Array:

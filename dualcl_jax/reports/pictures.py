@@ -3,6 +3,7 @@
 import numpy as np
 
 from dualcl_jax.data.order import epoch_permutation
+from dualcl_jax.method.views.images import ImageViews
 from dualcl_jax.reports import figures
 from dualcl_jax.reports.content import describe
 from dualcl_jax.reports.page import write_page
@@ -30,8 +31,9 @@ def draw_figures(run: Subject, samples: Samples) -> None:
 
     figures.curves([dict(record) for record in run.records], folder / 'curves.png')
 
+    assert isinstance(method.views, ImageViews)
     chosen = epoch_permutation(run.config.seed, 0, len(train))[:SHEET_IMAGES]
-    views = first_views(train, chosen, method.views, method.image_size, method.seed)
+    views = first_views(train, chosen, method.views, method.seed)
     figures.view_pairs(train.examples(chosen), views, folder / 'views.png')
 
     labelled = train.class_names is not None

@@ -71,7 +71,9 @@ def read_subject(workdir: str) -> tuple[Subject, Samples]:
     subject = Subject(
         folder=run.folder,
         config=run.config,
-        method=build_method(run.config, total_steps=total_steps, steps_per_epoch=epoch, num_devices=1),
+        method=build_method(
+            run.config, run.method.views, total_steps=total_steps, steps_per_epoch=epoch, num_devices=1
+        ),
         splits=splits,
         total_steps=total_steps,
         steps_per_epoch=epoch,

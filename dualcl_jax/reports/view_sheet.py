@@ -10,7 +10,7 @@ from dualcl_jax.data import Source, load
 from dualcl_jax.data.order import epoch_permutation
 from dualcl_jax.method import randomness
 from dualcl_jax.method.validation import validate
-from dualcl_jax.method.views.images import ViewSpec, crop_recipe, make_views, resolve_views
+from dualcl_jax.method.views.images import ImageViews, image_views
 from dualcl_jax.reports.figures import view_pairs
 from dualcl_jax.system.errors import UserError
 
@@ -28,7 +28,7 @@ def show_views(config: ConfigDict, path: str) -> None:
         raise UserError(f'--show_views={path}: name a file that ends in .png')
     train = load(config.data).train
     ids = epoch_permutation(config.seed, 0, len(train))[:IMAGES]
-    views = first_views(train, ids, resolve_views(config.views), config.data.image_size, config.seed)
+    views = first_views(train, ids, image_views(config, train.examples(np.arange(0))), config.seed)
     try:
         epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
         view_pairs(train.examples(ids), views, path)
@@ -37,14 +37,14 @@ def show_views(config: ConfigDict, path: str) -> None:
     print(f'{len(ids)} images and their views are in {path}')
 
 
-def first_views(train: Source, ids: np.ndarray, specs: tuple[ViewSpec, ViewSpec], size: int, seed: int) -> np.ndarray:
+def first_views(train: Source, ids: np.ndarray, views: ImageViews, seed: int) -> np.ndarray:
     """The views of the images `ids` [n] where they open the batch of step 0: float32 [2, n, size, size, C]."""
     rows = np.arange(len(ids))
-    crops = train.host_views(crop_recipe(specs, size))
+    crops = train.host_views(views.host_recipe)
     if crops is None:
         images = train.examples(ids)
     else:
         images = crops.blank(len(ids))
         crops.make(ids, rows, seed, 0, images)
     keys = randomness.example_keys(seed, randomness.VIEWS, jnp.zeros((), jnp.int32), jnp.asarray(rows, jnp.int32))
-    return np.asarray(jax.jit(make_views, static_argnums=(2, 3))(keys, images, specs, size))
+    return np.asarray(jax.jit(views.augment)(keys, images))

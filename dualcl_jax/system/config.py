@@ -19,6 +19,10 @@ OPERATIONAL = ('checkpoint.', 'monitor.', 'log.', 'parallel.', 'queue.sharded', 
 device, and what is put up with, not what comes out."""
 
 
+ADDED: dict[str, Any] = {'model.matmul_precision': 'float32', 'parallel.deterministic': True}
+"""Fields that configs of version 0.1.0 lack, and the value that such a config means."""
+
+
 def load_config(path: str) -> ConfigDict:
     """Runs `get_config()` of a configuration file, or `get_config(recipe)` for a path 'FILE.py:RECIPE'.
 
@@ -95,7 +99,10 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str | bytes) -> ConfigDict:
-    """The inverse of `to_json`; lists become tuples. Raises ValueError where the text holds no config."""
+    """The inverse of `to_json`; lists become tuples, and fields of `ADDED` that are absent get their value there.
+
+    Raises ValueError where the text holds no config.
+    """
 
     def tuples(value: Any) -> Any:
         if isinstance(value, dict):
@@ -105,12 +112,25 @@ def from_json(text: str | bytes) -> ConfigDict:
     values = json.loads(text)
     if not isinstance(values, dict):
         raise ValueError('no fields in it')
-    return ml_collections.ConfigDict(tuples(values))
+    config = ml_collections.ConfigDict(tuples(values))
+    present = dict(flatten(config))
+    for field, value in ADDED.items():
+        section, _, name = field.rpartition('.')
+        if field not in present and section in config:
+            config[section][name] = value
+    return config
 
 
 def method_sha256(config: ConfigDict) -> str:
-    """SHA-256 hex digest of the method's fields: what makes a checkpoint one of this run, on whatever data."""
-    fields = {field: value for field, value in flatten(config) if not field.startswith(('data.', *OPERATIONAL))}
+    """SHA-256 hex digest of the method's fields: what makes a checkpoint one of this run, on whatever data.
+
+    A field of `ADDED` counts only with another value than the one there.
+    """
+    fields = {
+        field: value
+        for field, value in flatten(config)
+        if not field.startswith(('data.', *OPERATIONAL)) and (field not in ADDED or value != ADDED[field])
+    }
     return hashlib.sha256(json.dumps(fields, sort_keys=True, default=list).encode()).hexdigest()
 
 

@@ -17,12 +17,13 @@ from rich.table import Table
 
 from dualcl_jax.data import batch_spec
 from dualcl_jax.data.tree import ArraySpec
-from dualcl_jax.losses import info_nce
 from dualcl_jax.method.build import Method, build_method, resolved_selector
+from dualcl_jax.method.contrast import contrast
 from dualcl_jax.method.negatives.queue import Queue, batch_queue, empty_queue
-from dualcl_jax.method.negatives.queue_loss import Anchors, contrast_with_queue
+from dualcl_jax.method.negatives.queue_loss import Anchors
 from dualcl_jax.method.state import create_train_state, queue_specs, state_specs
 from dualcl_jax.method.validation import validate, validate_devices
+from dualcl_jax.method.views import VIEWS
 from dualcl_jax.step import train_step
 from dualcl_jax.system.devices import AXIS, MAPPERS, ShardMapMapper, bytes_per_device, shapes
 from dualcl_jax.system.errors import UserError
@@ -104,12 +105,13 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> dict[str, Any]:
         config.data.mean, config.data.std = ASSUMED_MEAN, ASSUMED_STD
     config.negatives.selector = resolved_selector(config, devices[0].platform)
     mesh, device, size = Mesh(np.asarray(devices), (AXIS,)), devices[0], config.train.batch_size
+    views = VIEWS['images'](config, np.empty((0, 1, 1, 3), np.uint8))
     method = build_method(
-        config, total_steps=100 * STEPS_PER_EPOCH, steps_per_epoch=STEPS_PER_EPOCH, num_devices=len(devices)
+        config, views, total_steps=100 * STEPS_PER_EPOCH, steps_per_epoch=STEPS_PER_EPOCH, num_devices=len(devices)
     )
     step, specs, limits = partial(train_step, method), state_specs(method), _limits(device)
-    state = shapes(jax.eval_shape(partial(create_train_state, method, 3)), mesh, specs)
-    batch = shapes(batch_spec(_example(config.data.image_size, len(method.views)), size), mesh, PartitionSpec(AXIS))
+    state = shapes(jax.eval_shape(partial(create_train_state, method)), mesh, specs)
+    batch = shapes(batch_spec(_example(config.data.image_size, 2), size), mesh, PartitionSpec(AXIS))
     asked = cost.count(ShardMapMapper(mesh, specs).map(step).trace(state, batch).jaxpr, device.platform)
     report = {
         'fits': False,
@@ -154,48 +156,27 @@ def _head(method: Method, mesh: Mesh, limits: Limits, batch_size: int) -> dict[s
     """The loss of one view order and its gradient, compiled alone with the queue, or the keys of a batch."""
     orders = 2 if method.symmetric else 1
 
-    def loss(anchors: jax.Array, rows: Anchors, queue: Queue) -> jax.Array:
-        if not method.queue_size:
-            select, k = method.select, method.num_negatives
-            return info_nce(
-                anchors,
-                rows.positives,
-                queue.keys,
-                temperature=method.temperature,
-                hardness=method.hardness,
-                select=select,
-                k=k,
-                rngs=rows.rngs,
-            ).loss.sum()
-        contrast = contrast_with_queue(
-            rows._replace(anchors=anchors),
-            queue,
-            temperature=method.temperature,
-            hardness=method.hardness,
-            select=method.select,
-            k=method.num_negatives,
-            mask_same_image=method.mask_same_image,
-            axis_name=method.queue_axis,
-        )
-        return contrast.loss.sum()
+    def loss(embeddings: jax.Array, positives: jax.Array, anchors: Anchors, queue: Queue) -> jax.Array:
+        return contrast(method, queue, embeddings, positives, anchors=anchors, k=method.num_negatives).loss.sum()
 
-    def head(rows: Anchors, queue: Queue) -> tuple[jax.Array, jax.Array]:
-        value, gradient = jax.value_and_grad(loss)(rows.anchors, rows, queue)
+    def head(embeddings: jax.Array, anchors: Anchors, queue: Queue) -> tuple[jax.Array, jax.Array]:
+        value, gradient = jax.value_and_grad(loss)(embeddings, embeddings, anchors, queue)
         return value[None], gradient
 
-    def arguments() -> tuple[Anchors, Queue]:
-        embedding, column = jnp.zeros((batch_size, method.dim)), jnp.zeros(batch_size, jnp.int32)
-        rows = Anchors(embedding, embedding, column, column, jax.random.split(jax.random.key(0), batch_size))
-        queue = empty_queue(method.queue_size, method.dim) if method.queue_size else batch_queue(*rows[1:4], column[0])
-        return rows, queue
+    def arguments() -> tuple[jax.Array, Anchors, Queue]:
+        embeddings, column = jnp.zeros((batch_size, method.dim)), jnp.zeros(batch_size, jnp.int32)
+        anchors = Anchors(column, column, column, jax.random.split(jax.random.key(0), batch_size))
+        if method.queue_size:
+            return embeddings, anchors, empty_queue(method.queue_size, method.dim)
+        return embeddings, anchors, batch_queue(embeddings, column, column, column[0])
 
     own = PartitionSpec(AXIS)
-    specs = own, queue_specs(method)
+    specs = own, own, queue_specs(method)
     described = tuple(shapes(part, mesh, spec) for part, spec in zip(jax.eval_shape(arguments), specs, strict=True))
     mapped = jax.shard_map(head, mesh=mesh, in_specs=specs, out_specs=own, check_vma=False)
     traced = jax.jit(mapped).trace(*described)
     asked = cost.count(traced.jaxpr, mesh.devices.flat[0].platform)
-    times = _roofline(limits, asked, bytes_per_device(described[1]))['roofline_seconds']
+    times = _roofline(limits, asked, bytes_per_device(described[2]))['roofline_seconds']
     return {
         'queue_and_head_bytes': _total(traced.lower().compile().memory_analysis()),
         'roofline_head_seconds': None if times is None else orders * times,

@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 from dualcl_jax.data import Loader
 from dualcl_jax.method.state import TrainState
 from dualcl_jax.method.validation import validate
-from dualcl_jax.method.views.images import crop_recipe
 from dualcl_jax.reports.pictures import draw_pictures
 from dualcl_jax.reports.samples import take_samples
 from dualcl_jax.reports.subject import Subject
@@ -116,7 +115,7 @@ def _train(
         start_step=run.start_step,
         stop_step=run.total_steps,
         place=run.mapper.put_batch,
-        recipe=crop_recipe(run.method.views, run.method.image_size),
+        recipe=run.method.views.host_recipe,
         workers=config.parallel.workers if config.parallel.workers >= 0 else available_cores(),
     )
     trace = Trace(str(run.folder / 'profile'), run.start_step, traced_steps)

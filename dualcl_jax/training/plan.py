@@ -3,11 +3,13 @@
 import dataclasses
 
 import jax
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dualcl_jax.data import Batch, Splits, batch_spec, example_spec, load
+from dualcl_jax.data import Batch, Source, Splits, batch_spec, example_spec, load
+from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.images.source import image_shape
 from dualcl_jax.data.images.statistics import channel_statistics
 from dualcl_jax.data.order import steps_per_epoch
@@ -15,7 +17,7 @@ from dualcl_jax.method.build import Method, build_method, resolved_selector
 from dualcl_jax.method.negatives.selectors import AUTO, EXACT
 from dualcl_jax.method.state import TrainState, create_train_state
 from dualcl_jax.method.validation import validate, validate_devices, validate_schedule
-from dualcl_jax.method.views.images import crop_recipe
+from dualcl_jax.method.views import VIEWS
 from dualcl_jax.system.config import flatten
 from dualcl_jax.system.devices import device_mesh
 from dualcl_jax.system.errors import UserError
@@ -60,12 +62,12 @@ class Plan:
 
     def create(self) -> TrainState:
         """The state of a new run."""
-        return create_train_state(self.method, image_shape(self.splits.train)[2])
+        return create_train_state(self.method)
 
     def batch(self) -> Batch:
         """Shapes and dtypes of a whole batch, as the loader makes it."""
-        recipe = crop_recipe(self.method.views, self.method.image_size)
-        return batch_spec(example_spec(self.splits.train, recipe), self.config.train.batch_size)
+        example = example_spec(self.splits.train, self.method.views.host_recipe)
+        return batch_spec(example, self.config.train.batch_size)
 
 
 def make_plan(config: ConfigDict, workdir: str, *, writes: bool) -> Plan:
@@ -83,24 +85,31 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool) -> Plan:
     splits = load(config.data, validate=True)
     if writes:
         check_same_data(config.data.name, ' '.join(split.fingerprint for split in splits if split is not None))
-    if not config.data.mean:
-        config.data.mean, config.data.std = channel_statistics(splits.train)
-    channels = image_shape(splits.train)[2]
-    if len(config.data.mean) not in (1, channels):
-        raise UserError(
-            f'config.data.mean={config.data.mean}: {len(config.data.mean)} numbers, and the images of '
-            f'{splits.train.name} have {channels} channels; give {channels}, or () to have them measured'
-        )
+    if splits.train.kind == IMAGES:
+        _set_statistics(config, splits.train)
     config.negatives.selector = _selector(config, folder, mesh)
     check_same_run(folder, config)
     epoch = steps_per_epoch(len(splits.train), config.train.batch_size)
     total_steps = config.train.steps or config.train.epochs * epoch
     validate_schedule(config, total_steps, epoch)
-    method = build_method(config, total_steps=total_steps, steps_per_epoch=epoch, num_devices=mesh.devices.size)
+    views = VIEWS[splits.train.kind](config, splits.train.examples(np.arange(0)))
+    method = build_method(config, views, total_steps=total_steps, steps_per_epoch=epoch, num_devices=mesh.devices.size)
     plan = Plan(config, folder, splits, mesh, method, epoch, total_steps, max(saved_steps(folder), default=None))
     if config.init_from and plan.resumed_from is None:
         check_encoder(jax.eval_shape(plan.create).params, config.init_from)
     return plan
+
+
+def _set_statistics(config: ConfigDict, train: Source) -> None:
+    """Measures mean and std of the images where the config has none. Raises UserError where it has too many or few."""
+    if not config.data.mean:
+        config.data.mean, config.data.std = channel_statistics(train)
+    channels = image_shape(train)[2]
+    if len(config.data.mean) not in (1, channels):
+        raise UserError(
+            f'config.data.mean={config.data.mean}: {len(config.data.mean)} numbers, and the images of '
+            f'{train.name} have {channels} channels; give {channels}, or () to have them measured'
+        )
 
 
 def _selector(config: ConfigDict, folder: epath.Path, mesh: Mesh) -> str:

@@ -203,7 +203,7 @@ def step_case(arrays: Arrays) -> float:
     mapper = PmapMapper(Mesh(np.asarray(_devices(len(rows))), (AXIS,)))
     with jax.default_matmul_precision('highest'):
         params = _parameters(start)
-        state = create_train_state(method, 3)
+        state = create_train_state(method)
         state = dataclasses.replace(state, params=params, momentum_params=jax.tree.map(jnp.copy, params))
         step_fn, state = mapper.map(partial(train_step, method)), mapper.put_state(replicate(state, mapper.mesh))
         losses = []
@@ -241,17 +241,14 @@ def _method(steps: int) -> Any:
     from dualcl_jax.losses import select_top_k
     from dualcl_jax.method.build import Method
     from dualcl_jax.method.optim import build_optimizer, constant_momentum, learning_rate_schedule
-    from dualcl_jax.method.views.images import PRESETS
+    from dualcl_jax.method.views.images import PRESETS, ImageViews
     from dualcl_jax.models.encoder import Encoder
 
     rate = learning_rate_schedule(0.1, steps)
     sgd = build_optimizer('sgd', rate, momentum=0.9, weight_decay=5e-4, decay_norm_and_bias=True)
     return Method(
         encoder=Encoder('tiny', 'cifar', width=4, projection='linear', predictor='none', hidden=1, dim=8),
-        views=PRESETS['moco_v3'],
-        image_size=SIDE,
-        mean=(0.5,) * 3,
-        std=(0.25,) * 3,
+        views=ImageViews(SIDE, 3, (0.5,) * 3, (0.25,) * 3, PRESETS['moco_v3']),
         seed=0,
         symmetric=True,
         temperature=TEMPERATURE,

@@ -31,7 +31,9 @@ def describe(run: SavedRun, *, encoder: str, projection: bool) -> tuple[Descript
     """
     config, state, images = run.config, run.state, run.method.views
     if not isinstance(images, ImageInput):
-        raise UserError(f'--workdir={run.folder}: its encoder does not take images; only encoders of images are exported')
+        raise UserError(
+            f'--workdir={run.folder}: its encoder does not take images; only encoders of images are exported'
+        )
     model = config.model.to_dict() | {'predictor': 'none', 'remat': False}
     description = Description(
         architecture={name: value for name, value in model.items() if name != 'norm'},

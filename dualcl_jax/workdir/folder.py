@@ -11,7 +11,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from dualcl_jax.data import Source, Splits, example_spec
-from dualcl_jax.data.tree import describe
+from dualcl_jax.data.images.source import KIND as IMAGES
+from dualcl_jax.data.tree import Tree, describe, parse
 from dualcl_jax.system.config import differing_fields, from_json, to_json
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import check_writable, reachable, write_json, write_text
@@ -138,8 +139,9 @@ def write_data_report(workdir: epath.Path, splits: Splits) -> None:
             return None
         return {
             'name': source.name,
+            'kind': source.kind,
             'examples': len(source),
-            'image_shape' if source.kind == 'images' else 'example_shape': describe(example_spec(source)),
+            'image_shape' if source.kind == IMAGES else 'example_shape': describe(example_spec(source)),
             'labelled': int((source.labels >= 0).sum()),
             'class_names': list(source.class_names) if source.class_names else None,
             'fingerprint': source.fingerprint,
@@ -149,6 +151,18 @@ def write_data_report(workdir: epath.Path, splits: Splits) -> None:
     if splits.train.report is not None:
         report['files'] = dict(splits.train.report)
     write_json(workdir / 'data_report.json', report)
+
+
+def read_examples(workdir: epath.Path) -> tuple[str, Tree] | None:
+    """Kind, and shapes and dtypes of one example, of the training split that `data_report.json` describes.
+
+    None where there is no such file, or one of an earlier version or damaged.
+    """
+    try:
+        train = json.loads((workdir / 'data_report.json').read_bytes())['train']
+        return str(train['kind']), parse(train['image_shape' if train['kind'] == IMAGES else 'example_shape'])
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return None
 
 
 def read_summary(workdir: epath.Path) -> dict[str, Any] | None:

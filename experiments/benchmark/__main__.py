@@ -31,6 +31,7 @@ from dualcl_jax.method.negatives.queue import UNKNOWN, Queue, noise_queue
 from dualcl_jax.method.negatives.queue_loss import Anchors, contrast_with_queue
 from dualcl_jax.method.negatives.selectors import AUTO, SELECTORS
 from dualcl_jax.method.state import create_train_state
+from dualcl_jax.method.views import VIEWS
 from dualcl_jax.method.views.images import PRESETS, make_views
 from dualcl_jax.step import train_step
 from dualcl_jax.system.command_line import Parser
@@ -92,9 +93,18 @@ def _head(selector: str, k: int) -> Callable:
 
     def loss(queries: jax.Array, keys: jax.Array, queue: Queue) -> jax.Array:
         unlabelled = jnp.full(queries.shape[:1], UNKNOWN, jnp.int32)
-        rows = Anchors(queries, keys, unlabelled, unlabelled, jax.random.split(jax.random.key(0), len(queries)))
-        select = SELECTORS[selector]
-        return contrast_with_queue(rows, queue, temperature=0.1, select=select, k=k, mask_same_image=True).loss.mean()
+        rngs = jax.random.split(jax.random.key(0), len(queries))
+        contrast = contrast_with_queue(
+            queries,
+            keys,
+            Anchors(unlabelled, unlabelled, unlabelled, rngs),
+            queue,
+            temperature=0.1,
+            select=SELECTORS[selector],
+            k=k,
+            mask_same_image=True,
+        )
+        return contrast.loss.mean()
 
     return jax.jit(jax.value_and_grad(loss))
 
@@ -133,10 +143,12 @@ def step(rounds: int) -> Cases:
             config.model.width, config.model.dtype = 16, dtype
             config.loss.symmetric, config.negatives.selector = symmetric, selector
             config.negatives.selector = resolved_selector(config, mesh.devices.flat[0].platform)
-            method = build_method(config, total_steps=1000, steps_per_epoch=100, num_devices=mesh.devices.size)
+            config.data.mean = config.data.std = (0.5, 0.5, 0.5)
+            views = VIEWS['images'](config, _batch(1).examples)
+            method = build_method(config, views, total_steps=1000, steps_per_epoch=100, num_devices=mesh.devices.size)
             mapper = MAPPERS[config.parallel.mapper](mesh)
             run = mapper.map(functools.partial(train_step, method))
-            state = mapper.put_state(replicate(jax.jit(functools.partial(create_train_state, method, 3))(), mesh))
+            state = mapper.put_state(replicate(jax.jit(functools.partial(create_train_state, method))(), mesh))
             functions[f'{name}, {dtype}'] = _Stepper(run, state, mapper.put_batch(_batch(config.train.batch_size)))
     make, batch = jax.jit(make_views, static_argnums=(2, 3)), _batch(256)
     keys, images = jax.random.split(jax.random.key(0), 256), jnp.asarray(batch.examples)

@@ -64,6 +64,7 @@ def test_data_report(tmp_path: Path) -> None:
     report = json.loads((tmp_path / 'data_report.json').read_text())
     assert report['train'] == {
         'name': 'toy',
+        'kind': 'images',
         'examples': 10,
         'image_shape': [4, 6, 3],
         'labelled': 10,

@@ -22,8 +22,8 @@ from dualcl_jax.method.negatives.selectors import allowed_slots
 BLOCK_BYTES = 4 * 2**20
 """Of a block's similarities, on TPUs and other accelerators."""
 GPU_BLOCK_BYTES = 256 * 2**20
-"""The same on GPUs. On an H200, 256 anchors, 65,536 keys and the hardest quarter take 0.5 ms in one block, 2.0 in blocks
-of 4 MiB; 4,096 anchors 5.9 ms, and 7.2 in blocks of 64 MiB (`experiments/results/gpu`)."""
+"""The same on GPUs. On an H200, 256 anchors, 65,536 keys and the hardest quarter take 0.5 ms in one block, 2.0 in
+blocks of 4 MiB; 4,096 anchors 5.9 ms, and 7.2 in blocks of 64 MiB (`experiments/results/gpu`)."""
 CPU_BLOCK_BYTES = 64 * 2**20
 """The same on CPUs, where a product of few anchors with many keys is slow: at 16 MiB the head takes a sixth longer."""
 CPU_CACHE_BYTES = 256 * 2**10

@@ -33,6 +33,10 @@ class Views(Protocol):
         """The examples [n, ...] without augmentation, ready for the encoder: for evaluation."""
         ...
 
+    def raw(self, examples: Tree) -> jax.Array | None:
+        """The examples as vectors [n, F] float32, to compare features with; None where that makes no sense."""
+        ...
+
     def blank(self) -> Tree:
         """One view [1, ...] ready for the encoder, of any content: the shapes that parameters are initialised for."""
         ...

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from dualcl_jax.data.images.crops import CropRecipe
@@ -33,10 +34,12 @@ from dualcl_jax.method.views.image_ops import (
     solarize,
     to_grayscale,
 )
-from dualcl_jax.models.images import ImageInput, to_float
+from dualcl_jax.models.images import ImageInput, resized, to_float
 from dualcl_jax.system.errors import UserError
 
 CROP_TRIES = 10
+RAW_SIDE = 32
+"""Pixels; a bank of larger images would not fit in memory."""
 CROP_DRAWS, JITTER_DRAWS = 2 * CROP_TRIES + 2, 8
 PROBABILITIES = ('jitter_probability', 'grayscale', 'blur_probability', 'solarize_probability', 'flip')
 VIEW_DRAWS = CROP_DRAWS + JITTER_DRAWS + 1 + len(PROBABILITIES)
@@ -326,6 +329,12 @@ class ImageViews(ImageInput):
     def make(self, keys: jax.Array, examples: jax.Array) -> jax.Array:
         """The same, standardised as the encoder takes them."""
         return self.standardize(self.augment(keys, examples))
+
+    def raw(self, examples: ArrayLike) -> jax.Array:
+        """The pixels, standardised: [n, H * W * C]. A side of more than `RAW_SIDE` pixels is reduced to it."""
+        height, width, _ = np.shape(examples)[1:]
+        pixels = self.standardize(resized(examples, min(height, RAW_SIDE), min(width, RAW_SIDE)))
+        return pixels.reshape(pixels.shape[0], math.prod(pixels.shape[1:]))
 
 
 def image_views(config: Any, examples: Any) -> ImageViews:

@@ -91,7 +91,7 @@ class Description:
     def build(self) -> Encoder:
         """The network. Raises ValueError for an architecture that does not exist."""
         try:
-            return build_encoder(ConfigDict(self.architecture))
+            return build_encoder(ConfigDict({'matmul_precision': 'float32'} | self.architecture))  # older files lack it
         except (AttributeError, KeyError, TypeError, UserError) as error:
             raise ValueError(f'its architecture cannot be built: {reason(error)}') from error
 
@@ -185,6 +185,7 @@ class LoadedEncoder:
             shape = ', '.join(map(str, expected))
             raise UserError(f'images of shape {found}: this encoder takes [N, {shape}]; resize them')
         try:
-            return self.function(to_float(jnp.asarray(images)))
+            pixels = to_float(jnp.asarray(images))
         except TypeError:
             raise UserError(f'images of type {jnp.result_type(images)}: use uint8, or floats in [0, 1]') from None
+        return self.function(pixels)
