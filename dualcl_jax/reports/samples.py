@@ -45,8 +45,8 @@ class Samples(NamedTuple):
 
     @property
     def of(self) -> str:
-        """What the images are, in words: of the split that a run is measured on, for testing or for validation."""
-        return 'training images' if self.of_training else 'held-out images'
+        """What the examples are, in words; those held out are for testing or for validation."""
+        return f'{"training" if self.of_training else "held-out"} {self.source.kind}'
 
     @property
     def labels(self) -> NDArray:

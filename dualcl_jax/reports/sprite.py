@@ -30,7 +30,7 @@ class Sprite:
         if new:
             for key, image in zip(new, source.examples(np.array([index for _, index in new])), strict=True):
                 self._places[key] = len(self._images)
-                self._images.append(_reduce(image))
+                self._images.append(fit_within(image, LARGEST))
                 self.side = max(self.side, *self._images[-1].shape[:2])
         return [self._places[key] for key in keys]
 
@@ -63,13 +63,13 @@ class Sprite:
         return 'data:image/jpeg;base64,' + base64.b64encode(content.getvalue()).decode()
 
 
-def _reduce(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[H, W, 1 or 3] as RGB, no side above `LARGEST`."""
+def fit_within(image: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
+    """An image [H, W, 1 or 3] as RGB, reduced where a side has more than `longest` pixels."""
     from PIL import Image
 
     image = np.broadcast_to(image, (*image.shape[:2], 3))
-    longest = max(image.shape[:2])
-    if longest <= LARGEST:
+    side = max(image.shape[:2])
+    if side <= longest:
         return image
-    height, width = (max(1, round(length * LARGEST / longest)) for length in image.shape[:2])
+    height, width = (max(1, round(length * longest / side)) for length in image.shape[:2])
     return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize((width, height), Image.Resampling.LANCZOS))

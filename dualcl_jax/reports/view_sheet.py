@@ -7,6 +7,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from dualcl_jax.data import Source, load
+from dualcl_jax.data.images.source import KIND
 from dualcl_jax.data.order import epoch_permutation
 from dualcl_jax.method import randomness
 from dualcl_jax.method.validation import validate
@@ -27,6 +28,8 @@ def show_views(config: ConfigDict, path: str) -> None:
     if not path.endswith('.png'):
         raise UserError(f'--show_views={path}: name a file that ends in .png')
     train = load(config.data).train
+    if train.kind != KIND:
+        raise UserError(f'--show_views={path}: {train.name} holds {train.kind}; only views of images can be drawn')
     ids = epoch_permutation(config.seed, 0, len(train))[:IMAGES]
     views = first_views(train, ids, image_views(config, train.examples(np.arange(0))), config.seed)
     try:
