@@ -2,7 +2,7 @@
 
     python -m dualcl_jax.main --config=configs/cifar100.py:dualcl_v2 --config.data.data_dir=DIR --workdir=runs/cifar100
 
-After the colon: moco_v1, moco_v2, moco_v3, dualcl_v1, dualcl_v2 or dualcl_v3; without one, dualcl_v2.
+Recipes, after the colon: moco_v1, moco_v2, moco_v3, dualcl_v1, dualcl_v2 (the default) or dualcl_v3.
 Meant for one GPU or TPU chip. Time and accuracy: unmeasured.
 """
 

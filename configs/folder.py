@@ -2,8 +2,9 @@
 
     python -m dualcl_jax.main --config=configs/folder.py --config.data.path=DIR --workdir=runs/mine
 
-The full method on a ResNet-18 at 64 pixels, for a first run on any machine; larger: --config.data.image_size=224
---config.model.stem=imagenet --config.model.width=64. Time and accuracy depend on the images.
+The full method on a ResNet-18 at 64 pixels, for a first run on any machine. For a larger one, add
+--config.data.image_size=224 --config.model.stem=imagenet --config.model.width=64. Time and accuracy depend on the
+images.
 """
 
 from ml_collections import ConfigDict

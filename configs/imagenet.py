@@ -2,8 +2,8 @@
 
     python -m dualcl_jax.main --config=configs/imagenet.py:dualcl_v2 --config.data.data_dir=DIR --workdir=runs/imagenet
 
-After the colon: moco_v1, moco_v2, moco_v3, dualcl_v1, dualcl_v2, dualcl_v3, moco_v3_vit or dualcl_v3_vit; without one,
-dualcl_v2.
+Recipes, after the colon: moco_v1, moco_v2, moco_v3, dualcl_v1, dualcl_v2 (the default), dualcl_v3, moco_v3_vit or
+dualcl_v3_vit.
 Meant for 8 GPUs (v1, v2) and 16 or a TPU pod slice (v3, batch 4,096). Time and accuracy: unmeasured.
 """
 

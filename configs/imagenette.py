@@ -1,8 +1,8 @@
-"""The recipes on Imagenette, ten classes of ImageNet: ResNet-18 with the stem of ImageNet, images of 128.
+"""The recipes on Imagenette, ten classes of ImageNet: ResNet-18 with the ImageNet stem, images of 128 pixels.
 
     python -m dualcl_jax.main --config=configs/imagenette.py:dualcl_v2 --config.data.data_dir=DIR --workdir=runs/nette
 
-After the colon: moco_v1, moco_v2, moco_v3, dualcl_v1, dualcl_v2 or dualcl_v3; without one, dualcl_v2.
+Recipes, after the colon: moco_v1, moco_v2, moco_v3, dualcl_v1, dualcl_v2 (the default) or dualcl_v3.
 Meant for one GPU or TPU chip. Time and accuracy: unmeasured.
 """
 

@@ -14,10 +14,10 @@ from configs import default
 def get_config() -> ConfigDict:
     config = default.get_config()
     config.data.name = 'photo_patches'
-    config.data.image_size = 24  # of patches of 32: half the work of a step, for more of them
+    config.data.image_size = 24  # patches have 32 pixels; 24 halves the work of a step and allows more steps
     config.data.mean = config.data.std = (0.5, 0.5, 0.5)
     config.views.preset = 'moco_cifar'
-    config.views.crop_scale = (0.3, 1.0)  # a patch is a texture: small crops of it say little
+    config.views.crop_scale = (0.3, 1.0)  # a patch is a texture: small crops carry little information
     config.model.width = 16
     config.model.norm = 'local'
     config.loss.temperature = 0.2

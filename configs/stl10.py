@@ -1,8 +1,8 @@
-"""The recipes on STL-10 (its labelled training split): ResNet-18 with the stem of ImageNet.
+"""The recipes on STL-10 (its labelled training split): ResNet-18 with the ImageNet stem.
 
     python -m dualcl_jax.main --config=configs/stl10.py:dualcl_v2 --config.data.data_dir=DIR --workdir=runs/stl10
 
-After the colon: moco_v1, moco_v2, moco_v3, dualcl_v1, dualcl_v2 or dualcl_v3; without one, dualcl_v2.
+Recipes, after the colon: moco_v1, moco_v2, moco_v3, dualcl_v1, dualcl_v2 (the default) or dualcl_v3.
 Meant for one GPU or TPU chip. Time and accuracy: unmeasured.
 """
 

@@ -7,13 +7,13 @@ if typing.TYPE_CHECKING:
 
 
 def load_encoder(path: str) -> 'LoadedEncoder':
-    """The encoder in a file of `python -m dualcl_jax.export`; called on images [N, H, W, C] it gives features [N, F].
+    """Loads the encoder in a file written by `python -m dualcl_jax.export`.
 
-    Images are uint8, or floats in [0, 1], of the size that `.description.image_size` says. JAX is imported here, not
-    with the package.
+    The result maps images [N, H, W, C] to features [N, F]. Images are uint8, or floats in [0, 1], of the size
+    `.description.image_size`. JAX is imported by this function, not with the package.
 
     Raises:
-      UserError: no such file, or one that is damaged or of another kind.
+      UserError: the file does not exist, is damaged or is of another kind.
     """
     from dualcl_jax.models.exports import load
 

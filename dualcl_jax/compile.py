@@ -1,9 +1,9 @@
-"""Compiles the step of a config for a TPU that is not there, and tells what it needs and whether it fits.
+"""Compiles the step of a config for a TPU that need not be present, and reports whether it fits and what it costs.
 
     python -m dualcl_jax.compile --config=configs/cifar10.py --topology=v5e:4x4 [--config.train.batch_size=4096 ...]
 
-Without --topology, for this machine's own devices. A topology needs libtpu (pip install 'dualcl-jax[tpu]') and no TPU.
-The last line is JSON.
+Without --topology, it compiles for the devices of this machine. A topology needs libtpu (pip install 'dualcl-jax[tpu]')
+and no TPU. The last line is JSON.
 """
 
 import argparse
@@ -18,10 +18,10 @@ from dualcl_jax.system.errors import exits_cleanly
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Flags, and the overrides of config fields as 'field=value'. Raises UserError where one is unknown or missing."""
+    """Parses the flags, and the overrides of config fields. Raises UserError if a flag is unknown or missing."""
     parser = Parser('python -m dualcl_jax.compile', __doc__)
     parser.add_argument('--config', required=True, help='a configuration file, such as configs/cifar10.py')
-    parser.add_argument('--topology', help='such as v5e:4x4; without it, the devices of this machine')
+    parser.add_argument('--topology', help='such as v5e:4x4; default: the devices of this machine')
     return parser.parse_with_fields(arguments)
 
 
@@ -34,7 +34,7 @@ def main() -> int:
     config = load_config(flags.config)
     override(config, overrides)
     if flags.topology:
-        os.environ['JAX_PLATFORMS'] = 'cpu'  # a TPU of this machine would be locked for nothing
+        os.environ['JAX_PLATFORMS'] = 'cpu'  # otherwise a TPU of this machine would be locked needlessly
     start(None, None, None)
     import jax
 

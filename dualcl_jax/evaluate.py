@@ -1,9 +1,9 @@
 """Evaluates an encoder: python -m dualcl_jax.evaluate --workdir=DIR --protocols=knn,linear,...
 
-The encoders of a run, or with --exported=FILE in the place of --workdir the one in a file of dualcl_jax.export.
-The records of every protocol go to DIR/evaluation/PROTOCOL.json, their table to the terminal, and all of them as JSON
-to the last line. Any setting of a protocol, or other data, can be given: --config.knn.k=20,200
---config.data.name=fashion_mnist.
+Evaluates the encoders of a run or, with --exported=FILE instead of --workdir, the encoder in a file written by
+dualcl_jax.export. Writes the records of each protocol to DIR/evaluation/PROTOCOL.json, prints a table of them, and
+prints all of them as JSON in the last line. Any setting of a protocol and other data can be given, as in
+--config.knn.k=20,200 --config.data.name=fashion_mnist.
 """
 
 import argparse
@@ -17,10 +17,10 @@ from dualcl_jax.system.errors import exits_cleanly
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Flags, and the overrides of config fields as 'field=value'.
+    """Parses the flags, and the overrides of config fields as 'field=value'.
 
     Raises:
-      UserError: an unknown or missing flag.
+      UserError: a flag is unknown or missing.
     """
     parser = Parser(
         'python -m dualcl_jax.evaluate',
@@ -28,17 +28,19 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         epilog='dualcl_jax/evaluators/settings.py documents every setting of the protocols.',
     )
     parser.add_argument('--workdir', help='folder of a run, local or remote')
-    parser.add_argument('--exported', metavar='FILE', help='a file of python -m dualcl_jax.export')
-    parser.add_argument('--protocols', required=True, help='names with commas between, or all')
+    parser.add_argument('--exported', metavar='FILE', help='a file written by python -m dualcl_jax.export')
+    parser.add_argument('--protocols', required=True, help='comma-separated names, or all')
     parser.add_argument('--step', help='a checkpoint: latest (default), best (by kNN) or a number')
-    parser.add_argument('--encoders', help='query (default), momentum or all; structure looks at all of them')
+    parser.add_argument('--encoders', help='query (default), momentum or all; structure always uses all')
     parser.add_argument('--layers', default='all', help='backbone, projection or all')
-    parser.add_argument('--output', help='folder of the results; by default evaluation/ in the workdir or by the file')
+    parser.add_argument(
+        '--output', help='folder of the results; default: evaluation/ in the workdir or beside the file'
+    )
     flags, fields = parser.parse_with_fields(arguments)
     if (flags.workdir is None) == (flags.exported is None):
-        parser.error('give --workdir or --exported, one of them')
+        parser.error('give either --workdir or --exported')
     if flags.exported is not None and flags.step is not None:
-        parser.error(f'--step={flags.step}: an exported encoder is that of one step; leave it out')
+        parser.error(f'--step={flags.step}: an exported encoder has only one step; leave the flag out')
     return flags, fields
 
 

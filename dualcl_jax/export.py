@@ -1,10 +1,10 @@
-"""Writes a run's encoder into one file: python -m dualcl_jax.export --workdir=DIR --format=safetensors --output=FILE.
+"""Writes the encoder of a run to a file: python -m dualcl_jax.export --workdir=DIR --format=safetensors --output=FILE.
 
-    safetensors   weights by this project's names
-    stablehlo     a program with its weights inside, for any batch size, on CPU, GPU and TPU
-    torchvision   weights by the names and layout of torchvision's ResNet, as safetensors; needs no PyTorch
+    safetensors   weights under this project's names
+    stablehlo     a program that contains its weights, for any batch size, on CPU, GPU and TPU
+    torchvision   weights with the names and layout of torchvision's ResNet, as safetensors; needs no PyTorch
 
-Each is read back by dualcl_jax.load_encoder(FILE).
+dualcl_jax.load_encoder(FILE) reads all of them.
 """
 
 import argparse
@@ -16,14 +16,14 @@ from dualcl_jax.system.errors import exits_cleanly
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Flags. Raises UserError where one is unknown, missing or has no such value."""
+    """Parses the flags. Raises UserError if one is unknown or missing, or has an invalid value."""
     parser = Parser('python -m dualcl_jax.export', __doc__)
     parser.add_argument('--workdir', required=True, help='folder of a run that has saved a checkpoint')
     parser.add_argument('--format', required=True, choices=('safetensors', 'stablehlo', 'torchvision'))
     parser.add_argument('--output', required=True, metavar='FILE', help='the file to write')
     parser.add_argument('--encoder', default='query', choices=('query', 'momentum'), help='default: query')
-    parser.add_argument('--projection', action='store_true', help='with the projection: its output, not the features')
-    parser.add_argument('--step', default='latest', help='of which checkpoint: a number, latest (default) or best')
+    parser.add_argument('--projection', action='store_true', help="export the projection's output, not the features")
+    parser.add_argument('--step', default='latest', help='which checkpoint: a number, latest (default) or best')
     return parser.parse_args(arguments)
 
 
@@ -46,7 +46,7 @@ def main() -> int:
     print(
         f'{flags.output}: {description.architecture["name"]} of step {run.step:,}, {description.encoder} encoder, '
         f'{description.output} [N, {description.features}], {len(content) / 1e6:,.1f} MB; '
-        f"use it by dualcl_jax.load_encoder('{flags.output}')"
+        f"load it with dualcl_jax.load_encoder('{flags.output}')"
     )
     return 0
 

@@ -9,26 +9,28 @@ from dualcl_jax.system.errors import EXIT_STOPPED_BY_SIGNAL, exits_cleanly
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Flags, and the overrides of config fields as 'field=value'.
+    """Parses the flags, and the overrides of config fields as 'field=value'.
 
     Raises:
-      UserError: an unknown or missing flag.
+      UserError: a flag is unknown or missing.
     """
     parser = Parser(
         'python -m dualcl_jax.main',
-        'Trains a run, or goes on with it: the same command on the same workdir resumes.',
-        epilog='Any field of the config can be set: --config.loss.symmetric=False. configs/default.py documents all.',
+        'Trains an encoder. The same command on the same workdir resumes the run.',
+        epilog='Any config field can be set, as in --config.loss.symmetric=False; configs/default.py lists them all.',
     )
     parser.add_argument('--config', required=True, help='a configuration file, such as configs/cifar10.py')
     parser.add_argument('--workdir', help='folder of the run, local or remote')
-    parser.add_argument('--show_views', metavar='FILE.png', help='draw pairs of views of some images, and end')
-    parser.add_argument('--dry_run', action='store_true', help='check everything, print the plan, train nothing')
-    parser.add_argument('--init_from', help='workdir of another run, from whose encoder a new run starts')
-    parser.add_argument('--skip_nonfinite', type=int, metavar='N', help='pass over N batches whose loss is not finite')
-    parser.add_argument('--profile', type=int, default=0, metavar='STEPS', help='trace so many steps into profile/')
-    parser.add_argument('--coordinator_address', help='HOST:PORT of process 0, when there are several')
-    parser.add_argument('--num_processes', type=int, help='how many processes run this command')
-    parser.add_argument('--process_id', type=int, help='which of them this is, from 0')
+    parser.add_argument('--show_views', metavar='FILE.png', help='draw pairs of views of some images and exit')
+    parser.add_argument('--dry_run', action='store_true', help='check everything and print the plan without training')
+    parser.add_argument('--init_from', help='workdir of another run; start from its encoder')
+    parser.add_argument('--skip_nonfinite', type=int, metavar='N', help='skip up to N batches whose loss is not finite')
+    parser.add_argument(
+        '--profile', type=int, default=0, metavar='STEPS', help='write a profiler trace of STEPS steps to profile/'
+    )
+    parser.add_argument('--coordinator_address', help='HOST:PORT of process 0, for several processes')
+    parser.add_argument('--num_processes', type=int, help='number of processes that run this command')
+    parser.add_argument('--process_id', type=int, help='index of this process, from 0')
     flags, overrides = parser.parse_with_fields(arguments)
     if flags.profile < 0:
         parser.error(f'--profile={flags.profile}: must be at least 0')

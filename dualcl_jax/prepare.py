@@ -1,4 +1,4 @@
-"""Makes array_record sets for --config.data.name: of a stock TFDS set, or of a folder of images.
+"""Prepares an array_record set for --config.data.name from a stock TFDS set or a folder of images.
 
     python -m dualcl_jax.prepare --dataset=cifar10 --data_dir=DIR            downloads; needs the extra [prepare]
     python -m dualcl_jax.prepare --dataset=mine --folder=IMAGES --data_dir=DIR
@@ -16,14 +16,14 @@ from dualcl_jax.system.errors import UserError, exits_cleanly, first_line
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Flags. Raises UserError where one is unknown or missing, or has another value."""
+    """Parses the flags. Raises UserError if one is unknown or missing, or has an invalid value."""
     parser = Parser('python -m dualcl_jax.prepare', __doc__)
-    parser.add_argument('--dataset', required=True, help='name of a TFDS set, or the name that a folder shall have')
-    parser.add_argument('--data_dir', required=True, help='where it goes: a TFDS directory')
+    parser.add_argument('--dataset', required=True, help='name of a TFDS set, or the name to give to the folder')
+    parser.add_argument('--data_dir', required=True, help='TFDS directory to write to')
     parser.add_argument('--folder', help='a local folder of images to pack')
-    parser.add_argument('--labels', default='auto', help='of the folder, as config.data.labels says')
-    parser.add_argument('--test_fraction', type=float, default=0.1, help='as config.data.test_fraction says')
-    parser.add_argument('--max_skipped', type=float, default=0.05, help='as config.data.max_skipped says')
+    parser.add_argument('--labels', default='auto', help='labels of the folder, as config.data.labels')
+    parser.add_argument('--test_fraction', type=float, default=0.1, help='as config.data.test_fraction')
+    parser.add_argument('--max_skipped', type=float, default=0.05, help='as config.data.max_skipped')
     flags = parser.parse_args(arguments)
     if not 0 <= flags.test_fraction < 1:
         parser.error(f'--test_fraction={flags.test_fraction}: must be at least 0 and below 1')
@@ -33,14 +33,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def prepare_stock(name: str, data_dir: str) -> str:
-    """Downloads and prepares a set by TFDS itself, and returns its folder.
+    """Downloads and prepares a set with TFDS, and returns its folder.
 
     Raises:
       UserError: TensorFlow is not installed, or TFDS fails.
     """
     if importlib.util.find_spec('tensorflow') is None:
         raise UserError(
-            f"--dataset={name}: a stock TFDS set needs TensorFlow, once; pip install 'dualcl-jax[prepare]'\n"
+            f"--dataset={name}: preparing a TFDS set needs TensorFlow; pip install 'dualcl-jax[prepare]'\n"
             'or prepare it on another machine and copy its folder'
         )
     import tensorflow_datasets as tfds
@@ -48,13 +48,13 @@ def prepare_stock(name: str, data_dir: str) -> str:
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format='array_record')
         builder.download_and_prepare()
-    except Exception as error:  # TFDS documents none of what a bad name, a network or a disk raises
+    except Exception as error:  # TFDS does not document what it raises for a bad name, a network or a disk
         raise UserError(f'--dataset={name}: cannot be prepared ({first_line(error)})') from error
     return str(builder.data_path)
 
 
 def prepare_folder(flags: argparse.Namespace) -> str:
-    """Packs the usable images of a folder, and returns the folder of the set."""
+    """Packs the usable images of a folder into a set, and returns the folder of the set."""
     from dualcl_jax.data.images import folder
     from dualcl_jax.data.images.pack import pack
 

@@ -1,6 +1,6 @@
-"""Makes the report of runs again, or one page of several: python -m dualcl_jax.report --workdir=A [--workdir=B ...].
+"""Writes the report of a run, or one of several runs: python -m dualcl_jax.report --workdir=A [--workdir=B ...].
 
-Without --output the report of a single run goes into its workdir, as report.html.
+Without --output, the report of a single run is written to report.html in its workdir.
 """
 
 import argparse
@@ -14,17 +14,19 @@ MOST_RUNS = 6
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Flags. Raises UserError where one is unknown, missing or has no such value."""
+    """Parses the flags. Raises UserError if one is unknown or missing, or has an invalid value."""
     parser = Parser('python -m dualcl_jax.report', __doc__)
-    parser.add_argument('--workdir', required=True, action='append', help='folder of a run; again for each other run')
-    parser.add_argument('--output', metavar='FILE.html', help='the page; needed for several runs')
+    parser.add_argument(
+        '--workdir', required=True, action='append', help='folder of a run; repeat the flag for further runs'
+    )
+    parser.add_argument('--output', metavar='FILE.html', help='the file to write; required for several runs')
     flags = parser.parse_args(arguments)
     if flags.output is None:
         if len(flags.workdir) > 1:
-            parser.error('--output: name the page of several runs')
+            parser.error('--output: required for several runs')
         flags.output = f'{flags.workdir[0]}/report.html'
     if len(flags.workdir) > MOST_RUNS:
-        parser.error(f'--workdir: at most {MOST_RUNS} runs fit on a page')
+        parser.error(f'--workdir: at most {MOST_RUNS} runs fit in a report')
     return flags
 
 

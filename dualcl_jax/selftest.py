@@ -1,4 +1,4 @@
-"""Checks this machine's accelerator against stored float64 cases: python -m dualcl_jax.selftest."""
+"""Checks this machine's accelerator against stored float64 results: python -m dualcl_jax.selftest."""
 
 import sys
 
@@ -28,7 +28,7 @@ def main() -> int:
     Console().print(table)
     failed = [name for name, (_, passed) in results.items() if not passed]
     if failed:
-        print(f'error: wrong on this machine: {", ".join(failed)}; check its drivers and jax version', file=sys.stderr)
+        print(f'error: failed on this machine: {", ".join(failed)}; check its drivers and jax version', file=sys.stderr)
     return EXIT_FAILED if failed else 0
 
 

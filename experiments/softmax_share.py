@@ -1,10 +1,10 @@
-"""How much of the softmax the hardest negatives hold by themselves: what is left for selecting them to change.
+"""Measures how much of the softmax the hardest negatives hold by themselves, and so what selecting them can change.
 
     python experiments/softmax_share.py --workdir=DIR [--workdir=DIR ...]
 
 For finished runs with a queue: the share of the sum of exp(s/τ) over a query's negatives that its hardest 1/64 to 1/2
-hold, mean of `IMAGES` training images, encoders in evaluation mode; by the run's own τ, and by two and four times that.
-The last line is JSON.
+hold, averaged over `IMAGES` training images, with the encoders in evaluation mode, at the run's own τ and at two and
+four times that. The last line is JSON.
 """
 
 import argparse
@@ -25,29 +25,29 @@ from dualcl_jax.workdir.saved_run import open_saved_run
 
 IMAGES = 1000
 TIMES = (1, 2, 4)
-"""The run's temperature."""
+"""Multiples of the run's temperature."""
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Flags. Raises UserError where one is unknown or missing."""
+    """Parses the flags. Raises UserError if one is unknown or missing."""
     parser = Parser('python experiments/softmax_share.py', __doc__)
-    parser.add_argument('--workdir', action='append', required=True, help='of a finished run; may be given again')
+    parser.add_argument('--workdir', action='append', required=True, help='folder of a finished run; may be repeated')
     return parser.parse_args(arguments)
 
 
 def shares_of(workdir: str) -> list[dict[str, float]]:
-    """For each temperature: `temperature`, and the share of the hardest 1/part under the name of each part.
+    """For each temperature, a dict with `temperature` and the share of the hardest 1/part under the name of each part.
 
     Raises:
-      UserError: no run, or one whose negatives come from the batch, whose queue is empty or whose data have changed.
+      UserError: there is no run, it has no queue or an empty one, or its data have changed.
     """
     run = open_saved_run(workdir)
     queue = run.state.queue
     if queue is None or not int(queue.filled):
-        raise UserError(f'--workdir={workdir}: it has no queue of keys; name a run with queue.size above 0')
+        raise UserError(f'--workdir={workdir}: the run has no queue of keys; choose one with queue.size above 0')
     train = load(run.config.data, validate=False).train
     if train.fingerprint != run.data_fingerprint:
-        raise UserError(f'--workdir={workdir}: its images are not those it was trained on; restore them')
+        raise UserError(f'--workdir={workdir}: the images differ from those of training; restore them')
     images = np.random.default_rng(0).permutation(len(train))[:IMAGES]
     temperatures = [times * run.method.temperature for times in TIMES]
     found = softmax_shares(run.method, run.state, train, images, queue, PARTS, temperatures)

@@ -1,9 +1,10 @@
-"""The recipes of the family as changes of a config: MoCo v1, v2 and v3, and the dual view with hard negatives on each.
+"""The recipes as changes of a config: MoCo v1, v2 and v3, and the dual view with hard negatives on top of each.
 
-`large` is ImageNet with ResNet-50, where every number is the paper's or its published code's. Small images keep the
-method and take MoCo's published CIFAR demo for sizes and rates (ResNet-18, batch 512, queue 4,096, learning rate .06,
-decay 5e-4, 200 epochs, momentum .99, τ .1); what v3 needs there beyond (batch and rate of LARS) is ours.
-The loss is the mean over view orders: MoCo v3 sums the two, which LARS's and AdamW's steps for kernels do not feel.
+`large` means ImageNet with ResNet-50; there every number is from the paper or its published code. For small images the
+method is the same, and sizes and rates are those of MoCo's published CIFAR demo (ResNet-18, batch 512, queue 4,096,
+learning rate .06, decay 5e-4, 200 epochs, momentum .99, τ .1); what else v3 needs there (LARS batch and rate) is this
+project's choice. The loss is the mean over view orders. MoCo v3 sums the two, which makes no difference to the steps of
+LARS and AdamW for kernels.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 
 
 def moco_v1(config: ConfigDict, *, large: bool) -> None:
-    """1911.05722, §3 and §4.1: one way, every key of the queue, a linear head, shuffled keys, a rate in steps."""
+    """1911.05722, §3 and §4.1: one-way, all keys of the queue, a linear head, shuffled keys, a step schedule."""
     config.views.preset = 'moco_v1'
     config.model.norm = 'local'
     config.model.projection = 'linear'
@@ -34,11 +35,11 @@ def moco_v1(config: ConfigDict, *, large: bool) -> None:
     config.optimizer.reference_batch = config.train.batch_size = 256 if large else 512
     config.optimizer.weight_decay = 1e-4 if large else 5e-4
     if not large:
-        config.model.norm = 'split:8'  # the demo's stand-in for 8 GPUs; 8 groups among which keys are shuffled
+        config.model.norm = 'split:8'  # as in the demo, 8 groups stand in for 8 GPUs; keys are shuffled among them
 
 
 def moco_v2(config: ConfigDict, *, large: bool) -> None:
-    """2003.04297: v1 with a perceptron as head, stronger views, a cosine of the rate, and τ .2."""
+    """2003.04297: v1 with an MLP head, stronger views, a cosine schedule, and τ .2."""
     moco_v1(config, large=large)
     config.views.preset = 'moco_v2'
     config.model.projection = 'mlp'
@@ -76,7 +77,7 @@ def moco_v3(config: ConfigDict, *, large: bool) -> None:
 
 
 def moco_v3_vit(config: ConfigDict, *, large: bool) -> None:
-    """2104.02057, §4 and §5: v3 with ViT-S/16, AdamW, three layers of projection, a frozen patch projection."""
+    """2104.02057, §4 and §5: v3 with ViT-S/16, AdamW, a three-layer projection, a frozen patch projection."""
     if not large:
         raise ValueError('recipe moco_v3_vit: patches of 16 pixels need images of 224; use it with imagenet.py')
     moco_v3(config, large=large)
@@ -95,7 +96,7 @@ def moco_v3_vit(config: ConfigDict, *, large: bool) -> None:
 
 
 def dual_view(config: ConfigDict) -> None:
-    """2501.16360 on any of them: both views as query and key, the hardest quarter, no older key of the same image."""
+    """2501.16360 on any of them: both views as query and key, the hardest quarter, no older keys of the same image."""
     config.loss.symmetric = True
     config.negatives.selector = 'auto'
     config.negatives.fraction = 0.25
@@ -108,10 +109,10 @@ NAMES = tuple(f'{family}_{version}' for family in ('moco', 'dualcl') for version
 
 
 def apply(config: ConfigDict, recipe: str, *, large: bool = False) -> ConfigDict:
-    """Makes a config that of a recipe of `NAMES`, and returns it.
+    """Applies a recipe of `NAMES` to a config, and returns the config.
 
     Raises:
-      ValueError: no such recipe, or one that needs large images.
+      ValueError: the recipe does not exist or needs large images.
     """
     if recipe not in NAMES:
         raise ValueError(f'recipe {recipe!r}: choose one of {", ".join(NAMES)}')

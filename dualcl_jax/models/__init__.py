@@ -1,1 +1,1 @@
-"""Encoders: backbones, heads and normalisation, and encoders as files of their own (`exports`)."""
+"""Encoders: backbones, heads and normalisation, and encoders exported to files (`exports`)."""

@@ -15,7 +15,7 @@ from dualcl_jax.models.tiny import Tiny
 from dualcl_jax.models.vit import PATCHES, vit_s16, vit_tiny
 from dualcl_jax.system.errors import UserError
 
-# Each entry takes norm, stem, width, dtype, name and, if it has blocks, remat, and maps images and `train` to float32
+# Each entry takes norm, stem, width, dtype, name and, if it has blocks, remat. It maps images and `train` to float32
 # features [N, F].
 MODELS: dict[str, Callable[..., nn.Module]] = {
     'resnet18': resnet18,
@@ -27,14 +27,14 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 PRECISIONS = ('float32', 'tensorfloat32', 'bfloat16')
-"""What an encoder in float32 may round the factors of its products to, where the device is faster then. CPUs round
-none."""
+"""Precisions to which a float32 encoder may round the factors of its products on devices that are faster that way. CPUs
+never round them."""
 
 
 class Encoded(NamedTuple):
-    """What an encoder makes of N images: `backbone` [N, F] and `projection` [N, dim], float32, not normalised.
+    """The output of an encoder for N images: `backbone` [N, F] and `projection` [N, dim], float32, not normalised.
 
-    Where a prediction was asked for, it stands in the place of the projection.
+    If a prediction was requested, `projection` holds the prediction.
     """
 
     backbone: jax.Array
@@ -44,10 +44,10 @@ class Encoded(NamedTuple):
 class Encoder(nn.Module):
     """Backbone and projection, and a predictor for queries: normalised images float32 [N, H, W, C] to `Encoded`.
 
-    In training, the images of a device may be several groups in a row, each with its own batch statistics. Two views
-    in one call are `encoder.clone(groups=2 * encoder.groups)` on the concatenation of the views, the first view first.
-    The variables do not depend on `groups`, `span` or `axis_name`. Those of the predictor are under 'predictor', and
-    only a call with `predict` reads them.
+    In training, the images of a device may form several consecutive groups, each with its own batch statistics. To
+    encode two views in one call, use `encoder.clone(groups=2 * encoder.groups)` on the concatenated views, the first
+    view first. The variables do not depend on `groups`, `span` or `axis_name`. Those of the predictor are under
+    'predictor', and only a call with `predict` reads them.
 
     Attributes:
       model: a key of `MODELS`.
@@ -57,10 +57,10 @@ class Encoder(nn.Module):
       predictor: a key of `PREDICTORS`.
       hidden: width of the inner layers of MoCo v3's projections and predictors.
       dim: length of a projection.
-      freeze_patches: of a ViT, see `VisionTransformer`.
-      remat: compute activations inside blocks again for the backward pass.
+      freeze_patches: for a ViT, see `VisionTransformer`.
+      remat: recompute activations inside blocks in the backward pass.
       dtype: of the computation; parameters, statistics and outputs are float32.
-      matmul_precision: one of `PRECISIONS`, of convolutions and matrix products where dtype is float32.
+      matmul_precision: one of `PRECISIONS`, for convolutions and matrix products if dtype is float32.
       groups, span, axis_name: see `BatchNorm`.
     """
 
@@ -81,7 +81,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool, predict: bool = False) -> Encoded:
-        rounds = self.matmul_precision if self.dtype == jnp.float32 else None  # bfloat16 says it already
+        rounds = self.matmul_precision if self.dtype == jnp.float32 else None  # with bfloat16 the dtype decides
         with jax.default_matmul_precision(rounds):
             return self._encode(images, train=train, predict=predict)
 
@@ -96,7 +96,7 @@ class Encoder(nn.Module):
 
     @nn.nowrap
     def make_backbone(self, name: str | None = None) -> nn.Module:
-        """The backbone's module: part of this one under a name, or alone, for the variables under 'backbone'."""
+        """Makes the backbone: a submodule if it has a name, else a module of its own for the 'backbone' variables."""
         options = {'remat': True} if self.remat else {}
         if self.model in PATCHES:
             options['freeze_patches'] = self.freeze_patches
@@ -109,16 +109,17 @@ class Encoder(nn.Module):
 
 
 def build_encoder(model_config: Any, *, groups: int = 1, span: int = 1, axis_name: str | None = None) -> Encoder:
-    """The encoder that the fields of a model config describe, those of `Encoder` and `name`, `head_width` for hidden.
+    """Builds the encoder that a model config describes.
 
     Args:
-      model_config: anything with these attributes.
+      model_config: anything with the attributes of `Encoder`, but `name` instead of `model` and `head_width` instead
+        of `hidden`.
       groups: groups of the batch on each device, from `norm_layout`.
       span: devices that share a group, from `norm_layout`.
       axis_name: the mapped data axis; None on one device.
 
     Raises:
-      UserError: for a field with a value that does not exist.
+      UserError: a field has an invalid value.
     """
     choices = {'name': MODELS, 'stem': STEMS, 'projection': PROJECTIONS, 'predictor': PREDICTORS, 'dtype': DTYPES}
     choices |= {'matmul_precision': PRECISIONS}
@@ -148,8 +149,8 @@ def build_encoder(model_config: Any, *, groups: int = 1, span: int = 1, axis_nam
 
 
 def channels_of(params: Any, model: str) -> int:
-    """Channels of the images that an encoder of these parameters sees, one of `dualcl_jax.models.encoder.MODELS`."""
+    """Input channels of an encoder with these parameters; `model` is a key of `MODELS`."""
     backbone = params['backbone']
-    if model in PATCHES:  # each patch is a row of its pixels
+    if model in PATCHES:  # a row of the kernel for each pixel of a patch and channel
         return int(backbone['patch_embed']['kernel'].shape[0]) // PATCHES[model] ** 2
     return int(backbone['conv1']['kernel'].shape[2])

@@ -1,4 +1,4 @@
-"""Projections, from the backbone's features to the space where query and key are compared, and predictors within it."""
+"""Projections from the backbone's features to the space where query and key are compared, and predictors."""
 
 from collections.abc import Callable
 from functools import partial
@@ -37,8 +37,8 @@ def mlp_bn(
 ) -> jax.Array:
     """MoCo v3's perceptron (arXiv 2104.02057, §A): dense layers without bias, each followed by batch normalisation.
 
-    The inner ones are `hidden` wide and end in ReLU. The normalisation of the last, without scale and bias, is there
-    where `last_bn`.
+    The inner layers are `hidden` wide and end in ReLU. The last layer is normalised, without scale and bias, only if
+    `last_bn`.
     """
     for layer in range(layers - 1):
         x = dense(hidden, dtype=dtype, name=f'fc_{layer}', use_bias=False)(x)
@@ -47,14 +47,14 @@ def mlp_bn(
     return norm(name=f'bn_{layers - 1}', affine=False)(x, train=train) if last_bn else x
 
 
-# MoCo v3 projects with two layers after a ResNet and with three after a ViT.
+# MoCo v3's projection has two layers after a ResNet and three after a ViT.
 PROJECTIONS: dict[str, Callable[..., jax.Array]] = {
     'linear': linear,
     'mlp': mlp,
     'mlp2_bn': partial(mlp_bn, layers=2, last_bn=True),
     'mlp3_bn': partial(mlp_bn, layers=3, last_bn=True),
 }
-# It predicts with two, without the last normalisation after a ResNet.
+# Its predictor has two layers, without the last normalisation after a ResNet.
 PREDICTORS: dict[str, Callable[..., jax.Array] | None] = {
     'none': None,
     'mlp2': partial(mlp_bn, layers=2, last_bn=False),
@@ -66,10 +66,10 @@ class Head(nn.Module):
     """Features float32 [N, F] to float32 [N, dim], not normalised.
 
     Attributes:
-      compute: an entry of `PROJECTIONS` or `PREDICTORS`.
+      compute: a value of `PROJECTIONS` or `PREDICTORS`.
       dim: length of the result.
       hidden: width of the inner layers of MoCo v3's kinds.
-      norm: makes a normalisation layer from `name`, for the kinds that have one.
+      norm: makes a normalisation layer from `name`, for the kinds that use one.
       dtype: of the computation.
     """
 

@@ -1,4 +1,4 @@
-"""Layers and initialisers that every model shares."""
+"""Layers and initialisers shared by all models."""
 
 import math
 from typing import Any
@@ -11,12 +11,12 @@ from dualcl_jax.models.convolution import conv
 
 
 def lecun_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """Normal values cut at two deviations, with variance 1 / fan-in; the last axis of `shape` is the output.
+    """Normal values truncated at two deviations, with variance 1 / fan-in; the last axis of `shape` is the output.
 
-    The values are those of `nn.initializers.lecun_normal()`. They are drawn flat, because XLA:CPU takes seconds to
-    compile each random draw of several dimensions and a tenth of one for a flat draw (jax 0.12).
+    The values equal those of `nn.initializers.lecun_normal()`. They are drawn flat, because XLA:CPU takes seconds to
+    compile a random draw of several dimensions and a tenth of a second for a flat one (jax 0.12).
     """
-    deviation = math.sqrt(1 / math.prod(shape[:-1])) / 0.87962566103423978  # of the cut normal with deviation 1
+    deviation = math.sqrt(1 / math.prod(shape[:-1])) / 0.87962566103423978  # deviation of the truncated normal
     flat = jax.random.truncated_normal(key, -2, 2, (math.prod(shape),), dtype)
     return (flat * deviation).reshape(shape)
 
@@ -49,7 +49,7 @@ class Conv(nn.Module):
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param('kernel', conv_kernel_init, shape, jnp.float32)
         padding = self.size // 2 if self.padding is None else self.padding
-        precision = jax.config.jax_default_matmul_precision  # the backward pass is traced where it may be another
+        precision = jax.config.jax_default_matmul_precision  # it may differ where the backward pass is traced
         return conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, padding, precision)
 
 
@@ -59,7 +59,7 @@ def dense(features: int, *, dtype: Any, name: str, use_bias: bool = True) -> nn.
 
 
 def relu(x: jax.Array) -> jax.Array:
-    """max(x, 0) in the dtype of x. Computed in float32, because XLA:CPU's loops over bfloat16 alone are slow."""
+    """max(x, 0) in the dtype of x. It is computed in float32, because pure bfloat16 loops are slow in XLA:CPU."""
     return nn.relu(x.astype(jnp.float32)).astype(x.dtype)
 
 

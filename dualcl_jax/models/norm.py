@@ -1,4 +1,4 @@
-"""Batch normalisation whose statistics belong to groups: of one device, of a block of devices, or of them all."""
+"""Batch normalisation with statistics per group: part of one device, a block of devices, or all devices."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def norm_layout(norm: str, num_devices: int) -> tuple[int, int]:
       (groups on each device, consecutive devices that share a group); one of them is 1.
 
     Raises:
-      UserError: for any other text, or an n that does not fit the devices.
+      UserError: the text is none of these, or n does not fit the devices.
     """
     if norm == 'local':
         return 1, 1
@@ -56,11 +56,11 @@ class BatchNorm(nn.Module):
     Attributes:
       groups: equal contiguous parts of the leading axis on this device, for instance views times splits.
       span: consecutive devices along the axis whose equally placed groups form one: 1 communicates only for the
-        running statistics, the size of the axis means synchronised statistics. It divides the size of the axis.
+        running statistics, the size of the axis means synchronised statistics. It must divide the size of the axis.
       axis_name: name of the mapped data axis; None on one device.
-      momentum: share of the old running statistics that stays.
+      momentum: weight of the old running statistics in the update.
       epsilon: added to the variance.
-      affine: a learned scale and bias; otherwise 1 and 0.
+      affine: learn a scale and a bias; otherwise they are 1 and 0.
       dtype: of the output.
     """
 
@@ -77,7 +77,7 @@ class BatchNorm(nn.Module):
         """Normalises x [N, ..., C] (any float dtype); returns the same shape in `dtype`.
 
         Raises:
-          ValueError: if `groups` does not divide N, or `span` does not divide the axis.
+          ValueError: `groups` does not divide N, or `span` does not divide the size of the axis.
         """
         channels = x.shape[-1]
         scale, bias = jnp.ones((channels,), jnp.float32), jnp.zeros((channels,), jnp.float32)
@@ -117,10 +117,10 @@ def _variance(moments: jax.Array) -> jax.Array:
 
 
 def _moments(x: jax.Array, span: int, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
-    """Statistics of x [G, N, ..., C], with one collective at most.
+    """Statistics of x [G, N, ..., C], with at most one collective.
 
     Returns:
-      Mean and mean square of the groups this device takes part in, float32 [G, 2, C]; and the mean and unbiased
+      Mean and mean square of the groups that this device is part of, float32 [G, 2, C]; and the mean and unbiased
       variance averaged over all groups of all devices, float32 [2, C], without gradient.
     """
     x = x.astype(jnp.float32)
@@ -129,7 +129,7 @@ def _moments(x: jax.Array, span: int, axis_name: str | None) -> tuple[jax.Array,
     count = span * (x.size // (x.shape[0] * x.shape[-1]))
 
     def average(all_moments: jax.Array) -> jax.Array:
-        """Averages [groups, 2, C] into [2, C], the mean square turned into the unbiased variance."""
+        """Averages [groups, 2, C] into [2, C] and turns the mean square into the unbiased variance."""
         all_moments = jax.lax.stop_gradient(all_moments)
         unbiased = _variance(all_moments) * (count / max(count - 1, 1))
         return jnp.stack([all_moments[:, 0].mean(0), unbiased.mean(0)])

@@ -1,8 +1,8 @@
-"""ResNet (arXiv 1512.03385) with torchvision's geometry and names, so that weights can move between the two.
+"""ResNet (arXiv 1512.03385) with torchvision's geometry and names, so that weights can be converted between them.
 
-Convolutions are padded alike on all sides; the bottleneck strides in its 3×3 convolution ("v1.5"); no residual branch
-starts at zero. Names differ from torchvision's only in `_` for the dot before a number: `layer1_0/conv1` is
-`layer1.0.conv1` and `downsample_0` is `downsample.0`.
+Convolutions are padded equally on all sides; the bottleneck has its stride in the 3×3 convolution ("v1.5"); no residual
+branch is initialised to zero. Names differ from torchvision's only in `_` instead of the dot before a number:
+`layer1_0/conv1` is `layer1.0.conv1` and `downsample_0` is `downsample.0`.
 """
 
 from collections.abc import Callable
@@ -68,7 +68,7 @@ class Bottleneck(nn.Module):
 
 
 def _shortcut(block: BasicBlock | Bottleneck, x: jax.Array, features: int, *, train: bool) -> jax.Array:
-    """x itself where the shape stays, otherwise a strided 1×1 convolution and a norm. Called inside `block`."""
+    """x itself if the shape is unchanged, otherwise a strided 1×1 convolution and a norm. Called inside `block`."""
     if block.stride == 1 and x.shape[-1] == features:
         return x
     x = Conv(features, 1, block.stride, dtype=block.dtype, name='downsample_0')(x)
@@ -87,7 +87,7 @@ class ResNet(nn.Module):
       stem: 'cifar' (3×3 convolution with stride 1, no pooling) or 'imagenet' (7×7 with stride 2, then 3×3 maximum
         pooling with stride 2).
       width: channels of the first stage.
-      remat: keep only the borders of blocks for the backward pass and compute the rest again.
+      remat: store only the inputs of blocks for the backward pass and recompute the rest.
       dtype: of the computation; parameters and features are float32.
     """
 

@@ -1,4 +1,4 @@
-"""A network of two convolutions without normalisation: for tests, where it compiles at once. Not for training."""
+"""A network of two convolutions without normalisation, for tests, where it compiles quickly. Not for training."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from dualcl_jax.models.layers import Conv, global_mean, relu
 
 
 class Tiny(nn.Module):
-    """Images float32 [N, H, W, C] to features float32 [N, 2 * width]; each example alone, in training as in evaluation.
+    """Images float32 [N, H, W, C] to features float32 [N, 2 * width]; examples never interact, not even in training.
 
     Attributes: as `ResNet`; `norm` and `stem` are not used.
     """

@@ -1,7 +1,7 @@
 """Vision transformer (arXiv 2010.11929) as MoCo v3 trains it (arXiv 2104.02057, §5 and its published code).
 
 Fixed two-dimensional sine-cosine positions, a class token as the feature, layer norm before each branch, and a patch
-projection that may stay as it was drawn (§4.2: learning it makes training unstable). Heads of MoCo v3's ViT-S: 12.
+projection that may keep its initial values (§4.2: learning it makes training unstable). MoCo v3's ViT-S has 12 heads.
 """
 
 import math
@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 EPSILON = 1e-6
-"""Of every layer norm."""
+"""The ε of every layer norm."""
 
 
 def uniform(bound: float) -> nn.initializers.Initializer:
-    """Values spread evenly over [-bound, bound]. Drawn flat, as `layers.lecun_normal`."""
+    """Initialiser with values uniform over [-bound, bound], drawn flat like `layers.lecun_normal`."""
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
         return jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound).reshape(shape)
@@ -28,20 +28,20 @@ def uniform(bound: float) -> nn.initializers.Initializer:
 
 
 def _dense(inputs: int, outputs: int, *, name: str, dtype: Any, parts: int = 1) -> nn.Dense:
-    """Dense layer with Glorot's uniform weights, each of the `parts` of its outputs drawn as a layer of its own."""
+    """Dense layer with Glorot uniform weights; each of the `parts` of its outputs is drawn as a separate layer."""
     bound = math.sqrt(6 / (inputs + outputs // parts))
     return nn.Dense(outputs, dtype=dtype, kernel_init=uniform(bound), name=name)
 
 
 def _layer_norm(x: jax.Array, *, name: str) -> jax.Array:
-    """Layer norm of the last axis, computed in float32, in the dtype of x."""
+    """Layer norm over the last axis, computed in float32 and returned in the dtype of x."""
     return nn.LayerNorm(epsilon=EPSILON, name=name)(x.astype(jnp.float32)).astype(x.dtype)
 
 
 def sine_cosine_positions(height: int, width: int, dim: int, temperature: float = 10_000.0) -> np.ndarray:
     """Position embedding of a grid of patches, row by row: float32 [height * width, dim] (2104.02057, §5).
 
-    A quarter of the columns each: sine and cosine of the row, sine and cosine of the column, at the frequencies
+    The columns are four quarters: sine and cosine of the row, sine and cosine of the column, at the frequencies
     temperature^(-i / (dim/4)). `dim` must be a multiple of 4.
     """
     frequencies = temperature ** -(np.arange(dim // 4) / (dim // 4))
@@ -55,8 +55,8 @@ class Block(nn.Module):
     """Self-attention and a two-layer perceptron, each around a shortcut: [N, T, D] to [N, T, D] in `dtype`.
 
     Attributes:
-      heads: of the attention; divides D.
-      dtype: of the computation, softmax excepted, which is float32.
+      heads: attention heads; their number divides D.
+      dtype: of the computation, except the softmax, which is float32.
     """
 
     heads: int
@@ -76,16 +76,16 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Images float32 [N, H, W, C] to features float32 [N, dim]; each example alone, in training as in evaluation.
+    """Images float32 [N, H, W, C] to features float32 [N, dim]; examples never interact, not even in training.
 
     Attributes:
       patch: side of a patch in pixels; divides H and W.
       dim: D, width of every token; a multiple of 4 and of `heads`.
-      depth: blocks.
-      heads: of the attention.
+      depth: number of blocks.
+      heads: attention heads.
       norm, stem, width: not used: there are no batch statistics, no stem, and `dim` is the width.
-      freeze_patches: the patch projection stays as it was drawn.
-      remat: keep only the borders of blocks for the backward pass and compute the rest again.
+      freeze_patches: the patch projection keeps its initial values.
+      remat: store only the inputs of blocks for the backward pass and recompute the rest.
       dtype: of the computation; parameters and features are float32.
     """
 
@@ -120,8 +120,8 @@ class PatchProjection(nn.Module):
     """Flat patches [N, T, P] to tokens [N, T, dim] in `dtype`.
 
     Attributes:
-      dim: of a token.
-      frozen: no gradient reaches the parameters, so that no optimizer without decay moves them.
+      dim: length of a token.
+      frozen: no gradient reaches the parameters, so an optimizer without weight decay does not change them.
       dtype: of the computation.
     """
 
@@ -142,4 +142,4 @@ class PatchProjection(nn.Module):
 vit_s16 = partial(VisionTransformer, 16, 384, 12, 12)
 vit_tiny = partial(VisionTransformer, 4, 64, 2, 4)
 PATCHES = {'vit_s16': 16, 'vit_tiny': 4}
-"""Sides of the patches: `data.image_size` must be a multiple."""
+"""Side of the patches of each ViT; `data.image_size` must be a multiple of it."""

@@ -1,1 +1,1 @@
-"""What any program needs: errors, flags, configs, files, devices and processes."""
+"""Shared infrastructure: errors, flags, configs, files, devices and processes."""

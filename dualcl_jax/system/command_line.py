@@ -1,4 +1,4 @@
-"""What the programs have in common: a mistake in their flags is a line, and no traceback."""
+"""Flag parsing shared by all programs: a wrong flag gives one line of error and no traceback."""
 
 import argparse
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ class Parser(argparse.ArgumentParser):
     """An argument parser that raises `UserError` where argparse would print its usage.
 
     Args:
-      prog: the command, as it is typed.
-      description: what it does; its lines stay as they are.
-      options: further ones of `argparse.ArgumentParser`.
+      prog: the command as the user types it.
+      description: what the program does; its line breaks are kept.
+      options: further options of `argparse.ArgumentParser`.
     """
 
     def __init__(self, prog: str, description: str | None = None, **options: Any) -> None:
@@ -24,10 +24,10 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f'{message}\nsee {self.prog} --help')
 
     def parse_with_fields(self, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-        """Flags, and the fields of a config among them: --config.FIELD=VALUE as 'FIELD=VALUE', in order.
+        """Parses flags, and collects each --config.FIELD=VALUE as 'FIELD=VALUE', in order.
 
         Raises:
-          UserError: an unknown or missing flag, or one with another value.
+          UserError: a flag is unknown or missing, or has an invalid value.
         """
         flags, rest = self.parse_known_args(arguments)
         for flag in rest:

@@ -1,4 +1,4 @@
-"""What a run tells its terminal: a header, a live line of progress with the time left, notes."""
+"""Terminal output of a run: a header, a live progress line with the time left, and notes."""
 
 import contextlib
 import sys
@@ -17,11 +17,11 @@ from rich.progress import (
 )
 
 PLAIN_SECONDS = 10.0
-"""Without a terminal a line of progress is printed at most this often."""
+"""Without a terminal, progress lines are printed at most this often."""
 
 
 class Console:
-    """Prints from one process; silent in the others.
+    """Prints from one process and stays silent in the others.
 
     Args:
       silent: print nothing.
@@ -35,13 +35,13 @@ class Console:
         self._progress: Progress | None = None
 
     def facts(self, facts: Mapping[str, str]) -> None:
-        """Prints facts, a line each."""
+        """Prints each fact on a line of its own."""
         indent = max(map(len, facts)) + 2
         for name, value in facts.items():
             self._rich.print(f'{name:<{indent}}{value}')
 
     def start(self, total_steps: int, start_step: int) -> None:
-        """Starts the progress bar of a run of so many steps, which begins or goes on after `start_step`."""
+        """Starts the progress bar of a run of `total_steps` steps that starts or resumes after `start_step`."""
         self._total = total_steps
         self._printed = time.monotonic()
         if sys.stdout.isatty() and not self._silent:
@@ -58,12 +58,12 @@ class Console:
             self._progress.start()
 
     def step(self, step: int) -> None:
-        """Moves the bar to a finished step."""
+        """Moves the bar to a completed step."""
         if self._progress:
             self._progress.update(self._task, completed=step)
 
     def status(self, step: int, text: str, seconds_per_step: float | None) -> None:
-        """Shows text about a step beside the bar, with the time left; without a terminal prints it now and then."""
+        """Shows the status of a step and the time left beside the bar; without a terminal, prints it periodically."""
         if seconds_per_step is not None:
             text += f'  {duration(seconds_per_step * (self._total - step))} left'
         if self._progress:
@@ -73,7 +73,7 @@ class Console:
             self._rich.print(f'step {step}/{self._total}  {text}')
 
     def note(self, text: str) -> None:
-        """Prints a line of its own, above the bar."""
+        """Prints a line above the bar."""
         self._rich.print(text)
 
     def warn(self, problem: str | None) -> None:
@@ -82,14 +82,14 @@ class Console:
             self.note(f'warning: {problem}')
 
     def close(self) -> None:
-        """Ends the bar where it is."""
+        """Stops the bar where it is."""
         if self._progress:
             self._progress.stop()
             self._progress = None
 
 
 def duration(seconds: float) -> str:
-    """A time as 42 s, 3 min 05 s or 2 h 10 min."""
+    """Formats a time as 42 s, 3 min 05 s or 2 h 10 min."""
     whole = round(seconds)
     if whole < 60:
         return f'{whole} s'
@@ -100,9 +100,9 @@ def duration(seconds: float) -> str:
 
 @contextlib.contextmanager
 def progress(total: int, what: str) -> Iterator[Callable[[], None]]:
-    """Shows how far something of `total` parts is, once it takes more than some seconds.
+    """Shows the progress of a task of `total` parts, once it takes more than a few seconds.
 
-    Yields what to call after each part.
+    Yields a function to call after each part.
     """
     done, printed = 0, time.monotonic()
     bar: Progress | None = None

@@ -1,8 +1,9 @@
 """Devices: one per-device step mapped by `jax.pmap` or `jax.shard_map`, and the two forms of the state.
 
-Outside the mapped step a state is *global*: arrays without a device axis, which is what checkpoints, evaluation and
-hashes see, replicated but for the slots of a sharded queue. Inside the loop it is in the mapper's own form, donated
-from step to step. How a state lies on the devices is said by a tree of `PartitionSpec`, or one for the whole of it.
+Outside the mapped step a state is *global*: arrays without a device axis, replicated except for the slots of a sharded
+queue. Checkpoints, evaluation and hashes see this form. Inside the loop the state is in the mapper's own form and is
+donated from step to step. A tree of `PartitionSpec`, or a single one for the whole state, describes how a state is
+placed on the devices.
 """
 
 import math
@@ -15,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXIS = 'batch'
-"""Name of the mapped axis: devices, each with its part of the global batch."""
+"""Name of the mapped axis; each device on it holds its part of the global batch."""
 Tree = Any
 Specs = Any
 REPLICATED = PartitionSpec()
@@ -28,50 +29,50 @@ class Mapper(Protocol):
     mesh: Mesh
 
     def map(self, step: Step) -> Any:
-        """The step over all devices, jitted, its state donated."""
+        """Maps the step over all devices, jitted, with its state donated."""
         ...
 
     def lower(self, step: Step, state: Tree, batch: Tree) -> jax.stages.Lowered:
-        """The mapped step, lowered for the shapes of a global state and of a whole batch [B, ...]."""
+        """Lowers the mapped step for the shapes of a global state and of a global batch [B, ...]."""
         ...
 
     def compile(self, step: Step, state: Tree, batch: Tree) -> Any:
-        """The mapped step, compiled for such shapes where that can be done before it is called."""
+        """Compiles the mapped step for such shapes, where that is possible before the first call."""
         ...
 
     def put_batch(self, batch: Tree) -> Tree:
-        """This process's rows, NumPy [n_local * b, ...], spread over its devices."""
+        """Spreads the rows of this process, NumPy [n_local * b, ...], over its devices."""
         ...
 
     def put_state(self, state: Tree) -> Tree:
-        """A global state in the mapper's form."""
+        """Converts a global state to the mapper's form."""
         ...
 
     def global_state(self, state: Tree) -> Tree:
-        """The mapper's form as replicated global arrays; a copy where the mapped form has a device axis."""
+        """Converts the mapper's form to global arrays; a copy where the mapped form has a device axis."""
         ...
 
 
 def device_mesh() -> Mesh:
-    """All devices of all processes as one axis `AXIS`, each process's devices in a row."""
+    """A mesh of all devices of all processes along one axis `AXIS`; the devices of a process are adjacent."""
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     return Mesh(np.asarray(devices), (AXIS,))
 
 
 def process_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """Positions in the global batch that this process loads, int64: those of its devices, in their order."""
+    """Positions in the global batch that this process loads, int64, in the order of its devices."""
     share = batch_size // mesh.devices.size
     owned = [i for i, device in enumerate(mesh.devices) if device.process_index == jax.process_index()]
     return np.concatenate([np.arange(i * share, (i + 1) * share) for i in owned])
 
 
 def replicate(tree: Tree, mesh: Mesh) -> Tree:
-    """Host or single-device arrays, equal in every process, as global arrays on every device of the mesh."""
+    """Replicates host or single-device arrays, equal in every process, to every device of the mesh."""
     return place(tree, mesh, REPLICATED)
 
 
 def place(tree: Tree, mesh: Mesh, specs: Specs) -> Tree:
-    """Host or single-device arrays, equal in every process, as global arrays that lie on the mesh as `specs` say."""
+    """Places host or single-device arrays, equal in every process, on the mesh as `specs` describe."""
 
     def put(spec: PartitionSpec, leaf: Any) -> jax.Array:
         sharding, shape = NamedSharding(mesh, spec), np.shape(leaf)
@@ -93,13 +94,13 @@ def shapes(tree: Tree, mesh: Mesh, specs: Specs) -> Tree:
 
 
 def bytes_per_device(described: Tree) -> int:
-    """Bytes that one device holds of a tree of `shapes`."""
+    """Bytes per device of a tree of `shapes`."""
     leaves = jax.tree.leaves(described)
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def whole(tree: Tree) -> Tree:
-    """A global tree with every leaf whole on every device; of several processes, all call it."""
+    """Gathers a global tree so that every device holds every leaf whole. Every process must call it."""
 
     def gather(leaf: jax.Array) -> jax.Array:
         if leaf.is_fully_replicated:
@@ -111,17 +112,17 @@ def whole(tree: Tree) -> Tree:
 
 
 def to_host(tree: Tree) -> Tree:
-    """NumPy arrays of a replicated or single-device tree; of one with a device axis, the first device's part."""
+    """Copies a replicated or single-device tree to NumPy arrays; with a device axis, the first device's part."""
     return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_shards[0].data), tree)
 
 
 def _map(function: Callable[[PartitionSpec, Any], Any], specs: Specs, tree: Tree) -> Tree:
-    """The function of each leaf and its spec."""
+    """Applies the function to each leaf and its spec."""
     return jax.tree.map(lambda spec, part: jax.tree.map(partial(function, spec), part), specs, tree)
 
 
 class PmapMapper:
-    """`jax.pmap` with a leading device axis on state and batch: [n, ...], or [n, K/n, ...] of what is sharded."""
+    """`jax.pmap` with a leading device axis on state and batch: [n, ...], or [n, K/n, ...] for sharded arrays."""
 
     def __init__(self, mesh: Mesh, specs: Specs = REPLICATED) -> None:
         self.mesh = mesh
@@ -140,7 +141,7 @@ class PmapMapper:
         return self.map(step).lower(*jax.tree.map(stack, (shapes(state, self.mesh, self._specs), rows)))
 
     def compile(self, step: Step, state: Tree, batch: Tree) -> Any:
-        if jax.process_count() > 1:  # pmap takes each process's part, which what it lowers does not
+        if jax.process_count() > 1:  # pmap takes each process's part, but the lowered program does not
             return self.map(step)
         return self.lower(step, state, batch).compile()
 
@@ -167,7 +168,7 @@ class PmapMapper:
 
 
 class ShardMapMapper:
-    """`jax.jit(jax.shard_map(...))` of a global state; without vma checks, which would average gradients twice."""
+    """`jax.jit(jax.shard_map(...))` of a global state, without vma checks, which would average gradients twice."""
 
     def __init__(self, mesh: Mesh, specs: Specs = REPLICATED) -> None:
         self.mesh = mesh

@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend, and how entry points end."""
+"""The exception for everything a user can fix, and the exit statuses of the programs."""
 
 import errno
 import functools
@@ -14,37 +14,37 @@ STORAGE = (
     *FULL, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ESTALE, errno.ENOTDIR, errno.EISDIR,
     errno.EIO,
 )  # fmt: skip
-"""What a folder that is full, read-only, gone or broken answers."""
+"""Error numbers of a folder that is full, read-only, missing or broken."""
 
 
 class UserError(Exception):
-    """A mistake or condition that the user can mend: its text names the field or path and the remedy."""
+    """A mistake or condition that the user can fix; the message names the field or path and the remedy."""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an exception says; its type where it says nothing."""
+    """The first line of an exception's message, or its type if the message is empty."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 def ending(error: BaseException) -> tuple[int, str] | None:
-    """The exit status of a program that an exception ends, and what it says on stderr; None for faults of ours.
+    """The exit status and the stderr message of a program that an exception ends; None for errors of this package.
 
-    A `UserError` is at most three lines, status 2; so is a folder that is full, read-only, gone or broken. Ctrl-C where
-    there is nothing to save is a line, status 130.
+    A `UserError` gives at most three lines and status 2, and so does a folder that is full, read-only, missing or
+    broken. Ctrl-C when there is nothing to save gives one line and status 130.
     """
     if isinstance(error, OSError) and error.errno in STORAGE:
-        remedy = 'make room there' if error.errno in FULL else 'mend that'
+        remedy = 'free some space there' if error.errno in FULL else 'fix that'
         error = UserError(f'{error.filename or "a file"}: {error.strerror}; {remedy}, and run the same command again')
     if isinstance(error, UserError):
         return EXIT_USER_ERROR, 'error: ' + '\n'.join(str(error).strip().splitlines()[:3])
     if isinstance(error, KeyboardInterrupt):
-        return EXIT_INTERRUPTED, 'interrupted; run the same command to go on from the last checkpoint'
+        return EXIT_INTERRUPTED, 'interrupted; run the same command to resume from the last checkpoint'
     return None
 
 
 def exits_cleanly(main: Callable[[], int]) -> Callable[[], int]:
-    """Wraps an entry point, which then ends as `ending` says, or with a traceback."""
+    """Wraps an entry point so that it exits as `ending` specifies, or else with a traceback."""
 
     @functools.wraps(main)
     def wrapped() -> int:

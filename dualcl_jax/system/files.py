@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, local or remote, and paths to them."""
+"""Atomic writes of local and remote files, and checks of the paths that a user gives."""
 
 import contextlib
 import errno
@@ -15,31 +15,31 @@ from etils import epath
 from dualcl_jax.system.errors import UserError, first_line
 
 BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError, MemoryError)
-"""What reading a damaged .npz file raises; of an encrypted one RuntimeError."""
+"""What reading a damaged .npz file can raise; an encrypted one raises RuntimeError."""
 
 
 def write_text(path: epath.Path, text: str) -> None:
-    """Replaces a file by text, whole or not at all. Raises OSError, which names the file."""
+    """Replaces a file atomically by text. Raises OSError, which names the file."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: epath.Path, content: bytes) -> None:
-    """Replaces a file, whole or not at all. Raises OSError, which names the file."""
+    """Replaces a file atomically. Raises OSError, which names the file."""
     partial = path.parent / f'{path.name}.new'
     try:
         partial.write_bytes(content)
         partial.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)  # on a full disk its room is needed
-        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error  # epath says less
+            partial.unlink(missing_ok=True)  # a full disk needs its space
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error  # epath omits these
 
 
 def reachable(path: str, named: str) -> epath.Path:
-    """A path that a user gave, `named` such as '--workdir=gs://bucket/run' in messages; whether it exists is not asked.
+    """Opens a path that a user gave, which need not exist. Messages call it `named`, as '--workdir=gs://bucket/run'.
 
     Raises:
-      UserError: it is remote, and its store cannot be reached.
+      UserError: the path is remote and its store cannot be reached.
     """
     found = epath.Path(path)
     if '://' not in path:
@@ -48,9 +48,9 @@ def reachable(path: str, named: str) -> epath.Path:
         found.exists()
     except ImportError as error:
         raise UserError(f"{named}: {error}; gs:// needs pip install 'dualcl-jax[gcs]'") from error
-    except Exception as error:  # each store has its own: no login, no bucket, no network
+    except Exception as error:  # each store raises its own types for a missing login, bucket or network
         reason = f'{type(error).__name__}: {first_line(error)}'
-        raise UserError(f'{named}: cannot be reached ({reason}); see to login, bucket and network') from error
+        raise UserError(f'{named}: cannot be reached ({reason}); check login, bucket and network') from error
     return found
 
 
@@ -61,19 +61,19 @@ def cache_folder() -> Path:
 
 
 def check_writable(folder: epath.Path) -> None:
-    """Raises OSError where nothing can be written in a folder."""
-    probe = folder / f'.writable-{uuid.uuid4().hex}'  # its own for each process of a run
+    """Raises OSError if the folder is not writable."""
+    probe = folder / f'.writable-{uuid.uuid4().hex}'  # a different one for each process of a run
     probe.write_text('')
     probe.unlink()
 
 
 def write_json(path: epath.Path, value: Any) -> None:
-    """Stores JSON, whole or not at all."""
+    """Writes a JSON file atomically."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + '\n')
 
 
 def check_output(path: str) -> None:
-    """Makes the folder that a file is to lie in. Raises UserError where it cannot be written."""
+    """Creates the parent folder of an output file. Raises UserError if it is not writable."""
     file = reachable(path, f'--output={path}')
     try:
         if not path or file.is_dir():
@@ -89,7 +89,7 @@ def check_output(path: str) -> None:
 
 
 def write_output(path: str, content: bytes) -> None:
-    """Writes a file whole or not at all. Raises UserError where that fails."""
+    """Writes an output file atomically. Raises UserError on failure."""
     file = epath.Path(path)
     partial = _beside(file)
     try:

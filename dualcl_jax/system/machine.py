@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def processor() -> str:
-    """The name of this machine's processor, as Linux says it; elsewhere its kind."""
+    """The processor's model name on Linux; elsewhere its architecture."""
     about = Path('/proc/cpuinfo')
     lines = about.read_text().splitlines() if about.exists() else []
     names = (line.partition(':')[2].strip() for line in lines if line.startswith('model name'))

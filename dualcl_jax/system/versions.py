@@ -1,15 +1,15 @@
-"""Versions of what a result depends on."""
+"""Versions of the packages that a result depends on."""
 
 import importlib.metadata
 import importlib.util
 import platform
 
 PACKAGES = ('dualcl-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-"""Packages whose versions decide a result; they must be the same in every process of a run."""
+"""Packages whose versions affect a result; they must be the same in every process of a run."""
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a result, and the kind of device."""
+    """Versions of Python and of the packages that affect a result, and the kind of device."""
     import jax  # its environment is set by `processes.start` first
 
     found = {name: importlib.metadata.version(name) for name in PACKAGES}

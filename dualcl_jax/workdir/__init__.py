@@ -1,1 +1,1 @@
-"""The folder of a run, and everything that is stored in it."""
+"""The workdir: the folder of a run and everything stored in it."""

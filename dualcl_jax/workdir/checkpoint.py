@@ -1,8 +1,8 @@
-"""Checkpoints by Orbax: global states without a device axis, saved while training goes on.
+"""Checkpoints by Orbax: global states without a device axis, saved while training continues.
 
-Each holds checksums of its state (`dualcl_jax.workdir.checksum`) beside it, which are taken on the devices before it is
-saved and again after it is restored. One that is damaged is passed over, told, and kept. Beside them lies its kNN
-accuracy: Orbax would remember those of this process alone.
+Each checkpoint stores checksums of its state (`dualcl_jax.workdir.checksum`), which are computed on the devices before
+it is saved and again after it is restored. A damaged checkpoint is skipped, reported and kept. The record of a
+checkpoint also stores its kNN accuracy, because Orbax remembers only the accuracies measured by the current process.
 """
 
 import json
@@ -30,7 +30,7 @@ BEST = 'knn_top1'
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint that was read and found whole, and what was found damaged before it, step and reason."""
+    """An intact checkpoint that was restored, and the damaged ones that were skipped before it, by step with reason."""
 
     step: int
     state: TrainState
@@ -39,17 +39,17 @@ class Checkpoint(NamedTuple):
 
 
 class DamagedError(Exception):
-    """Why a checkpoint cannot be used, in a few words."""
+    """A checkpoint cannot be used; the message is the reason in a few words."""
 
 
 class Best:
-    """Preserves the checkpoints with the highest kNN accuracy, of equal ones the later; what Orbax asks.
+    """Orbax's policy that preserves the checkpoints with the highest kNN accuracy, and the later of equal ones.
 
     Args:
-      n: how many.
+      n: how many checkpoints to preserve.
 
     Attributes:
-      scores: of the checkpoints by step; None of one whose record cannot be read, which stays.
+      scores: kNN accuracy by step; None for a checkpoint whose record cannot be read, which is preserved.
     """
 
     def __init__(self, n: int) -> None:
@@ -70,15 +70,15 @@ class Best:
 
 
 class Checkpoints:
-    """The checkpoints of a workdir. Every process calls every method.
+    """The checkpoints of a workdir. Every process must call every method.
 
-    To be used as a context manager, or closed: that waits until everything is on disk.
+    Use it as a context manager or call `close`: both wait until everything is on disk.
 
     Args:
-      directory: local or remote, made if missing.
-      keep: how many of the newest stay.
-      keep_best: how many of the best by kNN stay besides.
-      read_only: nothing in the directory changes, neither what a run left there unfinished.
+      directory: local or remote folder, created if missing.
+      keep: how many of the newest checkpoints to keep.
+      keep_best: how many of the best by kNN to keep in addition.
+      read_only: change nothing in the directory, not even unfinished checkpoints that a run left there.
     """
 
     def __init__(self, directory: epath.Path, *, keep: int = 1, keep_best: int = 0, read_only: bool = False) -> None:
@@ -106,7 +106,7 @@ class Checkpoints:
         return ocp.CheckpointManager(self._directory, options=self._options)
 
     def _stored_record(self, step: int) -> dict[str, Any] | None:
-        """What a checkpoint says of its run; None where that cannot be read."""
+        """The record of a checkpoint; None if it cannot be read."""
         try:
             record = json.loads((self._directory / f'{step:08d}' / 'run' / 'metadata').read_bytes())
         except (OSError, ValueError, RecursionError):
@@ -114,7 +114,7 @@ class Checkpoints:
         return record if is_sealed(record) else None
 
     def _rank(self, step: int, record: Mapping[str, Any] | None) -> None:
-        """Places a checkpoint among the best; one without a measurement nowhere."""
+        """Ranks a checkpoint by its kNN accuracy, if that was measured."""
         if self._best is None:
             return
         self._best.scores.pop(step, None)
@@ -122,13 +122,13 @@ class Checkpoints:
             self._best.scores[step] = record[BEST] if record else None
 
     def save(self, step: int, state: TrainState, record: dict[str, Any], knn_top1: float | None) -> str:
-        """Starts saving a global state and a JSON record; returns once the state is off the devices.
+        """Starts saving a global state and a JSON record; returns once the state is copied off the devices.
 
         Returns:
-          What went wrong with this checkpoint or the one before it, where training can go on; else nothing.
+          What went wrong with this checkpoint or the previous one, if training can continue; empty if all is well.
 
         Raises:
-          UserError: the copies of the state differ; or, in a run of several processes, something went wrong.
+          UserError: the copies of the state differ between devices; or saving failed in a run of several processes.
         """
         sealed = seal(record | {'checksums': checksums(state), BEST: knn_top1})
         self._rank(step, sealed)
@@ -136,7 +136,7 @@ class Checkpoints:
         try:
             self._saving = step
             if jax.process_index() == 0:
-                check_writable(self._directory)  # where it is not, Orbax waits for minutes
+                check_writable(self._directory)  # otherwise Orbax waits for minutes
             self._manager.save(
                 step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(sealed))
             )
@@ -145,7 +145,7 @@ class Checkpoints:
         return self._problem or before
 
     def _wait(self) -> str:
-        """Waits for the checkpoint that is being saved. Returns what went wrong."""
+        """Waits for the checkpoint that is being saved. Returns what went wrong, or an empty text."""
         if self._saving is None:
             return self._problem
         try:
@@ -156,29 +156,29 @@ class Checkpoints:
         return ''
 
     def _failed(self, error: Exception) -> str:
-        """Drops what is left of a checkpoint that could not be saved."""
+        """Removes the remains of a checkpoint that could not be saved, and returns a description of the problem."""
         problem = f'step {self._saving} could not be saved in {self._directory} ({_reason(error)})'
         self._saving = None
-        if jax.process_count() > 1:  # Orbax's barriers cannot be met again
+        if jax.process_count() > 1:  # the processes are no longer in step at Orbax's barriers
             raise UserError(f'{problem}\n{self._remedy()}') from error
         self._usable = False
         try:
             if self._directory.exists():
-                self._manager = self._open()  # which removes what was half written
+                self._manager = self._open()  # this removes what was partly written
                 self._usable = True
         except Exception as again:
-            problem += f'; nor can the folder be opened again ({_reason(again)})'
+            problem += f'; the folder cannot be reopened either ({_reason(again)})'
         return problem
 
     def _remedy(self) -> str:
-        went_on = f'it goes on from step {self._saved}' if self._saved else 'it starts again'
-        return f'make room there, or mend it, and run the same command: {went_on}'
+        outcome = f'it resumes from step {self._saved}' if self._saved else 'it starts again'
+        return f'free some space there, or fix the folder, and run the same command: {outcome}'
 
     def finish(self) -> None:
         """Waits until the last checkpoint is on disk.
 
         Raises:
-          UserError: it could not be saved.
+          UserError: the checkpoint could not be saved.
         """
         self._problem = self._wait()
         if self._problem:
@@ -187,18 +187,18 @@ class Checkpoints:
     def newest(
         self, like: TrainState, mesh: Mesh, expected: Mapping[str, Any], specs: Specs = REPLICATED
     ) -> Checkpoint | None:
-        """The newest checkpoint that is whole; None where there is none at all.
+        """Restores the newest intact checkpoint; None if there are no checkpoints.
 
-        Damaged ones that are newer are moved to the folder `damaged` beside the checkpoints.
+        Newer checkpoints that are damaged are moved to the folder `damaged` beside the checkpoints.
 
         Args:
-          like: shapes and dtypes to expect.
+          like: expected shapes and dtypes.
           mesh: all devices.
-          expected: what its record must say.
-          specs: how the state is to lie on the devices, however it lay when it was saved.
+          expected: values that the record must have.
+          specs: placement of the state on the devices, whatever it was when the state was saved.
 
         Raises:
-          UserError: there are checkpoints, and none is whole.
+          UserError: there are checkpoints, but none is intact.
         """
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -206,7 +206,7 @@ class Checkpoints:
                 state, record = self._read(step, like, mesh, specs)
                 for name, value in expected.items():
                     if record.get(name, value) != value:
-                        raise DamagedError(f'it is of another run: its {name} is {record[name]}')
+                        raise DamagedError(f'it belongs to another run: its {name} is {record[name]}')
             except DamagedError as error:
                 damaged[step] = str(error)
                 continue
@@ -221,13 +221,13 @@ class Checkpoints:
     def restore(
         self, step: int, like: TrainState, mesh: Mesh, specs: Specs = REPLICATED
     ) -> tuple[TrainState, dict[str, Any]]:
-        """A saved state on a mesh, and its record.
+        """Restores the state of a checkpoint on a mesh, and its record.
 
         Args:
-          step: a finished checkpoint.
-          like: shapes and dtypes to expect.
+          step: step of a completed checkpoint.
+          like: expected shapes and dtypes.
           mesh: all devices.
-          specs: how the state is to lie on them, however it lay when it was saved.
+          specs: placement of the state on the devices, whatever it was when the state was saved.
 
         Raises:
           UserError: the checkpoint cannot be read as this state.
@@ -238,7 +238,7 @@ class Checkpoints:
             raise self._unreadable({step: str(error)}) from error
 
     def saved_params(self, step: int) -> optax.Params:
-        """Shapes and dtypes of the online encoder's saved parameters, which need no config to be known.
+        """Shapes and dtypes of the online encoder's saved parameters, read without a config.
 
         Raises:
           UserError: the checkpoint cannot be read.
@@ -263,19 +263,19 @@ class Checkpoints:
         found, saved = checksums(state), record['checksums']
         changed = [name for name in found if found[name] != saved.get(name)]
         if changed or len(found) != len(saved):
-            raise DamagedError(f'{", ".join(changed[:2])}: not what was saved')
+            raise DamagedError(f'{", ".join(changed[:2])}: differs from what was saved')
         return state, record
 
     def _unreadable(self, damaged: Mapping[int, str]) -> UserError:
         (step, reason), *others = damaged.items()
-        also = ''.join(f'; nor {other:08d}' for other, _ in others)
+        also = ''.join(f'; neither can {other:08d}' for other, _ in others)
         return UserError(
             f'{self._directory}/{step:08d}: cannot be read as a checkpoint of this config ({reason}){also}\n'
-            'nothing was changed; restore it, or move it away to go on without it, or start in a new --workdir'
+            'nothing was changed; restore it, or move it away to resume without it, or start in a new --workdir'
         )
 
     def _move_away(self, damaged: Mapping[int, str]) -> None:
-        """Out of the way of new checkpoints of the same steps."""
+        """Moves checkpoints to `damaged`, out of the way of new checkpoints of the same steps."""
         if jax.process_index() == 0:
             aside = self._directory.parent / 'damaged'
             aside.mkdir(exist_ok=True)
@@ -290,7 +290,7 @@ class Checkpoints:
         self._manager.reload()
 
     def close(self) -> None:
-        """Waits until everything is on disk. Raises UserError where that failed."""
+        """Waits until everything is on disk. Raises UserError if that failed."""
         try:
             self.finish()
         finally:
@@ -304,17 +304,17 @@ class Checkpoints:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None and jax.process_count() > 1:
-            return  # the other processes may never come to Orbax's barriers
+            return  # the other processes may never reach Orbax's barriers
         try:
             self.close()
         except UserError as problem:
             if error is None:
                 raise
-            error.add_note(str(problem))  # what ended the run is the news
+            error.add_note(str(problem))  # the error that ended the run is the one to raise
 
 
 def _reason(error: Exception) -> str:
-    """An exception in a line."""
+    """Describes an exception in one line."""
     code = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore's
     if isinstance(error, OSError) and error.strerror:
         return error.strerror

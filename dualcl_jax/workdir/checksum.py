@@ -1,8 +1,8 @@
-"""Checksums of a state, computed on the devices that hold it. Ours.
+"""Checksums of a state, computed on the devices that hold it. They are this project's own.
 
-Of each array, as 32-bit words w: Σ (2i + 1)·w_i mod 2³². An odd weight makes any change of one word change the sum;
-changes of several words that leave it as it was are one in 2³². Arrays stay where they are: 4 bytes an array leave the
-devices.
+The checksum of an array, read as 32-bit words w, is Σ (2i + 1)·w_i mod 2³². Since the weights are odd, any change of a
+single word changes the sum; a change of several words leaves it unchanged in one case of 2³². The arrays stay on the
+devices: only 4 bytes per array are transferred.
 """
 
 import hashlib
@@ -20,10 +20,10 @@ from dualcl_jax.system.errors import UserError
 
 
 def checksums(state: Any) -> dict[str, int]:
-    """The checksum of every array of a global state, by its path. Every process calls it.
+    """The checksum of every array of a global state, by its path. Every process must call it.
 
     Raises:
-      UserError: two devices hold different numbers where they should be the same.
+      UserError: two devices hold different values of an array that should be equal.
     """
     sums = _sums(state)
     shards = sorted(sums.addressable_shards, key=lambda shard: shard.device.id)
@@ -35,15 +35,15 @@ def checksums(state: Any) -> dict[str, int]:
     if len(apart):
         device, leaf = apart[0].tolist()
         raise UserError(
-            f'device {device} of {len(copies)} holds another {names[leaf]} than device 0: one of them computes or '
-            'remembers wrongly\nnothing was saved; find out which, take it out, and run the same command again'
+            f'device {device} of {len(copies)} holds a different {names[leaf]} from device 0: one of them has faulty '
+            'arithmetic or memory\nnothing was saved; find the faulty one, exclude it, and run the same command again'
         )
     return dict(zip(names, copies[0].tolist(), strict=True))
 
 
 @jax.jit
 def _sums(state: Any) -> jax.Array:
-    """[leaves] uint32. Each device computes them from its own copy of what is replicated."""
+    """Checksums uint32 [leaves]. Each device computes them from its own copy of replicated arrays."""
     return jnp.stack([_sum(leaf) for leaf in jax.tree.leaves(state)])
 
 
@@ -55,12 +55,12 @@ def _sum(leaf: jax.Array) -> jax.Array:
 
 
 def seal(record: dict[str, Any]) -> dict[str, Any]:
-    """A JSON record with a checksum over itself."""
+    """Adds to a JSON record a checksum over the record."""
     return record | {'checksum': _digest(record)}
 
 
 def is_sealed(record: Any) -> bool:
-    """Whether a record is as `seal` gave it."""
+    """Whether a record is unchanged since `seal`."""
     if not isinstance(record, dict) or 'checksum' not in record:
         return False
     return record['checksum'] == _digest({name: value for name, value in record.items() if name != 'checksum'})

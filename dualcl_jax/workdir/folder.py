@@ -1,4 +1,4 @@
-"""The folder of a run: what lies in it, and whether a config may go on with it."""
+"""The folder of a run: its files, its lock, and whether a config may resume the run in it."""
 
 import contextlib
 import fcntl
@@ -19,10 +19,10 @@ from dualcl_jax.system.files import check_writable, reachable, write_json, write
 
 
 def open_workdir(path: str, flag: str = '--workdir') -> epath.Path:
-    """The folder, made if missing.
+    """Opens the folder of a run and creates it if missing.
 
     Raises:
-      UserError: the path is empty, or the folder cannot be made or written. It names the path as `flag`.
+      UserError: the path is empty, or the folder cannot be created or written. The message names the path as `flag`.
     """
     workdir = _path(path, flag)
     try:
@@ -38,7 +38,7 @@ def _path(path: str, flag: str = '--workdir') -> epath.Path:
     """The path of a workdir.
 
     Raises:
-      UserError: it is empty, or remote and cannot be reached.
+      UserError: the path is empty, or remote and cannot be reached.
     """
     if not path:
         raise UserError(f'{flag} is empty: name a folder')
@@ -46,28 +46,28 @@ def _path(path: str, flag: str = '--workdir') -> epath.Path:
 
 
 def lock(workdir: epath.Path) -> None:
-    """Makes this process the only one that trains in a folder, until it ends in whatever way.
+    """Locks a folder so that no other process trains in it until this process ends, in whatever way.
 
-    Of several processes of a run one does this for all. Remote folders, gs:// and the like, cannot be locked.
+    In a run of several processes, one of them locks for all. Remote folders such as gs:// cannot be locked.
 
     Raises:
-      UserError: another process has the folder.
+      UserError: another process holds the lock.
     """
     if '://' in str(workdir):
         return
     path = os.path.join(os.path.realpath(workdir), '.lock')
     if path in _locks and os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(_locks[path].fileno())):
         return
-    file = open(path, 'w')  # noqa: SIM115 - its end is that of the process
+    file = open(path, 'w')  # noqa: SIM115 - it stays open until the process ends
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
         raise UserError(
-            f'--workdir={workdir}: {_holder(path)} trains in it; wait for its end, stop it, or use another folder'
+            f'--workdir={workdir}: {_holder(path)} trains in it; wait until it ends, stop it, or use another folder'
         ) from None
     except OSError as error:
-        print(f'note: {workdir} cannot be locked ({error.strerror}): see to it that nothing else trains in it')
+        print(f'note: {workdir} cannot be locked ({error.strerror}): make sure that nothing else trains in it')
     _locks[path] = file
 
 
@@ -75,7 +75,7 @@ _locks: dict[str, IO[str]] = {}
 
 
 def _holder(path: str) -> str:
-    """Who has a lock, by Linux's table of locks."""
+    """The process that holds a lock, according to Linux's table of locks."""
     with contextlib.suppress(OSError, IndexError):
         for line in Path('/proc/locks').read_text().splitlines():
             fields = line.split()
@@ -85,10 +85,10 @@ def _holder(path: str) -> str:
 
 
 def existing_or_new(path: str) -> epath.Path:
-    """The folder as it is, for looking only.
+    """Opens the folder of a run, which may be missing, without changing anything.
 
     Raises:
-      UserError: the path is empty, or something other than a folder is in its way.
+      UserError: the path is empty, or a part of it exists and is not a folder.
     """
     workdir = _path(path)
     for folder in (workdir, *workdir.parents):
@@ -100,10 +100,10 @@ def existing_or_new(path: str) -> epath.Path:
 
 
 def stored_config(workdir: epath.Path) -> ConfigDict | None:
-    """The resolved config of the run in a folder; None where there is none.
+    """Reads the resolved config of the run in a folder; None if there is none.
 
     Raises:
-      UserError: the file is no config.
+      UserError: the file holds no valid config.
     """
     stored = workdir / 'config.json'
     if not stored.exists():
@@ -115,13 +115,13 @@ def stored_config(workdir: epath.Path) -> ConfigDict | None:
 
 
 def check_same_run(workdir: epath.Path, config: ConfigDict) -> None:
-    """Raises UserError where the folder holds a run of another method or other data, naming the fields."""
+    """Raises UserError, naming the fields, if the folder holds a run with another method or other data."""
     before = stored_config(workdir)
     fields = differing_fields(before, config) if before is not None else []
     if fields:
         measured = all(field.startswith(('data.mean ', 'data.std ')) for field in fields)
         raise UserError(
-            f'--workdir={workdir}: holds a run with another {", ".join(fields)}\n'
+            f'--workdir={workdir}: holds a run with a different {", ".join(fields)}\n'
             f'use a new --workdir, or the {"images" if measured else "config"} of that run'
         )
 
@@ -132,7 +132,7 @@ def write_config(workdir: epath.Path, config: ConfigDict) -> None:
 
 
 def write_data_report(workdir: epath.Path, splits: Splits) -> None:
-    """Stores what data the run uses: sizes, classes, fingerprints, and of a folder what became of its files."""
+    """Stores which data the run uses: sizes, classes, fingerprints and, for a folder, the outcome for each file."""
 
     def report_of(source: Source | None) -> dict[str, Any] | None:
         if source is None:
@@ -166,7 +166,7 @@ def read_examples(workdir: epath.Path) -> tuple[str, Tree] | None:
 
 
 def read_summary(workdir: epath.Path) -> dict[str, Any] | None:
-    """What `summary.json` says; None before the end of the run."""
+    """Reads `summary.json`; None before the run has ended."""
     path = workdir / 'summary.json'
     if not path.exists():
         return None
@@ -175,6 +175,6 @@ def read_summary(workdir: epath.Path) -> dict[str, Any] | None:
         if not {'step', 'loss', 'knn_top1', 'wall_time_s', 'state_sha256'} <= found.keys():
             raise ValueError('fields are missing')
     except (ValueError, RecursionError, AttributeError) as error:
-        print(f'note: {path} is damaged ({error}) and will be written again')
+        print(f'note: {path} is damaged ({error}) and will be rewritten')
         return None
     return found

@@ -1,4 +1,4 @@
-"""What a run writes while it trains: `metrics.jsonl` and TensorBoard events, cut back where a run resumes."""
+"""The metrics of a run: `metrics.jsonl` and TensorBoard events, truncated to the step from which a run resumes."""
 
 import json
 import math
@@ -18,13 +18,13 @@ from dualcl_jax.system.files import write_text
 Record = dict[str, Any]
 
 REMOTE_SECONDS = 60.0
-"""How often records go into a remote folder, to whose files nothing can be appended."""
+"""How often records are written to a remote folder, whose files cannot be appended to."""
 FLUSH_SECONDS = 30.0
-"""How long TensorBoard may have to wait for its events."""
+"""The longest time before events become visible to TensorBoard."""
 
 
 def read_records(path: epath.Path) -> list[Record]:
-    """The records of a metrics file, in order; none where it is missing. A torn last line is left out.
+    """Reads the records of a metrics file in order; none if it is missing. An incomplete last line is ignored.
 
     Raises:
       UserError: another line is damaged, or the file cannot be read.
@@ -36,13 +36,13 @@ def read_records(path: epath.Path) -> list[Record]:
         if line.endswith(b'\n'):
             record = _parse(line)
             if record is None:
-                raise UserError(f'{path}: line {number} is damaged; mend it, or move the file away to go on without it')
+                raise UserError(f'{path}: line {number} is damaged; fix it, or move the file away to resume without it')
             records.append(record)
     return records
 
 
 def _parse(line: bytes) -> Record | None:
-    """The record in a line; None where there is none."""
+    """Parses the record in a line; None if it is not a valid record."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -58,18 +58,18 @@ def _is_plain(value: Any) -> bool:
 class MetricsLog:
     """Appends records to `metrics.jsonl` and `tensorboard/` of a workdir.
 
-    In a remote one, gs:// and the like, the file is written as a whole: by `flush` and `close`, and every
-    `REMOTE_SECONDS`. What cannot be written, for want of space or of the folder, is kept and written with the next
-    record.
+    In a remote workdir such as gs://, the whole file is rewritten by `flush` and `close`, and every `REMOTE_SECONDS`.
+    Records that cannot be written, because space or the folder is missing, are kept and written with the next record.
 
     Args:
-      workdir: of the run.
-      resume_step: the step the run goes on from; later records of an interrupted run are dropped. 0 for a new run.
-      writes: False in a process that keeps the records and writes no file.
-      waiting: what `waiting` gave when that step was saved.
+      workdir: folder of the run.
+      resume_step: the step from which the run resumes; later records of an interrupted run are dropped. 0 for a new
+        run.
+      writes: False in a process that keeps the records but writes no files.
+      waiting: the result of `waiting` when that step was saved.
 
     Raises:
-      UserError: the records of the run cannot be read.
+      UserError: the stored records of the run cannot be read.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class MetricsLog:
             self._events.write_event(Event(wall_time=time.time(), step=resume_step + 1, session_log=start))
 
     def write(self, step: int, wall_time_s: float, scalars: Mapping[str, float], **about: Any) -> Record:
-        """Appends one record; a value that is not finite is stored as null. `about` goes into the file alone."""
+        """Appends one record; a value that is not finite is stored as null. `about` is written to the file only."""
         values = {name: float(value) if math.isfinite(value) else None for name, value in scalars.items()}
         record = {'step': step, 'wall_time_s': round(wall_time_s, 3), **values, **about}
         self.records.append(record)
@@ -103,7 +103,7 @@ class MetricsLog:
         return record
 
     def _store(self, record: Record) -> None:
-        """Appends a record, or rewrites the file where it lacks others too or nothing can be appended."""
+        """Appends a record, or rewrites the file if it lacks earlier records too or cannot be appended to."""
         if self._behind or not self._appends:
             self._behind = True
             if self._appends or time.monotonic() - self._stored > REMOTE_SECONDS:
@@ -117,7 +117,7 @@ class MetricsLog:
             self._cannot_store(error)
 
     def flush(self) -> None:
-        """Stores the records that the file lacks."""
+        """Writes the records that the file lacks."""
         if self._writes and self._behind:
             try:
                 self._rewrite()
@@ -135,11 +135,11 @@ class MetricsLog:
 
     def _cannot_store(self, error: OSError) -> None:
         if not self._failing:
-            self._problem = f'{self._path} cannot be written ({error.strerror}): records wait until it can be'
+            self._problem = f'{self._path} cannot be written ({error.strerror}): records are kept until it can be'
         self._behind = self._failing = True
 
     def _draw(self, step: int, values: Mapping[str, float | None], *, last: bool = False) -> None:
-        """TensorBoard's events; nothing goes on from them, so that they may end."""
+        """Writes TensorBoard events. No run resumes from them, so they stop after the first failure."""
         if self._events is None:
             return
         try:
@@ -153,27 +153,29 @@ class MetricsLog:
                 self._events.flush()
                 self._flushed = time.monotonic()
         except OSError as error:
-            self._problem = self._problem or f'tensorboard/ cannot be written ({error.strerror}): it ends here'
+            self._problem = (
+                self._problem or f'tensorboard/ cannot be written ({error.strerror}): no further events are written'
+            )
             self._events = None
 
     def problem(self) -> str:
-        """What went wrong in writing, told once; empty where nothing did."""
+        """Returns what went wrong in writing, once; empty if nothing did."""
         problem, self._problem = self._problem, ''
         return problem
 
     def at_start(self, name: str) -> float | None:
-        """The value of a metric before the first step; None where it was not measured then."""
+        """The value of a metric before the first step; None if it was not measured then."""
         return next((record[name] for record in self.records if record['step'] == 0 and name in record), None)
 
     def last(self, name: str) -> float | None:
-        """The newest value of a metric; None where no record has it."""
+        """The newest value of a metric; None if no record has it."""
         return next((record[name] for record in reversed(self.records) if name in record), None)
 
     def close(self) -> None:
-        """Writes out what is still held.
+        """Writes the records that are still kept in memory, and closes the files.
 
         Raises:
-          OSError: that is not possible.
+          OSError: the file cannot be written.
         """
         if self._writes and self._behind:
             self._rewrite()

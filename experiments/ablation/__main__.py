@@ -1,10 +1,10 @@
-"""Sweeps: runs of several methods with several seeds at an equal budget, and the tables and plots of what came out.
+"""Sweeps: runs of several methods with several seeds at an equal budget, and tables and plots of their results.
 
     python -m experiments.ablation run experiments/sweeps/share.py --output=DIR --jobs=2 --config.data.data_dir=DATA
     python -m experiments.ablation draw DIR
 
-The same `run` goes on where it was stopped. Exit status: 0 all runs are done; 2 some failed, or there is a mistake;
-75 stopped by a signal, run again to go on. `experiments/README.md` tells the rest.
+The same `run` command resumes an interrupted sweep. Exit status: 0 all runs are done; 2 some failed, or the command is
+wrong; 75 stopped by a signal, repeat the command to continue. `experiments/README.md` has the details.
 """
 
 import argparse
@@ -26,48 +26,50 @@ from experiments.ablation.sweep import PLACES, Job, Sweep, load_sweep, plan
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Flags, and the overrides of every arm as 'field=value'.
+    """Parses the flags, and the overrides of every arm as 'field=value'.
 
     Raises:
-      UserError: an unknown or missing flag, or one with another value.
+      UserError: a flag is unknown or missing, or has an invalid value.
     """
     parser = Parser('python -m experiments.ablation', __doc__)
     commands = parser.add_subparsers(dest='command', required=True)
-    run = commands.add_parser('run', help='run what has no record yet, then draw')
-    run.add_argument('sweep', help='a file of experiments/sweeps')
-    run.add_argument('--output', type=Path, required=True, metavar='DIR', help='runs, records, tables and plots')
-    run.add_argument('--jobs', type=int, default=1, metavar='N', help='runs beside each other')
-    run.add_argument('--item', default='0/1', metavar='I/N', help='every N-th run, from the I-th on, I from 0 to N-1')
-    run.add_argument('--arms', help='such as moco,full: of the sweep these alone, for now')
+    run = commands.add_parser('run', help='run all runs without a record, then draw')
+    run.add_argument('sweep', help='a file in experiments/sweeps')
+    run.add_argument(
+        '--output', type=Path, required=True, metavar='DIR', help='folder for runs, records, tables and plots'
+    )
+    run.add_argument('--jobs', type=int, default=1, metavar='N', help='number of concurrent runs')
+    run.add_argument('--item', default='0/1', metavar='I/N', help='every N-th run, starting with run I, from 0 to N-1')
+    run.add_argument('--arms', help='run only these arms, such as moco,full')
     run.add_argument(
         '--records',
         type=Path,
         action='append',
         default=[],
         metavar='DIR',
-        help='of another sweep: take runs that are the same from it; may be given again',
+        help='folder of another sweep whose records of equal runs to reuse; may be repeated',
     )
-    run.add_argument('--budget', type=int, help='passes through the pair of encoders of a run, in images')
-    run.add_argument('--seeds', help='such as 0,1,2, in the place of those of the sweep')
-    run.add_argument('--dry_run', action='store_true', help='print the plan and its time, run nothing')
-    draw = commands.add_parser('draw', help='tables and plots from stored records')
-    draw.add_argument('output', type=Path, metavar='DIR', help='the --output of a run')
+    run.add_argument('--budget', type=int, help='passes of images through the pair of encoders per run')
+    run.add_argument('--seeds', help="such as 0,1,2; default: the sweep's own")
+    run.add_argument('--dry_run', action='store_true', help='print the plan and its time without running it')
+    draw = commands.add_parser('draw', help='draw tables and plots from stored records')
+    draw.add_argument('output', type=Path, metavar='DIR', help='the --output folder of a sweep')
     flags, fields = parser.parse_with_fields(arguments)
     if flags.command == 'draw' and fields:
-        parser.error(f'--config.{fields[0]}: what is drawn was run already; leave it out')
+        parser.error(f'--config.{fields[0]}: the runs are already done; leave the flag out')
     return flags, fields
 
 
 def item(text: str) -> slice:
-    """'I/N' as the runs I, I + N, I + 2N and so on. Raises UserError where it is none."""
+    """Parses 'I/N' as the runs I, I + N, I + 2N and so on. Raises UserError if it is malformed."""
     number, _, count = text.partition('/')
     if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
-        raise UserError(f'--item={text}: give I/N, I from 0 to N-1, such as 0/4')
+        raise UserError(f'--item={text}: give I/N with I from 0 to N-1, such as 0/4')
     return slice(int(number), None, int(count))
 
 
 def changed(sweep: Sweep, flags: argparse.Namespace) -> Sweep:
-    """The sweep with the seeds and the budget of the flags."""
+    """Replaces the seeds and the budget of a sweep by those of the flags."""
     if flags.seeds is not None:
         given = flags.seeds.split(',')
         if not all(seed.strip().isdecimal() for seed in given) or len(set(map(int, given))) < len(given):
@@ -77,18 +79,18 @@ def changed(sweep: Sweep, flags: argparse.Namespace) -> Sweep:
 
 
 def chosen(sweep: Sweep, jobs: list[Job], arms: str | None) -> list[Job]:
-    """The jobs of some arms, 'ARM,ARM'; None for all. Raises UserError where the sweep has no such arm."""
+    """The jobs of the arms 'ARM,ARM', or all jobs for None. Raises UserError if the sweep has no such arm."""
     if arms is None:
         return jobs
     wanted, known = arms.split(','), [arm.name for arm in sweep.arms]
     for name in wanted:
         if name not in known:
-            raise UserError(f'--arms={arms}: {name!r} is none of the arms: {", ".join(known)}')
+            raise UserError(f'--arms={arms}: {name!r} is not one of the arms: {", ".join(known)}')
     return [job for job in jobs if job.arm in wanted]
 
 
 def time_left(jobs: Sequence[Job], records: Sequence[Record], at_once: int) -> float | None:
-    """Seconds of the jobs by what finished runs took a pass, those of the same arm if any; None where none did."""
+    """Estimated seconds for the jobs, from the time per pass of finished runs, of the same arm if any; None without."""
     if not records:
         return None
     total = 0.0
@@ -109,12 +111,12 @@ def describe(sweep: Sweep, jobs: Sequence[Job], done: int, seconds: float | None
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
     console.print(table)
     console.print(f'{sweep.config} with {" ".join(sweep.base)}')
-    left = 'unmeasured until a run is done' if seconds is None else f'about {duration(seconds)}'
+    left = 'unknown until a run is done' if seconds is None else f'about {duration(seconds)}'
     console.print(f'{len(jobs)} runs, {done} of them done; time left: {left}')
 
 
 def run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
-    """Runs what has no record yet; returns the exit status."""
+    """Runs all jobs without a record; returns the exit status."""
     if flags.jobs < 1:
         raise UserError(f'--jobs={flags.jobs}: must be at least 1')
     sweep = changed(load_sweep(flags.sweep), flags)
@@ -142,19 +144,19 @@ def run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
     for failed, words in outcome.failed.items():
         print(f'{failed} failed: {words}')
     if outcome.stopped:
-        print(f'stopped: {len(outcome.done)} of {len(jobs)} runs are done; run the same command to go on')
+        print(f'stopped: {len(outcome.done)} of {len(jobs)} runs are done; run the same command to continue')
         return EXIT_STOPPED_BY_SIGNAL
     if outcome.failed:
         failed, words = next(iter(outcome.failed.items()))
         raise UserError(
             f'{len(outcome.failed)} of {len(jobs)} runs failed, the first {failed}: {words.removeprefix("error: ")}\n'
-            f'see {flags.output}/logs, mend that, and run the same command again'
+            f'see {flags.output}/logs, fix the cause, and run the same command again'
         )
     return 0
 
 
 def draw(output: Path) -> None:
-    """Writes tables and plots of the stored records."""
+    """Writes tables and plots from the stored records."""
     from experiments.ablation.plots import draw_plots
     from experiments.ablation.tables import compare, write_tables
 
@@ -164,9 +166,7 @@ def draw(output: Path) -> None:
         raise UserError(f'{output}/records: no run is finished yet')
     comparison = compare(sweep, records)
     if not comparison.rows:
-        raise UserError(
-            f'{output}/records: no run has a kNN accuracy; choose data with labels, for training and testing'
-        )
+        raise UserError(f'{output}/records: no run has a kNN accuracy; use data with labels for training and testing')
     written = [*write_tables(output, comparison), *draw_plots(output, comparison)]
     print(f'{output}: {", ".join(written)}')
 

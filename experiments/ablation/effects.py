@@ -1,4 +1,4 @@
-"""What each factor of a factorial sweep is worth by itself: more runs bear on it than on any one arm."""
+"""Main effects of the factors of a factorial sweep: more runs contribute to an effect than to any single arm."""
 
 import statistics
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ from experiments.ablation.statistics import Estimate, estimate
 
 
 class Effect(NamedTuple):
-    """The main effect of one level of a factor, in place of the baseline's.
+    """The main effect of one level of a factor instead of the baseline's level.
 
     Attributes:
-      level, instead_of: names.
-      pairs: of arms that differ in this alone, over whose differences the mean is taken, seed by seed.
-      values: of each metric, over the seeds that every one of these arms has; None where there is no such seed.
+      level, instead_of: names of the levels.
+      pairs: number of pairs of arms that differ only in this; their differences are averaged seed by seed.
+      values: the effect on each metric, over the seeds that all these arms share; None if there is no such seed.
     """
 
     level: str
@@ -24,9 +24,9 @@ class Effect(NamedTuple):
 
 
 def effects(sweep: dict[str, Any], records: Sequence[Record], metrics: Sequence[str]) -> list[Effect]:
-    """Main effects of all levels of the arms that have some; none where no pair differs in it alone.
+    """Main effects of all levels of the arms that have levels, except where no pair of arms differs only in a level.
 
-    Seeds are what is independent: with n of them an interval has n - 1 degrees of freedom, however many pairs.
+    Only seeds are independent: with n of them an interval has n - 1 degrees of freedom, however many pairs there are.
     """
     names = {tuple(arm['levels']): arm['name'] for arm in sweep['arms'] if arm['levels']}
     baseline = next(tuple(arm['levels']) for arm in sweep['arms'] if arm['name'] == sweep['baseline'])
@@ -43,7 +43,7 @@ def effects(sweep: dict[str, Any], records: Sequence[Record], metrics: Sequence[
 
 
 def _differences(records: Sequence[Record], pairs: Sequence[tuple[str, str]], metric: str) -> list[float]:
-    """The mean difference over the pairs, of each seed that all arms in them have."""
+    """The mean difference over the pairs, for each seed that all their arms share."""
     values = [(by_seed(records, arm, metric), by_seed(records, other, metric)) for arm, other in pairs]
     seeds = set.intersection(*(set(own) & set(other) for own, other in values))
     return [statistics.mean(own[seed] - other[seed] for own, other in values) for seed in sorted(seeds)]

@@ -1,4 +1,4 @@
-"""Plots of a sweep, as PNG files whose bytes depend on its records alone. Nothing here touches pyplot."""
+"""Plots of a sweep, as PNG files whose bytes depend only on its records. This module does not use pyplot."""
 
 import io
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from experiments.ablation.statistics import Estimate, estimate
 from experiments.ablation.tables import Comparison
 
 OVER = (('step', 'steps'), ('wall_time_s', 'wall time in s'), ('passes', 'images through the pair of encoders'))
-"""What the curves are drawn over, and how it is called."""
+"""The horizontal axes of the curves, and their labels."""
 
 
 def draw_plots(folder: Path, comparison: Comparison) -> list[str]:
-    """Writes `bars.png`, `curves.png`, and `axis.png` where arms have a place on an axis; returns their names."""
+    """Writes `bars.png`, `curves.png`, and `axis.png` if arms have a place on an axis; returns their names."""
     figures = {'bars.png': bars(comparison), 'curves.png': curves(comparison)}
     if any(row.x is not None for row in comparison.rows):
         figures['axis.png'] = axis(comparison)
@@ -32,7 +32,7 @@ def draw_plots(folder: Path, comparison: Comparison) -> list[str]:
 
 
 def bars(comparison: Comparison) -> Figure:
-    """Mean accuracy of every arm, and its difference from the baseline, each with its t interval."""
+    """Mean accuracy of every arm, and its difference from the baseline, each with a t interval."""
     rows = comparison.rows
     figure = _figure(10.0, 1.3 + 0.36 * len(rows))
     left, right = figure.subplots(1, 2, sharey=True)
@@ -66,12 +66,12 @@ def _bars(axes: Axes, places: np.ndarray, found: Sequence[Estimate], colour: str
 
 
 def _reach(found: Sequence[Estimate]) -> list[float]:
-    """Half the width of each interval, in %; none for a single run."""
+    """Half the width of each interval, in %; NaN for a single run."""
     return [100 * (each.high - each.mean) if each.high is not None else np.nan for each in found]
 
 
 def axis(comparison: Comparison) -> Figure:
-    """Accuracy on validation images over the arms' places on their axis, a line for each series."""
+    """Accuracy on validation images over the arms' places on their axis, with one line per series."""
     figure = _figure(5.6, 3.6)
     axes = figure.subplots()
     rows = sorted((row for row in comparison.rows if row.x is not None), key=lambda row: row.x or 0.0)
@@ -93,7 +93,7 @@ def axis(comparison: Comparison) -> Figure:
 
 
 def curves(comparison: Comparison) -> Figure:
-    """Mean accuracy while training over steps, wall time and passes, a line for each arm, ± its standard error."""
+    """Mean accuracy during training over steps, wall time and passes, one line per arm, ± its standard error."""
     figure = _figure(12.0, 4.0)
     panels = figure.subplots(1, len(OVER), sharey=True)
     for axes, (over, called) in zip(panels, OVER, strict=True):

@@ -1,4 +1,4 @@
-"""What a sweep stores: its plan, and a record of each finished run, from which everything is drawn."""
+"""The stored results of a sweep: its plan and a record of each finished run, from which everything is drawn."""
 
 import dataclasses
 import json
@@ -18,33 +18,33 @@ Record = dict[str, Any]
 
 
 def write_plan(folder: Path, sweep: Sweep, name: str, command: str) -> None:
-    """Stores what the sweep compares.
+    """Stores the plan of a sweep.
 
     Raises:
       UserError: the folder holds another sweep, or cannot be written.
     """
     path = folder / 'sweep.json'
     if path.exists() and (before := read_plan(folder)['name']) != name:
-        raise UserError(f'--output={folder}: holds the sweep {before}, not {name}; choose another folder')
+        raise UserError(f'--output={folder}: holds the sweep {before}, not {name}; choose a different folder')
     check_output(str(path))
     _write(path, {'name': name, 'command': command, **dataclasses.asdict(sweep)})
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
-    """The inverse of `write_plan`. Raises UserError where there is none."""
-    return _read(folder / 'sweep.json', 'no sweep; name the --output of one')
+    """Reads the plan that `write_plan` stored. Raises UserError if there is none."""
+    return _read(folder / 'sweep.json', 'no sweep here; give the --output folder of a sweep')
 
 
 def path_of(folder: Path, job: Job) -> Path:
-    """Of the record of a run."""
+    """The path of the record of a run."""
     return folder / 'records' / f'{job.name}.json'
 
 
 def read_record(folder: Path, job: Job) -> Record | None:
-    """The record of a run; None before it is finished.
+    """Reads the record of a run; None if the run has not finished.
 
     Raises:
-      UserError: it is of a run with other fields, or damaged.
+      UserError: the record is damaged, or belongs to a run with different fields.
     """
     path = path_of(folder, job)
     if not path.exists():
@@ -53,14 +53,14 @@ def read_record(folder: Path, job: Job) -> Record | None:
     if record['fields'] != job.stored_fields:
         changed = sorted(set(record['fields']) ^ set(job.stored_fields))
         raise UserError(
-            f'{path}: of a run with other fields ({", ".join(changed) or "in another order"})\n'
+            f'{path}: belongs to a run with different fields ({", ".join(changed) or "in a different order"})\n'
             'use another --output, or the sweep and flags of that run'
         )
     return record
 
 
 def read_all(folder: Path, plan: dict[str, Any]) -> list[Record]:
-    """The records of the plan's arms, in the order of arms and seeds, of whatever seeds there are."""
+    """Reads all records of the plan's arms, sorted by arm and seed."""
     order = {arm['name']: place for place, arm in enumerate(plan['arms'])}
     found = [_read(path, '') for path in sorted((folder / 'records').glob('*.json'))]
     found = [record for record in found if record['arm'] in order]
@@ -68,14 +68,17 @@ def read_all(folder: Path, plan: dict[str, Any]) -> list[Record]:
 
 
 def same_runs(jobs: Sequence[Job], other: Path, config: str) -> dict[str, Record]:
-    """Records of another sweep whose runs are these, too, whatever their arms are called, by the names of these.
+    """Finds records of another sweep that belong to equal runs, whatever their arms are called there.
 
-    Two runs are the same if their fields make the same config of the same file.
+    Two runs are equal if their fields give the same config from the same file.
 
     Args:
-      jobs: of this sweep.
-      other: the folder of another one.
-      config: the config file of this one, relative to the repository.
+      jobs: the jobs of this sweep.
+      other: the folder of the other sweep.
+      config: the config file of this sweep, relative to the repository.
+
+    Returns:
+      The records under the names of these jobs.
 
     Raises:
       UserError: the other folder holds no sweep, or a damaged one.
@@ -98,20 +101,20 @@ def same_runs(jobs: Sequence[Job], other: Path, config: str) -> dict[str, Record
 
 
 def store(folder: Path, job: Job, record: Record) -> None:
-    """Writes the record of a run. Raises UserError where that fails."""
+    """Writes the record of a run. Raises UserError on failure."""
     path_of(folder, job).parent.mkdir(parents=True, exist_ok=True)
     _write(path_of(folder, job), record)
 
 
 def by_seed(records: Sequence[Record], arm: str, metric: str) -> dict[int, float]:
-    """The values of a metric of an arm; runs without it are left out."""
+    """The values of a metric of an arm by seed, without the runs that lack it."""
     return {r['seed']: r[metric] for r in records if r['arm'] == arm and r[metric] is not None}
 
 
 def write_record(folder: Path, job: Job) -> Record:
-    """Stores what came out of a run, from its workdir: accuracies in [0, 1], measured once at the end.
+    """Stores the results of a run, read from its workdir: accuracies in [0, 1], measured once at the end.
 
-    `curve` are the measurements on the way, on the validation images if the config holds some out.
+    `curve` has the measurements during training, on the validation images if the config holds some out.
     """
     workdir = folder / 'runs' / job.name
     summary = json.loads((workdir / 'summary.json').read_text())
@@ -163,7 +166,7 @@ def _read(path: Path, missing: str) -> Any:
     try:
         return json.loads(path.read_bytes())
     except ValueError as error:
-        raise UserError(f'{path}: damaged ({error}); restore it, or remove it to run again') from error
+        raise UserError(f'{path}: damaged ({error}); restore it, or remove it to repeat the run') from error
 
 
 def _write(path: Path, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""The runs of a sweep: each in processes of its own, some at a time, with what became of them in one live table."""
+"""The runs of a sweep: each in its own processes, several at a time, with their outcome in one live table."""
 
 import contextlib
 import dataclasses
@@ -20,19 +20,19 @@ from experiments.ablation.records import write_record
 from experiments.ablation.sweep import REPOSITORY, Job
 
 PERIOD = 0.5
-"""Seconds between two looks at the processes."""
+"""Seconds between two checks of the processes."""
 LEASHED = """
 import ctypes, runpy, signal, sys
 if sys.platform == 'linux':
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: where the sweep is killed, its runs are too
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: if the sweep is killed, its runs are killed too
 runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)
 """
-"""A module's main, in a process that does not outlive the sweep: another call of it needs the workdir."""
+"""Runs a module in a process that does not outlive the sweep, because a repeated call needs the workdir."""
 
 
 @dataclasses.dataclass
 class Running:
-    """A process of a run: it trains, or after that it `evaluates`."""
+    """The process of a run, which trains and then `evaluates`."""
 
     job: Job
     process: subprocess.Popen
@@ -41,7 +41,7 @@ class Running:
 
 @dataclasses.dataclass
 class Outcome:
-    """What became of runs: accuracies of those `done`, last words of those that `failed`, those that `stopped`."""
+    """The outcome of the runs: accuracies of those `done`, errors of those `failed`, names of those `stopped`."""
 
     done: dict[str, float | None]
     failed: dict[str, str]
@@ -49,15 +49,15 @@ class Outcome:
 
 
 class Signals:
-    """A context in which SIGTERM and Ctrl-C are counted in place of ending the process."""
+    """A context in which SIGTERM and Ctrl-C are counted instead of ending the process."""
 
     count = 0
 
     def __enter__(self) -> 'Signals':
-        self._before = {number: signal.signal(number, self._heard) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._before = {number: signal.signal(number, self._count) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
-    def _heard(self, number: int, frame: FrameType | None) -> None:
+    def _count(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
 
     def __exit__(self, *error: object) -> None:
@@ -66,17 +66,17 @@ class Signals:
 
 
 def run_jobs(folder: Path, config: str, jobs: Sequence[Job], done: dict[str, float | None], at_once: int) -> Outcome:
-    """Trains and evaluates runs that have no record, and writes one as each is done.
+    """Trains and evaluates the runs that have no record, and writes a record when each is done.
 
-    A run that fails leaves the others alone. The first signal lets those under way save themselves, and starts no more;
-    a second one ends them at once.
+    A run that fails does not affect the others. After the first signal the current runs save themselves and no more are
+    started; a second signal ends them at once.
 
     Args:
-      folder: of the sweep. It gets `runs/`, `logs/` and `records/`.
+      folder: folder of the sweep, for `runs/`, `logs/` and `records/`.
       config: the config file, relative to the repository.
       jobs: all runs of this call.
-      done: validation accuracies of those that have a record.
-      at_once: how many processes to run beside each other.
+      done: validation accuracies of the runs that have a record.
+      at_once: number of concurrent processes.
     """
     outcome = Outcome(dict(done), {}, [])
     waiting = [job for job in jobs if job.name not in done]
@@ -110,7 +110,7 @@ def _train(folder: Path, config: str, job: Job) -> Running:
 
 
 def _evaluate(folder: Path, job: Job) -> Running:
-    """kNN accuracy on the test images, of the final encoder: the only time that they are read."""
+    """Measures the kNN accuracy of the final encoder on the test images, which are used nowhere else."""
     k, temperature = job.knn
     command = ['dualcl_jax.evaluate', f'--workdir={folder / "runs" / job.name}', '--protocols=knn']
     command += [f'--config.knn.k={k}', f'--config.knn.temperature={temperature}']
@@ -125,12 +125,12 @@ def _start(folder: Path, job: Job, command: Sequence[str]) -> subprocess.Popen:
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,
-            start_new_session=True,  # Ctrl-C is for the sweep, which passes it on
+            start_new_session=True,  # Ctrl-C goes to the sweep, which forwards it
         )
 
 
 def _after(folder: Path, ended: Running, outcome: Outcome, *, stopping: bool) -> Running | None:
-    """Notes how a process ended, and starts what follows it, if anything does."""
+    """Records how a process ended, and starts the process that follows it, if any."""
     job, status = ended.job, ended.process.returncode
     if status == 0 and ended.evaluates:
         outcome.done[job.name] = write_record(folder, job)['validation_knn_backbone']
@@ -144,7 +144,7 @@ def _after(folder: Path, ended: Running, outcome: Outcome, *, stopping: bool) ->
 
 
 def _last_words(folder: Path, job: Job) -> str:
-    """The last line of stderr, or the one that says what the error is."""
+    """The last line of stderr, or the one that names the error."""
     lines = (folder / 'logs' / f'{job.name}.err').read_text(errors='replace').strip().splitlines()
     errors = [line for line in lines if line.startswith('error: ')]
     return (errors or lines or [''])[-1]
@@ -152,7 +152,7 @@ def _last_words(folder: Path, job: Job) -> str:
 
 @contextlib.contextmanager
 def _ended(running: list[Running]) -> Iterator[None]:
-    """No process outlives the block."""
+    """A context that kills the processes that are still running at its end."""
     try:
         yield
     finally:
@@ -163,27 +163,27 @@ def _ended(running: list[Running]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _shown(folder: Path, jobs: Sequence[Job], outcome: Outcome, running: list[Running]) -> Iterator:
-    """A live table on a terminal, elsewhere a line as each run ends; yields what to call now and then."""
+    """Shows a live table on a terminal, elsewhere a line as each run ends; yields a function to call periodically."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
     if console.is_terminal:
         with Live(auto_refresh=False, console=console) as live:
             yield lambda: live.update(grid(folder, jobs, outcome, running), refresh=True)
         return
-    told: set[str] = set(outcome.done)
+    printed: set[str] = set(outcome.done)
 
-    def tell() -> None:
-        for name in [name for name in (*outcome.done, *outcome.failed) if name not in told]:
-            told.add(name)
-            said = (
+    def show() -> None:
+        for name in [name for name in (*outcome.done, *outcome.failed) if name not in printed]:
+            printed.add(name)
+            result = (
                 f'failed: {outcome.failed[name]}' if name in outcome.failed else f'kNN {_percent(outcome.done[name])}'
             )
-            console.print(f'{name}  {said}  ({len(outcome.done)} of {len(jobs)} done)', markup=False)
+            console.print(f'{name}  {result}  ({len(outcome.done)} of {len(jobs)} done)', markup=False)
 
-    yield tell
+    yield show
 
 
 def grid(folder: Path, jobs: Sequence[Job], outcome: Outcome, running: Sequence[Running]) -> Table:
-    """Arms by seeds: validation kNN accuracy in %, or how far a run is."""
+    """A table of arms by seeds with the validation kNN accuracy in %, or the progress of a run."""
     seeds = sorted({job.seed for job in jobs})
     under_way = {one.job.name: one for one in running}
     table = Table('arm', *(f'seed {seed}' for seed in seeds))
@@ -208,7 +208,7 @@ def grid(folder: Path, jobs: Sequence[Job], outcome: Outcome, running: Sequence[
 
 
 def _step(folder: Path, job: Job) -> int:
-    """The last logged step."""
+    """The last logged step of a run."""
     path = folder / 'runs' / job.name / 'metrics.jsonl'
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     whole = [line for line in lines if line.endswith(b'\n')]

@@ -1,4 +1,4 @@
-"""Statistics of few runs: a mean, its standard error and its interval, of values or of differences paired by seed."""
+"""Statistics of few runs: mean, standard error and interval of values or of differences paired by seed."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,13 +11,13 @@ CONFIDENCE = 0.95
 
 
 class Estimate(NamedTuple):
-    """The mean of n independent values; the rest is None where there is one value alone.
+    """The mean of n independent values with its uncertainty, which is None for a single value.
 
     Attributes:
-      n: how many.
-      mean: of them.
+      n: number of values.
+      mean: their mean.
       error: standard error s/√n, s with n - 1 degrees of freedom.
-      low, high: Student's t interval of the mean, at `CONFIDENCE`. It takes the values for normal.
+      low, high: Student's t interval of the mean, at `CONFIDENCE`. It assumes normally distributed values.
     """
 
     n: int
@@ -28,7 +28,7 @@ class Estimate(NamedTuple):
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
-    """Of values that differ by their seed alone; None where there is none."""
+    """Estimates the mean of values that differ only by their seed; None without values."""
     n = len(values)
     if n == 0:
         return None
@@ -41,13 +41,13 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 
 
 def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Estimate | None:
-    """The mean difference of two arms over the seeds that both have; None where there is no such seed.
+    """The mean difference of two arms over the seeds that both have; None if there is no such seed.
 
-    A seed gives both the same initial encoder, order of images and views: what it does to both falls out.
+    A seed gives both arms the same initial encoder, order of images and views, so its common effect cancels.
     """
     return estimate([values[seed] - baseline[seed] for seed in sorted(values.keys() & baseline.keys())])
 
 
 def excludes_zero(found: Estimate) -> bool:
-    """Whether 0 lies outside of the interval; False where there is none."""
+    """Whether 0 lies outside the interval; False without an interval."""
     return found.low is not None and found.high is not None and (found.low > 0 or found.high < 0)

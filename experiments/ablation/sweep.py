@@ -1,4 +1,4 @@
-"""What a sweep is: arms that are compared, each a change of one base config, run with the same seeds and budget."""
+"""Definition of a sweep: arms to compare, each a change of one base config, with the same seeds and budget."""
 
 import dataclasses
 import importlib.util
@@ -13,21 +13,21 @@ from dualcl_jax.system.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
 OF_THE_SWEEP = ('seed', 'train.steps', 'train.epochs')
-"""Fields that follow from seeds and budget."""
+"""Fields that seeds and budget determine."""
 PLACES = ('data.data_dir', 'data.path')
-"""Fields that say where data lie on this machine: no part of what is stored."""
+"""Fields with locations of data on this machine; they are not stored."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One method among those that are compared.
+    """One of the methods that a sweep compares.
 
     Attributes:
       name: letters, digits, '_', '.' and '-'; it names folders.
       fields: 'field=value' of the config, on top of the sweep's base.
       x: place on the axis of the sweep's curve, if it has one.
-      series: which curve, where there are several.
-      levels: of each factor, where arms combine them: tables then tell what each is worth over the arms that have some.
+      series: name of its curve, if there are several.
+      levels: level of each factor, if arms combine factors; tables then report the effect of each over these arms.
     """
 
     name: str
@@ -39,18 +39,18 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """Arms that are compared at an equal budget; `get_sweep()` of a file in `experiments/sweeps` returns one.
+    """Arms to compare at an equal budget; `get_sweep()` of a file in `experiments/sweeps` returns a sweep.
 
     Attributes:
-      title: what is asked, in a line.
+      title: the question, in one line.
       config: the config file, relative to the repository.
-      base: 'field=value' of every arm.
-      arms: what is compared.
-      baseline: name of the arm that the others are compared with.
-      seeds: of every arm; a seed means the same initial encoder, order of images and views in all of them.
-      budget: images that pass through the pair of encoders in a run. A step of both view orders takes two passes an
-        image, one-way one: the number of steps of an arm follows.
-      x_label: of the axis of `Arm.x`.
+      base: 'field=value' for every arm.
+      arms: the methods to compare.
+      baseline: name of the arm with which the others are compared.
+      seeds: seeds for every arm; a seed means the same initial encoder, order of images and views in all arms.
+      budget: images that pass through the pair of encoders in a run. A step of both view orders takes two passes per
+        image, a one-way step takes one; this determines the number of steps of an arm.
+      x_label: label of the axis of `Arm.x`.
     """
 
     title: str
@@ -68,11 +68,11 @@ class Job:
     """One run of a sweep.
 
     Attributes:
-      arm, seed: which.
-      fields: all 'field=value' over the config file, in order.
-      steps: of training.
+      arm, seed: name of the arm, and the seed.
+      fields: all 'field=value' on top of the config file, in order.
+      steps: training steps.
       passes: images that pass through the pair of encoders.
-      knn: k and τ of the accuracy that is reported.
+      knn: k and τ of the reported accuracy.
     """
 
     arm: str
@@ -88,7 +88,7 @@ class Job:
 
     @property
     def stored_fields(self) -> list[str]:
-        """What a record says of the fields: all but places of this machine."""
+        """The fields to store in a record: all except locations on this machine."""
         return [field for field in self.fields if field.partition('=')[0] not in PLACES]
 
 
@@ -96,7 +96,7 @@ def load_sweep(path: str) -> Sweep:
     """Runs `get_sweep()` of a file, which is Python and trusted.
 
     Raises:
-      UserError: no such file, it fails, or what it returns is no sweep.
+      UserError: the file does not exist or fails, or what it returns is not a valid sweep.
     """
     spec = importlib.util.spec_from_file_location('dualcl_jax_sweep', path) if Path(path).is_file() else None
     if spec is None or spec.loader is None:
@@ -112,31 +112,33 @@ def load_sweep(path: str) -> Sweep:
     names = [arm.name for arm in sweep.arms]
     for name in names:
         if not re.fullmatch(r'[\w.-]+', name) or names.count(name) > 1:
-            raise UserError(f'{path}: arm {name!r}: names are of letters, digits, _, . and -, each once')
+            raise UserError(f'{path}: arm {name!r}: names must be unique and of letters, digits, _, . and -')
     if sweep.baseline not in names:
-        raise UserError(f'{path}: baseline {sweep.baseline!r} is none of the arms: {", ".join(names)}')
+        raise UserError(f'{path}: baseline {sweep.baseline!r} is not one of the arms: {", ".join(names)}')
     levels = [arm.levels for arm in sweep.arms if arm.levels]
     if len(set(levels)) < len(levels) or len({len(each) for each in levels}) > 1:
-        raise UserError(f'{path}: levels: give each arm that has some a level of every factor, no two arms the same')
+        raise UserError(
+            f'{path}: levels: an arm with levels needs one of every factor, and no two arms may have the same'
+        )
     return sweep
 
 
 def configured(path: str, fields: Sequence[str]) -> ConfigDict:
-    """A config file, named from the repository, with 'field=value' set. Raises UserError for a field that cannot be."""
+    """Loads a config file of the repository and sets 'field=value'. Raises UserError for an invalid field."""
     config = load_config(str(REPOSITORY / path))
     override(config, fields)
     return config
 
 
 def plan(sweep: Sweep, overrides: Sequence[str]) -> list[Job]:
-    """All runs, seed by seed, so that an interrupted sweep has whole pairs.
+    """All runs of a sweep, seed by seed, so that an interrupted sweep has complete pairs.
 
     Args:
-      sweep: its seeds and budget count.
-      overrides: 'field=value' of every arm, over those of the arm.
+      sweep: the sweep, with its seeds and budget.
+      overrides: 'field=value' for every arm, on top of those of the arm.
 
     Raises:
-      UserError: a config that cannot be, or a budget too small for a step.
+      UserError: a config is invalid, or the budget is too small for a step.
     """
     jobs = []
     for seed in sweep.seeds:
@@ -144,11 +146,13 @@ def plan(sweep: Sweep, overrides: Sequence[str]) -> list[Job]:
             fields = (*sweep.base, *arm.fields, *overrides)
             own = [field for field in fields if field.partition('=')[0] in OF_THE_SWEEP]
             if own:
-                raise UserError(f'arm {arm.name}: {own[0]}: seeds and length are those of the sweep; leave it out')
+                raise UserError(f'arm {arm.name}: {own[0]}: the sweep sets seeds and length; leave it out')
             config = configured(sweep.config, fields)
             steps, passes = length(config, sweep.budget)
             if not config.monitor.every_epochs:
-                raise UserError(f'arm {arm.name}: monitor.every_epochs=0: what is compared is kNN accuracy; measure it')
+                raise UserError(
+                    f'arm {arm.name}: monitor.every_epochs=0: the sweep compares kNN accuracy and must measure it'
+                )
             fields = (*fields, f'seed={seed}', f'train.steps={steps}')
             override(config, fields[-2:])
             _validate(config, arm.name)
@@ -159,7 +163,8 @@ def plan(sweep: Sweep, overrides: Sequence[str]) -> list[Job]:
 def length(config: ConfigDict, budget: int) -> tuple[int, int]:
     """Steps of an arm, and the passes through the pair of encoders that they take.
 
-    Rounded down to whole steps of both view orders, so that at one batch size all arms take equally many passes.
+    Both are rounded down to whole steps of both view orders, so that at one batch size all arms take equally many
+    passes.
     """
     batch = config.train.batch_size
     pairs = budget // (2 * batch)
@@ -169,7 +174,7 @@ def length(config: ConfigDict, budget: int) -> tuple[int, int]:
 
 
 def _validate(config: ConfigDict, arm: str) -> None:
-    from dualcl_jax.method.validation import validate  # seconds: it imports JAX
+    from dualcl_jax.method.validation import validate  # takes seconds: it imports JAX
 
     try:
         validate(config)

@@ -1,4 +1,4 @@
-"""What a sweep found, from its stored records: compared arms, and their tables as CSV, Markdown and LaTeX."""
+"""The results of a sweep from its stored records: compared arms, and their tables as CSV, Markdown and LaTeX."""
 
 import csv
 import dataclasses
@@ -17,16 +17,16 @@ COLUMNS = (
     'arm', 'seed', 'steps', 'passes', VALIDATION, 'validation_knn_projection', TEST, 'test_knn_projection',
     'raw_pixels', 'random_encoder', 'loss', 'false_negative_rate', 'images_per_second', 'wall_time_s', 'state_sha256',
 )  # fmt: skip
-"""Of `runs.csv`, where each run is a row."""
+"""Columns of `runs.csv`, which has one row per run."""
 CURVE_COLUMNS = ('arm', 'seed', 'step', 'passes', 'wall_time_s', 'knn_backbone')
-"""Of `curves.csv`, where each measurement is a row."""
+"""Columns of `curves.csv`, which has one row per measurement."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """An arm: accuracies in [0, 1] over its seeds, and how far they are from the baseline's of the same seed.
+    """An arm: accuracies in [0, 1] over its seeds, and their differences from the baseline's of the same seeds.
 
-    `difference` is None for the baseline, and where no seed is shared.
+    The differences are None for the baseline, and if no seed is shared.
     """
 
     arm: str
@@ -40,7 +40,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A sweep's plan, its records, its arms with a finished run in the order of the plan, and effects of factors."""
+    """A sweep's plan, its records, its arms with a finished run in the order of the plan, and main effects."""
 
     sweep: dict[str, Any]
     records: list[Record]
@@ -49,12 +49,12 @@ class Comparison:
 
     @property
     def chosen(self) -> Row:
-        """The arm of the highest mean on the validation images."""
+        """The arm with the highest mean on the validation images."""
         return max(self.rows, key=lambda row: row.validation.mean)
 
     @property
     def differences(self) -> list[Estimate]:
-        """On validation images, of all arms that could be compared."""
+        """The differences on validation images of all arms that could be compared."""
         return [row.validation_difference for row in self.rows if row.validation_difference is not None]
 
 
@@ -103,7 +103,7 @@ def _csv(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
 
 
 def markdown(comparison: Comparison) -> str:
-    """The table for a README, and under it what it says and does not say."""
+    """The table for a README, followed by notes on what it shows and does not show."""
     lines = [f'**{comparison.sweep["title"]}**', '']
     lines += ['| arm | n | validation | difference | test | difference |', '|---|---|---|---|---|---|']
     lines += ['| ' + ' | '.join((f'`{row.arm}`', *_cells(row, '±', '−'))) + ' |' for row in comparison.rows]
@@ -117,7 +117,7 @@ def markdown(comparison: Comparison) -> str:
 
 
 def latex(comparison: Comparison) -> str:
-    """The tables for a paper; they need the package booktabs. The notes are comments."""
+    """The tables for a paper, which needs the package booktabs. The notes are comments."""
     lines = [f'% {note}' for note in (comparison.sweep['title'], *notes(comparison))]
     columns = ('arm', '$n$', 'validation', 'difference', 'test', 'difference')
     lines += _tabular(columns, [[row.arm, *_cells(row, r'$\pm$', '$-$')] for row in comparison.rows])
@@ -130,7 +130,7 @@ def latex(comparison: Comparison) -> str:
 
 
 def _tabular(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a LaTeX table whose first column holds names."""
+    """The lines of a LaTeX table with names in the first column."""
     lines = [
         r'\begin{tabular}{l' + 'r' * (len(columns) - 1) + '}',
         r'\toprule',
@@ -142,7 +142,7 @@ def _tabular(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]
 
 
 def _cells(row: Row, plus_minus: str, minus: str) -> list[str]:
-    """Percentages as text."""
+    """The cells of a row: percentages as text."""
 
     def mean(found: Estimate) -> str:
         return f'{100 * found.mean:.2f}' + (f' {plus_minus} {100 * found.error:.2f}' if found.error is not None else '')
@@ -157,13 +157,13 @@ def _cells(row: Row, plus_minus: str, minus: str) -> list[str]:
 
 
 def _effect_cells(effect: Effect, minus: str) -> list[str]:
-    """How many pairs and seeds, and the differences as text."""
+    """The cells of an effect: pairs, seeds, and the differences as text."""
     n = max((found.n for found in effect.values if found is not None), default=0)
     return [str(effect.pairs), str(n), *(_difference(found, minus) for found in effect.values)]
 
 
 def _difference(found: Estimate | None, minus: str) -> str:
-    """In points, with its interval if it has one."""
+    """A difference in points, with its interval if it has one."""
 
     def signed(value: float) -> str:
         return f'{100 * value:+.2f}'.replace('-', minus)
@@ -175,7 +175,7 @@ def _difference(found: Estimate | None, minus: str) -> str:
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What the numbers are, how many comparisons were made, what was chosen, and how to make them again."""
+    """Notes on the numbers, the count of comparisons, the choice of an arm, and how to reproduce the results."""
     sweep, chosen, differences = comparison.sweep, comparison.chosen, comparison.differences
     first, planned = comparison.records[0], len(sweep['arms']) * len(sweep['seeds'])
     settings = first['config']['monitor']
@@ -201,7 +201,7 @@ def notes(comparison: Comparison) -> list[str]:
 
 
 def _other_budgets(comparison: Comparison) -> str:
-    """Arms whose batch size makes another number of passes than that of the first record."""
+    """Arms whose number of passes differs from that of the first record because of their batch size."""
     passes = {record['arm']: record['passes'] for record in comparison.records}
     first = comparison.records[0]['passes']
     others = [f'{arm} {count:,}' for arm, count in passes.items() if count != first]

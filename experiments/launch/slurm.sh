@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# A run on GPU nodes of a SLURM cluster, one process a GPU; detected from SLURM's variables. Unmeasured.
+# Trains on GPU nodes of a SLURM cluster, one process per GPU, detected from SLURM's variables. Unmeasured.
 #
 #   sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 experiments/launch/slurm.sh --config=... --workdir=...
 #
-# SLURM warns 120 s before the limit; the run saves, ends with status 75, and this job queues itself again.
+# SLURM warns 120 s before the time limit; the run saves and exits with status 75, and this job requeues itself.
 #SBATCH --job-name=dualcl
 #SBATCH --time=12:00:00
 #SBATCH --signal=TERM@120

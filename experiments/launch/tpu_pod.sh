@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# A run on a slice of TPU VMs, taken up again after preemption. Unmeasured: written for gcloud, not run on a slice.
+# Trains on a slice of TPU VMs and resumes after preemption. Unmeasured: written for gcloud, not run on a slice.
 #
 #   export NAME=mine ZONE=us-central2-b TYPE=v4-32 SOURCE=https://HOST/REPOSITORY
 #   experiments/launch/tpu_pod.sh create
 #   experiments/launch/tpu_pod.sh run --config=configs/imagenet.py:moco_v3 \
 #       --config.data.data_dir=gs://BUCKET/tfds --workdir=gs://BUCKET/runs/moco_v3
 #
-# `run` waits for the end. Where a preemption has taken the slice it makes it again and goes on from the last
-# checkpoint: the command is the same each time. It gives up at a mistake of the user's (exit status 2), and where the
-# command fails three times on a slice that is there. PAUSE: seconds between tries.
+# `run` waits until the run ends. After a preemption it recreates the slice and resumes from the last checkpoint with the
+# same command. It gives up on a user error (exit status 2), and when the command has failed three times on an existing
+# slice. PAUSE: seconds between attempts.
 set -euo pipefail
 : "${NAME:?name of the slice}" "${ZONE:?its zone}" "${PAUSE:=30}" "${VERSION:=tpu-ubuntu2204-base}"
 

@@ -19,7 +19,7 @@ def get_sweep() -> Sweep:
         Arm(
             f'{views}-{selection}-key_{term}',
             VIEWS[views] + SELECTION[selection] + KEY_TERMS[term],
-            # What a method is worth beside one that ruins the encoder says nothing of it.
+            # An effect measured on top of a term that ruins the encoder would not be informative.
             levels=(views, selection, f'key_{term}') if term != 'queue' else (),
         )
         for views, selection, term in product(VIEWS, SELECTION, KEY_TERMS)

@@ -1,7 +1,7 @@
-"""The learning rate and batch of plain MoCo and of the full method, each tuned alike before they are compared.
+"""The learning rate and batch of plain MoCo and of the full method, both tuned equally before they are compared.
 
-At an equal number of passes the full method takes half of the steps; with half of the batch it takes as many. What is
-found here goes into `shared/cifar10.py`. `small_batch.py` goes on from here.
+At an equal number of passes the full method takes half as many steps; with half the batch size it takes as many. The
+findings went into `shared/cifar10.py`, and `small_batch.py` continues from here.
 """
 
 from experiments.ablation.sweep import Arm, Sweep
@@ -33,7 +33,7 @@ def get_sweep() -> Sweep:
             for rate in rates
         ),
         baseline='moco-lr_0.03',
-        seeds=(100,),  # of no other sweep
+        seeds=(100,),  # used by no other sweep
         budget=BUDGET,
         x_label='learning rate',
     )

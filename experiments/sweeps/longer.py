@@ -1,8 +1,7 @@
 """Plain MoCo and the full method on larger views, for ten epochs of 20,000 images: two and a half times the passes.
 
-And the key term alone, which `key_weight.py` found best on validation images: the queue has no part in its loss.
-
-That is the budget of the peer program in `experiments/README.md`, and so is the bank of the kNN measurement.
+A third arm has the key term alone, which `key_weight.py` found best on validation images; its loss does not use the
+queue. Budget and bank of the kNN measurement are those of the peer program in `experiments/README.md`.
 """
 
 from experiments.ablation.sweep import Arm, Sweep
@@ -17,6 +16,6 @@ def get_sweep() -> Sweep:
         base=(*BASE, 'data.image_size=24', 'monitor.bank=0', 'monitor.every_epochs=5'),
         arms=(Arm('moco', ALL), Arm('full', full), Arm('key_term_alone', (*full, 'loss.key_weight=1.0'))),
         baseline='moco',
-        seeds=tuple(seed + 10 for seed in MORE_SEEDS),  # fresh: `dual_view.py` chose the method with others
+        seeds=tuple(seed + 10 for seed in MORE_SEEDS),  # fresh seeds: `dual_view.py` chose the method with others
         budget=200_000,
     )

@@ -1,4 +1,4 @@
-"""Batch statistics, which can give the positive away: of the whole batch, of groups, with keys in other groups.
+"""Batch statistics, which can leak the positive: of the whole batch, of groups, and with keys in other groups.
 
 On one device `local` and `sync` are the same: statistics of the whole batch.
 """

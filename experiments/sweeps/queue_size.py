@@ -1,7 +1,7 @@
 """Size K of the queue at a fixed k, at a fixed share k/K, and at a fixed age of its oldest keys, with the dual view.
 
-A queue of K keys takes K / 2B steps to go round (both views enter). At a fixed age the batch grows with the queue, and
-the learning rate with the batch: these arms take fewer steps, of the same number of passes.
+A queue of K keys is replaced in K / 2B steps (both views enter). At a fixed age the batch grows with the queue, and the
+learning rate with the batch: these arms take fewer steps for the same number of passes.
 """
 
 from experiments.ablation.sweep import Arm, Sweep
@@ -19,7 +19,7 @@ def get_sweep() -> Sweep:
     arms = [arm('fixed_k', size, 'negatives.selector=auto', f'negatives.k={FIXED_K}') for size in SIZES]
     arms += [arm('fixed_share', size, *hardest(0.25)) for size in SIZES]
     for size in SIZES[:-1]:
-        if size != 4096:  # that is fixed_share-4096
+        if size != 4096:  # that arm is fixed_share-4096
             fields = f'train.batch_size={size // 64}', 'optimizer.reference_batch=64'
             arms.append(arm('fixed_age', size, *hardest(0.25), *fields))
     return Sweep(

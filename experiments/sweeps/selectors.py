@@ -1,6 +1,7 @@
-"""Which negatives: the 1,024 hardest of 4,096, those after the very hardest, 1,024 at random, or all by hardness.
+"""Which negatives: the 1,024 hardest of 4,096, those after the very hardest, 1,024 at random, or all, reweighted.
 
-Reweighting all negatives by exp(β·s/τ) is the literature's alternative to selecting (2010.04592). Dual view throughout.
+Reweighting all negatives by exp(β·s/τ) is the alternative to selection in the literature (2010.04592). All arms use the
+dual view.
 """
 
 from experiments.ablation.sweep import Arm, Sweep

@@ -1,6 +1,6 @@
-"""Plain MoCo and the full method with small batches, many steps and queues of young keys, tuned alike.
+"""Plain MoCo and the full method with small batches, many steps and queues of young keys, tuned equally.
 
-Where MoCo puts 16 or 32 images into the queue at a step, the full method puts both views of 8 or 16.
+Per step, MoCo puts 16 or 32 keys into the queue; so does the full method, with both views of 8 or 16 images.
 """
 
 from experiments.ablation.sweep import Arm, Sweep
@@ -8,7 +8,7 @@ from experiments.sweeps.learning_rate import FULL
 from experiments.sweeps.shared.cifar10 import ALL, BUDGET, CONFIG, UNTUNED
 
 METHODS = {'moco': (1, ALL), 'full': (2, FULL)}
-SETTINGS = {  # keys that enter at a step, queue size: learning rates
+SETTINGS = {  # keys that enter per step, queue size: learning rates
     (32, 4096): (0.0075, 0.015),
     (32, 1024): (0.0075, 0.015),
     (16, 1024): (0.00375, 0.0075),
@@ -35,6 +35,6 @@ def get_sweep() -> Sweep:
             for rate in rates
         ),
         baseline='moco-keys_32-queue_4096-lr_0.015',
-        seeds=(100,),  # of no other sweep but `learning_rate.py`
+        seeds=(100,),  # used by no other sweep than `learning_rate.py`
         budget=BUDGET,
     )

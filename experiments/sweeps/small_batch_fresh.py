@@ -1,4 +1,4 @@
-"""MoCo and the full method, each as `small_batch.py` chose it on validation images, with seeds that chose nothing."""
+"""MoCo and the full method with the settings that `small_batch.py` chose on validation images, on fresh seeds."""
 
 from experiments.ablation.sweep import Arm, Sweep
 from experiments.sweeps import small_batch

@@ -1,11 +1,11 @@
-"""The full method with more of the key term, from the batch sizes of the other sweeps down to small ones: one seed."""
+"""The full method with a larger key term, from the batch sizes of the other sweeps down to small ones; one seed."""
 
 from experiments.ablation.sweep import Arm, Sweep
 from experiments.sweeps.shared.cifar10 import BUDGET, CONFIG, DUAL_VIEW, UNTUNED, hardest
 
 WEIGHTS = 0.75, 1.0
 SETTINGS = (64, 4096, 0.03), (64, 4096, 0.06), (32, 1024, 0.015), (16, 1024, 0.0075)
-"""Batch of both view orders, queue size, learning rate."""
+"""Batch size, queue size, learning rate."""
 
 
 def get_sweep() -> Sweep:
@@ -28,6 +28,6 @@ def get_sweep() -> Sweep:
         base=(*UNTUNED, *DUAL_VIEW, *hardest(0.25), 'loss.key_term=batch'),
         arms=arms,
         baseline=arms[0].name,
-        seeds=(100,),  # of no sweep but those that tune
+        seeds=(100,),  # used only by the sweeps that tune
         budget=BUDGET,
     )

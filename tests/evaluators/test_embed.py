@@ -9,6 +9,7 @@ from dualcl_jax.data.images.source import image_source
 from dualcl_jax.evaluators import embed
 from dualcl_jax.evaluators.derived import Derived
 from dualcl_jax.evaluators.embed import Blocks
+from dualcl_jax.models.images import resized
 from dualcl_jax.system.devices import device_mesh
 
 
@@ -22,7 +23,13 @@ def test_every_image_once(count, monkeypatch):
     monkeypatch.setattr(embed, 'BLOCK', 2)
     images = source(30)
     rows = np.random.default_rng(1).permutation(30)[:count]
-    blocks, told = Blocks(lambda scale, pixels: (scale * pixels, pixels.sum((1, 2, 3))), 6, device_mesh()), []
+    told = []
+
+    def function(scale, examples):
+        pixels = resized(examples, 6, 6)
+        return scale * pixels, pixels.sum((1, 2, 3))
+
+    blocks = Blocks(function, device_mesh())
     scaled, sums = blocks(jnp.float32(2), images, rows, lambda: told.append(0))
     np.testing.assert_allclose(scaled, 2 * (images.arrays[rows] / 255), rtol=1e-6)
     np.testing.assert_allclose(sums, images.arrays[rows].sum((1, 2, 3)) / 255, rtol=1e-5)
@@ -31,7 +38,7 @@ def test_every_image_once(count, monkeypatch):
 
 def test_images_of_another_size_are_resized():
     images = source(5, side=12)
-    (found,) = Blocks(lambda _, pixels: (pixels,), 6, device_mesh())((), images, np.arange(5))
+    (found,) = Blocks(lambda _, examples: (resized(examples, 6, 6),), device_mesh())((), images, np.arange(5))
     expected = jax.image.resize(images.arrays.astype(np.float32) / 255, (5, 6, 6, 3), 'linear')
     np.testing.assert_allclose(found, expected, atol=1e-6)
 

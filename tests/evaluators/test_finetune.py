@@ -16,11 +16,11 @@ from configs import default
 from dualcl_jax.data.images.source import image_source
 from dualcl_jax.evaluators.embed import Embedder
 from dualcl_jax.evaluators.measures.finetune import Recipe, balanced_rows, finetune, predict
-from dualcl_jax.method.build import build_method
 from dualcl_jax.method.state import create_train_state
 from dualcl_jax.models.encoder import MODELS
 from dualcl_jax.models.layers import Conv, global_mean
 from dualcl_jax.system.devices import AXIS, device_mesh
+from tests.support.methods import image_method
 
 RECIPE = Recipe(6, 16, 'sgd', 0.2, 1e-4, 0.9, 0.1, (0.5, 1.0))
 
@@ -47,12 +47,12 @@ def method():
         config = default.get_config()
         config.model.name, config.model.width, config.model.dim = 'small', 8, 8
         config.data.image_size, config.data.mean, config.data.std = 8, (0.5, 0.5, 0.5), (0.3, 0.3, 0.3)
-        yield build_method(config, total_steps=1, steps_per_epoch=1, num_devices=1)
+        yield image_method(config, total_steps=1, steps_per_epoch=1, num_devices=1)
 
 
 @pytest.fixture(scope='module')
 def variables(method):
-    return jax.jit(lambda: create_train_state(method, 3))().variables
+    return jax.jit(lambda: create_train_state(method))().variables
 
 
 def source(count=96):

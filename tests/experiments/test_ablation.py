@@ -103,7 +103,7 @@ def test_a_sweep_that_is_stopped_and_killed(start, here, sweep: Path, tmp_path: 
         wait_until(lambda: checkpoints(workdirs[0]), process)
         process.send_signal(signal.SIGTERM)
         stopped = finish(process, 75)
-    assert 'run the same command to go on' in stopped.out
+    assert 'run the same command to continue' in stopped.out
     with killed_at_last(start(tmp_path)) as process:
         wait_until(lambda: list(records.glob('*.json')), process)
         kill(process)
@@ -154,7 +154,7 @@ def test_a_sweep_that_is_stopped_and_killed(start, here, sweep: Path, tmp_path: 
         }
     assert '| `old` | 2 |' in (other / 'table.md').read_text()
     changed = here('run', sweep, f'--output={tmp_path}', '--config.model.dim=8')
-    assert (changed.status, 'of a run with other fields (model.dim=8)' in changed.err) == (2, True)
+    assert (changed.status, 'belongs to a run with different fields (model.dim=8)' in changed.err) == (2, True)
 
 
 def test_a_plan_alone(here, sweep: Path, tmp_path: Path) -> None:

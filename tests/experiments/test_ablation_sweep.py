@@ -61,7 +61,7 @@ def test_some_arms_alone() -> None:
     assert chosen(found, jobs, None) == jobs
     assert [job.name for job in chosen(found, jobs, 'both')] == ['both-seed0', 'both-seed1']
     assert chosen(found, jobs, 'both,one-way') == jobs
-    with pytest.raises(UserError, match=r"--arms=both,two: 'two' is none of the arms: one-way, both"):
+    with pytest.raises(UserError, match=r"--arms=both,two: 'two' is not one of the arms: one-way, both"):
         chosen(found, jobs, 'both,two')
 
 
@@ -95,12 +95,12 @@ def test_plans_that_cannot_be(arms: list[Arm], overrides: list[str], budget: int
         ('def get_sweep(:', 'SyntaxError'),
         ('def get_sweep(): return 3', 'must return'),
         ('def get_sweep(): return SWEEP((Arm("a b"),), "a b")', "arm 'a b'"),
-        ('def get_sweep(): return SWEEP((Arm("a"), Arm("a")), "a")', 'each once'),
-        ('def get_sweep(): return SWEEP((Arm("a"),), "b")', "baseline 'b' is none of the arms: a"),
-        ('def get_sweep(): return SWEEP((Arm("a", levels=("x",)), Arm("b", levels=("x",))), "a")', 'levels: give each'),
+        ('def get_sweep(): return SWEEP((Arm("a"), Arm("a")), "a")', 'names must be unique'),
+        ('def get_sweep(): return SWEEP((Arm("a"),), "b")', "baseline 'b' is not one of the arms: a"),
+        ('def get_sweep(): return SWEEP((Arm("a", levels=("x",)), Arm("b", levels=("x",))), "a")', 'levels: an arm'),
         (
             'def get_sweep(): return SWEEP((Arm("a", levels=("x",)), Arm("b", levels=("x", "y"))), "a")',
-            'levels: give each',
+            'levels: an arm',
         ),
     ],
 )

@@ -45,7 +45,7 @@ def test_a_run_without_a_queue(monkeypatch, tmp_path, program):
     monkeypatch.setattr(softmax_share, 'open_saved_run', lambda workdir: found)
     status, _, said = program('--workdir=a')
     assert status == 2
-    assert said == 'error: --workdir=a: it has no queue of keys; name a run with queue.size above 0\n'
+    assert said == 'error: --workdir=a: the run has no queue of keys; choose one with queue.size above 0\n'
 
 
 def test_mistakes(tmp_path, program):

@@ -1,7 +1,7 @@
-"""tests/support/quick_config.py with what makes a run fail: a model without a number for one-coloured images, a stop.
+"""tests/support/quick_config.py with injected faults: a model with NaN for one-coloured images, a hang, a full disk.
 
-DUALCL_HANG=PROCESS:STEP in the environment: that process stops reading data at that step, and waits for ever.
-DUALCL_FULL=NAME: of a file of that name only the first half finds room.
+DUALCL_HANG=PROCESS:STEP in the environment: that process stops reading data at that step and waits forever.
+DUALCL_FULL=NAME: of a file of that name only the first half is written before the disk is full.
 """
 
 import errno
@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from dualcl_jax.data.source import ArraySource
 from dualcl_jax.models.encoder import MODELS
 
-MODELS['fragile'] = MODELS['tiny']  # the name must be there before anything reads the table; see below
+MODELS['fragile'] = MODELS['tiny']  # the name must exist before anything reads the table; replaced below
 
 from tests.support import quick_config  # noqa: E402
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a real run, each file damaged in each way, read back in this process."""
+"""Damages every file of the checkpoints of a real run in every way, and restores them in this process."""
 
 import random
 import shutil
@@ -9,7 +9,6 @@ import jax
 from etils import epath
 from injected import DAMAGES, damage
 
-from dualcl_jax.method.build import build_method
 from dualcl_jax.method.state import TrainState, create_train_state
 from dualcl_jax.system.config import from_json
 from dualcl_jax.system.devices import device_mesh
@@ -17,6 +16,7 @@ from dualcl_jax.system.errors import UserError
 from dualcl_jax.workdir.checkpoint import Checkpoints
 from dualcl_jax.workdir.checksum import state_sha256
 from tests.support import quick_config
+from tests.support.methods import image_method
 from tests.support.runs import Trainer, checkpoints, contents
 
 FIELDS = ('train.steps=30', 'checkpoint.every_steps=10', 'checkpoint.keep=2')
@@ -24,7 +24,7 @@ STEPS = [20, 30]
 
 
 class Saved:
-    """A run with checkpoints at `STEPS`, and what is in them."""
+    """A run with checkpoints at `STEPS`, and the hashes of their states."""
 
     def __init__(self, trainer: Trainer, folder: Path) -> None:
         assert quick_config.MODELS['smooth'] is quick_config.Smooth
@@ -32,8 +32,8 @@ class Saved:
         trainer.run(self.folder, *FIELDS)
         assert checkpoints(self.folder) == STEPS
         config = from_json((self.folder / 'config.json').read_text())
-        method = build_method(config, total_steps=30, steps_per_epoch=8, num_devices=1)
-        self.like = jax.eval_shape(lambda: create_train_state(method, 3))
+        method = image_method(config, total_steps=30, steps_per_epoch=8, num_devices=1)
+        self.like = jax.eval_shape(lambda: create_train_state(method))
         self.hashes = {step: state_sha256(self.read(self.folder, step)) for step in STEPS}
         self.files = sorted(path for path in contents(self.of(self.folder, STEPS[-1])))
 
@@ -53,7 +53,7 @@ class Saved:
         return to
 
     def newest(self, folder: Path) -> tuple[int, dict[int, str]]:
-        """The step that a run would go on from, whose state must be that which was saved, and what was damaged."""
+        """The step from which a run would resume, after a check of its state, and the damaged checkpoints by step."""
         with Checkpoints(epath.Path(folder / 'checkpoints'), keep=2) as store:
             found = store.newest(self.like, device_mesh(), {})
         assert found is not None
@@ -62,7 +62,7 @@ class Saved:
 
 
 def damage_one(saved: Saved, scratch: Path, name: str, how: str, rng: random.Random) -> bool:
-    """Damages a file of the newest checkpoint. Whether the checkpoint was passed over; its state may be whole still."""
+    """Damages a file of the newest checkpoint; returns whether it was skipped. Its state may still be intact."""
     folder = saved.copy(scratch / 'damaged')
     damage(saved.of(folder, STEPS[-1]) / name, how, rng)
     left = contents(saved.of(folder, STEPS[-1]))
@@ -77,7 +77,7 @@ def damage_one(saved: Saved, scratch: Path, name: str, how: str, rng: random.Ran
 
 
 def damage_all(saved: Saved, scratch: Path) -> str:
-    """Damages all checkpoints: what is said. Nothing may be deleted or moved."""
+    """Damages all checkpoints, and returns the error message. Nothing may be deleted or moved."""
     folder = saved.copy(scratch / 'damaged')
     for step in STEPS:
         (saved.of(folder, step) / 'run' / 'metadata').write_text('{')
@@ -91,11 +91,11 @@ def damage_all(saved: Saved, scratch: Path) -> str:
 
 
 def damaged_checkpoints(trainer: Trainer, scratch: Path, flips: int) -> dict[str, Any]:
-    """Every file, every damage, bits flipped in `flips` places of each."""
-    saved, rng, passed = Saved(trainer, scratch), random.Random(3), []
+    """Applies every damage to every file, with bits flipped in `flips` places of each."""
+    saved, rng, skipped = Saved(trainer, scratch), random.Random(3), []
     for name in saved.files:
         for how in DAMAGES:
             for _ in range(flips if how == 'a bit flipped' else 1):
-                passed.append(damage_one(saved, scratch, name, how, rng))
+                skipped.append(damage_one(saved, scratch, name, how, rng))
     assert 'nothing was changed' in damage_all(saved, scratch)
-    return {'tried': len(passed) + 1, 'passed_over': sum(passed), 'intact': len(passed) - sum(passed)}
+    return {'tried': len(skipped) + 1, 'skipped': sum(skipped), 'intact': len(skipped) - sum(skipped)}

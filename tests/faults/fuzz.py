@@ -1,6 +1,6 @@
-"""Every reader of files and words that we did not write, given what nobody should have written.
+"""Fuzzes every reader of files and texts from outside with damaged and invalid inputs.
 
-A reader gives a value, or a `UserError` of at most three lines (an image: `UnusableError`); nothing else may come.
+A reader must return a value or raise a `UserError` of at most three lines (for images: `UnusableError`).
 """
 
 import contextlib
@@ -36,7 +36,7 @@ from tests.support.bad_files import encode, photo
 
 
 class Reader(NamedTuple):
-    """What is fed to a reader, and the reader, which also gets a folder of its own."""
+    """The inputs of a reader, and the reader, which also gets a folder of its own."""
 
     inputs: st.SearchStrategy
     read: Callable[[Path, Any], Any]
@@ -44,7 +44,7 @@ class Reader(NamedTuple):
 
 @st.composite
 def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
-    """A file as it was written, then changed as a bad disk, copy or person would."""
+    """A valid file, changed as a bad disk, a bad copy or a person might change it."""
     content = bytearray(whole)
     for _ in range(draw(st.integers(1, 4))):
         place = draw(st.integers(0, len(content)))
@@ -65,7 +65,7 @@ def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
 
 
 def one_of(*files: bytes) -> st.SearchStrategy:
-    """One of some files damaged, or bytes that never were one."""
+    """One of several files, damaged, or random bytes."""
     return st.one_of(*map(damaged, files), st.binary(max_size=300))
 
 
@@ -74,7 +74,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
     max_leaves=9,
 )
-"""What JSON can say, NaN among it."""
+"""Values that JSON can represent, including NaN."""
 JSON = VALUES.map(json.dumps) | st.text(max_size=9)
 ODD = VALUES | st.sampled_from([0, 1, -1, 10**9, 10**30, True, 'resnet50', 'vit_tiny', 'bfloat16', 'mlp'])
 
@@ -130,13 +130,13 @@ def set_fields(folder: Path, assignments: list[str]) -> Any:
 
 
 def architecture(form: str) -> dict[str, Any]:
-    """torchvision has residual networks alone; the smallest network is enough for the others."""
+    """The architecture for a format: torchvision has only ResNets; the others use the smallest network."""
     return ARCHITECTURE | {'name': 'resnet18' if form == 'torchvision' else 'tiny'}
 
 
 @functools.cache
 def exported(form: str) -> bytes:
-    """A small encoder as a file."""
+    """A small encoder exported to a file."""
     encoder = dataclasses.replace(ENCODER, architecture=architecture(form))
     variables = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, leaf.dtype), encoder.shapes())
     return FORMATS[form](encoder, variables)
@@ -144,7 +144,7 @@ def exported(form: str) -> bytes:
 
 @st.composite
 def resealed(draw: st.DrawFn, form: str) -> bytes:
-    """Such a file with a description that nobody should have written, or another program, whose checksums fit."""
+    """Such a file with an invalid description or a changed program, and matching checksums."""
     changes = draw(st.dictionaries(st.sampled_from(sorted(ENCODER.to_metadata())), JSON, max_size=2))
     if draw(st.booleans()):
         part = draw(st.dictionaries(st.sampled_from(sorted(ARCHITECTURE)), ODD, min_size=1, max_size=2))
@@ -216,7 +216,7 @@ READERS = {
 
 
 def fuzz(name: str, folder: Path, examples: int) -> tuple[int, int]:
-    """Feeds a reader. Returns how many inputs were tried, and how many were refused; fails at any other outcome."""
+    """Fuzzes a reader. Returns the numbers of inputs tried and rejected; fails on any other outcome."""
     reader, tried, refused = READERS[name], 0, 0
 
     @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))

@@ -1,4 +1,4 @@
-"""Faults that real runs are put through. Each function does it to one run and returns what was seen, or fails.
+"""Faults injected into real runs. Each function injects a fault into one run and returns the observation, or fails.
 
 The short form is in the tests beside this file, the long form in `long.py`.
 """
@@ -34,7 +34,7 @@ PEERS = ('parallel.silence_s=10', 'parallel.stall_s=60', 'checkpoint.every_steps
 
 
 def assert_same_end(run: Path, expected: Path) -> None:
-    """The state, the records and the summary of a run that nothing happened to."""
+    """Asserts that state, records and summary equal those of an undisturbed run."""
     assert summary(run)['state_sha256'] == summary(expected)['state_sha256']
     assert records(run) == records(expected)
     for name in ('step', 'images_seen', 'loss'):
@@ -42,7 +42,7 @@ def assert_same_end(run: Path, expected: Path) -> None:
 
 
 def logged(workdir: Path, count: int = 1) -> bool:
-    """Whether a run has written so many records."""
+    """Whether a run has written at least `count` records."""
     file = workdir / 'metrics.jsonl'
     return file.exists() and file.read_bytes().count(b'\n') >= count
 
@@ -51,7 +51,7 @@ def logged(workdir: Path, count: int = 1) -> bool:
 
 
 def moment(workdir: Path) -> str:
-    """What a run was doing when it was killed, by what it left."""
+    """What a run was doing when it was killed, inferred from its files."""
     names = [path.name for path in (workdir / 'checkpoints').glob('*')] if (workdir / 'checkpoints').exists() else []
     if any('tmp' in name for name in names):
         return 'during a save'
@@ -61,15 +61,15 @@ def moment(workdir: Path) -> str:
 
 
 def killed(trainer: Trainer, workdir: Path, rng: random.Random, kills: int) -> Iterator[tuple[str, int, float]]:
-    """Runs a run to its end, killed up to `kills` times at random moments.
+    """Trains a run to its end, and kills it up to `kills` times at random moments.
 
-    Yields of each kill its moment, and the steps and seconds that were lost with it.
+    Yields, for each kill, its moment and the steps and seconds of training that it cost.
     """
     for _ in range(kills):
         before = max(checkpoints(workdir), default=0)
         with killed_at_last(trainer.start(workdir, *LONG)) as process:
             if rng.random() < 0.2:
-                time.sleep(rng.uniform(0, 6))  # while it starts, or soon after
+                time.sleep(rng.uniform(0, 6))  # during the start, or soon after
             else:
                 wait_until(lambda: process.poll() is not None or max(checkpoints(workdir), default=0) > before, None)  # noqa: B023
                 time.sleep(rng.uniform(0, 1))
@@ -85,7 +85,7 @@ def killed(trainer: Trainer, workdir: Path, rng: random.Random, kills: int) -> I
 
 
 def read_torn(workdir: Path) -> list[dict]:
-    """The records, with the clock, of a file whose last line may be torn."""
+    """The records, with their times, of a file whose last line may be incomplete."""
     from etils import epath
 
     from dualcl_jax.workdir.metrics import read_records
@@ -100,7 +100,7 @@ DAMAGES = ('missing', 'truncated', 'empty', 'a bit flipped', 'zeros')
 
 
 def damage(file: Path, how: str, rng: random.Random) -> None:
-    """Damages a file as disks and copies do."""
+    """Damages a file in one of the ways `DAMAGES`."""
     content = bytearray(file.read_bytes())
     if how == 'missing':
         file.unlink()
@@ -115,7 +115,7 @@ def damage(file: Path, how: str, rng: random.Random) -> None:
 
 
 def stopped(trainer: Trainer, workdir: Path, number: int, expected: Path) -> float:
-    """A signal to the only process: how long it took to save and end."""
+    """Sends a signal to a single process; returns how long it took to save and exit."""
     with killed_at_last(trainer.start(workdir, *LONG)) as process:
         wait_until(lambda: logged(workdir, 3), process)
         process.send_signal(number)
@@ -131,7 +131,7 @@ def stopped(trainer: Trainer, workdir: Path, number: int, expected: Path) -> flo
 
 
 def interrupted_twice(trainer: Trainer, workdir: Path) -> float:
-    """Ctrl-C twice while a step hangs: how long it took to end."""
+    """Presses Ctrl-C twice while a step hangs; returns how long it took to exit."""
     os.environ['DUALCL_HANG'] = '0:30'
     try:
         process = trainer.start(workdir, *LONG, config=CONFIG)
@@ -155,7 +155,7 @@ def interrupted_twice(trainer: Trainer, workdir: Path) -> float:
 
 @contextlib.contextmanager
 def two(trainer: Trainer, workdir: Path, *flags: str, **environment: str) -> Iterator[list[subprocess.Popen[str]]]:
-    """One run of two processes."""
+    """Starts one run of two processes."""
     join = (f'--coordinator_address=127.0.0.1:{free_port()}', '--num_processes=2')
     with contextlib.ExitStack() as stack:
         os.environ.update(environment)
@@ -173,14 +173,14 @@ def two(trainer: Trainer, workdir: Path, *flags: str, **environment: str) -> Ite
 
 
 def run_two(trainer: Trainer, workdir: Path) -> None:
-    """The run of two processes to its end."""
+    """Trains a run of two processes to its end."""
     with two(trainer, workdir, *PEERS) as processes:
         for process in processes:
             finish(process, 0)
 
 
 def lost_process(trainer: Trainer, workdir: Path, victim: int, how: int) -> tuple[float, Finished]:
-    """A process of two is killed (SIGKILL) or stands still (SIGSTOP): how long the other took to end, and its words."""
+    """Kills (SIGKILL) or stops (SIGSTOP) one of two processes; returns how long the other took to exit, and how."""
     with two(trainer, workdir, *PEERS) as processes:
         wait_until(lambda: checkpoints(workdir), processes[0])
         processes[victim].send_signal(how)
@@ -193,7 +193,7 @@ def lost_process(trainer: Trainer, workdir: Path, victim: int, how: int) -> tupl
 
 
 def hung_process(trainer: Trainer, workdir: Path, victim: int) -> tuple[float, Finished]:
-    """A process of two whose heart beats, but whose work stands still."""
+    """One of two processes hangs but still sends heartbeats; returns how long the other took to exit, and how."""
     with two(trainer, workdir, *PEERS, DUALCL_HANG=f'{victim}:30') as processes:
         wait_until(lambda: checkpoints(workdir), processes[0])
         began = time.monotonic()
@@ -201,12 +201,12 @@ def hung_process(trainer: Trainer, workdir: Path, victim: int) -> tuple[float, F
         took = time.monotonic() - began
         finish(processes[victim], 2)
     assert f'process {victim} on ' in ended.err.splitlines()[0], ended
-    assert 'has not come beyond step' in ended.err, ended
+    assert 'has not got past step' in ended.err, ended
     return took, ended
 
 
 def stopped_together(trainer: Trainer, workdir: Path, number: int, whom: tuple[int, ...]) -> float:
-    """Processes of two get a signal: both save the same step and end with 75. How long that took."""
+    """Signals one or both of two processes, which save the same step and exit with 75; returns how long it took."""
     with two(trainer, workdir, *PEERS, 'log.every_steps=1') as processes:
         wait_until(lambda: logged(workdir, 4), processes[0])
         for index in whom:
@@ -224,7 +224,7 @@ def stopped_together(trainer: Trainer, workdir: Path, number: int, whom: tuple[i
 
 
 def with_flat_images(trainer: Trainer, path: Path, count: int) -> Path:
-    """The data with some images of one colour, of which `fragile` makes no number."""
+    """The data with some images of one colour, for which the model `fragile` gives NaN."""
     with np.load(trainer.data) as arrays:
         content = dict(arrays)
     flat = np.random.default_rng(0).choice(len(content['train_images']), count, replace=False)
@@ -234,9 +234,9 @@ def with_flat_images(trainer: Trainer, path: Path, count: int) -> Path:
 
 
 def nonfinite(trainer: Trainer, folder: Path) -> int:
-    """Two batches of 16 have no finite loss: the run stops, or passes over them, also when it is stopped on the way.
+    """Two of 16 batches have a loss that is not finite: the run stops, or skips them, also when it resumes in between.
 
-    Returns how many runs were tried.
+    Returns the number of runs.
     """
     data = with_flat_images(trainer, folder / 'flat.npz', 1)
     fields = ('model.name=fragile', 'train.steps=16', 'checkpoint.every_steps=2', 'checkpoint.keep=9')

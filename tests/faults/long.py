@@ -1,6 +1,7 @@
 """The long form of the faults, and the table in docs/reliability.md: python -m tests.faults.long [--kills=50 ...].
 
-What was done is kept in runs/faults: an interrupted run goes on with the next part. Remove the folder to begin anew.
+Results are kept in runs/faults: after an interruption the same command continues with the next part. Remove the folder
+to start over.
 """
 
 import argparse
@@ -42,8 +43,8 @@ Result = dict[str, Any]
 
 
 def kills(trainer: Trainer, scratch: Path, expected: Path, count: int, seed: int = 8) -> Result:
-    """kill -9 until it was done so often; every run ends as the uninterrupted one."""
-    kept = FOLDER / 'kills.json'  # each is minutes on a busy machine: an interrupted count goes on
+    """kill -9, `count` times; every run ends in the state of the undisturbed one."""
+    kept = FOLDER / 'kills.json'  # a kill takes minutes on a busy machine: an interrupted count continues
     done = json.loads(kept.read_text()) if kept.exists() else []
     rng = random.Random(seed + len(done))
     while len(done) < count:
@@ -77,7 +78,7 @@ def signals(trainer: Trainer, scratch: Path, expected: Path) -> Result:
 
 
 def disks(trainer: Trainer, scratch: Path, expected: Path) -> Result:
-    """Full, read-only, gone, and refusing writes for a while; two runs on one workdir."""
+    """Disks that are full, read-only, missing or temporarily refuse writes; two runs in one workdir."""
     done = ['writes refused for a while', 'records refused to the end', 'full when the pictures are written']
     done += ['workdir moved away', 'second run on the workdir', 'torn last record']
     storage.refused_writes(trainer, scratch / 'refused', expected)
@@ -96,7 +97,7 @@ def disks(trainer: Trainer, scratch: Path, expected: Path) -> Result:
 
 
 def peers(trainer: Trainer, scratch: Path, expected: Path) -> Result:
-    """Two processes, one of which is killed, stopped or hangs: how soon the other ends; the rerun ends the same."""
+    """One of two processes is killed, stopped or hangs: how soon the other exits; the rerun ends in the same state."""
     del expected
     took: dict[str, list[float]] = {}
     whole = scratch / 'whole'
@@ -114,19 +115,19 @@ def peers(trainer: Trainer, scratch: Path, expected: Path) -> Result:
 
 
 def numbers(trainer: Trainer, scratch: Path, expected: Path) -> Result:
-    """Batches without a finite loss: the run stops, or passes over them, and resumes exactly."""
+    """Batches with a loss that is not finite: the run stops or skips them, and resumes exactly."""
     del expected
     return {'tried': injected.nonfinite(trainer, scratch)}
 
 
 def checkpoints(trainer: Trainer, scratch: Path, expected: Path) -> Result:
-    """Every file of a checkpoint, damaged in every way."""
+    """Every file of a checkpoint, damaged in every way; see `damaged.py`."""
     del expected
     return damaged_checkpoints(trainer, scratch, flips=8)
 
 
 def inputs(trainer: Trainer, scratch: Path, expected: Path, examples: int) -> Result:
-    """Every reader, given what nobody should have written."""
+    """Every reader, with invalid inputs; see `fuzz.py`."""
     del trainer, expected
     found = {}
     for name in READERS:
@@ -137,7 +138,7 @@ def inputs(trainer: Trainer, scratch: Path, expected: Path, examples: int) -> Re
 
 
 def soak(trainer: Trainer, scratch: Path, expected: Path, steps: int) -> Result:
-    """A run of many steps with a checkpoint every 100: memory and step time, first quarter after the start and last."""
+    """A long run with a checkpoint every 100 steps: memory and step time in the second and the last quarter."""
     del expected
     workdir, memory = scratch / 'run', []
     flags = (f'train.steps={steps}', 'checkpoint.every_steps=100', 'log.every_steps=10', 'monitor.every_epochs=25')
@@ -158,13 +159,13 @@ def soak(trainer: Trainer, scratch: Path, expected: Path, steps: int) -> Result:
 
 
 def quarters(values: list[float]) -> list[float]:
-    """Medians of the second quarter and of the last, of four values or more."""
+    """Medians of the second and of the last quarter of at least four values."""
     part = len(values) // 4
     return [statistics.median(some) for some in (values[part : 2 * part], values[-part:])]
 
 
 def overhead(trainer: Trainer, scratch: Path, expected: Path, rounds: int) -> Result:
-    """The demo's model, blocks of steps with a checkpoint and without, in turn: what one costs, in steps."""
+    """The cost of a checkpoint with the demo's model, from alternating blocks of steps with and without one."""
     del trainer, expected
     program = [sys.executable, '-m', 'tests.faults.overhead', str(scratch / 'run'), str(rounds)]
     done = subprocess.run(program, cwd=REPOSITORY, check=True, capture_output=True, text=True)
@@ -185,22 +186,22 @@ PARTS: dict[str, Callable[..., Result]] = {
 
 
 def seen(name: str, found: Result) -> str:
-    """What the table says of a part of the faults."""
+    """The table's text on the observations of one part."""
     if name == 'kills':
         return ', '.join(f'{count} {moment}' for moment, count in found['moments'].items())
     if name == 'signals':
-        return f'at most {found["seconds_most"]:.1f} s from the signal to the end'
+        return f'at most {found["seconds_most"]:.1f} s from the signal to the exit'
     if name == 'checkpoints':
         return (
-            f'{found["passed_over"]} passed over for the one before, '
-            f'{found["intact"]} whose arrays were whole in spite of it'
+            f'{found["skipped"]} skipped in favour of the previous one, '
+            f'{found["intact"]} with arrays that were intact nevertheless'
         )
     if name == 'disks':
         return ', '.join(found['done'])
     if name == 'peers':
         times = ', '.join(f'{seconds:.1f} s ({what})' for what, seconds in found['seconds'].items())
-        return f'the other ended after {times}; limits set to 10 s (stopped) and 60 s (hung)'
-    return 'stopped, passed over, passed over and resumed in between'
+        return f'the other exited after {times}; the limits were 10 s (stopped) and 60 s (hung)'
+    return 'stopped; skipped; skipped with a resume in between'
 
 
 FAULTS = {
@@ -214,7 +215,7 @@ FAULTS = {
 
 
 def page(results: dict[str, Result]) -> str:
-    """docs/reliability.md, of the parts that were done."""
+    """The text of docs/reliability.md for the completed parts."""
     done = {name: results[name] for name in FAULTS if name in results}
     tried = sum(found['tried'] for found in done.values())
     rows = [
@@ -224,29 +225,29 @@ def page(results: dict[str, Result]) -> str:
     rows += [f'| {FAULTS[name]} | not run | | | |' for name in FAULTS if name not in done]
     text = f"""# Reliability
 
-What a run is promised: nothing finished is lost, nothing damaged is trusted, and what comes out is what would have come
-out. Here is how that was tried. `make faults` does all of it, goes on where it was interrupted, and writes this page;
-`pytest tests/faults` is the short form.
+A run guarantees that no finished checkpoint is lost, that no damaged file is trusted, and that the result of an
+interrupted run equals that of an undisturbed one. This page shows how these guarantees were tested. `make faults` runs
+all tests, continues after an interruption, and writes this page; `pytest tests/faults` is the short form.
 
 {results['conditions']['text']}
 
 ## Faults
 
 Real runs of `tests/support/quick_config.py`, a network of two convolutions, 300 steps with a checkpoint every 10.
-*Survived*: the run, started again, ended in the `state_sha256` and the records of a run that nothing had happened to,
-or an error of at most three lines named the fault and nothing was deleted. *Lost*: neither.
+*Survived*: after a restart the run ended in the `state_sha256` and the records of an undisturbed run, or an error of at
+most three lines named the fault and nothing was deleted. *Lost*: neither.
 
-| fault | tried | survived | lost | what was seen |
+| fault | tried | survived | lost | observation |
 |---|---|---|---|---|
 {chr(10).join(rows)}
-| together | {tried} | {tried} | 0 | |
+| total | {tried} | {tried} | 0 | |
 """
     if 'kills' in done:
         found = done['kills']
         text += f"""
-A kill cost {found['seconds_lost_mean']:.2f} s of training on average and {found['seconds_lost_most']:.2f} s at most, by
-the records: at most {found['steps_lost_most']} steps. 20 are possible: those since the last checkpoint, and the
-interval before, while that one is being written.
+According to the records, a kill cost {found['seconds_lost_mean']:.2f} s of training on average and
+{found['seconds_lost_most']:.2f} s at most, or at most {found['steps_lost_most']} steps. Up to 20 are possible: the
+steps since the last checkpoint and, while that one is still being written, the interval before it.
 """
     if 'inputs' in results:
         found = results['inputs']
@@ -257,12 +258,12 @@ interval before, while that one is being written.
         text += f"""
 ## Bad inputs
 
-Files and words changed at random by Hypothesis. Each must give a value, or an error of at most three lines.
+Files and texts changed at random by Hypothesis. Each must give a value or an error of at most three lines.
 
-| reader | tried | refused | read all the same | anything else |
+| reader | tried | rejected | read | other outcomes |
 |---|---|---|---|---|
 {readers}
-| together | {found['tried']:,} | | | 0 |
+| total | {found['tried']:,} | | | 0 |
 """
     if 'soak' in results:
         found = results['soak']
@@ -280,17 +281,18 @@ Files and words changed at random by Hypothesis. Each must give a value, or an e
     if 'overhead' in results:
         cost = results['overhead']
         text += f"""
-## What it costs
+## Costs
 
-The demo's model (`configs/quickstart.py`), blocks of {cost['steps']} steps in turn, {cost['rounds']} rounds, medians:
+The demo's model (`configs/quickstart.py`);
+medians of {cost['rounds']} rounds of alternating blocks of {cost['steps']} steps:
 
 | | |
 |---|---|
 | a step | {cost['step_s']:.2f} s |
-| a checkpoint: what training waits for, with its checksums | {cost['blocked_s']:.2f} s |
-| a checkpoint: what a block with one takes longer | {cost['cost_s']:.2f} s |
+| a checkpoint with its checksums: time for which training waits | {cost['blocked_s']:.2f} s |
+| a checkpoint: additional time of a block that contains one | {cost['cost_s']:.2f} s |
 | the same at the default `checkpoint.every_steps=500` | {100 * cost['share']:.2f} % of the time |
-| the test in each step for numbers that are not finite | {100 * cost['finite_share']:+.1f} % of a step |
+| the check of each step for numbers that are not finite | {100 * cost['finite_share']:+.1f} % of a step |
 """
     left = [name for name in PARTS if name not in results]
     return text + (f'\nNot run yet: {", ".join(left)}.\n' if left else '')
@@ -300,9 +302,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--kills', type=int, default=50)
     parser.add_argument('--examples', type=int, default=1000, help='inputs for each reader')
-    parser.add_argument('--steps', type=int, default=2000, help='of the soak')
-    parser.add_argument('--rounds', type=int, default=6, help='of the overhead')
-    parser.add_argument('--only', choices=PARTS, help='this part alone')
+    parser.add_argument('--steps', type=int, default=2000, help='steps of the soak')
+    parser.add_argument('--rounds', type=int, default=6, help='rounds of the overhead')
+    parser.add_argument('--only', choices=PARTS, help='run only this part')
     flags = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -329,12 +331,12 @@ def main() -> None:
 
 
 def conditions(results: dict[str, Result]) -> str:
-    """Where and when."""
+    """Date, machine and versions of the last run."""
     versions = ', '.join(f'{name} {importlib.metadata.version(name)}' for name in ('jax', 'orbax-checkpoint'))
     minutes = sum(result.get('minutes', 0) for result in results.values())
     return (
         f'Last run: {datetime.date.today():%d %B %Y}, {os.cpu_count()} cores of {processor()},\n'
-        f'Python {platform.python_version()}, {versions}, other programs beside it, {minutes:.0f} minutes.'
+        f'Python {platform.python_version()}, {versions}, other programs running, {minutes:.0f} minutes.'
     )
 
 

@@ -1,4 +1,4 @@
-"""Faults of the disk, and of what else lies in a workdir, as those of `injected.py`."""
+"""Faults of the disk and of files in a workdir, in the manner of `injected.py`."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ from tests.support.runs import Finished, Trainer, checkpoints, finish, kill, kil
 
 @contextlib.contextmanager
 def own_disk(folder: Path, kilobytes: int) -> Iterator[tuple[list[str], Path]]:
-    """A file system of a size of its own at `folder`: a command to run others where it is seen, and where we see it."""
+    """Mounts a file system at `folder`; yields a command prefix for processes that see it, and its path from here."""
     script = f'mount -t tmpfs -o size={kilobytes}k disk {folder} && echo mounted && exec sleep 3600'
     holder = subprocess.Popen(['unshare', '-rm', 'sh', '-c', script], stdout=subprocess.PIPE, text=True)
     with killed_at_last(holder):
@@ -26,14 +26,14 @@ def own_disk(folder: Path, kilobytes: int) -> Iterator[tuple[list[str], Path]]:
 
 
 def can_mount(folder: Path) -> bool:
-    """Whether this machine lets us have a file system of our own."""
+    """Whether this machine allows `own_disk`."""
     with contextlib.suppress(OSError, AssertionError), own_disk(folder, 64) as (inside, _):
         return subprocess.run([*inside, 'true'], check=False, capture_output=True).returncode == 0
     return False
 
 
 def full_disk(trainer: Trainer, folder: Path, expected: Path) -> Finished:
-    """A disk that is full after some checkpoints; then there is room, and the run goes on."""
+    """A disk that is full after some checkpoints; after space is freed, the run resumes."""
     folder.mkdir()
     with own_disk(folder, 300) as (inside, seen):
         flags = (*LONG, 'checkpoint.keep=9')
@@ -50,7 +50,7 @@ def full_disk(trainer: Trainer, folder: Path, expected: Path) -> Finished:
 
 
 def read_only_disk(trainer: Trainer, folder: Path) -> Finished:
-    """A disk that nothing can be written to."""
+    """A read-only disk."""
     folder.mkdir()
     with own_disk(folder, 8000) as (inside, seen):
         subprocess.run([*inside, 'mount', '-o', 'remount,ro', str(folder)], check=True)
@@ -61,12 +61,12 @@ def read_only_disk(trainer: Trainer, folder: Path) -> Finished:
 
 
 def refused_writes(trainer: Trainer, workdir: Path, expected: Path) -> Finished:
-    """For a while nothing can be written to files; the run goes on, and writes what it kept when it can."""
+    """Writes fail for a while; the run continues, keeps its records, and writes them later."""
     with killed_at_last(trainer.start(workdir, *LONG)) as process:
         wait_until(lambda: checkpoints(workdir) and logged(workdir, 3), process)
         limit = resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
         assert process.stdout is not None
-        assert any('could not be saved' in line for line in process.stdout), 'it went on without a word'
+        assert any('could not be saved' in line for line in process.stdout), 'it reported nothing'
         assert checkpoints(workdir)
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limit)
         ended = finish(process, 0)
@@ -76,7 +76,7 @@ def refused_writes(trainer: Trainer, workdir: Path, expected: Path) -> Finished:
 
 
 def vanished(trainer: Trainer, workdir: Path, expected: Path) -> Finished:
-    """The workdir is moved away under a run, and comes back."""
+    """The workdir is moved away during a run, and moved back."""
     away = workdir.with_name('away')
     with killed_at_last(trainer.start(workdir, *LONG, 'checkpoint.every_steps=100')) as process:
         wait_until(lambda: logged(workdir, 3), process)
@@ -91,7 +91,7 @@ def vanished(trainer: Trainer, workdir: Path, expected: Path) -> Finished:
 
 
 def full_at_the_end(trainer: Trainer, workdir: Path, expected: Path, names: Sequence[str]) -> None:
-    """The disk is full when files of what a run leaves are written, at one after the other; then there is room."""
+    """The disk is full when the final files are written, for one file after another; then there is space."""
     flags = (*LONG, 'log.pictures=True')
     for name in names:
         os.environ['DUALCL_FULL'] = Path(name).name
@@ -99,7 +99,9 @@ def full_at_the_end(trainer: Trainer, workdir: Path, expected: Path, names: Sequ
             stopped = trainer.run(workdir, *flags, config=CONFIG, status=2)
         finally:
             del os.environ['DUALCL_FULL']
-        said = f'error: {workdir / name}: No space left on device; make room there, and run the same command again\n'
+        said = (
+            f'error: {workdir / name}: No space left on device; free some space there, and run the same command again\n'
+        )
         assert stopped.err == said, stopped
         assert not (workdir / name).exists()
         assert checkpoints(workdir) == [300]
@@ -112,7 +114,7 @@ def full_at_the_end(trainer: Trainer, workdir: Path, expected: Path, names: Sequ
 
 
 def refused_records(trainer: Trainer, workdir: Path, expected: Path) -> None:
-    """From some step on to its end a run can write checkpoints, but no records: the checkpoints keep those."""
+    """From some step to its end a run can write checkpoints but no records: the checkpoints keep the records."""
     file = workdir / 'metrics.jsonl'
     with killed_at_last(trainer.start(workdir, *LONG)) as process:
         wait_until(lambda: logged(workdir, 3), process)
@@ -128,7 +130,7 @@ def refused_records(trainer: Trainer, workdir: Path, expected: Path) -> None:
 
 
 def second_run(trainer: Trainer, workdir: Path) -> None:
-    """Two runs on one workdir: the second is refused, the first knows nothing of it."""
+    """Two runs in one workdir: the second is rejected, the first is unaffected."""
     with killed_at_last(trainer.start(workdir, 'train.steps=100000')) as process:
         wait_until(lambda: logged(workdir), process)
         refused = trainer.run(workdir, 'train.steps=100000', status=2)
@@ -141,7 +143,7 @@ def second_run(trainer: Trainer, workdir: Path) -> None:
 
 
 def torn_record(trainer: Trainer, workdir: Path, expected: Path) -> None:
-    """The last record is cut short, as by a crash."""
+    """The last record is truncated, as by a crash."""
     with killed_at_last(trainer.start(workdir, *LONG)) as process:
         wait_until(lambda: max(checkpoints(workdir), default=0) >= 20, process)
         kill(process)

@@ -1,4 +1,4 @@
-"""Damaged checkpoints are passed over for the newest that is whole, or all are named and nothing is touched."""
+"""Damaged checkpoints are skipped in favour of the newest intact one, or all are named and nothing is changed."""
 
 import dataclasses
 import random
@@ -23,14 +23,14 @@ def saved(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Saved:
 
 @pytest.mark.parametrize('how', DAMAGES)
 def test_a_damaged_file(saved: Saved, tmp_path: Path, how: str) -> None:
-    """Of the arrays and of the record; what else lies there may be damaged without harm (the long form tries all)."""
+    """Damage to the arrays and to the record; damage to other files may be harmless (the long form tries all)."""
     passed = {name: damage_one(saved, tmp_path, name, how, random.Random(1)) for name in saved.files if '/d/' in name}
     assert any(passed.values())
     assert damage_one(saved, tmp_path, 'run/metadata', how, random.Random(1))
 
 
 def test_bits_that_nothing_else_would_see(saved: Saved, tmp_path: Path) -> None:
-    """Arrays lie there as they are: a flipped bit is another weight, which the checksums alone tell."""
+    """Arrays are stored uncompressed: a flipped bit is a different weight, which only the checksums detect."""
     name = max(
         (name for name in saved.files if 'process_0/d/' in name),
         key=lambda name: (saved.of(saved.folder, STEPS[-1]) / name).stat().st_size,
@@ -43,13 +43,13 @@ def test_bits_that_nothing_else_would_see(saved: Saved, tmp_path: Path) -> None:
         content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
         file.write_bytes(content)
         said += saved.newest(folder)[1].values()
-    assert any('not what was saved' in reason for reason in said)
+    assert any('differs from what was saved' in reason for reason in said)
 
 
 def test_none_is_whole(saved: Saved, tmp_path: Path) -> None:
     first, second = damage_all(saved, tmp_path).splitlines()
     assert f'/checkpoints/{STEPS[-1]:08d}: cannot be read' in first
-    assert f'nor {STEPS[0]:08d}' in first
+    assert f'neither can {STEPS[0]:08d}' in first
     assert second.startswith('nothing was changed; restore it, or move it away')
 
 
@@ -64,12 +64,12 @@ def test_another_run_with_the_same_shapes(saved: Saved, tmp_path: Path) -> None:
         found = store.newest(saved.like, device_mesh(), {'config_sha256': mine, 'more': 1})
     assert found is not None
     assert found.step == STEPS[-1]
-    assert found.damaged == {40: 'it is of another run: its config_sha256 is of another'}
+    assert found.damaged == {40: 'it belongs to another run: its config_sha256 is of another'}
     assert (folder / 'damaged' / '00000040').is_dir()
 
 
 def test_another_model(saved: Saved, tmp_path: Path) -> None:
-    """Other shapes: nothing fits, nothing is touched."""
+    """Different shapes: no checkpoint fits, and nothing is changed."""
     folder = saved.copy(tmp_path / 'run')
     queue = saved.like.queue
     larger = type(queue.keys)((queue.keys.shape[0] * 2, queue.keys.shape[1]), np.float32)

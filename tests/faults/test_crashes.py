@@ -1,4 +1,4 @@
-"""Real runs that are killed, stopped, out of room, refused or left alone by their peers. `long.py` does all of it."""
+"""Real runs that are killed, stopped, out of disk space or lose a peer. `long.py` runs all faults."""
 
 import random
 import signal
@@ -13,7 +13,7 @@ from tests.support.runs import Trainer
 
 @pytest.fixture(scope='module')
 def expected(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing happens to."""
+    """The workdir of an undisturbed run."""
     workdir = tmp_path_factory.mktemp('expected') / 'run'
     trainer.run(workdir, *injected.LONG)
     return workdir

@@ -1,4 +1,4 @@
-"""Files and words that nobody should have written are refused in a line, by every reader."""
+"""Every reader of files and texts rejects invalid inputs with one clear error."""
 
 from pathlib import Path
 
@@ -10,4 +10,4 @@ from fuzz import READERS, fuzz
 def test_reader(name: str, tmp_path: Path) -> None:
     tried, refused = fuzz(name, tmp_path, 60)
     assert tried >= 60
-    assert refused or name in ('folder index', 'summary.json')  # these two are made anew instead
+    assert refused or name in ('folder index', 'summary.json')  # these two are rebuilt instead

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dualcl_jax.losses import chance_level, info_nce
+from dualcl_jax.method.contrast import Comparison
 from dualcl_jax.method.diagnostics import measure
 from dualcl_jax.method.negatives.queue import empty_queue
 from dualcl_jax.method.negatives.queue_loss import summarize
@@ -40,7 +41,6 @@ def measured(queue, labels, selector='top_k', k=3, queries=None, allowed=None):
     if allowed is None:
         allowed = np.random.default_rng(2).random((rows, K)) < 0.8
         allowed[:, FILLED:] = False
-    gradients = {'a': jnp.asarray([3.0, 4.0]), 'b': jnp.full((2, 2), 6.0)}  # of length 13
 
     def one_device(queries, positives, allowed, labels):
         contrasts = [
@@ -53,7 +53,7 @@ def measured(queue, labels, selector='top_k', k=3, queries=None, allowed=None):
         ]
         loss = jnp.stack([c.loss.mean() for c in contrasts]).mean()
         chance = chance_level(jnp.concatenate([c.negatives for c in contrasts]))
-        return measure(loss, chance, queries, contrasts, gradients, labels, queue, jnp.int32(STEP), 'batch')
+        return measure(Comparison(loss, chance, queries, contrasts), labels, queue, jnp.int32(STEP))
 
     metrics = jax.jit(jax.vmap(one_device, axis_name='batch'))(
         *map(
@@ -98,7 +98,6 @@ def test_every_metric(selector, k):
         'train/same_class_rate': np.mean(in_queue),
         'train/feature_std': np.sqrt(flat.var(axis=0).sum()),
         'train/effective_rank': 1 / np.square(np.linalg.eigvalsh(flat.T @ flat / len(flat))).sum(),
-        'train/gradient_norm': 13.0,
         'queue/fill': FILLED / K,
         'queue/age': (STEP - np.asarray(queue.enqueued_at)[1:FILLED]).mean(),
     }

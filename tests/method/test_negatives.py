@@ -173,7 +173,7 @@ def test_resolve_k(k, fraction, size, expected):
         ('cpu', 16, 4096, 'top_k'),
         ('cpu', 16_384, 65_536, 'threshold'),
         ('tpu', 1024, 65_536, 'threshold'),
-        ('gpu', 1024, 65_536, 'top_k'),
+        ('gpu', 1024, 65_536, 'threshold'),
     ],
 )
 def test_fastest_exact(platform: str, k: int, candidates: int, name: str) -> None:

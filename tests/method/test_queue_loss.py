@@ -18,21 +18,23 @@ B, K, D, SELECTED = 12, 40, 8, 9
 SELECT: dict[str, Callable] = {**SELECTORS, 'ring': partial(select_ring, skip=3)}
 
 
-def make(filled: int = 30) -> tuple[Anchors, Queue]:
+def make(filled: int = 30) -> tuple[jax.Array, jax.Array, Anchors, Queue]:
     rngs = jax.random.split(jax.random.key(0), 5)
     keys = normalize(jax.random.normal(rngs[0], (filled, D)))
     ids, labels = (jax.random.randint(rng, (filled,), 0, 6) for rng in rngs[1:3])
     anchors, positives = (normalize(jax.random.normal(rng, (B, D))) for rng in rngs[3:])
     which = jnp.arange(B, dtype=jnp.int32) % 6
-    rows = Anchors(anchors, positives, which, which % 4 - 1, jax.random.split(jax.random.key(1), B))
-    return rows, enqueue(empty_queue(K, D), keys, ids, labels, jnp.int32(0))
+    rows = Anchors(which, which, which % 4 - 1, jax.random.split(jax.random.key(1), B))
+    return anchors, positives, rows, enqueue(empty_queue(K, D), keys, ids, labels, jnp.int32(0))
 
 
-def as_a_whole(rows: Anchors, queue: Queue, selector: str, hardness: float) -> QueueContrast:
+def as_a_whole(
+    anchors: jax.Array, positives: jax.Array, rows: Anchors, queue: Queue, selector: str, hardness: float
+) -> QueueContrast:
     allowed = allowed_slots(valid(queue), queue.ids, rows.ids, mask_same_image=True)
     contrast = info_nce(
-        rows.anchors,
-        rows.positives,
+        anchors,
+        positives,
         queue.keys,
         allowed,
         temperature=0.2,
@@ -51,11 +53,13 @@ def test_equals_info_nce(
 ) -> None:
     monkeypatch.setattr(queue_loss, 'CPU_BLOCK_BYTES', anchors_in_a_block * K * 4)
     monkeypatch.setattr(queue_loss, 'CPU_CACHE_BYTES', 2 * K * 4)
-    rows, queue = make(filled)
+    anchors, positives, rows, queue = make(filled)
     weights = jnp.linspace(0.5, 2.0, B)  # so that each row's own gradient shows
 
-    def streamed(rows: Anchors, queue: Queue) -> QueueContrast:
+    def streamed(anchors: jax.Array, positives: jax.Array, rows: Anchors, queue: Queue) -> QueueContrast:
         return contrast_with_queue(
+            anchors,
+            positives,
             rows,
             queue,
             temperature=0.2,
@@ -66,23 +70,30 @@ def test_equals_info_nce(
         )
 
     def loss(contrast: Callable, anchors: jax.Array, positives: jax.Array) -> tuple[jax.Array, QueueContrast]:
-        found = contrast(rows._replace(anchors=anchors, positives=positives), queue)
+        found = contrast(anchors, positives, rows, queue)
         return (weights * found.loss).sum(), found
 
     run = [
         jax.jit(jax.value_and_grad(partial(loss, contrast), (0, 1), has_aux=True))
         for contrast in (streamed, partial(as_a_whole, selector=selector, hardness=hardness))
     ]
-    found, expected = (differentiated(rows.anchors, rows.positives) for differentiated in run)
+    found, expected = (differentiated(anchors, positives) for differentiated in run)
     chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_queue_gets_no_gradient() -> None:
-    rows, queue = make()
+    anchors, positives, rows, queue = make()
 
     def loss(keys: jax.Array) -> jax.Array:
         contrast = contrast_with_queue(
-            rows, queue.replace(keys=keys), temperature=0.2, select=SELECTORS['all'], k=1, mask_same_image=False
+            anchors,
+            positives,
+            rows,
+            queue.replace(keys=keys),
+            temperature=0.2,
+            select=SELECTORS['all'],
+            k=1,
+            mask_same_image=False,
         )
         return contrast.loss.sum()
 

@@ -10,13 +10,13 @@ import pytest
 from jax.sharding import Mesh
 
 from dualcl_jax.data.loader import Batch
-from dualcl_jax.method.build import build_method
 from dualcl_jax.method.state import create_train_state
 from dualcl_jax.method.validation import validate, validate_devices, validate_schedule
 from dualcl_jax.step import train_step
 from dualcl_jax.system.config import load_config
 from dualcl_jax.system.devices import AXIS, MAPPERS, replicate, to_host
 from dualcl_jax.system.errors import UserError
+from tests.support.methods import image_method
 
 SMALL = ('moco_v1', 'moco_v2', 'moco_v3', 'dualcl_v1', 'dualcl_v2', 'dualcl_v3')
 VIT = ('moco_v3_vit', 'dualcl_v3_vit')
@@ -70,7 +70,7 @@ def test_curves_on_imagenet(name):
     config = recipe('imagenet', name)
     epoch_steps = IMAGENET // config.train.batch_size
     epochs, total = config.train.epochs, config.train.epochs * epoch_steps
-    method = build_method(config, total_steps=total, steps_per_epoch=epoch_steps, num_devices=8)
+    method = image_method(config, total_steps=total, steps_per_epoch=epoch_steps, num_devices=8)
     assert epochs == {'moco_v3': 100, 'moco_v3_vit': 300}.get(name, 200)
     for epoch in (0, 1, epochs // 20, epochs // 3, 121, 161, epochs - 1):
         if epoch >= epochs:
@@ -88,7 +88,7 @@ def test_the_linear_rule():
     rates = []
     for batch in (4096, 2048):
         config.train.batch_size = batch
-        method = build_method(config, total_steps=1000, steps_per_epoch=10, num_devices=8)
+        method = image_method(config, total_steps=1000, steps_per_epoch=10, num_devices=8)
         rates.append(float(method.learning_rate(jnp.int32(100))))
     np.testing.assert_allclose(rates, [9.6, 4.8], rtol=1e-6)
 
@@ -108,8 +108,8 @@ COUNTS = {
 @pytest.mark.parametrize('name', COUNTS)
 def test_parameter_counts_on_imagenet(name):
     config = recipe('imagenet', name)
-    method = build_method(config, total_steps=1000, steps_per_epoch=10, num_devices=8)
-    state = jax.eval_shape(partial(create_train_state, method, 3))
+    method = image_method(config, total_steps=1000, steps_per_epoch=10, num_devices=8)
+    state = jax.eval_shape(partial(create_train_state, method))
     momentum, online = (sum(x.size for x in jax.tree.leaves(t)) for t in (state.momentum_params, state.params))
     assert (momentum, online - momentum) == COUNTS[name]
 
@@ -129,10 +129,10 @@ def shrunk(name, side=16):
 def losses_of(config, steps, images, devices=1, warmup=2, total=30):
     config.optimizer.warmup_epochs = min(config.optimizer.warmup_epochs, float(warmup))
     mesh = Mesh(np.asarray(jax.devices()[:devices]), (AXIS,))
-    method = build_method(config, total_steps=total, steps_per_epoch=1, num_devices=devices)
+    method = image_method(config, total_steps=total, steps_per_epoch=1, num_devices=devices)
     mapper = MAPPERS['pmap'](mesh)
     step_fn = mapper.map(partial(train_step, method))
-    state = mapper.put_state(replicate(jax.jit(partial(create_train_state, method, 3))(), mesh))
+    state = mapper.put_state(replicate(jax.jit(partial(create_train_state, method))(), mesh))
     frozen = np.array(to_host(state.params)['backbone'].get('patch_embed', {}).get('kernel', 0))
     history = []
     for step in range(steps):

@@ -14,7 +14,6 @@ from etils import epath
 from jax.sharding import Mesh, PartitionSpec
 
 from dualcl_jax.losses import normalize
-from dualcl_jax.method.build import build_method
 from dualcl_jax.method.negatives import queue_loss
 from dualcl_jax.method.negatives.queue import Queue, empty_queue, enqueue, mean_age, valid
 from dualcl_jax.method.negatives.queue_loss import Anchors, contrast_with_queue
@@ -24,6 +23,7 @@ from dualcl_jax.system.devices import REPLICATED, place
 from dualcl_jax.workdir.checkpoint import Checkpoints
 from dualcl_jax.workdir.checksum import state_sha256
 from tests.step.test_reference_step import assert_follows_reference, full_recipe, given_views, make_batches, run
+from tests.support.methods import image_method
 
 __all__ = ['given_views']
 AXIS = 'batch'
@@ -40,25 +40,30 @@ def on_devices(devices: int, function: Callable, in_specs: Any, out_specs: Any) 
     return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False))
 
 
-def make(filled: int, kinds: int) -> tuple[Anchors, Queue]:
-    """Anchors, and a queue whose first slots hold keys, so many of them different."""
+Rows = tuple[jax.Array, jax.Array, Anchors]
+
+
+def make(filled: int, kinds: int) -> tuple[Rows, Queue]:
+    """Anchors with their positives, and a queue whose first slots hold keys, so many of them different."""
     rngs = jax.random.split(jax.random.key(0), 5)
     keys = normalize(jax.random.normal(rngs[0], (kinds, D)))[jnp.arange(filled) % kinds]
     ids, labels = (jax.random.randint(rng, (filled,), 0, 6) for rng in rngs[1:3])
     anchors, positives = (normalize(jax.random.normal(rng, (B, D))) for rng in rngs[3:])
     which = jnp.arange(B, dtype=jnp.int32) % 6
-    rows = Anchors(anchors, positives, which, which % 4 - 1, jax.random.split(jax.random.key(1), B))
-    return rows, enqueue(empty_queue(K, D), keys, ids, labels, jnp.int32(0))
+    rows = Anchors(which, which, which % 4 - 1, jax.random.split(jax.random.key(1), B))
+    return (anchors, positives, rows), enqueue(empty_queue(K, D), keys, ids, labels, jnp.int32(0))
 
 
 def differentiated(
-    selector: str, axis_name: str | None, rows: Anchors, queue: Queue, weights: jax.Array, hardness: float = 0.0
+    selector: str, axis_name: str | None, rows: Rows, queue: Queue, weights: jax.Array, hardness: float = 0.0
 ) -> Any:
     """What is told of each anchor, and the gradients of the weighted losses by anchors and positives."""
 
     def loss(anchors: jax.Array, positives: jax.Array) -> tuple[jax.Array, Any]:
         contrast = contrast_with_queue(
-            rows._replace(anchors=anchors, positives=positives),
+            anchors,
+            positives,
+            rows[2],
             queue,
             temperature=0.2,
             hardness=hardness,
@@ -69,7 +74,7 @@ def differentiated(
         )
         return (weights * contrast.loss).sum(), contrast
 
-    (_, contrast), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(rows.anchors, rows.positives)
+    (_, contrast), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(*rows[:2])
     return contrast, gradients
 
 
@@ -123,8 +128,8 @@ def test_ring_buffer(devices: int) -> None:
 def test_checkpoints_and_hash(tmp_path: Path) -> None:
     """Saved from four devices, read by two, by three and whole by one: the same slots in the same places."""
     config = full_recipe(48, queue__sharded=True, queue__init='noise')
-    method = build_method(config, total_steps=1, steps_per_epoch=1, num_devices=4)
-    state, specs = create_train_state(method, 3), state_specs(method)
+    method = image_method(config, total_steps=1, steps_per_epoch=1, num_devices=4)
+    state, specs = create_train_state(method), state_specs(method)
     state = state.replace(queue=state.queue.replace(enqueued_at=jnp.arange(48, dtype=jnp.int32)))
     meshes = [Mesh(np.array(jax.devices()[:devices]), (AXIS,)) for devices in (4, 2, 3, 1)]
     saved = place(state, meshes[0], specs)

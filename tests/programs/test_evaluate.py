@@ -206,7 +206,7 @@ FLAGS = {
     '--protocol=knn': ['--protocol=knn: no such flag'],
     '--workdir=/no/such/run': ['--workdir=/no/such/run: no run with a checkpoint'],
     '--workdir=': ['--workdir=: no run'],
-    '--exported=x': ['give --workdir or --exported'],
+    '--exported=x': ['give either --workdir or --exported'],
     '--output=README.md/x': ['--output=README.md/x: cannot be written'],
 }
 

@@ -268,14 +268,14 @@ def same_run(trainer: Trainer) -> list[str]:
 )
 def test_another_run_in_the_workdir(refused, trainer: Trainer, workdir: Path, field: str) -> None:
     text = refused(*same_run(trainer), field)
-    assert f'--workdir={workdir}: holds a run with another {field.split("=")[0]} (' in text
+    assert f'--workdir={workdir}: holds a run with a different {field.split("=")[0]} (' in text
     assert 'use a new --workdir' in text
 
 
 def test_every_field_that_differs_is_named(refused, trainer: Trainer, workdir: Path) -> None:
     text = refused(*same_run(trainer), 'loss.temperature=0.3', 'seed=1')
     assert text.splitlines()[0] == (
-        f'error: --workdir={workdir}: holds a run with another loss.temperature (0.1, now 0.3), seed (0, now 1)'
+        f'error: --workdir={workdir}: holds a run with a different loss.temperature (0.1, now 0.3), seed (0, now 1)'
     )
 
 

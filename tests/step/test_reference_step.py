@@ -13,11 +13,12 @@ from jax.sharding import Mesh
 from configs import cifar10_moco, default
 from dualcl_jax.data.loader import Batch
 from dualcl_jax.method import randomness
-from dualcl_jax.method.build import build_method
 from dualcl_jax.method.state import create_train_state, state_specs
+from dualcl_jax.method.views import images
 from dualcl_jax.step import train_step
 from dualcl_jax.system.devices import AXIS, MAPPERS, place, to_host, whole
 from tests.reference import moco as reference
+from tests.support.methods import image_method
 
 BATCH, SIDE, DIM, IMAGES, STEPS, TOTAL_STEPS = 8, 8, 8, 20, 6, 8
 NAMES = {
@@ -32,7 +33,7 @@ CLASSES = np.arange(IMAGES) % 3
 @pytest.fixture
 def given_views(monkeypatch):
     """Batches then carry both views as six channels, in the place of random views of an image."""
-    monkeypatch.setattr('dualcl_jax.step.make_views', lambda rngs, images, specs, size: jnp.split(images, 2, axis=-1))
+    monkeypatch.setattr(images, 'make_views', lambda keys, given, specs, size: jnp.stack(jnp.split(given, 2, axis=-1)))
 
 
 def make_batches():
@@ -66,11 +67,11 @@ def named(tree):
 def run(config, batches, *, mapper='pmap', devices=1, steps_per_epoch=1):
     """The host copy of the state before the first and after every step, and the metrics of every step."""
     mesh = Mesh(np.asarray(jax.devices()[:devices]), (AXIS,))
-    method = build_method(config, total_steps=TOTAL_STEPS, steps_per_epoch=steps_per_epoch, num_devices=devices)
+    method = image_method(config, total_steps=TOTAL_STEPS, steps_per_epoch=steps_per_epoch, num_devices=devices)
     specs = state_specs(method)
     mapper = MAPPERS[mapper](mesh, specs)
     step = mapper.map(partial(train_step, method))
-    state = mapper.put_state(place(create_train_state(method, 3), mesh, specs))
+    state = mapper.put_state(place(create_train_state(method), mesh, specs))
 
     def host_copy():
         return jax.tree.map(np.array, to_host(whole(mapper.global_state(state))))
@@ -232,8 +233,8 @@ def test_a_bfloat16_encoder_leaves_the_loss_at_full_precision():
     """Every float32 product of the lowered step, of views and gradients too, asks for the highest precision."""
     config = full_recipe(40, loss__key_weight=0.5, model__dtype='bfloat16')
     mesh = Mesh(np.asarray(jax.devices()), (AXIS,))
-    method = build_method(config, total_steps=TOTAL_STEPS, steps_per_epoch=2, num_devices=4)
-    state = jax.eval_shape(partial(create_train_state, method, 3))
+    method = image_method(config, total_steps=TOTAL_STEPS, steps_per_epoch=2, num_devices=4)
+    state = jax.eval_shape(partial(create_train_state, method))
     batch = Batch(
         jax.ShapeDtypeStruct((BATCH, SIDE, SIDE, 3), jnp.uint8), *[jax.ShapeDtypeStruct((BATCH,), jnp.int32)] * 3
     )
@@ -279,8 +280,8 @@ def test_the_references_gradient_is_that_of_its_loss(recipe):
 
 def test_noise_of_the_queue_is_a_pure_function_of_the_seed():
     config = tiny(cifar10_moco.get_config(), 20)
-    method = build_method(config, total_steps=TOTAL_STEPS, steps_per_epoch=1, num_devices=1)
-    first, second = (create_train_state(method, 3) for _ in range(2))
+    method = image_method(config, total_steps=TOTAL_STEPS, steps_per_epoch=1, num_devices=1)
+    first, second = (create_train_state(method) for _ in range(2))
     chex.assert_trees_all_equal(first, second)
     chex.assert_trees_all_equal(first.params, first.momentum_params)
     assert int(first.queue.filled) == 20

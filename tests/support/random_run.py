@@ -10,9 +10,8 @@ from etils import epath
 
 from configs import default
 from dualcl_jax.data import Source, load
-from dualcl_jax.data.images.source import image_shape
 from dualcl_jax.evaluators.embed import Embedder
-from dualcl_jax.method.build import Method, build_method
+from dualcl_jax.method.build import Method
 from dualcl_jax.method.negatives.queue import Queue
 from dualcl_jax.method.state import TrainState, create_train_state
 from dualcl_jax.reports.samples import Samples, take_samples
@@ -20,6 +19,7 @@ from dualcl_jax.reports.subject import Subject
 from dualcl_jax.system.config import override
 from dualcl_jax.system.devices import device_mesh, replicate, to_host
 from dualcl_jax.workdir.saved_run import SavedRun
+from tests.support.methods import image_method
 from tests.support.runs import write_npz
 
 STEP = 24
@@ -33,10 +33,10 @@ def random_run(folder: Path, *fields: str, channels: int = 3, labels: bool = Tru
     override(config, ['data.name=npz', f'data.path={data}', 'data.image_size=16', *small, 'train.steps=24', *fields])
     train = load(config.data).train
     config.data.mean, config.data.std = (0.4,) * channels, (0.3,) * channels
-    method = build_method(config, total_steps=STEP, steps_per_epoch=16, num_devices=1)
+    method = image_method(config, channels=channels, total_steps=STEP, steps_per_epoch=16, num_devices=1)
     mesh = device_mesh()
     state = replicate(random_state(method, train), mesh)
-    return SavedRun(epath.Path(folder), config, method, mesh, STEP, state, train.fingerprint)
+    return SavedRun(epath.Path(folder), config, train.kind, method, mesh, STEP, state, train.fingerprint)
 
 
 def subject_of(run: SavedRun, *, records: list[dict[str, Any]] | None = None) -> Subject:
@@ -63,7 +63,7 @@ def random_state(method: Method, train: Source) -> TrainState:
         fan_in = np.prod(leaf.shape[:-1]) if leaf.ndim > 1 else 4
         return (rng.normal(size=leaf.shape) * np.sqrt(2 / fan_in)).astype(np.float32)
 
-    state = create_train_state(method, image_shape(train)[2])
+    state = create_train_state(method)
     fields = {
         name: jax.tree_util.tree_map_with_path(scramble, getattr(state, name))
         for name in ('params', 'batch_stats', 'momentum_params', 'momentum_batch_stats')

@@ -26,7 +26,7 @@ def test_interrupt_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ('number', 'remedy'), [(errno.ENOSPC, 'make room there'), (errno.EROFS, 'mend that'), (errno.EIO, 'mend that')]
+    ('number', 'remedy'), [(errno.ENOSPC, 'free some space there'), (errno.EROFS, 'fix that'), (errno.EIO, 'fix that')]
 )
 def test_storage_is_one_line(capsys: pytest.CaptureFixture[str], number: int, remedy: str) -> None:
     @exits_cleanly

@@ -69,7 +69,7 @@ def test_files_of_a_run(buckets, monkeypatch):
     workdir.write_config(folder, config)
     workdir.check_same_run(folder, config)
     config.seed = 1
-    with pytest.raises(UserError, match='holds a run with another seed'):
+    with pytest.raises(UserError, match='holds a run with a different seed'):
         workdir.check_same_run(folder, config)
     summary = {'step': 3, 'loss': 1.0, 'knn_top1': None, 'wall_time_s': 2.0, 'state_sha256': ''}
     workdir.write_json(folder / 'summary.json', summary)

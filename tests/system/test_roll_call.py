@@ -51,7 +51,8 @@ def test_a_different_process_is_named_to_all():
     first = {'loss.temperature': '0.1', 'version of jax': '1'}
     for said in call([first, first, {'loss.temperature': '0.2'}], timeout_s=20):
         assert said.startswith('process 2 on ')
-        assert 'has another loss.temperature (0.1, there 0.2), version of jax (1, there None)' in said
+        different = 'loss.temperature (0.1 on process 0, 0.2 there), version of jax (1 on process 0, None there)'
+        assert f'has a different {different}' in said
 
 
 def test_one_that_comes_after_a_difference_hears_of_it():
@@ -101,7 +102,7 @@ def run_two(trainer: Trainer, workdirs: list[Path], fields: list[tuple[str, ...]
 def test_commands_that_differ(trainer: Trainer, tmp_path: Path) -> None:
     for done in run_two(trainer, [tmp_path / 'run'] * 2, [(), ('seed=1',)], status=2):
         assert done.err.splitlines()[0].startswith('error: process 1 on ')
-        assert 'has another seed (0, there 1)' in done.err.splitlines()[0]
+        assert 'has a different seed (0 on process 0, 1 there)' in done.err.splitlines()[0]
         assert len(done.err.splitlines()) <= 3
     assert not (tmp_path / 'run').exists()
 
@@ -177,7 +178,7 @@ def test_check_shared(two_processes, tmp_path: Path, case: str) -> None:
     if case == 'shared':
         assert said == [None, None]
     elif case == 'apart':
-        assert all('process 1 (' in text and 'sees another folder than process 0' in text for text in said)
+        assert all('process 1 (' in text and 'sees a different folder from process 0' in text for text in said)
     else:
         assert 'process 1 of 2 did not open --workdir' in said[0]
 
@@ -189,7 +190,7 @@ def test_the_same_images_on_every_host(two_processes) -> None:
 def test_other_images_on_another_host(two_processes) -> None:
     for text in two_processes(lambda index: agreement.check_same_data('folder', f'a {index}')):
         assert text.startswith('data.name=folder: process 1 (')
-        assert 'found other images than process 0' in text
+        assert 'found different images from process 0' in text
 
 
 ELASTIC = ('train.steps=12', 'checkpoint.every_steps=4', 'model.norm=sync')

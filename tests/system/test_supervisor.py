@@ -18,14 +18,14 @@ CASES = {
     'all is well': ([member(0, step=7), member(1, step=7)], ''),
     'a step ahead': ([member(0, step=9), member(1, step=7)], ''),
     'two ahead for a while': ([member(0, step=9), member(1, step=7, behind=41)], ''),
-    'silent': ([member(0), member(1, heard=85)], 'process 1 on host1 has not been heard of for 10 s'),
+    'silent': ([member(0), member(1, heard=85)], 'process 1 on host1 has sent no heartbeat for 10 s'),
     'died': ([member(0, gone=True), member(1)], 'process 0 on host0 died'),
     'gave up': ([member(0), member(1, ended='no such file')], 'process 1 on host1 stopped: no such file'),
     'gave up, then was gone': ([member(0), member(1, ended='full', gone=True)], 'process 1 on host1 stopped: full'),
     'done': ([member(0, step=3), member(1, step=9, ended='', gone=True, heard=0)], ''),
     'stays behind': (
         [member(0, step=9), member(1, step=7, behind=39)],
-        'process 1 on host1 has not come beyond step 7 for 60 s; others have',
+        'process 1 on host1 has not got past step 7 for 60 s; others have',
     ),
     'all stand still': ([member(0, step=9, behind=0), member(1, step=9)], ''),
 }

@@ -147,7 +147,9 @@ def test_head_on_tpu(k: int) -> None:
 
     def loss(anchors: jax.Array, rows: Anchors, queue: Queue) -> jax.Array:
         contrast = contrast_with_queue(
-            rows._replace(anchors=anchors),
+            anchors,
+            anchors,
+            rows,
             queue,
             temperature=0.1,
             select=SELECTORS['threshold'],
@@ -158,7 +160,7 @@ def test_head_on_tpu(k: int) -> None:
 
     def arguments() -> tuple[jax.Array, Anchors, Queue]:
         embedding, column = jnp.zeros((256, 128)), jnp.zeros(256, jnp.int32)
-        rows = Anchors(embedding, embedding, column, column, jax.random.split(jax.random.key(0), 256))
+        rows = Anchors(column, column, column, jax.random.split(jax.random.key(0), 256))
         return embedding, rows, noise_queue(jax.random.key(0), 65_536, 128)
 
     lowered = jax.jit(jax.value_and_grad(loss)).lower(*shaped(jax.eval_shape(arguments), one))

@@ -42,7 +42,7 @@ def test_dry_run(here, first: Path, tmp_path: Path) -> None:
     assert not (tmp_path / 'run').exists()
     before = contents(first)
     refused = here(first, '--dry_run', 'train.steps=2', 'seed=1', status=2)
-    assert 'holds a run with another seed' in refused.err
+    assert 'holds a run with a different seed' in refused.err
     assert contents(first) == before
 
 

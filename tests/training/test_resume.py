@@ -193,7 +193,10 @@ def test_changed_data_are_refused(trainer: Trainer, halfway: Path, tmp_path: Pat
     config.write_text(config.read_text().replace(str(trainer.data), str(data)))
     before = contents(halfway)
     refused = trainer.run(halfway, *SHORT, f'data.path={data}', status=2)
-    named = {'pixels': f'--workdir={halfway}: holds a run with another data.mean (', 'order': 'data.name=npz: not the'}
+    named = {
+        'pixels': f'--workdir={halfway}: holds a run with a different data.mean (',
+        'order': 'data.name=npz: not the',
+    }
     assert refused.err.startswith('error: ' + named[change])
     assert 'new --workdir' in refused.err.splitlines()[1]
     assert contents(halfway) == before

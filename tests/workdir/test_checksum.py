@@ -48,7 +48,7 @@ def test_copies_that_differ_are_named() -> None:
     }
     copies = [jax.device_put(state['weights'] + (i == 2) * np.float32(1e-6), d) for i, d in enumerate(mesh.devices)]
     apart = jax.make_array_from_single_device_arrays((4, 4), NamedSharding(mesh, PartitionSpec()), copies)
-    with pytest.raises(UserError, match=r"device 2 of 4 holds another \['weights'\] than device 0"):
+    with pytest.raises(UserError, match=r"device 2 of 4 holds a different \['weights'\] from device 0"):
         checksums(replicate(state, mesh) | {'weights': apart})
 
 

@@ -1,1 +1,1 @@
-"""The processes of a run: how they start, find each other, and notice that one is lost."""
+"""The processes of a run: how they start, find each other, and detect that one is lost."""

@@ -1,6 +1,6 @@
-"""The processes of a run watch each other through the supervisor (`supervisor.py`): none waits for one that is lost.
+"""Heartbeats of the processes of a run, sent to the supervisor (`supervisor.py`): no process waits for a lost one.
 
-JAX alone aborts them after 100 s with a stack trace, or lets them wait for ever for a process that hangs.
+JAX alone aborts the processes after 100 s with a stack trace, or lets them wait forever for a process that hangs.
 """
 
 import contextlib
@@ -17,17 +17,17 @@ from ml_collections import ConfigDict
 from dualcl_jax.system.errors import UserError, ending
 from dualcl_jax.system.processes.supervisor import PERIOD, Supervised
 
-REMEDY = 'run the same command in all processes again: they go on from the last checkpoint'
+REMEDY = 'run the same command in all processes again: they resume from the last checkpoint'
 
 
 class Heartbeat:
-    """A context around the work of one process of a run. Alone it does nothing.
+    """A context around the work of one process of a run. With a single process it does nothing.
 
-    When another process is lost, this one ends at once with exit status 2 and a line that names it, wherever it is.
-    When this one fails, the others are told why.
+    When another process is lost, this one exits at once, whatever it is doing, with exit status 2 and a line that names
+    the lost process. When this one fails, it reports the reason to the others.
 
     Args:
-      config: `parallel.silence_s` is how long a process may not be heard of, `parallel.stall_s` how long it may stay
+      config: `parallel.silence_s` is how long a process may send no heartbeat, `parallel.stall_s` how long it may stay
         behind the others, `parallel.timeout_s` how long to wait for the supervisor.
     """
 
@@ -50,7 +50,7 @@ class Heartbeat:
         try:
             port = int(state.client.blocking_key_value_get('dualcl/supervisor', int(1000 * timeout_s)))
         except RuntimeError as error:
-            raise UserError(f'process 0 did not begin to work within {timeout_s:g} s; {REMEDY}') from error
+            raise UserError(f'process 0 did not start within {timeout_s:g} s; {REMEDY}') from error
         host = str(state.coordinator_address).rpartition(':')[0].strip('[]')
         hello = {'index': state.process_id, 'host': socket.gethostname()}
         try:
@@ -64,7 +64,7 @@ class Heartbeat:
         return self
 
     def at(self, step: int) -> None:
-        """Tells the others that this process has come to a step."""
+        """Reports the current step of this process to the supervisor."""
         self._step = step
 
     def _send(self, message: dict) -> None:
@@ -73,7 +73,7 @@ class Heartbeat:
             self._socket.sendall(json.dumps(message).encode() + b'\n')
 
     def _beat(self) -> None:
-        """Until the process ends, or the supervisor does, which `_listen` notices."""
+        """Sends heartbeats until this process or the supervisor ends; `_listen` detects the latter."""
         try:
             while not self._lost.wait(PERIOD):
                 self._send({'step': self._step})
@@ -87,17 +87,17 @@ class Heartbeat:
             with self._socket.makefile('rb') as lines:
                 while not problem:
                     problem = json.loads(lines.readline())['lost']
-        except (OSError, ValueError):  # silence, or an end
-            problem = f'the supervisor of the run, beside process 0 at {self._host}, has not been heard of'
+        except (OSError, ValueError):  # a timeout or a closed connection
+            problem = f'lost contact with the supervisor of the run, which runs beside process 0 at {self._host}'
         with self._lock:
             self._problem, leaving = problem, self._leaving
             self._lost.set()
-        if not leaving:  # the main thread may wait for ever
+        if not leaving:  # the main thread may wait forever
             self._end(UserError(f'{problem}\n{REMEDY}'))
 
     def _end(self, error: BaseException) -> None:
-        """Without JAX's goodbyes, which wait for the others."""
-        self._ending.acquire()  # the other thread may have the same to say
+        """Exits without JAX's shutdown, which waits for the other processes."""
+        self._ending.acquire()  # so that only one thread reports and exits
         status, text = ending(error) or (1, ''.join(traceback.format_exception(error)).rstrip())
         sys.stdout.flush()
         print(text, file=sys.stderr, flush=True)
@@ -114,9 +114,9 @@ class Heartbeat:
             self._send({'ended': ''})
             return
         ours = isinstance(error, UserError) or not isinstance(error, Exception)
-        if not ours and self._lost.wait(self._parallel.silence_s + 2 * PERIOD):  # what JAX makes of a lost process
+        if not ours and self._lost.wait(self._parallel.silence_s + 2 * PERIOD):  # JAX raised because a process was lost
             self._end(UserError(f'{self._problem}\n{REMEDY}'))
         text = str(error).strip()
-        with contextlib.suppress(OSError):  # without the supervisor the others know by that
+        with contextlib.suppress(OSError):  # if the supervisor is gone, the others have already noticed
             self._send({'ended': text.splitlines()[0] if text else type(error).__name__})
         self._end(error)

@@ -1,7 +1,7 @@
-"""The processes of a run find each other: a roll call before JAX joins them.
+"""A roll call that checks that all processes of a run are present and alike, before JAX joins them.
 
 JAX aborts with a stack trace when a process is missing. So process 0 first listens at the coordinator's address itself,
-hears from every other one who it is and what it was told to run, answers all, and frees the address for JAX.
+receives the identity and the command of every other process, answers all of them, and frees the address for JAX.
 """
 
 import contextlib
@@ -19,11 +19,11 @@ from dualcl_jax.system.processes.supervisor import listen
 Facts = Mapping[str, str]
 
 GRACE_S = 2.0
-"""How long the roll call goes on after a process was found to differ."""
+"""How long the roll call continues after it found a process that differs."""
 
 
 class Place(NamedTuple):
-    """One process among those of a run: HOST:PORT of process 0, how many there are, and which this is."""
+    """The place of one process in a run: HOST:PORT of process 0, the number of processes, the index of this one."""
 
     address: str
     processes: int
@@ -31,7 +31,7 @@ class Place(NamedTuple):
 
 
 def detect() -> Place | None:
-    """The place that SLURM or a TPU pod tells; None for a process alone."""
+    """The place according to SLURM or the TPU pod; None for a single process."""
     count = os.environ.get('SLURM_NTASKS', '1')
     if 'SLURM_PROCID' in os.environ and 'SLURM_STEP_NODELIST' in os.environ and count.isdecimal() and int(count) > 1:
         port = 61_440 + int(os.environ.get('SLURM_JOB_ID', '0')) % 4096
@@ -42,7 +42,7 @@ def detect() -> Place | None:
 
 
 def first_host(nodes: str) -> str:
-    """The first of SLURM's list of nodes: 'a7' of 'a[7-9,12],b1'."""
+    """The first node of a SLURM node list: 'a7' of 'a[7-9,12],b1'."""
     found = re.match(r'([^,\[]+)(?:\[(\d+))?([^,\]]*)', nodes)
     if not found:
         raise UserError(f'SLURM_STEP_NODELIST={nodes}: names no host; give --coordinator_address')
@@ -50,12 +50,12 @@ def first_host(nodes: str) -> str:
 
 
 def has_tpu() -> bool:
-    """Whether this machine has a TPU, whatever is installed."""
+    """Whether this machine has a TPU, regardless of the installed packages."""
     return any(os.path.exists(path) for path in ('/dev/accel0', '/dev/vfio/0'))
 
 
 def _tpu_pod() -> Place | None:
-    """What a TPU VM knows of its slice, from JAX's own detection."""
+    """The place of this TPU VM in its slice, from JAX's own detection."""
     from jax._src import cloud_tpu_init
     from jax._src.clusters.cloud_tpu_cluster import GceTpuCluster, GkeTpuCluster
 
@@ -68,15 +68,15 @@ def _tpu_pod() -> Place | None:
 
 
 def roll_call(place: Place, facts: Facts, timeout_s: float) -> None:
-    """Returns when every process is there and says the same facts.
+    """Returns when every process is present and has the same facts.
 
     Args:
-      place: of this process.
+      place: place of this process.
       facts: what must be equal everywhere, such as versions and the fields of the config.
       timeout_s: how long to wait for the others.
 
     Raises:
-      UserError: an address that is none; a process that did not come in time, or differs, is named, in all of them.
+      UserError: the address is invalid, or a process is late or differs; every process then names it.
     """
     host, _, port = place.address.rpartition(':')
     if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
@@ -90,7 +90,7 @@ def roll_call(place: Place, facts: Facts, timeout_s: float) -> None:
 
 
 def _answer_all(place: Place, mine: dict, port: int, end: float, timeout_s: float) -> None:
-    """Process 0: hears every other process, then tells them all the same."""
+    """Process 0: receives a message from every other process, then sends all of them the same answer."""
     heard: dict[int, dict] = {}
     problem = ''
     with contextlib.ExitStack() as stack:
@@ -112,33 +112,33 @@ def _answer_all(place: Place, mine: dict, port: int, end: float, timeout_s: floa
                 names = ', '.join(map(str, missing))
                 problem = (
                     f'process {names} of {place.processes} did not start within {timeout_s:g} s: '
-                    'see to it, or raise parallel.timeout_s'
+                    'check its output, or raise parallel.timeout_s'
                 )
                 break
             connection.settimeout(5)
             hello = _receive(connection)
-            if hello is None:  # not one of ours
+            if hello is None:  # a connection from something else
                 continue
             connections.append(connection)
             if hello['index'] in heard:
                 problem = f'--process_id={hello["index"]}: given to two processes; number them from 0'
             heard[hello['index']] = hello
             problem = problem or _difference(mine, hello)
-            if problem:  # which those that are about to call must hear too
+            if problem:  # processes that are about to connect must receive it too
                 end = min(end, time.monotonic() + GRACE_S)
         listener.close()
         for connection in connections:
-            with contextlib.suppress(OSError):  # it gave up; it has its own line
+            with contextlib.suppress(OSError):  # it gave up and printed its own error
                 connection.sendall(json.dumps({'problem': problem}).encode() + b'\n')
-                connection.recv(1)  # until it closes, so that the port is free at once
+                connection.recv(1)  # wait until it closes, so that the port is free at once
     if problem:
         raise UserError(problem)
 
 
 def _ask(place: Place, mine: dict, address: tuple[str, int], end: float, timeout_s: float) -> None:
-    """The others: call process 0 until it answers."""
+    """The other processes: connect to process 0 until it answers."""
     while True:
-        reason = 'it ended, or was not waiting any more'
+        reason = 'it ended, or is no longer waiting'
         try:
             with socket.create_connection(address, timeout=5) as connection:
                 connection.sendall(json.dumps(mine).encode() + b'\n')
@@ -159,7 +159,7 @@ def _ask(place: Place, mine: dict, address: tuple[str, int], end: float, timeout
 
 
 def _receive(connection: socket.socket) -> dict | None:
-    """One line of JSON; None where something else comes, or nothing."""
+    """Receives one line of JSON; None for anything else."""
     try:
         with connection.makefile('rb') as stream:
             message = json.loads(stream.readline())
@@ -169,16 +169,16 @@ def _receive(connection: socket.socket) -> dict | None:
 
 
 def _difference(first: dict, other: dict) -> str:
-    """What a process says otherwise than process 0; empty where they agree."""
+    """How a process differs from process 0; empty if they agree."""
     who = f'process {other["index"]} on {other["host"]}'
     if other['count'] != first['count']:
-        return f'--num_processes={other["count"]}: given to {who}, {first["count"]} to process 0'
+        return f'--num_processes={other["count"]} on {who}, but {first["count"]} on process 0'
     before, now = first['facts'], other['facts']
     fields = [
-        f'{name} ({before.get(name)}, there {now.get(name)})'
+        f'{name} ({before.get(name)} on process 0, {now.get(name)} there)'
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
     ]
     if not fields:
         return ''
-    return f'{who} has another {", ".join(fields[:5])}\ngive every process the same command and versions'
+    return f'{who} has a different {", ".join(fields[:5])}\ngive every process the same command and versions'

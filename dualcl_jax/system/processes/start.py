@@ -1,4 +1,4 @@
-"""The process before JAX: flags of the compiler, logging, and joining the other processes of a run."""
+"""Set-up of a process before it uses JAX: compiler flags, logging, and joining the other processes of a run."""
 
 import contextlib
 import ctypes
@@ -26,16 +26,17 @@ CPU_FLAGS = (
     '--xla_cpu_experimental_ynn_fusion_type=reduce',
     '--xla_backend_optimization_level=1',
 )
-"""Convolutions and matrix products of XLA:CPU by oneDNN: YNN, which jax 0.12 gives most of them to, takes 1.4 to 1.8
-times as long (3×3 convolutions of ResNet-18 at width 16, batch 256, float32, one core of a Xeon with AVX-512).
+"""These make XLA:CPU compute convolutions and matrix products with oneDNN. YNN, which jax 0.12 uses for most of them,
+takes 1.4 to 1.8 times as long (3×3 convolutions of ResNet-18 at width 16, batch 256, float32, one core of a Xeon with
+AVX-512).
 
-Level 1 in place of 3 compiles the step in 0.8 of the time (CPU time on a shared AMD EPYC); the step ran no slower, the
-loss head alone 1.1 times as long."""
+Optimization level 1 instead of 3 compiles the step in 0.8 of the time (CPU time on a shared AMD EPYC). The step ran no
+slower; the loss head alone took 1.1 times as long."""
 CPU_FLAGS_KNOWN_TO = ((0, 12), (0, 13))
-"""The jaxlib versions, from and below, that were seen to take these flags: XLA aborts at one that it does not know."""
+"""The range of jaxlib versions [from, below) known to accept these flags: XLA aborts on a flag it does not know."""
 
 MALLOC_OPTIONS = {'M_ARENA_MAX': (-8, 1), 'M_MMAP_THRESHOLD': (-3, 2**31 - 1), 'M_TRIM_THRESHOLD': (-1, 2**31 - 1)}
-"""Number and value of the options of glibc's `mallopt` with which memory that was freed is kept and used again."""
+"""Number and value of the options of glibc's `mallopt` that make it keep and reuse freed memory."""
 
 
 def start(
@@ -45,19 +46,19 @@ def start(
     facts: roll_call.Facts | None = None,
     timeout_s: float = 50.0,
 ) -> None:
-    """Sets JAX up. Call once, before anything touches a device.
+    """Sets up JAX. Call it once, before anything uses a device.
 
     Args:
-      coordinator_address: HOST:PORT of process 0; None for one process, or where TPU or SLURM tell.
-      num_processes: how many run the same command.
+      coordinator_address: HOST:PORT of process 0; None for one process, or where TPU or SLURM provide it.
+      num_processes: how many processes run the same command.
       process_id: which of them this is.
-      facts: what every process must have alike besides the versions, such as the fields of its config.
+      facts: what must be equal in all processes besides the versions, such as the fields of the config.
       timeout_s: how long to wait for the others.
 
     Raises:
-      UserError: a process is missing, late or different, or the flags do not fit together.
+      UserError: a process is missing, late or different, or the flags contradict each other.
     """
-    logging.set_verbosity(logging.FATAL)  # Orbax logs at length in its threads what it raises, and we tell, in a line
+    logging.set_verbosity(logging.FATAL)  # Orbax's threads log at length what it raises and we report in one line
     getLogger('asyncio').setLevel('CRITICAL')  # likewise
     warnings.filterwarnings('ignore', message="coroutine 'async_serialize_from_host")
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
@@ -93,7 +94,7 @@ def start(
 
 @contextlib.contextmanager
 def _kept_apart() -> Iterator[None]:
-    """Within, process 0 does not serve the others itself: the supervisor does."""
+    """A context in which the supervisor, not process 0 itself, runs JAX's coordination service."""
     from jax._src.lib import _jax
 
     serve, _jax.get_distributed_runtime_service = _jax.get_distributed_runtime_service, supervisor.start
@@ -104,7 +105,7 @@ def _kept_apart() -> Iterator[None]:
 
 
 def _cpu_only() -> bool:
-    """Whether JAX will find no accelerator, as far as can be told without starting it."""
+    """Whether JAX will find no accelerator, as far as this can be determined without starting it."""
     accelerator = importlib.util.find_spec('jax_plugins') or (
         importlib.util.find_spec('libtpu') and roll_call.has_tpu()
     )
@@ -112,9 +113,9 @@ def _cpu_only() -> bool:
 
 
 def _set_cpu_flags() -> None:
-    """Adds `CPU_FLAGS` to XLA_FLAGS, before what the user set there.
+    """Puts `CPU_FLAGS` before the user's own flags in XLA_FLAGS.
 
-    Not where the user names a compilation cache: jaxlib 0.12 fails to store programs that call oneDNN.
+    Skipped if the user names a compilation cache: jaxlib 0.12 fails to store programs that call oneDNN.
     """
     version = tuple(int(part) for part in importlib.metadata.version('jaxlib').split('.')[:2])
     cached = 'JAX_COMPILATION_CACHE_DIR' in os.environ
@@ -125,10 +126,10 @@ def _set_cpu_flags() -> None:
 
 
 def _use_compilation_cache(name: str) -> None:
-    """Lets JAX keep compiled programs for the next start, where the user does not say otherwise.
+    """Makes JAX keep compiled programs for the next start, unless the user configured this otherwise.
 
-    Hosts may share the folder, but not programs for CPUs, which may lack each other's instructions. On CPUs those that
-    call oneDNN, the step among them, are compiled each time: jaxlib 0.12 cannot store them.
+    Hosts may share the cache folder, but not programs for CPUs, whose instruction sets may differ. On CPUs, programs
+    that call oneDNN, such as the step, are compiled each time: jaxlib 0.12 cannot store them.
     """
     os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache_folder() / name))
     os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
@@ -136,10 +137,11 @@ def _use_compilation_cache(name: str) -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Makes glibc keep what is freed, for the life of the process.
+    """Makes glibc keep freed memory for the life of the process.
 
-    XLA:CPU takes the memory for a step's temporaries anew each step. Given back to the kernel in between, its pages are
-    found missing, and zeroed, one by one: half of the time of a convolution's gradient. Other C libraries lack this.
+    XLA:CPU allocates the temporaries of a step anew in each step. If their memory went back to the kernel in between,
+    its pages would fault and be zeroed one by one, which takes half of the time of a convolution's gradient. Other C
+    libraries lack this option.
     """
     mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
     if mallopt is not None:
@@ -148,8 +150,8 @@ def _keep_freed_memory() -> None:
 
 
 def _report_unraisable(report: Callable[[Any], object], unraisable: Any) -> None:
-    """Hides what is told already: other reads of a damaged checkpoint that fail, files of a full disk at their end."""
+    """Hides errors already reported: further failing reads of a damaged checkpoint, files closed on a full disk."""
     error = unraisable.exc_value
-    told = str(error) == 'Event loop is closed' or (isinstance(error, OSError) and error.errno in STORAGE)
-    if not told:
+    reported = str(error) == 'Event loop is closed' or (isinstance(error, OSError) and error.errno in STORAGE)
+    if not reported:
         report(unraisable)

@@ -1,4 +1,4 @@
-"""Stopping on SIGTERM and Ctrl-C after the step under way, so that a run can save itself first."""
+"""Stopping on SIGTERM and Ctrl-C after the current step, so that a run can save its state first."""
 
 import os
 import signal
@@ -11,23 +11,23 @@ from jax.experimental import multihost_utils
 
 from dualcl_jax.system.errors import EXIT_INTERRUPTED, EXIT_STOPPED_BY_SIGNAL
 
-AGAIN = 'stopping after the step under way; Ctrl-C once more stops at once, and loses what was not saved yet'
-AT_ONCE = 'stopped at once; run the same command to go on from the last checkpoint'
-NOTHING_YET = 'stopped before a step was done; run the same command to go on'
+AGAIN = 'stopping after the current step; press Ctrl-C again to stop at once and lose what is not saved yet'
+AT_ONCE = 'stopped at once; run the same command to resume from the last checkpoint'
+NOTHING_YET = 'stopped before the first step was completed; run the same command to continue'
 
 
 class StopSignal:
-    """A context in which the first SIGTERM or SIGINT asks for a stop, and a second SIGINT ends the process at once.
+    """A context in which the first SIGTERM or SIGINT requests a stop, and a second SIGINT ends the process at once.
 
-    Until `after` is called for the first time there is nothing to save: a signal ends the process, SIGTERM with exit
-    status 75. A thread of its own acts on signals, as the main thread may be inside of a program on the devices.
+    Until the first call of `after` there is nothing to save: a signal ends the process, SIGTERM with exit status 75.
+    A separate thread handles the signals, because the main thread may be blocked in a program on the devices.
 
-    Several processes must stop after the same step, or those that go on wait forever for the others. There JAX's
-    preemption service, which has listened to SIGTERM since the processes joined, agrees on the step; the first Ctrl-C
-    is passed on to it.
+    Several processes must stop after the same step, or those that continue would wait forever for the others. In that
+    case JAX's preemption service, which has listened for SIGTERM since the processes joined, agrees on the step, and
+    the first Ctrl-C is forwarded to it.
 
     Args:
-      several_processes: whether this is one of the processes of a run.
+      several_processes: whether the run has more than one process.
     """
 
     def __init__(self, *, several_processes: bool) -> None:
@@ -63,7 +63,7 @@ class StopSignal:
             self._asked.set()
 
     def after(self, step: int) -> bool:
-        """Whether to stop after this step. Every process asks once a step, and all get the same answer."""
+        """Whether to stop after this step. Every process calls it once per step, and all get the same answer."""
         self._began = True
         return multihost_utils.reached_preemption_sync_point(step) if self._several else self._asked.is_set()
 
@@ -79,12 +79,12 @@ class StopSignal:
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:
-    """The thread acts. Python keeps its own handlers only for signals that have one."""
+    """Does nothing: the thread handles the signal. Python writes to the wake-up socket only with a handler set."""
 
 
 def _leave(status: int, text: str) -> None:
     if sys.__stdout__ is not None and sys.__stdout__.isatty():
-        sys.__stdout__.write('\x1b[?25h')  # shows the cursor, which the progress bar has hidden
+        sys.__stdout__.write('\x1b[?25h')  # show the cursor, which the progress bar has hidden
     sys.stdout.flush()
     print(text, file=sys.stderr, flush=True)
     os._exit(status)

@@ -1,11 +1,11 @@
-"""A small process beside process 0 of a run, which outlives each of its processes.
+"""The supervisor: a small process beside process 0 of a run, which outlives each process of the run.
 
-It holds what JAX keeps in process 0, the coordination service: where that dies with process 0, JAX aborts all others
-with a stack trace. And it hears every process of the run, at a port that it prints, and tells all of them as soon as
-one died, hangs, or gave up. It ends when the last of them has ended.
+It runs the coordination service, which JAX would run in process 0: when that service dies with process 0, JAX aborts
+all other processes with a stack trace. The supervisor also listens to every process of the run, at a port that it
+prints, and informs all of them as soon as one has died, hangs, or gave up. It ends when the last process has ended.
 
-Every process sends lines of JSON: first {"index", "host", "silence_s", "stall_s"}, then each `PERIOD` {"step"}, and at
-its end {"ended": why, empty where all is well}. It gets a line each `PERIOD`: {"lost": which and how, or empty}.
+Every process sends lines of JSON: first {"index", "host", "silence_s", "stall_s"}, then {"step"} every `PERIOD`, and
+finally {"ended": reason, empty on success}. It receives a line every `PERIOD`: {"lost": which and how, or empty}.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ PERIOD = 1.0
 
 @dataclasses.dataclass
 class Member:
-    """A process of the run, as it was last heard of: `heard`, and since when it is `behind` others at its step."""
+    """The last known state of a process: `heard` is the time of its last message, `behind` since when it lags."""
 
     index: int
     host: str
@@ -43,7 +43,7 @@ class Member:
 
 
 def verdict(members: list[Member], now: float) -> str:
-    """Which process is lost, and how; empty where all is well. Notes who is behind."""
+    """Which process is lost, and how; empty if all is well. Also records which processes lag behind."""
     for member in members:
         if member.ended:
             return f'{member} stopped: {member.ended}'
@@ -53,7 +53,7 @@ def verdict(members: list[Member], now: float) -> str:
         if member.gone:
             return f'{member} died'
         if now - member.heard > member.silence_s:
-            return f'{member} has not been heard of for {member.silence_s:g} s'
+            return f'{member} has sent no heartbeat for {member.silence_s:g} s'
     working = [member for member in members if member.ended is None]
     first = max((member.step for member in working), default=0)
     for member in working:
@@ -62,12 +62,12 @@ def verdict(members: list[Member], now: float) -> str:
         elif member.behind is None:
             member.behind = now
         elif now - member.behind > member.stall_s:
-            return f'{member} has not come beyond step {member.step} for {member.stall_s:g} s; others have'
+            return f'{member} has not got past step {member.step} for {member.stall_s:g} s; others have'
     return ''
 
 
 class Supervisor:
-    """Hears processes and answers them."""
+    """Receives the messages of all processes and answers them."""
 
     def __init__(self) -> None:
         self.members: dict[int, Member] = {}
@@ -76,7 +76,7 @@ class Supervisor:
         self.last_closed = asyncio.Event()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One process, from its first line to its end."""
+        """Serves one process, from its first message until it disconnects."""
         self._open += 1
         member = None
         try:
@@ -85,9 +85,9 @@ class Supervisor:
             member = self.members[hello['index']] = Member(**hello, heard=now)
             answering = asyncio.create_task(self._answer(writer))
             while line := await reader.readline():
-                self._hear(member, json.loads(line))
+                self._receive(member, json.loads(line))
             answering.cancel()
-        except (OSError, ValueError, TypeError, KeyError):  # a connection reset, or none of ours
+        except (OSError, ValueError, TypeError, KeyError):  # a connection reset, or a connection from something else
             pass
         finally:
             if member is not None:
@@ -98,7 +98,7 @@ class Supervisor:
             if self.members and not self._open:
                 self.last_closed.set()
 
-    def _hear(self, member: Member, message: dict[str, Any]) -> None:
+    def _receive(self, member: Member, message: dict[str, Any]) -> None:
         member.heard = time.monotonic()
         if message.get('step', 0) > member.step:
             member.step, member.behind = message['step'], None
@@ -113,7 +113,7 @@ class Supervisor:
 
 
 def start(*arguments: Any, **options: Any) -> 'Supervised':
-    """Starts the supervisor; the arguments are those of jaxlib's coordination service, whose place the result takes."""
+    """Starts the supervisor in place of jaxlib's coordination service, whose arguments it takes."""
     given = json.dumps([arguments, options])
     process = subprocess.Popen(
         [sys.executable, '-m', 'dualcl_jax.system.processes.supervisor', given],
@@ -121,7 +121,7 @@ def start(*arguments: Any, **options: Any) -> 'Supervised':
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,  # Ctrl-C is for the others
+        start_new_session=True,  # Ctrl-C must not reach it
     )
     assert process.stdout is not None
     port = process.stdout.readline()
@@ -133,7 +133,7 @@ def start(*arguments: Any, **options: Any) -> 'Supervised':
 
 @dataclasses.dataclass
 class Supervised:
-    """The service as process 0 sees it: the port of the supervisor."""
+    """The coordination service as process 0 sees it, with the port of the supervisor."""
 
     port: int
     process: subprocess.Popen[str]
@@ -143,14 +143,14 @@ class Supervised:
 
 
 def listen(port: int, backlog: int | None = None) -> socket.socket:
-    """A socket that listens at a port, 0 for any, for IPv4 and, where the machine has it, IPv6."""
+    """A socket that listens at a port, 0 for any free one, for IPv4 and, if available, IPv6."""
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
     return socket.create_server(('', port), family=family, dualstack_ipv6=both, backlog=backlog)
 
 
 async def keep(arguments: list[Any], options: dict[str, Any]) -> None:
-    """The coordination service and the supervisor, until the last process has ended."""
+    """Runs the coordination service and the supervisor until the last process has ended."""
     from jaxlib import _jax
 
     service = _jax.get_distributed_runtime_service(*arguments, **options)
@@ -158,12 +158,12 @@ async def keep(arguments: list[Any], options: dict[str, Any]) -> None:
     listener = listen(0)
     await asyncio.start_server(supervisor.serve, sock=listener)
     print(listener.getsockname()[1], flush=True)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the service tells at length what the processes tell in a line
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the service logs at length what the processes report in one line
     parent = os.getppid()
     while not supervisor.last_closed.is_set():
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(supervisor.last_closed.wait(), PERIOD)
-        if not supervisor.members and os.getppid() != parent:  # process 0 ended before anybody came
+        if not supervisor.members and os.getppid() != parent:  # process 0 ended before any process connected
             break
     del service
 
@@ -173,7 +173,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     arguments, options = json.loads(sys.argv[1])
     asyncio.run(keep(arguments, options))
-    os._exit(0)  # without waiting for the service's own goodbyes
+    os._exit(0)  # without waiting for the service's own shutdown
 
 
 if __name__ == '__main__':
