@@ -41,9 +41,7 @@ ROOT_FILES = 12
 FILE_LINES = 400
 FUNCTION_LINES = 90
 PENDING_FUNCTIONS = {
-    'dualcl_jax.step.train_step': 'the contrast with the queue or with the batch is still inside',
     'dualcl_jax.training.loop._train': 'it still compiles, measures, saves and summarizes',
-    'dualcl_jax.evaluators.measures.finetune.finetune': 'its step is still inside',
 }
 """Functions that are still longer, and why. None may be added."""
 

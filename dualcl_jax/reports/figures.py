@@ -14,7 +14,6 @@ import numpy as np
 from etils import epath
 from numpy.typing import NDArray
 
-from dualcl_jax.reports.sprite import fit_within
 from dualcl_jax.system.files import write_bytes
 
 DPI = 150
@@ -348,6 +347,18 @@ def _fit(image: NDArray, side: int) -> NDArray[np.uint8]:
     image = fit_within(image, side)
     times = side // max(image.shape[:2])
     return image.repeat(times, axis=0).repeat(times, axis=1)
+
+
+def fit_within(image: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
+    """An image [H, W, 1 or 3] as RGB, reduced where a side has more than `longest` pixels."""
+    from PIL import Image
+
+    image = np.broadcast_to(image, (*image.shape[:2], 3))
+    side = max(image.shape[:2])
+    if side <= longest:
+        return image
+    height, width = (max(1, round(length * longest / side)) for length in image.shape[:2])
+    return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize((width, height), Image.Resampling.LANCZOS))
 
 
 def _class_name(class_names: Sequence[str] | None, label: int, longest: int) -> str:

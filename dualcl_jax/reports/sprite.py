@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualcl_jax.data import Source
+from dualcl_jax.reports.figures import fit_within
 
 LARGEST = 64
 """Pixels of the longer side of an image, at most."""
@@ -61,15 +62,3 @@ class Sprite:
         content = io.BytesIO()
         Image.fromarray(sheet).save(content, 'JPEG', quality=QUALITY, subsampling=0)
         return 'data:image/jpeg;base64,' + base64.b64encode(content.getvalue()).decode()
-
-
-def fit_within(image: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
-    """An image [H, W, 1 or 3] as RGB, reduced where a side has more than `longest` pixels."""
-    from PIL import Image
-
-    image = np.broadcast_to(image, (*image.shape[:2], 3))
-    side = max(image.shape[:2])
-    if side <= longest:
-        return image
-    height, width = (max(1, round(length * longest / side)) for length in image.shape[:2])
-    return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize((width, height), Image.Resampling.LANCZOS))
