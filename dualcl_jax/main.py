@@ -53,7 +53,8 @@ def main() -> int:
         config.skip_nonfinite = flags.skip_nonfinite
     facts = {name: repr(value) for name, value in flatten(config)} | {'--workdir': str(flags.workdir)}
     timeout_s = dict(flatten(config)).get('parallel.timeout_s', 50.0)
-    start(flags.coordinator_address, flags.num_processes, flags.process_id, facts, timeout_s)
+    deterministic = dict(flatten(config)).get('parallel.deterministic', True)
+    start(flags.coordinator_address, flags.num_processes, flags.process_id, facts, timeout_s, deterministic)
     if flags.show_views is not None:
         from dualcl_jax.reports.view_sheet import show_views
 

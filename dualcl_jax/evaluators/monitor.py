@@ -8,6 +8,7 @@ import numpy as np
 from dualcl_jax.data import Splits
 from dualcl_jax.evaluators.embed import Embedder
 from dualcl_jax.evaluators.measures.knn import knn_top1
+from dualcl_jax.workdir.metrics import KNN_BACKBONE
 
 
 class KnnMonitor:
@@ -45,7 +46,7 @@ class KnnMonitor:
         bank = self._embed(variables, self._train, self.bank_indices)
         queries = self._embed(variables, self._test, self.query_indices)
         return {
-            'monitor/knn_top1_backbone': self._top1(bank.backbone, queries.backbone),
+            KNN_BACKBONE: self._top1(bank.backbone, queries.backbone),
             'monitor/knn_top1_projection': self._top1(bank.projection, queries.projection),
         }
 

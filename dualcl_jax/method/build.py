@@ -3,11 +3,10 @@
 import dataclasses
 from typing import Any
 
-import jax
 import optax
 
 from dualcl_jax.losses import Selector
-from dualcl_jax.method.negatives.selectors import AUTO, build_selector, fastest_exact, resolve_k
+from dualcl_jax.method.negatives.selectors import build_selector, resolve_k
 from dualcl_jax.method.optim import (
     LEARNING_RATE_SCHEDULES,
     MOMENTUM_SCHEDULES,
@@ -76,21 +75,11 @@ class Method:
         return self.encoder.dim
 
 
-def resolved_selector(config: Any, platform: str) -> str:
-    """The name of the config's selector; for 'auto' one of the k hardest, by the platform, such as 'cpu'."""
-    negatives, candidates = config.negatives, config.queue.size or config.train.batch_size
-    if negatives.selector != AUTO:
-        return negatives.selector
-    if negatives.schedule != 'constant':
-        return 'threshold'  # which takes a count that changes
-    return fastest_exact(platform, resolve_k(negatives.k, negatives.fraction, candidates), candidates)
-
-
 def build_method(config: Any, views: Views, *, total_steps: int, steps_per_epoch: int, num_devices: int) -> Method:
-    """The method that a validated, resolved config describes (see `configs/default.py` for its fields).
+    """The method that a config describes.
 
     Args:
-      config: of the run.
+      config: validated and resolved (`dualcl_jax.method.resolve`); `configs/default.py` documents its fields.
       views: of its examples, from the table `dualcl_jax.method.views.VIEWS`.
       total_steps, steps_per_epoch: lengths that the schedules follow.
       num_devices: that share the global batch.
@@ -118,7 +107,7 @@ def build_method(config: Any, views: Views, *, total_steps: int, steps_per_epoch
         key_weight=config.loss.key_weight,
         key_term=config.loss.key_term,
         shuffle_keys=config.loss.shuffle_keys,
-        select=build_selector(resolved_selector(config, jax.default_backend()), negatives.skip, queue_axis),
+        select=build_selector(negatives.selector, negatives.skip, queue_axis),
         num_negatives=k,
         count_negatives=count_schedule(negatives.schedule, first_k, k, total_steps) if scheduled else None,
         mask_same_image=negatives.mask_same_image,

@@ -1,4 +1,4 @@
-"""What a configuration may say, checked before anything is compiled."""
+"""The values that a config may have, checked before anything is compiled."""
 
 from ml_collections import ConfigDict
 
@@ -118,7 +118,7 @@ def validate(config: ConfigDict) -> None:
 
 
 def _validate_negatives(config: ConfigDict) -> None:
-    """Checks which negatives there are, and whether the parts of a batch can see them."""
+    """Checks that there are negatives, and that the selector and the key term can use them."""
     size, batch, k = config.queue.size, config.train.batch_size, config.negatives.k
     if k > (size or batch):
         most = f'config.queue.size={size}' if size else f'config.train.batch_size={batch} without a queue'
@@ -145,7 +145,7 @@ def _validate_negatives(config: ConfigDict) -> None:
     if config.loss.key_weight and config.loss.key_term == 'batch' and config.train.accumulate_steps > 1:
         raise UserError(
             f'config.train.accumulate_steps={config.train.accumulate_steps}: the key term compares all queries of a '
-            'batch, which are never at hand together; use 1, or loss.key_weight=0'
+            'batch, which are never in memory together; use 1, or loss.key_weight=0'
         )
 
 

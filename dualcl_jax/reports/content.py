@@ -5,14 +5,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 from numpy.typing import NDArray
 
 from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.evaluators.measures.knn import knn_predict, nearest
-from dualcl_jax.method.build import resolved_selector
 from dualcl_jax.method.describe import describe_method
 from dualcl_jax.method.negatives.selectors import build_selector
 from dualcl_jax.reports.hardness import PARTS, Anchor, hardest_negatives, image_losses, negatives_of, softmax_shares
@@ -21,6 +19,7 @@ from dualcl_jax.reports.sprite import Sprite
 from dualcl_jax.reports.subject import Subject
 from dualcl_jax.system.config import flatten
 from dualcl_jax.system.console import duration
+from dualcl_jax.workdir.metrics import KNN_BACKBONE
 
 Content = dict[str, Any]
 
@@ -50,7 +49,7 @@ def describe(run: Subject, samples: Samples) -> Content:
     if run.versions:
         facts['ran on'] = ', '.join(f'{name} {run.versions[name]}' for name in ('device', 'python', 'jax'))
     predictions = _predictions(run, samples, missing)
-    selector = build_selector(resolved_selector(run.config, jax.default_backend()), run.config.negatives.skip)
+    selector = build_selector(run.config.negatives.selector, run.config.negatives.skip)
     method = dataclasses.replace(run.method, select=selector)  # of a whole queue, where the run's was sharded
     queue = negatives_of(method, run.state, train, run.config.train.batch_size)
     count = _selected_count(run)
@@ -120,10 +119,10 @@ def _numbers(run: Subject) -> list[dict[str, str]]:
         return '' if value is None else f'{name} {written(value, form)}'
 
     knn, percent = f'k {run.config.monitor.k}, τ {run.config.monitor.temperature:g}', '{:.1f} %'
-    add('kNN, backbone', last('monitor/knn_top1_backbone'), percent, knn)
+    add('kNN, backbone', last(KNN_BACKBONE), percent, knn)
     add('kNN, projection', last('monitor/knn_top1_projection'), percent, knn)
     origin = 'the encoder it starts from' if run.config.init_from else 'random encoder'
-    add('kNN, before training', start.get('monitor/knn_top1_backbone'), percent, origin)
+    add('kNN, before training', start.get(KNN_BACKBONE), percent, origin)
     add('kNN, raw pixels', start.get('monitor/knn_top1_raw_pixels'), percent, 'no encoder')
     add('contrastive loss', last('train/loss'), '{:.3f}', beside('chance', '{:.2f}', last('train/loss_chance')))
     add(

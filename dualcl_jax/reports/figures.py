@@ -15,6 +15,7 @@ from etils import epath
 from numpy.typing import NDArray
 
 from dualcl_jax.system.files import write_bytes
+from dualcl_jax.workdir.metrics import KNN_BACKBONE
 
 DPI = 150
 DASHED = (0, (4, 3))
@@ -44,7 +45,7 @@ def curves(records: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -
         for key in (
             'train/loss',
             'train/loss_chance',
-            'monitor/knn_top1_backbone',
+            KNN_BACKBONE,
             'monitor/knn_top1_projection',
             'monitor/knn_top1_raw_pixels',
         )

@@ -12,6 +12,7 @@ from etils import epath
 
 from dualcl_jax.reports.content import Content
 from dualcl_jax.system.files import write_text
+from dualcl_jax.workdir.metrics import KNN_BACKBONE
 
 RAW_PIXELS = 'monitor/knn_top1_raw_pixels'
 """Measured once: a level to compare with."""
@@ -23,7 +24,7 @@ PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         'kNN accuracy on held-out images',
         '%',
         (
-            ('monitor/knn_top1_backbone', 'backbone'),
+            (KNN_BACKBONE, 'backbone'),
             ('monitor/knn_top1_projection', 'projection'),
             (RAW_PIXELS, 'raw pixels'),
         ),

@@ -8,9 +8,9 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from dualcl_jax.data import Splits, load
-from dualcl_jax.data.order import steps_per_epoch
 from dualcl_jax.evaluators.embed import Embedder
 from dualcl_jax.method.build import Method, build_method
+from dualcl_jax.method.length import run_length
 from dualcl_jax.method.state import TrainState
 from dualcl_jax.reports.samples import Samples, take_samples
 from dualcl_jax.system.devices import to_host
@@ -63,8 +63,7 @@ def read_subject(workdir: str) -> tuple[Subject, Samples]:
         raise UserError(
             f'data.name={run.config.data.name}: not the images that {workdir} was trained on; restore the data'
         )
-    epoch = steps_per_epoch(len(splits.train), run.config.train.batch_size)
-    total_steps = run.config.train.steps or run.config.train.epochs * epoch
+    epoch, total_steps = run_length(run.config, len(splits.train))
     samples = take_samples(Embedder(run.method, run.mesh), run.state.variables, splits)
     assert samples is not None
     summary = read_summary(run.folder)

@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 from dualcl_jax.system.errors import UserError
 
 OPERATIONAL = ('checkpoint.', 'monitor.', 'log.', 'parallel.', 'queue.sharded', 'skip_nonfinite')
-"""Fields, by how they begin, that may change when a run resumes: they decide what is written and how fast, on which
-device, and what is put up with, not what comes out."""
+"""Beginnings of the fields that may change when a run resumes: they decide what is written, how fast, on which devices
+and which faults are tolerated, not the result."""
 
 
 ADDED: dict[str, Any] = {'model.matmul_precision': 'float32', 'parallel.deterministic': True}
@@ -145,7 +145,7 @@ def differing_fields(stored: ConfigDict, config: ConfigDict) -> list[str]:
 
 
 Rule = tuple[Callable[[Any], bool], str]
-"""Whether a value is allowed, and what is said where it is not."""
+"""Whether a value is allowed, and the end of the error message where it is not."""
 
 
 def one_of(*choices: str) -> Rule:

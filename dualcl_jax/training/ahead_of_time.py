@@ -17,10 +17,11 @@ from rich.table import Table
 
 from dualcl_jax.data import batch_spec
 from dualcl_jax.data.tree import ArraySpec
-from dualcl_jax.method.build import Method, build_method, resolved_selector
+from dualcl_jax.method.build import Method, build_method
 from dualcl_jax.method.contrast import contrast
 from dualcl_jax.method.negatives.queue import Queue, batch_queue, empty_queue
 from dualcl_jax.method.negatives.queue_loss import Anchors
+from dualcl_jax.method.resolve import resolve
 from dualcl_jax.method.state import create_train_state, queue_specs, state_specs
 from dualcl_jax.method.validation import validate, validate_devices
 from dualcl_jax.method.views import VIEWS
@@ -101,9 +102,7 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> dict[str, Any]:
     """
     validate(config)
     validate_devices(config, len(devices))
-    if not config.data.mean:
-        config.data.mean, config.data.std = ASSUMED_MEAN, ASSUMED_STD
-    config.negatives.selector = resolved_selector(config, devices[0].platform)
+    config = resolve(config, platform=devices[0].platform, statistics=(ASSUMED_MEAN, ASSUMED_STD))
     mesh, device, size = Mesh(np.asarray(devices), (AXIS,)), devices[0], config.train.batch_size
     views = VIEWS['images'](config, np.empty((0, 1, 1, 3), np.uint8))
     method = build_method(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from dualcl_jax.method.state import state_specs
+from dualcl_jax.method.validation import validate
 from dualcl_jax.step import train_step
 from dualcl_jax.system.console import Console
 from dualcl_jax.system.devices import ShardMapMapper, bytes_per_device, shapes
@@ -15,11 +16,12 @@ from dualcl_jax.training.summary import header
 
 
 def dry_run(config: ConfigDict, workdir: str) -> None:
-    """Prints what `train` would do with this config and workdir.
+    """Prints what `train` would do with a config and a workdir.
 
     Raises:
       UserError: what `train` would raise before its first step.
     """
+    validate(config)
     plan = make_plan(config, workdir, writes=False)
     state = jax.eval_shape(plan.create)
     specs = state_specs(plan.method)

@@ -14,13 +14,13 @@ from dualcl_jax.training.run import Run
 from dualcl_jax.workdir.metrics import MetricsLog
 
 PATIENCE = 5
-"""Records in a row that must show a fault before it is told."""
+"""Records in a row that must show a fault before there is a warning."""
 NEAR_CHANCE = 0.98
 COLLAPSED_STD = 0.05
 
 
 def warning(records: Sequence[dict[str, Any]], total_steps: int) -> str | None:
-    """What the newest record of a run calls for, told once: when the fault has lasted for `PATIENCE` records.
+    """A warning for the newest record of a run, given once: when the fault has lasted for `PATIENCE` records.
 
     A loss above `NEAR_CHANCE` of its chance level after a tenth of the run, or queries whose `train/feature_std` is
     below `COLLAPSED_STD`.
@@ -43,32 +43,32 @@ def warning(records: Sequence[dict[str, Any]], total_steps: int) -> str | None:
 
 
 NAMED = 8
-"""So many examples of a batch are named on the terminal; `metrics.jsonl` has all."""
+"""How many examples of a batch are named on the terminal; `metrics.jsonl` has all."""
 
 
 class Skipped:
-    """The batches that a run has passed over.
+    """The batches that a run has skipped.
 
     Args:
-      run: of which `skip_nonfinite` says how many batches may be passed over.
-      log: gets a record of each.
+      run: whose `skip_nonfinite` says how many batches may be skipped.
+      log: a record of each goes in here.
 
     Attributes:
       steps: whose batches they were.
     """
 
     def __init__(self, run: Run, log: MetricsLog) -> None:
-        self.steps = list(run.skipped_steps)
-        self._run, self._log = run, log
+        self.steps = list(run.past.skipped_steps)
+        self._plan, self._log = run.plan, log
 
     def add(self, step: int, metrics: dict[str, jax.Array], wall_time_s: float) -> str:
         """Records a batch, and returns a line about it.
 
         Raises:
-          UserError: it is one more than may be passed over.
+          UserError: it is one more than may be skipped.
         """
-        run, allowed = self._run, self._run.config.skip_nonfinite
-        ids = batch_indices(run.config.seed, step - 1, len(run.splits.train), run.config.train.batch_size).tolist()
+        config, allowed = self._plan.config, self._plan.config.skip_nonfinite
+        ids = batch_indices(config.seed, step - 1, len(self._plan.splits.train), config.train.batch_size).tolist()
         self.steps.append(step)
         self._log.write(step, wall_time_s, {'train/skipped_batches': len(self.steps)}, skipped_ids=ids)
         values = {name: float(to_host(metrics[name]).squeeze()) for name in ('train/loss', 'train/gradient_norm')}
@@ -76,9 +76,9 @@ class Skipped:
         named = ', '.join(map(str, ids[:NAMED])) + (f' and {len(ids) - NAMED:,} more' if len(ids) > NAMED else '')
         what = f'{broken[0] if broken else "the next state is not finite"} at step {step} (examples {named})'
         if len(self.steps) <= allowed:
-            return f'{what}: passed over, {len(self.steps)} of --skip_nonfinite={allowed}'
+            return f'{what}: skipped, {len(self.steps)} of --skip_nonfinite={allowed}'
         raise UserError(
             f'{what}: lower optimizer.learning_rate or raise loss.temperature\n'
-            f'or pass over such batches with --skip_nonfinite={max(2 * allowed, 1)}; '
-            f'checkpoints of earlier steps are in {run.folder / "checkpoints"}'
+            f'or skip such batches with --skip_nonfinite={max(2 * allowed, 1)}; '
+            f'checkpoints of earlier steps are in {self._plan.folder / "checkpoints"}'
         )

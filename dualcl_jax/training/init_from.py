@@ -1,4 +1,4 @@
-"""A new run from another run's encoder: its online backbone, and its projection where that has the same shape."""
+"""Starting a new run from the encoder of another: its online backbone, and its projection where the shapes agree."""
 
 import dataclasses
 from typing import Any
@@ -18,7 +18,7 @@ def check_encoder(params: optax.Params, workdir: str) -> None:
     """Checks that a new run with these parameters, or their shapes, can start from another run's newest checkpoint.
 
     Raises:
-      UserError: there is none, or its backbone is of another shape.
+      UserError: it has no checkpoint, or its backbone has other shapes.
     """
     folder, steps = find_run(workdir, flag='--init_from')
     checkpoints = Checkpoints((folder / 'checkpoints').resolve(), read_only=True)
@@ -32,9 +32,9 @@ def check_encoder(params: optax.Params, workdir: str) -> None:
 
 
 def with_encoder(state: TrainState, workdir: str, mesh: Mesh) -> TrainState:
-    """A new state whose online and momentum encoder are the online encoder of another run's newest checkpoint.
+    """A new state whose online and momentum encoder start from the online encoder of another run's newest checkpoint.
 
-    Its backbone has the same shapes (`check_encoder`).
+    The backbones must have the same shapes (`check_encoder`).
 
     Raises:
       UserError: the checkpoint cannot be read.

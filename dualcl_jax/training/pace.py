@@ -1,4 +1,4 @@
-"""How fast a run goes: images per second and the share of time it waits for input, without compiling and pauses."""
+"""The speed of a run: images per second and the share of time spent waiting for input, without pauses."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 class Pace:
-    """Counts the steps of one process and their time. The first step compiles and counts for nothing.
+    """Counts the steps of one process and their time. The first step compiles and is not counted.
 
     Args:
       batch_size: images of a step, over all devices.
@@ -23,14 +23,14 @@ class Pace:
         self._mark = (0, 0.0, 0.0)
 
     def step_done(self, wait_seconds: float) -> None:
-        """Call when a step has left the devices, with the seconds waited for input so far."""
+        """Counts a step that is done, with the seconds waited for input so far."""
         self._steps += 1
         if self._steps == 0:
             self._began, self._waited_before = self._clock(), wait_seconds
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time in here is not training."""
+        """A context whose time is not counted."""
         began = self._clock()
         yield
         if self._steps >= 0:

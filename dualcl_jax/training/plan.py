@@ -6,29 +6,23 @@ import jax
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from dualcl_jax.data import Batch, Source, Splits, batch_spec, example_spec, load
 from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.images.source import image_shape
 from dualcl_jax.data.images.statistics import channel_statistics
-from dualcl_jax.data.order import steps_per_epoch
-from dualcl_jax.method.build import Method, build_method, resolved_selector
-from dualcl_jax.method.negatives.selectors import AUTO, EXACT
+from dualcl_jax.method.build import Method, build_method
+from dualcl_jax.method.length import run_length
+from dualcl_jax.method.resolve import Statistics, resolve
 from dualcl_jax.method.state import TrainState, create_train_state
-from dualcl_jax.method.validation import validate, validate_devices, validate_schedule
+from dualcl_jax.method.validation import validate_devices, validate_schedule
 from dualcl_jax.method.views import VIEWS
-from dualcl_jax.system.config import flatten
 from dualcl_jax.system.devices import device_mesh
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.processes.agreement import check_same_data, check_shared
 from dualcl_jax.training.init_from import check_encoder
-from dualcl_jax.workdir.folder import (
-    check_same_run,
-    existing_or_new,
-    open_workdir,
-    stored_config,
-)
+from dualcl_jax.workdir.folder import check_same_run, existing_or_new, open_workdir, stored_config
 from dualcl_jax.workdir.saved_run import saved_steps
 
 
@@ -43,10 +37,10 @@ class Plan:
       mesh: all devices.
       method: what the config chooses, as functions and numbers.
       steps_per_epoch, total_steps: lengths.
-      resumed_from: step of the checkpoint that the run goes on from; None for a new run.
+      resumed_from: step of the checkpoint that the run resumes from; None for a new run.
     """
 
-    config: ConfigDict
+    config: FrozenConfigDict
     folder: epath.Path
     splits: Splits
     mesh: Mesh
@@ -71,12 +65,16 @@ class Plan:
 
 
 def make_plan(config: ConfigDict, workdir: str, *, writes: bool) -> Plan:
-    """Checks everything that can be checked before compiling. Where `writes`, the workdir is made.
+    """Loads the data, resolves the config and checks everything that can be checked before compiling.
+
+    Args:
+      config: validated; it is not changed.
+      workdir: local or remote folder.
+      writes: whether the run will write into the workdir, which is then made. Every process of the run must call this.
 
     Raises:
-      UserError: something in the config, the data or the folder that the user can mend.
+      UserError: a mistake in the config, the data or the folder.
     """
-    validate(config)
     mesh = device_mesh()
     validate_devices(config, mesh.devices.size)
     folder = open_workdir(workdir) if writes else existing_or_new(workdir)
@@ -85,37 +83,38 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool) -> Plan:
     splits = load(config.data, validate=True)
     if writes:
         check_same_data(config.data.name, ' '.join(split.fingerprint for split in splits if split is not None))
-    if splits.train.kind == IMAGES:
-        _set_statistics(config, splits.train)
-    config.negatives.selector = _selector(config, folder, mesh)
-    check_same_run(folder, config)
-    epoch = steps_per_epoch(len(splits.train), config.train.batch_size)
-    total_steps = config.train.steps or config.train.epochs * epoch
-    validate_schedule(config, total_steps, epoch)
-    views = VIEWS[splits.train.kind](config, splits.train.examples(np.arange(0)))
-    method = build_method(config, views, total_steps=total_steps, steps_per_epoch=epoch, num_devices=mesh.devices.size)
-    plan = Plan(config, folder, splits, mesh, method, epoch, total_steps, max(saved_steps(folder), default=None))
-    if config.init_from and plan.resumed_from is None:
-        check_encoder(jax.eval_shape(plan.create).params, config.init_from)
+    statistics, stored = _statistics(config, splits.train), stored_config(folder)
+    resolved = resolve(config, platform=mesh.devices.flat[0].platform, statistics=statistics, stored=stored)
+    check_same_run(folder, stored, resolved)
+    epoch, total_steps = run_length(resolved, len(splits.train))
+    validate_schedule(resolved, total_steps, epoch)
+    views = VIEWS[splits.train.kind](resolved, splits.train.examples(np.arange(0)))
+    method = build_method(
+        resolved, views, total_steps=total_steps, steps_per_epoch=epoch, num_devices=mesh.devices.size
+    )
+    plan = Plan(resolved, folder, splits, mesh, method, epoch, total_steps, max(saved_steps(folder), default=None))
+    if resolved.init_from and plan.resumed_from is None:
+        check_encoder(jax.eval_shape(plan.create).params, resolved.init_from)
     return plan
 
 
-def _set_statistics(config: ConfigDict, train: Source) -> None:
-    """Measures mean and std of the images where the config has none. Raises UserError where it has too many or few."""
-    if not config.data.mean:
-        config.data.mean, config.data.std = channel_statistics(train)
+def _statistics(config: ConfigDict, train: Source) -> Statistics | None:
+    """Mean and standard deviation per channel: those of the config, or of the images where it has none.
+
+    None where the examples are not images.
+
+    Raises:
+      UserError: the config has some, and not one for each channel.
+    """
+    if train.kind != IMAGES:
+        return None
+    mean, std = config.data.mean, config.data.std
+    if not mean:
+        return channel_statistics(train)
     channels = image_shape(train)[2]
-    if len(config.data.mean) not in (1, channels):
+    if len(mean) not in (1, channels):
         raise UserError(
-            f'config.data.mean={config.data.mean}: {len(config.data.mean)} numbers, and the images of '
-            f'{train.name} have {channels} channels; give {channels}, or () to have them measured'
+            f'config.data.mean={mean}: {len(mean)} numbers, and the images of {train.name} have {channels} channels; '
+            f'give {channels}, or () to have them measured'
         )
-
-
-def _selector(config: ConfigDict, folder: epath.Path, mesh: Mesh) -> str:
-    """The selector's name; one chosen for the config stays chosen when its run goes on, on whatever device."""
-    before = stored_config(folder)
-    chosen = dict(flatten(before)).get('negatives.selector') if before is not None else None
-    if config.negatives.selector == AUTO and chosen in EXACT:
-        return chosen
-    return resolved_selector(config, mesh.devices.flat[0].platform)
+    return mean, std

@@ -1,8 +1,9 @@
 """A run before its loop: everything checked, loaded, built and, where there is a checkpoint, restored."""
 
 import dataclasses
+import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -15,100 +16,153 @@ from dualcl_jax.system.devices import MAPPERS, Mapper, place
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.training.init_from import with_encoder
 from dualcl_jax.training.plan import Plan, make_plan
-from dualcl_jax.workdir.checkpoint import Checkpoints
-from dualcl_jax.workdir.folder import (
-    lock,
-    write_config,
-    write_data_report,
-)
+from dualcl_jax.workdir.checkpoint import Checkpoint, Checkpoints
+from dualcl_jax.workdir.folder import lock, write_config, write_data_report
 from dualcl_jax.workdir.metrics import Record
 
 
+class Past(NamedTuple):
+    """What happened to a run before this start, by the checkpoint that it resumes from. A new run has no past.
+
+    Attributes:
+      trained_s: seconds it took.
+      waiting: its records that could not be written, see `MetricsLog`.
+      skipped_steps: whose batches were skipped, see `dualcl_jax.training.health.Skipped`.
+      damaged: steps of newer checkpoints that could not be used, and why.
+    """
+
+    trained_s: float = 0.0
+    waiting: tuple[Record, ...] = ()
+    skipped_steps: tuple[int, ...] = ()
+    damaged: Mapping[int, str] = {}
+
+
 @dataclasses.dataclass(frozen=True)
-class Run(Plan):
+class Run:
     """What stays the same while a run trains.
 
     Attributes:
+      plan: what it does; `plan.resumed_from` is the checkpoint that was restored.
       mapper: how the step runs on the devices.
       embed: features of images by the method's encoder.
       monitor: kNN accuracy; None where it is off or there are no labels.
       checkpoints: of the workdir.
-      damaged: steps of checkpoints that could not be used, and why.
       record: what every checkpoint says of its run.
-      trained_s: seconds the run took before the checkpoint it goes on from.
-      waiting: records of that time that could not be written, see `MetricsLog`.
-      skipped_steps: whose batches were passed over until then, see `dualcl_jax.training.health.Skipped`.
+      past: of the run before this start.
+      began: `time.monotonic()` at this start.
       writes: whether this process writes files and prints: one process of a run does.
     """
 
+    plan: Plan
     mapper: Mapper
     embed: Embedder
     monitor: KnnMonitor | None
     checkpoints: Checkpoints
-    damaged: Mapping[int, str]
     record: Mapping[str, Any]
-    trained_s: float
-    waiting: tuple[Record, ...]
-    skipped_steps: tuple[int, ...]
+    past: Past
+    began: float
     writes: bool
+
+    def wall_time_s(self) -> float:
+        """Seconds that the run has taken until now, over all its starts."""
+        return self.past.trained_s + time.monotonic() - self.began
+
+    def measures_after(self, step: int) -> bool:
+        """Whether kNN accuracy is measured after a step."""
+        period = self.plan.config.monitor.every_epochs * self.plan.steps_per_epoch
+        return self.monitor is not None and (step == self.plan.total_steps or step % period == 0)
+
+    def saves_after(self, step: int) -> bool:
+        """Whether a checkpoint is saved after a step, even if nothing stops the run."""
+        total = self.plan.total_steps
+        return step == total or step % (self.plan.config.checkpoint.every_steps or total) == 0
 
 
 def open_run(config: ConfigDict, workdir: str) -> tuple[Run, TrainState]:
-    """Checks everything that can be checked before compiling, and gives the run and its global state.
+    """Checks everything that can be checked before compiling, and returns the run and its global state.
 
     A new state is a pure function of the config; one with a checkpoint in the workdir is restored from the newest.
+    Every process must call this.
+
+    Args:
+      config: validated (`dualcl_jax.method.validation`); it is not changed.
+      workdir: local or remote folder.
 
     Raises:
-      UserError: something in the config, the data or the folder that the user can mend.
+      UserError: a mistake in the config, the data or the folder.
     """
+    began = time.monotonic()
     plan = make_plan(config, workdir, writes=True)
-    folder, splits, mesh, method = plan.folder, plan.splits, plan.mesh, plan.method
     writes = jax.process_index() == 0
     if writes:
-        lock(folder)
-    checkpoints = Checkpoints(
-        (folder / 'checkpoints').resolve(), keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best
+        lock(plan.folder)
+    checkpoints = _checkpoints(plan)
+    record = {
+        'data_fingerprint': plan.splits.train.fingerprint,
+        'config_sha256': method_sha256(plan.config),
+    }
+    specs = state_specs(plan.method)
+    checkpoint = checkpoints.newest(
+        jax.eval_shape(plan.create), plan.mesh, {'config_sha256': record['config_sha256']}, specs
     )
-    config_sha256, specs = method_sha256(config), state_specs(method)
-    checkpoint = checkpoints.newest(jax.eval_shape(plan.create), mesh, {'config_sha256': config_sha256}, specs)
-    found: dict[str, Any] = {}
     if checkpoint is None:
-        state = place(jax.jit(plan.create)(), mesh, specs)
-        if config.init_from:
-            state = with_encoder(state, config.init_from, mesh)
+        plan, past, state = dataclasses.replace(plan, resumed_from=None), Past(), _new_state(plan)
     else:
-        state, found = checkpoint.state, checkpoint.record
-        if found['data_fingerprint'] != splits.train.fingerprint:
-            raise UserError(
-                f'data.name={config.data.name}: not the images that {folder} was trained on\n'
-                'restore the data, or start in a new --workdir'
-            )
-
-    embed, monitor = Embedder(method, mesh), None
-    if config.monitor.every_epochs and can_monitor(splits):
-        settings = config.monitor
-        monitor = KnnMonitor(embed, splits, k=settings.k, temperature=settings.temperature, bank=settings.bank)
-    if writes:
-        write_config(folder, config)
-        write_data_report(folder, splits)
+        plan, past, state = dataclasses.replace(plan, resumed_from=checkpoint.step), _past(checkpoint), checkpoint.state
+        _check_same_data(plan, checkpoint)
+    embed = Embedder(plan.method, plan.mesh)
     run = Run(
-        config=config,
-        folder=folder,
-        splits=splits,
-        mesh=mesh,
-        method=method,
-        mapper=MAPPERS[config.parallel.mapper](mesh, specs),
+        plan=plan,
+        mapper=MAPPERS[plan.config.parallel.mapper](plan.mesh, specs),
         embed=embed,
-        monitor=monitor,
+        monitor=_monitor(plan, embed),
         checkpoints=checkpoints,
-        steps_per_epoch=plan.steps_per_epoch,
-        total_steps=plan.total_steps,
-        resumed_from=checkpoint.step if checkpoint else None,
-        damaged=checkpoint.damaged if checkpoint else {},
-        record={'data_fingerprint': splits.train.fingerprint, 'config_sha256': config_sha256},
+        record=record,
+        past=past,
+        began=began,
+        writes=writes,
+    )
+    if writes:
+        write_config(plan.folder, plan.config)
+        write_data_report(plan.folder, plan.splits)
+    return run, state
+
+
+def _checkpoints(plan: Plan) -> Checkpoints:
+    """The checkpoints of the workdir."""
+    settings = plan.config.checkpoint
+    return Checkpoints((plan.folder / 'checkpoints').resolve(), keep=settings.keep, keep_best=settings.keep_best)
+
+
+def _new_state(plan: Plan) -> TrainState:
+    """The state before the first step: drawn from the seed, with the encoder of `init_from` where one is named."""
+    state = place(jax.jit(plan.create)(), plan.mesh, state_specs(plan.method))
+    return with_encoder(state, plan.config.init_from, plan.mesh) if plan.config.init_from else state
+
+
+def _past(checkpoint: Checkpoint) -> Past:
+    """What a checkpoint says of its run; earlier versions said less."""
+    found = checkpoint.record
+    return Past(
         trained_s=found.get('wall_time_s', 0.0),
         waiting=tuple(found.get('waiting', ())),
         skipped_steps=tuple(found.get('skipped_steps', ())),
-        writes=writes,
+        damaged=checkpoint.damaged,
     )
-    return run, state
+
+
+def _check_same_data(plan: Plan, checkpoint: Checkpoint) -> None:
+    """Raises UserError where the checkpoint is of a run on other data."""
+    if checkpoint.record['data_fingerprint'] != plan.splits.train.fingerprint:
+        raise UserError(
+            f'data.name={plan.config.data.name}: not the images that {plan.folder} was trained on\n'
+            'restore the data, or start in a new --workdir'
+        )
+
+
+def _monitor(plan: Plan, embed: Embedder) -> KnnMonitor | None:
+    """kNN accuracy of the run; None where it is off or there are no labels."""
+    settings = plan.config.monitor
+    if not settings.every_epochs or not can_monitor(plan.splits):
+        return None
+    return KnnMonitor(embed, plan.splits, k=settings.k, temperature=settings.temperature, bank=settings.bank)

@@ -1,6 +1,7 @@
 """The cases of the self-test: stored float64 results, and what this machine makes of the same inputs."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import resources
 from typing import Any
 
@@ -201,15 +202,14 @@ def step_case(arrays: Arrays) -> float:
     method = _method(steps)
     start = {name: jnp.asarray(arrays[f'step_start_{name}']) for name in _STEP_PARTS}
     mapper = PmapMapper(Mesh(np.asarray(_devices(len(rows))), (AXIS,)))
-    with jax.default_matmul_precision('highest'):
-        params = _parameters(start)
-        state = create_train_state(method)
-        state = dataclasses.replace(state, params=params, momentum_params=jax.tree.map(jnp.copy, params))
-        step_fn, state = mapper.map(partial(train_step, method)), mapper.put_state(replicate(state, mapper.mesh))
-        losses = []
-        for _ in range(steps):
-            state, metrics = step_fn(state, mapper.put_batch(Batch(arrays['images'], rows, rows, rows)))
-            losses.append(float(to_host(metrics)['train/loss'].squeeze()))
+    params = _parameters(start)
+    state = create_train_state(method)
+    state = dataclasses.replace(state, params=params, momentum_params=jax.tree.map(jnp.copy, params))
+    step_fn, state = mapper.map(partial(train_step, method)), mapper.put_state(replicate(state, mapper.mesh))
+    losses = []
+    for _ in range(steps):
+        state, metrics = step_fn(state, mapper.put_batch(Batch(arrays['images'], rows, rows, rows)))
+        losses.append(float(to_host(metrics)['train/loss'].squeeze()))
     end = to_host(mapper.global_state(state))
     errors = [_difference(losses, arrays['step_losses']), _difference(end.queue.keys, arrays['step_queue'])]
     for part, tree in (('theta', end.params), ('xi', end.momentum_params)):
@@ -290,6 +290,31 @@ def collective_case(arrays: Arrays) -> float:
     return max(_difference(found[0][0], rows.sum(axis=0)), _difference(found[1][-1], rows))
 
 
+def encoder_case(arrays: Arrays) -> float:
+    """An encoder of 64 channels in float32 against float64: TensorFloat-32 or bfloat16 would show as 1e-4 or more."""
+    import jax
+
+    from dualcl_jax.models.encoder import Encoder
+
+    del arrays
+    encoder = Encoder('tiny', 'cifar', width=64, projection='mlp', predictor='none', hidden=1, dim=64)
+    images = np.random.default_rng(0).normal(size=(32, 16, 16, 3)).astype(np.float32)
+    variables = jax.jit(partial(encoder.init, train=False))(jax.random.key(0), images)
+    found = jax.jit(partial(encoder.apply, train=False))(variables, images).projection
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables['params'])
+    x = images.astype(np.float64)
+    for name in ('conv1', 'conv2'):
+        side, kernel = x.shape[1], params['backbone'][name]['kernel']
+        padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        taps = [padded[:, i : i + side : 2, j : j + side : 2] @ kernel[i, j] for i in range(3) for j in range(3)]
+        x = np.maximum(np.sum(taps, axis=0), 0)
+    x = x.mean((1, 2))
+    layers = list(params['projection'].values())
+    for layer in layers[:-1]:
+        x = np.maximum(x @ layer['kernel'] + layer['bias'], 0)
+    return _difference(found, x @ layers[-1]['kernel'] + layers[-1]['bias'])
+
+
 CASES: dict[str, tuple[Callable[[Arrays], float], float]] = {
     'loss': (loss_case, 1e-5),
     'gradient': (gradient_case, 1e-5),
@@ -301,6 +326,7 @@ CASES: dict[str, tuple[Callable[[Arrays], float], float]] = {
     'draws': (draws_case, 0.0),
     'views': (views_case, 1e-4),
     'optimizer': (optimizer_case, 1e-6),
+    'encoder in float32': (encoder_case, 1e-5),
     'whole step': (step_case, 1e-4),
     'determinism': (determinism_case, 0.0),
     'collectives': (collective_case, 1e-6),

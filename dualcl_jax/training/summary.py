@@ -1,4 +1,4 @@
-"""What a run says of itself: the header before it starts, its status, and `summary.json` when it is done."""
+"""What a run reports: a header before it starts, a status line while it trains, `summary.json` in the end."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,12 +13,18 @@ from dualcl_jax.system.console import duration
 from dualcl_jax.system.versions import versions
 from dualcl_jax.training.plan import Plan
 from dualcl_jax.training.run import Run
-from dualcl_jax.workdir.metrics import MetricsLog, Record
+from dualcl_jax.workdir.metrics import KNN_BACKBONE, MetricsLog, Record
 
 
-def header(run: Plan, params: optax.Params) -> dict[str, str]:
-    """What will happen, a fact a line."""
-    config, method, mesh = run.config, run.method, run.mesh
+def header(plan: Plan, params: optax.Params, damaged: Mapping[int, str] | None = None) -> dict[str, str]:
+    """What the run will do, one fact per line.
+
+    Args:
+      plan: of the run.
+      params: of its online encoder, or their shapes.
+      damaged: steps of checkpoints that could not be used, and why.
+    """
+    config, method, mesh = plan.config, plan.method, plan.mesh
     devices, processes = mesh.devices.size, jax.process_count()
     share = config.train.batch_size // devices
     parts = method.accumulate_steps
@@ -31,21 +37,21 @@ def header(run: Plan, params: optax.Params) -> dict[str, str]:
         norm = f'over {share // (parts * groups)} images' + (
             f', {groups} groups a device' if groups > 1 else ' of a device'
         )
-    facts = describe_method(config, method, run.splits, params, run.total_steps) | {
+    facts = describe_method(config, method, plan.splits, params, plan.total_steps) | {
         'batch statistics': f'{config.model.norm}: {norm}' + (', keys shuffled' if method.shuffle_keys else ''),
         'devices': f'{devices} × {kind} in {processes} {"process" if processes == 1 else "processes"}'
         f', batch {config.train.batch_size} = {share} a device'
         + (f' in {parts} parts' if parts > 1 else '')
         + f', {config.parallel.mapper}',
-        'steps': f'{run.total_steps:,} ({run.total_steps / run.steps_per_epoch:.3g} epochs)'
-        + (f', going on from step {run.start_step:,}' if run.start_step else ''),
-        'workdir': str(run.folder),
+        'steps': f'{plan.total_steps:,} ({plan.total_steps / plan.steps_per_epoch:.3g} epochs)'
+        + (f', resuming from step {plan.start_step:,}' if plan.start_step else ''),
+        'workdir': str(plan.folder),
     }
-    if config.monitor.every_epochs and not can_monitor(run.splits):
+    if config.monitor.every_epochs and not can_monitor(plan.splits):
         facts['kNN accuracy'] = 'not measured: it needs labelled images, for training and for testing'
-    for step, reason in run.damaged.items() if isinstance(run, Run) else ():
-        facts[f'damaged checkpoint {step}'] = f'{reason}; moved to {run.folder / "damaged"}'
-    if config.init_from and not run.start_step:
+    for step, reason in (damaged or {}).items():
+        facts[f'damaged checkpoint {step}'] = f'{reason}; moved to {plan.folder / "damaged"}'
+    if config.init_from and not plan.start_step:
         facts['starts from'] = f'the encoder of {config.init_from}'
     if config.loss.shuffle_keys and devices * groups == method.encoder.span:
         facts['warning'] = 'loss.shuffle_keys changes nothing with one BN group'
@@ -53,7 +59,7 @@ def header(run: Plan, params: optax.Params) -> dict[str, str]:
 
 
 def status(record: Record, knn_top1: float | None) -> str:
-    """A short line about a record of training metrics."""
+    """A status line for a record of training metrics."""
     parts = [f'epoch {record["train/epoch"]:.1f}', f'loss {record["train/loss"]:.3f}']
     parts.append(f'(chance {record["train/loss_chance"]:.2f})')
     if knn_top1 is not None:
@@ -74,23 +80,24 @@ def results(
 ) -> dict[str, Any]:
     """The content of `summary.json`; what was not measured is None.
 
-    A run that only had to be finished has the rate of its last record.
+    Where no step was left to do, the rate is that of the last record.
     """
+    plan = run.plan
     return {
-        'step': run.total_steps,
-        'resumed_from_step': run.resumed_from,
-        'images_seen': run.total_steps * run.config.train.batch_size,
+        'step': plan.total_steps,
+        'resumed_from_step': plan.resumed_from,
+        'images_seen': plan.total_steps * plan.config.train.batch_size,
         'images_per_second': rates.get('time/images_per_second', log.last('time/images_per_second')),
         'input_wait_fraction': rates.get('time/input_wait_fraction', log.last('time/input_wait_fraction')),
         'skipped_steps': list(skipped_steps),
         'loss': log.last('train/loss'),
-        'knn_top1': log.last('monitor/knn_top1_backbone'),
+        'knn_top1': log.last(KNN_BACKBONE),
         'knn_top1_projection': log.last('monitor/knn_top1_projection'),
         'knn_top1_raw_pixels': log.at_start('monitor/knn_top1_raw_pixels'),
-        'knn_top1_random_encoder': None if run.config.init_from else log.at_start('monitor/knn_top1_backbone'),
+        'knn_top1_random_encoder': None if plan.config.init_from else log.at_start(KNN_BACKBONE),
         'wall_time_s': round(wall_time_s, 3),
         'state_sha256': state_sha256,
-        'config': run.config.to_dict(),
+        'config': plan.config.to_dict(),
         'versions': versions(),
     }
 

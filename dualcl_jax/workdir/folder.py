@@ -114,10 +114,18 @@ def stored_config(workdir: epath.Path) -> ConfigDict | None:
         raise UserError(f'{stored}: not a valid config ({error}); start in a new --workdir') from error
 
 
-def check_same_run(workdir: epath.Path, config: ConfigDict) -> None:
-    """Raises UserError, naming the fields, if the folder holds a run with another method or other data."""
-    before = stored_config(workdir)
-    fields = differing_fields(before, config) if before is not None else []
+def check_same_run(workdir: epath.Path, stored: ConfigDict | None, config: ConfigDict) -> None:
+    """Checks that a resolved config is that of the run in the folder, but for operational fields.
+
+    Args:
+      workdir: named in the error.
+      stored: the config in it (`stored_config`); None where there is no run.
+      config: what the folder is to be trained with.
+
+    Raises:
+      UserError: the method or the data differ; it names the fields.
+    """
+    fields = differing_fields(stored, config) if stored is not None else []
     if fields:
         measured = all(field.startswith(('data.mean ', 'data.std ')) for field in fields)
         raise UserError(

@@ -17,6 +17,9 @@ from dualcl_jax.system.files import write_text
 
 Record = dict[str, Any]
 
+KNN_BACKBONE = 'monitor/knn_top1_backbone'
+"""The metric by which runs and checkpoints are compared: kNN accuracy of backbone features, in [0, 1]."""
+
 REMOTE_SECONDS = 60.0
 """How often records are written to a remote folder, whose files cannot be appended to."""
 FLUSH_SECONDS = 30.0

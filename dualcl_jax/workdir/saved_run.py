@@ -22,10 +22,9 @@ from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import reachable
 from dualcl_jax.workdir.checkpoint import Checkpoints
 from dualcl_jax.workdir.folder import read_examples
-from dualcl_jax.workdir.metrics import read_records
+from dualcl_jax.workdir.metrics import KNN_BACKBONE, read_records
 
 LATEST, BEST = 'latest', 'best'
-KNN = 'monitor/knn_top1_backbone'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +115,8 @@ def _choose(folder: epath.Path, steps: list[int], step: str) -> int:
     if step == LATEST:
         return steps[-1]
     if step == BEST:
-        measured = [record for record in read_records(folder / 'metrics.jsonl') if KNN in record]
-        known = {at: [record[KNN] for record in measured if record['step'] <= at][-1:] for at in steps}
+        measured = [record for record in read_records(folder / 'metrics.jsonl') if KNN_BACKBONE in record]
+        known = {at: [record[KNN_BACKBONE] for record in measured if record['step'] <= at][-1:] for at in steps}
         scores = [(score, at) for at, found in known.items() for score in found]
         if not scores:
             raise UserError(

@@ -11,7 +11,7 @@ from etils import epath
 from dualcl_jax.system.config import to_json
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import check_output, write_output
-from dualcl_jax.workdir.metrics import read_records
+from dualcl_jax.workdir.metrics import KNN_BACKBONE, read_records
 from experiments.ablation.sweep import PLACES, Job, Sweep, configured
 
 Record = dict[str, Any]
@@ -147,10 +147,10 @@ def write_record(folder: Path, job: Job) -> Record:
                 'step': found['step'],
                 'passes': round(found['step'] * job.passes / job.steps),
                 'wall_time_s': found['wall_time_s'],
-                'knn_backbone': found['monitor/knn_top1_backbone'],
+                'knn_backbone': found[KNN_BACKBONE],
             }
             for found in logged
-            if 'monitor/knn_top1_backbone' in found
+            if KNN_BACKBONE in found
         ],
         'state_sha256': summary['state_sha256'],
         'versions': summary['versions'],

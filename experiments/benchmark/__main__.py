@@ -10,7 +10,9 @@ import functools
 import itertools
 import json
 import os
+import shutil
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -26,10 +28,11 @@ from rich.table import Table
 from dualcl_jax.data.images.source import image_source
 from dualcl_jax.data.loader import Loader
 from dualcl_jax.losses import info_nce, normalize
-from dualcl_jax.method.build import build_method, resolved_selector
+from dualcl_jax.method.build import build_method
 from dualcl_jax.method.negatives.queue import UNKNOWN, Queue, noise_queue
 from dualcl_jax.method.negatives.queue_loss import Anchors, contrast_with_queue
 from dualcl_jax.method.negatives.selectors import AUTO, SELECTORS
+from dualcl_jax.method.resolve import resolve
 from dualcl_jax.method.state import create_train_state
 from dualcl_jax.method.views import VIEWS
 from dualcl_jax.method.views.images import PRESETS, make_views
@@ -41,6 +44,7 @@ from dualcl_jax.system.machine import processor
 from dualcl_jax.system.processes.start import start
 from dualcl_jax.system.versions import versions
 from experiments.benchmark import data, runs
+from experiments.benchmark.step import config_step
 
 Cases = list[dict[str, Any]]
 Timing = tuple[float, float, float]
@@ -142,8 +146,7 @@ def step(rounds: int) -> Cases:
             config = cifar10_moco.get_config()
             config.model.width, config.model.dtype = 16, dtype
             config.loss.symmetric, config.negatives.selector = symmetric, selector
-            config.negatives.selector = resolved_selector(config, mesh.devices.flat[0].platform)
-            config.data.mean = config.data.std = (0.5, 0.5, 0.5)
+            config = resolve(config, platform=mesh.devices.flat[0].platform)
             views = VIEWS['images'](config, _batch(1).examples)
             method = build_method(config, views, total_steps=1000, steps_per_epoch=100, num_devices=mesh.devices.size)
             mapper = MAPPERS[config.parallel.mapper](mesh)
@@ -219,7 +222,20 @@ def conditions(flags: argparse.Namespace) -> dict[str, Any]:
     command = f'python -m experiments.benchmark {flags.name} --rounds={flags.rounds}'
     if flags.name == 'peer':
         command += f' --widths {" ".join(map(str, flags.widths))} --dtypes {" ".join(flags.dtypes)}'
-    return {'command': command, 'machine': machine, 'versions': versions()}
+    if flags.name == 'step' and flags.config:
+        command += f' --steps={flags.steps}' + (f' --batch={flags.batch}' if flags.batch else '')
+        command += ''.join(f' --config={path}' for path in flags.config)
+        command += ''.join(f' --config.{field}' for field in flags.fields)
+    return {'command': command, 'machine': machine, 'devices': devices(), 'versions': versions()}
+
+
+def devices() -> str:
+    """The accelerators of this machine, with the driver of a GPU; empty on a machine without."""
+    if shutil.which('nvidia-smi') is None:
+        return '' if jax.default_backend() == 'cpu' else f'{jax.device_count()} × {jax.devices()[0].device_kind}'
+    query = ['nvidia-smi', '--query-gpu=name,driver_version', '--format=csv,noheader']
+    found = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split('\n')
+    return '; '.join(f'{name}, driver {driver}' for name, driver in (line.split(', ') for line in found if line))
 
 
 def show(flags: argparse.Namespace, cases: Cases) -> None:
@@ -246,13 +262,26 @@ def main() -> int:
     parser.add_argument('--peer_python', type=Path, help='the Python that it runs in')
     parser.add_argument('--widths', type=int, nargs='+', default=[16, 64], help='of the networks that peer compares')
     parser.add_argument('--dtypes', nargs='+', choices=DTYPES, default=DTYPES, help='that peer compares')
-    flags = parser.parse_args()
-    if flags.rounds < 1:
-        raise UserError(f'--rounds={flags.rounds}: must be at least 1')
+    parser.add_argument('--config', action='append', default=[], help='that step times, in place of its own cases')
+    parser.add_argument('--batch', type=int, default=0, help='of the step of --config; 0: the batch of the config')
+    parser.add_argument('--steps', type=int, default=20, help='of the step of --config, between two looks at the clock')
+    parser.add_argument(
+        '--peak_tflops', type=float, default=0.0, help='of one device, for the share of it that is used'
+    )
+    flags, fields = parser.parse_with_fields(sys.argv[1:])
+    flags.fields = fields
+    for name in ('rounds', 'steps'):
+        if getattr(flags, name) < 1:
+            raise UserError(f'--{name}={getattr(flags, name)}: must be at least 1')
+    if flags.fields and not (flags.name == 'step' and flags.config):
+        raise UserError(f'--config.{flags.fields[0]}: only `step --config=FILE` takes fields')
     if flags.name in RUNS:
         show(flags, RUNS[flags.name](flags))
     else:
         start(None, None, None)
+        if flags.name == 'step' and flags.config:
+            show(flags, config_step(flags, flags.fields, compare))
+            return 0
         show(flags, BENCHMARKS[flags.name](flags.rounds))
     return 0
 

@@ -30,7 +30,7 @@ from dualcl_jax.method.validation import validate
 from dualcl_jax.models.exports import FORMATS, Description, load, stablehlo, weights
 from dualcl_jax.system.config import flatten, override, to_json
 from dualcl_jax.system.errors import UserError, ending
-from dualcl_jax.workdir.folder import check_same_run, read_summary
+from dualcl_jax.workdir.folder import check_same_run, read_summary, stored_config
 from dualcl_jax.workdir.metrics import MetricsLog, read_records
 from tests.support.bad_files import encode, photo
 
@@ -102,7 +102,7 @@ def read_image(folder: Path, content: bytes) -> Any:
 
 def read_config(folder: Path, content: bytes) -> Any:
     written(folder, 'config.json', content)
-    return check_same_run(epath.Path(folder), CONFIG)
+    return check_same_run(epath.Path(folder), stored_config(epath.Path(folder)), CONFIG)
 
 
 def read_metrics(folder: Path, content: bytes) -> Any:

@@ -123,7 +123,7 @@ def stopped(trainer: Trainer, workdir: Path, number: int, expected: Path) -> flo
         ended = finish(process, 75)
         took = time.monotonic() - began
     step = max(checkpoints(workdir))
-    assert ended.out.splitlines()[-1] == f'stopped after step {step} of 300 and saved; run the same command to go on'
+    assert ended.out.splitlines()[-1] == f'stopped after step {step} of 300 and saved; run the same command to resume'
     trainer.run(workdir, *LONG)
     assert summary(workdir)['resumed_from_step'] == step
     assert_same_end(workdir, expected)

@@ -5,10 +5,12 @@ from typing import Any
 import numpy as np
 
 from dualcl_jax.method.build import Method, build_method
+from dualcl_jax.method.resolve import resolve
 from dualcl_jax.method.views import VIEWS
 
 
 def image_method(config: Any, *, channels: int = 3, **lengths: int) -> Method:
-    """The method of a config for images of so many channels; `lengths` are those of `build_method`."""
+    """The method of a config, resolved for CPUs, for images; `lengths` are those of `build_method`."""
+    config = resolve(config, platform='cpu')
     views = VIEWS['images'](config, np.empty((0, 1, 1, channels), np.uint8))
     return build_method(config, views, **lengths)

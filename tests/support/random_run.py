@@ -13,10 +13,11 @@ from dualcl_jax.data import Source, load
 from dualcl_jax.evaluators.embed import Embedder
 from dualcl_jax.method.build import Method
 from dualcl_jax.method.negatives.queue import Queue
+from dualcl_jax.method.resolve import resolve
 from dualcl_jax.method.state import TrainState, create_train_state
 from dualcl_jax.reports.samples import Samples, take_samples
 from dualcl_jax.reports.subject import Subject
-from dualcl_jax.system.config import override
+from dualcl_jax.system.config import from_json, override, to_json
 from dualcl_jax.system.devices import device_mesh, replicate, to_host
 from dualcl_jax.workdir.saved_run import SavedRun
 from tests.support.methods import image_method
@@ -33,6 +34,7 @@ def random_run(folder: Path, *fields: str, channels: int = 3, labels: bool = Tru
     override(config, ['data.name=npz', f'data.path={data}', 'data.image_size=16', *small, 'train.steps=24', *fields])
     train = load(config.data).train
     config.data.mean, config.data.std = (0.4,) * channels, (0.3,) * channels
+    config = from_json(to_json(resolve(config, platform='cpu')))  # as it is read from a workdir
     method = image_method(config, channels=channels, total_steps=STEP, steps_per_epoch=16, num_devices=1)
     mesh = device_mesh()
     state = replicate(random_state(method, train), mesh)

@@ -67,10 +67,10 @@ def test_files_of_a_run(buckets, monkeypatch):
     assert str(folder) == remote
     config = default.get_config()
     workdir.write_config(folder, config)
-    workdir.check_same_run(folder, config)
+    workdir.check_same_run(folder, workdir.stored_config(folder), config)
     config.seed = 1
     with pytest.raises(UserError, match='holds a run with a different seed'):
-        workdir.check_same_run(folder, config)
+        workdir.check_same_run(folder, workdir.stored_config(folder), config)
     summary = {'step': 3, 'loss': 1.0, 'knn_top1': None, 'wall_time_s': 2.0, 'state_sha256': ''}
     workdir.write_json(folder / 'summary.json', summary)
     assert workdir.read_summary(folder) == summary

@@ -102,7 +102,7 @@ def test_stopped_by_sigterm(trainer: Trainer, uninterrupted: Path, tmp_path: Pat
     [step] = checkpoints(workdir)  # the one of the signal
     assert 0 < step < 300
     assert stopped.out.splitlines()[-1] == (
-        f'stopped after step {step} of 300 and saved; run the same command to go on'
+        f'stopped after step {step} of 300 and saved; run the same command to resume'
     )
     assert stopped.err == ''
     trainer.run(workdir, *LONG, 'checkpoint.every_steps=0')

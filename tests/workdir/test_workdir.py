@@ -15,7 +15,14 @@ from dualcl_jax.data.images.source import image_source
 from dualcl_jax.system.config import override
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import write_json, write_text
-from dualcl_jax.workdir.folder import check_same_run, open_workdir, read_summary, write_config, write_data_report
+from dualcl_jax.workdir.folder import (
+    check_same_run,
+    open_workdir,
+    read_summary,
+    stored_config,
+    write_config,
+    write_data_report,
+)
 
 
 def source(images: np.ndarray, classes: int = 3) -> ArraySource:
@@ -40,21 +47,21 @@ def test_open_workdir_refuses(tmp_path: Path, path: str) -> None:
 
 def test_check_same_run(tmp_path: Path) -> None:
     folder, config = epath.Path(tmp_path), default.get_config()
-    check_same_run(folder, config)  # nothing there yet
+    check_same_run(folder, stored_config(folder), config)  # nothing there yet
     config.data.mean, config.data.std = (0.5, 0.4, 0.3), (0.2, 0.2, 0.2)
     write_config(folder, config)
-    check_same_run(folder, config)
+    check_same_run(folder, stored_config(folder), config)
     override(config, ['monitor.k=3'])
-    check_same_run(folder, config)
+    check_same_run(folder, stored_config(folder), config)
     override(config, ['data.mean=0.1,0.4,0.3'])
     with pytest.raises(UserError, match=r'data\.mean \(\(0\.5, .*\n.*the images of that run'):
-        check_same_run(folder, config)
+        check_same_run(folder, stored_config(folder), config)
     override(config, ['loss.symmetric=False'])
     with pytest.raises(UserError, match=r'loss\.symmetric \(True, now False\)\n.*the config of that run'):
-        check_same_run(folder, config)
+        check_same_run(folder, stored_config(folder), config)
     (folder / 'config.json').write_text('[')
     with pytest.raises(UserError, match=r'config\.json: not a valid config'):
-        check_same_run(folder, config)
+        check_same_run(folder, stored_config(folder), config)
 
 
 def test_data_report(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from logging import getLogger
 from typing import Any
@@ -35,6 +35,15 @@ slower; the loss head alone took 1.1 times as long."""
 CPU_FLAGS_KNOWN_TO = ((0, 12), (0, 13))
 """The range of jaxlib versions [from, below) known to accept these flags: XLA aborts on a flag it does not know."""
 
+GPU_FLAGS = ('--xla_gpu_exclude_nondeterministic_ops=true',)
+"""With these a program on GPUs gives the same bits each time it runs. A program with an operation that has no such
+implementation fails to compile; a training step has none.
+
+On an H200 with jax 0.11.2, 60 steps of ResNet-18 and 24 of ResNet-50, in bfloat16, end in the same state twice, each
+compiled anew, and once more when killed and resumed. Without the flags two runs differ."""
+GPU_PLUGINS = ('jax_cuda12_plugin', 'jax_cuda13_plugin', 'jax_rocm60_plugin', 'jax_rocm7_plugin')
+"""Packages of which JAX needs one to find a GPU."""
+
 MALLOC_OPTIONS = {'M_ARENA_MAX': (-8, 1), 'M_MMAP_THRESHOLD': (-3, 2**31 - 1), 'M_TRIM_THRESHOLD': (-1, 2**31 - 1)}
 """Number and value of the options of glibc's `mallopt` that make it keep and reuse freed memory."""
 
@@ -45,6 +54,7 @@ def start(
     process_id: int | None,
     facts: roll_call.Facts | None = None,
     timeout_s: float = 50.0,
+    deterministic: bool = True,
 ) -> None:
     """Sets up JAX. Call it once, before anything uses a device.
 
@@ -54,6 +64,7 @@ def start(
       process_id: which of them this is.
       facts: what must be equal in all processes besides the versions, such as the fields of the config.
       timeout_s: how long to wait for the others.
+      deterministic: on GPUs, whether XLA uses only kernels that give the same bits each time.
 
     Raises:
       UserError: a process is missing, late or different, or the flags contradict each other.
@@ -68,6 +79,8 @@ def start(
     if cpu_only:
         _set_cpu_flags()
         _keep_freed_memory()
+    if deterministic and any(importlib.util.find_spec(plugin) for plugin in GPU_PLUGINS):
+        _add_xla_flags(GPU_FLAGS)
     _use_compilation_cache(platform.node() if cpu_only else 'compiled')
     import jax
 
@@ -113,16 +126,20 @@ def _cpu_only() -> bool:
 
 
 def _set_cpu_flags() -> None:
-    """Puts `CPU_FLAGS` before the user's own flags in XLA_FLAGS.
+    """Adds `CPU_FLAGS` to XLA_FLAGS.
 
     Skipped if the user names a compilation cache: jaxlib 0.12 fails to store programs that call oneDNN.
     """
     version = tuple(int(part) for part in importlib.metadata.version('jaxlib').split('.')[:2])
     cached = 'JAX_COMPILATION_CACHE_DIR' in os.environ
     if not cached and CPU_FLAGS_KNOWN_TO[0] <= version < CPU_FLAGS_KNOWN_TO[1]:
-        given = os.environ.get('XLA_FLAGS', '')
-        flags = (flag for flag in CPU_FLAGS if flag.split('=')[0] not in given)
-        os.environ['XLA_FLAGS'] = ' '.join([*flags, given]).strip()
+        _add_xla_flags(CPU_FLAGS)
+
+
+def _add_xla_flags(flags: Sequence[str]) -> None:
+    """Puts flags before the user's own in XLA_FLAGS, except those that the user set."""
+    given = os.environ.get('XLA_FLAGS', '')
+    os.environ['XLA_FLAGS'] = ' '.join([*(flag for flag in flags if flag.split('=')[0] not in given), given]).strip()
 
 
 def _use_compilation_cache(name: str) -> None:

@@ -1,0 +1,77 @@
+"""The steps under way on the devices, and what becomes of their metrics."""
+
+import collections
+
+import jax
+
+from dualcl_jax.data import Loader
+from dualcl_jax.system.console import Console
+from dualcl_jax.system.devices import to_host
+from dualcl_jax.training import summary
+from dualcl_jax.training.health import Skipped, warning
+from dualcl_jax.training.pace import Pace
+from dualcl_jax.training.run import Run
+from dualcl_jax.workdir.metrics import KNN_BACKBONE, MetricsLog
+
+Metrics = dict[str, jax.Array]
+
+
+class InFlight:
+    """Waits for steps in the order in which they were started, and records what they measured.
+
+    The metrics of the first, the last and every `log.every_steps`-th step are written and shown. A step that was
+    skipped, because its loss, gradient or next state was not finite, is always recorded.
+
+    Args:
+      run: whose steps they are.
+      log: the records go in here.
+      console: shows progress and warnings.
+      loader: of the batches: the rates say how long the run waited for it.
+
+    Attributes:
+      pace: of the steps that are done.
+      skipped: the steps that were skipped.
+    """
+
+    def __init__(self, run: Run, log: MetricsLog, console: Console, loader: Loader) -> None:
+        self.pace = Pace(run.plan.config.train.batch_size)
+        self.skipped = Skipped(run, log)
+        self._run, self._log, self._console, self._loader = run, log, console, loader
+        self._steps: collections.deque[tuple[int, Metrics]] = collections.deque()
+
+    def add(self, step: int, metrics: Metrics) -> None:
+        """Takes a step that was just started."""
+        self._steps.append((step, metrics))
+
+    def settle(self, most: int) -> None:
+        """Waits until at most `most` steps are under way.
+
+        Raises:
+          UserError: a step had to be skipped, and it is one more than `skip_nonfinite` allows.
+        """
+        while len(self._steps) > most:
+            self._settle_oldest()
+
+    def rates(self) -> dict[str, float]:
+        """Images per second and the share of time spent waiting for input, since the first step."""
+        return self.pace.overall(self._loader.wait_seconds)
+
+    def _settle_oldest(self) -> None:
+        step, metrics = self._steps.popleft()
+        finite = bool(to_host(metrics.pop('train/finite')).all())
+        self.pace.step_done(self._loader.wait_seconds)
+        if not finite:
+            self._console.warn(self.skipped.add(step, metrics, self._run.wall_time_s()))
+        elif step in (1, self._run.plan.total_steps) or step % self._run.plan.config.log.every_steps == 0:
+            self._record(step, metrics)
+        self._console.warn(self._log.problem())
+
+    def _record(self, step: int, metrics: Metrics) -> None:
+        """Writes the metrics of a step, and shows them."""
+        plan = self._run.plan
+        values = {name: float(value.squeeze()) for name, value in to_host(metrics).items()}
+        values |= {'train/epoch': step / plan.steps_per_epoch} | self.pace.recent(self._loader.wait_seconds)
+        record = self._log.write(step, self._run.wall_time_s(), values)
+        text = summary.status(record, self._log.last(KNN_BACKBONE))
+        self._console.status(step, text, self.pace.seconds_per_step())
+        self._console.warn(warning(self._log.records, plan.total_steps))

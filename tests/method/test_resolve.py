@@ -1,0 +1,123 @@
+"""Resolving a config: what it leaves open gets a value, the result is frozen, the config given is not changed."""
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import default
+from dualcl_jax.method.build import build_method
+from dualcl_jax.method.length import run_length
+from dualcl_jax.method.negatives.selectors import SELECTORS
+from dualcl_jax.method.resolve import resolve
+from dualcl_jax.method.views import VIEWS
+from dualcl_jax.system.config import differing_fields, flatten, from_json, method_sha256, override, to_json
+from dualcl_jax.system.errors import UserError
+
+STATISTICS = (0.5, 0.4, 0.3), (0.3, 0.2, 0.1)
+GIVEN = ('data.mean=0.1,0.2,0.3', 'data.std=0.4,0.5,0.6')
+
+
+def config_with(*fields: str) -> ConfigDict:
+    config = default.get_config()
+    override(config, fields)
+    return config
+
+
+@pytest.mark.parametrize('fields', [(), GIVEN, ('negatives.selector=ring',)])
+def test_the_config_given_is_not_changed(fields: tuple[str, ...]) -> None:
+    config = config_with(*fields)
+    resolved = resolve(config, platform='cpu', statistics=STATISTICS)
+    assert config == config_with(*fields)
+    changed = {field for field, value in flatten(resolved) if value != dict(flatten(config))[field]}
+    assert changed <= {'negatives.selector', 'data.mean', 'data.std'}
+    override(config, ['views.hue=0.25', 'seed=9'])
+    assert resolved == resolve(config_with(*fields), platform='cpu', statistics=STATISTICS)  # shares nothing with it
+
+
+def test_the_result_is_frozen() -> None:
+    resolved = resolve(config_with(), platform='cpu')
+    for change in (
+        lambda: setattr(resolved, 'seed', 1),
+        lambda: setattr(resolved.data, 'mean', (0.5,)),
+        lambda: resolved.unlock(),
+    ):
+        with pytest.raises(AttributeError, match='immutable'):
+            change()
+
+
+@pytest.mark.parametrize('fields', [(), ('negatives.schedule=linear',), ('negatives.k=7',), GIVEN])
+def test_twice_is_once(fields: tuple[str, ...]) -> None:
+    resolved = resolve(config_with(*fields), platform='cpu', statistics=STATISTICS)
+    again = resolve(resolved, platform='gpu', statistics=((0.1,), (0.1,)), stored=config_with())
+    assert again == resolved
+    assert to_json(again) == to_json(resolved)
+
+
+@pytest.mark.parametrize(
+    ('platform', 'fields', 'name'),
+    [
+        ('cpu', ('negatives.k=1024', 'queue.size=4096'), 'threshold'),
+        ('cpu', ('negatives.k=32', 'queue.size=4096'), 'top_k'),
+        ('tpu', ('negatives.k=32', 'queue.size=4096'), 'threshold'),
+        ('gpu', ('negatives.k=32', 'queue.size=4096'), 'threshold'),
+        ('gpu', ('negatives.schedule=cosine',), 'threshold'),
+        ('cpu', ('queue.size=0', 'negatives.k=2', 'train.batch_size=256'), 'top_k'),
+        ('tpu', ('negatives.selector=ring',), 'ring'),
+        ('cpu', ('negatives.selector=all',), 'all'),
+    ],
+)
+def test_selector(platform: str, fields: tuple[str, ...], name: str) -> None:
+    assert resolve(config_with(*fields), platform=platform).negatives.selector == name
+
+
+@pytest.mark.parametrize(
+    ('stored', 'asked', 'name'),
+    [
+        ('top_k', 'auto', 'top_k'),  # chosen before: kept, whatever this platform would get
+        ('threshold', 'auto', 'threshold'),
+        ('all', 'auto', 'threshold'),  # never chosen for 'auto': another method
+        ('top_k', 'threshold', 'threshold'),
+    ],
+)
+def test_a_stored_selector_is_kept(stored: str, asked: str, name: str) -> None:
+    before = config_with(f'negatives.selector={stored}')
+    config = config_with(f'negatives.selector={asked}')
+    assert resolve(config, platform='tpu', stored=before).negatives.selector == name
+    with before.unlocked():
+        del before.negatives.selector  # a run of an older version
+    assert resolve(config, platform='tpu', stored=before).negatives.selector == 'threshold'
+
+
+def test_statistics_are_for_a_config_without() -> None:
+    measured = resolve(config_with(), platform='cpu', statistics=STATISTICS).data
+    assert (measured.mean, measured.std) == STATISTICS
+    given = resolve(config_with(*GIVEN), platform='cpu', statistics=STATISTICS).data
+    assert (given.mean, given.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert resolve(config_with(), platform='cpu').data.mean == ()
+
+
+def test_what_a_workdir_stores() -> None:
+    """As if the fields had been set in the config by hand: the same text, and the same hash in every checkpoint."""
+    resolved = resolve(config_with(), platform='tpu', statistics=STATISTICS)
+    config = config_with('negatives.selector=threshold')
+    config.data.mean, config.data.std = STATISTICS
+    assert to_json(resolved) == to_json(config)
+    assert method_sha256(resolved) == method_sha256(config)
+    assert differing_fields(from_json(to_json(resolved)), resolved) == []
+
+
+def test_a_method_is_built_from_a_resolved_config() -> None:
+    config = config_with('model.name=tiny')
+    lengths = {'total_steps': 1, 'steps_per_epoch': 1, 'num_devices': 1}
+    views = VIEWS['images'](config_with(*GIVEN), np.empty((0, 1, 1, 3), np.uint8))
+    with pytest.raises(KeyError, match='auto'):
+        build_method(config, views, **lengths)
+    resolved = resolve(config, platform='cpu', statistics=STATISTICS)
+    assert build_method(resolved, views, **lengths).select is SELECTORS['threshold']
+
+
+def test_run_length() -> None:
+    assert run_length(config_with('train.batch_size=32', 'train.epochs=3'), 100) == (3, 9)
+    assert run_length(config_with('train.batch_size=32', 'train.epochs=3', 'train.steps=5'), 100) == (3, 5)
+    with pytest.raises(UserError, match=r'more than the 31 training examples'):
+        run_length(config_with('train.batch_size=32'), 31)
