@@ -1,18 +1,28 @@
-"""Data sets, the order in which they are seen, and the loader. NumPy only: nothing here starts a JAX backend."""
+"""Data sets, the order of their examples, and the loader. NumPy only: nothing here starts a JAX backend."""
 
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from dualcl_jax.data.images import folder, npz, photo_patches, tfds
-from dualcl_jax.data.images.encoded import EncodedSource
-from dualcl_jax.data.loader import Batch, Loader
-from dualcl_jax.data.source import ArraySource, Source, Splits, hold_out, limit_train
+from dualcl_jax.data.loader import Batch, Loader, batch_spec
+from dualcl_jax.data.source import ArraySource, HostViews, Source, Splits, example_spec, hold_out, limit_train
 from dualcl_jax.system.errors import UserError
 
-__all__ = ['SOURCES', 'ArraySource', 'Batch', 'Loader', 'Source', 'Splits', 'load']
+__all__ = [
+    'SOURCES',
+    'ArraySource',
+    'Batch',
+    'HostViews',
+    'Loader',
+    'Source',
+    'Splits',
+    'batch_spec',
+    'example_spec',
+    'load',
+]
 
-# A set of your own: a function from the data config to its splits, and a line here. Any other name is a TFDS set.
+# To add a data set: a function from the data config to its splits, and a line here. Any other name is a TFDS set.
 SOURCES: dict[str, Callable[[Any], Splits]] = {
     'folder': folder.load,
     'npz': npz.load,
@@ -25,7 +35,7 @@ def load(data: Any, *, validate: bool = False) -> Splits:
 
     Args:
       data: the `data` part of the config; `num_examples` 0 takes whatever is found.
-      validate: give the images that `validation_fraction` holds out, if any, in the place of the test images: choices
+      validate: return the examples that `validation_fraction` holds out, if any, in place of the test split: choices
         are made by them, and a run that trains sees no others.
 
     Raises:
@@ -41,11 +51,6 @@ def load(data: Any, *, validate: bool = False) -> Splits:
         raise UserError(
             f'data.num_examples={data.num_examples}, but data.name={data.name} has {len(train)} training examples '
             'after data.limit: correct it, or set it to 0'
-        )
-    if data.validation_fraction and isinstance(train, EncodedSource):
-        raise UserError(
-            f'data.validation_fraction={data.validation_fraction}: only images in memory can be divided; raise '
-            'data.memory_bytes, set data.limit, or use 0'
         )
     train, validation = hold_out(train, data.validation_fraction)
     return Splits(train, validation if validate and validation is not None else test)

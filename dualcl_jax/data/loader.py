@@ -11,49 +11,62 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from dualcl_jax.data.images.crops import CropRecipe
-from dualcl_jax.data.images.encoded import EncodedSource
 from dualcl_jax.data.order import batch_indices, steps_per_epoch
-from dualcl_jax.data.source import Source
+from dualcl_jax.data.source import HostViews, Source
+from dualcl_jax.data.tree import ArraySpec, Tree, batch_of, map_tree, row_spec
 from dualcl_jax.data.workers import computed
 
 T = TypeVar('T')
-Array = Any  # NumPy as the loader makes it, a device array once it is placed
+Array = Any  # NumPy in the loader, a device array once it is placed
 CHUNK = 16
-"""Images of a batch that a worker decodes at a time."""
+"""Examples of a batch that a worker prepares at a time."""
 
 
 class Batch(NamedTuple):
     """The rows of one global batch that a process owns.
 
-    examples: uint8 [b, H, W, C], or [b, V, size, size, C] where the host has cut a crop for each view; ids: int32 [b],
-    the index in the training split; labels: int32 [b], -1 where unknown; positions: int32 [b], the position in the
-    global batch, from which an example's random key is made.
+    examples: a tree of arrays [b, ...], whole examples or what the host has made of them: of images uint8 [b, H, W, C]
+    or [b, V, size, size, C]; ids: int32 [b], the index in the training split; labels: int32 [b], -1 where unknown;
+    positions: int32 [b], the position in the global batch, from which an example's random key is made.
     """
 
-    examples: Array
+    examples: Tree
     ids: Array
     labels: Array
     positions: Array
 
 
+def batch_spec(example: Tree, size: int) -> Batch:
+    """Shapes and dtypes of a batch of `size` examples: a `Batch` of `ArraySpec`.
+
+    Args:
+      example: of one example, such as `example_spec(source, recipe)` with the recipe that the loader is given.
+      size: b.
+    """
+    column = ArraySpec((size,), np.dtype(np.int32))
+    return Batch(batch_of(example, size), column, column, column)
+
+
 def make_batch(source: Source, rows: np.ndarray, *, seed: int, step: int, batch_size: int) -> Batch:
-    """The rows `rows` (integers [b], positions in the global batch) of the global batch at `step`."""
+    """Whole examples of the global batch at `step`: those at `rows`, integers [b], positions in that batch."""
     ids = batch_indices(seed, step, len(source), batch_size)[rows]
     return _batch(source, source.examples(ids), ids, rows)
 
 
-def _batch(source: Source, images: np.ndarray, ids: np.ndarray, rows: np.ndarray) -> Batch:
-    return Batch(images, ids.astype(np.int32), source.labels[ids], rows.astype(np.int32))
+def _batch(source: Source, examples: Tree, ids: np.ndarray, rows: np.ndarray) -> Batch:
+    return Batch(examples, ids.astype(np.int32), source.labels[ids], rows.astype(np.int32))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _CropChunks:
-    """The crops of a process's rows, `CHUNK` at a time: a function of a chunk's number, counted over all steps."""
+class _Chunks:
+    """What the host makes of a process's rows, `CHUNK` at a time: a function of a chunk's number, over all steps.
 
-    source: EncodedSource
-    recipe: CropRecipe
+    It is sent to the workers by pickle.
+    """
+
+    views: HostViews
     rows: np.ndarray
+    num_examples: int
     seed: int
     batch_size: int
 
@@ -61,24 +74,28 @@ class _CropChunks:
     def per_step(self) -> int:
         return -(-len(self.rows) // CHUNK)
 
-    def __call__(self, number: int, out: np.ndarray) -> int:
+    def __call__(self, number: int, out: Tree) -> int:
         step, chunk = divmod(number, self.per_step)
         rows = self.rows[chunk * CHUNK : (chunk + 1) * CHUNK]
-        ids = batch_indices(self.seed, step, len(self.source), self.batch_size)[rows]
-        self.source.crops(ids, rows, self.recipe, self.seed, step, out[: len(rows)])
+        ids = batch_indices(self.seed, step, self.num_examples, self.batch_size)[rows]
+        self.views.make(ids, rows, self.seed, step, map_tree(lambda array: array[: len(rows)], out))
         return len(rows)
 
-    def batches(self, start_step: int, stop_step: int, workers: int) -> Generator[Batch, None, None]:
-        """The batches of these steps, decoded by `workers` processes."""
-        first, last = start_step * self.per_step, stop_step * self.per_step
-        chunks = computed(self, (CHUNK, *self.recipe.shape), first, last, workers)
-        with contextlib.closing(chunks):
-            for step in range(start_step, stop_step):
-                images = np.empty((len(self.rows), *self.recipe.shape), np.uint8)
-                for chunk in range(self.per_step):
-                    images[chunk * CHUNK : (chunk + 1) * CHUNK] = next(chunks)
-                ids = batch_indices(self.seed, step, len(self.source), self.batch_size)[self.rows]
-                yield _batch(self.source, images, ids, self.rows)
+
+def _host_batches(
+    source: Source, chunks: _Chunks, start_step: int, stop_step: int, workers: int
+) -> Generator[Batch, None, None]:
+    """The batches of these steps, prepared by `workers` processes."""
+    room = batch_of(row_spec(chunks.views.blank(0)), CHUNK)
+    results = computed(chunks, room, start_step * chunks.per_step, stop_step * chunks.per_step, workers)
+    with contextlib.closing(results):
+        for step in range(start_step, stop_step):
+            examples = chunks.views.blank(len(chunks.rows))
+            for chunk in range(chunks.per_step):
+                rows = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
+                map_tree(lambda out, made, rows=rows: np.copyto(out[rows], made), examples, next(results))
+            ids = batch_indices(chunks.seed, step, chunks.num_examples, chunks.batch_size)[chunks.rows]
+            yield _batch(source, examples, ids, chunks.rows)
 
 
 class Loader(Generic[T]):
@@ -96,9 +113,8 @@ class Loader(Generic[T]):
       batch_size: of the global batch.
       place: moves a batch to where the step wants it; called from the background thread.
       depth: how many batches to prepare ahead, at least 1.
-      recipe: the crops that the host cuts from whole images where the source is an `EncodedSource`; without it, and of
-        any other source, whole images come out.
-      workers: processes that cut them; with 0 the thread does it.
+      recipe: for the source's `host_views`; where these are None the batches hold whole examples.
+      workers: processes that make the host's views; with 0 the thread makes them.
 
     Attributes:
       wait_seconds: the time that `next` has spent waiting for the thread, in all.
@@ -118,10 +134,10 @@ class Loader(Generic[T]):
         stop_step: int,
         place: Callable[[Batch], T],
         depth: int = 2,
-        recipe: CropRecipe | None = None,
+        recipe: Any = None,
         workers: int = 0,
     ) -> None:
-        steps_per_epoch(len(source), batch_size)  # too small a set shows here, not in the thread
+        steps_per_epoch(len(source), batch_size)  # raises here, not in the thread, where the set is too small
         rows = np.asarray(rows)
         if rows.ndim != 1 or not np.issubdtype(rows.dtype, np.integer) or len(np.unique(rows)) != len(rows):
             raise ValueError(f'rows: expected distinct integers [b], got {rows.dtype} {rows.shape}')
@@ -131,9 +147,10 @@ class Loader(Generic[T]):
             raise ValueError(f'expected start_step >= 0 and depth >= 1, got {start_step} and {depth}')
         self.wait_seconds = 0.0
         self._place = place
-        if recipe and isinstance(source, EncodedSource) and len(rows):
-            cropped = _CropChunks(dataclasses.replace(source, report=None), recipe, rows, seed, batch_size)
-            self._batches: Generator[Batch, None, None] = cropped.batches(start_step, stop_step, workers)
+        views = source.host_views(recipe) if recipe is not None and len(rows) else None
+        if views is not None:
+            chunks = _Chunks(views, rows, len(source), seed, batch_size)
+            self._batches: Generator[Batch, None, None] = _host_batches(source, chunks, start_step, stop_step, workers)
         else:
             self._batches = (
                 make_batch(source, rows, seed=seed, step=step, batch_size=batch_size)

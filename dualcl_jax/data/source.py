@@ -1,4 +1,4 @@
-"""What a data set is here: uint8 images of one size, integer labels or none, and a fingerprint. NumPy only."""
+"""What a data set is: examples of any kind, integer labels or none, and a fingerprint. NumPy only."""
 
 import dataclasses
 import hashlib
@@ -8,26 +8,47 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from dualcl_jax.data.tree import Tree, describe, leaves, map_tree, num_rows, row_spec
 from dualcl_jax.system.errors import UserError
 
-LIMIT_SEED = (
-    0  # of the subset that data.limit keeps; never the run's seed, so that runs with other seeds see the same images
-)
-VALIDATION_SEED = 1  # of the images that data.validation_fraction holds out; likewise
+LIMIT_SEED = 0
+"""Of the subset that data.limit keeps; never the run's seed, so that runs with other seeds see the same examples."""
+VALIDATION_SEED = 1
+"""Of the examples that data.validation_fraction holds out; likewise."""
+
+
+class HostViews(Protocol):
+    """What the host makes of examples before they go to a device, such as random crops; sent to workers by pickle."""
+
+    def blank(self, count: int) -> Tree:
+        """Uninitialised arrays [count, ...] for `count` examples."""
+        ...
+
+    def make(self, indices: np.ndarray, positions: np.ndarray, seed: int, step: int, out: Tree) -> None:
+        """Writes what is made of the examples at `indices` [n] into `out`, arrays [n, ...].
+
+        What is random in it depends on the seed, the step and the `positions` [n] in the global batch alone.
+        """
+        ...
 
 
 class Source(Protocol):
-    """A split: N images of one size with their labels, read by index.
+    """A split: N examples with their labels, read by index.
 
-    `labels` is int32 [N], -1 where unknown; `class_names[label]` is the name of a class, None where the set has no
-    labels. `fingerprint` is the SHA-256 hex digest of whatever determines the examples and their order. `report` is
-    what `data_report.json` says of the files behind the set, None where there is nothing to say.
+    An example is a pytree of NumPy arrays of fixed shapes and dtypes; n examples are that tree with a leading axis n.
+    Of images the tree is one uint8 array [n, H, W, C], C 1 or 3.
+
+    `kind` says what the examples are, such as 'images', and with it which views can be made of them. `labels` is int32
+    [N], -1 where unknown; `class_names[label]` is the name of a class, None where the set has no labels. `fingerprint`
+    is the SHA-256 hex digest of whatever determines the examples and their order. `in_memory` is whether the examples
+    are at hand; others are read and decoded whenever they are asked for. `report` is what `data_report.json` says of
+    the files behind the set, None where there is nothing to say.
     """
 
     @property
     def name(self) -> str: ...
     @property
-    def example_shape(self) -> tuple[int, int, int]: ...
+    def kind(self) -> str: ...
     @property
     def class_names(self) -> tuple[str, ...] | None: ...
     @property
@@ -35,11 +56,26 @@ class Source(Protocol):
     @property
     def fingerprint(self) -> str: ...
     @property
+    def in_memory(self) -> bool: ...
+    @property
     def report(self) -> Mapping[str, Any] | None: ...
     def __len__(self) -> int: ...
-    def examples(self, indices: np.ndarray) -> np.ndarray:
-        """The images at `indices` (integers [n]): uint8 [n, H, W, C], C 1 or 3."""
+    def examples(self, indices: np.ndarray) -> Tree:
+        """The examples at `indices` (integers [n]): arrays [n, ...]; with n = 0 their shapes and dtypes alone."""
         ...
+
+    def host_views(self, recipe: Any) -> HostViews | None:
+        """What the host makes of examples by a recipe of the method's views; None where whole examples are loaded."""
+        ...
+
+
+def example_spec(source: Source, recipe: Any = None) -> Tree:
+    """Shapes and dtypes of one example: a tree of `ArraySpec`.
+
+    With a recipe those of what the host makes of an example, where the source does that.
+    """
+    views = source.host_views(recipe) if recipe is not None else None
+    return row_spec(source.examples(np.arange(0)) if views is None else views.blank(0))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,39 +84,47 @@ class ArraySource:
 
     Args:
       name: the name of the set.
-      pixels: uint8 [N, H, W, C].
+      arrays: the examples, a tree of arrays [N, ...].
       labels: int32 [N], -1 where unknown.
       class_names: the names of the classes, or None without labels.
       fingerprint: SHA-256 hex digest; computed from everything above where left empty.
       report: of the files behind it.
+      kind: what the examples are.
+
+    Raises:
+      ValueError: labels of another length or type, or arrays without a leading axis in common.
     """
 
     name: str
-    pixels: np.ndarray = dataclasses.field(repr=False)
+    arrays: Tree = dataclasses.field(repr=False)
     labels: np.ndarray = dataclasses.field(repr=False)
     class_names: tuple[str, ...] | None = None
     fingerprint: str = ''
     report: Mapping[str, Any] | None = dataclasses.field(default=None, repr=False)
+    kind: str = dataclasses.field(kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.pixels.dtype != np.uint8 or self.pixels.ndim != 4:
-            raise ValueError(f'pixels: expected uint8 [N, H, W, C], got {self.pixels.dtype} {self.pixels.shape}')
-        if self.labels.dtype != np.int32 or self.labels.shape != self.pixels.shape[:1]:
-            raise ValueError(f'labels: expected int32 [{len(self)}], got {self.labels.dtype} {self.labels.shape}')
+        if self.labels.dtype != np.int32 or self.labels.shape != (num_rows(self.arrays),):
+            raise ValueError(
+                f'labels: expected int32 [{num_rows(self.arrays)}], got {self.labels.dtype} {self.labels.shape}'
+            )
         if not self.fingerprint:
-            digest = fingerprint(self.name, self.example_shape, self.class_names, self.labels, self.pixels)
+            shapes = describe(row_spec(self.arrays))
+            digest = fingerprint(self.name, shapes, self.class_names, self.labels, *leaves(self.arrays))
             object.__setattr__(self, 'fingerprint', digest)
 
     @property
-    def example_shape(self) -> tuple[int, int, int]:
-        height, width, channels = self.pixels.shape[1:]
-        return height, width, channels
+    def in_memory(self) -> bool:
+        return True
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(self.labels)
 
-    def examples(self, indices: np.ndarray) -> np.ndarray:
-        return np.take(self.pixels, indices, axis=0)
+    def examples(self, indices: np.ndarray) -> Tree:
+        return map_tree(lambda array: np.take(array, indices, axis=0), self.arrays)
+
+    def host_views(self, recipe: Any) -> None:
+        del recipe  # the device makes the views of examples that are in memory
 
 
 class Splits(NamedTuple):
@@ -92,13 +136,21 @@ class Splits(NamedTuple):
 
 def fingerprint(
     name: str,
-    image_shape: tuple[int, int, int],
+    shapes: Any,
     class_names: tuple[str, ...] | None,
     labels: np.ndarray,
     *content: np.ndarray | bytes,
 ) -> str:
-    """SHA-256 hex digest of a split: its name, shapes, class names, labels and, in order, the bytes of its images."""
-    digest = hashlib.sha256(json.dumps([name, image_shape, class_names, len(labels)]).encode())
+    """SHA-256 hex digest of a split.
+
+    Args:
+      name: of the set.
+      shapes: of an example, as JSON values, see `tree.describe`.
+      class_names: of the classes.
+      labels: int32 [N].
+      content: the bytes of the examples, or what determines them, in order.
+    """
+    digest = hashlib.sha256(json.dumps([name, shapes, class_names, len(labels)]).encode())
     for part in (labels, *content):
         digest.update(memoryview(np.ascontiguousarray(part)) if isinstance(part, np.ndarray) else part)
     return digest.hexdigest()
@@ -124,33 +176,40 @@ def limit_train(train: Source, limit: int) -> Source:
     indices = limit_indices(len(train), limit)
     if len(indices) == len(train):
         return train
-    return ArraySource(train.name, train.examples(indices), train.labels[indices], train.class_names)
+    examples, labels = train.examples(indices), train.labels[indices]
+    return ArraySource(train.name, examples, labels, train.class_names, kind=train.kind)
 
 
 def hold_out(train: Source, fraction: float) -> tuple[Source, Source | None]:
-    """Parts a fixed random share of the training images off, for validation; both parts in memory.
+    """Holds a fixed random share of the training examples out, for validation; both parts are in memory.
 
     Args:
-      train: N images.
+      train: N examples.
       fraction: share in [0, 1); 0 for none.
 
     Returns:
-      The remaining images, and those held out, round(fraction · N) of them.
+      The remaining examples, and those held out, round(fraction · N) of them.
 
     Raises:
-      UserError: one of the parts would be empty.
+      UserError: the examples are not in memory, or one of the parts would be empty.
     """
     if not fraction:
         return train, None
+    if not train.in_memory:
+        raise UserError(
+            f'data.validation_fraction={fraction}: only examples in memory can be divided; raise data.memory_bytes, '
+            'set data.limit, or use 0'
+        )
     count = round(fraction * len(train))
     if not 0 < count < len(train):
         raise UserError(
-            f'data.validation_fraction={fraction}: holds out {count} of the {len(train)} training images of '
+            f'data.validation_fraction={fraction}: holds out {count} of the {len(train)} training examples of '
             f'{train.name}; choose a share that leaves some in both parts'
         )
     order = np.random.default_rng(VALIDATION_SEED).permutation(len(train))
 
     def part(rows: np.ndarray, name: str) -> ArraySource:
-        return ArraySource(name, train.examples(rows), train.labels[rows], train.class_names, report=train.report)
+        examples, labels = train.examples(rows), train.labels[rows]
+        return ArraySource(name, examples, labels, train.class_names, report=train.report, kind=train.kind)
 
     return part(np.sort(order[count:]), train.name), part(np.sort(order[:count]), f'{train.name} (validation)')

@@ -5,15 +5,16 @@ through a pipe, or make a file of /dev/shm for it: measured, that took a fifth o
 """
 
 import contextlib
+import math
 import multiprocessing
-import os
 import signal
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
+from dualcl_jax.data.tree import ArraySpec, Tree, empty, leaves, map_tree
 from dualcl_jax.system.errors import UserError
 
 AHEAD = 4
@@ -21,49 +22,50 @@ AHEAD = 4
 RETAINED = 31 * 2**20
 """Bytes. Once a block of this size was freed, glibc keeps what is freed later, up to its largest limit."""
 
-Work = Callable[[int, np.ndarray], int]
-"""Writes the result for a number into the first rows of a uint8 array, and returns how many rows these are."""
+ALIGNMENT = 64
+"""Bytes of which every array in shared memory begins at a multiple."""
+
+Work = Callable[[int, Tree], int]
+"""Writes the result for a number into the first rows of a tree of arrays, and returns how many rows these are."""
 
 
-def computed(
-    work: Work, shape: Sequence[int], start: int, stop: int, workers: int
-) -> Generator[np.ndarray, None, None]:
+def computed(work: Work, spec: Tree, start: int, stop: int, workers: int) -> Generator[Tree, None, None]:
     """The results for the numbers from `start` up to, not including, `stop`: by `workers` processes, or here with 0.
 
-    They come in this order, and depend on the work alone, whatever the number of workers: nothing has to be saved to go
-    on from any place. Each is valid until the next one is asked for. An exception is raised where it happened. To be
-    closed if not used up.
+    The results come in this order and depend on the work alone, not on the number of workers: to resume at any number,
+    nothing has to be saved. Each is valid until the next one is asked for. An exception is raised where it happened.
+    Close the generator if it is not used up.
 
     Args:
-      work: pure; goes to the workers by pickle.
-      shape: of the largest result.
+      work: pure; sent to the workers by pickle.
+      spec: shapes and dtypes of the largest result, a tree of `ArraySpec`.
 
     Raises:
       UserError: a worker was killed.
     """
     if not workers or start >= stop:
-        out = np.empty(shape, np.uint8)
+        out = empty(spec)
         for number in range(start, stop):
-            yield out[: work(number, out)]
+            yield _first_rows(out, work(number, out))
         return
     workers = min(workers, stop - start)
     context = multiprocessing.get_context('spawn')
     processes, connections, memories = [], [], []
     try:
         for index in range(workers):
-            memory = context.RawArray('B', AHEAD * int(np.prod(shape)))
+            memory = context.RawArray('B', _num_bytes(spec))
             connection, its_end = context.Pipe()
-            arguments = (work, range(start + index, stop, workers), shape, memory, its_end)
+            arguments = (work, range(start + index, stop, workers), spec, memory, its_end)
             process = context.Process(target=_work, args=arguments, name=f'dualcl-worker-{index}', daemon=True)
             process.start()
             its_end.close()
             processes.append(process)
             connections.append(connection)
-            memories.append(_slots(memory, shape))
+            memories.append(_slots(memory, spec))
         for count in range(stop - start):
             turn, index = divmod(count, workers)
-            yield memories[index][turn % AHEAD, : _receive(connections[index], processes[index])]
-            with contextlib.suppress(ConnectionError):  # killed: what it had done can still be read
+            yield _first_rows(memories[index][turn % AHEAD], _receive(connections[index], processes[index]))
+            with contextlib.suppress(ConnectionError):  # it was killed; its finished results can still be read
                 connections[index].send(None)  # the slot is free
     finally:
         for connection in connections:
@@ -79,24 +81,48 @@ def _receive(connection: Connection, process: Any) -> int:
     except (EOFError, ConnectionError):
         process.join()
         raise UserError(
-            f'parallel.workers: one of the processes that prepare images was killed (exit status {process.exitcode})\n'
-            'run the same command to go on from the last checkpoint; if memory ran out, with fewer workers'
+            f'parallel.workers: one of the processes that load examples was killed (exit status {process.exitcode})\n'
+            'run the same command to resume from the last checkpoint; if memory ran out, with fewer workers'
         ) from None
     if isinstance(answer, Exception):
         raise answer
     return answer
 
 
-def _slots(memory: Any, shape: Sequence[int]) -> np.ndarray:
-    return np.frombuffer(memory, np.uint8).reshape(AHEAD, *shape)
+def _first_rows(tree: Tree, count: int) -> Tree:
+    return map_tree(lambda array: array[:count], tree)
 
 
-def _work(work: Work, numbers: range, shape: Sequence[int], memory: Any, connection: Connection) -> None:
-    """What a worker does. It leaves signals to the training process, and ends when that has, or has no more need."""
+def _num_bytes(spec: Tree) -> int:
+    """Bytes of `AHEAD` results in shared memory."""
+    return sum(_stacked_bytes(leaf) for leaf in leaves(spec))
+
+
+def _stacked_bytes(leaf: ArraySpec) -> int:
+    """Bytes of one array of `AHEAD` results, rounded up to `ALIGNMENT`."""
+    return -(-AHEAD * math.prod(leaf.shape) * leaf.dtype.itemsize // ALIGNMENT) * ALIGNMENT
+
+
+def _slots(memory: Any, spec: Tree) -> list[Tree]:
+    """The room for `AHEAD` results in shared memory."""
+    place = 0
+
+    def stack(leaf: ArraySpec) -> np.ndarray:
+        nonlocal place
+        array = np.frombuffer(memory, leaf.dtype, AHEAD * math.prod(leaf.shape), place)
+        place += _stacked_bytes(leaf)
+        return array.reshape(AHEAD, *leaf.shape)
+
+    stacked = map_tree(stack, spec)
+    return [map_tree(lambda array, slot=slot: array[slot], stacked) for slot in range(AHEAD)]
+
+
+def _work(work: Work, numbers: range, spec: Tree, memory: Any, connection: Connection) -> None:
+    """The main function of a worker. Signals are left to the training process; the worker ends when its pipe closes."""
     for sent in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sent, signal.SIG_IGN)
-    np.empty(RETAINED, np.uint8)  # or every image's memory would be mapped anew: a quarter of the time
-    slots, free = _slots(memory, shape), AHEAD
+    np.empty(RETAINED, np.uint8)  # or the memory of every decoded image is mapped anew: a quarter of the time
+    slots, free = _slots(memory, spec), AHEAD
     with contextlib.suppress(EOFError, ConnectionError):
         for turn, number in enumerate(numbers):
             if not free:
@@ -110,8 +136,3 @@ def _work(work: Work, numbers: range, shape: Sequence[int], memory: Any, connect
             free -= 1
         while True:
             connection.recv()  # until it is closed
-
-
-def available_cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Sources made of other sources: some of the images, and images that were changed."""
+"""Sources made of other sources: some of the examples, and examples that were changed."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -7,26 +7,27 @@ from typing import Any
 import numpy as np
 
 from dualcl_jax.data import Source
+from dualcl_jax.data.tree import Tree
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Derived:
-    """The images of a source at `rows` [N], each changed by a function of images uint8 [n, H, W, C] and their rows [n].
+    """The examples of a source at `rows` [N], each changed by a function of n examples and their rows [n].
 
     The fingerprint stays that of the source.
     """
 
     source: Source
     rows: np.ndarray = dataclasses.field(repr=False)
-    change: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda images, rows: images
+    change: Callable[[Tree, np.ndarray], Tree] = lambda examples, rows: examples
 
     @property
     def name(self) -> str:
         return self.source.name
 
     @property
-    def example_shape(self) -> tuple[int, int, int]:
-        return self.source.example_shape
+    def kind(self) -> str:
+        return self.source.kind
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -41,12 +42,19 @@ class Derived:
         return self.source.fingerprint
 
     @property
+    def in_memory(self) -> bool:
+        return self.source.in_memory
+
+    @property
     def report(self) -> Mapping[str, Any] | None:
         return None
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def examples(self, indices: np.ndarray) -> np.ndarray:
+    def examples(self, indices: np.ndarray) -> Tree:
         rows = self.rows[indices]
         return self.change(self.source.examples(rows), rows)
+
+    def host_views(self, recipe: Any) -> None:
+        del recipe  # examples that were changed are loaded whole

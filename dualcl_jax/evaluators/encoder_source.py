@@ -7,16 +7,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dualcl_jax.data import Source
+from dualcl_jax.data.images.source import KIND as IMAGES
+from dualcl_jax.evaluators.derived import Derived
 from dualcl_jax.evaluators.embed import Blocks, Embedder, Features
+from dualcl_jax.method import randomness
 from dualcl_jax.method.state import Variables
-from dualcl_jax.method.views.images import resized, resolve_views
-from dualcl_jax.models.encoder import channels_of
+from dualcl_jax.method.views import Views
+from dualcl_jax.method.views.images import ImageViews, resolve_views
 from dualcl_jax.models.exports import load
 from dualcl_jax.system.config import from_json
 from dualcl_jax.system.devices import AXIS
@@ -34,11 +38,13 @@ class EncoderSource:
     Attributes:
       name: how the user named it, for messages.
       config: of the run it comes from; its data and views are the ones to evaluate with.
-      channels: of the images that it takes.
+      kind: of the examples that it takes.
+      views: of them.
       step: training steps behind it; None where not known.
       encoders: their variables by name: query, momentum, or both.
       layers: which of `LAYERS` it gives.
-      blocks: a function of variables and pixels to a tuple of features, one a layer.
+      blocks: a function of variables and examples [n, ...] to features [n, F], a tuple of one for each layer.
+      view_blocks: a function of variables and (examples, keys) to features [n, V, F] of their random views, likewise.
       data_fingerprint: of the training split behind it.
       provenance: what is written beside its results.
       run: the run itself, for what needs more than features; None for an exported encoder.
@@ -46,38 +52,90 @@ class EncoderSource:
 
     name: str
     config: ConfigDict
-    channels: int
+    kind: str
+    views: Views
     step: int | None
     encoders: Mapping[str, Variables]
     layers: tuple[str, ...]
     blocks: Blocks
+    view_blocks: Blocks
     data_fingerprint: str
     provenance: Mapping[str, Any]
     run: SavedRun | None = None
 
     def embed(
-        self, encoder: str, images: Source, rows: np.ndarray, advance: Callable[[], None]
+        self, encoder: str, examples: Source, rows: np.ndarray, advance: Callable[[], None]
     ) -> dict[str, np.ndarray]:
-        """Features float32 [N, F] by layer of the images at `rows` [N]; `advance` is called after each block."""
-        found = self.blocks(self.encoders[encoder], images, rows, advance)
+        """Features float32 [N, F] by layer of the examples at `rows` [N]; `advance` is called after each block."""
+        found = self.blocks(self.encoders[encoder], examples, rows, advance)
+        return dict(zip(self.layers, found, strict=True))
+
+    def embed_views(
+        self, encoder: str, examples: Source, rows: np.ndarray, seed: int, advance: Callable[[], None]
+    ) -> dict[str, np.ndarray]:
+        """Features float32 [N, V, F] by layer of random views of the examples at `rows` [N].
+
+        The views of an example depend on the seed and its row alone. `advance` is called after each block.
+        """
+
+        def with_keys(examples: Any, rows: np.ndarray) -> tuple[Any, np.ndarray]:
+            at = jnp.asarray(rows, jnp.int32)
+            keys = randomness.example_keys(seed, randomness.PAIRS, jnp.int32(0), at)
+            return examples, np.asarray(jax.random.key_data(keys))
+
+        pairs = Derived(examples, rows, with_keys)
+        found = self.view_blocks(self.encoders[encoder], pairs, np.arange(len(rows)), advance)
         return dict(zip(self.layers, found, strict=True))
 
 
 def from_workdir(workdir: str, step: str) -> EncoderSource:
     """Both encoders of a run after a step (see `open_saved_run`)."""
     run = open_saved_run(workdir, step)
+    views = run.method.views
+
+    def encode(variables: Variables, view: Any) -> tuple[jax.Array, ...]:
+        return Features(*run.method.encoder.apply(variables, view, train=False))
+
     return EncoderSource(
         name=f'--workdir={workdir}',
         config=run.config,
-        channels=channels_of(run.state.params, run.config.model.name),
+        kind=run.kind,
+        views=views,
         step=run.step,
         encoders={'query': run.state.variables, 'momentum': run.state.momentum_variables},
         layers=LAYERS,
         blocks=Embedder(run.method, run.mesh),
+        view_blocks=_view_blocks(views, encode, run.mesh),
         data_fingerprint=run.data_fingerprint,
         provenance={'step': run.step, 'state_sha256': state_sha256(run.state)},
         run=run,
     )
+
+
+def _view_blocks(
+    views: Views, encode: Callable[[Variables, Any], tuple[jax.Array, ...]], mesh: Mesh, *, as_pixels: bool = False
+) -> Blocks:
+    """Features of the random views of examples.
+
+    Args:
+      views: of the examples.
+      encode: a function of variables and one view [n, ...] to a tuple of features [n, F].
+      mesh: the devices.
+      as_pixels: the views are of images, and `encode` takes them as pixels in [0, 1].
+    """
+
+    def function(variables: Variables, inputs: tuple[Any, jax.Array]) -> tuple[jax.Array, ...]:
+        examples, keys = inputs[0], jax.random.wrap_key_data(inputs[1])
+        if isinstance(views, ImageViews):
+            made: Any = jnp.round(views.augment(keys, examples) * 255) / 255.0  # pictures have 8 bits
+            made = made if as_pixels else views.standardize(made)
+        else:
+            made = views.make(keys, examples)
+        count = jax.tree.leaves(made)[0].shape[0]
+        found = [encode(variables, jax.tree.map(lambda leaf, view=view: leaf[view], made)) for view in range(count)]
+        return tuple(jnp.stack(layer, axis=1) for layer in zip(*found, strict=True))
+
+    return Blocks(function, mesh)
 
 
 def from_export(path: str) -> EncoderSource:
@@ -93,7 +151,7 @@ def from_export(path: str) -> EncoderSource:
     try:
         config = from_json(json.dumps(origin['config']))
         config.data.labels = config.data.labels or 'auto'
-        resolve_views(config.views)
+        views = ImageViews(**dataclasses.asdict(described.images), specs=resolve_views(config.views))
         step, data_fingerprint = origin['step'], origin['data_fingerprint']
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f'--exported={path}: its run is not described by this version ({error})') from error
@@ -101,11 +159,13 @@ def from_export(path: str) -> EncoderSource:
     return EncoderSource(
         name=f'--exported={path}',
         config=config,
-        channels=described.channels,
+        kind=IMAGES,
+        views=views,
         step=step,
         encoders={described.encoder: {}},
         layers=(described.output,),
-        blocks=Blocks(lambda _, images: (encoder.function(resized(images, described.image_size)),), mesh),
+        blocks=Blocks(lambda _, images: (encoder.function(views.pixels(images)),), mesh),
+        view_blocks=_view_blocks(views, lambda _, pixels: (encoder.function(pixels),), mesh, as_pixels=True),
         data_fingerprint=data_fingerprint,
         provenance={'step': step, 'file_sha256': hashlib.sha256(epath.Path(path).read_bytes()).hexdigest()},
     )

@@ -12,13 +12,16 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from dualcl_jax import data
-from dualcl_jax.data import Splits
+from dualcl_jax.data import Source, Splits, example_spec
+from dualcl_jax.data.images.source import image_shape
+from dualcl_jax.data.tree import batch_of, empty
 from dualcl_jax.evaluators.encoder_source import EncoderSource
 from dualcl_jax.evaluators.protocols import PROTOCOLS
 from dualcl_jax.evaluators.records import VERSION, make_record, table
 from dualcl_jax.evaluators.settings import RULES, default_settings
 from dualcl_jax.evaluators.task import Task
 from dualcl_jax.method.validation import RULES as CONFIG_RULES
+from dualcl_jax.method.views.images import ImageViews
 from dualcl_jax.system.config import check_fields, override
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import write_json
@@ -82,16 +85,15 @@ def check(
     Data that the user has not `named` must be those that the encoder was trained on.
     """
     train, test = splits
-    if train.example_shape[2] != source.channels:
-        raise UserError(
-            f'{train.name}: images have {train.example_shape[2]} channels and the encoder of {source.name} takes '
-            f'{source.channels}; choose another set'
-        )
+    _check_examples(source, train)
     if not named and train.fingerprint != source.data_fingerprint:
         raise UserError(
             f'{train.name}: not the images that {source.name} was trained on; restore them,\n'
             f'or name the set on purpose: --config.data.name={source.config.data.name}'
         )
+    for name in protocols:
+        if PROTOCOLS[name].kind not in (None, train.kind):
+            raise UserError(f'--protocols: {name} is for {PROTOCOLS[name].kind}, not for {train.kind}; leave it out')
     tuning = [name for name in protocols if PROTOCOLS[name].needs_run]
     if tuning and source.run is None:
         raise UserError(
@@ -118,6 +120,31 @@ def check(
         fewest = int(np.min(counts)) if len(classes) > classes[-1] else 0
         raise UserError(
             f'config.few_shot.shots: {most} of each class, and one class of {train.name} has {fewest} images'
+        )
+
+
+def _check_examples(source: EncoderSource, train: Source) -> None:
+    """Raises UserError where an encoder does not take the examples of a set."""
+    if train.kind != source.kind:
+        raise UserError(
+            f'{train.name}: holds {train.kind} and the encoder of {source.name} takes {source.kind}; choose another set'
+        )
+    if isinstance(source.views, ImageViews):
+        channels = image_shape(train)[2]
+        if channels != source.views.channels:
+            raise UserError(
+                f'{train.name}: images have {channels} channels and the encoder of {source.name} takes '
+                f'{source.views.channels}; choose another set'
+            )
+        return
+    one = empty(batch_of(example_spec(train), 1))
+    found, expected = (
+        jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), jax.eval_shape(function, *arguments))
+        for function, arguments in ((source.views.plain, (one,)), (source.views.blank, ()))
+    )
+    if found != expected:
+        raise UserError(
+            f'{train.name}: the encoder of {source.name} takes {source.kind} of another shape; choose another set'
         )
 
 

@@ -5,10 +5,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.evaluators.derived import Derived
 from dualcl_jax.evaluators.intervals import normal, wilson
 from dualcl_jax.evaluators.measures import few_shot as shots
@@ -24,8 +23,6 @@ from dualcl_jax.evaluators.measures.finetune import predict as classify
 from dualcl_jax.evaluators.records import Result
 from dualcl_jax.evaluators.settings import whole
 from dualcl_jax.evaluators.task import Task
-from dualcl_jax.method import randomness
-from dualcl_jax.method.views.images import make_views, resolve_views
 from dualcl_jax.system.console import progress
 from dualcl_jax.system.errors import UserError
 
@@ -188,16 +185,13 @@ def structure(task: Task) -> Results:
     labels = task.labels(name)[chosen]
     classes, counts = np.unique(labels[labels >= 0], return_counts=True)
     for encoder in task.source.encoders:
-        pair = [
-            task.embed(encoder, _views(task, name, chosen, view), np.arange(len(chosen)), f'view {view + 1}, {encoder}')
-            for view in (0, 1)
-        ]
+        views = task.embed_views(encoder, task.split(name), rows[chosen], f'views of {name} examples, {encoder}')
         whole_split = len(chosen) == len(rows)
         plain = {} if whole_split else task.embed(encoder, task.split(name), rows[chosen], f'{name} images, {encoder}')
         for layer in task.source.layers:
             features = task.features(name, encoder, layer) if whole_split else plain[layer]
             result = partial(Result, encoder=encoder, layer=layer, split=name, examples=len(chosen))
-            yield result('alignment', embedding.alignment(pair[0][layer], pair[1][layer]))
+            yield result('alignment', embedding.alignment(views[layer][:, 0], views[layer][:, 1]))
             yield result('uniformity', embedding.uniformity(features))
             yield result(
                 'effective_rank', embedding.effective_rank(features), details={'dimensions': features.shape[1]}
@@ -214,37 +208,28 @@ def structure(task: Task) -> Results:
                 yield result('inter_class_distance', between)
 
 
-_make_views = jax.jit(make_views, static_argnums=(2, 3))
-
-
-def _views(task: Task, split: str, chosen: np.ndarray, view: int) -> Derived:
-    """One of the two augmented views of the run, of each chosen image, as 8-bit images."""
-    size, specs = task.source.config.data.image_size, resolve_views(task.source.config.views)
-
-    def change(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        keys = randomness.example_keys(task.seed, randomness.PAIRS, jnp.int32(0), jnp.asarray(rows, jnp.int32))
-        return np.round(np.asarray(_make_views(keys, images, specs, size)[view]) * 255).astype(np.uint8)
-
-    return Derived(task.split(split), task.rows[split][chosen], change)
-
-
 class Protocol(NamedTuple):
-    """A function from a task to its results; whether it needs labels in both splits, and a run, not an export."""
+    """What can be measured of an encoder.
+
+    run: a function from a task to its results; needs_labels: in both splits; needs_run: a run, not an export;
+    kind: of the only examples that it is made for; None for all.
+    """
 
     run: Callable[[Task], Results]
     needs_labels: bool = True
     needs_run: bool = False
+    kind: str | None = None
 
 
-# A protocol of your own: a function, and a line here.
+# To add a protocol: a function, and a line here.
 PROTOCOLS: dict[str, Protocol] = {
     'knn': Protocol(knn),
     'linear': Protocol(linear),
-    'finetune': Protocol(finetune, needs_run=True),
-    'semi': Protocol(semi, needs_run=True),
+    'finetune': Protocol(finetune, needs_run=True, kind=IMAGES),
+    'semi': Protocol(semi, needs_run=True, kind=IMAGES),
     'few_shot': Protocol(few_shot),
     'retrieval': Protocol(retrieval),
     'clustering': Protocol(clustering),
-    'robustness': Protocol(robustness),
+    'robustness': Protocol(robustness, kind=IMAGES),
     'structure': Protocol(structure, needs_labels=False),
 }

@@ -80,14 +80,26 @@ class Task:
             self._features[key] = self.embed(encoder, self.split(split), self.rows[split], f'{split} images, {encoder}')
         return self._features[key][layer]
 
-    def embed(self, encoder: str, images: Source, rows: np.ndarray, what: str) -> dict[str, np.ndarray]:
-        """Features by layer of some images, with progress, not kept.
+    def embed(self, encoder: str, examples: Source, rows: np.ndarray, what: str) -> dict[str, np.ndarray]:
+        """Features [N, F] by layer of some examples, with progress, not kept.
 
         Raises:
           UserError: they are not finite.
         """
         with progress(self.source.blocks.num_blocks(len(rows)), what) as advance:
-            found = self.source.embed(encoder, images, rows, advance)
+            return self._finite(encoder, self.source.embed(encoder, examples, rows, advance))
+
+    def embed_views(self, encoder: str, examples: Source, rows: np.ndarray, what: str) -> dict[str, np.ndarray]:
+        """Features [N, V, F] by layer of random views of some examples, with progress, not kept.
+
+        Raises:
+          UserError: they are not finite.
+        """
+        with progress(self.source.view_blocks.num_blocks(len(rows)), what) as advance:
+            return self._finite(encoder, self.source.embed_views(encoder, examples, rows, self.seed, advance))
+
+    def _finite(self, encoder: str, found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The features. Raises UserError where they are not finite."""
         for layer, features in found.items():
             if not np.isfinite(features).all():
                 raise UserError(

@@ -1,12 +1,15 @@
 """A run in words: what is trained on what."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from dualcl_jax.data import Splits
+from dualcl_jax.data import Splits, example_spec
 from dualcl_jax.method.build import Method
+from dualcl_jax.method.views.images import ImageViews
 
 
 def describe_method(
@@ -14,7 +17,8 @@ def describe_method(
 ) -> dict[str, str]:
     """What is trained on what, a fact a line."""
     train, test = splits
-    height, width, channels = train.example_shape
+    views = method.views
+    shown = f'{config.views.preset}, {views.size}×{views.size}' if isinstance(views, ImageViews) else ''
     labels = f'{len(train.class_names)} classes' if train.class_names else 'no labels'
     negatives = (
         'all allowed' if config.negatives.selector == 'all' else f'{config.negatives.selector} {method.num_negatives}'
@@ -28,9 +32,9 @@ def describe_method(
     key_term = f', key term {method.key_term} at {method.key_weight:g}' if method.key_weight else ''
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     return {
-        'data': f'{train.name}, {len(train):,} images {height}×{width}×{channels}, {labels}'
+        'data': f'{train.name}, {len(train):,} {train.kind} {_shapes(example_spec(train))}, {labels}'
         + (f'; {len(test):,} for {"validation" if config.data.validation_fraction else "testing"}' if test else ''),
-        'views': f'{config.views.preset}, {config.data.image_size}×{config.data.image_size}',
+        'views': shown or _shapes(jax.tree.map(lambda leaf: leaf[0], views.blank())),
         'encoder': f'{config.model.name}, width {config.model.width}, {config.model.stem} stem, '
         f'{config.model.projection} projection to {method.dim}'
         + ('' if config.model.predictor == 'none' else f', {config.model.predictor} predictor')
@@ -40,3 +44,8 @@ def describe_method(
         + (f', weighted by hardness, β {method.hardness:g}' if method.hardness else '')
         + (', no older key of the same image' if method.mask_same_image else ''),
     }
+
+
+def _shapes(example: Any) -> str:
+    """The shape of each array of an example, such as 32×32×3."""
+    return ', '.join('×'.join(map(str, leaf.shape)) or '1' for leaf in jax.tree.leaves(example))

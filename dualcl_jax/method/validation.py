@@ -40,7 +40,7 @@ RULES: dict[str, Rule] = {
     'data.mean': _PER_CHANNEL,
     'data.std': _PER_CHANNEL,
     'views.preset': one_of(*PRESETS),
-    'model.name': one_of(*MODELS),
+    'model.name': (lambda name: name in MODELS, 'choose one of ' + ', '.join(MODELS)),  # also of those added later
     'model.stem': one_of(*STEMS),
     'model.width': at_least(1),
     'model.projection': one_of(*PROJECTIONS),

@@ -9,6 +9,7 @@ import numpy as np
 from etils import epath
 from numpy.typing import NDArray
 
+from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.evaluators.measures.knn import knn_predict, nearest
 from dualcl_jax.method.describe import describe_method
 from dualcl_jax.method.negatives.selectors import build_selector
@@ -39,7 +40,10 @@ RECORD = (
 
 def describe(run: Subject, samples: Samples) -> Content:
     """Everything that the page shows of a run; `missing` says of each part that is left out, why."""
-    sprite, missing = Sprite(), dict[str, str]()
+    sprite, missing, train = Sprite(), dict[str, str](), run.splits.train
+    has_pictures = train.kind == IMAGES
+    if not has_pictures:
+        missing['pictures'] = f'Examples are {train.kind}: there are no pictures of them'
     facts = describe_method(run.config, run.method, run.splits, run.state.params, run.total_steps)
     facts['steps'] = f'{run.step:,} of {run.total_steps:,} ({run.step / run.steps_per_epoch:.3g} epochs)'
     if run.versions:
@@ -47,23 +51,16 @@ def describe(run: Subject, samples: Samples) -> Content:
     predictions = _predictions(run, samples, missing)
     selector = build_selector(run.config.negatives.selector, run.config.negatives.skip)
     method = dataclasses.replace(run.method, select=selector)  # of a whole queue, where the run's was sharded
-    queue = negatives_of(method, run.state, run.splits.train, run.config.train.batch_size)
+    queue = negatives_of(method, run.state, train, run.config.train.batch_size)
     count = _selected_count(run)
     losses = image_losses(
         method, run.state, samples.source, samples.shown, queue, count, of_training=samples.of_training
     )
-    pool = np.random.default_rng(0).permutation(len(run.splits.train))[:ANCHOR_POOL]
-    anchors = hardest_negatives(
-        method,
-        run.state,
-        run.splits.train,
-        pool[one_per_class(run.splits.train.labels[pool], ANCHORS)],
-        queue,
-        count,
-        HARDEST,
-    )
-    (shares,) = softmax_shares(method, run.state, run.splits.train, pool, queue, PARTS, [run.config.loss.temperature])
-    if run.splits.train.class_names is None:
+    pool = np.random.default_rng(0).permutation(len(train))[:ANCHOR_POOL]
+    chosen = pool[one_per_class(train.labels[pool], ANCHORS)]
+    anchors = hardest_negatives(method, run.state, train, chosen, queue, count, HARDEST) if has_pictures else []
+    (shares,) = softmax_shares(method, run.state, train, pool, queue, PARTS, [run.config.loss.temperature])
+    if train.class_names is None:
         missing['classes'] = 'The data set has no labels: what needs them is left out'
     return {
         'name': run.folder.resolve().name or str(run.folder),
@@ -72,10 +69,11 @@ def describe(run: Subject, samples: Samples) -> Content:
         'numbers': _numbers(run),
         'series': _series(run.records),
         'settled': _settled(run.records),
+        'kind': train.kind,
         'of': samples.of,
-        'class_names': list(run.splits.train.class_names or ()),
+        'class_names': list(train.class_names or ()),
         'map': _map(samples, losses, predictions, sprite, missing),
-        'neighbours': _neighbours(run, samples, sprite),
+        'neighbours': _neighbours(run, samples, sprite) if has_pictures else [],
         'bank_size': len(samples.banked),
         'gallery': [_anchor(run, anchor, sprite) for anchor in anchors],
         'softmax': {
@@ -84,7 +82,7 @@ def describe(run: Subject, samples: Samples) -> Content:
             'shares': list(zip(PARTS, shares.tolist(), strict=True)) if np.isfinite(shares).all() else [],
         },
         'from_batch': run.state.queue is None,
-        'confusion': _confusion(samples, predictions, run.splits.train.labels[samples.banked]),
+        'confusion': _confusion(samples, predictions, train.labels[samples.banked]),
         'knn': {'k': run.config.monitor.k, 'temperature': run.config.monitor.temperature},
         'evaluations': _evaluations(run.folder, missing),
         'config': dict(flatten(run.config)),
@@ -215,7 +213,7 @@ def _map(
         'losses': [round(float(loss), 3) if np.isfinite(loss) else None for loss in losses],
         'predictions': None if predictions is None else predictions.tolist(),
         'near': near[:, 1:].tolist(),
-        'tiles': sprite.add(samples.source, samples.shown),
+        'tiles': None if 'pictures' in missing else sprite.add(samples.source, samples.shown),
     }
 
 

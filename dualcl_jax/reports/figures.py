@@ -342,16 +342,23 @@ def _cell_side(height: int, width: int) -> int:
 
 def _fit(image: NDArray, side: int) -> NDArray[np.uint8]:
     """An RGB version that fits a square: enlarged by a whole number, or reduced."""
-    from PIL import Image
-
     image = np.asarray(image)
     if image.dtype != np.uint8:
         image = np.round(255 * np.clip(np.nan_to_num(image), 0, 1)).astype(np.uint8)
+    image = fit_within(image, side)
+    times = side // max(image.shape[:2])
+    return image.repeat(times, axis=0).repeat(times, axis=1)
+
+
+def fit_within(image: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
+    """An image [H, W, 1 or 3] as RGB, reduced where a side has more than `longest` pixels."""
+    from PIL import Image
+
     image = np.broadcast_to(image, (*image.shape[:2], 3))
-    longest = max(image.shape[:2])
-    if longest <= side:
-        return image.repeat(side // longest, axis=0).repeat(side // longest, axis=1)
-    height, width = (max(1, round(length * side / longest)) for length in image.shape[:2])
+    side = max(image.shape[:2])
+    if side <= longest:
+        return image
+    height, width = (max(1, round(length * longest / side)) for length in image.shape[:2])
     return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize((width, height), Image.Resampling.LANCZOS))
 
 

@@ -196,8 +196,9 @@ def _view_pairs(method: Method, state: TrainState, source: Source, images: NDArr
         positions = jnp.arange(start, start + BLOCK, dtype=jnp.int32)
         rngs = randomness.example_keys(method.seed, randomness.VIEWS, jnp.asarray(state.step), positions)
         views = _make_views(method, rngs, source.examples(padded))
-        queries = _embed_block(method, state.variables, views[0], True)
-        keys = _embed_block(method, state.momentum_variables, views[1], False)
+        first, second = (jax.tree.map(lambda leaf, view=view: leaf[view], views) for view in (0, 1))
+        queries = _embed_block(method, state.variables, first, True)
+        keys = _embed_block(method, state.momentum_variables, second, False)
         yield _ViewPairs(len(chosen), padded, queries, keys)
 
 

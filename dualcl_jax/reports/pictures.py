@@ -1,7 +1,9 @@
 """The pictures of a finished run, made from its data, its encoder and its metrics."""
 
 import numpy as np
+from etils import epath
 
+from dualcl_jax.data import Source
 from dualcl_jax.data.order import epoch_permutation
 from dualcl_jax.method.views.images import ImageViews
 from dualcl_jax.reports import figures
@@ -21,37 +23,38 @@ def draw_pictures(subject: Subject, samples: Samples) -> None:
 
 
 def draw_figures(run: Subject, samples: Samples) -> None:
-    """Writes `figures/`: curves, view pairs, nearest neighbours of held-out images, a 2-D map of the embedding.
+    """Writes `figures/`: curves and a map of the embedding, and of images view pairs and nearest neighbours.
 
-    Without a test split the training images stand in.
+    Without a test split the training examples are shown.
     """
-    train, method, shown = run.splits.train, run.method, samples.source
-    folder = run.folder / 'figures'
+    train, folder = run.splits.train, run.folder / 'figures'
     folder.mkdir(exist_ok=True)
-
     figures.curves([dict(record) for record in run.records], folder / 'curves.png')
-
-    assert isinstance(method.views, ImageViews)
-    chosen = epoch_permutation(run.config.seed, 0, len(train))[:SHEET_IMAGES]
-    views = first_views(train, chosen, method.views, method.seed)
-    figures.view_pairs(train.examples(chosen), views, folder / 'views.png')
-
-    labelled = train.class_names is not None
-    queries = samples.shown[samples.queries]
-    figures.neighbours(
-        shown.examples(queries),
-        shown.labels[queries] if labelled else None,
-        np.stack([train.examples(row) for row in samples.found]),
-        train.labels[samples.found] if labelled else None,
-        samples.similarities,
-        train.class_names,
-        folder / 'neighbours.png',
-    )
     if samples.points is not None:
         figures.embedding_map(
             samples.points,
-            samples.labels if labelled else None,
+            samples.labels if train.class_names is not None else None,
             train.class_names,
             folder / 'embedding.png',
             of=samples.of,
         )
+    views = run.method.views
+    if isinstance(views, ImageViews):
+        chosen = epoch_permutation(run.config.seed, 0, len(train))[:SHEET_IMAGES]
+        drawn = first_views(train, chosen, views, run.method.seed)
+        figures.view_pairs(train.examples(chosen), drawn, folder / 'views.png')
+        _draw_neighbours(train, samples, folder / 'neighbours.png')
+
+
+def _draw_neighbours(train: Source, samples: Samples, path: epath.Path) -> None:
+    """Draws the nearest training images of some of the images that are shown."""
+    labelled, queries = train.class_names is not None, samples.shown[samples.queries]
+    figures.neighbours(
+        samples.source.examples(queries),
+        samples.source.labels[queries] if labelled else None,
+        np.stack([train.examples(row) for row in samples.found]),
+        train.labels[samples.found] if labelled else None,
+        samples.similarities,
+        train.class_names,
+        path,
+    )

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from dualcl_jax.data import Source, Splits
 from dualcl_jax.evaluators.embed import Embedder
 from dualcl_jax.evaluators.measures.knn import nearest
+from dualcl_jax.evaluators.measures.unit import unit
 
 MAP_IMAGES = 1000
 BANK_IMAGES = 20_000
@@ -44,8 +45,8 @@ class Samples(NamedTuple):
 
     @property
     def of(self) -> str:
-        """What the images are, in words: of the split that a run is measured on, for testing or for validation."""
-        return 'training images' if self.of_training else 'held-out images'
+        """What the examples are, in words; those held out are for testing or for validation."""
+        return f'{"training" if self.of_training else "held-out"} {self.source.kind}'
 
     @property
     def labels(self) -> NDArray:
@@ -113,7 +114,7 @@ def in_plane(features: NDArray, seed: int = 0) -> NDArray[np.float32]:
     features = np.asarray(features, np.float32)
     if len(features) < 3 or not np.isfinite(features).all():
         raise ValueError(f'features must be finite and of at least 3 examples, got shape {features.shape}')
-    directions = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    directions = unit(features)
     left, scales, _ = np.linalg.svd(directions - directions.mean(axis=0), full_matrices=False)
     components = left[:, :50] * scales[:50]
     start = np.zeros((len(features), 2), np.float32)

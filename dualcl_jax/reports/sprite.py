@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualcl_jax.data import Source
+from dualcl_jax.reports.figures import fit_within
 
 LARGEST = 64
 """Pixels of the longer side of an image, at most."""
@@ -30,7 +31,7 @@ class Sprite:
         if new:
             for key, image in zip(new, source.examples(np.array([index for _, index in new])), strict=True):
                 self._places[key] = len(self._images)
-                self._images.append(_reduce(image))
+                self._images.append(fit_within(image, LARGEST))
                 self.side = max(self.side, *self._images[-1].shape[:2])
         return [self._places[key] for key in keys]
 
@@ -61,15 +62,3 @@ class Sprite:
         content = io.BytesIO()
         Image.fromarray(sheet).save(content, 'JPEG', quality=QUALITY, subsampling=0)
         return 'data:image/jpeg;base64,' + base64.b64encode(content.getvalue()).decode()
-
-
-def _reduce(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[H, W, 1 or 3] as RGB, no side above `LARGEST`."""
-    from PIL import Image
-
-    image = np.broadcast_to(image, (*image.shape[:2], 3))
-    longest = max(image.shape[:2])
-    if longest <= LARGEST:
-        return image
-    height, width = (max(1, round(length * LARGEST / longest)) for length in image.shape[:2])
-    return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize((width, height), Image.Resampling.LANCZOS))

@@ -7,7 +7,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from dualcl_jax.data import Source, load
-from dualcl_jax.data.images.encoded import EncodedSource
+from dualcl_jax.data.images.source import KIND
 from dualcl_jax.data.order import epoch_permutation
 from dualcl_jax.method import randomness
 from dualcl_jax.method.validation import validate
@@ -28,6 +28,8 @@ def show_views(config: ConfigDict, path: str) -> None:
     if not path.endswith('.png'):
         raise UserError(f'--show_views={path}: name a file that ends in .png')
     train = load(config.data).train
+    if train.kind != KIND:
+        raise UserError(f'--show_views={path}: {train.name} holds {train.kind}; only views of images can be drawn')
     ids = epoch_permutation(config.seed, 0, len(train))[:IMAGES]
     views = first_views(train, ids, image_views(config, train.examples(np.arange(0))), config.seed)
     try:
@@ -41,8 +43,11 @@ def show_views(config: ConfigDict, path: str) -> None:
 def first_views(train: Source, ids: np.ndarray, views: ImageViews, seed: int) -> np.ndarray:
     """The views of the images `ids` [n] where they open the batch of step 0: float32 [2, n, size, size, C]."""
     rows = np.arange(len(ids))
-    images = train.examples(ids)
-    if isinstance(train, EncodedSource):
-        images = train.crops(ids, rows, views.host_recipe, seed, 0)
+    crops = train.host_views(views.host_recipe)
+    if crops is None:
+        images = train.examples(ids)
+    else:
+        images = crops.blank(len(ids))
+        crops.make(ids, rows, seed, 0, images)
     keys = randomness.example_keys(seed, randomness.VIEWS, jnp.zeros((), jnp.int32), jnp.asarray(rows, jnp.int32))
     return np.asarray(jax.jit(views.augment)(keys, images))

@@ -55,7 +55,7 @@ def reachable(path: str, named: str) -> epath.Path:
 
 
 def cache_folder() -> Path:
-    """The folder of cached indices of data sets."""
+    """The folder of everything that is cached: $XDG_CACHE_HOME/dualcl_jax, by default ~/.cache/dualcl_jax."""
     base = os.environ.get('XDG_CACHE_HOME')
     return (Path(base) if base else Path.home() / '.cache') / 'dualcl_jax'
 

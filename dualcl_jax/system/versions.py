@@ -1,9 +1,8 @@
-"""Versions of the packages that a result depends on, and the name of the processor."""
+"""Versions of the packages that a result depends on."""
 
 import importlib.metadata
 import importlib.util
 import platform
-from pathlib import Path
 
 PACKAGES = ('dualcl-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 """Packages whose versions affect a result; they must be the same in every process of a run."""
@@ -15,11 +14,3 @@ def versions() -> dict[str, str]:
 
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {'python': platform.python_version(), **found, 'device': jax.devices()[0].device_kind}
-
-
-def processor() -> str:
-    """The processor's model name on Linux; elsewhere its architecture."""
-    about = Path('/proc/cpuinfo')
-    lines = about.read_text().splitlines() if about.exists() else []
-    names = (line.partition(':')[2].strip() for line in lines if line.startswith('model name'))
-    return next(names, platform.machine())

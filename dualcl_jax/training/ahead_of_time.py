@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from dualcl_jax.data import Batch
+from dualcl_jax.data import batch_spec
+from dualcl_jax.data.tree import ArraySpec
 from dualcl_jax.method.build import Method, build_method
 from dualcl_jax.method.contrast import contrast
 from dualcl_jax.method.negatives.queue import Queue, batch_queue, empty_queue
@@ -109,7 +110,7 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> dict[str, Any]:
     )
     step, specs, limits = partial(train_step, method), state_specs(method), _limits(device)
     state = shapes(jax.eval_shape(partial(create_train_state, method)), mesh, specs)
-    batch = shapes(_batch(size, config.data.image_size, 2), mesh, PartitionSpec(AXIS))
+    batch = shapes(batch_spec(_example(config.data.image_size, 2), size), mesh, PartitionSpec(AXIS))
     asked = cost.count(ShardMapMapper(mesh, specs).map(step).trace(state, batch).jaxpr, device.platform)
     report = {
         'fits': False,
@@ -188,11 +189,10 @@ def _roofline(limits: Limits, asked: cost.Cost, accessed: float | None) -> dict[
     return {'compute_seconds': compute, 'memory_seconds': memory, 'roofline_seconds': max(known, default=None)}
 
 
-def _batch(size: int, image_size: int, views: int) -> Batch:
-    column = jax.ShapeDtypeStruct((size,), jnp.int32)
+def _example(image_size: int, views: int) -> ArraySpec:
+    """An example as the loader is assumed to give it: an image, or a crop of it for each view."""
     of_views = (views,) if image_size >= CROPPED_FROM else ()
-    images = jax.ShapeDtypeStruct((size, *of_views, image_size, image_size, 3), jnp.uint8)
-    return Batch(images, column, column, column)
+    return ArraySpec((*of_views, image_size, image_size, 3), np.dtype(np.uint8))
 
 
 def _total(used: Any) -> int:

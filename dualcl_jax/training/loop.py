@@ -10,7 +10,6 @@ import jax
 from ml_collections import ConfigDict
 
 from dualcl_jax.data import Loader
-from dualcl_jax.data.workers import available_cores
 from dualcl_jax.method.state import TrainState
 from dualcl_jax.method.validation import validate
 from dualcl_jax.reports.pictures import draw_pictures
@@ -20,6 +19,7 @@ from dualcl_jax.step import train_step
 from dualcl_jax.system.console import Console
 from dualcl_jax.system.devices import process_rows, to_host, whole
 from dualcl_jax.system.files import write_json
+from dualcl_jax.system.machine import available_cores
 from dualcl_jax.system.processes.heartbeat import Heartbeat
 from dualcl_jax.system.processes.stop_signal import StopSignal
 from dualcl_jax.training import summary

@@ -3,14 +3,14 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from dualcl_jax.data import Batch, Source, Splits, load
-from dualcl_jax.data.images.encoded import EncodedSource
+from dualcl_jax.data import Batch, Source, Splits, batch_spec, example_spec, load
+from dualcl_jax.data.images.source import KIND as IMAGES
+from dualcl_jax.data.images.source import image_shape
 from dualcl_jax.data.images.statistics import channel_statistics
 from dualcl_jax.method.build import Method, build_method
 from dualcl_jax.method.length import run_length
@@ -60,10 +60,8 @@ class Plan:
 
     def batch(self) -> Batch:
         """Shapes and dtypes of a whole batch, as the loader makes it."""
-        source, size = self.splits.train, self.config.train.batch_size
-        images = self.method.views.host_recipe.shape if isinstance(source, EncodedSource) else source.example_shape
-        column = jax.ShapeDtypeStruct((size,), jnp.int32)
-        return Batch(jax.ShapeDtypeStruct((size, *images), jnp.uint8), column, column, column)
+        example = example_spec(self.splits.train, self.method.views.host_recipe)
+        return batch_spec(example, self.config.train.batch_size)
 
 
 def make_plan(config: ConfigDict, workdir: str, *, writes: bool) -> Plan:
@@ -90,7 +88,7 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool) -> Plan:
     check_same_run(folder, stored, resolved)
     epoch, total_steps = run_length(resolved, len(splits.train))
     validate_schedule(resolved, total_steps, epoch)
-    views = VIEWS['images'](resolved, splits.train.examples(np.arange(0)))
+    views = VIEWS[splits.train.kind](resolved, splits.train.examples(np.arange(0)))
     method = build_method(
         resolved, views, total_steps=total_steps, steps_per_epoch=epoch, num_devices=mesh.devices.size
     )
@@ -100,18 +98,23 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool) -> Plan:
     return plan
 
 
-def _statistics(config: ConfigDict, train: Source) -> Statistics:
+def _statistics(config: ConfigDict, train: Source) -> Statistics | None:
     """Mean and standard deviation per channel: those of the config, or of the images where it has none.
+
+    None where the examples are not images.
 
     Raises:
       UserError: the config has some, and not one for each channel.
     """
-    mean, channels = config.data.mean, train.example_shape[2]
+    if train.kind != IMAGES:
+        return None
+    mean, std = config.data.mean, config.data.std
     if not mean:
         return channel_statistics(train)
+    channels = image_shape(train)[2]
     if len(mean) not in (1, channels):
         raise UserError(
             f'config.data.mean={mean}: {len(mean)} numbers, and the images of {train.name} have {channels} channels; '
             f'give {channels}, or () to have them measured'
         )
-    return mean, config.data.std
+    return mean, std

@@ -248,7 +248,7 @@ def _method(steps: int) -> Any:
     sgd = build_optimizer('sgd', rate, momentum=0.9, weight_decay=5e-4, decay_norm_and_bias=True)
     return Method(
         encoder=Encoder('tiny', 'cifar', width=4, projection='linear', predictor='none', hidden=1, dim=8),
-        views=ImageViews(PRESETS['moco_v3'], SIDE, (0.5,) * 3, (0.25,) * 3, channels=3),
+        views=ImageViews(SIDE, 3, (0.5,) * 3, (0.25,) * 3, PRESETS['moco_v3']),
         seed=0,
         symmetric=True,
         temperature=TEMPERATURE,

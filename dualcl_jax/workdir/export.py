@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dualcl_jax.models.encoder import channels_of
 from dualcl_jax.models.exports.encoder import Description, Variables, compute, only_parts
+from dualcl_jax.models.images import ImageInput
 from dualcl_jax.system.devices import to_host
+from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.versions import versions
 from dualcl_jax.workdir.saved_run import SavedRun
 
@@ -24,23 +25,30 @@ def describe(run: SavedRun, *, encoder: str, projection: bool) -> tuple[Descript
       run: opened for reading.
       encoder: 'query' or 'momentum'.
       projection: whether its output is the projection, not the features of the backbone.
+
+    Raises:
+      UserError: its examples are not images.
     """
-    config, state = run.config, run.state
+    config, state, images = run.config, run.state, run.method.views
+    if not isinstance(images, ImageInput):
+        raise UserError(
+            f'--workdir={run.folder}: its encoder does not take images; only encoders of images are exported'
+        )
     model = config.model.to_dict() | {'predictor': 'none', 'remat': False}
     description = Description(
         architecture={name: value for name, value in model.items() if name != 'norm'},
         encoder=encoder,
         output='projection' if projection else 'backbone',
         features=0,  # until it is measured
-        image_size=config.data.image_size,
-        channels=channels_of(state.params, config.model.name),
-        mean=tuple(config.data.mean),
-        std=tuple(config.data.std),
+        image_size=images.size,
+        channels=images.channels,
+        mean=images.mean,
+        std=images.std,
         provenance=_provenance(run),
     )
     variables = state.variables if encoder == 'query' else state.momentum_variables
     variables = to_host(only_parts(variables, description.parts))
-    pixels = jax.ShapeDtypeStruct((1, *[description.image_size] * 2, description.channels), jnp.float32)
+    pixels = jax.ShapeDtypeStruct((1, *images.shape), jnp.float32)
     features = jax.eval_shape(partial(compute, description, description.build(), variables), pixels).shape[1]
     return dataclasses.replace(description, features=features), variables
 

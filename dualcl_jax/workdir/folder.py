@@ -10,7 +10,9 @@ from typing import IO, Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from dualcl_jax.data import Source, Splits
+from dualcl_jax.data import Source, Splits, example_spec
+from dualcl_jax.data.images.source import KIND as IMAGES
+from dualcl_jax.data.tree import Tree, describe, parse
 from dualcl_jax.system.config import differing_fields, from_json, to_json
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import check_writable, reachable, write_json, write_text
@@ -140,22 +142,35 @@ def write_config(workdir: epath.Path, config: ConfigDict) -> None:
 def write_data_report(workdir: epath.Path, splits: Splits) -> None:
     """Stores which data the run uses: sizes, classes, fingerprints and, for a folder, the outcome for each file."""
 
-    def describe(source: Source | None) -> dict[str, Any] | None:
+    def report_of(source: Source | None) -> dict[str, Any] | None:
         if source is None:
             return None
         return {
             'name': source.name,
+            'kind': source.kind,
             'examples': len(source),
-            'image_shape': list(source.example_shape),
+            'image_shape' if source.kind == IMAGES else 'example_shape': describe(example_spec(source)),
             'labelled': int((source.labels >= 0).sum()),
             'class_names': list(source.class_names) if source.class_names else None,
             'fingerprint': source.fingerprint,
         }
 
-    report: dict[str, Any] = {'train': describe(splits.train), 'test': describe(splits.test)}
+    report: dict[str, Any] = {'train': report_of(splits.train), 'test': report_of(splits.test)}
     if splits.train.report is not None:
         report['files'] = dict(splits.train.report)
     write_json(workdir / 'data_report.json', report)
+
+
+def read_examples(workdir: epath.Path) -> tuple[str, Tree] | None:
+    """Kind, and shapes and dtypes of one example, of the training split that `data_report.json` describes.
+
+    None where there is no such file, or one of an earlier version or damaged.
+    """
+    try:
+        train = json.loads((workdir / 'data_report.json').read_bytes())['train']
+        return str(train['kind']), parse(train['image_shape' if train['kind'] == IMAGES else 'example_shape'])
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return None
 
 
 def read_summary(workdir: epath.Path) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,6 +10,8 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from dualcl_jax.data.images.source import KIND as IMAGES
+from dualcl_jax.data.tree import ArraySpec, batch_of, empty
 from dualcl_jax.method.build import Method, build_method
 from dualcl_jax.method.state import TrainState, create_train_state
 from dualcl_jax.method.views import VIEWS
@@ -18,6 +21,7 @@ from dualcl_jax.system.devices import device_mesh
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import reachable
 from dualcl_jax.workdir.checkpoint import Checkpoints
+from dualcl_jax.workdir.folder import read_examples
 from dualcl_jax.workdir.metrics import KNN_BACKBONE, read_records
 
 LATEST, BEST = 'latest', 'best'
@@ -30,6 +34,7 @@ class SavedRun:
     Attributes:
       folder: the workdir.
       config: as stored, resolved.
+      kind: of its examples.
       method: of the config, for one device: its encoder is for evaluation, its schedules are of no use.
       mesh: the devices that the state is on.
       step: of the checkpoint.
@@ -39,6 +44,7 @@ class SavedRun:
 
     folder: epath.Path
     config: ConfigDict
+    kind: str
     method: Method
     mesh: Mesh
     step: int
@@ -88,14 +94,20 @@ def open_saved_run(workdir: str, step: str = LATEST, *, mesh: Mesh | None = None
     checkpoints = Checkpoints((folder / 'checkpoints').resolve(), read_only=True)
     try:
         config = from_json((folder / 'config.json').read_text())
-        channels = channels_of(checkpoints.saved_params(chosen), config.model.name)
-        views = VIEWS['images'](config, np.empty((0, 1, 1, channels), np.uint8))
+        kind, example = read_examples(folder) or _images(checkpoints.saved_params(chosen), config)
+        views = VIEWS[kind](config, empty(batch_of(example, 0)))
         method = build_method(config, views, total_steps=1, steps_per_epoch=1, num_devices=1)
     except (ValueError, AttributeError, KeyError) as error:
         raise UserError(f'{folder / "config.json"}: not a config of this version ({error})') from error
     state, record = checkpoints.restore(chosen, jax.eval_shape(lambda: create_train_state(method)), mesh)
     checkpoints.close()
-    return SavedRun(folder, config, method, mesh, chosen, state, record['data_fingerprint'])
+    return SavedRun(folder, config, kind, method, mesh, chosen, state, record['data_fingerprint'])
+
+
+def _images(params: Any, config: ConfigDict) -> tuple[str, ArraySpec]:
+    """Kind and shape of the examples of a run that does not say: images with the channels of its encoder."""
+    side, channels = config.data.image_size, channels_of(params, config.model.name)
+    return IMAGES, ArraySpec((side, side, channels), np.dtype(np.uint8))
 
 
 def _choose(folder: epath.Path, steps: list[int], step: str) -> int:

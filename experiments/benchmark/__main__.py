@@ -25,8 +25,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from dualcl_jax.data.images.source import image_source
 from dualcl_jax.data.loader import Loader
-from dualcl_jax.data.source import ArraySource
 from dualcl_jax.losses import info_nce, normalize
 from dualcl_jax.method.build import build_method
 from dualcl_jax.method.negatives.queue import UNKNOWN, Queue, noise_queue
@@ -40,8 +40,9 @@ from dualcl_jax.step import train_step
 from dualcl_jax.system.command_line import Parser
 from dualcl_jax.system.devices import MAPPERS, device_mesh, replicate
 from dualcl_jax.system.errors import UserError, exits_cleanly
+from dualcl_jax.system.machine import processor
 from dualcl_jax.system.processes.start import start
-from dualcl_jax.system.versions import processor, versions
+from dualcl_jax.system.versions import versions
 from experiments.benchmark import data, runs
 from experiments.benchmark.step import config_step
 
@@ -127,7 +128,7 @@ def loader(rounds: int) -> Cases:
     """Images per second that the loader prepares from memory: 32×32×3, batch 256, no transfer."""
     count, batch, steps = 50_000, 256, 2000
     pixels = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), np.uint8)
-    source = ArraySource('benchmark', pixels, np.zeros(count, np.int32))
+    source = image_source('benchmark', pixels, np.zeros(count, np.int32))
 
     def epoch() -> None:
         load = Loader(

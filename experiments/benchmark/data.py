@@ -20,11 +20,11 @@ from PIL import Image
 from dualcl_jax.data import Loader
 from dualcl_jax.data.images import folder, photo_patches
 from dualcl_jax.data.images.crops import CropRecipe
-from dualcl_jax.data.images.encoded import EncodedSource
-from dualcl_jax.data.workers import available_cores
+from dualcl_jax.data.images.encoded import Crops, EncodedSource
 from dualcl_jax.method.views import image_ops
 from dualcl_jax.method.views.image_draws import CROP_DRAWS, JITTER_DRAWS, draw_crop, draw_jitter
 from dualcl_jax.method.views.images import ViewSpec, color_jitter
+from dualcl_jax.system.machine import available_cores
 
 Cases = list[dict[str, Any]]
 Compare = Callable[[dict[str, Callable[[], Any]], int], dict[str, tuple[float, float, float]]]
@@ -177,7 +177,9 @@ def _keep(source: EncodedSource) -> None:
 def _crop(number: int) -> int:
     rows = np.arange(BATCH)
     ids = (number * BATCH + rows) % len(_source)
-    return len(_source.crops(ids, rows, RECIPE, 0, number))
+    crops = Crops(_source.files, RECIPE)
+    crops.make(ids, rows, 0, number, crops.blank(BATCH))
+    return BATCH
 
 
 _source: EncodedSource

@@ -22,6 +22,7 @@ from dualcl_jax.data.images.crops import CropRecipe, central_square, crop_rng, d
 from dualcl_jax.data.images.decode import Box, cut
 from dualcl_jax.data.images.encoded import EncodedSource
 from dualcl_jax.data.order import batch_indices
+from dualcl_jax.data.tree import ArraySpec
 from dualcl_jax.method.views.image_draws import draw_crop
 from dualcl_jax.system.errors import UserError
 from tests.support.bad_files import encode, photo
@@ -140,15 +141,17 @@ def test_workers_do_not_import_jax_and_end_with_a_killed_parent(tmp_path):
     program = tmp_path / 'program.py'
     program.write_text(
         'import os, sys, time\n'
+        'import numpy as np\n'
+        'from dualcl_jax.data.tree import ArraySpec\n'
         'from dualcl_jax.data.workers import computed\n'
         'def pid(number, out):\n'
         '    assert not {"jax", "tensorflow"} & set(sys.modules)\n'
-        '    out.view("int64")[0] = os.getpid()\n'
-        '    return 8\n'
+        '    out[0] = os.getpid()\n'
+        '    return 1\n'
         'if __name__ == "__main__":\n'
         '    import dualcl_jax.data\n'
-        '    values = computed(pid, (8,), 0, 10**6, 1)\n'
-        '    print(next(values).view("int64")[0], flush=True)\n'
+        '    values = computed(pid, ArraySpec((1,), np.dtype(np.int64)), 0, 10**6, 1)\n'
+        '    print(next(values)[0], flush=True)\n'
         '    time.sleep(100)\n'
     )
     environment = os.environ | {'PYTHONPATH': str(REPOSITORY)}
@@ -174,15 +177,17 @@ def _runs(pid: int) -> bool:
 
 def pids(count: int) -> Generator[int, None, None]:
     """The processes that compute results of 1 to 9 rows, each of which holds the number and the process."""
-    with contextlib.closing(workers.computed(_pid, (9, 16), 0, 10**6, count)) as values:
+    room = {'number': ArraySpec((9,), np.dtype(np.uint8)), 'by': (ArraySpec((9, 2), np.dtype(np.float64)),)}
+    with contextlib.closing(workers.computed(_pid, room, 0, 10**6, count)) as values:
         for number, rows in enumerate(values):
-            numbers, processes = rows.view(np.int64).T
-            assert numbers.tolist() == [number] * (number % 9 + 1)
-            yield int(processes[0])
+            assert rows['number'].tolist() == [number % 256] * (number % 9 + 1)
+            assert rows['by'][0].tolist() == [[number / 3, rows['by'][0][0, 1]]] * (number % 9 + 1)
+            yield int(rows['by'][0][0, 1])
 
 
-def _pid(number: int, out: np.ndarray) -> int:
-    out.view(np.int64)[:] = number, os.getpid()
+def _pid(number: int, out: dict) -> int:
+    out['number'][:] = number % 256
+    out['by'][0][:] = number / 3, os.getpid()
     return number % 9 + 1
 
 

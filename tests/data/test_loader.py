@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dualcl_jax.data import ArraySource, Batch, Loader
+from dualcl_jax.data.images.source import image_source
 from dualcl_jax.data.order import batch_indices
 from dualcl_jax.system.errors import UserError
 
@@ -19,7 +20,7 @@ N, B = 50, 12
 def make_source() -> ArraySource:
     """Every pixel of image i is i, its label 2 i."""
     pixels = np.broadcast_to(np.arange(N, dtype=np.uint8)[:, None, None, None], (N, 2, 3, 1)).copy()
-    return ArraySource('numbered', pixels, 2 * np.arange(N, dtype=np.int32))
+    return image_source('numbered', pixels, 2 * np.arange(N, dtype=np.int32))
 
 
 def make_loader(place=lambda batch: batch, **changes) -> Loader:

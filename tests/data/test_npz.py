@@ -9,6 +9,7 @@ import pytest
 
 from dualcl_jax import data
 from dualcl_jax.data.images import npz
+from dualcl_jax.data.images.source import image_shape
 from dualcl_jax.system.errors import UserError
 
 rng = np.random.default_rng(2)
@@ -44,7 +45,7 @@ def test_both_splits_with_labels(tmp_path):
 def test_images_alone(tmp_path):
     train, test = load(tmp_path, images=IMAGES[..., 0], something_else=np.zeros(3))
     assert test is None
-    assert train.example_shape == (5, 6, 1)
+    assert image_shape(train) == (5, 6, 1)
     assert train.class_names is None
     np.testing.assert_array_equal(train.labels, np.full(12, -1))
     np.testing.assert_array_equal(train.examples(np.array([3]))[0, ..., 0], IMAGES[3, ..., 0])

@@ -7,6 +7,7 @@ import pytest
 
 from dualcl_jax.data.images import photo_patches
 from dualcl_jax.data.images.photo_patches import GAP, PHOTOS, TEST_PATCHES, TRAIN_PATCHES, Patches
+from dualcl_jax.data.images.source import image_shape
 from dualcl_jax.system.errors import UserError
 
 
@@ -81,7 +82,7 @@ def test_it_is_the_same_set_every_time(patches):
     train, test = photo_patches.load()
     digests = [hashlib.sha256(source.examples(np.arange(len(source))).tobytes()).digest() for source in (train, test)]
     assert digests == [hashlib.sha256(split.images.tobytes()).digest() for split in patches]
-    assert train.example_shape == (32, 32, 3)
+    assert image_shape(train) == (32, 32, 3)
     assert train.class_names == test.class_names == tuple(photo.file.split('.')[0] for photo in PHOTOS)
     assert train.fingerprint != test.fingerprint
 

@@ -9,6 +9,7 @@ import pytest
 
 from dualcl_jax import data
 from dualcl_jax.data.images.encoded import EncodedSource
+from dualcl_jax.data.images.source import image_shape, image_source
 from dualcl_jax.data.source import ArraySource, Splits, limit_indices, limit_train
 from dualcl_jax.system.errors import UserError
 
@@ -21,7 +22,7 @@ def make_source(num_examples: int = 20, **changes) -> ArraySource:
         'labels': rng.integers(0, 3, num_examples, np.int32),
         'class_names': ('a', 'b', 'c'),
     }
-    return ArraySource(**(arguments | changes))
+    return image_source(**(arguments | changes))
 
 
 def config(**changes) -> SimpleNamespace:
@@ -39,16 +40,16 @@ def fixed(monkeypatch) -> Splits:
 
 def test_images_by_index():
     source = make_source()
-    assert source.example_shape == (4, 5, 3)
+    assert image_shape(source) == (4, 5, 3)
     assert len(source) == 20
-    np.testing.assert_array_equal(source.examples(np.array([3, 1, 3])), source.pixels[[3, 1, 3]])
+    np.testing.assert_array_equal(source.examples(np.array([3, 1, 3])), source.arrays[[3, 1, 3]])
 
 
 def test_the_fingerprint_is_that_of_the_examples():
     source = make_source()
     assert source.fingerprint == make_source().fingerprint
     assert len(source.fingerprint) == 64
-    other_pixels, other_labels = source.pixels.copy(), source.labels.copy()
+    other_pixels, other_labels = source.arrays.copy(), source.labels.copy()
     other_pixels[-1, -1, -1, -1] ^= 1
     other_labels[0] += 1
     changed = [
@@ -57,8 +58,8 @@ def test_the_fingerprint_is_that_of_the_examples():
         make_source(class_names=None),
         make_source(pixels=other_pixels),
         make_source(labels=other_labels),
-        make_source(pixels=source.pixels[::-1], labels=source.labels[::-1]),
-        make_source(pixels=source.pixels.reshape(20, 5, 4, 3)),
+        make_source(pixels=source.arrays[::-1], labels=source.labels[::-1]),
+        make_source(pixels=source.arrays.reshape(20, 5, 4, 3)),
         make_source(19),
     ]
     assert len({source.fingerprint, *(other.fingerprint for other in changed)}) == 1 + len(changed)
@@ -78,7 +79,7 @@ def test_a_limit_keeps_a_fixed_random_subset_in_its_random_order():
     kept = np.random.default_rng(0).permutation(20)[:6]
     limited = limit_train(source, 6)
     np.testing.assert_array_equal(limit_indices(20, 6), kept)
-    np.testing.assert_array_equal(limited.examples(np.arange(6)), source.pixels[kept])
+    np.testing.assert_array_equal(limited.examples(np.arange(6)), source.arrays[kept])
     np.testing.assert_array_equal(limited.labels, source.labels[kept])
     assert limited.class_names == source.class_names
     assert limited.fingerprint != source.fingerprint
@@ -101,7 +102,7 @@ def test_validation_images_are_a_fixed_share_of_the_training_images(fixed):
     assert (len(train), len(validation)) == (12, 3)
     kept = limit_train(fixed.train, 15)
     together = np.concatenate([part.examples(np.arange(len(part))) for part in (train, validation)])
-    assert sorted(image.tobytes() for image in together) == sorted(image.tobytes() for image in kept.pixels)
+    assert sorted(image.tobytes() for image in together) == sorted(image.tobytes() for image in kept.arrays)
     again = data.load(config(limit=15, validation_fraction=0.2), validate=True)
     assert [part.fingerprint for part in again] == [train.fingerprint, validation.fingerprint]
     for_testing = data.load(config(limit=15, validation_fraction=0.2))

@@ -5,11 +5,12 @@ import pytest
 
 from dualcl_jax.data import ArraySource
 from dualcl_jax.data.images import statistics
+from dualcl_jax.data.images.source import image_source
 from dualcl_jax.data.images.statistics import channel_statistics
 
 
 def source(images: np.ndarray) -> ArraySource:
-    return ArraySource('toy', images, np.zeros(len(images), np.int32), ('a',))
+    return image_source('toy', images, np.zeros(len(images), np.int32), ('a',))
 
 
 @pytest.mark.parametrize('channels', [1, 3])

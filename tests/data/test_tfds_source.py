@@ -15,6 +15,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from dualcl_jax import data
 from dualcl_jax.data.images import tfds as tfds_source
+from dualcl_jax.data.images.source import image_shape
 from dualcl_jax.system.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[2].parent / 'shared' / 'tfds'
@@ -90,7 +91,7 @@ def test_both_splits(tiny):
     train, test = data.load(config(data_dir=tiny, num_examples=9))
     assert_holds(train, examples(9, 4, 5, 3))
     assert_holds(test, examples(4, 4, 5, 3, seed=1))
-    assert train.example_shape == (4, 5, 3)
+    assert image_shape(train) == (4, 5, 3)
     assert train.class_names == ('ant', 'bee', 'cat')
     assert train.name == 'tiny/1.0.0'
     assert train.labels.dtype == np.int32
@@ -132,7 +133,7 @@ def test_validation_where_there_is_no_test_split_and_no_labels(tmp_path):
     splits = {'train': examples(3, 4, 5, 1), 'validation': examples(2, 4, 5, 1, seed=1)}
     write_set(tmp_path, splits, {'image': image_feature(4, 5, 1)})
     train, test = data.load(config(data_dir=tmp_path))
-    assert train.example_shape == test.example_shape == (4, 5, 1)
+    assert image_shape(train) == image_shape(test) == (4, 5, 1)
     assert_holds(test, [(pixels, -1) for pixels, _ in splits['validation']])
     assert train.class_names is None
 
@@ -271,7 +272,7 @@ def test_real_sets(name, shape, num_train, first_class):
     train, test = data.load(config(name, SHARED, limit=500))
     kept = np.random.default_rng(0).permutation(num_train)[:500]
     assert (len(train), len(test)) == (500, 10_000)
-    assert train.example_shape == test.example_shape == shape
+    assert image_shape(train) == image_shape(test) == shape
     assert train.class_names == test.class_names
     assert train.class_names[0] == first_class
     np.testing.assert_array_equal(np.unique(test.labels), np.arange(10))

@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import Mesh
 
 from configs import default
-from dualcl_jax.data import ArraySource
+from dualcl_jax.data.images.source import image_source
 from dualcl_jax.evaluators.embed import Embedder
 from dualcl_jax.evaluators.measures.finetune import Recipe, balanced_rows, finetune, predict
 from dualcl_jax.method.state import create_train_state
@@ -60,7 +60,7 @@ def source(count=96):
     labels = np.arange(count, dtype=np.int32) % 3
     means = rng.uniform(40, 215, (3, 1, 1, 3))
     pixels = means[labels] + rng.normal(0, 25, (count, 8, 8, 3))
-    return ArraySource('toy', pixels.clip(0, 255).astype(np.uint8), labels, ('a', 'b', 'c'))
+    return image_source('toy', pixels.clip(0, 255).astype(np.uint8), labels, ('a', 'b', 'c'))
 
 
 def tuned(method, variables, mesh=None, **changes):

@@ -32,7 +32,7 @@ import storage  # noqa: E402
 from damaged import damaged_checkpoints  # noqa: E402
 from fuzz import READERS, fuzz  # noqa: E402
 
-from dualcl_jax.system.versions import processor  # noqa: E402
+from dualcl_jax.system.machine import processor  # noqa: E402
 from tests.support.runs import Trainer, killed_at_last, wait_until  # noqa: E402
 
 FOLDER = REPOSITORY / 'runs' / 'faults'

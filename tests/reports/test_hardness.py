@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from dualcl_jax.method import randomness
-from dualcl_jax.method.views.images import make_views, standardize
 from dualcl_jax.reports.hardness import hardest_negatives, image_losses, negatives_of, softmax_shares
 from tests.support.random_run import STEP, random_run, reported, subject_of
 
@@ -20,7 +19,7 @@ def unit(rows):
 def embed(run, variables, pixels):
     """Unit projections in evaluation mode; with the predictor where there is one."""
     predict = 'predictor' in variables['params']
-    images = standardize(np.asarray(pixels, np.float32), run.method.mean, run.method.std)
+    images = run.method.views.standardize(np.asarray(pixels, np.float32))
     return unit(run.method.encoder.apply(variables, images, train=False, predict=predict).projection)
 
 
@@ -105,7 +104,7 @@ def test_losses_are_info_nce_of_two_views(tmp_path, of_training):
     images = np.append(queue.ids[:2], np.arange(10, 30)).astype(np.int64) if of_training else np.arange(22)
     losses = image_losses(method, run.state, source, images, queue, k, of_training=of_training)
     keys = randomness.example_keys(method.seed, randomness.VIEWS, np.int32(STEP), np.arange(22, dtype=np.int32))
-    views = jax.jit(make_views, static_argnums=(2, 3))(keys, source.examples(images), method.views, method.image_size)
+    views = jax.jit(method.views.augment)(keys, source.examples(images))
     anchors = embed(run, run.state.variables, views[0])
     positives = embed(run, run.state.momentum_variables, views[1])
     valid = np.arange(queue.size) < queue.filled
@@ -123,7 +122,7 @@ def test_the_share_of_the_softmax_that_the_hardest_hold(tmp_path):
     images, parts = np.append(queue.ids[:2], np.arange(10, 30)).astype(np.int64), (1, 3, 10**6)
     (found,) = softmax_shares(method, run.state, train, images, queue, parts, [0.3])
     keys = randomness.example_keys(method.seed, randomness.VIEWS, np.int32(STEP), np.arange(22, dtype=np.int32))
-    views = jax.jit(make_views, static_argnums=(2, 3))(keys, train.examples(images), method.views, method.image_size)
+    views = jax.jit(method.views.augment)(keys, train.examples(images))
     expected = []
     for query, image in zip(embed(run, run.state.variables, views[0]), images, strict=True):
         allowed = (np.arange(queue.size) < queue.filled) & (queue.ids != image)

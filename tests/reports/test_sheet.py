@@ -9,7 +9,7 @@ from configs import default
 from dualcl_jax import data, main
 from dualcl_jax.data import order
 from dualcl_jax.method import randomness
-from dualcl_jax.method.views.images import PRESETS, make_views
+from dualcl_jax.method.views.images import PRESETS, image_views, make_views
 from dualcl_jax.reports.view_sheet import first_views, show_views
 from tests.support.runs import write_npz
 
@@ -25,10 +25,10 @@ def test_the_views_are_those_of_the_first_step(tmp_path):
     train, _ = data.load(config.data)
     batch = data.loader.make_batch(train, np.arange(32), seed=0, step=0, batch_size=32)
     keys = randomness.example_keys(0, randomness.VIEWS, np.int32(0), batch.positions)
-    specs = PRESETS['moco_v2']
+    specs, views = PRESETS['moco_v2'], image_views(config, batch.examples)
     trained = jax.jit(make_views, static_argnums=(2, 3))(keys, batch.examples, specs, 12)
     ids = order.epoch_permutation(0, 0, len(train))[:10]
-    np.testing.assert_allclose(first_views(train, ids, specs, 12, 0), trained[:, :10], atol=1e-6)
+    np.testing.assert_allclose(first_views(train, ids, views, 0), trained[:, :10], atol=1e-6)
 
 
 def test_a_picture_comes_out(tmp_path, capsys):

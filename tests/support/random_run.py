@@ -38,7 +38,7 @@ def random_run(folder: Path, *fields: str, channels: int = 3, labels: bool = Tru
     method = image_method(config, channels=channels, total_steps=STEP, steps_per_epoch=16, num_devices=1)
     mesh = device_mesh()
     state = replicate(random_state(method, train), mesh)
-    return SavedRun(epath.Path(folder), config, method, mesh, STEP, state, train.fingerprint)
+    return SavedRun(epath.Path(folder), config, train.kind, method, mesh, STEP, state, train.fingerprint)
 
 
 def subject_of(run: SavedRun, *, records: list[dict[str, Any]] | None = None) -> Subject:

@@ -9,8 +9,8 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import Mesh
 
+from dualcl_jax.data.images.source import image_source
 from dualcl_jax.data.loader import Batch, make_batch
-from dualcl_jax.data.source import ArraySource
 from dualcl_jax.system.devices import MAPPERS, device_mesh, process_rows, replicate, to_host
 from tests.support.runs import Trainer, column, records, summary
 
@@ -102,7 +102,7 @@ def test_batch_and_state_on_devices(mapper: str) -> None:
     """Device i gets rows i·b to (i + 1)·b with their positions, and what it returns is read back as it was."""
     mesh = device_mesh()
     assert mesh.devices.size == 4
-    source = ArraySource('toy', np.arange(64, dtype=np.uint8).reshape(64, 1, 1, 1), np.zeros(64, np.int32))
+    source = image_source('toy', np.arange(64, dtype=np.uint8).reshape(64, 1, 1, 1), np.zeros(64, np.int32))
     batch = make_batch(source, process_rows(mesh, 16), seed=0, step=3, batch_size=16)
     np.testing.assert_array_equal(batch.positions, np.arange(16))
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from dualcl_jax import evaluate, load_encoder
-from dualcl_jax.data.source import ArraySource
+from dualcl_jax.data.images.source import image_source
 from dualcl_jax.evaluators.embed import Embedder
 from dualcl_jax.workdir.folder import read_summary
 from dualcl_jax.workdir.metrics import read_records
@@ -41,7 +41,7 @@ def test_a_stored_run_gives_the_features_it_gave(workdir, stored):
     run = open_saved_run(str(workdir))
     assert run.step == 20
     images = stored['images']
-    source = ArraySource('stored', images, np.full(len(images), -1, np.int32), None, '')
+    source = image_source('stored', images, np.full(len(images), -1, np.int32), None, '')
     embed = Embedder(run.method, run.mesh)
     for name, variables in (('query', run.state.variables), ('momentum', run.state.momentum_variables)):
         features = embed(variables, source, np.arange(len(images)))

@@ -11,6 +11,7 @@ from etils.epath import gpath
 
 from configs import default
 from dualcl_jax.data import ArraySource, Splits
+from dualcl_jax.data.images.source import image_source
 from dualcl_jax.system.config import override
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import write_json, write_text
@@ -26,7 +27,7 @@ from dualcl_jax.workdir.folder import (
 
 def source(images: np.ndarray, classes: int = 3) -> ArraySource:
     labels = np.arange(len(images), dtype=np.int32) % classes
-    return ArraySource('toy', images, labels, tuple('abc'[:classes]))
+    return image_source('toy', images, labels, tuple('abc'[:classes]))
 
 
 def test_open_workdir(tmp_path: Path) -> None:
@@ -65,11 +66,12 @@ def test_check_same_run(tmp_path: Path) -> None:
 
 def test_data_report(tmp_path: Path) -> None:
     train = source(np.zeros((10, 4, 6, 3), np.uint8))
-    test = ArraySource('toy', np.zeros((2, 4, 6, 3), np.uint8), np.full(2, -1, np.int32))
+    test = image_source('toy', np.zeros((2, 4, 6, 3), np.uint8), np.full(2, -1, np.int32))
     write_data_report(epath.Path(tmp_path), Splits(train, test))
     report = json.loads((tmp_path / 'data_report.json').read_text())
     assert report['train'] == {
         'name': 'toy',
+        'kind': 'images',
         'examples': 10,
         'image_shape': [4, 6, 3],
         'labelled': 10,

@@ -1,6 +1,7 @@
 """Splits whose images are decoded when they are read: any number of images of any size."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -10,13 +11,14 @@ import numpy as np
 
 from dualcl_jax.data.images.crops import CropRecipe, central_square, crop_rng, draw_boxes
 from dualcl_jax.data.images.decode import Place, cut
+from dualcl_jax.data.images.source import KIND, image_shape, image_source
 from dualcl_jax.data.source import ArraySource, Splits
-from dualcl_jax.data.workers import available_cores
 from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.machine import available_cores
 
 
 class Files(Protocol):
-    """Encoded images by number. Goes to worker processes by pickle."""
+    """Encoded images by number. Sent to worker processes by pickle."""
 
     def __len__(self) -> int: ...
     def read(self, index: int) -> bytes:
@@ -30,7 +32,7 @@ class Files(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EncodedSource:
-    """A split of encoded images; a `Source` that can also cut crops from whole images.
+    """A split of encoded images, each decoded when it is asked for; the host can cut random crops from them.
 
     Args:
       name: the name of the set.
@@ -51,63 +53,78 @@ class EncodedSource:
     report: Mapping[str, Any] | None = dataclasses.field(default=None, repr=False)
 
     @property
-    def example_shape(self) -> tuple[int, int, int]:
-        return self.stored_size, self.stored_size, 3
+    def kind(self) -> str:
+        return KIND
+
+    @property
+    def in_memory(self) -> bool:
+        return False
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def examples(self, indices: np.ndarray) -> np.ndarray:
         """The central squares at `indices`, resized: uint8 [n, S, S, 3]. Decoded in threads."""
-        stored = np.empty((len(indices), *self.example_shape), np.uint8)
+        stored = np.empty((len(indices), self.stored_size, self.stored_size, 3), np.uint8)
 
         def store(row: int) -> None:
-            stored[row] = self._cut(int(indices[row]), central_square, self.stored_size)[0]
+            stored[row] = _cut(self.files, int(indices[row]), central_square, self.stored_size)[0]
 
         with ThreadPoolExecutor(available_cores()) as threads:
             for _ in threads.map(store, range(len(indices))):
                 pass
         return stored
 
-    def crops(
-        self,
-        indices: np.ndarray,
-        positions: np.ndarray,
-        recipe: CropRecipe,
-        seed: int,
-        step: int,
-        out: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Random crops of whole images: uint8 [n, V, size, size, 3], of the examples at `positions` of a batch.
+    def host_views(self, recipe: CropRecipe | None) -> 'Crops | None':
+        """Random crops of whole images by a recipe."""
+        return None if recipe is None else Crops(self.files, recipe)
 
-        They are written into `out` where it is given.
-        """
-        cuts = np.empty((len(indices), *recipe.shape), np.uint8) if out is None else out
-        for row, (index, position) in enumerate(zip(indices.tolist(), positions.tolist(), strict=True)):
-            cuts[row] = self._cut(index, partial(draw_boxes, crop_rng(seed, step, position), recipe), recipe.size)
-        return cuts
-
-    def _cut(self, index: int, place: Place, size: int) -> np.ndarray:
-        encoded = self.files.read(index)
-        try:
-            return cut(encoded, place, size)
-        except Exception as error:  # it could be decoded when it was examined: any of a decoder's errors
-            raise UserError(
-                f'{self.files.where(index)}: cannot be decoded ({error}); remove it or restore it, then run again'
-            ) from error
-
-    def in_memory(self) -> ArraySource:
-        """The same split with every image decoded."""
+    def decoded(self) -> ArraySource:
+        """The same split with every image decoded, in memory."""
         pixels = self.examples(np.arange(len(self)))
-        return ArraySource(self.name, pixels, self.labels, self.class_names, self.fingerprint, self.report)
+        return image_source(self.name, pixels, self.labels, self.class_names, self.fingerprint, self.report)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Crops:
+    """Random crops that the host cuts from whole images, the `HostViews` of an `EncodedSource`.
+
+    Args:
+      files: the encoded images.
+      recipe: of the V crops of an image, resized to `size` pixels a side.
+    """
+
+    files: Files
+    recipe: CropRecipe
+
+    def blank(self, count: int) -> np.ndarray:
+        """uint8 [count, V, size, size, 3], uninitialised."""
+        return np.empty((count, *self.recipe.shape), np.uint8)
+
+    def make(self, indices: np.ndarray, positions: np.ndarray, seed: int, step: int, out: np.ndarray) -> None:
+        """Writes the crops of the images at `indices` [n] into `out`: uint8 [n, V, size, size, 3]."""
+        for row, (index, position) in enumerate(zip(indices.tolist(), positions.tolist(), strict=True)):
+            place = partial(draw_boxes, crop_rng(seed, step, position), self.recipe)
+            out[row] = _cut(self.files, index, place, self.recipe.size)
+
+
+def _cut(files: Files, index: int, place: Place, size: int) -> np.ndarray:
+    """The boxes that `place` gives for an image, resized: uint8 [V, size, size, 3]."""
+    encoded = files.read(index)
+    try:
+        return cut(encoded, place, size)
+    except Exception as error:  # any of a decoder's errors; the image could be decoded when it was examined
+        raise UserError(
+            f'{files.where(index)}: cannot be decoded ({error}); remove it or restore it, then run again'
+        ) from error
 
 
 def place(data: Any, train: EncodedSource, test: EncodedSource | None) -> Splits:
     """Both splits in memory where they fit into `data.memory_bytes` together, else as they are."""
-    needed = (len(train) + (len(test) if test else 0)) * int(np.prod(train.example_shape))
+    needed = (len(train) + (len(test) if test else 0)) * math.prod(image_shape(train))
     if needed > data.memory_bytes:
         return Splits(train, test)
-    return Splits(train.in_memory(), test.in_memory() if test else None)
+    return Splits(train.decoded(), test.decoded() if test else None)
 
 
 def stored_size(data: Any) -> int:

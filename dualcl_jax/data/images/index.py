@@ -24,10 +24,10 @@ import PIL
 import simplejpeg
 
 from dualcl_jax.data.images.decode import CONVERSIONS, UnusableError, examine
-from dualcl_jax.data.workers import available_cores
 from dualcl_jax.system.console import progress
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import BROKEN, cache_folder
+from dualcl_jax.system.machine import available_cores
 
 USED, SKIPPED, DUPLICATE, IGNORED = range(4)
 OUTCOMES = ('used', 'skipped', 'duplicate', 'ignored')

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from dualcl_jax.data.source import ArraySource, Splits
+from dualcl_jax.data.images.source import image_source
+from dualcl_jax.data.source import Splits
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import BROKEN, reachable
 
@@ -48,7 +49,7 @@ def load(data: Any) -> Splits:
 
     num_classes = 1 + int(np.concatenate([labels for _, labels in splits.values()]).max())
     class_names = tuple(str(label) for label in range(num_classes)) or None
-    sources = {split: ArraySource('npz', images, labels, class_names) for split, (images, labels) in splits.items()}
+    sources = {split: image_source('npz', images, labels, class_names) for split, (images, labels) in splits.items()}
     return Splits(sources['train'], sources.get('test'))
 
 

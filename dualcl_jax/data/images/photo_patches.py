@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from dualcl_jax.data.source import ArraySource, Splits
+from dualcl_jax.data.images.source import image_source
+from dualcl_jax.data.source import Splits
 from dualcl_jax.system.errors import UserError
 
 PATCH_SIZE = 32
@@ -86,7 +87,7 @@ def load(data: Any = None) -> Splits:
     """
     del data
     class_names = tuple(Path(photo.file).stem for photo in PHOTOS)
-    train, test = (ArraySource('photo_patches', p.images, p.labels, class_names) for p in cut_all())
+    train, test = (image_source('photo_patches', p.images, p.labels, class_names) for p in cut_all())
     return Splits(train, test)
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dualcl_jax.data.images.encoded import EncodedSource
+from dualcl_jax.data.images.source import image_shape
 from dualcl_jax.data.source import Source, limit_indices
 
 STATISTICS_IMAGES = 4096
@@ -12,10 +12,10 @@ BLOCK_PIXELS = 2**22
 def channel_statistics(source: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel over all pixels of a source, in [0, 1], exact to four decimals.
 
-    Of a source that is decoded when it is read, over `STATISTICS_IMAGES` images of a fixed random choice.
+    Where the images are not in memory, over `STATISTICS_IMAGES` images of a fixed random choice.
     """
-    height, width, channels = source.example_shape
-    chosen = limit_indices(len(source), STATISTICS_IMAGES if isinstance(source, EncodedSource) else 0)
+    height, width, channels = image_shape(source)
+    chosen = limit_indices(len(source), 0 if source.in_memory else STATISTICS_IMAGES)
     block = max(BLOCK_PIXELS // (height * width), 1)
     totals, squares, count = np.zeros(channels, np.uint64), np.zeros(channels, np.uint64), 0
     for start in range(0, len(chosen), block):

@@ -10,6 +10,7 @@ from etils import epath
 from PIL import Image
 
 from dualcl_jax.data.images.encoded import place, stored_size
+from dualcl_jax.data.images.source import image_shape, image_source
 from dualcl_jax.data.images.tfds_records import read_split
 from dualcl_jax.data.source import ArraySource, Splits, fingerprint, limit_indices
 from dualcl_jax.system.errors import UserError, first_line
@@ -49,8 +50,8 @@ def load(data: Any, others: Sequence[str] = ()) -> Splits:
     if test_split is None:
         return Splits(train, None)
     test = _read_split(data, builder, test_split, 0)
-    if train.example_shape != test.example_shape:
-        shapes = f'{list(train.example_shape[:2])} and {list(test.example_shape[:2])}'
+    if image_shape(train) != image_shape(test):
+        shapes = f'{list(image_shape(train)[:2])} and {list(image_shape(test)[:2])}'
         raise UserError(f'{_where(data)}: images of train and test differ in size, {shapes}; {RESIZE}')
     return Splits(train, test)
 
@@ -143,9 +144,9 @@ def _read_split(data: Any, builder: Any, split: str, limit: int) -> ArraySource:
         ) from error
     if not len(pixels):
         raise UserError(f'{_where(data)}: split {split!r} is empty; {_remedy(data)}')
-    name, image_shape = builder.info.full_name, (pixels.shape[1], pixels.shape[2], pixels.shape[3])
-    digest = fingerprint(name, image_shape, class_names, labels, encoded_digest.digest())
-    return ArraySource(name, pixels, labels, class_names, digest)
+    name = builder.info.full_name
+    digest = fingerprint(name, pixels.shape[1:], class_names, labels, encoded_digest.digest())
+    return image_source(name, pixels, labels, class_names, digest)
 
 
 def _decode(encoded: bytes, mode: str) -> np.ndarray:

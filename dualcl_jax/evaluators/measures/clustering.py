@@ -10,6 +10,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from dualcl_jax.evaluators.measures.unit import unit
+
 
 class Agreement(NamedTuple):
     """Of clusters with classes.
@@ -34,11 +36,9 @@ def cluster(features: NDArray, clusters: int, *, starts: int, seed: int) -> NDAr
       starts: k-means++ initialisations; that of the smallest inertia is taken.
       seed: of the initialisations.
     """
-    lengths = np.linalg.norm(features, axis=1, keepdims=True)
-    unit = features / np.maximum(lengths, np.finfo(np.float32).tiny)
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter('ignore', ConvergenceWarning)  # fewer distinct points than clusters: collapsed features
-        return KMeans(clusters, n_init=starts, random_state=seed).fit_predict(unit)
+        return KMeans(clusters, n_init=starts, random_state=seed).fit_predict(unit(features))
 
 
 def agreement(clusters: NDArray, labels: NDArray) -> Agreement:

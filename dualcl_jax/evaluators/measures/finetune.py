@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,8 +18,9 @@ from dualcl_jax.method import randomness
 from dualcl_jax.method.build import Method
 from dualcl_jax.method.optim import build_optimizer, learning_rate_schedule
 from dualcl_jax.method.state import Variables
-from dualcl_jax.method.views.images import ImageViews, ViewSpec, make_views
-from dualcl_jax.models.encoder import Encoded
+from dualcl_jax.method.views import Views
+from dualcl_jax.method.views.images import ImageViews, ViewSpec
+from dualcl_jax.models.encoder import Encoded, Encoder
 from dualcl_jax.system.devices import AXIS, to_host
 
 
@@ -62,6 +62,49 @@ class Tuned(NamedTuple):
     bias: jax.Array
 
 
+def tuning_views(views: ImageViews, crop_scale: tuple[float, float]) -> ImageViews:
+    """One view of an image: a random crop, flipped as often as the first of `views` is."""
+    spec = ViewSpec(flip=views.specs[0].flip, crop_scale=crop_scale)
+    spec = dataclasses.replace(spec, jitter_probability=0.0, grayscale=0.0, blur_probability=0.0)
+    return dataclasses.replace(views, specs=(spec,))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Step:
+    """A step of fine-tuning, a function of arrays.
+
+    Attributes:
+      encoder: with batch statistics of the whole batch.
+      views: of the examples; the first is taken.
+      optimizer: of backbone, kernel and bias.
+      untuned: parameters of the encoder's other parts, which its call needs and the scores do not depend on.
+      seed: of the views.
+    """
+
+    encoder: Encoder
+    views: Views
+    optimizer: optax.GradientTransformation
+    untuned: Any
+    seed: int
+
+    def __call__(self, state: Any, index: jax.Array, batch: Batch) -> Any:
+        """The next (parameters, batch statistics, optimizer state)."""
+        params, batch_stats, opt_state = state
+        keys = randomness.example_keys(self.seed, randomness.FINETUNE, index, batch.positions)
+        view = jax.tree.map(lambda leaf: leaf[0], self.views.make(keys, batch.examples))
+        gradients, batch_stats = jax.grad(self._loss, has_aux=True)(params, batch_stats, view, batch.labels)
+        updates, opt_state = self.optimizer.update(gradients, opt_state, params)
+        return optax.apply_updates(params, updates), batch_stats, opt_state
+
+    def _loss(self, params: Any, batch_stats: Variables, view: Any, labels: jax.Array) -> tuple[jax.Array, Variables]:
+        """[] mean cross-entropy, and the new running statistics."""
+        variables = {'params': self.untuned | {'backbone': params['backbone']}, 'batch_stats': batch_stats}
+        encoded, updated = self.encoder.apply(variables, view, train=True, mutable=['batch_stats'])
+        scores = classify(encoded.backbone, params['kernel'], params['bias'])
+        loss = optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()
+        return loss, updated.get('batch_stats', {})
+
+
 def finetune(
     method: Method,
     mesh: Mesh,
@@ -75,29 +118,21 @@ def finetune(
 ) -> Tuned:
     """Trains backbone and classifier on labelled images by cross-entropy; batch statistics are of the whole batch.
 
-    An image is cropped at random, and flipped as often as the run's first view is. The order, the crops and so the
-    result are functions of the seed.
+    Each image is shown as one of `tuning_views`. The order, the crops and so the result are functions of the seed.
 
     Args:
-      method: of the run.
+      method: of a run on images.
       mesh: the devices; a batch is split over them where they divide it.
-      variables: of the encoder to start from; they stay as they are.
+      variables: of the encoder to start from; they are not changed.
       images: all of them labelled, in [0, num_classes).
       num_classes: C.
-      recipe: how.
+      recipe: of the training.
       seed: of order and crops.
       advance: called after each step.
     """
+    assert isinstance(method.views, ImageViews)
     batch_size, total = min(recipe.batch_size, len(images)), recipe.steps(len(images))
-    views = method.views
-    assert isinstance(views, ImageViews)
-    encoder = method.encoder.clone(groups=1, span=1, axis_name=None)
-    view = dataclasses.replace(
-        ViewSpec(flip=views.specs[0].flip, crop_scale=recipe.crop_scale),
-        jitter_probability=0.0,
-        grayscale=0.0,
-        blur_probability=0.0,
-    )
+    encoder, views = method.encoder.clone(groups=1, span=1, axis_name=None), method.views
     optimizer = build_optimizer(
         recipe.optimizer,
         learning_rate_schedule(recipe.learning_rate, total, int(recipe.warmup * total)),
@@ -108,24 +143,7 @@ def finetune(
         layer_decay=recipe.layer_decay,
     )
     untuned = {part: tree for part, tree in variables['params'].items() if part != 'backbone'}
-
-    def scores(params: Any, batch_stats: Variables, pixels: jax.Array) -> tuple[jax.Array, Variables]:
-        whole = {'params': untuned | {'backbone': params['backbone']}, 'batch_stats': batch_stats}
-        encoded, updated = encoder.apply(whole, views.standardize(pixels), train=True, mutable=['batch_stats'])
-        return classify(encoded.backbone, params['kernel'], params['bias']), updated.get('batch_stats', {})
-
-    def loss(params: Any, batch_stats: Variables, pixels: jax.Array, labels: jax.Array) -> tuple[jax.Array, Variables]:
-        found, batch_stats = scores(params, batch_stats, pixels)
-        return optax.softmax_cross_entropy_with_integer_labels(found, labels).mean(), batch_stats
-
-    @partial(jax.jit, donate_argnums=0)
-    def step(state: Any, index: jax.Array, batch: Batch) -> Any:
-        params, batch_stats, opt_state = state
-        rngs = randomness.example_keys(seed, randomness.FINETUNE, index, batch.positions)
-        pixels = make_views(rngs, batch.examples, (view,), views.size)[0]
-        gradients, batch_stats = jax.grad(loss, has_aux=True)(params, batch_stats, pixels, batch.labels)
-        updates, opt_state = optimizer.update(gradients, opt_state, params)
-        return optax.apply_updates(params, updates), batch_stats, opt_state
+    step = jax.jit(_Step(encoder, tuning_views(views, recipe.crop_scale), optimizer, untuned, seed), donate_argnums=0)
 
     features = jax.eval_shape(lambda: Encoded(*encoder.apply(variables, views.blank(), train=False))).backbone.shape[1]
     params = {
@@ -152,11 +170,8 @@ def finetune(
             jax.block_until_ready(state[0]['bias'])
             advance()
     params, batch_stats, _ = state
-    return Tuned(
-        {'params': untuned | {'backbone': params['backbone']}, 'batch_stats': batch_stats},
-        params['kernel'],
-        params['bias'],
-    )
+    tuned = {'params': untuned | {'backbone': params['backbone']}, 'batch_stats': batch_stats}
+    return Tuned(tuned, params['kernel'], params['bias'])
 
 
 def classify(features: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:

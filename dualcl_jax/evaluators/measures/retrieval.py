@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from dualcl_jax.data.workers import available_cores
 from dualcl_jax.evaluators.measures.knn import normalize
+from dualcl_jax.system.machine import available_cores
 
 BLOCK_BYTES = 64 * 2**20
 """The float32 similarities held at a time."""

@@ -11,20 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualcl_jax.evaluators.measures.knn import nearest
+from dualcl_jax.evaluators.measures.unit import unit
 
 BLOCK_ROWS = 512
 ENTROPY_FLOOR = 1e-7
 
 
-def unit(features: NDArray) -> NDArray[np.float64]:
-    """Rows of length 1, float64; a row of zeros stays one."""
-    features = np.asarray(features, np.float64)
-    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+def _unit(features: NDArray) -> NDArray[np.float64]:
+    return unit(np.asarray(features, np.float64))
 
 
 def alignment(first: NDArray, second: NDArray) -> float:
     """Mean squared distance of the features [N, F] of two views of each image, in [0, 4] (2005.10242, eq. 6, α = 2)."""
-    return float(np.mean(np.sum((unit(first) - unit(second)) ** 2, axis=1)))
+    return float(np.mean(np.sum((_unit(first) - _unit(second)) ** 2, axis=1)))
 
 
 def uniformity(features: NDArray) -> float:
@@ -32,7 +31,7 @@ def uniformity(features: NDArray) -> float:
 
     Lower is more uniform; 0 where all features are one. Of features [N, F], N at least 2.
     """
-    rows, count = unit(features).astype(np.float32), len(features)
+    rows, count = _unit(features).astype(np.float32), len(features)
     numbers = np.arange(count + -count % BLOCK_ROWS, dtype=np.int32).reshape(-1, BLOCK_ROWS)
     total = np.sum(np.asarray(_potentials(jnp.asarray(rows), jnp.asarray(numbers)), np.float64)[:count])
     return float(np.log(total / (count * (count - 1))))
@@ -72,7 +71,7 @@ def std_per_dimension(features: NDArray) -> NDArray[np.float64]:
 
     (2011.10566, §4.1, there without the factor.)
     """
-    return unit(features).std(axis=0) * np.sqrt(features.shape[1])
+    return _unit(features).std(axis=0) * np.sqrt(features.shape[1])
 
 
 def purity(features: NDArray, labels: NDArray, k: int) -> NDArray[np.float64]:
@@ -101,7 +100,7 @@ def class_distances(features: NDArray, labels: NDArray) -> tuple[float, float]:
 
     Of features [N, F] and labels [N]; there must be pairs of both kinds. From sums over classes in float64, exactly.
     """
-    rows = unit(features)
+    rows = _unit(features)
     sums = np.stack([rows[labels == label].sum(axis=0) for label in np.unique(labels)])
     counts = np.unique(labels, return_counts=True)[1].astype(np.float64)
     squares = np.sum(rows**2)

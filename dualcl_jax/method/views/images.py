@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from dualcl_jax.data.images.crops import CropRecipe
@@ -42,6 +43,7 @@ from dualcl_jax.method.views.image_ops import (
     solarize,
     to_grayscale,
 )
+from dualcl_jax.models.images import ImageInput, resized, to_float
 from dualcl_jax.system.errors import UserError
 
 RAW_SIDE = 32
@@ -206,7 +208,7 @@ def apply_view(image: jax.Array, parameters: ViewParameters, spec: ViewSpec, siz
     ]
     if spec.grayscale_first:
         steps[:2] = steps[1::-1]
-    image = _to_float(image)
+    image = to_float(image)
     if parameters.crop is not None:
         image = crop_and_resize(image, *parameters.crop, size)
     for name, operation in steps:
@@ -245,7 +247,7 @@ def make_views(keys: jax.Array, images: jax.Array, specs: Sequence[ViewSpec], si
       >>> make_views(keys, images, PRESETS['moco_v2'], size=16).shape
       (2, 4, 16, 16, 3)
     """
-    images, cropped = _to_float(images), images.ndim == 5
+    images, cropped = to_float(images), images.ndim == 5
     if cropped and images.shape[1:4] != (len(specs), size, size):
         raise ValueError(f'expected crops [B, {len(specs)}, {size}, {size}, C], got {images.shape}')
     height, width = images.shape[-3:-1]
@@ -266,14 +268,6 @@ def make_views(keys: jax.Array, images: jax.Array, specs: Sequence[ViewSpec], si
     )
 
 
-def _to_float(image: jax.Array) -> jax.Array:
-    if image.dtype == jnp.uint8:
-        return image.astype(jnp.float32) / 255.0
-    if not jnp.issubdtype(image.dtype, jnp.floating):
-        raise TypeError(f'images are {image.dtype}: need uint8 in [0, 255] or floating point in [0, 1]')
-    return image.astype(jnp.float32)
-
-
 def resolve_views(views: Any) -> tuple[ViewSpec, ViewSpec]:
     """The augmentation of both views: a preset, with the fields that a `views` config overrides.
 
@@ -289,21 +283,14 @@ def resolve_views(views: Any) -> tuple[ViewSpec, ViewSpec]:
 
 
 @dataclass(frozen=True)
-class ImageViews:
-    """Views of images uint8 [n, H, W, C], or float32 in [0, 1]; implements `dualcl_jax.method.views.Views`.
+class ImageViews(ImageInput):
+    """Views of images, `dualcl_jax.method.views.Views` of uint8 [n, H, W, C], or of floating point in [0, 1].
 
     Attributes:
-      specs: the augmentation of each view.
-      size: side of a view in pixels.
-      mean, std: per channel, or one for all, in [0, 1]; the encoder gets (pixel - mean) / std.
-      channels: C, 1 or 3.
+      specs: the augmentation of each view; for the others see `ImageInput`.
     """
 
     specs: tuple[ViewSpec, ...]
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    channels: int
 
     @property
     def host_recipe(self) -> CropRecipe:
@@ -316,38 +303,14 @@ class ImageViews:
         return make_views(keys, images, self.specs, self.size)
 
     def make(self, keys: jax.Array, examples: jax.Array) -> jax.Array:
+        """The same, standardised as the encoder takes them."""
         return self.standardize(self.augment(keys, examples))
 
-    def plain(self, examples: jax.Array) -> jax.Array:
-        """Images [n, H, W, C] as inputs of the encoder: resized if necessary, and standardised."""
-        return self.standardize(resized(examples, self.size))
-
-    def raw(self, examples: jax.Array) -> jax.Array:
-        """The standardised pixels [n, H * W * C]. Sides of more than `RAW_SIDE` pixels are reduced to it."""
-        height, width, channels = examples.shape[1:]
-        shape = (examples.shape[0], min(height, RAW_SIDE), min(width, RAW_SIDE), channels)
-        pixels = _to_float(jnp.asarray(examples))
-        if pixels.shape != shape:
-            pixels = jax.image.resize(pixels, shape, 'linear')
-        return self.standardize(pixels).reshape(shape[0], math.prod(shape[1:]))
-
-    def blank(self) -> jax.Array:
-        return jnp.zeros((1, self.size, self.size, self.channels), jnp.float32)
-
-    def standardize(self, pixels: jax.Array) -> jax.Array:
-        """(pixels - mean) / std, [..., C] float32."""
-        return standardize(pixels, self.mean, self.std)
-
-
-def resized(images: jax.Array, size: int) -> jax.Array:
-    """Resizes images [n, H, W, C] to float32 [n, size, size, C] in [0, 1].
-
-    Example:
-      >>> resized(jnp.full((2, 8, 8, 3), 255, jnp.uint8), 4).shape
-      (2, 4, 4, 3)
-    """
-    pixels, shape = _to_float(images), (images.shape[0], size, size, images.shape[3])
-    return pixels if pixels.shape == shape else jax.image.resize(pixels, shape, 'linear')
+    def raw(self, examples: ArrayLike) -> jax.Array:
+        """The pixels, standardised: [n, H * W * C]. A side of more than `RAW_SIDE` pixels is reduced to it."""
+        height, width, _ = np.shape(examples)[1:]
+        pixels = self.standardize(resized(examples, min(height, RAW_SIDE), min(width, RAW_SIDE)))
+        return pixels.reshape(pixels.shape[0], math.prod(pixels.shape[1:]))
 
 
 def image_views(config: Any, examples: Any) -> ImageViews:
@@ -361,18 +324,5 @@ def image_views(config: Any, examples: Any) -> ImageViews:
       (2, 24, 24, 3)
     """
     data = config.data
-    return ImageViews(
-        resolve_views(config.views), data.image_size, tuple(data.mean), tuple(data.std), examples.shape[-1]
-    )
-
-
-def standardize(pixels: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """(pixels - mean) / std per channel, [..., C] float32.
-
-    Example:
-      >>> standardize(jnp.array([[1.0, 0.0, 0.5]]), mean=(0.5,), std=(0.5,)).tolist()
-      [[1.0, -1.0, 0.0]]
-    """
-    shape = (1,) * (pixels.ndim - 1) + (-1,)
-    center, scale = (jnp.asarray(values, jnp.float32).reshape(shape) for values in (mean, std))
-    return (pixels - center) / scale
+    specs, channels = resolve_views(config.views), examples.shape[-1]
+    return ImageViews(data.image_size, channels, tuple(data.mean), tuple(data.std), specs)

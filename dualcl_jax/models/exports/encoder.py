@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from dualcl_jax.models.encoder import Encoder, build_encoder
+from dualcl_jax.models.images import ImageInput, to_float
 from dualcl_jax.models.vit import PATCHES
 from dualcl_jax.system.errors import UserError, first_line
 
@@ -82,6 +83,11 @@ class Description:
             raise ValueError('no step in its provenance')
         return cls(**values | {'mean': mean, 'std': std})
 
+    @property
+    def images(self) -> ImageInput:
+        """The images that it takes."""
+        return ImageInput(self.image_size, self.channels, self.mean, self.std)
+
     def build(self) -> Encoder:
         """The network. Raises ValueError for an architecture that does not exist."""
         try:
@@ -146,9 +152,8 @@ def only_parts(variables: Variables, parts: tuple[str, ...]) -> Variables:
 
 
 def compute(description: Description, encoder: Encoder, variables: Variables, pixels: jax.Array) -> jax.Array:
-    """Features float32 [N, F] of pixels float32 [N, H, W, C] in [0, 1], in evaluation mode."""
-    mean, std = (jnp.asarray(values, jnp.float32)[None, None, None] for values in (description.mean, description.std))
-    images = (pixels - mean) / std
+    """Features float32 [N, F] of pixels float32 [N, size, size, C] in [0, 1], in evaluation mode."""
+    images = description.images.standardize(pixels)
     if description.output == 'projection':
         encoded: Any = encoder.apply(variables, images, train=False)
         return encoded.projection
@@ -175,12 +180,12 @@ class LoadedEncoder:
         Raises:
           UserError: images of another size, number of channels or type.
         """
-        side, channels = self.description.image_size, self.description.channels
-        shape, dtype = np.shape(images), jnp.result_type(images)
-        if len(shape) != 4 or shape[1:] != (side, side, channels):
-            raise UserError(f'images of shape {shape}: this encoder takes [N, {side}, {side}, {channels}]; resize them')
-        if dtype == jnp.uint8:
-            return self.function(jnp.asarray(images).astype(jnp.float32) / 255.0)
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise UserError(f'images of type {dtype}: use uint8, or floats in [0, 1]')
-        return self.function(jnp.asarray(images).astype(jnp.float32))
+        found, expected = np.shape(images), self.description.images.shape
+        if len(found) != 4 or found[1:] != expected:
+            shape = ', '.join(map(str, expected))
+            raise UserError(f'images of shape {found}: this encoder takes [N, {shape}]; resize them')
+        try:
+            pixels = to_float(jnp.asarray(images))
+        except TypeError:
+            raise UserError(f'images of type {jnp.result_type(images)}: use uint8, or floats in [0, 1]') from None
+        return self.function(pixels)

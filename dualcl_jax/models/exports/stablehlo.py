@@ -23,8 +23,7 @@ LENGTH_BYTES = 8
 def write(description: Description, variables: Variables) -> bytes:
     """The program and its description."""
     (batch,) = jax.export.symbolic_shape('batch')
-    shape = (batch, description.image_size, description.image_size, description.channels)
-    encoder = description.build()
+    shape, encoder = (batch, *description.images.shape), description.build()
 
     def function(pixels: jax.Array) -> jax.Array:
         # Behind the barrier weights are not folded into what surrounds them: bfloat16 rounds as in the run's encoder.
@@ -51,10 +50,10 @@ def read(content: bytes) -> LoadedEncoder:
     if not isinstance(metadata, dict) or metadata.pop('sha256', None) != digest(program, metadata):
         raise ValueError('its program or its description is not the one that was written')
     description = Description.from_metadata(metadata)
-    side, channels = description.image_size, description.channels
+    pixels = jax.ShapeDtypeStruct((2, *description.images.shape), jnp.float32)
     try:
         exported = jax.export.deserialize(bytearray(program))
-        found = jax.eval_shape(exported.call, jax.ShapeDtypeStruct((2, side, side, channels), jnp.float32))
+        found = jax.eval_shape(exported.call, pixels)
     except Exception as error:  # JAX raises many types for one fact
         raise ValueError(f'its program cannot be used: {reason(error)}') from error
     if getattr(found, 'shape', None) != (2, description.features) or found.dtype != jnp.float32:

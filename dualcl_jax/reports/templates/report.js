@@ -109,7 +109,7 @@
     };
   }
 
-  // Maps: a point an image; what is pointed at in one map is marked in those of the same data.
+  // Maps: one point for each example; the one under the pointer is marked in all maps of the same data.
 
   const tip = document.getElementById('tip');
   const colour = document.getElementById('colour');
@@ -200,10 +200,14 @@
     if (labels[index] >= 0) words.append(html('b', '', className(run, labels[index])));
     if (predictions) words.append(html('div', '', `kNN: ${className(run, predictions[index])}`));
     if (losses[index] !== null) words.append(html('div', '', `loss ${losses[index].toFixed(2)}`));
-    what.append(tile(place, tiles[index], 112), words);
-    const strip = html('div', 'strip');
-    for (const other of near[index]) strip.append(tile(place, tiles[other], 46));
-    tip.replaceChildren(what, html('p', 'about', 'nearest of these images'), strip);
+    if (tiles) what.append(tile(place, tiles[index], 112));
+    what.append(words);
+    tip.replaceChildren(what);
+    if (tiles) {
+      const strip = html('div', 'strip');
+      for (const other of near[index]) strip.append(tile(place, tiles[other], 46));
+      tip.append(html('p', 'about', 'nearest of these images'), strip);
+    }
     tip.hidden = false;
     const box = tip.getBoundingClientRect();
     tip.style.left = Math.max(8, Math.min(event.clientX + 16, innerWidth - box.width - 8)) + 'px';

@@ -16,6 +16,7 @@ from typing import Any
 from absl import logging
 
 from dualcl_jax.system.errors import STORAGE, UserError
+from dualcl_jax.system.files import cache_folder
 from dualcl_jax.system.processes import roll_call, supervisor
 from dualcl_jax.system.versions import PACKAGES
 
@@ -147,8 +148,7 @@ def _use_compilation_cache(name: str) -> None:
     Hosts may share the cache folder, but not programs for CPUs, whose instruction sets may differ. On CPUs, programs
     that call oneDNN, such as the step, are compiled each time: jaxlib 0.12 cannot store them.
     """
-    home = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
-    os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(home, 'dualcl_jax', name))
+    os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache_folder() / name))
     os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
     warnings.filterwarnings('ignore', message='Error writing persistent compilation cache entry')
 

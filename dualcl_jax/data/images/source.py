@@ -1,0 +1,41 @@
+"""Sources of images: uint8 arrays [n, H, W, C], C 1 or 3, all of one size."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dualcl_jax.data.source import ArraySource, Source, example_spec
+
+KIND = 'images'
+"""The `kind` of every source of images."""
+
+
+def image_source(
+    name: str,
+    pixels: np.ndarray,
+    labels: np.ndarray,
+    class_names: tuple[str, ...] | None = None,
+    fingerprint: str = '',
+    report: Mapping[str, Any] | None = None,
+) -> ArraySource:
+    """A split of images in memory: pixels uint8 [N, H, W, C]; for the other arguments see `ArraySource`.
+
+    Raises:
+      ValueError: pixels or labels of another shape or type.
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim != 4:
+        raise ValueError(f'pixels: expected uint8 [N, H, W, C], got {pixels.dtype} {pixels.shape}')
+    return ArraySource(name, pixels, labels, class_names, fingerprint, report, kind=KIND)
+
+
+def image_shape(source: Source) -> tuple[int, int, int]:
+    """(H, W, C) of the images of a source.
+
+    Raises:
+      ValueError: its examples are not images.
+    """
+    if source.kind != KIND:
+        raise ValueError(f'{source.name}: expected {KIND}, got {source.kind}')
+    height, width, channels = example_spec(source).shape
+    return height, width, channels
