@@ -39,7 +39,7 @@ def draw_boxes(rng: np.random.Generator, recipe: CropRecipe, height: int, width:
 
 
 def draw_box(draws: np.ndarray, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]) -> Box:
-    """The box of `dualcl_jax.method.views.image_draws.draw_crop`, whose distribution is that of torchvision's `RandomResizedCrop.get_params`.
+    """The box of `views.image_draws.draw_crop`; its distribution is that of torchvision's `RandomResizedCrop`.
 
     `draws`: float64 [22], uniform in [0, 1).
     """
