@@ -58,7 +58,7 @@ def header(plan: Plan, params: optax.Params, damaged: Mapping[int, str] | None =
     return facts
 
 
-def _repeats(config: ConfigDict, platform: str) -> str:
+def _repeats(config: Any, platform: str) -> str:
     """What a user must know of GPUs: whether the same command gives the same bits."""
     if platform not in ('gpu', 'cuda', 'rocm'):
         return ''
