@@ -64,7 +64,10 @@ def get_config() -> ConfigDict:
     model.name = 'resnet18'  # resnet18 | resnet34 | resnet50 | vit_s16 | vit_tiny, tiny (for tests)
     model.stem = 'cifar'  # of a ResNet; cifar: 3×3, stride 1 | imagenet: 7×7, stride 2, and pooling
     model.width = 64  # channels of the first stage of a ResNet; a ViT's name determines its width
-    model.norm = 'split:8'  # BN statistics: local (a device) | sync (all) | split:n (n groups of the global batch)
+    # Groups of the batch statistics: local (each device is one) | sync (one) | split:n (n of the global batch; n must
+    # divide the number of devices or be a multiple of it). config.json stores local as the split:n that it means on the
+    # devices where the run starts, and a run keeps that when it resumes.
+    model.norm = 'split:8'
     model.projection = 'mlp'  # linear (MoCo v1) | mlp (v2) | mlp2_bn (v3 after a ResNet) | mlp3_bn (v3 after a ViT)
     model.predictor = 'none'  # on the query side only: none | mlp2 (MoCo v3 after a ResNet) | mlp2_bn (after a ViT)
     model.head_width = 4096  # width of the inner layers of v3's projections and predictors

@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from dualcl_jax.method.negatives.selectors import AUTO, EXACT, fastest_exact, resolve_k
+from dualcl_jax.models.norm import LOCAL
 from dualcl_jax.system.config import flatten
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
@@ -10,21 +11,29 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def resolve(
-    config: ConfigDict, *, platform: str, statistics: Statistics | None = None, stored: ConfigDict | None = None
+    config: ConfigDict,
+    *,
+    platform: str,
+    num_devices: int,
+    statistics: Statistics | None = None,
+    stored: ConfigDict | None = None,
 ) -> FrozenConfigDict:
-    """A frozen copy of a config in which `negatives.selector` has a name and `data.mean` and `data.std` have values.
+    """A frozen copy of a config without open choices.
 
+    `negatives.selector` has a name, `model.norm` a number of groups, and `data.mean` and `data.std` have values.
     Resolving the result again changes nothing.
 
     Args:
       config: validated (`dualcl_jax.method.validation`); it is not changed.
       platform: of the devices of the run, such as 'cpu': decides which selector 'auto' stands for.
+      num_devices: of the run: decides how many groups `model.norm='local'` stands for.
       statistics: of the training images, for a config whose `data.mean` is empty; None leaves it empty.
-      stored: the resolved config of the run in the workdir. A selector chosen there for 'auto' is kept, whatever the
-        platform is now.
+      stored: the resolved config of the run in the workdir. A selector chosen there for 'auto' and the groups chosen
+        for 'local' are kept, whatever the devices are now.
     """
     fields = config.to_dict()
     fields['negatives']['selector'] = _selector(config, platform, stored)
+    fields['model']['norm'] = _norm(config, num_devices, stored)
     if statistics is not None and not config.data.mean:
         fields['data']['mean'], fields['data']['std'] = statistics
     return FrozenConfigDict(fields)
@@ -41,3 +50,17 @@ def _selector(config: ConfigDict, platform: str, stored: ConfigDict | None) -> s
     if negatives.schedule != 'constant':
         return 'threshold'  # the only exact one whose count may change from step to step
     return fastest_exact(platform, resolve_k(negatives.k, negatives.fraction, candidates), candidates)
+
+
+def _norm(config: ConfigDict, num_devices: int, stored: ConfigDict | None) -> str:
+    """The groups of the config's batch statistics; for 'local' as many as the run had devices when it started.
+
+    Version 0.1.0 stored 'local' itself. Such a run keeps it, and `dualcl_jax.training.plan` rejects another number of
+    devices.
+    """
+    if config.model.norm != LOCAL:
+        return config.model.norm
+    before = None if stored is None else dict(flatten(stored)).get('model.norm')
+    if isinstance(before, str) and (before == LOCAL or before.startswith('split:')):
+        return before
+    return f'split:{num_devices}'

@@ -9,6 +9,9 @@ import jax.numpy as jnp
 from dualcl_jax.models.layers import bias_init, norm_scale_init
 from dualcl_jax.system.errors import UserError
 
+LOCAL = 'local'
+"""The `model.norm` that means one group for each device."""
+
 
 def norm_layout(norm: str, num_devices: int) -> tuple[int, int]:
     """Translates `model.norm` into the `groups` and `span` of `BatchNorm`.
@@ -24,7 +27,7 @@ def norm_layout(norm: str, num_devices: int) -> tuple[int, int]:
     Raises:
       UserError: the text is none of these, or n does not fit the devices.
     """
-    if norm == 'local':
+    if norm == LOCAL:
         return 1, 1
     if norm == 'sync':
         return 1, num_devices
@@ -37,7 +40,8 @@ def norm_layout(norm: str, num_devices: int) -> tuple[int, int]:
     if num_devices % total == 0:
         return 1, num_devices // total
     raise UserError(
-        f'model.norm={norm!r}: {total} groups do not fit {num_devices} devices; use a divisor or a multiple of it'
+        f'model.norm={norm!r}: {total} groups do not fit {num_devices} devices; '
+        f'they fit {", ".join(str(n) for n in range(1, total + 1) if total % n == 0)} devices, or a multiple of {total}'
     )
 
 

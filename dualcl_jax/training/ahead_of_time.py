@@ -102,7 +102,12 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> dict[str, Any]:
     """
     validate(config)
     validate_devices(config, len(devices))
-    config = resolve(config, platform=devices[0].platform, statistics=(ASSUMED_MEAN, ASSUMED_STD))
+    config = resolve(
+        config,
+        platform=devices[0].platform,
+        num_devices=len(devices),
+        statistics=(ASSUMED_MEAN, ASSUMED_STD),
+    )
     mesh, device, size = Mesh(np.asarray(devices), (AXIS,)), devices[0], config.train.batch_size
     views = VIEWS['images'](config, np.empty((0, 1, 1, 3), np.uint8))
     method = build_method(

@@ -18,12 +18,13 @@ from dualcl_jax.method.resolve import Statistics, resolve
 from dualcl_jax.method.state import TrainState, create_train_state
 from dualcl_jax.method.validation import validate_devices, validate_schedule
 from dualcl_jax.method.views import VIEWS
+from dualcl_jax.models.norm import LOCAL
 from dualcl_jax.system.devices import device_mesh
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.processes.agreement import check_same_data, check_shared
 from dualcl_jax.training.init_from import check_encoder
 from dualcl_jax.workdir.folder import check_same_run, existing_or_new, open_workdir, stored_config
-from dualcl_jax.workdir.saved_run import saved_steps
+from dualcl_jax.workdir.saved_run import devices_of, saved_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,18 +85,46 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool) -> Plan:
     if writes:
         check_same_data(config.data.name, ' '.join(split.fingerprint for split in splits if split is not None))
     statistics, stored = _statistics(config, splits.train), stored_config(folder)
-    resolved = resolve(config, platform=mesh.devices.flat[0].platform, statistics=statistics, stored=stored)
+    resolved = resolve(
+        config,
+        platform=mesh.devices.flat[0].platform,
+        num_devices=mesh.devices.size,
+        statistics=statistics,
+        stored=stored,
+    )
     check_same_run(folder, stored, resolved)
+    resumed_from = max(saved_steps(folder), default=None)
+    if stored is not None:  # its groups may be those of another number of devices
+        validate_devices(resolved, mesh.devices.size)
+        _check_local_norm(resolved, folder, resumed_from, mesh.devices.size)
     epoch, total_steps = run_length(resolved, len(splits.train))
     validate_schedule(resolved, total_steps, epoch)
     views = VIEWS[splits.train.kind](resolved, splits.train.examples(np.arange(0)))
     method = build_method(
         resolved, views, total_steps=total_steps, steps_per_epoch=epoch, num_devices=mesh.devices.size
     )
-    plan = Plan(resolved, folder, splits, mesh, method, epoch, total_steps, max(saved_steps(folder), default=None))
+    plan = Plan(resolved, folder, splits, mesh, method, epoch, total_steps, resumed_from)
     if resolved.init_from and plan.resumed_from is None:
         check_encoder(jax.eval_shape(plan.create).params, resolved.init_from)
     return plan
+
+
+def _check_local_norm(config: FrozenConfigDict, folder: epath.Path, step: int | None, num_devices: int) -> None:
+    """Checks that a run whose stored `model.norm` is 'local' resumes on as many devices as it was trained on.
+
+    Only runs of version 0.1.0 store 'local'.
+
+    Raises:
+      UserError: its checkpoint was saved by another number of devices.
+    """
+    if config.model.norm != LOCAL or step is None:
+        return
+    before = devices_of(folder, step)
+    if before not in (None, num_devices):
+        raise UserError(
+            f"model.norm='local': {folder} was trained on {before} devices, each a group of the batch statistics; "
+            f'resume it on {before} devices, not {num_devices}'
+        )
 
 
 def _statistics(config: ConfigDict, train: Source) -> Statistics | None:

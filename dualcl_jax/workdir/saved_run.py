@@ -1,6 +1,8 @@
 """A run that has saved something, opened for reading: its config, its method and one of its states."""
 
 import dataclasses
+import json
+import math
 import re
 from typing import Any
 
@@ -60,6 +62,15 @@ def saved_steps(folder: epath.Path) -> list[int]:
         if parent.exists()
         else []
     )
+
+
+def devices_of(folder: epath.Path, step: int) -> int | None:
+    """How many devices the run had that saved a checkpoint, as Orbax recorded it; None where it is not recorded."""
+    try:
+        recorded = json.loads((folder / 'checkpoints' / f'{step:08d}' / 'state' / '_sharding').read_bytes())
+        return math.prod(json.loads(next(iter(recorded.values())))['shape'])
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, StopIteration, RecursionError):
+        return None
 
 
 def find_run(workdir: str, *, flag: str = '--workdir') -> tuple[epath.Path, list[int]]:

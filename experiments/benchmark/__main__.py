@@ -157,7 +157,7 @@ def step(rounds: int) -> Cases:
             config = cifar10_moco.get_config()
             config.model.width, config.model.dtype = 16, dtype
             config.loss.symmetric, config.negatives.selector = symmetric, selector
-            config = resolve(config, platform=mesh.devices.flat[0].platform)
+            config = resolve(config, platform=mesh.devices.flat[0].platform, num_devices=mesh.size)
             views = VIEWS['images'](config, _batch(1).examples)
             method = build_method(config, views, total_steps=1000, steps_per_epoch=100, num_devices=mesh.devices.size)
             mapper = MAPPERS[config.parallel.mapper](mesh)

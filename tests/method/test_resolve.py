@@ -26,16 +26,18 @@ def config_with(*fields: str) -> ConfigDict:
 @pytest.mark.parametrize('fields', [(), GIVEN, ('negatives.selector=ring',)])
 def test_the_config_given_is_not_changed(fields: tuple[str, ...]) -> None:
     config = config_with(*fields)
-    resolved = resolve(config, platform='cpu', statistics=STATISTICS)
+    resolved = resolve(config, platform='cpu', num_devices=1, statistics=STATISTICS)
     assert config == config_with(*fields)
     changed = {field for field, value in flatten(resolved) if value != dict(flatten(config))[field]}
-    assert changed <= {'negatives.selector', 'data.mean', 'data.std'}
+    assert changed <= {'negatives.selector', 'data.mean', 'data.std', 'model.norm'}
     override(config, ['views.hue=0.25', 'seed=9'])
-    assert resolved == resolve(config_with(*fields), platform='cpu', statistics=STATISTICS)  # shares nothing with it
+    assert resolved == resolve(
+        config_with(*fields), platform='cpu', num_devices=1, statistics=STATISTICS
+    )  # shares nothing with it
 
 
 def test_the_result_is_frozen() -> None:
-    resolved = resolve(config_with(), platform='cpu')
+    resolved = resolve(config_with(), platform='cpu', num_devices=1)
     for change in (
         lambda: setattr(resolved, 'seed', 1),
         lambda: setattr(resolved.data, 'mean', (0.5,)),
@@ -47,8 +49,8 @@ def test_the_result_is_frozen() -> None:
 
 @pytest.mark.parametrize('fields', [(), ('negatives.schedule=linear',), ('negatives.k=7',), GIVEN])
 def test_twice_is_once(fields: tuple[str, ...]) -> None:
-    resolved = resolve(config_with(*fields), platform='cpu', statistics=STATISTICS)
-    again = resolve(resolved, platform='gpu', statistics=((0.1,), (0.1,)), stored=config_with())
+    resolved = resolve(config_with(*fields), platform='cpu', num_devices=1, statistics=STATISTICS)
+    again = resolve(resolved, platform='gpu', num_devices=1, statistics=((0.1,), (0.1,)), stored=config_with())
     assert again == resolved
     assert to_json(again) == to_json(resolved)
 
@@ -67,7 +69,7 @@ def test_twice_is_once(fields: tuple[str, ...]) -> None:
     ],
 )
 def test_selector(platform: str, fields: tuple[str, ...], name: str) -> None:
-    assert resolve(config_with(*fields), platform=platform).negatives.selector == name
+    assert resolve(config_with(*fields), platform=platform, num_devices=1).negatives.selector == name
 
 
 @pytest.mark.parametrize(
@@ -82,23 +84,41 @@ def test_selector(platform: str, fields: tuple[str, ...], name: str) -> None:
 def test_a_stored_selector_is_kept(stored: str, asked: str, name: str) -> None:
     before = config_with(f'negatives.selector={stored}')
     config = config_with(f'negatives.selector={asked}')
-    assert resolve(config, platform='tpu', stored=before).negatives.selector == name
+    assert resolve(config, platform='tpu', num_devices=1, stored=before).negatives.selector == name
     with before.unlocked():
         del before.negatives.selector  # a run of an older version
-    assert resolve(config, platform='tpu', stored=before).negatives.selector == 'threshold'
+    assert resolve(config, platform='tpu', num_devices=1, stored=before).negatives.selector == 'threshold'
+
+
+@pytest.mark.parametrize(
+    ('stored', 'asked', 'norm'),
+    [
+        (None, 'local', 'split:4'),
+        (None, 'sync', 'sync'),
+        (None, 'split:2', 'split:2'),
+        ('split:8', 'local', 'split:8'),  # started on eight devices
+        ('split:1', 'split:4', 'split:4'),
+        ('sync', 'local', 'split:4'),
+        ('local', 'local', 'local'),  # stored by version 0.1.0: the number of devices is in its checkpoints
+    ],
+)
+def test_norm(stored: str | None, asked: str, norm: str) -> None:
+    before = None if stored is None else config_with(f'model.norm={stored}')
+    resolved = resolve(config_with(f'model.norm={asked}'), platform='cpu', num_devices=4, stored=before)
+    assert resolved.model.norm == norm
 
 
 def test_statistics_are_for_a_config_without() -> None:
-    measured = resolve(config_with(), platform='cpu', statistics=STATISTICS).data
+    measured = resolve(config_with(), platform='cpu', num_devices=1, statistics=STATISTICS).data
     assert (measured.mean, measured.std) == STATISTICS
-    given = resolve(config_with(*GIVEN), platform='cpu', statistics=STATISTICS).data
+    given = resolve(config_with(*GIVEN), platform='cpu', num_devices=1, statistics=STATISTICS).data
     assert (given.mean, given.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    assert resolve(config_with(), platform='cpu').data.mean == ()
+    assert resolve(config_with(), platform='cpu', num_devices=1).data.mean == ()
 
 
 def test_what_a_workdir_stores() -> None:
     """As if the fields had been set in the config by hand: the same text, and the same hash in every checkpoint."""
-    resolved = resolve(config_with(), platform='tpu', statistics=STATISTICS)
+    resolved = resolve(config_with(), platform='tpu', num_devices=1, statistics=STATISTICS)
     config = config_with('negatives.selector=threshold')
     config.data.mean, config.data.std = STATISTICS
     assert to_json(resolved) == to_json(config)
@@ -112,7 +132,7 @@ def test_a_method_is_built_from_a_resolved_config() -> None:
     views = VIEWS['images'](config_with(*GIVEN), np.empty((0, 1, 1, 3), np.uint8))
     with pytest.raises(KeyError, match='auto'):
         build_method(config, views, **lengths)
-    resolved = resolve(config, platform='cpu', statistics=STATISTICS)
+    resolved = resolve(config, platform='cpu', num_devices=1, statistics=STATISTICS)
     assert build_method(resolved, views, **lengths).select is SELECTORS['threshold']
 
 
