@@ -158,6 +158,14 @@ def get_config() -> ConfigDict:
     parallel.timeout_s = 50.0  # how long the processes of a run wait for each other to start
     parallel.silence_s = 30.0  # a process without a heartbeat for this long is lost: the others stop and name it
     parallel.stall_s = 600.0  # so is one with heartbeats that stays behind the steps of the others for this long
+    # The longest time, in seconds, of a phase: compilation with the first step, waiting for a batch, a step, saving,
+    # measuring accuracy. After it the run, of whatever number of processes, is taken to hang: it says so and exits with
+    # status 75. 0: no limit.
+    parallel.compile_s = 7200.0
+    parallel.input_s = 1800.0
+    parallel.step_s = 1800.0
+    parallel.save_s = 1800.0
+    parallel.evaluate_s = 7200.0
 
     config.lock()  # a config with a misspelt field is an error
     return config

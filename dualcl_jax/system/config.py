@@ -19,7 +19,15 @@ OPERATIONAL = ('checkpoint.', 'monitor.', 'log.', 'parallel.', 'queue.sharded', 
 and which faults are tolerated, not the result."""
 
 
-ADDED: dict[str, Any] = {'model.matmul_precision': 'float32', 'parallel.deterministic': True}
+ADDED: dict[str, Any] = {
+    'model.matmul_precision': 'float32',
+    'parallel.deterministic': True,
+    'parallel.compile_s': 7200.0,
+    'parallel.input_s': 1800.0,
+    'parallel.step_s': 1800.0,
+    'parallel.save_s': 1800.0,
+    'parallel.evaluate_s': 7200.0,
+}
 """Fields that configs of version 0.1.0 lack, and the value that such a config means."""
 
 

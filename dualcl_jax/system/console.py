@@ -44,7 +44,7 @@ class Console:
         """Starts the progress bar of a run of `total_steps` steps that starts or resumes after `start_step`."""
         self._total = total_steps
         self._printed = time.monotonic()
-        if sys.stdout.isatty() and not self._silent:
+        if _is_terminal() and not self._silent:
             self._progress = Progress(
                 TextColumn('step'),
                 MofNCompleteColumn(),
@@ -88,6 +88,10 @@ class Console:
             self._progress = None
 
 
+def _is_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
 def duration(seconds: float) -> str:
     """Formats a time as 42 s, 3 min 05 s or 2 h 10 min."""
     whole = round(seconds)
@@ -112,7 +116,7 @@ def progress(total: int, what: str) -> Iterator[Callable[[], None]]:
         nonlocal done, printed, bar
         done += 1
         now = time.monotonic()
-        if bar is None and sys.stdout.isatty() and now - began > 1:
+        if bar is None and _is_terminal() and now - began > 1:
             bar = Progress(
                 TextColumn(what, markup=False),
                 MofNCompleteColumn(),

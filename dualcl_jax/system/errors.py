@@ -5,20 +5,30 @@ import functools
 import sys
 from collections.abc import Callable
 
+from dualcl_jax.system.terminal import lenient_output
+
 EXIT_USER_ERROR = 2
-EXIT_STOPPED_BY_SIGNAL = 75
+EXIT_STOPPED_BY_SIGNAL = EXIT_RESTART = 75  # run the same command again
 EXIT_INTERRUPTED = 130  # a shell's 128 + SIGINT
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-STORAGE = (
-    *FULL, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ESTALE, errno.ENOTDIR, errno.EISDIR,
-    errno.EIO,
+AWAY = (
+    errno.ESTALE, errno.EIO, errno.ENXIO, errno.ENODEV, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN,
+    errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET,
 )  # fmt: skip
-"""Error numbers of a folder that is full, read-only, missing or broken."""
+"""Error numbers of storage that is away, or failed for a while."""
+STORAGE = (
+    *FULL, *AWAY, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR,
+)  # fmt: skip
+"""Error numbers of a folder that is full, read-only, missing, broken or away."""
 
 
 class UserError(Exception):
     """A mistake or condition that the user can fix; the message names the field or path and the remedy."""
+
+
+class RestartError(UserError):
+    """A condition that running the same command again cures, such as a lost process or storage that was away."""
 
 
 def first_line(error: BaseException) -> str:
@@ -30,25 +40,32 @@ def first_line(error: BaseException) -> str:
 def ending(error: BaseException) -> tuple[int, str] | None:
     """The exit status and the stderr message of a program that an exception ends; None for errors of this package.
 
-    A `UserError` gives at most three lines and status 2, and so does a folder that is full, read-only, missing or
-    broken. Ctrl-C when there is nothing to save gives one line and status 130.
+    A `UserError` gives at most three lines and status 2, and so does a folder that is full, read-only or missing. A
+    `RestartError`, and storage that is away, give status 75. Ctrl-C when there is nothing to save gives one line and
+    status 130.
     """
     if isinstance(error, OSError) and error.errno in STORAGE:
         remedy = 'free some space there' if error.errno in FULL else 'fix that'
-        error = UserError(f'{error.filename or "a file"}: {error.strerror}; {remedy}, and run the same command again')
+        kind = RestartError if error.errno in AWAY else UserError
+        error = kind(f'{error.filename or "a file"}: {error.strerror}; {remedy}, and run the same command again')
     if isinstance(error, UserError):
-        return EXIT_USER_ERROR, 'error: ' + '\n'.join(str(error).strip().splitlines()[:3])
+        status = EXIT_RESTART if isinstance(error, RestartError) else EXIT_USER_ERROR
+        return status, 'error: ' + '\n'.join(str(error).strip().splitlines()[:3])
     if isinstance(error, KeyboardInterrupt):
         return EXIT_INTERRUPTED, 'interrupted; run the same command to resume from the last checkpoint'
     return None
 
 
 def exits_cleanly(main: Callable[[], int]) -> Callable[[], int]:
-    """Wraps an entry point so that it exits as `ending` specifies, or else with a traceback."""
+    """Wraps an entry point so that it exits as `ending` specifies, or else with a traceback.
 
-    @functools.wraps(main)
-    def wrapped() -> int:
+    Standard streams that fail do not stop it. In the end, lost output is an error, unless its reader left.
+    """
+
+    def status() -> int:
         try:
+            if sys.platform == 'win32':
+                raise UserError('Windows is not supported: use Linux, macOS, or Linux in WSL 2')
             return main()
         except (UserError, OSError, KeyboardInterrupt) as error:
             found = ending(error)
@@ -56,5 +73,14 @@ def exits_cleanly(main: Callable[[], int]) -> Callable[[], int]:
                 raise
             print(found[1], file=sys.stderr)
             return found[0]
+
+    @functools.wraps(main)
+    def wrapped() -> int:
+        with lenient_output() as lost:
+            found = status()
+        if found == 0 and lost and lost[0].errno != errno.EPIPE:
+            print(f'error: standard output: {lost[0].strerror}; its text is lost', file=sys.stderr)
+            return EXIT_USER_ERROR
+        return found
 
     return wrapped

@@ -2,11 +2,13 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import uuid
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +57,33 @@ def reachable(path: str, named: str) -> epath.Path:
 
 
 def cache_folder() -> Path:
-    """The folder of everything that is cached: $XDG_CACHE_HOME/dualcl_jax, by default ~/.cache/dualcl_jax."""
+    """The folder of everything that is cached: $XDG_CACHE_HOME/dualcl_jax, by default ~/.cache/dualcl_jax.
+
+    For a user without a home it is a path that cannot be created.
+    """
     base = os.environ.get('XDG_CACHE_HOME')
-    return (Path(base) if base else Path.home() / '.cache') / 'dualcl_jax'
+    try:
+        return (Path(base) if base else Path.home() / '.cache') / 'dualcl_jax'
+    except RuntimeError:  # neither HOME nor an entry in the user database
+        return Path(os.devnull, 'dualcl_jax')
+
+
+def can_create(folder: Path) -> bool:
+    """Whether a folder exists and can be written, or can be created."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """A context that one process of this machine is in at a time; any number where the folder has no lock service.
+
+    Raises OSError if the file cannot be created.
+    """
+    with path.open('w') as file:
+        with contextlib.suppress(OSError):  # such as ENOLCK of a network file system
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def check_writable(folder: epath.Path) -> None:

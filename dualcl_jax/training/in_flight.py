@@ -31,11 +31,13 @@ class InFlight:
     Attributes:
       pace: of the steps that are done.
       skipped: the steps that were skipped.
+      settled: the last step that is done; where none is, the one that the run resumed from.
     """
 
     def __init__(self, run: Run, log: MetricsLog, console: Console, loader: Loader) -> None:
         self.pace = Pace(run.plan.config.train.batch_size)
         self.skipped = Skipped(run, log)
+        self.settled = run.plan.start_step
         self._run, self._log, self._console, self._loader = run, log, console, loader
         self._steps: collections.deque[tuple[int, Metrics]] = collections.deque()
 
@@ -59,6 +61,7 @@ class InFlight:
     def _settle_oldest(self) -> None:
         step, metrics = self._steps.popleft()
         finite = bool(to_host(metrics.pop('train/finite')).all())
+        self.settled = step
         self.pace.step_done(self._loader.wait_seconds)
         if not finite:
             self._console.warn(self.skipped.add(step, metrics, self._run.wall_time_s()))

@@ -22,13 +22,14 @@ from dualcl_jax.system.files import write_json
 from dualcl_jax.system.machine import available_cores
 from dualcl_jax.system.processes.heartbeat import Heartbeat
 from dualcl_jax.system.processes.stop_signal import StopSignal
+from dualcl_jax.system.terminal import lenient_output
 from dualcl_jax.training import summary
 from dualcl_jax.training.health import Skipped
 from dualcl_jax.training.in_flight import InFlight
 from dualcl_jax.training.profiler import Trace
 from dualcl_jax.training.run import Run, open_run
 from dualcl_jax.workdir.checksum import state_sha256
-from dualcl_jax.workdir.folder import read_summary
+from dualcl_jax.workdir.folder import missing_is_away, read_summary
 from dualcl_jax.workdir.metrics import KNN_BACKBONE, MetricsLog
 
 IN_FLIGHT = 2
@@ -48,10 +49,12 @@ def train(config: ConfigDict, workdir: str, *, traced_steps: int = 0) -> bool:
 
     Raises:
       UserError: a mistake in the config, the data or the folder; before anything is compiled. Later: a loss that is
-        not finite, a state that cannot be saved, or another process of the run that is lost.
+        not finite, or a state that cannot be saved.
+      RestartError: another process of the run is lost, a phase takes too long, or the folder is away.
     """
     validate(config)
     with (
+        lenient_output(),
         closing(Console(silent=jax.process_index() != 0)) as console,
         StopSignal(several_processes=jax.process_count() > 1) as stop,
         Heartbeat(config) as heartbeat,
@@ -64,43 +67,59 @@ def train(config: ConfigDict, workdir: str, *, traced_steps: int = 0) -> bool:
             return True
         console.facts(summary.header(plan, state.params, run.past.damaged))
         console.start(plan.total_steps, plan.start_step)
+        with missing_is_away(plan.folder):
+            return _train(run, state, console, stop, heartbeat, traced_steps)
 
-        log = MetricsLog(plan.folder, plan.start_step, writes=run.writes, waiting=run.past.waiting)
-        step_fn = _compile(run, state, log)
-        state = run.mapper.put_state(state)  # the step may take over its buffers: nothing else refers to them
-        loader = _loader(run)
-        in_flight = InFlight(run, log, console, loader)
-        trace = Trace(str(plan.folder / 'profile'), plan.start_step, traced_steps)
-        step = plan.start_step
-        with run.checkpoints, loader, trace:
-            for step, batch in enumerate(loader, start=plan.start_step + 1):
-                trace.before(step)
-                state, metrics = step_fn(state, batch)
-                trace.after(step, metrics)
-                in_flight.add(step, metrics)
-                heartbeat.at(step)
-                stops = stop.after(step)
-                measures, saves = run.measures_after(step), run.saves_after(step) or stops
-                in_flight.settle(0 if measures or saves or step == plan.start_step + 1 else IN_FLIGHT)
-                console.step(step)
-                if measures or saves:
-                    with in_flight.pace.paused():
-                        global_state = run.mapper.global_state(state)
-                        if measures:
-                            _measure(run, step, global_state, log)
-                        if saves:
-                            console.warn(_save(run, step, global_state, log, in_flight.skipped))
-                        del global_state
-                if stops:
-                    break
-            run.checkpoints.finish()
 
-        if step < plan.total_steps:
-            console.close()
-            console.note(f'stopped after step {step} of {plan.total_steps} and saved; run the same command to resume')
-            return False
-        _finish(run, state, log, in_flight, console)
-        return True
+def _train(
+    run: Run, state: TrainState, console: Console, stop: StopSignal, heartbeat: Heartbeat, traced_steps: int
+) -> bool:
+    """The steps that are left, and the files of a complete run; see `train`."""
+    plan = run.plan
+    log = MetricsLog(plan.folder, plan.start_step, writes=run.writes, waiting=run.past.waiting)
+    step = plan.start_step
+    heartbeat.enter('compile', step + 1, settled=step)
+    step_fn = _compile(run, state, log)
+    state = run.mapper.put_state(state)  # the step may take over its buffers: nothing else refers to them
+    loader = _loader(run)
+    in_flight = InFlight(run, log, console, loader)
+    trace = Trace(str(plan.folder / 'profile'), plan.start_step, traced_steps)
+    with run.checkpoints, loader, trace:
+        heartbeat.enter('input', step + 1, settled=step)
+        for step, batch in enumerate(loader, start=plan.start_step + 1):
+            first = step == plan.start_step + 1  # where pmap compiles in several processes
+            heartbeat.enter('compile' if first else 'step', step, settled=in_flight.settled)
+            trace.before(step)
+            state, metrics = step_fn(state, batch)
+            trace.after(step, metrics)
+            in_flight.add(step, metrics)
+            stops = stop.after(step)
+            measures, saves = run.measures_after(step), run.saves_after(step) or stops
+            in_flight.settle(0 if measures or saves or first else IN_FLIGHT)
+            console.step(step)
+            if measures or saves:
+                with in_flight.pace.paused():
+                    global_state = run.mapper.global_state(state)
+                    if measures:
+                        heartbeat.enter('evaluate', step, settled=step)
+                        _measure(run, step, global_state, log)
+                    if saves:
+                        heartbeat.enter('save', step, settled=step)
+                        console.warn(_save(run, step, global_state, log, in_flight.skipped))
+                    del global_state
+            if stops:
+                break
+            heartbeat.enter('input', step + 1, settled=in_flight.settled)
+        heartbeat.enter('save', step, settled=step)
+        run.checkpoints.finish()
+
+    if step < plan.total_steps:
+        console.close()
+        console.note(f'stopped after step {step} of {plan.total_steps} and saved; run the same command to resume')
+        return False
+    heartbeat.enter('evaluate', step, settled=step)
+    _finish(run, state, log, in_flight, console)
+    return True
 
 
 def _compile(run: Run, state: TrainState, log: MetricsLog) -> Callable[..., Any]:

@@ -22,7 +22,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from dualcl_jax.method.state import TrainState
 from dualcl_jax.system.devices import REPLICATED, Specs, shapes
-from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.errors import RestartError, UserError
 from dualcl_jax.system.files import check_writable
 from dualcl_jax.workdir.checksum import checksums, is_sealed, seal
 
@@ -100,7 +100,7 @@ class Checkpoints:
             self._rank(step, self._stored_record(step))
         self._saved = self._manager.latest_step()
         self._saving: int | None = None
-        self._problem, self._usable = '', True
+        self._problem, self._usable, self._away = '', True, False
 
     def _open(self) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(self._directory, options=self._options)
@@ -159,8 +159,9 @@ class Checkpoints:
         """Removes the remains of a checkpoint that could not be saved, and returns a description of the problem."""
         problem = f'step {self._saving} could not be saved in {self._directory} ({_reason(error)})'
         self._saving = None
+        self._away = _is_away(self._directory)
         if jax.process_count() > 1:  # the processes are no longer in step at Orbax's barriers
-            raise UserError(f'{problem}\n{self._remedy()}') from error
+            raise self._error(problem) from error
         self._usable = False
         try:
             if self._directory.exists():
@@ -170,9 +171,11 @@ class Checkpoints:
             problem += f'; the folder cannot be reopened either ({_reason(again)})'
         return problem
 
-    def _remedy(self) -> str:
+    def _error(self, problem: str) -> UserError:
         outcome = f'it resumes from step {self._saved}' if self._saved else 'it starts again'
-        return f'free some space there, or fix the folder, and run the same command: {outcome}'
+        if self._away:
+            return RestartError(f'{problem}\nrun the same command when the folder is back: {outcome}')
+        return UserError(f'{problem}\nfree some space there, or fix the folder, and run the same command: {outcome}')
 
     def finish(self) -> None:
         """Waits until the last checkpoint is on disk.
@@ -182,7 +185,7 @@ class Checkpoints:
         """
         self._problem = self._wait()
         if self._problem:
-            raise UserError(f'{self._problem}\n{self._remedy()}')
+            raise self._error(self._problem)
 
     def newest(
         self, like: TrainState, mesh: Mesh, expected: Mapping[str, Any], specs: Specs = REPLICATED
@@ -311,6 +314,14 @@ class Checkpoints:
             if error is None:
                 raise
             error.add_note(str(problem))  # the error that ended the run is the one to raise
+
+
+def _is_away(directory: epath.Path) -> bool:
+    """Whether a folder that was there is not there now, for instance because its storage is not mounted."""
+    try:
+        return not directory.exists()
+    except Exception:  # each remote store raises its own types
+        return True
 
 
 def _reason(error: Exception) -> str:

@@ -1,9 +1,11 @@
 """The folder of a run: its files, its lock, and whether a config may resume the run in it."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,7 +16,7 @@ from dualcl_jax.data import Source, Splits, example_spec
 from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.tree import Tree, describe, parse
 from dualcl_jax.system.config import differing_fields, from_json, to_json
-from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.errors import RestartError, UserError
 from dualcl_jax.system.files import check_writable, reachable, write_json, write_text
 
 
@@ -42,7 +44,30 @@ def _path(path: str, flag: str = '--workdir') -> epath.Path:
     """
     if not path:
         raise UserError(f'{flag} is empty: name a folder')
+    try:
+        os.path.abspath(path).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f'{flag}={path}: not UTF-8, which names of checkpoints must be; choose another folder'
+        ) from error
     return reachable(path, f'{flag}={path}')
+
+
+@contextlib.contextmanager
+def missing_is_away(workdir: epath.Path) -> Iterator[None]:
+    """A context in which a workdir that was there and cannot be found is taken to be away for a while.
+
+    Raises:
+      RestartError: in place of an `OSError` about a missing file, if the folder is missing.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR) and not workdir.is_dir():
+            raise RestartError(
+                f'{workdir}: {error.strerror}; run the same command when it is back, to resume from a checkpoint'
+            ) from error
+        raise
 
 
 def lock(workdir: epath.Path) -> None:

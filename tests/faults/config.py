@@ -1,6 +1,7 @@
 """tests/support/quick_config.py with injected faults: a model with NaN for one-coloured images, a hang, a full disk.
 
 DUALCL_HANG=PROCESS:STEP in the environment: that process stops reading data at that step and waits forever.
+DUALCL_HANG_STEP=STEP: that step of the devices waits forever, in every process.
 DUALCL_FULL=NAME: of a file of that name only the first half is written before the disk is full.
 """
 
@@ -38,7 +39,7 @@ def _hang(process: int, step: int) -> None:
 
     def examples(self, indices):  # type: ignore[no-untyped-def]
         nonlocal calls
-        calls += len(indices) < len(self)
+        calls += 0 < len(indices) < len(self)
         if calls > step and jax.process_index() == process:
             time.sleep(1e6)
         return read(self, indices)
@@ -48,6 +49,28 @@ def _hang(process: int, step: int) -> None:
 
 if 'DUALCL_HANG' in os.environ:
     _hang(*map(int, os.environ['DUALCL_HANG'].split(':')))
+
+
+def _hang_step(last: int) -> None:
+    import jax
+
+    from dualcl_jax.training import loop
+
+    train_step = loop.train_step
+
+    def hang(step):  # type: ignore[no-untyped-def]
+        if step >= last:
+            time.sleep(1e6)
+
+    def hanging(method, state, batch):  # type: ignore[no-untyped-def]
+        jax.debug.callback(hang, state.step)
+        return train_step(method, state, batch)
+
+    loop.train_step = hanging
+
+
+if 'DUALCL_HANG_STEP' in os.environ:
+    _hang_step(int(os.environ['DUALCL_HANG_STEP']))
 
 
 def _full(name: str) -> None:

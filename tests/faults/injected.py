@@ -6,6 +6,7 @@ The short form is in the tests beside this file, the long form in `long.py`.
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -185,7 +186,7 @@ def lost_process(trainer: Trainer, workdir: Path, victim: int, how: int) -> tupl
         wait_until(lambda: checkpoints(workdir), processes[0])
         processes[victim].send_signal(how)
         began = time.monotonic()
-        ended = finish(processes[1 - victim], 2)
+        ended = finish(processes[1 - victim], 75)
         took = time.monotonic() - began
     assert len(ended.err.splitlines()) == 2, ended
     assert f'process {victim} on ' in ended.err.splitlines()[0], ended
@@ -197,12 +198,45 @@ def hung_process(trainer: Trainer, workdir: Path, victim: int) -> tuple[float, F
     with two(trainer, workdir, *PEERS, DUALCL_HANG=f'{victim}:30') as processes:
         wait_until(lambda: checkpoints(workdir), processes[0])
         began = time.monotonic()
-        ended = finish(processes[1 - victim], 2)
+        ended = finish(processes[1 - victim], 75)
         took = time.monotonic() - began
-        finish(processes[victim], 2)
+        finish(processes[victim], 75)
     assert f'process {victim} on ' in ended.err.splitlines()[0], ended
     assert 'has not got past step' in ended.err, ended
     return took, ended
+
+
+def hung_step(trainer: Trainer, workdir: Path) -> tuple[float, list[Finished]]:
+    """A step hangs in both processes; returns how long they took to exit, and how."""
+    limits = ('checkpoint.every_steps=10', 'parallel.step_s=6')
+    with two(trainer, workdir, *PEERS, *limits, DUALCL_HANG_STEP='30') as processes:
+        wait_until(lambda: 30 in checkpoints(workdir), processes[0])
+        began = time.monotonic()
+        ended = [finish(process, 75) for process in processes]
+        took = time.monotonic() - began
+    for done in ended:
+        first, second = done.err.splitlines()
+        assert re.match(
+            r'error: (process \d on \S+ stopped: )?process \d on \S+ hangs: step of step 3\d takes longer than '
+            r'parallel.step_s=6; the last step finished was 30',
+            first,
+        ), done
+        assert second == 'run the same command in all processes again: they resume from the last checkpoint', done
+    return took, ended
+
+
+def hung_alone(trainer: Trainer, workdir: Path) -> Finished:
+    """A single process waits forever for its data."""
+    os.environ['DUALCL_HANG'] = '0:30'
+    try:
+        process = trainer.start(workdir, *LONG, 'parallel.input_s=5', config=CONFIG)
+    finally:
+        del os.environ['DUALCL_HANG']
+    with killed_at_last(process):
+        ended = finish(process, 75)
+    assert 'this process hangs: input of step 31 takes longer than parallel.input_s=5' in ended.err, ended
+    assert max(checkpoints(workdir)) == 30
+    return ended
 
 
 def stopped_together(trainer: Trainer, workdir: Path, number: int, whom: tuple[int, ...]) -> float:

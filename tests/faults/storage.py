@@ -82,7 +82,7 @@ def vanished(trainer: Trainer, workdir: Path, expected: Path) -> Finished:
         wait_until(lambda: logged(workdir, 3), process)
         workdir.rename(away)
         workdir.write_text('in its way')
-        stopped = finish(process, 2)
+        stopped = finish(process, 75)
     workdir.unlink()
     away.rename(workdir)
     trainer.run(workdir, *LONG, 'checkpoint.every_steps=100')

@@ -85,8 +85,25 @@ def test_a_process_that_hangs_is_named(trainer: Trainer, tmp_path: Path) -> None
     injected.hung_process(trainer, tmp_path / 'run', 1)
 
 
+def test_a_step_that_hangs_in_all_processes(trainer: Trainer, tmp_path: Path) -> None:
+    injected.hung_step(trainer, tmp_path / 'run')
+
+
+def test_a_single_process_that_hangs(trainer: Trainer, tmp_path: Path) -> None:
+    injected.hung_alone(trainer, tmp_path / 'run')
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(('number', 'whom'), [(signal.SIGTERM, (0, 1)), (signal.SIGINT, (0,))])
+@pytest.mark.parametrize('number', [signal.SIGUSR1, signal.SIGHUP])
+def test_stopped_by_other_signals(trainer: Trainer, expected: Path, tmp_path: Path, number: int) -> None:
+    injected.stopped(trainer, tmp_path / 'run', number, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('number', 'whom'),
+    [(signal.SIGTERM, (0, 1)), (signal.SIGINT, (0,)), (signal.SIGUSR1, (0, 1)), (signal.SIGHUP, (1,))],
+)
 def test_processes_stop_together(trainer: Trainer, tmp_path: Path, number: int, whom: tuple[int, ...]) -> None:
     injected.stopped_together(trainer, tmp_path / 'run', number, whom)
 

@@ -1,10 +1,11 @@
 """Exit statuses and messages of entry points."""
 
 import errno
+import sys
 
 import pytest
 
-from dualcl_jax.system.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, exits_cleanly
+from dualcl_jax.system.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, RestartError, UserError, exits_cleanly
 
 
 def test_user_error_is_at_most_three_lines(capsys: pytest.CaptureFixture[str]) -> None:
@@ -26,16 +27,38 @@ def test_interrupt_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ('number', 'remedy'), [(errno.ENOSPC, 'free some space there'), (errno.EROFS, 'fix that'), (errno.EIO, 'fix that')]
+    ('number', 'remedy', 'status'),
+    [
+        (errno.ENOSPC, 'free some space there', 2),
+        (errno.EROFS, 'fix that', 2),
+        (errno.EIO, 'fix that', 75),
+        (errno.ESTALE, 'fix that', 75),
+        (errno.ETIMEDOUT, 'fix that', 75),
+    ],
 )
-def test_storage_is_one_line(capsys: pytest.CaptureFixture[str], number: int, remedy: str) -> None:
+def test_storage_is_one_line(capsys: pytest.CaptureFixture[str], number: int, remedy: str, status: int) -> None:
     @exits_cleanly
     def main() -> int:
         raise OSError(number, 'As it says', 'run/summary.json')
 
-    assert main() == EXIT_USER_ERROR
+    assert main() == status
     said = f'error: run/summary.json: As it says; {remedy}, and run the same command again\n'
     assert capsys.readouterr().err == said
+
+
+def test_what_a_restart_cures(capsys: pytest.CaptureFixture[str]) -> None:
+    @exits_cleanly
+    def main() -> int:
+        raise RestartError('process 1 died')
+
+    assert main() == 75
+    assert capsys.readouterr().err == 'error: process 1 died\n'
+
+
+def test_windows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, 'platform', 'win32')
+    assert exits_cleanly(lambda: 0)() == EXIT_USER_ERROR
+    assert capsys.readouterr().err == 'error: Windows is not supported: use Linux, macOS, or Linux in WSL 2\n'
 
 
 def test_faults_of_ours_keep_their_traceback() -> None:

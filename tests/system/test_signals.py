@@ -2,12 +2,14 @@
 
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from dualcl_jax.system.errors import EXIT_INTERRUPTED, EXIT_STOPPED_BY_SIGNAL
 from dualcl_jax.system.processes import stop_signal
 from dualcl_jax.system.processes.stop_signal import StopSignal
+from dualcl_jax.system.processes.supervisor import STOPPING
 
 
 def soon(condition) -> bool:
@@ -26,7 +28,7 @@ def left(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
     return left
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('number', STOPPING)
 def test_first_signal_asks_for_a_stop(number: int, left: list) -> None:
     before = signal.getsignal(number)
     with StopSignal(several_processes=False) as stop:
@@ -58,7 +60,8 @@ def test_second_sigterm_changes_nothing(left: list) -> None:
 
 
 @pytest.mark.parametrize(
-    ('number', 'status'), [(signal.SIGTERM, EXIT_STOPPED_BY_SIGNAL), (signal.SIGINT, EXIT_INTERRUPTED)]
+    ('number', 'status'),
+    [(signal.SIGINT, EXIT_INTERRUPTED)] + [(n, EXIT_STOPPED_BY_SIGNAL) for n in STOPPING if n != signal.SIGINT],
 )
 def test_before_the_first_step_there_is_nothing_to_save(number: int, status: int, left: list) -> None:
     with StopSignal(several_processes=False):
@@ -73,3 +76,27 @@ def test_handlers_come_back_after_an_error() -> None:
     with pytest.raises(OSError, match='full'), StopSignal(several_processes=False):
         raise OSError('full')
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_ignored_from_the_start_stays_ignored(left: list) -> None:
+    """As SIGHUP by nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal(several_processes=False) as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.after(1)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert not left
+
+
+def test_in_another_thread() -> None:
+    """Python handles signals in its main thread."""
+
+    def work() -> bool:
+        with StopSignal(several_processes=False) as stop:
+            return stop.after(1)
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(work).result() is False

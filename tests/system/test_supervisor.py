@@ -9,6 +9,8 @@ import pytest
 from dualcl_jax.system.processes import supervisor
 from dualcl_jax.system.processes.supervisor import Member, verdict
 
+TOKEN = 'secret'
+
 
 def member(index: int, *, heard: float = 100.0, **given) -> Member:
     return Member(index, f'host{index}', silence_s=10, stall_s=60, heard=heard, **given)
@@ -24,8 +26,8 @@ CASES = {
     'gave up, then was gone': ([member(0), member(1, ended='full', gone=True)], 'process 1 on host1 stopped: full'),
     'done': ([member(0, step=3), member(1, step=9, ended='', gone=True, heard=0)], ''),
     'stays behind': (
-        [member(0, step=9), member(1, step=7, behind=39)],
-        'process 1 on host1 has not got past step 7 for 60 s; others have',
+        [member(0, step=9), member(1, step=7, behind=39, phase='input')],
+        'process 1 on host1 has not got past step 7 for 60 s (phase input); others have',
     ),
     'all stand still': ([member(0, step=9, behind=0), member(1, step=9)], ''),
 }
@@ -34,7 +36,7 @@ CASES = {
 @pytest.mark.parametrize('case', CASES)
 def test_verdict(case: str) -> None:
     members, said = CASES[case]
-    assert verdict(members, now=100.0) == said
+    assert verdict(members, now=100.0).lost == said
 
 
 @pytest.fixture
@@ -43,7 +45,9 @@ def kept():
     with socket.socket() as listener:
         listener.bind(('127.0.0.1', 0))
         port = listener.getsockname()[1]
-    kept = supervisor.start(f'127.0.0.1:{port}', 2, heartbeat_timeout=100, shutdown_timeout=10, recoverable=False)
+    kept = supervisor.start(
+        TOKEN, '127.0.0.1', f'[::]:{port}', 2, heartbeat_timeout=100, shutdown_timeout=10, recoverable=False
+    )
     yield kept
     kept.process.kill()
     kept.process.communicate()
@@ -51,7 +55,7 @@ def kept():
 
 def connected(kept: supervisor.Supervised, index: int) -> socket.socket:
     connection = socket.create_connection(('127.0.0.1', kept.port), timeout=20)
-    hello = {'index': index, 'host': f'host{index}', 'silence_s': 10, 'stall_s': 60}
+    hello = {'token': TOKEN, 'index': index, 'host': f'host{index}', 'silence_s': 10, 'stall_s': 60}
     connection.sendall(json.dumps(hello).encode() + b'\n')
     return connection
 
@@ -59,7 +63,7 @@ def connected(kept: supervisor.Supervised, index: int) -> socket.socket:
 def test_all_are_informed_and_the_supervisor_ends_with_the_last_process(kept: supervisor.Supervised) -> None:
     first, second = (connected(kept, index) for index in range(2))
     lines = first.makefile('rb')
-    assert json.loads(lines.readline()) == {'lost': ''}
+    assert json.loads(lines.readline()) == {'lost': '', 'restart': True}
     second.close()
     end = time.monotonic() + 20
     lost = ''
@@ -72,15 +76,34 @@ def test_all_are_informed_and_the_supervisor_ends_with_the_last_process(kept: su
     assert kept.process.wait(20) == 0
 
 
-@pytest.mark.parametrize('words', [b'', b'GET / HTTP/1.1\r\n\r\n', b'[]\n', b'{"index": 0}\n', bytes(range(256)) * 300])
+FORGED = b'{"token": "guessed", "index": 1, "host": "h", "silence_s": 10, "stall_s": 60}\n{"ended": "forged"}\n'
+
+
+def test_a_mistake_of_another_process_is_no_reason_to_restart() -> None:
+    members = [member(0), member(1, ended='no such file', restart=False)]
+    assert verdict(members, now=100.0) == ('process 1 on host1 stopped: no such file', False)
+    assert verdict([member(0), member(1, gone=True)], now=100.0).restart
+
+
+@pytest.mark.parametrize(
+    ('host', 'found'), [('localhost', '127.0.0.1'), ('127.0.0.1', '127.0.0.1'), ('node7', ''), ('192.0.2.1', '')]
+)
+def test_bind_host(host: str, found: str) -> None:
+    """A name, and an address of another machine, could be reached at any address of this one."""
+    assert supervisor.bind_host(host) == found
+
+
+@pytest.mark.parametrize(
+    'words', [FORGED, b'', b'GET / HTTP/1.1\r\n\r\n', b'[]\n', b'{"index": 0}\n', bytes(range(256)) * 300]
+)
 def test_strangers_change_nothing(kept: supervisor.Supervised, words: bytes) -> None:
     mine = connected(kept, 0)
     with socket.create_connection(('127.0.0.1', kept.port), timeout=20) as stranger:
         stranger.sendall(words)
     with mine, mine.makefile('rb') as lines:
-        assert [json.loads(lines.readline()) for _ in range(6)] == [{'lost': ''}] * 6
+        assert [json.loads(lines.readline())['lost'] for _ in range(6)] == [''] * 6
 
 
 def test_errors_of_the_service_are_raised() -> None:
     with pytest.raises(RuntimeError):
-        supervisor.start('127.0.0.1:1', 'two')
+        supervisor.start(TOKEN, '', '127.0.0.1:1', 'two')

@@ -8,7 +8,6 @@ is compared when it is read.
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -26,7 +25,7 @@ import simplejpeg
 from dualcl_jax.data.images.decode import CONVERSIONS, UnusableError, examine
 from dualcl_jax.system.console import progress
 from dualcl_jax.system.errors import UserError
-from dualcl_jax.system.files import BROKEN, cache_folder
+from dualcl_jax.system.files import BROKEN, cache_folder, locked
 from dualcl_jax.system.machine import available_cores
 
 USED, SKIPPED, DUPLICATE, IGNORED = range(4)
@@ -180,7 +179,10 @@ def open_index(root: str) -> Index:
             return known
         index = _examine_all(root, known)
         if writable:
-            _save(index, cache)
+            try:
+                _save(index, cache)
+            except OSError as error:  # such as a full disk
+                _note_uncached(cache, error)
     return index
 
 
@@ -191,16 +193,19 @@ def _cache_file(root: str) -> Path:
 @contextlib.contextmanager
 def _locked(cache: Path) -> Iterator[bool]:
     """Other processes of this machine wait, then find the cache. Yields False where nothing can be written."""
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(cache.with_suffix('.lock'), 'w')  # noqa: SIM115 - closed below
-    except OSError as error:
-        print(f'note: {cache.parent} cannot be written ({error.strerror}): images are examined at every start')
-        yield False
-        return
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield True
+    with contextlib.ExitStack() as stack:
+        try:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(cache.with_suffix('.lock')))
+            writable = True
+        except OSError as error:
+            _note_uncached(cache, error)
+            writable = False
+        yield writable
+
+
+def _note_uncached(cache: Path, error: OSError) -> None:
+    print(f'note: {cache.parent} cannot be written ({error.strerror}): images are examined at every start')
 
 
 def _scan(root: str) -> tuple[list[str], list[int], list[Entry]]:
@@ -333,10 +338,14 @@ def _save(index: Index, cache: Path) -> None:
     arrays = {name: value for name, value in vars(index).items() if isinstance(value, np.ndarray)}
     about = {'version': VERSION, 'folders': index.folders, 'notes': list(index.notes.items())}
     partial = cache.with_suffix(f'.{os.getpid()}.new')
-    with partial.open('wb') as file:
-        arrays['about'] = np.frombuffer(json.dumps(about).encode(), np.uint8)
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-    partial.replace(cache)
+    arrays['about'] = np.frombuffer(json.dumps(about).encode(), np.uint8)
+    try:
+        with partial.open('wb') as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        partial.replace(cache)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _load(cache: Path, root: str) -> Index | None:

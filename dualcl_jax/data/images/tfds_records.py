@@ -1,5 +1,6 @@
 """TFDS sets whose images have any size: encoded records, decoded as `EncodedSource` does."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -106,5 +107,6 @@ def _save(cache: Path, labels: np.ndarray) -> None:
         np.save(partial, labels)
         partial.replace(cache)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         print(f'note: {cache} cannot be written ({error.strerror}): labels are read at every start')

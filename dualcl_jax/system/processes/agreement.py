@@ -8,6 +8,7 @@ from typing import Any
 from etils import epath
 
 from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.private_jax import distributed_state
 
 _ONE_WEEK_MS = 7 * 24 * 3600 * 1000
 
@@ -80,9 +81,7 @@ def check_same_data(name: str, fingerprint: str) -> None:
 
 def _joined() -> tuple[Any, int, int]:
     """JAX's key-value store, the index of this process and the number of processes, 1 for a single process."""
-    from jax._src import distributed
-
-    state = distributed.global_state
+    state = distributed_state()
     alone = state.client is None or not state.num_processes
     return state.client, state.process_id, 1 if alone else state.num_processes
 

@@ -8,13 +8,15 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import socket
 import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from dualcl_jax.system.errors import UserError
-from dualcl_jax.system.processes.supervisor import listen
+from dualcl_jax.system.private_jax import tpu_pod
+from dualcl_jax.system.processes.supervisor import bind_host, listen
 
 Facts = Mapping[str, str]
 
@@ -28,6 +30,11 @@ class Place(NamedTuple):
     address: str
     processes: int
     process: int
+
+    @property
+    def host(self) -> str:
+        """HOST of the address, an IPv6 address without its brackets."""
+        return self.address.rpartition(':')[0].strip('[]')
 
 
 def detect() -> Place | None:
@@ -56,19 +63,15 @@ def has_tpu() -> bool:
 
 def _tpu_pod() -> Place | None:
     """The place of this TPU VM in its slice, from JAX's own detection."""
-    from jax._src import cloud_tpu_init
-    from jax._src.clusters.cloud_tpu_cluster import GceTpuCluster, GkeTpuCluster
-
-    cloud_tpu_init.cloud_tpu_init()
-    for cluster in (GkeTpuCluster, GceTpuCluster):
-        if cluster.is_env_present() and cluster.get_process_count() > 1:
-            address = cluster.get_coordinator_address(timeout_secs=60, override_coordinator_port=None)
-            return Place(address, cluster.get_process_count(), cluster.get_process_id())
-    return None
+    found = tpu_pod()
+    return Place(*found) if found else None
 
 
-def roll_call(place: Place, facts: Facts, timeout_s: float) -> None:
+def roll_call(place: Place, facts: Facts, timeout_s: float) -> str:
     """Returns when every process is present and has the same facts.
+
+    Returns:
+      A secret that process 0 drew and sent to the others.
 
     Args:
       place: place of this process.
@@ -78,24 +81,23 @@ def roll_call(place: Place, facts: Facts, timeout_s: float) -> None:
     Raises:
       UserError: the address is invalid, or a process is late or differs; every process then names it.
     """
-    host, _, port = place.address.rpartition(':')
+    host, port = place.host, place.address.rpartition(':')[2]
     if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
         raise UserError(f'--coordinator_address={place.address}: must be HOST:PORT')
     hello = {'index': place.process, 'host': socket.gethostname(), 'facts': dict(facts), 'count': place.processes}
     end = time.monotonic() + timeout_s
     if place.process == 0:
-        _answer_all(place, hello, int(port), end, timeout_s)
-    else:
-        _ask(place, hello, (host.strip('[]'), int(port)), end, timeout_s)
+        return _answer_all(place, hello, int(port), end, timeout_s)
+    return _ask(place, hello, (host, int(port)), end, timeout_s)
 
 
-def _answer_all(place: Place, mine: dict, port: int, end: float, timeout_s: float) -> None:
+def _answer_all(place: Place, mine: dict, port: int, end: float, timeout_s: float) -> str:
     """Process 0: receives a message from every other process, then sends all of them the same answer."""
     heard: dict[int, dict] = {}
-    problem = ''
+    problem, token = '', secrets.token_hex(16)
     with contextlib.ExitStack() as stack:
         try:
-            listener = stack.enter_context(listen(port, backlog=1024))
+            listener = stack.enter_context(listen(port, bind_host(place.host), backlog=1024))
         except OSError as error:
             raise UserError(
                 f'--coordinator_address={place.address}: cannot listen there ({error.strerror}); use a free port'
@@ -116,7 +118,7 @@ def _answer_all(place: Place, mine: dict, port: int, end: float, timeout_s: floa
                 )
                 break
             connection.settimeout(5)
-            hello = _receive(connection)
+            hello = _receive(connection, ('index', 'host', 'facts', 'count'))
             if hello is None:  # a connection from something else
                 continue
             connections.append(connection)
@@ -129,13 +131,14 @@ def _answer_all(place: Place, mine: dict, port: int, end: float, timeout_s: floa
         listener.close()
         for connection in connections:
             with contextlib.suppress(OSError):  # it gave up and printed its own error
-                connection.sendall(json.dumps({'problem': problem}).encode() + b'\n')
+                connection.sendall(json.dumps({'problem': problem, 'token': token}).encode() + b'\n')
                 connection.recv(1)  # wait until it closes, so that the port is free at once
     if problem:
         raise UserError(problem)
+    return token
 
 
-def _ask(place: Place, mine: dict, address: tuple[str, int], end: float, timeout_s: float) -> None:
+def _ask(place: Place, mine: dict, address: tuple[str, int], end: float, timeout_s: float) -> str:
     """The other processes: connect to process 0 until it answers."""
     while True:
         reason = 'it ended, or is no longer waiting'
@@ -143,7 +146,7 @@ def _ask(place: Place, mine: dict, address: tuple[str, int], end: float, timeout
             with socket.create_connection(address, timeout=5) as connection:
                 connection.sendall(json.dumps(mine).encode() + b'\n')
                 connection.settimeout(max(end - time.monotonic(), 0.001) + 5)
-                verdict = _receive(connection)
+                verdict = _receive(connection, ('problem', 'token'))
             if verdict is not None:
                 break
         except OSError as error:
@@ -156,16 +159,17 @@ def _ask(place: Place, mine: dict, address: tuple[str, int], end: float, timeout
         time.sleep(0.2)
     if verdict['problem']:
         raise UserError(verdict['problem'])
+    return verdict['token']
 
 
-def _receive(connection: socket.socket) -> dict | None:
-    """Receives one line of JSON; None for anything else."""
+def _receive(connection: socket.socket, names: tuple[str, ...]) -> dict | None:
+    """Receives one line of JSON, an object with these names; None for anything else."""
     try:
         with connection.makefile('rb') as stream:
             message = json.loads(stream.readline())
     except (OSError, ValueError):
         return None
-    return message if isinstance(message, dict) else None
+    return message if isinstance(message, dict) and set(names) <= message.keys() else None
 
 
 def _difference(first: dict, other: dict) -> str:

@@ -1,22 +1,23 @@
 """Set-up of a process before it uses JAX: compiler flags, logging, and joining the other processes of a run."""
 
-import contextlib
 import ctypes
 import importlib.metadata
 import importlib.util
 import os
 import platform
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from logging import getLogger
+from logging import LogRecord, getLogger
 from typing import Any
 
 from absl import logging
 
-from dualcl_jax.system.errors import STORAGE, UserError
-from dualcl_jax.system.files import cache_folder
+from dualcl_jax.system.errors import EXIT_RESTART, STORAGE, RestartError, UserError, first_line
+from dualcl_jax.system.files import cache_folder, can_create
+from dualcl_jax.system.private_jax import coordination_service
 from dualcl_jax.system.processes import roll_call, supervisor
 from dualcl_jax.system.versions import PACKAGES
 
@@ -34,6 +35,9 @@ Optimization level 1 instead of 3 compiles the step in 0.8 of the time (CPU time
 slower; the loss head alone took 1.1 times as long."""
 CPU_FLAGS_KNOWN_TO = ((0, 12), (0, 13))
 """The range of jaxlib versions [from, below) known to accept these flags: XLA aborts on a flag it does not know."""
+
+JAX_LIMIT_S = 240.0
+"""Seconds, less than those after which JAX aborts with a stack trace when it cannot join the processes."""
 
 GPU_FLAGS = ('--xla_gpu_exclude_nondeterministic_ops=true',)
 """With these a program on GPUs gives the same bits each time it runs. A program with an operation that has no such
@@ -71,6 +75,8 @@ def start(
     """
     logging.set_verbosity(logging.FATAL)  # Orbax's threads log at length what it raises and we report in one line
     getLogger('asyncio').setLevel('CRITICAL')  # likewise
+    getLogger('matplotlib').setLevel('ERROR')  # it warns where its cache cannot be written
+    getLogger('jax._src.xla_bridge').addFilter(_shorten)
     warnings.filterwarnings('ignore', message="coroutine 'async_serialize_from_host")
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     warnings.filterwarnings('ignore', message='Sharding info not provided when restoring')
@@ -82,8 +88,6 @@ def start(
     if deterministic and any(importlib.util.find_spec(plugin) for plugin in GPU_PLUGINS):
         _add_xla_flags(GPU_FLAGS)
     _use_compilation_cache(platform.node() if cpu_only else 'compiled')
-    import jax
-
     if (coordinator_address, num_processes, process_id) == (None, None, None):
         place = roll_call.detect()
     elif coordinator_address is None or num_processes is None or process_id is None:
@@ -93,28 +97,86 @@ def start(
     else:
         place = roll_call.Place(coordinator_address, num_processes, process_id)
     if place is None:
+        _start_devices()
         return
     versions = {f'version of {name}': importlib.metadata.version(name) for name in PACKAGES}
-    roll_call.roll_call(place, versions | dict(facts or {}), timeout_s)
+    _shared['token'] = roll_call.roll_call(place, versions | dict(facts or {}), timeout_s)
+    _join(place, timeout_s)
+    _start_devices()
+
+
+_shared = {'token': ''}
+
+
+def token() -> str:
+    """The secret that the processes of this run share; empty for a single process."""
+    return _shared['token']
+
+
+def _join(place: roll_call.Place, timeout_s: float) -> None:
+    """Joins the processes by JAX. The supervisor, not process 0 itself, runs JAX's coordination service.
+
+    Raises:
+      RestartError: they were not joined in time, although all of them answered the roll call just before.
+    """
+    import jax
+
+    problem = f'--coordinator_address={place.address}: the processes could not be joined'
+    limit_s = min(timeout_s, JAX_LIMIT_S)
+    giving_up = threading.Timer(limit_s, _give_up, [f'{problem} within {limit_s:g} s; run the same command again'])
+    giving_up.daemon = True
+    giving_up.start()
+    _bypass_proxy(place.host)
     try:
-        with _kept_apart():
+        with coordination_service(partial(supervisor.start, token(), supervisor.bind_host(place.host))):
             jax.distributed.initialize(*place)
     except (RuntimeError, ValueError) as error:
+        raise RestartError(f'{problem} ({first_line(error)})') from error
+    finally:
+        giving_up.cancel()
+
+
+def _give_up(problem: str) -> None:
+    """Ends this process, whose main thread waits in a call that cannot be interrupted."""
+    print(f'error: {problem}', file=sys.stderr, flush=True)
+    os._exit(EXIT_RESTART)
+
+
+def _bypass_proxy(host: str) -> None:
+    """Makes gRPC connect to a host directly where a proxy is configured, and JAX not warn of it."""
+    if not any(name in os.environ for name in ('grpc_proxy', 'https_proxy', 'http_proxy')):
+        return
+    given = os.environ.get('no_grpc_proxy') or os.environ.get('no_proxy') or ''  # noqa: SIM112 - gRPC's own name
+    os.environ['no_grpc_proxy'] = ','.join(filter(None, [given, host]))  # noqa: SIM112
+    getLogger('jax._src.distributed').addFilter(lambda record: 'proxy variable' not in record.getMessage())
+
+
+def _start_devices() -> None:
+    """Makes JAX find its devices.
+
+    Raises:
+      UserError: there are none, or their driver fails.
+    """
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        chosen = os.environ.get('JAX_PLATFORMS')
+        reason = first_line(error) if str(error) else 'no such device'
         raise UserError(
-            f'--coordinator_address={place.address}: the processes could not be joined ({str(error).splitlines()[0]})'
+            f'JAX_PLATFORMS={chosen}: JAX cannot use it ({reason}); correct it, or unset it'
+            if chosen
+            else f'JAX cannot use the devices of this machine ({reason}); repair their driver, or set JAX_PLATFORMS=cpu'
         ) from error
 
 
-@contextlib.contextmanager
-def _kept_apart() -> Iterator[None]:
-    """A context in which the supervisor, not process 0 itself, runs JAX's coordination service."""
-    from jax._src.lib import _jax
-
-    serve, _jax.get_distributed_runtime_service = _jax.get_distributed_runtime_service, supervisor.start
-    try:
-        yield
-    finally:
-        _jax.get_distributed_runtime_service = serve
+def _shorten(record: LogRecord) -> bool:
+    """Turns a log record with a stack trace, such as JAX's about a broken driver, into one line."""
+    if record.exc_info and record.exc_info[1] is not None:
+        record.msg, record.args = f'warning: {record.getMessage()}: {first_line(record.exc_info[1])}', ()
+        record.exc_info = record.exc_text = None
+    return True
 
 
 def _cpu_only() -> bool:
@@ -148,7 +210,9 @@ def _use_compilation_cache(name: str) -> None:
     Hosts may share the cache folder, but not programs for CPUs, whose instruction sets may differ. On CPUs, programs
     that call oneDNN, such as the step, are compiled each time: jaxlib 0.12 cannot store them.
     """
-    os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache_folder() / name))
+    folder = cache_folder() / name
+    if can_create(folder):
+        os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(folder))
     os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
     warnings.filterwarnings('ignore', message='Error writing persistent compilation cache entry')
 

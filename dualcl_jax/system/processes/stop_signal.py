@@ -1,5 +1,6 @@
-"""Stopping on SIGTERM and Ctrl-C after the current step, so that a run can save its state first."""
+"""Stopping on a signal after the current step, so that a run can save its state first."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ from types import FrameType, TracebackType
 from jax.experimental import multihost_utils
 
 from dualcl_jax.system.errors import EXIT_INTERRUPTED, EXIT_STOPPED_BY_SIGNAL
+from dualcl_jax.system.processes.supervisor import STOPPING
 
 AGAIN = 'stopping after the current step; press Ctrl-C again to stop at once and lose what is not saved yet'
 AT_ONCE = 'stopped at once; run the same command to resume from the last checkpoint'
@@ -17,14 +19,16 @@ NOTHING_YET = 'stopped before the first step was completed; run the same command
 
 
 class StopSignal:
-    """A context in which the first SIGTERM or SIGINT requests a stop, and a second SIGINT ends the process at once.
+    """A context in which the first signal of `STOPPING` requests a stop, and a second Ctrl-C ends the process at once.
 
-    Until the first call of `after` there is nothing to save: a signal ends the process, SIGTERM with exit status 75.
-    A separate thread handles the signals, because the main thread may be blocked in a program on the devices.
+    Until the first call of `after` there is nothing to save: a signal ends the process, with exit status 75 unless it
+    is Ctrl-C. A separate thread handles the signals, because the main thread may be blocked in a program on the
+    devices. A signal that the process was started to ignore, such as SIGHUP by nohup, stays ignored. Python handles
+    signals in its main thread: in any other, the context does nothing in a single process.
 
     Several processes must stop after the same step, or those that continue would wait forever for the others. In that
     case JAX's preemption service, which has listened for SIGTERM since the processes joined, agrees on the step, and
-    the first Ctrl-C is forwarded to it.
+    the first of the other signals is forwarded to it.
 
     Args:
       several_processes: whether the run has more than one process.
@@ -32,10 +36,17 @@ class StopSignal:
 
     def __init__(self, *, several_processes: bool) -> None:
         self._several = several_processes
-        self._handled = (signal.SIGINT,) if several_processes else (signal.SIGTERM, signal.SIGINT)
+        self._main = threading.current_thread() is threading.main_thread()
+        self._handled = [
+            number
+            for number in STOPPING
+            if signal.getsignal(number) is not signal.SIG_IGN and not (several_processes and number == signal.SIGTERM)
+        ]
         self._asked, self._began, self._interrupts = threading.Event(), False, 0
 
     def __enter__(self) -> 'StopSignal':
+        if not self._main:
+            return self
         self._numbers, writing = socket.socketpair()
         writing.setblocking(False)
         self._writing = writing
@@ -58,8 +69,8 @@ class StopSignal:
                 _leave(*((EXIT_INTERRUPTED, AT_ONCE) if interrupted else (EXIT_STOPPED_BY_SIGNAL, NOTHING_YET)))
             if number == signal.SIGINT:
                 print(AGAIN, file=sys.stderr, flush=True)
-                if self._several:
-                    os.kill(os.getpid(), signal.SIGTERM)
+            if self._several and not self._asked.is_set():
+                os.kill(os.getpid(), signal.SIGTERM)
             self._asked.set()
 
     def after(self, step: int) -> bool:
@@ -70,6 +81,8 @@ class StopSignal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self._main:
+            return
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup)
@@ -83,8 +96,9 @@ def _ignore(number: int, frame: FrameType | None) -> None:
 
 
 def _leave(status: int, text: str) -> None:
-    if sys.__stdout__ is not None and sys.__stdout__.isatty():
-        sys.__stdout__.write('\x1b[?25h')  # show the cursor, which the progress bar has hidden
-    sys.stdout.flush()
-    print(text, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # the streams may be closed
+        if sys.stdout.isatty():
+            sys.stdout.write('\x1b[?25h')  # show the cursor, which the progress bar has hidden
+        sys.stdout.flush()
+        print(text, file=sys.stderr, flush=True)
     os._exit(status)

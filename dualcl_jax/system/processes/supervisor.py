@@ -4,13 +4,17 @@ It runs the coordination service, which JAX would run in process 0: when that se
 all other processes with a stack trace. The supervisor also listens to every process of the run, at a port that it
 prints, and informs all of them as soon as one has died, hangs, or gave up. It ends when the last process has ended.
 
-Every process sends lines of JSON: first {"index", "host", "silence_s", "stall_s"}, then {"step"} every `PERIOD`, and
-finally {"ended": reason, empty on success}. It receives a line every `PERIOD`: {"lost": which and how, or empty}.
+Every process sends lines of JSON: first {"token", "index", "host", "silence_s", "stall_s"}, then {"step", "phase"}
+every `PERIOD`, and finally {"ended": reason, empty on success; "restart": whether running the same command again cures
+it}. It receives a line every `PERIOD`: {"lost": which and how, or empty; "restart"}. The token is a secret that the
+processes share from their roll call: connections without it are closed.
 """
 
 import asyncio
 import contextlib
 import dataclasses
+import hmac
+import ipaddress
 import json
 import os
 import signal
@@ -18,10 +22,14 @@ import socket
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import Any, NamedTuple
+
+from dualcl_jax.system.private_jax import run_coordination_service
 
 PERIOD = 1.0
 """Seconds between heartbeats."""
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""Signals that stop a run; processes beside it must outlive them."""
 
 
 @dataclasses.dataclass
@@ -35,25 +43,34 @@ class Member:
     heard: float
     behind: float | None = None
     step: int = 0
+    phase: str = 'start'
     ended: str | None = None
+    restart: bool = True
     gone: bool = False
 
     def __str__(self) -> str:
         return f'process {self.index} on {self.host}'
 
 
-def verdict(members: list[Member], now: float) -> str:
-    """Which process is lost, and how; empty if all is well. Also records which processes lag behind."""
+class Verdict(NamedTuple):
+    """Which process is lost, and how; empty if all is well. `restart`: whether running the same command again helps."""
+
+    lost: str = ''
+    restart: bool = True
+
+
+def verdict(members: list[Member], now: float) -> Verdict:
+    """Judges the processes, and records which of them lag behind."""
     for member in members:
         if member.ended:
-            return f'{member} stopped: {member.ended}'
+            return Verdict(f'{member} stopped: {member.ended}', member.restart)
     for member in members:
         if member.ended is not None:
             continue
         if member.gone:
-            return f'{member} died'
+            return Verdict(f'{member} died')
         if now - member.heard > member.silence_s:
-            return f'{member} has sent no heartbeat for {member.silence_s:g} s'
+            return Verdict(f'{member} has sent no heartbeat for {member.silence_s:g} s')
     working = [member for member in members if member.ended is None]
     first = max((member.step for member in working), default=0)
     for member in working:
@@ -62,68 +79,91 @@ def verdict(members: list[Member], now: float) -> str:
         elif member.behind is None:
             member.behind = now
         elif now - member.behind > member.stall_s:
-            return f'{member} has not got past step {member.step} for {member.stall_s:g} s; others have'
-    return ''
+            stalled = f'{member} has not got past step {member.step} for {member.stall_s:g} s'
+            return Verdict(f'{stalled} (phase {member.phase}); others have')
+    return Verdict()
 
 
 class Supervisor:
-    """Receives the messages of all processes and answers them."""
+    """Receives the messages of all processes and answers them.
 
-    def __init__(self) -> None:
+    Args:
+      token: the secret of the run's processes.
+    """
+
+    def __init__(self, token: str) -> None:
         self.members: dict[int, Member] = {}
-        self._lost = ''
+        self._token = token
+        self._verdict = Verdict()
         self._open = 0
         self.last_closed = asyncio.Event()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serves one process, from its first message until it disconnects."""
-        self._open += 1
         member = None
         try:
             hello = json.loads(await reader.readline())
-            now = time.monotonic()
-            member = self.members[hello['index']] = Member(**hello, heard=now)
+            if hmac.compare_digest(str(hello.pop('token')).encode(), self._token.encode()):
+                member = self.members[hello['index']] = Member(**hello, heard=time.monotonic())
+                await self._converse(member, reader, writer)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):  # a reset, or a connection from a stranger
+            pass
+        finally:
+            with contextlib.suppress(OSError):
+                writer.close()
+
+    async def _converse(self, member: Member, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open += 1
+        try:
             answering = asyncio.create_task(self._answer(writer))
             while line := await reader.readline():
                 self._receive(member, json.loads(line))
             answering.cancel()
-        except (OSError, ValueError, TypeError, KeyError):  # a connection reset, or a connection from something else
-            pass
         finally:
-            if member is not None:
-                member.gone = True
-            with contextlib.suppress(OSError):
-                writer.close()
+            member.gone = True
             self._open -= 1
-            if self.members and not self._open:
+            if not self._open:
                 self.last_closed.set()
 
     def _receive(self, member: Member, message: dict[str, Any]) -> None:
         member.heard = time.monotonic()
         if message.get('step', 0) > member.step:
             member.step, member.behind = message['step'], None
+        member.phase = message.get('phase', member.phase)
+        member.restart = message.get('restart', member.restart)
         member.ended = message.get('ended', member.ended)
 
     async def _answer(self, writer: asyncio.StreamWriter) -> None:
         while True:
-            self._lost = self._lost or verdict(list(self.members.values()), time.monotonic())
-            writer.write(json.dumps({'lost': self._lost}).encode() + b'\n')
+            if not self._verdict.lost:
+                self._verdict = verdict(list(self.members.values()), time.monotonic())
+            writer.write(json.dumps(self._verdict._asdict()).encode() + b'\n')
             await writer.drain()
             await asyncio.sleep(PERIOD / 4)
 
 
-def start(*arguments: Any, **options: Any) -> 'Supervised':
-    """Starts the supervisor in place of jaxlib's coordination service, whose arguments it takes."""
-    given = json.dumps([arguments, options])
+def start(token: str, host: str, *arguments: Any, **options: Any) -> 'Supervised':
+    """Starts the supervisor in place of jaxlib's coordination service.
+
+    Args:
+      token: the secret of the run's processes.
+      host: where to listen, see `bind_host`.
+      arguments, options: of the coordination service.
+    """
     process = subprocess.Popen(
-        [sys.executable, '-m', 'dualcl_jax.system.processes.supervisor', given],
-        stdin=subprocess.DEVNULL,
+        [sys.executable, '-m', 'dualcl_jax.system.processes.supervisor'],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,  # Ctrl-C must not reach it
     )
+    assert process.stdin is not None
     assert process.stdout is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(json.dumps([token, host, arguments, options]))  # other users can read a command line
+        process.stdin.close()
+    process.stdin = None  # or communicate() would flush it
     port = process.stdout.readline()
     if not port:
         _, words = process.communicate()
@@ -142,20 +182,45 @@ class Supervised:
         """Nothing to do: the supervisor ends by itself."""
 
 
-def listen(port: int, backlog: int | None = None) -> socket.socket:
-    """A socket that listens at a port, 0 for any free one, for IPv4 and, if available, IPv6."""
+def bind_host(host: str) -> str:
+    """The address of this machine at which other processes reach it as `host`; empty if only all addresses are safe.
+
+    A name may mean different addresses on different machines; an address may be that of a router before this machine.
+    """
+    if host == 'localhost':
+        return '127.0.0.1'
+    try:
+        ipaddress.ip_address(host)
+        socket.create_server((host, 0), family=_family(host)).close()
+    except (ValueError, OSError):
+        return ''
+    return host
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ':' in host else socket.AF_INET
+
+
+def listen(port: int, host: str = '', backlog: int | None = None) -> socket.socket:
+    """A socket that listens at a port, 0 for any free one.
+
+    Without a host it listens at all addresses, IPv4 and, if available, IPv6.
+    """
+    if host:
+        return socket.create_server((host, port), family=_family(host), backlog=backlog)
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
     return socket.create_server(('', port), family=family, dualstack_ipv6=both, backlog=backlog)
 
 
-async def keep(arguments: list[Any], options: dict[str, Any]) -> None:
+async def keep(token: str, host: str, arguments: list[Any], options: dict[str, Any]) -> None:
     """Runs the coordination service and the supervisor until the last process has ended."""
-    from jaxlib import _jax
-
-    service = _jax.get_distributed_runtime_service(*arguments, **options)
-    supervisor = Supervisor()
-    listener = listen(0)
+    if host:
+        port = str(arguments[0]).rpartition(':')[2]
+        arguments[0] = f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
+    service = run_coordination_service(arguments, options)
+    supervisor = Supervisor(token)
+    listener = listen(0, host)
     await asyncio.start_server(supervisor.serve, sock=listener)
     print(listener.getsockname()[1], flush=True)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the service logs at length what the processes report in one line
@@ -169,10 +234,9 @@ async def keep(arguments: list[Any], options: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
-    arguments, options = json.loads(sys.argv[1])
-    asyncio.run(keep(arguments, options))
+    asyncio.run(keep(*json.load(sys.stdin)))
     os._exit(0)  # without waiting for the service's own shutdown
 
 
