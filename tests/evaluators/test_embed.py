@@ -1,4 +1,4 @@
-"""Functions of images over a source, block by block: every image once, in order, resized where it must be."""
+"""Functions of images over a source, block by block: every image once, in order, resized if necessary."""
 
 import jax
 import jax.numpy as jnp
