@@ -77,7 +77,8 @@ class Task:
         """Features of the examples at `rows`, float32 [N, F]."""
         key = split, encoder
         if key not in self._features:
-            self._features[key] = self.embed(encoder, self.split(split), self.rows[split], f'{split} examples, {encoder}')
+            what = f'{split} examples, {encoder}'
+            self._features[key] = self.embed(encoder, self.split(split), self.rows[split], what)
         return self._features[key][layer]
 
     def embed(self, encoder: str, examples: Source, rows: np.ndarray, what: str) -> dict[str, np.ndarray]:
