@@ -299,8 +299,8 @@ def test_dual_view_loss_is_the_mean_over_view_orders(orders, key_weight):
     assert_gradients(loss, expected, [queries])
     _, contrasts = dual_view_loss(*jnp32(queries, keys), contrast)
     assert len(contrasts) == orders
-    for query, key, told in zip(queries, keys, contrasts, strict=True):
-        np.testing.assert_allclose(told.loss, expected_losses(query, key, negatives, allowed, 0.2), rtol=1e-5)
+    for query, key, found in zip(queries, keys, contrasts, strict=True):
+        np.testing.assert_allclose(found.loss, expected_losses(query, key, negatives, allowed, 0.2), rtol=1e-5)
 
 
 def test_key_term_of_the_queue_only_attracts():

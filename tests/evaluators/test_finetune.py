@@ -64,12 +64,12 @@ def source(count=96):
 
 
 def tuned(method, variables, mesh=None, **changes):
-    told = []
+    calls = []
     recipe = dataclasses.replace(RECIPE, **changes)
     found = finetune(
-        method, mesh or device_mesh(), variables, source(), 3, recipe, seed=0, advance=lambda: told.append(0)
+        method, mesh or device_mesh(), variables, source(), 3, recipe, seed=0, advance=lambda: calls.append(0)
     )
-    assert len(told) == recipe.steps(96)
+    assert len(calls) == recipe.steps(96)
     return found
 
 

@@ -90,14 +90,14 @@ def test_scale_and_offset_change_nothing_and_constants_do_no_harm():
 def test_the_choice_uses_held_out_images():
     """One learning rate is useless: the probe chooses the other, and twice with the same result."""
     features, labels = draw(7, 400)
-    told = []
-    settings = {'validation': 0.25, 'epochs': 5, 'batch_size': 32, 'seed': 1, 'advance': lambda: told.append(0)}
+    calls = []
+    settings = {'validation': 0.25, 'epochs': 5, 'batch_size': 32, 'seed': 1, 'advance': lambda: calls.append(0)}
     choices = [
         choose_probe(features, labels, CLASSES, learning_rates=(0.0, 0.05), weight_decays=(1e-4,), **settings)
         for _ in range(2)
     ]
     assert choices[0].learning_rate == 0.05
-    assert len(told) == 2 * 2 * 5
+    assert len(calls) == 2 * 2 * 5
     np.testing.assert_array_equal(choices[0].probe.weights, choices[1].probe.weights)
 
 

@@ -19,9 +19,9 @@ def draw(seed, count, features=6, classes=4):
 def test_it_agrees_with_scikit_learn(block_bytes, monkeypatch):
     monkeypatch.setattr(retrieval, 'BLOCK_BYTES', block_bytes)
     (queries, labels), (bank, bank_labels) = draw(1, 40), draw(2, 150)
-    told = []
-    found = retrieve(queries, labels, bank, bank_labels, ks=(1, 5, 500), advance=lambda: told.append(0))
-    assert len(told) == num_blocks(40, 150)
+    calls = []
+    found = retrieve(queries, labels, bank, bank_labels, ks=(1, 5, 500), advance=lambda: calls.append(0))
+    assert len(calls) == num_blocks(40, 150)
     similarities = np.asarray(nearest(queries, bank, 150)[0]), np.asarray(nearest(queries, bank, 150)[1])
     order = NearestNeighbors(n_neighbors=150, metric='cosine').fit(bank).kneighbors(queries, return_distance=False)
     for row in range(40):

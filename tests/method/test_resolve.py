@@ -73,7 +73,7 @@ def test_selector(platform: str, fields: tuple[str, ...], name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ('stored', 'asked', 'name'),
+    ('stored', 'requested', 'name'),
     [
         ('top_k', 'auto', 'top_k'),  # a selector chosen before is kept on any platform
         ('threshold', 'auto', 'threshold'),
@@ -81,9 +81,9 @@ def test_selector(platform: str, fields: tuple[str, ...], name: str) -> None:
         ('top_k', 'threshold', 'threshold'),
     ],
 )
-def test_a_stored_selector_is_kept(stored: str, asked: str, name: str) -> None:
+def test_a_stored_selector_is_kept(stored: str, requested: str, name: str) -> None:
     before = config_with(f'negatives.selector={stored}')
-    config = config_with(f'negatives.selector={asked}')
+    config = config_with(f'negatives.selector={requested}')
     assert resolve(config, platform='tpu', stored=before).negatives.selector == name
     with before.unlocked():
         del before.negatives.selector  # a run of an older version

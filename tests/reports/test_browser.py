@@ -185,11 +185,11 @@ def test_curves_are_read_off_at_the_pointer(browser, pages):
 def test_the_page_may_reach_nothing(browser, pages):
     """The page's own policy forbids requests, whatever a name on it might contain."""
 
-    asked = []
+    requested = []
 
     class Refusing(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            asked.append(self.path)
+            requested.append(self.path)
             self.send_error(404)
 
         def log_message(self, *arguments):
@@ -216,5 +216,5 @@ def test_the_page_may_reach_nothing(browser, pages):
             server.shutdown()
             thread.join()
     assert outcome == 'refused'
-    assert asked == []
+    assert requested == []
     browser.get_log('browser')
