@@ -42,7 +42,7 @@ def header(plan: Plan, params: optax.Params, damaged: Mapping[int, str] | None =
         'devices': f'{devices} × {kind} in {processes} {"process" if processes == 1 else "processes"}'
         f', batch {config.train.batch_size} = {share} a device'
         + (f' in {parts} parts' if parts > 1 else '')
-        + f', {config.parallel.mapper}',
+        + f', {config.parallel.mapper}{_repeats(config, mesh.devices.flat[0].platform)}',
         'steps': f'{plan.total_steps:,} ({plan.total_steps / plan.steps_per_epoch:.3g} epochs)'
         + (f', resuming from step {plan.start_step:,}' if plan.start_step else ''),
         'workdir': str(plan.folder),
@@ -56,6 +56,13 @@ def header(plan: Plan, params: optax.Params, damaged: Mapping[int, str] | None =
     if config.loss.shuffle_keys and devices * groups == method.encoder.span:
         facts['warning'] = 'loss.shuffle_keys changes nothing with one BN group'
     return facts
+
+
+def _repeats(config: Any, platform: str) -> str:
+    """What a user must know of GPUs: whether the same command gives the same bits."""
+    if platform not in ('gpu', 'cuda', 'rocm'):
+        return ''
+    return ', deterministic kernels' if config.parallel.deterministic else ', kernels that differ from run to run'
 
 
 def status(record: Record, knn_top1: float | None) -> str:
