@@ -15,6 +15,7 @@ from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.tree import ArraySpec, batch_of, empty
 from dualcl_jax.method.build import Method, build_method
 from dualcl_jax.method.state import TrainState, create_train_state
+from dualcl_jax.method.validation import unknown_fields
 from dualcl_jax.method.views import VIEWS
 from dualcl_jax.models.encoder import channels_of
 from dualcl_jax.system.config import from_json
@@ -56,8 +57,8 @@ class SavedRun:
 def saved_steps(folder: epath.Path) -> list[int]:
     """Sorted steps of the finished checkpoints of a workdir.
 
-    A local checkpoint gets its name when it is finished. On gs://, where nothing can be renamed, it has its name from the
-    start, and Orbax marks it when it is finished.
+    A local checkpoint gets its name when it is finished. On gs://, which cannot rename folders, it has its name from
+    the start, and Orbax marks it when it is finished.
     """
     parent = folder / 'checkpoints'
     if not parent.exists():
@@ -98,6 +99,7 @@ def open_saved_run(workdir: str, step: str = LATEST, *, mesh: Mesh | None = None
     checkpoints = Checkpoints((folder / 'checkpoints').resolve(), read_only=True)
     try:
         config = from_json((folder / 'config.json').read_text())
+        _check_known(folder / 'config.json', config)
         kind, example = read_examples(folder) or _images(checkpoints.saved_params(chosen), config)
         views = VIEWS[kind](config, empty(batch_of(example, 0)))
         method = build_method(config, views, total_steps=1, steps_per_epoch=1, num_devices=1)
@@ -106,6 +108,16 @@ def open_saved_run(workdir: str, step: str = LATEST, *, mesh: Mesh | None = None
     state, record = checkpoints.restore(chosen, jax.eval_shape(lambda: create_train_state(method)), mesh)
     checkpoints.close()
     return SavedRun(folder, config, kind, method, mesh, chosen, state, record['data_fingerprint'])
+
+
+def _check_known(path: epath.Path, config: ConfigDict) -> None:
+    """Raises UserError if the encoder has fields unknown to this version, and prints a note about other ones."""
+    unknown = unknown_fields(config)
+    named = ', '.join(unknown)
+    if any(field.startswith('model.') for field in unknown):
+        raise UserError(f'{path}: this version does not know {named}; use the version that trained the run')
+    if unknown:
+        print(f'note: {path}: this version does not know {named}, and ignores it')
 
 
 def _images(params: Any, config: ConfigDict) -> tuple[str, ArraySpec]:
