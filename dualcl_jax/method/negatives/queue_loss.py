@@ -18,11 +18,12 @@ from dualcl_jax.losses import Contrast, Selector, contrast_similarities, cosine
 from dualcl_jax.method.negatives.queue import UNKNOWN, Queue, valid
 from dualcl_jax.method.negatives.selectors import allowed_slots
 
-BLOCK_BYTES = 4 * 2**20
-"""The size of a block's similarities on TPUs and other accelerators."""
+TPU_BLOCK_BYTES = 4 * 2**20
+"""The size of a block's similarities on TPUs."""
 GPU_BLOCK_BYTES = 256 * 2**20
-"""The same on GPUs. On an H200, 256 anchors with 65,536 keys and the hardest quarter take 0.5 ms in one block and
-2.0 ms in blocks of 4 MiB; 4,096 anchors take 5.9 ms, and 7.2 ms in blocks of 64 MiB (`experiments/results/gpu`)."""
+"""The same on GPUs and other accelerators. On an H200, 256 anchors with 65,536 keys and the hardest quarter take 0.5 ms
+in one block and 2.0 ms in blocks of 4 MiB; 4,096 anchors take 5.9 ms, and 7.2 ms in blocks of 64 MiB
+(`experiments/results/gpu`)."""
 CPU_BLOCK_BYTES = 64 * 2**20
 """The same on CPUs, where a product of few anchors with many keys is slow: at 16 MiB the head takes a sixth longer."""
 CPU_CACHE_BYTES = 256 * 2**10
@@ -141,9 +142,8 @@ def contrast_with_queue(
         contrasts, by_positive, by_anchor = jax.lax.platform_dependent(
             (anchors, held, positive),
             cpu=partial(blocks, block_bytes=CPU_BLOCK_BYTES, cache_bytes=CPU_CACHE_BYTES),
-            cuda=partial(blocks, block_bytes=GPU_BLOCK_BYTES, cache_bytes=GPU_BLOCK_BYTES),
-            rocm=partial(blocks, block_bytes=GPU_BLOCK_BYTES, cache_bytes=GPU_BLOCK_BYTES),
-            default=partial(blocks, block_bytes=BLOCK_BYTES, cache_bytes=BLOCK_BYTES),
+            tpu=partial(blocks, block_bytes=TPU_BLOCK_BYTES, cache_bytes=TPU_BLOCK_BYTES),
+            default=partial(blocks, block_bytes=GPU_BLOCK_BYTES, cache_bytes=GPU_BLOCK_BYTES),
         )
     else:
         everyone = jax.lax.all_gather((anchors._replace(rngs=None), held, positive), axis_name, tiled=True)
