@@ -108,6 +108,20 @@ def test_lower_layers_move_less(method, variables):
     assert moved(plain, variables, 'conv1') > 1e-3
 
 
+def test_a_frozen_patch_projection_is_trained():
+    """`model.freeze_patches` is for pre-training: every parameter of a ViT's backbone changes in fine-tuning."""
+    config = default.get_config()
+    config.model.name, config.model.dim, config.model.freeze_patches = 'vit_tiny', 8, True
+    config.data.image_size, config.data.mean, config.data.std = 8, (0.5, 0.5, 0.5), (0.3, 0.3, 0.3)
+    method = image_method(config, total_steps=1, steps_per_epoch=1, num_devices=1)
+    variables = jax.jit(lambda: create_train_state(method))().variables
+    found = tuned(method, variables, epochs=1, layer_decay=1.0)
+    for part in variables['params']['backbone']:
+        assert moved(found, variables, part) > 1e-4, part
+    leaves = (jax.tree.leaves(tree['params']['backbone']['patch_embed']) for tree in (found.variables, variables))
+    assert all((a != b).any() for a, b in zip(*leaves, strict=True))
+
+
 def test_balanced_rows():
     labels = np.repeat(np.arange(4), [50, 50, 50, 3])
     rows = balanced_rows(labels, 0.2, seed=0)

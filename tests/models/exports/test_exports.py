@@ -25,6 +25,7 @@ from dualcl_jax.system.devices import AXIS, to_host
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.workdir.export import describe
 from tests.support.random_run import STEP, random_run
+from tests.support.runs import REPOSITORY
 
 IMAGES = np.random.default_rng(1).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
 
@@ -125,6 +126,11 @@ def test_only_the_chosen_output_is_written(tmp_path):
     assert {name.split('.')[1] for name in plain} == {'backbone'}
     headed = safetensors.numpy.load(Path(written(tmp_path, run, 'safetensors', projection=True)).read_bytes())
     assert {name.split('.')[1] for name in headed} == {'backbone', 'projection'}
+
+
+def test_no_path_is_in_the_file(whole):
+    for content in whole.values():
+        assert str(REPOSITORY).encode() not in content
 
 
 def test_the_description_is_in_the_file(tmp_path):
