@@ -19,7 +19,13 @@ OPERATIONAL = ('checkpoint.', 'monitor.', 'log.', 'parallel.', 'queue.sharded', 
 and which faults are tolerated, not the result."""
 
 
-ADDED: dict[str, Any] = {'model.matmul_precision': 'float32', 'parallel.deterministic': True}
+ADDED: dict[str, Any] = {
+    'data.hold_out': 'random',
+    'data.label_column': '',
+    'data.path_column': '',
+    'model.matmul_precision': 'float32',
+    'parallel.deterministic': True,
+}
 """Fields that configs of version 0.1.0 lack, and the value that such a config means."""
 
 

@@ -88,6 +88,21 @@ def test_a_stored_selector_is_kept(stored: str, asked: str, name: str) -> None:
     assert resolve(config, platform='tpu', stored=before).negatives.selector == 'threshold'
 
 
+@pytest.mark.parametrize(
+    ('stored', 'asked', 'chosen'),
+    [
+        (None, 'auto', 'stratified'),
+        ('random', 'auto', 'random'),  # a run of a version without the field, see `ADDED`
+        ('stratified', 'auto', 'stratified'),
+        ('random', 'stratified', 'stratified'),
+    ],
+)
+def test_a_stored_run_keeps_its_hold_out(stored: str | None, asked: str, chosen: str) -> None:
+    before = None if stored is None else config_with(f'data.hold_out={stored}')
+    config = config_with(f'data.hold_out={asked}')
+    assert resolve(config, platform='cpu', stored=before).data.hold_out == chosen
+
+
 def test_statistics_are_for_a_config_without() -> None:
     measured = resolve(config_with(), platform='cpu', statistics=STATISTICS).data
     assert (measured.mean, measured.std) == STATISTICS
@@ -99,7 +114,7 @@ def test_statistics_are_for_a_config_without() -> None:
 def test_what_a_workdir_stores() -> None:
     """As if the fields had been set in the config by hand: the same text, and the same hash in every checkpoint."""
     resolved = resolve(config_with(), platform='tpu', statistics=STATISTICS)
-    config = config_with('negatives.selector=threshold')
+    config = config_with('negatives.selector=threshold', 'data.hold_out=stratified')
     config.data.mean, config.data.std = STATISTICS
     assert to_json(resolved) == to_json(config)
     assert method_sha256(resolved) == method_sha256(config)
