@@ -29,7 +29,7 @@ def test_the_config_given_is_not_changed(fields: tuple[str, ...]) -> None:
     resolved = resolve(config, platform='cpu', statistics=STATISTICS)
     assert config == config_with(*fields)
     changed = {field for field, value in flatten(resolved) if value != dict(flatten(config))[field]}
-    assert changed <= {'negatives.selector', 'data.mean', 'data.std'}
+    assert changed <= {'negatives.selector', 'data.hold_out', 'data.mean', 'data.std'}
     override(config, ['views.hue=0.25', 'seed=9'])
     assert resolved == resolve(config_with(*fields), platform='cpu', statistics=STATISTICS)  # shares nothing with it
 
