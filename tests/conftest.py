@@ -55,8 +55,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     monkeypatch.syspath_prepend(REPOSITORY)
     monkeypatch.setitem(MODELS, 'smooth', MODELS['smooth'])
     monkeypatch.setattr(sys, 'unraisablehook', sys.unraisablehook)
-    monkeypatch.setenv('XLA_FLAGS', os.environ['XLA_FLAGS'])
-    for lasting in ('_keep_freed_memory', '_use_compilation_cache'):
+    for lasting in ('_add_xla_flags', '_keep_freed_memory', '_use_compilation_cache'):
         monkeypatch.setattr(start, lasting, lambda *_: None)
 
     def run(main: Callable[[], int], *arguments: str) -> Finished:

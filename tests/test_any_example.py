@@ -198,7 +198,7 @@ def test_pictures_are_left_out_of_the_report(in_process, workdir, tmp_path):
     output = tmp_path / 'report.html'
     assert in_process(report.main, f'--workdir={workdir}', f'--output={output}').status == 0
     for page in (output.read_text(), (workdir / 'report.html').read_text()):
-        assert page.count('Examples are vectors: there are no pictures of them.') == 2
+        assert page.count('Examples are vectors, which have no pictures.') == 2
         assert '128 vectors 12, 12, 4 classes' in page
         assert 'held-out vectors' in page
         assert 'Confusion matrix' in page

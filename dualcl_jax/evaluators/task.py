@@ -53,22 +53,22 @@ class Task:
 
     def split(self, name: str) -> Source:
         """'train', or 'test', of which there is one."""
-        images = getattr(self.splits, name)
-        assert images is not None
-        return images
+        split = getattr(self.splits, name)
+        assert split is not None
+        return split
 
     @functools.cached_property
     def rows(self) -> dict[str, np.ndarray]:
-        """The labelled images of each split, int64; all of them where none has a label."""
+        """The labelled examples of each split, int64; all of them where none has a label."""
         found = {}
-        for name, images in self.splits._asdict().items():
-            if images is not None:
-                labelled = np.flatnonzero(images.labels >= 0)
-                found[name] = labelled if len(labelled) else np.arange(len(images))
+        for name, split in self.splits._asdict().items():
+            if split is not None:
+                labelled = np.flatnonzero(split.labels >= 0)
+                found[name] = labelled if len(labelled) else np.arange(len(split))
         return found
 
     def labels(self, split: str) -> np.ndarray:
-        """Of the images at `rows`, int32 [N]."""
+        """Labels of the examples at `rows`, int32 [N]."""
         return self.split(split).labels[self.rows[split]]
 
     @functools.cached_property
@@ -105,10 +105,11 @@ class Task:
         return 1 + int(max(np.max(self.labels(split)) for split in self.rows))
 
     def features(self, split: str, encoder: str, layer: str) -> np.ndarray:
-        """Of the images at `rows`, float32 [N, F]."""
+        """Features of the examples at `rows`, float32 [N, F]."""
         key = split, encoder
         if key not in self._features:
-            self._features[key] = self.embed(encoder, self.split(split), self.rows[split], f'{split} images, {encoder}')
+            what = f'{split} examples, {encoder}'
+            self._features[key] = self.embed(encoder, self.split(split), self.rows[split], what)
         return self._features[key][layer]
 
     def embed(self, encoder: str, examples: Source, rows: np.ndarray, what: str) -> dict[str, np.ndarray]:
@@ -160,6 +161,6 @@ class Task:
         return self._probes[place]
 
     def labelled(self, split: str, chosen: np.ndarray | None = None) -> Source:
-        """The labelled images of a split, or some of them: positions among `rows`."""
+        """The labelled examples of a split, or some of them: positions among `rows`."""
         rows = self.rows[split]
         return Derived(self.split(split), rows if chosen is None else rows[chosen])

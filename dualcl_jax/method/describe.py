@@ -1,4 +1,4 @@
-"""A run in words: what is trained on what."""
+"""Describes a run in words: its data, views, encoder, loss and negatives."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from dualcl_jax.method.views.images import ImageViews
 def describe_method(
     config: ConfigDict, method: Method, splits: Splits, params: optax.Params, total_steps: int
 ) -> dict[str, str]:
-    """What is trained on what, a fact a line."""
+    """Describes the data, views, encoder, loss and negatives of a run, each in one line."""
     train, test = splits
     views = method.views
     shown = f'{config.views.preset}, {views.size}×{views.size}' if isinstance(views, ImageViews) else ''

@@ -1,4 +1,4 @@
-"""What a run reports: a header before it starts, a status line while it trains, `summary.json` in the end."""
+"""The texts of a run: a header at the start, status lines during training, and `summary.json` at the end."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,12 +19,12 @@ from dualcl_jax.workdir.metrics import KNN_BACKBONE, MetricsLog, Record
 
 
 def header(plan: Plan, params: optax.Params, damaged: Mapping[int, str] | None = None) -> dict[str, str]:
-    """What the run will do, one fact per line.
+    """Describes what the run will do, one fact per line.
 
     Args:
-      plan: of the run.
-      params: of its online encoder, or their shapes.
-      damaged: steps of checkpoints that could not be used, and why.
+      plan: the plan of the run.
+      params: the parameters of its online encoder, or their shapes.
+      damaged: the steps of unusable checkpoints, each with the reason.
     """
     config, method, mesh = plan.config, plan.method, plan.mesh
     devices, processes = mesh.devices.size, jax.process_count()
@@ -82,7 +82,7 @@ def _limits_of_knn(splits: Splits, k: int, bank: int) -> dict[str, str]:
 
 
 def status(record: Record, knn_top1: float | None) -> str:
-    """A status line for a record of training metrics."""
+    """Formats a record of training metrics as a status line."""
     parts = [f'epoch {record["train/epoch"]:.1f}', f'loss {record["train/loss"]:.3f}']
     parts.append(f'(chance {record["train/loss_chance"]:.2f})')
     if knn_top1 is not None:
@@ -101,9 +101,9 @@ def results(
     wall_time_s: float,
     state_sha256: str,
 ) -> dict[str, Any]:
-    """The content of `summary.json`; what was not measured is None.
+    """The content of `summary.json`; values that were not measured are None.
 
-    Where no step was left to do, the rate is that of the last record.
+    If no step remained to be done, the rates are those of the last record.
     """
     plan = run.plan
     return {
@@ -126,7 +126,7 @@ def results(
 
 
 def closing(summary: Mapping[str, Any], workdir: epath.Path) -> str:
-    """The last lines of a finished run."""
+    """The last lines that a finished run prints."""
     loss = 'not measured' if summary['loss'] is None else f'{summary["loss"]:.3f}'
     lines = [f'done: {summary["step"]:,} steps in {duration(summary["wall_time_s"])}, loss {loss}']
     if summary['knn_top1'] is not None:

@@ -149,7 +149,7 @@ def test_an_exported_encoder_is_the_runs(run, workdir: Path, tmp_path: Path, for
     refused(run('', 'knn', path, f'--exported={file}', '--encoders=query'), '--encoders=query', 'choose from momentum')
     refused(run('', 'knn', path, f'--exported={file}', '--step=best'), '--step=best', 'leave the flag out')
     file.write_bytes(file.read_bytes()[:-40])
-    refused(run('', 'knn', path, f'--exported={file}'), 'not a whole export')
+    refused(run('', 'knn', path, f'--exported={file}'), 'not a complete export')
 
 
 def test_another_set_is_taken_whole() -> None:

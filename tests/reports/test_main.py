@@ -31,7 +31,7 @@ def test_two_runs_as_a_command(workdir, tmp_path):
     assert done.stdout.startswith(f'{output}: report of {workdir}, {other}')
     page = output.read_text()
     assert '<h1>a &lt;b&gt;&amp;, other</h1>' in page
-    assert 'Versions: not recorded before the end of a run.' in page
+    assert 'Versions are not recorded before the end of a run.' in page
     assert contents(workdir) == before
 
 

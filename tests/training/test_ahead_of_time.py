@@ -128,7 +128,7 @@ def test_libtpu_is_missing(monkeypatch: pytest.MonkeyPatch, compile_) -> None:
     monkeypatch.setattr('dualcl_jax.system.config.load_config', lambda path: tiny())
     status, _, err = compile_('--config=any', '--topology=v5e:4x4')
     assert status == 2
-    assert err == "error: --topology=v5e:4x4: needs libtpu; pip install -e '.[tpu]'\n"
+    assert err == "error: --topology=v5e:4x4: requires libtpu; install it with pip install -e '.[tpu]'\n"
 
 
 @needs_libtpu
@@ -136,7 +136,7 @@ def test_unknown_topology(compile_) -> None:
     status, _, err = compile_('--config=configs/cifar10.py', '--topology=v5e:3x5')
     assert status == 2
     assert err.startswith('error: --topology=v5e:3x5: ')
-    assert err.splitlines()[1] == 'give one such as v5e:4x4'
+    assert err.splitlines()[1] == 'use one such as v5e:4x4'
 
 
 @needs_libtpu

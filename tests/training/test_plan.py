@@ -41,7 +41,7 @@ def here(in_process, trainer: Trainer) -> Callable[..., Finished]:
 
 def test_dry_run(here, first: Path, tmp_path: Path) -> None:
     done = here(tmp_path / 'run', '--dry_run')
-    assert done.out.splitlines()[-1] == 'dry run: all of it is valid; nothing was trained or written'
+    assert done.out.splitlines()[-1] == 'dry run: everything is valid; nothing was trained or written'
     assert 'learning rate' in done.out
     assert not (tmp_path / 'run').exists()
     before = contents(first)

@@ -178,7 +178,7 @@ def whole(tmp_path_factory) -> dict[str, bytes]:
 def test_a_truncated_file_is_one_error(tmp_path_factory, whole, form, place):
     path = tmp_path_factory.getbasetemp() / 'cut'
     path.write_bytes(whole[form][: place % len(whole[form])])
-    with pytest.raises(UserError, match='cut: not a whole export'):
+    with pytest.raises(UserError, match='cut: not a complete export'):
         load_encoder(str(path))
 
 
@@ -191,7 +191,7 @@ def test_a_flipped_bit_is_one_error(tmp_path_factory, whole, form, place, bit):
     content[place % len(content)] ^= 1 << bit
     path = tmp_path_factory.getbasetemp() / 'flipped'
     path.write_bytes(content)
-    with pytest.raises(UserError, match='flipped: not a whole export'):
+    with pytest.raises(UserError, match='flipped: not a complete export'):
         load_encoder(str(path))
 
 
@@ -214,7 +214,7 @@ def test_other_files_are_refused_and_never_run(tmp_path):
     (tmp_path / 'foreign').write_bytes(foreign)
     (tmp_path / 'empty').write_bytes(b'')
     for name in ('pickle', 'foreign', 'empty'):
-        with pytest.raises(UserError, match=f'{name}: not a whole export'):
+        with pytest.raises(UserError, match=f'{name}: not a complete export'):
             load_encoder(str(tmp_path / name))
     assert not (tmp_path / 'sprung').exists()
     for name in ('missing', '.'):
@@ -228,12 +228,12 @@ def test_other_files_are_refused_and_never_run(tmp_path):
         ('mean', None, 'mean and std must be numbers'),
         ('std', [0.0], 'mean and std do not fit'),
         ('mean', [float('nan')], 'mean and std must be finite'),
-        ('features', 9, 'features is not the length of its output'),
+        ('features', 9, 'features does not equal the length of its output'),
         ('image_size', 4 * 10**9, None),  # must not compute positions of so many patches
         ('image_size', 17, 'must be a multiple of 4'),
         ('architecture', {'name': 'vit_tiny'}, 'its architecture cannot be built'),
         ('architecture', [], 'must have fields'),
-        ('provenance', {}, 'no step in its provenance'),
+        ('provenance', {}, 'its provenance has no step'),
     ],
 )
 def test_a_description_that_cannot_be(tmp_path, field, value, said):
@@ -248,7 +248,7 @@ def test_a_description_that_cannot_be(tmp_path, field, value, said):
     if said is None:
         assert getattr(load_encoder(str(path)).description, field) == value
         return
-    with pytest.raises(UserError, match=f'not a whole export of an encoder .*{said}'):
+    with pytest.raises(UserError, match=f'not a complete export of an encoder .*{said}'):
         load_encoder(str(path))
 
 
