@@ -8,7 +8,7 @@ import numpy as np
 
 from dualcl_jax.data.images.display import shown
 from dualcl_jax.data.images.index import Index
-from dualcl_jax.data.images.scan import DUPLICATE, LEFT_OUT, USED
+from dualcl_jax.data.images.scan import DUPLICATE, NOT_TAKEN, USED
 
 NAMED = 3
 """So many files are named for each reason."""
@@ -27,7 +27,7 @@ def left_out(index: Index, groups: Mapping[str, np.ndarray], unmatched: Sequence
       unmatched: what rows of a table name in vain.
     """
     found: dict[str, dict[str, Any]] = {}
-    for row in np.flatnonzero((index.outcomes != USED) & (index.outcomes != LEFT_OUT)).tolist():
+    for row in np.flatnonzero((index.outcomes != USED) & (index.outcomes != NOT_TAKEN)).tolist():
         reason = 'same content as another file' if index.outcomes[row] == DUPLICATE else reason_of(index.notes[row])
         entry = found.setdefault(reason, {'count': 0, 'names': []})
         entry['count'] += 1

@@ -21,7 +21,7 @@ from dualcl_jax.data.images.labels import (
     read_labels,
     table_labels,
 )
-from dualcl_jax.data.images.scan import DUPLICATE, IGNORED, LEFT_OUT, OUTCOMES, SKIPPED, USED
+from dualcl_jax.data.images.scan import DUPLICATE, IGNORED, NOT_TAKEN, OUTCOMES, SKIPPED, USED
 from dualcl_jax.data.images.splits import ABOVE, BESIDE, TEST, TRAIN, Layout, described, find_layout
 from dualcl_jax.data.source import RANDOM, Splits, fingerprint, limit_indices
 from dualcl_jax.system.errors import UserError
@@ -214,7 +214,7 @@ def _without(index: Index, rows: np.ndarray, taken: np.ndarray, groups: Mapping[
     index = dataclasses.replace(index, outcomes=index.outcomes.copy(), notes=dict(index.notes))
     for row in rows.tolist():
         index.notes.pop(row, None)
-    index.outcomes[rows] = np.where(taken, USED, LEFT_OUT)
+    index.outcomes[rows] = np.where(taken, USED, NOT_TAKEN)
     for reason, found in groups.items():
         index.notes.update(dict.fromkeys(found[:LISTED].tolist(), reason))
     mark_duplicates(index, rows[taken])

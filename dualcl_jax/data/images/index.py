@@ -25,7 +25,7 @@ from dualcl_jax.data.images.decode import CONVERSIONS
 from dualcl_jax.data.images.display import shown
 from dualcl_jax.data.images.scan import (
     DUPLICATE,
-    LEFT_OUT,
+    NOT_TAKEN,
     OUTCOMES,
     SKIPPED,
     SPECIAL,
@@ -57,7 +57,7 @@ class Index:
       folder_of: int32 [N] the folder of each file; `names` uint8 all names in a row, `ends` int64 [N] where each ends.
       sizes, times: int64 [N], bytes and nanoseconds.
       shapes: int32 [N, 2], upright height and width of those that can be used.
-      outcomes: uint8 [N], one of `OUTCOMES` but `LEFT_OUT`; `conversions` uint16 [N], bits of `decode.CONVERSIONS`.
+      outcomes: uint8 [N], one of `OUTCOMES` but `NOT_TAKEN`; `conversions` uint16 [N], bits of `decode.CONVERSIONS`.
       digests: uint8 [N, 16], BLAKE2b of the content.
       notes: why a file is not used.
     """
@@ -135,8 +135,8 @@ class Index:
     def report(self) -> dict[str, Any]:
         """How many files had which outcome, and by name all that were not used just as they are."""
         counts = {name: int((self.outcomes == code).sum()) for code, name in enumerate(OUTCOMES)}
-        left_out = np.flatnonzero(self.outcomes == LEFT_OUT)
-        others = np.flatnonzero((self.outcomes != USED) & (self.outcomes != LEFT_OUT))
+        left_out = np.flatnonzero(self.outcomes == NOT_TAKEN)
+        others = np.flatnonzero((self.outcomes != USED) & (self.outcomes != NOT_TAKEN))
         files = [
             {'path': self.shown(row), 'outcome': OUTCOMES[self.outcomes[row]], 'reason': self.notes[row]}
             for row in (*others.tolist(), *left_out[:LISTED].tolist())

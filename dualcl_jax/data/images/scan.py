@@ -10,10 +10,10 @@ from dualcl_jax.data.images import kinds
 from dualcl_jax.data.images.decode import UnusableError, examine
 from dualcl_jax.system.errors import UserError
 
-USED, SKIPPED, DUPLICATE, IGNORED, LEFT_OUT = range(5)
-OUTCOMES = ('used', 'skipped', 'duplicate', 'ignored', 'left_out')
-"""What becomes of a file. Skipped ones are images that cannot be used, or may be; ignored ones no images; those left
-out are images that the splits or the labels do not take."""
+USED, SKIPPED, DUPLICATE, IGNORED, NOT_TAKEN = range(5)
+OUTCOMES = ('used', 'skipped', 'duplicate', 'ignored', 'not_taken')
+"""What becomes of a file. Skipped files are, or may be, images that cannot be used; ignored ones are no images, or of
+formats that are not read; those not taken are images that belong to no split, or lie beside the folders of classes."""
 MAX_BYTES = 2**30
 RECENT_NS = 2 * 10**9
 """A folder that changed this shortly before it was read may change again without another time."""
