@@ -35,6 +35,9 @@ def config(path, **changes) -> SimpleNamespace:
     fields |= {
         'test_fraction': 0.2,
         'validation_fraction': 0.0,
+        'path_column': '',
+        'label_column': '',
+        'hold_out': 'auto',
         'stored_size': 0,
         'memory_bytes': 2**30,
         'max_skipped': 0.05,
@@ -194,8 +197,8 @@ def test_the_cache_saves_examining_and_follows_changes(images, cache, monkeypatc
     first = index.open_index(str(images))
     assert list(cache.glob('*.npz'))
     examined = []
-    real = index._find
-    monkeypatch.setattr(index, '_find', lambda path, entry: examined.append(path) or real(path, entry))
+    real = index.examine_file
+    monkeypatch.setattr(index, 'examine_file', lambda path, entry: examined.append(path) or real(path, entry))
     again = index.open_index(str(images))
     assert examined == []
     assert again.report() == first.report()

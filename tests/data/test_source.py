@@ -27,7 +27,7 @@ def make_source(num_examples: int = 20, **changes) -> ArraySource:
 
 def config(**changes) -> SimpleNamespace:
     fields = {'name': 'fixed', 'data_dir': '', 'path': '', 'image_size': 32, 'limit': 0, 'num_examples': 0}
-    fields |= {'validation_fraction': 0.0}
+    fields |= {'validation_fraction': 0.0, 'hold_out': 'auto'}
     return SimpleNamespace(**(fields | changes))
 
 

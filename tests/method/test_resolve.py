@@ -29,7 +29,7 @@ def test_the_config_given_is_not_changed(fields: tuple[str, ...]) -> None:
     resolved = resolve(config, platform='cpu', statistics=STATISTICS)
     assert config == config_with(*fields)
     changed = {field for field, value in flatten(resolved) if value != dict(flatten(config))[field]}
-    assert changed <= {'negatives.selector', 'data.mean', 'data.std'}
+    assert changed <= {'negatives.selector', 'data.hold_out', 'data.mean', 'data.std'}
     override(config, ['views.hue=0.25', 'seed=9'])
     assert resolved == resolve(
         config_with(*fields), platform='cpu', statistics=STATISTICS
@@ -90,6 +90,21 @@ def test_a_stored_selector_is_kept(stored: str, requested: str, name: str) -> No
     assert resolve(config, platform='tpu', stored=before).negatives.selector == 'threshold'
 
 
+@pytest.mark.parametrize(
+    ('stored', 'asked', 'chosen'),
+    [
+        (None, 'auto', 'stratified'),
+        ('random', 'auto', 'random'),  # a run of a version without the field, see `ADDED`
+        ('stratified', 'auto', 'stratified'),
+        ('random', 'stratified', 'stratified'),
+    ],
+)
+def test_a_stored_run_keeps_its_hold_out(stored: str | None, asked: str, chosen: str) -> None:
+    before = None if stored is None else config_with(f'data.hold_out={stored}')
+    config = config_with(f'data.hold_out={asked}')
+    assert resolve(config, platform='cpu', stored=before).data.hold_out == chosen
+
+
 def test_statistics_fill_a_config_without_them() -> None:
     measured = resolve(config_with(), platform='cpu', statistics=STATISTICS).data
     assert (measured.mean, measured.std) == STATISTICS
@@ -101,7 +116,7 @@ def test_statistics_fill_a_config_without_them() -> None:
 def test_what_a_workdir_stores() -> None:
     """It stores the same text, with the same hash in every checkpoint, as if the fields had been set by hand."""
     resolved = resolve(config_with(), platform='tpu', statistics=STATISTICS)
-    config = config_with('negatives.selector=threshold')
+    config = config_with('negatives.selector=threshold', 'data.hold_out=stratified')
     config.data.mean, config.data.std = STATISTICS
     assert to_json(resolved) == to_json(config)
     assert method_sha256(resolved) == method_sha256(config)
