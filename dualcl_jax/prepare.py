@@ -22,6 +22,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument('--data_dir', required=True, help='TFDS directory to write to')
     parser.add_argument('--folder', help='a local folder of images to pack')
     parser.add_argument('--labels', default='auto', help='labels of the folder, as config.data.labels')
+    parser.add_argument('--path_column', default='', help='column of a CSV file, as config.data.path_column')
+    parser.add_argument('--label_column', default='', help='column of a CSV file, as config.data.label_column')
     parser.add_argument('--test_fraction', type=float, default=0.1, help='as config.data.test_fraction')
     parser.add_argument('--max_skipped', type=float, default=0.05, help='as config.data.max_skipped')
     flags = parser.parse_args(arguments)
@@ -36,7 +38,8 @@ def prepare_stock(name: str, data_dir: str) -> str:
     """Downloads and prepares a set with TFDS, and returns its folder.
 
     Raises:
-      UserError: TensorFlow is not installed, or TFDS fails.
+      UserError: TensorFlow is not installed, TFDS fails, or a version of the set that is already in `data_dir` has
+        features that are not part of TFDS.
     """
     if importlib.util.find_spec('tensorflow') is None:
         raise UserError(
@@ -45,9 +48,14 @@ def prepare_stock(name: str, data_dir: str) -> str:
         )
     import tensorflow_datasets as tfds
 
+    from dualcl_jax.data.images.tfds_features import check_versions
+
     try:
+        check_versions(name, data_dir)  # TFDS opens the ones that are there
         builder = tfds.builder(name, data_dir=data_dir, file_format='array_record')
         builder.download_and_prepare()
+    except UserError:
+        raise
     except Exception as error:  # TFDS does not document what it raises for a bad name, a network or a disk
         raise UserError(f'--dataset={name}: cannot be prepared ({first_line(error)})') from error
     return str(builder.data_path)
@@ -55,12 +63,18 @@ def prepare_stock(name: str, data_dir: str) -> str:
 
 def prepare_folder(flags: argparse.Namespace) -> str:
     """Packs the usable images of a folder into a set, and returns the folder of the set."""
+    from dualcl_jax.data import Splits
+    from dualcl_jax.data.describe import describe_data
     from dualcl_jax.data.images import folder
-    from dualcl_jax.data.images.pack import pack
+    from dualcl_jax.data.images.pack import pack, place_of
 
     data = argparse.Namespace(path=flags.folder, labels=flags.labels, test_fraction=flags.test_fraction)
+    data.path_column, data.label_column, data.hold_out = flags.path_column, flags.label_column, 'auto'
     data.limit, data.stored_size, data.max_skipped = 0, 1, flags.max_skipped
+    place_of(flags.dataset, flags.data_dir)  # a mistake costs no time
     train, test = folder.load_encoded(data)
+    for name, fact in describe_data(Splits(train, test)).items():
+        print(f'{name}: {fact}')
     return str(pack(flags.dataset, train, test, flags.data_dir))
 
 

@@ -1,7 +1,7 @@
-"""One training step, as each device takes it. With `losses.py` this is the method.
+"""One training step on one device. Together with `losses.py` this is the method.
 
-The order is MoCo's own (1911.05722, Algorithm 1): move the momentum encoder towards the online encoder, encode, score
-the queries against the queue as the last step left it, enqueue this step's keys, update the online encoder.
+The order is that of MoCo (1911.05722, Algorithm 1): move the momentum encoder towards the online encoder, encode both
+views, compare the queries with the queue of earlier keys, update the online encoder, enqueue the new keys.
 """
 
 from functools import partial
@@ -25,37 +25,51 @@ from dualcl_jax.system.devices import AXIS
 
 Tree = Any
 Part = tuple[Tree, jax.Array, Anchors]
-"""Views of queries, a tree [V, b, ...], their positive keys [V, b, D], and what else is known of the anchors [b]."""
+"""Query views, a tree [V, b, ...]; their positive keys [V, b, D]; and what else is known about the anchors, [b]."""
 
 
 def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One step of one device; runs under a mapped axis named `AXIS`.
+    """Takes one step on one device, under a mapped axis named `AXIS`.
+
+    If the loss, a gradient, a key or a new parameter is not finite, `train/finite` is False and the batch changes
+    nothing: the next state is the current one with `step` increased by one, which the schedules follow.
+
+    Args:
+      method: the resolved configuration.
+      state: the current state.
+      batch: the b examples of this device.
 
     Returns:
-      The next state, the same on every device but for the slots of a sharded queue, and scalar metrics, averaged over
-      devices. Where the loss, a gradient, a key or a new parameter is not finite, `train/finite` is False and the next
-      state is this one, a step later: nothing is learnt from the batch, and schedules still follow the step.
+      The next state, which is the same on every device except for the slots of a sharded queue; and scalar metrics,
+      averaged over the devices.
     """
+    # Momentum encoder: ξ ← m·ξ + (1 - m)·θ.
     momentum = method.ema(state.step)
     online = {part: state.params[part] for part in state.momentum_params}  # without the predictor
     momentum_params = jax.tree.map(
         lambda xi, theta: momentum * xi + (1.0 - momentum) * theta, state.momentum_params, online
     )
 
+    # Two random views of each example.
     view_keys, draw_keys = (
         randomness.example_keys(method.seed, purpose, state.step, batch.positions)
         for purpose in (randomness.VIEWS, randomness.NEGATIVES)
     )
     anchors = Anchors(batch.positions, batch.ids, batch.labels, draw_keys)
     query_views, key_views = view_orders(method.views.make(view_keys, batch.examples), symmetric=method.symmetric)
+
+    # Keys from the momentum encoder, queries from the online encoder; the loss compares them with the queue.
     momentum_variables = {'params': momentum_params, 'batch_stats': state.momentum_batch_stats}
     keys, momentum_batch_stats = encode_keys(method, momentum_variables, key_views)
     candidates = gather_candidates(method, state.queue, keys, anchors, state.step)
     gradients, batch_stats, compared = differentiate(method, candidates, state, (query_views, keys, anchors))
 
+    # Online encoder: one step of the optimizer.
     gradients = jax.lax.pmean(gradients, AXIS)
     updates, opt_state = method.optimizer.update(gradients, state.opt_state, state.params)
     params = jax.tree.map(jnp.add, state.params, updates)
+
+    # Metrics, and whether the step is finite on every device.
     labels = anchors.labels if method.queue_axis is None else candidates.everyone.labels
     metrics = measure(compared, labels, candidates.queues[0], state.step, method.queue_axis)
     metrics |= {'train/gradient_norm': optax.tree.norm(gradients)}
@@ -67,6 +81,7 @@ def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainSt
     finite = jax.lax.pmin(all_finite(checked), AXIS)
     metrics['train/finite'] = finite
 
+    # The new keys replace the oldest ones in the queue. A step that is not finite changes neither queue nor parameters.
     queue = state.queue
     if queue is not None:
         ids, labels = (jnp.repeat(column, keys.shape[0]) for column in candidates.everyone[1:3])
@@ -86,9 +101,9 @@ def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainSt
 
 
 def view_orders(views: Tree, *, symmetric: bool) -> tuple[Tree, Tree]:
-    """The views of queries and of keys, [V, b, ...] each, of two views [2, b, ...].
+    """Pairs two views [2, b, ...] as query views and key views, [V, b, ...] each.
 
-    View 1 is the query and view 2 the key; where `symmetric`, also the other way round.
+    View 1 is the query and view 2 the key (V = 1). If `symmetric`, each view is also the other's query (V = 2).
     """
     if symmetric:
         return views, jax.tree.map(lambda leaf: leaf[::-1], views)
@@ -98,7 +113,11 @@ def view_orders(views: Tree, *, symmetric: bool) -> tuple[Tree, Tree]:
 def differentiate(
     method: Method, candidates: Candidates, state: TrainState, part: Part
 ) -> tuple[optax.Updates, Variables, Comparison]:
-    """The gradient of the loss on one device, by the parts of gradient accumulation; new running statistics."""
+    """Computes the gradient of the loss on one device, in the parts of gradient accumulation.
+
+    Returns:
+      The gradient, the new running statistics of the online encoder, and the comparison that the metrics are about.
+    """
     loss_fn = partial(_loss, method, candidates)
     if method.accumulate_steps == 1:
         gradient_of = jax.value_and_grad(loss_fn, has_aux=True)
@@ -115,6 +134,7 @@ def differentiate(
 def _loss(
     method: Method, candidates: Candidates, params: optax.Params, batch_stats: Variables, part: Part
 ) -> tuple[jax.Array, tuple[Variables, Comparison]]:
+    """Encodes the queries of one part and compares them. Returns the loss, then new running statistics and details."""
     views, keys, anchors = part
     queries, batch_stats = encode(method, {'params': params, 'batch_stats': batch_stats}, views, predict=True)
     compared = compare(method, candidates, queries, keys, anchors)
@@ -122,11 +142,11 @@ def _loss(
 
 
 def all_finite(tree: Tree) -> jax.Array:
-    """[] bool: whether every floating-point number of a tree is finite."""
+    """Whether every floating-point number of a tree is finite, [] bool."""
     floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]).all()
 
 
 def _in_one_row(tree: Tree) -> jax.Array:
-    """All leaves of a tree, flat, one after the other: one reduction over many small arrays instead of many."""
+    """Concatenates all leaves of a tree into one vector, so that one reduction replaces many small ones."""
     return jnp.concatenate([jnp.zeros(0), *(leaf.reshape(-1) for leaf in jax.tree.leaves(tree))])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -13,6 +14,8 @@ from dualcl_jax.evaluators.measures.linear import Choice, choose_probe
 from dualcl_jax.system.console import progress
 from dualcl_jax.system.errors import UserError
 
+NAMED = 3
+"""So many classes that are left out are named."""
 Place = tuple[str, str]
 """An encoder and a layer of it."""
 
@@ -50,23 +53,51 @@ class Task:
 
     def split(self, name: str) -> Source:
         """'train', or 'test', of which there is one."""
-        images = getattr(self.splits, name)
-        assert images is not None
-        return images
+        split = getattr(self.splits, name)
+        assert split is not None
+        return split
 
     @functools.cached_property
     def rows(self) -> dict[str, np.ndarray]:
-        """The labelled images of each split, int64; all of them where none has a label."""
+        """The labelled examples of each split, int64; all of them where none has a label."""
         found = {}
-        for name, images in self.splits._asdict().items():
-            if images is not None:
-                labelled = np.flatnonzero(images.labels >= 0)
-                found[name] = labelled if len(labelled) else np.arange(len(images))
+        for name, split in self.splits._asdict().items():
+            if split is not None:
+                labelled = np.flatnonzero(split.labels >= 0)
+                found[name] = labelled if len(labelled) else np.arange(len(split))
         return found
 
     def labels(self, split: str) -> np.ndarray:
-        """Of the images at `rows`, int32 [N]."""
+        """Labels of the examples at `rows`, int32 [N]."""
         return self.split(split).labels[self.rows[split]]
+
+    @functools.cached_property
+    def known(self) -> np.ndarray:
+        """Positions among the `rows` for testing whose class is one of the training images: int64 [Q]."""
+        return np.flatnonzero(np.isin(self.labels('test'), self.labels('train')))
+
+    @property
+    def query_labels(self) -> np.ndarray:
+        """Of the images at `known`, int32 [Q]."""
+        return self.labels('test')[self.known]
+
+    def queries(self, encoder: str, layer: str) -> np.ndarray:
+        """Features of the images at `known`, float32 [Q, F]."""
+        return self.features('test', encoder, layer)[self.known]
+
+    @functools.cached_property
+    def left_out(self) -> dict[str, Any]:
+        """Test images that cannot be classified, by the reason: how many, and up to `NAMED` of their classes."""
+        strange = np.delete(self.labels('test'), self.known)
+        if not len(strange):
+            return {}
+        return {'test images of classes without training images': self.described(strange)}
+
+    def described(self, labels: np.ndarray) -> dict[str, Any]:
+        """How many labels, of how many classes, and the names of up to `NAMED` of these."""
+        classes, names = np.unique(labels), self.split('train').class_names
+        shown = [names[label] if names else str(label) for label in classes[:NAMED].tolist()]
+        return {'count': len(labels), 'classes': len(classes), 'names': shown}
 
     @functools.cached_property
     def num_classes(self) -> int:
@@ -74,10 +105,11 @@ class Task:
         return 1 + int(max(np.max(self.labels(split)) for split in self.rows))
 
     def features(self, split: str, encoder: str, layer: str) -> np.ndarray:
-        """Of the images at `rows`, float32 [N, F]."""
+        """Features of the examples at `rows`, float32 [N, F]."""
         key = split, encoder
         if key not in self._features:
-            self._features[key] = self.embed(encoder, self.split(split), self.rows[split], f'{split} images, {encoder}')
+            what = f'{split} examples, {encoder}'
+            self._features[key] = self.embed(encoder, self.split(split), self.rows[split], what)
         return self._features[key][layer]
 
     def embed(self, encoder: str, examples: Source, rows: np.ndarray, what: str) -> dict[str, np.ndarray]:
@@ -129,6 +161,6 @@ class Task:
         return self._probes[place]
 
     def labelled(self, split: str, chosen: np.ndarray | None = None) -> Source:
-        """The labelled images of a split, or some of them: positions among `rows`."""
+        """The labelled examples of a split, or some of them: positions among `rows`."""
         rows = self.rows[split]
         return Derived(self.split(split), rows if chosen is None else rows[chosen])

@@ -1,7 +1,8 @@
-"""Gradient accumulation: a batch in parts, one after the other, for memory; one step of the optimizer.
+"""Gradient accumulation: processes a batch in several parts to save memory, for one step of the optimizer.
 
-Row i of a device belongs to part i modulo the number of parts. Devices hold consecutive positions of the global batch
-and a multiple of that many, so a part is the same set of examples on any number of devices.
+Row i of a device belongs to part i modulo the number of parts. Each device holds consecutive positions of the global
+batch, and their number is a multiple of the number of parts. So a part holds the same examples on any number of
+devices.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ Tree = Any
 
 
 def split(rows: Tree, parts: int, axis: int = 0) -> Tree:
-    """Leaves [..., b, ...] as [parts, ..., b / parts, ...], `axis` being where b stands."""
+    """Splits leaves [..., b, ...] into [parts, ..., b / parts, ...]; b is the length of `axis`."""
 
     def one(leaf: jax.Array) -> jax.Array:
         shape = (*leaf.shape[:axis], leaf.shape[axis] // parts, parts, *leaf.shape[axis + 1 :])
@@ -36,13 +37,13 @@ def join(stacked: Tree, axis: int = 0) -> Tree:
 def average_gradient(
     loss_fn: Callable[[Tree, Tree, Tree], tuple[jax.Array, tuple[Tree, Tree]]], params: Tree, carry: Tree, parts: Tree
 ) -> tuple[Tree, Tree, Tree]:
-    """The mean over parts of the gradient of a mean loss.
+    """Averages the gradient of a mean loss over parts.
 
     Args:
       loss_fn: (params, carry, part) -> loss, (next carry, output).
-      params: differentiated.
-      carry: handed from part to part, such as running statistics.
-      parts: arrays with a leading axis of parts.
+      params: the parameters to differentiate by.
+      carry: what one part passes to the next, such as running statistics.
+      parts: a tree of arrays whose first axis counts the parts.
 
     Returns:
       The gradient, the last carry, and the outputs stacked over parts.

@@ -1,4 +1,4 @@
-"""The method as a value: what a config chooses, resolved to functions and numbers. It never changes in training."""
+"""The method as one frozen value: the choices of a config, resolved to functions and numbers."""
 
 import dataclasses
 from typing import Any
@@ -23,28 +23,30 @@ from dualcl_jax.system.devices import AXIS
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """Static inputs of a training step.
+    """The static inputs of a training step.
 
     Attributes:
-      encoder: Flax module of query and key encoder.
-      views: what the encoders see of an example.
-      seed: of all randomness.
-      symmetric: both views act as query and key; otherwise view 1 is the query and view 2 the key.
+      encoder: the Flax module of the query encoder and the key encoder.
+      views: makes the views that the encoders see of an example.
+      seed: the seed of all randomness.
+      symmetric: whether both views act as query and key; otherwise view 1 is the query and view 2 the key.
       temperature: τ.
-      hardness: β, by which a query's negatives weigh the more the harder they are; 0 for all alike.
-      loss_scale: factor of the loss that is differentiated; the one that is logged has none.
-      key_weight: w, share of the term anchored at the key.
-      key_term: its negatives: 'batch' (the other queries of the global batch) or 'queue'.
-      shuffle_keys: encode keys in other BN groups than their queries, on other devices.
-      select: the selector of negatives; `num_negatives` is its k, the last of the run.
-      count_negatives: how many of them enter by step; None where that is always k.
-      mask_same_image: older keys of the anchor's image are no negatives.
-      queue_size, queue_init: K, 0 for negatives from the batch; 'empty' or 'noise'.
-      queue_axis: of the devices that the queue is sharded over; None where each holds all of it.
-      accumulate_steps: parts of the batch whose gradients are averaged into one step.
-      ema: momentum of the momentum encoder by step.
-      learning_rate: by step.
-      optimizer: with that schedule inside.
+      hardness: β, how much more a harder negative weighs; at 0 all negatives weigh the same.
+      loss_scale: the factor of the loss that is differentiated; the logged loss has no factor.
+      key_weight: w, the share of the term anchored at the key.
+      key_term: the negatives of that term: 'batch' (the other queries of the global batch) or 'queue'.
+      shuffle_keys: whether keys are encoded in other BN groups than their queries, on other devices.
+      select: the selector of negatives.
+      num_negatives: k, how many negatives it selects; with a schedule, at the end of the run.
+      count_negatives: the schedule of k; None if k is constant.
+      mask_same_image: whether older keys of the anchor's own image are excluded from its negatives.
+      queue_size: K, the number of keys in the queue; 0 if the negatives come from the batch.
+      queue_init: the initial content of the queue, 'empty' or 'noise'.
+      queue_axis: the axis of devices that the queue is sharded over; None if every device holds all of it.
+      accumulate_steps: in how many parts the batch is processed; their gradients are averaged into one step.
+      ema: the schedule of the momentum encoder's momentum.
+      learning_rate: the schedule of the learning rate.
+      optimizer: the optimizer, which follows that schedule.
     """
 
     encoder: Encoder
@@ -71,18 +73,19 @@ class Method:
 
     @property
     def dim(self) -> int:
-        """D, length of queries and keys."""
+        """D, the length of queries and keys."""
         return self.encoder.dim
 
 
 def build_method(config: Any, views: Views, *, total_steps: int, steps_per_epoch: int, num_devices: int) -> Method:
-    """The method that a config describes.
+    """Builds the method that a config describes.
 
     Args:
       config: validated and resolved (`dualcl_jax.method.resolve`); `configs/default.py` documents its fields.
-      views: of its examples, from the table `dualcl_jax.method.views.VIEWS`.
-      total_steps, steps_per_epoch: lengths that the schedules follow.
-      num_devices: that share the global batch.
+      views: the views of its examples, from the table `dualcl_jax.method.views.VIEWS`.
+      total_steps: the length of the run, which the schedules follow.
+      steps_per_epoch: the length of an epoch, which the warm-up follows.
+      num_devices: how many devices share the global batch.
     """
     groups, span = norm_layout(config.model.norm, num_devices)
     optimizer = config.optimizer

@@ -1,4 +1,4 @@
-"""The loss of one step: its anchors against the negatives of the queue, or of the batch where there is no queue."""
+"""The loss of one step: compares anchors with negatives from the queue, or from the batch if there is no queue."""
 
 from functools import partial
 from typing import NamedTuple
@@ -15,14 +15,14 @@ from dualcl_jax.system.devices import AXIS
 
 
 class Candidates(NamedTuple):
-    """What the anchors of one step are compared with, the same on every device but for a sharded queue.
+    """The candidates for negatives in one step, the same on every device except for the slots of a sharded queue.
 
     Attributes:
-      queues: for each view order, the keys to select from: the memory queue, or the other keys of that view order.
-      k: how many negatives to select; an int, or [] int32 that a schedule gives.
-      order: [B] int32, for each position in the global batch the place of its row among those of all devices.
-      everyone: the global batch, in its order; without keys to draw with.
-      keys: [B, V, D] of the global batch, in its order.
+      queues: for each view order, the keys to select from: the memory queue, or the batch's keys of that view order.
+      k: how many negatives to select; an int, or [] int32 from a schedule.
+      order: [B] int32, for each position in the global batch the index of its row among the rows of all devices.
+      everyone: the anchors of the global batch in its order, without random keys.
+      keys: [B, V, D], the keys of the global batch in its order.
     """
 
     queues: tuple[Queue, ...]
@@ -33,13 +33,13 @@ class Candidates(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """What a step learns from comparing b anchors.
+    """The result of comparing b anchors with their positives and negatives.
 
     Attributes:
-      loss: [] float32, mean over view orders and anchors.
+      loss: [] float32, the mean over view orders and anchors.
       chance: [] float32, the loss of an encoder that cannot tell the positive from the negatives.
       queries: [V, b, D] unit vectors.
-      contrasts: query-anchored, one for each view order.
+      contrasts: the query-anchored contrast of each view order.
     """
 
     loss: jax.Array
@@ -51,7 +51,7 @@ class Comparison(NamedTuple):
 def gather_candidates(
     method: Method, queue: Queue | None, keys: jax.Array, anchors: Anchors, step: jax.Array
 ) -> Candidates:
-    """The candidates of one step, from every device's keys [V, b, D] and anchors [b]."""
+    """Gathers the candidates of one step from the keys [V, b, D] and the anchors [b] of every device."""
     order = jnp.argsort(jax.lax.all_gather(anchors.positions, AXIS, tiled=True))
     columns = in_global_order(jnp.stack(anchors[:3], axis=1), order)
     everyone = Anchors(columns[:, 0], columns[:, 1], columns[:, 2], None)
@@ -68,7 +68,7 @@ def gather_candidates(
 def compare(
     method: Method, candidates: Candidates, queries: jax.Array, keys: jax.Array, anchors: Anchors
 ) -> Comparison:
-    """The dual-view loss of b anchors: queries [V, b, D] against their positives, keys [V, b, D], and negatives."""
+    """Computes the dual-view loss of queries [V, b, D] with keys [V, b, D] as positives and the selected negatives."""
     allowed = _others(method, candidates.everyone, anchors)
     loss, contrasts = dual_view_loss(
         queries,
@@ -96,10 +96,10 @@ def contrast(
     k: int | jax.Array,
     allowed: jax.Array | None = None,
 ) -> QueueContrast:
-    """InfoNCE of anchors [b, D] against positives [b, D] and the negatives that the method selects.
+    """Computes InfoNCE of anchors [b, D] with positives [b, D] and the negatives that the method selects.
 
-    They come from the memory queue, or, where the method has none, from the keys of the batch that `queue` then holds:
-    those that `allowed` [b, B] names.
+    The negatives come from the memory queue. If the method has none, `queue` holds the keys of the batch, and
+    `allowed` [b, B] says which of them may be negatives.
     """
     if method.queue_size:
         return contrast_with_queue(
@@ -131,14 +131,14 @@ def contrast(
 def _contrast_keys(
     method: Method, candidates: Candidates, anchors: Anchors, allowed: jax.Array, keys: jax.Array, queries: jax.Array
 ) -> HasLoss:
-    """The term anchored at the key: its positive is the query, its negatives the queue's or the batch's queries."""
+    """Computes the term anchored at the key: the query is its positive, the queue or other queries its negatives."""
     if method.key_term == 'queue':
         return contrast(method, candidates.queues[0], keys, queries, anchors=anchors, k=candidates.k, allowed=allowed)
     return info_nce(keys, queries, in_global_order(queries, candidates.order), allowed, temperature=method.temperature)
 
 
 def _others(method: Method, everyone: Anchors, anchors: Anchors) -> jax.Array:
-    """[b, B] bool: which examples of the global batch may be negatives of which anchor."""
+    """Which examples of the global batch may be negatives of which anchor, [b, B] bool."""
     allowed = anchors.positions[:, None] != everyone.positions[None, :]
     if method.mask_same_image:
         allowed &= anchors.ids[:, None] != everyone.ids[None, :]

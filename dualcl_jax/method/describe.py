@@ -1,4 +1,4 @@
-"""A run in words: what is trained on what."""
+"""Describes a run in words: its data, views, encoder, loss and negatives."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ import optax
 from ml_collections import ConfigDict
 
 from dualcl_jax.data import Splits, example_spec
+from dualcl_jax.data.describe import describe_data
 from dualcl_jax.method.build import Method
 from dualcl_jax.method.views.images import ImageViews
 
@@ -15,7 +16,7 @@ from dualcl_jax.method.views.images import ImageViews
 def describe_method(
     config: ConfigDict, method: Method, splits: Splits, params: optax.Params, total_steps: int
 ) -> dict[str, str]:
-    """What is trained on what, a fact a line."""
+    """Describes the data, views, encoder, loss and negatives of a run, each in one line."""
     train, test = splits
     views = method.views
     shown = f'{config.views.preset}, {views.size}×{views.size}' if isinstance(views, ImageViews) else ''
@@ -34,6 +35,7 @@ def describe_method(
     return {
         'data': f'{train.name}, {len(train):,} {train.kind} {_shapes(example_spec(train))}, {labels}'
         + (f'; {len(test):,} for {"validation" if config.data.validation_fraction else "testing"}' if test else ''),
+        **describe_data(splits),
         'views': shown or _shapes(jax.tree.map(lambda leaf: leaf[0], views.blank())),
         'encoder': f'{config.model.name}, width {config.model.width}, {config.model.stem} stem, '
         f'{config.model.projection} projection to {method.dim}'

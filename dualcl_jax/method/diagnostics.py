@@ -1,4 +1,4 @@
-"""Metrics of one step: scalars, averaged over devices in one collective. None of them enters the loss."""
+"""Metrics of one step: scalars, averaged over the devices in one collective. None of them affects the loss."""
 
 import jax
 import jax.numpy as jnp
@@ -11,25 +11,27 @@ from dualcl_jax.system.devices import AXIS
 def measure(
     compared: Comparison, labels: jax.Array, queue: Queue, step: jax.Array, queue_axis: str | None = None
 ) -> dict[str, jax.Array]:
-    """Metrics of one step; runs under the mapped axis.
+    """Computes the metrics of one step, under the mapped axis.
 
     Args:
-      compared: this device's anchors.
-      labels: [b] int32 of the anchors, or -1; with a sharded queue, [B] of those of all devices.
-      queue: as the loss saw it.
+      compared: the result of comparing this device's anchors.
+      labels: [b] int32, the anchors' classes, or -1; with a sharded queue, [B] for the anchors of all devices.
+      queue: the queue that the loss used, before this step's keys enter it.
       step: [] int32.
-      queue_axis: the mapped axis where the queue is sharded over it.
+      queue_axis: the mapped axis that the queue is sharded over; None if every device holds all of it.
 
     Returns:
-      Scalars, float32:
-      train/loss, and train/loss_chance, the loss of an encoder that cannot tell the positive from the negatives;
-      train/positive_similarity and train/negative_similarity, mean cosines, the latter of the selected negatives, NaN
-      where there are none;
-      train/false_negative_rate, share of the selected negatives that are of the anchor's class, beside
-      train/same_class_rate, the same over every key of the queue; NaN without labels or negatives;
-      train/feature_std, 1 where queries spread over the sphere evenly, 0 where they collapse to a point;
-      train/effective_rank in [1, D], participation ratio of the queries' second moment: 1 / ‖E[q qᵀ]‖²_F;
-      queue/fill in [0, 1]; queue/age in steps.
+      Float32 scalars by name:
+      - train/loss;
+      - train/loss_chance: the loss of an encoder that cannot tell the positive from the negatives;
+      - train/positive_similarity: the mean cosine of query and positive;
+      - train/negative_similarity: the mean cosine of query and selected negatives; NaN if there are none;
+      - train/false_negative_rate: the share of the selected negatives that are of the anchor's class; NaN without
+        labels or negatives;
+      - train/same_class_rate: the same share over every key of the queue;
+      - train/feature_std: 1 if the queries are spread evenly over the sphere, 0 if they collapse to a point;
+      - train/effective_rank, in [1, D]: the participation ratio of the queries' second moment, 1 / ‖E[q qᵀ]‖²_F;
+      - queue/fill, in [0, 1], and queue/age, in steps.
     """
     flat = compared.queries.reshape(-1, compared.queries.shape[-1])
     contrast = jax.tree.map(lambda *views: jnp.concatenate(views), *compared.contrasts)
@@ -45,7 +47,7 @@ def measure(
             'chosen': contrast.negatives.sum(),
             'selected_same': contrast.same_class.sum(),
             'selected_known': contrast.comparable.sum(),
-            'queue_same': in_queue.sum(axis=1).astype(jnp.float32).sum(),  # all of them may be more than an int32 holds
+            'queue_same': in_queue.sum(axis=1).astype(jnp.float32).sum(),  # the total may exceed int32
             'queue_known': known.sum(axis=1).astype(jnp.float32).sum(),
             'first': flat.mean(axis=0),
             'second': jnp.matmul(flat.T, flat, precision=jax.lax.Precision.HIGHEST) / flat.shape[0],

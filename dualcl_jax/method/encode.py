@@ -1,4 +1,4 @@
-"""Views to unit embeddings, by the query encoder and by the momentum encoder."""
+"""Encodes views as unit embeddings, with the query encoder and with the momentum encoder."""
 
 from typing import Any
 
@@ -16,9 +16,9 @@ Tree = Any
 
 
 def encode(method: Method, variables: Variables, views: Tree, *, predict: bool = False) -> tuple[jax.Array, Variables]:
-    """Encodes V views, a tree [V, b, ...], in one call, each its own BN group or groups, in training mode.
+    """Encodes V views, a tree [V, b, ...], in one call in training mode. Each view has its own BN group or groups.
 
-    With `predict`, which is for queries, the projections pass through the predictor, if there is one.
+    With `predict`, as for queries, the projections pass through the predictor, if there is one.
 
     Returns:
       Unit embeddings [V, b, D] float32, and the new running statistics.
@@ -31,7 +31,10 @@ def encode(method: Method, variables: Variables, views: Tree, *, predict: bool =
 
 
 def encode_keys(method: Method, variables: Variables, views: Tree) -> tuple[jax.Array, Variables]:
-    """`encode` for the momentum encoder: no gradient, and shuffled across devices and BN groups if asked."""
+    """Encodes views with the momentum encoder, without gradient.
+
+    With `method.shuffle_keys`, the rows are encoded in other BN groups and on other devices than their queries.
+    """
     devices, share = jax.lax.axis_size(AXIS), jax.tree.leaves(views)[0].shape[1]
     groups = method.encoder.groups * devices // method.encoder.span
     if not method.shuffle_keys or groups == 1:
@@ -44,7 +47,7 @@ def encode_keys(method: Method, variables: Variables, views: Tree) -> tuple[jax.
 
 
 def _encode_parts(method: Method, variables: Variables, views: Tree) -> tuple[jax.Array, Variables]:
-    """`encode` in the parts of gradient accumulation, each with its own batch statistics."""
+    """Encodes views in the parts of gradient accumulation, each of which has its own batch statistics."""
     if method.accumulate_steps == 1:
         return encode(method, variables, views)
 
@@ -57,8 +60,8 @@ def _encode_parts(method: Method, variables: Variables, views: Tree) -> tuple[ja
 
 
 def in_global_order(values: jax.Array, order: jax.Array) -> jax.Array:
-    """Every device's [b, ...] as one [B, ...] on every device, in the order of the global batch.
+    """Gathers the rows [b, ...] of every device into one array [B, ...] in the order of the global batch.
 
-    `order` [B], a permutation, says for each position where its row lies among those of all devices.
+    `order` [B] is a permutation: the index of each position's row among the rows of all devices.
     """
     return jax.lax.all_gather(values, AXIS, tiled=True).at[order].get(unique_indices=True, mode='promise_in_bounds')

@@ -13,9 +13,9 @@ Schedule = Callable[[jax.Array], jax.Array]
 
 
 def learning_rate_schedule(peak: float, total_steps: int, warmup_steps: int = 0) -> Schedule:
-    """Linear warm-up from 0 to `peak`, then half a cosine to 0 at `total_steps` (1608.03983; 2104.02057, §A).
+    """Rises linearly from 0 to `peak`, then falls to 0 at `total_steps` as half a cosine (1608.03983; 2104.02057, §A).
 
-    Step t is 0 for the first update. `warmup_steps` must be below `total_steps`.
+    The first update has step 0. `warmup_steps` must be less than `total_steps`.
     """
 
     def schedule(step: jax.Array) -> jax.Array:
@@ -29,7 +29,7 @@ def learning_rate_schedule(peak: float, total_steps: int, warmup_steps: int = 0)
 
 
 def step_schedule(peak: float, total_steps: int, warmup_steps: int = 0) -> Schedule:
-    """Linear warm-up from 0 to `peak`, which falls to a tenth at 60 % and again at 80 % of the run (1911.05722, §4)."""
+    """Rises linearly from 0 to `peak`, then falls to a tenth at 60 % and again at 80 % of the run (1911.05722, §4)."""
 
     def schedule(step: jax.Array) -> jax.Array:
         t = jnp.asarray(step, jnp.float32)
@@ -46,15 +46,15 @@ LEARNING_RATE_SCHEDULES: dict[str, Callable[[float, int, int], Schedule]] = {
 
 
 def peak_learning_rate(learning_rate: float, batch_size: int, reference_batch: int) -> float:
-    """The linear rule (1706.02677, §2.1): `learning_rate` is that of `reference_batch`, and grows with the batch.
+    """Applies the linear scaling rule (1706.02677, §2.1): `learning_rate` times `batch_size` / `reference_batch`.
 
-    A reference of 0 leaves it as it is.
+    With a reference of 0 the learning rate is not scaled.
     """
     return learning_rate * batch_size / reference_batch if reference_batch else learning_rate
 
 
 def count_schedule(name: str, first: int, last: int, total_steps: int) -> Schedule:
-    """How many negatives enter by step, int32: from `first` to `last`, a 'linear' or half a 'cosine' (ours)."""
+    """Schedules the number of negatives, int32, from `first` to `last`: 'linear', or half a 'cosine' (ours)."""
 
     def schedule(step: jax.Array) -> jax.Array:
         progress = jnp.asarray(step, jnp.float32) / total_steps
@@ -71,7 +71,7 @@ def constant_momentum(momentum: float, total_steps: int) -> Schedule:
 
 
 def cosine_momentum(momentum: float, total_steps: int) -> Schedule:
-    """m rises from `momentum` to 1 by half a cosine: 1 - (1 - m)·(1 + cos(πt/T))/2 (2006.07733; 2104.02057, §A)."""
+    """m rises from `momentum` to 1 as half a cosine: 1 - (1 - m)·(1 + cos(πt/T))/2 (2006.07733; 2104.02057, §A)."""
 
     def schedule(step: jax.Array) -> jax.Array:
         progress = jnp.asarray(step, jnp.float32) / total_steps
@@ -90,16 +90,16 @@ Mask = Callable[[optax.Params], optax.Params]
 
 
 def is_weight(params: optax.Params) -> optax.Params:
-    """True for kernels, False for biases and the scales of normalisation layers, in the shape of `params`."""
+    """Marks kernels as True, biases and the scales of normalisation layers as False, in the structure of `params`."""
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
 def decay_mask(*, decay_norm_and_bias: bool, frozen: Sequence[str] = ()) -> Mask:
-    """Which parameters decay, as a function of them.
+    """Builds a function that marks which parameters decay.
 
     Args:
-      decay_norm_and_bias: every one; otherwise those of `is_weight`.
-      frozen: names of layers that never do.
+      decay_norm_and_bias: whether every parameter decays; otherwise those of `is_weight` decay.
+      frozen: names of layers that do not decay.
     """
 
     def decays(path: tuple[Any, ...], leaf: jax.Array) -> bool:
@@ -127,7 +127,7 @@ def _adamw(learning_rate: Schedule, momentum: float, weight_decay: float, mask: 
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.OptState]:
-        with jax.numpy_dtype_promotion('standard'):  # its bias correction raises a float to an int32 count
+        with jax.numpy_dtype_promotion('standard'):  # AdamW's bias correction raises a float to an int32 count
             return adamw.update(updates, state, params)
 
     return optax.GradientTransformation(adamw.init, update)
@@ -150,16 +150,16 @@ def build_optimizer(
     frozen: Sequence[str] = (),
     layer_decay: float = 1.0,
 ) -> optax.GradientTransformation:
-    """An optimizer of `OPTIMIZERS`.
+    """Builds an optimizer of the table `OPTIMIZERS`.
 
     Args:
-      name: 'sgd' (decay added to the gradient, as PyTorch does), 'lars' (1708.03888) or 'adamw' (1711.05101).
-      learning_rate: schedule of the step.
-      momentum: of sgd and lars; β1 of adamw.
+      name: 'sgd' (adds the decay to the gradient, as PyTorch does), 'lars' (1708.03888) or 'adamw' (1711.05101).
+      learning_rate: a schedule of the step.
+      momentum: the momentum of sgd and lars; β1 of adamw.
       weight_decay: at least 0.
-      decay_norm_and_bias: decay every parameter (MoCo); otherwise kernels alone.
-      frozen: names of layers without gradient, which do not decay either and so never change.
-      layer_decay: each layer learns this many times as fast as the one after it, see `layer_rates`; 1: all alike.
+      decay_norm_and_bias: whether every parameter decays (MoCo); otherwise only kernels decay.
+      frozen: names of layers without gradient. They do not decay either, and so never change.
+      layer_decay: the learning rate of each layer relative to that of the next, see `layer_rates`; 1 for equal rates.
     """
     mask = decay_mask(decay_norm_and_bias=decay_norm_and_bias, frozen=frozen)
     optimizer = OPTIMIZERS[name](learning_rate, momentum, weight_decay, mask)
@@ -171,10 +171,10 @@ _FIRST = ('conv1', 'bn1', 'patch_embed', 'cls_token')
 
 
 def layer_rates(params: optax.Params, decay: float) -> optax.Params:
-    """Factors of the learning rate for fine-tuning, floats in the shape of `params` (1905.12174; 2106.08254, §A).
+    """Factors of the learning rate for fine-tuning, floats in the structure of `params` (1905.12174; 2106.08254, §A).
 
-    decay^(L + 1 - l) for the blocks l = 1 ... L of a ResNet or ViT in their order, l = 0 for what comes before them
-    (the stem, the patch projection, the class token), and 1 for what comes after (the last norm, heads).
+    The factor is decay^(L + 1 - l) for block l = 1 ... L of a ResNet or ViT. Layers before the blocks (the stem, the
+    patch projection, the class token) have l = 0. Layers after them (the last norm, heads) have the factor 1.
     """
 
     def block(path: tuple[Any, ...]) -> tuple[int, int] | None:
@@ -195,7 +195,7 @@ def layer_rates(params: optax.Params, decay: float) -> optax.Params:
 
 
 def scale_by_layer(decay: float) -> optax.GradientTransformation:
-    """Multiplies updates by their `layer_rates`; put it after an optimizer."""
+    """Multiplies updates by their `layer_rates`; chain it after an optimizer."""
 
     def scale(updates: optax.Updates, params: optax.Params | None = None) -> optax.Updates:
         del params

@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from dualcl_jax.data import source as data
 from dualcl_jax.method.negatives.selectors import AUTO, EXACT, fastest_exact, resolve_k
 from dualcl_jax.models.norm import LOCAL
 from dualcl_jax.system.config import flatten
@@ -20,8 +21,8 @@ def resolve(
 ) -> FrozenConfigDict:
     """A frozen copy of a config without open choices.
 
-    `negatives.selector` has a name, `model.norm` a number of groups, and `data.mean` and `data.std` have values.
-    Resolving the result again changes nothing.
+    `negatives.selector` and `data.hold_out` have a name, `model.norm` has a number of groups, and `data.mean` and
+    `data.std` have values. Resolving the result again changes nothing.
 
     Args:
       config: validated (`dualcl_jax.method.validation`); it is not changed.
@@ -34,9 +35,18 @@ def resolve(
     fields = config.to_dict()
     fields['negatives']['selector'] = _selector(config, platform, stored)
     fields['model']['norm'] = _norm(config, num_devices, stored)
+    fields['data']['hold_out'] = resolve_hold_out(config, stored)
     if statistics is not None and not config.data.mean:
         fields['data']['mean'], fields['data']['std'] = statistics
     return FrozenConfigDict(fields)
+
+
+def resolve_hold_out(config: ConfigDict, stored: ConfigDict | None) -> str:
+    """The config's `data.hold_out`; for 'auto' that of the stored run, or 'stratified' where there is none."""
+    if config.data.hold_out != data.AUTO:
+        return config.data.hold_out
+    before = None if stored is None else dict(flatten(stored)).get('data.hold_out')
+    return before if before in data.HOLD_OUTS[1:] else data.STRATIFIED
 
 
 def _selector(config: ConfigDict, platform: str, stored: ConfigDict | None) -> str:

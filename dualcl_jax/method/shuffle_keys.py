@@ -1,8 +1,8 @@
-"""Shuffled keys (1911.05722, §3.3): each key is encoded among other images than its query.
+"""Shuffled keys (1911.05722, §3.3): each key is encoded in a batch of other images than its query.
 
-Batch statistics would otherwise tell which key belongs to which query. MoCo gathers the images of all devices and draws
-a permutation of them. Here it is a fixed one, as the data order is random already, and it lets each device send every
-image once and receive as many: b images on the way instead of the whole batch. Ours.
+Otherwise the batch statistics would reveal which key belongs to which query. MoCo gathers the images of all devices and
+draws a random permutation. Here the permutation is fixed, because the data order is random already, and each device
+sends and receives b images instead of the whole batch. Ours.
 """
 
 import jax
@@ -11,28 +11,28 @@ import numpy as np
 
 
 def destinations(batch: int, groups: int, parts: int = 1) -> np.ndarray:
-    """Where each row of a batch goes that consists of equal groups, one after the other: int64 [B].
+    """The destination of each row of a batch that consists of equal, consecutive groups, int64 [B].
 
-    Row r of a group moves r groups on, and is row r there. So rows of one group meet in no other, or, where a group has
-    more rows than there are groups, evenly in all of them. Where a batch is taken in parts
-    (`dualcl_jax.method.accumulate`), a group's rows in one part are a group of their own, and this holds for them.
+    Row r of a group becomes row r of the group that lies r groups further. So no two rows of a group meet in another
+    group; if a group has more rows than there are groups, its rows are spread evenly over all groups. If a batch is
+    processed in parts (`dualcl_jax.method.accumulate`), this holds for the rows of a group within each part.
     """
     group, row = np.divmod(np.arange(batch), batch // groups)
     return (group + row // parts) % groups * (batch // groups) + row
 
 
 def exchange(values: jax.Array, places: np.ndarray, axis_name: str, axis: int = 0) -> jax.Array:
-    """Moves rows between the devices of a mapped axis, each of which has b of B rows.
+    """Moves rows between the devices of a mapped axis, each of which holds b of the B rows.
 
     Args:
-      values: [..., b, ...], rows along `axis`.
-      places: `destinations` [B], or their inverse, of the rows of all devices.
-      axis_name: of the devices.
-      axis: of the rows.
+      values: [..., b, ...], with rows along `axis`.
+      places: the `destinations` [B] of the rows of all devices, or their inverse.
+      axis_name: the name of the mapped axis.
+      axis: the axis of the rows.
     """
     share = values.shape[axis]
     devices, rows = np.divmod(places.reshape(-1, share), share)
-    moves: dict[tuple[int, ...], list[int]] = {}  # rows that go from every device to the same of the others
+    moves: dict[tuple[int, ...], list[int]] = {}  # local rows by their destination on each device
     for row in range(share):
         moves.setdefault(tuple(devices[:, row].tolist()), []).append(row)
     received = [

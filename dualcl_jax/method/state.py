@@ -1,4 +1,4 @@
-"""The train state: one pytree with everything that a step reads and writes."""
+"""The train state: one pytree of everything that a training step reads and writes."""
 
 from typing import Any
 
@@ -17,16 +17,16 @@ Variables = dict[str, Any]
 
 @struct.dataclass
 class TrainState:
-    """Everything that changes in training; the same on every device, but for the slots of a sharded queue.
+    """Everything that changes in training; the same on every device, except for the slots of a sharded queue.
 
     Attributes:
-      step: [] int32, how many steps were taken.
-      params: θ, parameters of the online encoder, the predictor among them.
-      batch_stats: its running statistics.
-      momentum_params: ξ, parameters of the momentum encoder, which has no predictor.
-      momentum_batch_stats: its own running statistics, not averaged from the online encoder's.
-      opt_state: the optimizer's.
-      queue: the memory queue; None where negatives come from the batch.
+      step: [] int32, the number of steps taken.
+      params: θ, the parameters of the online encoder, including the predictor.
+      batch_stats: the running statistics of the online encoder.
+      momentum_params: ξ, the parameters of the momentum encoder, which has no predictor.
+      momentum_batch_stats: the running statistics of the momentum encoder, not averages of the online encoder's.
+      opt_state: the state of the optimizer.
+      queue: the memory queue; None if the negatives come from the batch.
     """
 
     step: jax.Array
@@ -49,7 +49,7 @@ class TrainState:
 
 
 def create_train_state(method: Method) -> TrainState:
-    """The state before the first step, a pure function of `method.seed`: ξ = θ, the queue empty or full of noise."""
+    """Creates the state before the first step from `method.seed` alone. ξ is θ; the queue is empty or full of noise."""
     key, view = randomness.key(method.seed, randomness.INIT), method.views.blank()
     variables = method.encoder.init(key, view, train=False, predict=True)
     params, batch_stats = variables['params'], variables.get('batch_stats', {})
@@ -70,7 +70,7 @@ def create_train_state(method: Method) -> TrainState:
 
 
 def state_specs(method: Method) -> Any:
-    """How a state lies on the devices: a `PartitionSpec` for each part, or one for the whole of it."""
+    """How a state is laid out on the devices: one `PartitionSpec` for the whole state, or one for each part."""
     whole: Any = PartitionSpec()
     if method.queue_axis is None:
         return whole
@@ -78,7 +78,7 @@ def state_specs(method: Method) -> Any:
 
 
 def queue_specs(method: Method) -> Any:
-    """The same for its queue."""
+    """How the queue of a state is laid out on the devices: a `PartitionSpec` for each of its arrays."""
     whole: Any = PartitionSpec()
     slots: Any = PartitionSpec(method.queue_axis)
     return Queue(keys=slots, ids=slots, labels=slots, enqueued_at=slots, cursor=whole, filled=whole)

@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+from dualcl_jax.data.source import HOLD_OUTS
 from dualcl_jax.method.negatives.selectors import AUTO, SELECTORS, SHARDED
 from dualcl_jax.method.optim import LEARNING_RATE_SCHEDULES, MOMENTUM_SCHEDULES, OPTIMIZERS
 from dualcl_jax.method.views.images import PRESETS, resolve_views
@@ -10,7 +11,7 @@ from dualcl_jax.models.heads import PREDICTORS, PROJECTIONS
 from dualcl_jax.models.norm import norm_layout
 from dualcl_jax.models.resnet import STEMS
 from dualcl_jax.models.vit import PATCHES
-from dualcl_jax.system.config import Rule, at_least, between, check_fields, one_of
+from dualcl_jax.system.config import Rule, at_least, between, check_fields, flatten, one_of
 from dualcl_jax.system.devices import MAPPERS
 from dualcl_jax.system.errors import UserError
 
@@ -33,6 +34,7 @@ RULES: dict[str, Rule] = {
     'data.num_examples': at_least(0),
     'data.test_fraction': (lambda value: 0 <= value < 1, 'must be at least 0 and below 1'),
     'data.validation_fraction': (lambda value: 0 <= value < 1, 'must be at least 0 and below 1'),
+    'data.hold_out': one_of(*HOLD_OUTS),
     'data.labels': (bool, 'choose auto, subfolders, none, or the path of a CSV file'),
     'data.stored_size': at_least(0),
     'data.memory_bytes': at_least(0),
@@ -89,6 +91,23 @@ RULES: dict[str, Rule] = {
     'parallel.stall_s': _POSITIVE,
     **{f'parallel.{phase}_s': at_least(0) for phase in ('compile', 'input', 'step', 'save', 'evaluate')},
 }
+
+
+FREE = (
+    'init_from', 'data.name', 'data.data_dir', 'data.path', 'model.norm', 'model.freeze_patches', 'model.remat',
+    'loss.symmetric', 'loss.two_tau', 'loss.shuffle_keys', 'negatives.mask_same_image', 'queue.sharded',
+    'optimizer.decay_norm_and_bias', 'log.pictures', 'parallel.deterministic',
+)  # fmt: skip
+"""Fields without a rule: any value of their type is valid, or they are checked where they are resolved."""
+
+
+def unknown_fields(config: ConfigDict) -> list[str]:
+    """The fields of a config that this version does not know."""
+    return [
+        field
+        for field, _ in flatten(config)
+        if field not in RULES and field not in FREE and not field.startswith('views.')
+    ]
 
 
 def validate(config: ConfigDict) -> None:

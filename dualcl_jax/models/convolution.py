@@ -1,13 +1,14 @@
-"""Convolution with gradients that run fast on a CPU, and a stem that runs fast elsewhere.
+"""Convolution with gradients that run fast on a CPU, and a stem that runs fast on accelerators.
 
-On a CPU, XLA makes the gradient for the kernel a convolution over transposed copies of both arrays, and the gradient
-for the input of a strided convolution one over interleaved zeros. Here both take shapes that its libraries run well:
-one matrix product, and plain convolutions with stride 1.
+On a CPU, XLA computes the gradient of the kernel as a convolution over transposed copies of both arrays, and the
+gradient of the input of a strided convolution as one over interleaved zeros. Here both have forms that its libraries
+run fast: one matrix product, and plain convolutions with stride 1.
 
-Measured with jax 0.12 and the flags of `dualcl_jax.system.processes.start`, freed memory kept, on one core of a Xeon
-with AVX-512 that other programs shared: the gradient for a 3×3 kernel, batch 256, against XLA's own. float32: 31 ms
-against 70 (32×32 places, 16 channels), 19 and 42 (16×16, 32), 13 and 30 (8×8, 64), 9.5 and 11 (4×4, 128). bfloat16,
-where XLA's own goes to oneDNN: 29 and 45, 26 and 21, 20 and 14, 18 and 11.
+The gradient of a 3×3 kernel at batch 256 was measured with jax 0.12 and the flags of
+`dualcl_jax.system.processes.start`, with freed memory kept, on one core of a Xeon with AVX-512 that other programs
+shared. In float32 it takes 31 ms, and XLA's own 70 ms (32×32 positions, 16 channels); 19 and 42 (16×16, 32); 13 and 30
+(8×8, 64); 9.5 and 11 (4×4, 128). In bfloat16, for which XLA uses oneDNN, it takes 29 and 45, 26 and 21, 20 and 14,
+18 and 11.
 """
 
 from collections.abc import Sequence
@@ -19,21 +20,22 @@ import jax.numpy as jnp
 
 _DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 FEW_CHANNELS = 4
-"""Up to so many, a strided convolution runs by `space_to_depth` on accelerators."""
+"""With at most this many channels, a strided convolution runs as `space_to_depth` on accelerators."""
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def conv(x: jax.Array, kernel: jax.Array, stride: int, padding: int, precision: str | None = None) -> jax.Array:
-    """Two-dimensional convolution (cross-correlation) with the same zero padding on all four sides, as in PyTorch.
+    """Computes a two-dimensional convolution (cross-correlation) with equal zero padding on all sides, as in PyTorch.
 
-    Reverse-mode differentiation only; the gradients differ from those of `jax.lax.conv_general_dilated` by rounding.
+    Only reverse-mode differentiation is supported. The gradients differ from those of `jax.lax.conv_general_dilated`
+    only by rounding.
 
     Args:
       x: [N, H, W, I].
-      kernel: [K, K, I, O], the dtype of x.
+      kernel: [K, K, I, O], of the dtype of x.
       stride: step in both directions, at least 1.
       padding: zeros added on each side of H and of W, less than K.
-      precision: of the products, forward and backward, as `jax.default_matmul_precision` takes it.
+      precision: the precision of the products, forward and backward, as for `jax.default_matmul_precision`.
 
     Returns:
       [N, (H + 2 * padding - K) // stride + 1, (W + 2 * padding - K) // stride + 1, O], the dtype of x.
@@ -50,9 +52,9 @@ def _few_channels(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
 
 
 def space_to_depth(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
-    """`conv` as a convolution with stride 1: blocks of stride × stride places become the channels of one place.
+    """Computes `conv` as a convolution with stride 1, where a block of stride × stride positions becomes one position.
 
-    Matrix units multiply many channels at a time, of which an image has three. The sums are the same, in another order.
+    Matrix units multiply many channels at a time, but an image has only three. The sums are the same in another order.
     """
     n, height, width, channels = x.shape
     side, features = kernel.shape[0], kernel.shape[3]
@@ -68,9 +70,9 @@ def space_to_depth(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, stride: int, pads: Sequence[tuple[int, int]]) -> jax.Array:
-    """With `pads` zeros around height and width, which may be negative."""
+    """Convolves with `pads` zeros around height and width; negative numbers crop."""
     if any(size < side for size, side in zip(x.shape[1:3], kernel.shape[:2], strict=True)):
-        # Smaller than its kernel: XLA:CPU takes 49 ms for 256 maps of 2x2 with 128 channels, 3 with the zeros in place.
+        # For 256 maps of 2x2 with 128 channels, smaller than the kernel, XLA:CPU takes 49 ms; padded before, 3 ms.
         x, pads = jax.lax.optimization_barrier(_pad(x, *pads)), ((0, 0), (0, 0))
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=_DIMENSIONS)
 
@@ -90,10 +92,10 @@ def _backward(
     stride: int, padding: int, precision: str | None, saved: tuple, grad: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     def on_cpu(x: jax.Array, kernel: jax.Array, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
-        # Without the barrier the layers around are computed again for every copy of x and grad below.
+        # Without the barrier XLA computes the surrounding layers again for every copy of x and grad below.
         x, grad = jax.lax.optimization_barrier((x, grad))
         for_x = input_gradient(grad, kernel, stride, padding, x.shape[1:3])
-        if grad.dtype == jnp.bfloat16 and grad.shape[3] >= 32:  # oneDNN takes XLA's own, and is the faster one
+        if grad.dtype == jnp.bfloat16 and grad.shape[3] >= 32:  # XLA's own runs in oneDNN, which is faster
             return for_x, jax.vjp(lambda k: _plain(x, k, stride, padding), kernel)[1](grad)[0]
         return for_x, kernel_gradient(x, grad, stride, padding, kernel.shape[0])
 
@@ -109,7 +111,13 @@ conv.defvjp(_forward, _backward)
 
 
 class _Phase(NamedTuple):
-    """Rows (or columns) of the input that leave one remainder by the stride: what they see and where they lie."""
+    """The rows (or columns) of the input with one remainder modulo the stride.
+
+    Attributes:
+      taps: the taps of the kernel that see them.
+      pad: how many zeros surround the gradient of the output.
+      place: the padding that interleaves them: before, after, and between two of them.
+    """
 
     taps: list[int]
     pad: tuple[int, int]
@@ -117,7 +125,10 @@ class _Phase(NamedTuple):
 
 
 def _phases(size: int, out: int, side: int, stride: int, padding: int) -> list[_Phase]:
-    """Input row r + a * stride takes part in output row a + (r + padding - k) / stride, for taps k that divide."""
+    """Groups the input rows by their remainder r modulo the stride.
+
+    Tap k applies input row r + a * stride to output row a + (r + padding - k) / stride, if the division is exact.
+    """
     phases = []
     for r in range(min(stride, size)):
         taps = [k for k in reversed(range(side)) if (r + padding - k) % stride == 0]
@@ -131,17 +142,17 @@ def _phases(size: int, out: int, side: int, stride: int, padding: int) -> list[_
 
 
 def input_gradient(grad: jax.Array, kernel: jax.Array, stride: int, padding: int, size: Sequence[int]) -> jax.Array:
-    """Gradient [N, H, W, I] for the input of height and width `size`, from the output's gradient [N, h, w, O].
+    """Computes the input's gradient [N, H, W, I], of height and width `size`, from the output's gradient [N, h, w, O].
 
-    Rows of the input that leave the same remainder by the stride see the same taps of the kernel, and so do columns.
-    So each pair of remainders is a convolution of `grad` with stride 1, and its places are interleaved.
+    The same taps of the kernel see all input rows with the same remainder modulo the stride; likewise for columns. So
+    each pair of remainders is a convolution of `grad` with stride 1, and the results are interleaved.
     """
     rows = _phases(size[0], grad.shape[1], kernel.shape[0], stride, padding)
     columns = _phases(size[1], grad.shape[2], kernel.shape[1], stride, padding)
     total = jnp.zeros((grad.shape[0], *size, kernel.shape[2]), grad.dtype)
     for row in rows:
         for column in columns:
-            # Gathered tap by tap: a reversed kernel would be folded into a convolution that oneDNN does not take.
+            # This gathers tap by tap: XLA would fold a reversed kernel into a convolution that oneDNN does not support.
             taps = jnp.stack([jnp.stack([kernel[r, c].T for c in column.taps]) for r in row.taps])
             part = _convolve(grad, taps, 1, (row.pad, column.pad))
             if stride == 1:
@@ -152,11 +163,11 @@ def input_gradient(grad: jax.Array, kernel: jax.Array, stride: int, padding: int
 
 
 def kernel_gradient(x: jax.Array, grad: jax.Array, stride: int, padding: int, side: int) -> jax.Array:
-    """Gradient [side, side, I, O] for the kernel, from x [N, H, W, I] and the output's gradient [N, h, w, O].
+    """Computes the kernel's gradient [side, side, I, O] from x [N, H, W, I] and the output's gradient [N, h, w, O].
 
-    With stride 1 it is sum over places of x[row + i, column] * grad[row, column - j]: copies of x shifted by rows,
-    side by side, times copies of `grad` shifted by columns, in one matrix product without waste. With stride s every
-    s columns of x count as channels of one.
+    With stride 1 it is the sum over positions of x[row + i, column] * grad[row, column - j]. One matrix product
+    computes it from copies of x shifted by rows, side by side, and copies of `grad` shifted by columns. With stride s,
+    s adjacent columns of x count as the channels of one column.
     """
     n, height, width, channels = x.shape
     _, rows, columns, features = grad.shape
@@ -167,7 +178,7 @@ def kernel_gradient(x: jax.Array, grad: jax.Array, stride: int, padding: int, si
     shifted = []
     for i in range(side):
         shifted.append(_pad(x, (padding - i, stride * rows - height - padding + i), (0, 0))[:, ::stride])
-    # Group a + t of columns holds, at place b, what tap padding + stride * t + b sees from output column a.
+    # Column group a + t holds at place b the input that tap padding + stride * t + b sees for output column a.
     first, last = -((stride - 1 + padding) // stride), (side - 1 - padding) // stride
     moved = [_pad(grad, (0, 0), (t, groups - columns - t)) for t in range(first, last + 1)]
     product = _product(_side_by_side(shifted), _side_by_side(moved))
@@ -177,7 +188,7 @@ def kernel_gradient(x: jax.Array, grad: jax.Array, stride: int, padding: int, si
 
 
 def _pad(x: jax.Array, rows: tuple[int, int], columns: tuple[int, int]) -> jax.Array:
-    """Zeros around [N, H, W, C]; negative widths cut."""
+    """Pads [N, H, W, C] with zeros; negative numbers crop."""
     return jax.lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0)))
 
 
@@ -192,5 +203,5 @@ def _side_by_side(parts: list[jax.Array]) -> jax.Array:
 
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """[..., A] and [..., B] to [A, B]: sum over all places of the outer product."""
+    """Sums the outer product of [..., A] and [..., B] over all positions: [A, B]."""
     return a.reshape(-1, a.shape[-1]).T @ b.reshape(-1, b.shape[-1])

@@ -1,1 +1,1 @@
-"""What a run leaves to look at: figures and the report."""
+"""Figures and the HTML report of a run."""

@@ -1,4 +1,4 @@
-"""What a report says of a run, as plain values; `page` lays it out."""
+"""The content of a report as plain values; `page` lays it out."""
 
 import dataclasses
 import json
@@ -24,33 +24,35 @@ from dualcl_jax.workdir.metrics import KNN_BACKBONE
 Content = dict[str, Any]
 
 SERIES_POINTS = 400
-"""Most points of a curve: of a longer one, means over parts of equal length."""
+"""The most points of a curve; a longer curve becomes means over parts of equal length."""
 MAP_NEIGHBOURS = 6
 ANCHORS, ANCHOR_POOL = 8, 500
 HARDEST = 10
 MATRIX_CLASSES = 30
-"""Most classes that a confusion matrix is drawn for."""
+"""The most classes for which a confusion matrix is drawn."""
 CONFUSIONS = 8
 RECORD = (
     'protocol', 'metric', 'value', 'interval', 'data_set', 'split', 'examples', 'encoder', 'layer', 'k', 'tau', 'step',
     'details',
 )  # fmt: skip
-"""Fields of `dualcl_jax.evaluators.records.SCHEMA` that are shown."""
+"""The fields of `dualcl_jax.evaluators.records.SCHEMA` that the page shows."""
 
 
 def describe(run: Subject, samples: Samples) -> Content:
-    """Everything that the page shows of a run; `missing` says of each part that is left out, why."""
+    """Collects everything that the page shows of a run; `missing` gives the reason for each part that is left out."""
     sprite, missing, train = Sprite(), dict[str, str](), run.splits.train
     has_pictures = train.kind == IMAGES
     if not has_pictures:
-        missing['pictures'] = f'Examples are {train.kind}: there are no pictures of them'
+        missing['pictures'] = f'Examples are {train.kind}, which have no pictures'
     facts = describe_method(run.config, run.method, run.splits, run.state.params, run.total_steps)
     facts['steps'] = f'{run.step:,} of {run.total_steps:,} ({run.step / run.steps_per_epoch:.3g} epochs)'
     if run.versions:
         facts['ran on'] = ', '.join(f'{name} {run.versions[name]}' for name in ('device', 'python', 'jax'))
     predictions = _predictions(run, samples, missing)
     selector = build_selector(run.config.negatives.selector, run.config.negatives.skip)
-    method = dataclasses.replace(run.method, select=selector)  # of a whole queue, where the run's was sharded
+    method = dataclasses.replace(
+        run.method, select=selector
+    )  # selects from the whole queue, even if the run's was sharded
     queue = negatives_of(method, run.state, train, run.config.train.batch_size)
     count = _selected_count(run)
     losses = image_losses(
@@ -61,7 +63,7 @@ def describe(run: Subject, samples: Samples) -> Content:
     anchors = hardest_negatives(method, run.state, train, chosen, queue, count, HARDEST) if has_pictures else []
     (shares,) = softmax_shares(method, run.state, train, pool, queue, PARTS, [run.config.loss.temperature])
     if train.class_names is None:
-        missing['classes'] = 'The data set has no labels: what needs them is left out'
+        missing['classes'] = 'The data set has no labels; the parts that need them are left out'
     return {
         'name': run.folder.resolve().name or str(run.folder),
         'fingerprint': samples.source.fingerprint,
@@ -98,7 +100,7 @@ def describe(run: Subject, samples: Samples) -> Content:
 
 
 def _numbers(run: Subject) -> list[dict[str, str]]:
-    """The numbers at the head of the page: name, value and a remark; those that were not measured are left out."""
+    """The numbers at the top of the page, each with name, value and remark. Omits those that were not measured."""
 
     start = next((record for record in run.records if record['step'] == 0), dict[str, Any]())
 
@@ -139,7 +141,7 @@ def _numbers(run: Subject) -> list[dict[str, str]]:
 
 
 def _series(records: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
-    """Each metric as (step, value), where it has a value."""
+    """The curve of each metric as (step, value) pairs, without records that lack it."""
     names = sorted({name for record in records for name in record} - {'step', 'wall_time_s'})
     series = {}
     for name in names:
@@ -152,20 +154,20 @@ def _series(records: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float,
 
 
 def _settled(records: Sequence[Mapping[str, Any]]) -> int:
-    """The step from which the queue is nearly full: the loss rises from 0 before."""
+    """The step from which on the queue is nearly full. Before it the loss rises from 0."""
     levels = [(record['step'], record['train/loss_chance']) for record in records if record.get('train/loss_chance')]
     highest = max((level for _, level in levels), default=0)
     return next((step for step, level in levels if level >= 0.95 * highest), 0)
 
 
 def _selected_count(run: Subject) -> int:
-    """How many negatives the step after this state selects."""
+    """How many negatives the next step of this state selects."""
     schedule = run.method.count_negatives
     return run.method.num_negatives if schedule is None else int(schedule(run.state.step))
 
 
 def _predictions(run: Subject, samples: Samples, missing: dict[str, str]) -> NDArray[np.int32] | None:
-    """[n] the class of each image that is shown, by its nearest training images; None where that means nothing."""
+    """Predicts the class [n] of each shown image from its nearest training images; None if that is meaningless."""
     bank_labels = run.splits.train.labels[samples.banked]
     known = bank_labels >= 0
     classes = np.unique(bank_labels[known])
@@ -178,7 +180,7 @@ def _predictions(run: Subject, samples: Samples, missing: dict[str, str]) -> NDA
     elif not (samples.labels >= 0).any():
         missing['confusion'] = 'the held-out images have no labels'
     elif not (np.isfinite(samples.features).all() and np.isfinite(samples.bank).all()):
-        missing['confusion'] = 'features are not finite'
+        missing['confusion'] = 'the features are not finite'
     else:
         return knn_predict(
             samples.features,
@@ -198,9 +200,9 @@ def _map(
     sprite: Sprite,
     missing: dict[str, str],
 ) -> Content | None:
-    """The places of images in the plane, scaled to [0, 1], and what is told of each."""
+    """The positions of images in the plane, scaled to [0, 1], and the details of each image."""
     if samples.points is None:
-        missing['map'] = 'features are not finite, or of fewer than 3 images'
+        missing['map'] = 'the features are not finite, or there are fewer than 3 images'
         return None
     low, span = samples.points.min(axis=0), np.ptp(samples.points, axis=0).max()
     points = (samples.points - low) / max(float(span), 1e-12)
@@ -218,7 +220,7 @@ def _map(
 
 
 def _neighbours(run: Subject, samples: Samples, sprite: Sprite) -> list[Content]:
-    """Images with the training images nearest to them."""
+    """Some images with their nearest training images."""
     train, rows = run.splits.train, []
     for query, found, similarities in zip(samples.queries, samples.found, samples.similarities, strict=True):
         image = samples.shown[query]
@@ -255,12 +257,12 @@ def _anchor(run: Subject, anchor: Anchor, sprite: Sprite) -> Content:
 
 
 def _same(label: int, other: int) -> bool | None:
-    """Whether two labels are one class; None where one of them is not known."""
+    """Whether two labels are the same class; None if one of them is unknown."""
     return label == other if min(label, other) >= 0 else None
 
 
 def _confusion(samples: Samples, predictions: NDArray | None, bank_labels: NDArray) -> Content | None:
-    """How often images of one class are taken for another, by the labelled ones of the bank."""
+    """How often images of one class are predicted as another, given the labelled images of the bank."""
     if predictions is None:
         return None
     known = samples.labels >= 0
@@ -286,7 +288,7 @@ def _confusion(samples: Samples, predictions: NDArray | None, bank_labels: NDArr
 
 
 def _evaluations(folder: epath.Path, missing: dict[str, str]) -> list[Content]:
-    """The records of `dualcl_jax.evaluate` below `evaluation/`; files without them are named in `missing`."""
+    """The records of `dualcl_jax.evaluate` in `evaluation/`; `missing` names the files that hold none."""
     parent, found, strange = folder / 'evaluation', list[Content](), list[str]()
     paths = sorted([*parent.glob('*.json'), *parent.glob('*/*.json')]) if parent.exists() else []
     for path in paths:
@@ -296,5 +298,5 @@ def _evaluations(folder: epath.Path, missing: dict[str, str]) -> list[Content]:
         except (ValueError, KeyError, TypeError):
             strange.append(path.name)
     if strange:
-        missing['evaluations'] = f'In evaluation/, not results of an evaluation: {", ".join(strange)}'
+        missing['evaluations'] = f'These files in evaluation/ are not results of an evaluation: {", ".join(strange)}'
     return found

@@ -1,7 +1,7 @@
-"""Figures of a run, as PNG files: training curves, view pairs, nearest neighbours, a map of the embedding.
+"""Figures of a run as PNG files: training curves, view pairs, nearest neighbours, a map of the embedding.
 
-Each function takes arrays or records and a path, writes one picture and returns the path. Nothing here touches
-pyplot, so nothing is left behind in its global state.
+Each function takes arrays or records and a path, writes one picture and returns the path. No function uses pyplot or
+its global state.
 """
 
 import io
@@ -20,10 +20,10 @@ from dualcl_jax.workdir.metrics import KNN_BACKBONE
 DPI = 150
 DASHED = (0, (4, 3))
 
-# Okabe and Ito's palette: told apart with any colour vision.
+# Okabe and Ito's palette, which all kinds of colour vision can distinguish.
 BLUE, ORANGE, GREEN, VERMILLION = '#0072B2', '#E69F00', '#009E73', '#D55E00'
 INK, MUTED, FAINT = '#222222', '#6B6B6B', '#D9D9D9'
-# Paul Tol's muted scheme and a gray: ten classes told apart with any colour vision; ten more with another marker.
+# Paul Tol's muted scheme and a gray: ten classes for all kinds of colour vision; ten more have another marker.
 CLASS_COLOURS = (
     '#332288', '#CC6677', '#117733', '#DDCC77', '#88CCEE',
     '#AA4499', '#999933', '#44AA99', '#882255', '#777777',
@@ -32,13 +32,13 @@ CLASS_MARKERS = ('o', '^')
 
 
 def curves(records: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> epath.Path:
-    """The loss with its chance level, and kNN accuracy with its two references, over steps.
+    """Draws the loss with its chance level, and kNN accuracy with its two references, over the steps.
 
     Args:
-        records: of `metrics.jsonl`: `step` and any of `train/loss`, `train/loss_chance`, `monitor/knn_top1_backbone`,
-            `monitor/knn_top1_projection`, `monitor/knn_top1_raw_pixels` (fractions). Values that are missing or not
-            finite are left out. Without kNN (no labels) only the loss is drawn.
-        path: of the PNG.
+      records: records of `metrics.jsonl`: `step` and any of `train/loss`, `train/loss_chance`,
+        `monitor/knn_top1_backbone`, `monitor/knn_top1_projection`, `monitor/knn_top1_raw_pixels` (fractions). Missing
+        and non-finite values are omitted. Without kNN (no labels) only the loss is drawn.
+      path: path of the PNG.
     """
     loss, chance, backbone, projection, raw_pixels = (
         _series(records, key)
@@ -62,7 +62,7 @@ def curves(records: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -
     _line(left, loss, BLUE, alpha=0.3 if len(smooth) else 1.0, linewidth=0.8 if len(smooth) else 1.6)
     _line(left, smooth, BLUE)
     _line(left, chance, MUTED, linestyle=DASHED, linewidth=1.2)
-    if len(loss):  # while an empty queue fills, the loss rises from 0: that may leave the picture
+    if len(loss):  # the loss rises from 0 while the queue fills; that part may lie outside the axes
         heights = [*settled[:, 1], *chance[-1:, 1]]
         pad = 0.07 * (max(heights) - min(heights)) or 0.5
         left.set_ylim(max(0, min(heights) - pad), max(heights) + pad)
@@ -91,12 +91,14 @@ def curves(records: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -
 
 
 def view_pairs(images: NDArray, views: NDArray, path: str | os.PathLike[str]) -> epath.Path:
-    """A sheet with one column an image: the image above, its V augmented views below. Best with 10 to 12 images.
+    """Draws one column for each image: the image above its V augmented views. Best with 10 to 12 images.
+
+    Small images are enlarged by a whole number, pixel by pixel; large ones are reduced.
 
     Args:
-        images: [n, H, W, C] uint8, C 1 (gray) or 3.
-        views: [V, n, h, w, C] float in [0, 1].
-        path: of the PNG. Small images are enlarged by a whole number, pixel by pixel; large ones are reduced.
+      images: [n, H, W, C] uint8, C 1 (gray) or 3.
+      views: [V, n, h, w, C] float in [0, 1].
+      path: path of the PNG.
     """
     views = np.asarray(views)
     rows = [('original', images), *((f'view {index + 1}', view) for index, view in enumerate(views))]
@@ -122,18 +124,18 @@ def neighbours(
     class_names: Sequence[str] | None,
     path: str | os.PathLike[str],
 ) -> epath.Path:
-    """One row a query: the query at the left, then its nearest training images, each with its cosine similarity.
+    """Draws one row for each query: the query, then its nearest training images with their cosine similarities.
 
-    With labels, a green frame means the query's class; a vermillion frame means another one, which is named below.
+    With labels, a green frame marks the query's class. A vermillion frame marks another class, with its name below.
 
     Args:
-        query_images: [m, H, W, C] uint8, or float in [0, 1].
-        query_labels: [m] integers, -1 where unknown; or None.
-        neighbour_images: [m, k, H, W, C], the most similar first.
-        neighbour_labels: [m, k] integers, -1 where unknown; or None.
-        similarities: [m, k] float.
-        class_names: a name for each label; or None.
-        path: of the PNG.
+      query_images: [m, H, W, C] uint8, or float in [0, 1].
+      query_labels: [m] integers, -1 if unknown; or None.
+      neighbour_images: [m, k, H, W, C], the most similar first.
+      neighbour_labels: [m, k] integers, -1 if unknown; or None.
+      similarities: [m, k] float.
+      class_names: a name for each label; or None.
+      path: path of the PNG.
     """
     side = _cell_side(*query_images.shape[1:3])
     names = None
@@ -177,14 +179,14 @@ def embedding_map(
     path: str | os.PathLike[str],
     of: str = 'held-out images',
 ) -> epath.Path:
-    """A map of features in the plane. Classes are coloured; up to 20 of them get a legend.
+    """Draws a map of features in the plane, with one colour for each class. Up to 20 classes have a legend.
 
     Args:
-        points: [n, 2], of `dualcl_jax.reports.samples.in_plane`.
-        labels: [n] integers, -1 where unknown; or None.
-        class_names: a name for each label; or None.
-        path: of the PNG.
-        of: what the features are of, for the title.
+      points: [n, 2] from `dualcl_jax.reports.samples.in_plane`.
+      labels: [n] integers, -1 if unknown; or None.
+      class_names: a name for each label; or None.
+      path: path of the PNG.
+      of: what the features describe, for the title.
     """
     known = np.unique(labels[labels >= 0]) if labels is not None else np.empty(0, int)
     with_legend = 0 < len(known) <= len(CLASS_COLOURS) * len(CLASS_MARKERS)
@@ -221,14 +223,14 @@ def embedding_map(
 
 
 class _Sheet:
-    """A white canvas in pixels for images and text: images keep their pixels, nothing resamples them."""
+    """A white canvas in pixels for images and text. Images are not resampled."""
 
     def __init__(self, height: int, width: int) -> None:
         self._canvas = np.full((height, width, 3), 255, np.uint8)
         self._figure = _figure(width / DPI, height / DPI, layout=None)
 
     def paste(self, image: NDArray, top: int, left: int, side: int) -> None:
-        """Puts an image in the middle of the square at (top, left), with a gray hairline where it borders on white."""
+        """Centres an image in the square at (top, left), with a gray hairline between image and white canvas."""
         image = _fit(image, side)
         height, width, _ = image.shape
         top, left = top + (side - height) // 2, left + (side - width) // 2
@@ -237,7 +239,7 @@ class _Sheet:
         self._canvas[top : top + height, left : left + width] = image
 
     def frame(self, top: int, left: int, side: int, thickness: int, colour: str) -> None:
-        """Fills the square and a border around it; paste the image afterwards."""
+        """Fills the square and a border around it. Call it before pasting the image."""
         from matplotlib.colors import to_rgb
 
         inside = slice(top - thickness, top + side + thickness), slice(left - thickness, left + side + thickness)
@@ -260,9 +262,9 @@ def _figure(width: float, height: float, layout: Literal['constrained'] | None =
 
 
 def _save(figure: Any, path: str | os.PathLike[str]) -> epath.Path:
-    """Writes a PNG wherever epath can, making the folder."""
+    """Writes a PNG to a local or remote path and creates its folder."""
     content = io.BytesIO()
-    with warnings.catch_warnings():  # class names may be in any script: a glyph the font lacks is drawn as a box
+    with warnings.catch_warnings():  # class names may use any script; a glyph missing from the font becomes a box
         warnings.filterwarnings('ignore', message='Glyph .* missing from font')
         figure.savefig(content, format='png', dpi=DPI)
     written = epath.Path(path)
@@ -272,14 +274,14 @@ def _save(figure: Any, path: str | os.PathLike[str]) -> epath.Path:
 
 
 def _series(records: Sequence[Mapping[str, Any]], key: str) -> NDArray[np.float64]:
-    """(step, value) rows [n, 2] of the records that have a finite value."""
+    """Rows [n, 2] of (step, value) from the records that have a finite value."""
     rows = [(record['step'], record[key]) for record in records if record.get(key) is not None]
     series = np.asarray(rows, np.float64).reshape(-1, 2)
     return series[np.isfinite(series[:, 1])]
 
 
 def _once_filled(loss: NDArray[np.float64], chance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The loss from where its chance level has nearly reached its height, which it does as the queue fills."""
+    """The part of the loss after its chance level, which rises as the queue fills, is near its maximum."""
     if not len(chance):
         return loss
     steps, levels = chance.T
@@ -288,7 +290,7 @@ def _once_filled(loss: NDArray[np.float64], chance: NDArray[np.float64]) -> NDAr
 
 
 def _running_mean(series: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A centred running mean of a long series over a fortieth of it; nothing for a short one."""
+    """A centred running mean over a fortieth of a long series; an empty series for a short one."""
     window = len(series) // 40
     if window < 2:
         return series[:0]
@@ -322,7 +324,7 @@ def _line(axes: Any, series: NDArray[np.float64], colour: str, **style: Any) -> 
 
 
 def _label_ends(axes: Any, ends: Sequence[tuple[str, float, str]]) -> None:
-    """Writes each curve's text at its height right of the axes, pushed apart where they would overlap."""
+    """Writes the text of each curve at its height to the right of the axes, and separates texts that would overlap."""
     bottom, top = axes.get_ylim()
     ends = sorted(ends, key=lambda end: end[1])
     heights = [(value - bottom) / (top - bottom) for _, value, _ in ends]
@@ -335,13 +337,13 @@ def _label_ends(axes: Any, ends: Sequence[tuple[str, float, str]]) -> None:
 
 
 def _cell_side(height: int, width: int) -> int:
-    """Pixels for the longer side of an image: a whole multiple near 100, or 128 for a large image."""
+    """The pixels of the longer side of a drawn image: a multiple of its size near 100, or 128 for a large image."""
     longest = max(height, width)
     return longest * max(1, round(100 / longest)) if longest <= 128 else 128
 
 
 def _fit(image: NDArray, side: int) -> NDArray[np.uint8]:
-    """An RGB version that fits a square: enlarged by a whole number, or reduced."""
+    """Converts an image to RGB and fits it into a square: enlarges it by a whole number, or reduces it."""
     image = np.asarray(image)
     if image.dtype != np.uint8:
         image = np.round(255 * np.clip(np.nan_to_num(image), 0, 1)).astype(np.uint8)
@@ -351,7 +353,7 @@ def _fit(image: NDArray, side: int) -> NDArray[np.uint8]:
 
 
 def fit_within(image: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
-    """An image [H, W, 1 or 3] as RGB, reduced where a side has more than `longest` pixels."""
+    """Converts an image [H, W, 1 or 3] to RGB, and reduces it if a side has more than `longest` pixels."""
     from PIL import Image
 
     image = np.broadcast_to(image, (*image.shape[:2], 3))
@@ -363,6 +365,6 @@ def fit_within(image: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
 
 
 def _class_name(class_names: Sequence[str] | None, label: int, longest: int) -> str:
-    """The name of a class, or its number, cut to so many characters."""
+    """The name of a class, or its number, cut to `longest` characters."""
     name = str(label) if class_names is None else str(class_names[label]) if label >= 0 else ''
     return name if len(name) <= longest else name[: longest - 1] + '…'

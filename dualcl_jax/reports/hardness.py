@@ -1,6 +1,6 @@
-"""What the loss finds hard: the negatives that anchors select from the queue, their weight, and the loss of images.
+"""Measures hardness: the negatives that anchors select from the queue, their share of the softmax, the loss of images.
 
-Encoders run in evaluation mode. In training an anchor is a view, and batch statistics are those of its batch.
+The encoders run in evaluation mode. In training, an anchor is a view, and BN uses the statistics of its batch.
 """
 
 import dataclasses
@@ -22,15 +22,15 @@ from dualcl_jax.method.negatives.selectors import allowed_slots
 from dualcl_jax.method.state import TrainState, Variables
 
 PARTS = (64, 32, 16, 8, 4, 2)
-"""The hardest 1/64 to 1/2 of the negatives, whose share of the softmax is told."""
+"""The hardest 1/64 to 1/2 of the negatives, whose share of the softmax is reported."""
 BLOCK = 250
-"""Images that are encoded at a time."""
+"""How many images are encoded at a time."""
 NO_IMAGE = -2
-"""Id of an anchor that is not a training image: no slot of the queue has it."""
+"""The id of an anchor that is not a training image; no slot of the queue has this id."""
 
 
 class Negative(NamedTuple):
-    """A selected negative: its image in the training split (-1: noise), class (-1: unknown), cosine, age in steps."""
+    """A selected negative: image in the training split (-1: noise), class (-1: unknown), cosine, and age in steps."""
 
     image: int
     label: int
@@ -40,15 +40,16 @@ class Negative(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Anchor:
-    """An anchor and what its loss is taken against.
+    """An anchor and its negatives.
 
     Attributes:
-      image: index in the training split.
+      image: its index in the training split.
       label: its class, or -1.
-      hardest: of its selected negatives, the most similar first.
-      selected, allowed: how many negatives were selected, of how many that might have been.
-      same_class: share of the selected ones that are of its class; None without labels.
-      same_class_queue: the same over all that were allowed.
+      hardest: the hardest of its selected negatives, the most similar first.
+      selected: how many negatives were selected.
+      allowed: from how many they were selected.
+      same_class: the share of the selected negatives that are of the anchor's class; None without labels.
+      same_class_queue: the same share over all allowed negatives.
     """
 
     image: int
@@ -61,7 +62,7 @@ class Anchor:
 
 
 def negatives_of(method: Method, state: TrainState, train: Source, batch_size: int) -> Queue:
-    """The queue; where negatives come from the batch, the keys of a batch of training images, without augmentation."""
+    """The queue of a run. If its negatives come from the batch: the keys of a batch of unaugmented training images."""
     if state.queue is not None:
         return state.queue
     ids = np.random.default_rng(0).permutation(len(train))[:batch_size]
@@ -74,18 +75,18 @@ def negatives_of(method: Method, state: TrainState, train: Source, batch_size: i
 def hardest_negatives(
     method: Method, state: TrainState, train: Source, images: NDArray, queue: Queue, k: int, shown: int
 ) -> list[Anchor]:
-    """The hardest selected negatives of training images that are encoded as they are, without augmentation.
+    """Finds the hardest selected negatives of training images, which are encoded without augmentation.
 
-    They are chosen as in training: from the slots that are allowed, by the method's selector.
+    The method's selector selects them from the allowed slots, as in training.
 
     Args:
-      method: of the run.
-      state: of a checkpoint.
+      method: the method of the run.
+      state: the state of a checkpoint.
       train: the training split.
-      images: [n] indices of the anchors into it.
-      queue: of `negatives_of`.
+      images: [n], the anchors' indices in the training split.
+      queue: the queue of `negatives_of`.
       k: how many negatives are selected.
-      shown: how many of them to name at most, for each anchor.
+      shown: the most negatives to return for each anchor.
     """
     anchors = jnp.asarray(_embed_images(method, state.variables, train, images, predict=True))
     ids = jnp.asarray(images, jnp.int32)
@@ -120,22 +121,22 @@ def hardest_negatives(
 def image_losses(
     method: Method, state: TrainState, source: Source, images: NDArray, queue: Queue, k: int, *, of_training: bool
 ) -> NDArray[np.float32]:
-    """[n] the loss of each image: InfoNCE of one view, its query, against another, its key, and selected negatives.
+    """Computes the loss [n] of each image: InfoNCE of a view as query, another as key, and the selected negatives.
 
     Args:
-      method: of the run.
-      state: of a checkpoint.
-      source: of the images.
-      images: [n] indices into it.
-      queue: of `negatives_of`.
+      method: the method of the run.
+      state: the state of a checkpoint.
+      source: the source of the images.
+      images: [n], their indices in the source.
+      queue: the queue of `negatives_of`.
       k: how many negatives are selected.
-      of_training: whether they are training images, which the queue may hold.
+      of_training: whether they are training images, whose keys may be in the queue.
     """
     losses = []
     for anchors in _view_pairs(method, state, source, images):
         ids = jnp.asarray(anchors.ids if of_training else np.full(BLOCK, NO_IMAGE), jnp.int32)
         contrast, _ = _contrast(method, state, queue, k, anchors.queries, anchors.keys, ids)
-        losses.append(np.asarray(contrast.loss)[: anchors.asked])
+        losses.append(np.asarray(contrast.loss)[: anchors.size])
     return np.concatenate(losses)
 
 
@@ -148,28 +149,28 @@ def softmax_shares(
     parts: Sequence[int],
     temperatures: Sequence[float],
 ) -> NDArray[np.float64]:
-    """The share of the softmax that the hardest 1/part of a query's negatives hold, nothing selected, at each τ.
+    """Computes the share of the softmax over all negatives that the hardest 1/part of them hold, at each temperature.
 
-    A negative of cosine s weighs exp(s/τ) among all allowed ones: that is its share of what pushes the query away
-    (1807.03748). Each is the mean over images, each one a view as in `image_losses`.
+    A negative with cosine s weighs exp(s/τ) among all allowed negatives: this is its share of the force that repels the
+    query (1807.03748). The shares are means over images, of which one view is the query, as in `image_losses`.
 
     Args:
-      method: of the run.
-      state: of a checkpoint.
+      method: the method of the run.
+      state: the state of a checkpoint.
       train: the training split.
-      images: [n] indices into it.
-      queue: of `negatives_of`.
-      parts: such as 4 for the hardest quarter; rounded down to whole negatives, at least one.
+      images: [n], indices in the training split.
+      queue: the queue of `negatives_of`.
+      parts: such as 4 for the hardest quarter, rounded down to whole negatives, but at least one.
       temperatures: each τ > 0.
 
     Returns:
-      [len(temperatures), len(parts)]; NaN where no image has a negative.
+      [len(temperatures), len(parts)]; NaN if no image has a negative.
     """
     shares = []
     for anchors in _view_pairs(method, state, train, images):
         allowed = _allowed(method, state, queue, jnp.asarray(anchors.ids, jnp.int32))
         similarities = np.asarray(cosine(anchors.queries, queue.keys))
-        for row, candidates in zip(similarities[: anchors.asked], np.asarray(allowed), strict=False):
+        for row, candidates in zip(similarities[: anchors.size], np.asarray(allowed), strict=False):
             if not candidates.any():
                 continue
             hardest = -np.sort(-row[candidates].astype(np.float64))
@@ -180,16 +181,16 @@ def softmax_shares(
 
 
 class _ViewPairs(NamedTuple):
-    """A block of images [BLOCK], the first `asked` of which are asked for: ids, and queries and keys [BLOCK, D]."""
+    """A block of `size` images, padded to BLOCK: their ids [BLOCK], and their queries and keys [BLOCK, D]."""
 
-    asked: int
+    size: int
     ids: NDArray
     queries: jax.Array
     keys: jax.Array
 
 
 def _view_pairs(method: Method, state: TrainState, source: Source, images: NDArray) -> Iterator[_ViewPairs]:
-    """Of each image [n] one view as query and another as key, drawn by the image's place in `images`."""
+    """Encodes one view of each image [n] as query and another as key; the random keys follow the order of `images`."""
     for start in range(0, len(images), BLOCK):
         chosen = images[start : start + BLOCK]
         padded = _fill(chosen)
@@ -205,7 +206,7 @@ def _view_pairs(method: Method, state: TrainState, source: Source, images: NDArr
 def _embed_images(
     method: Method, variables: Variables, source: Source, indices: NDArray, *, predict: bool
 ) -> NDArray[np.float32]:
-    """Unit embeddings [n, D] of images as they are, resized where they have another size; a block at a time."""
+    """Computes unit embeddings [n, D] of images without augmentation, one block at a time; resizes them if needed."""
     parts = []
     for start in range(0, len(indices), BLOCK):
         chosen = indices[start : start + BLOCK]
@@ -215,7 +216,7 @@ def _embed_images(
 
 
 def _fill(indices: NDArray) -> NDArray:
-    """Up to a block of indices, the last repeated to make it a block: one shape, one compilation."""
+    """Pads indices to a whole block by repeating the last one, so that one compiled program serves all blocks."""
     return np.pad(indices, (0, BLOCK - len(indices)), mode='edge')
 
 
@@ -232,15 +233,15 @@ def _make_views(method: Method, keys: jax.Array, examples: Any) -> Any:
 
 
 def _allowed(method: Method, state: TrainState, queue: Queue, ids: jax.Array) -> jax.Array:
-    """[b, K] bool: which slots may be negatives of anchors of images `ids` [b]."""
-    mask = method.mask_same_image or state.queue is None  # without a queue, the anchor may be in the batch
+    """Which slots may be negatives of the anchors of images `ids` [b], [b, K] bool."""
+    mask = method.mask_same_image or state.queue is None  # without a queue, the anchor itself may be in the batch
     return allowed_slots(valid(queue), queue.ids, ids, mask_same_image=mask)
 
 
 def _contrast(
     method: Method, state: TrainState, queue: Queue, k: int, anchors: jax.Array, positives: jax.Array, ids: jax.Array
 ) -> tuple[Contrast, NDArray[np.bool_]]:
-    """The loss of anchors [b] with their negatives as in training, and which slots [b, K] were allowed."""
+    """Computes the loss of anchors [b] with negatives selected as in training, and which slots [b, K] were allowed."""
     allowed = _allowed(method, state, queue, ids)
     positions = jnp.arange(len(ids), dtype=jnp.int32)
     rngs = randomness.example_keys(method.seed, randomness.NEGATIVES, jnp.asarray(state.step), positions)
@@ -263,6 +264,6 @@ def _info_nce(
 
 
 def _same_class(classes: NDArray, label: int) -> float | None:
-    """Share of the known classes [n] that are `label`; None where that cannot be said."""
+    """The share of the known classes [n] that equal `label`; None if it or all of them are unknown."""
     known = classes[classes != UNKNOWN]
     return float((known == label).mean()) if label != UNKNOWN and len(known) else None

@@ -1,7 +1,7 @@
-"""The page: one HTML file with everything inside, for one run or several side by side.
+"""The report page: one self-contained HTML file for one run, or for several side by side.
 
-Curves and maps are drawn by `templates/report.js` as SVG, some 200 lines, because what a plotting library would bring
-into every report (plotly.js: 4.5 MB) is ten times the report.
+`templates/report.js` draws curves and maps as SVG in some 200 lines. A plotting library (plotly.js: 4.5 MB) would make
+every report about ten times as large.
 """
 
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ from dualcl_jax.system.files import write_text
 from dualcl_jax.workdir.metrics import KNN_BACKBONE
 
 RAW_PIXELS = 'monitor/knn_top1_raw_pixels'
-"""Measured once: a level to compare with."""
+"""A reference level that is measured once."""
 
-# Title, unit, and lines: metric, name. The first line of a panel is solid, the second dashed, the third dotted.
+# Each panel: title, unit, and lines of (metric, name). The first line is solid, the second dashed, the third dotted.
 PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     ('Contrastive loss', '', (('train/loss', 'loss'), ('train/loss_chance', 'chance'))),
     (
@@ -47,7 +47,7 @@ FOR_SCRIPT = ('name', 'series', 'settled', 'map', 'class_names', 'fingerprint')
 
 
 def render(runs: Sequence[Content]) -> str:
-    """The page of runs, each from `content.describe`."""
+    """Renders the page of runs, whose contents are from `content.describe`."""
     loader = jinja2.PackageLoader('dualcl_jax.reports', 'templates')
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -57,7 +57,7 @@ def render(runs: Sequence[Content]) -> str:
         {
             'title': title,
             'unit': unit,
-            'settles': lines[0][0] == 'train/loss',  # while an empty queue fills, the loss rises from 0
+            'settles': lines[0][0] == 'train/loss',  # the loss rises from 0 while the queue fills
             'lines': [{'metric': metric, 'name': name, 'reference': metric == RAW_PIXELS} for metric, name in lines],
         }
         for title, unit, lines in PANELS
@@ -84,26 +84,26 @@ def render(runs: Sequence[Content]) -> str:
 
 
 def write_page(runs: Sequence[Content], path: epath.Path) -> None:
-    """Writes the page of runs, whole or not at all."""
+    """Writes the page of runs atomically."""
     write_text(path, render(runs))
 
 
 def _compare_numbers(runs: Sequence[Content]) -> list[dict[str, Any]]:
-    """Every number that a run has, with its value in each run, or None."""
+    """Every number that any run has, with its value in each run, or None."""
     names = list(dict.fromkeys(number['name'] for run in runs for number in run['numbers']))
     by_run = [{number['name']: number for number in run['numbers']} for run in runs]
     return [{'name': name, 'values': [numbers.get(name) for numbers in by_run]} for name in names]
 
 
 def _differences(runs: Sequence[Content]) -> list[dict[str, Any]]:
-    """Fields of the config in which runs differ."""
+    """The fields of the config in which the runs differ."""
     fields = sorted({field for run in runs for field in run['config']})
     rows = [{'field': field, 'values': [run['config'].get(field) for run in runs]} for field in fields]
     return [row for row in rows if any(value != row['values'][0] for value in row['values'])]
 
 
 def _compare_evaluations(runs: Sequence[Content]) -> dict[str, list[dict[str, Any]]]:
-    """Results of `dualcl_jax.evaluate` by protocol: what was measured how, with its record in each run, or None."""
+    """The results of `dualcl_jax.evaluate` by protocol: each measurement with its record in each run, or None."""
     same = ('metric', 'encoder', 'layer', 'k', 'tau', 'data_set', 'split', 'examples', 'step')
     tables: dict[str, dict[tuple, dict[str, Any]]] = {}
     for place, run in enumerate(runs):

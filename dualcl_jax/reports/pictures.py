@@ -1,4 +1,4 @@
-"""The pictures of a finished run, made from its data, its encoder and its metrics."""
+"""Draws the pictures of a finished run from its data, its encoder and its metrics."""
 
 import numpy as np
 from etils import epath
@@ -23,9 +23,9 @@ def draw_pictures(subject: Subject, samples: Samples) -> None:
 
 
 def draw_figures(run: Subject, samples: Samples) -> None:
-    """Writes `figures/`: curves and a map of the embedding, and of images view pairs and nearest neighbours.
+    """Writes `figures/`: curves and a map of the embedding; for images also view pairs and nearest neighbours.
 
-    Without a test split the training examples are shown.
+    Without a test split the figures show training examples.
     """
     train, folder = run.splits.train, run.folder / 'figures'
     folder.mkdir(exist_ok=True)
@@ -47,7 +47,7 @@ def draw_figures(run: Subject, samples: Samples) -> None:
 
 
 def _draw_neighbours(train: Source, samples: Samples, path: epath.Path) -> None:
-    """Draws the nearest training images of some of the images that are shown."""
+    """Draws the nearest training images of some of the shown images."""
     labelled, queries = train.class_names is not None, samples.shown[samples.queries]
     figures.neighbours(
         samples.source.examples(queries),

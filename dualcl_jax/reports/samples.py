@@ -1,4 +1,4 @@
-"""The images that a report looks at, with their features: computed once for the figures and the page."""
+"""The images that a report shows, and their features, computed once for the figures and the page."""
 
 from typing import Any, NamedTuple
 
@@ -20,16 +20,16 @@ class Samples(NamedTuple):
     """Images of a run and their backbone features.
 
     Attributes:
-      source: of the images that are shown: the test split, or the training split where there is none.
-      of_training: whether it is the training split.
-      shown: [n] indices into `source`, in random order.
-      features: [n, F] of those.
-      points: [n, 2], their places in the plane; None where there is no map of them.
-      banked: [N] indices into the training split, in order.
-      bank: [N, F] features of those.
-      queries: [m] positions in `shown`, of as many classes as there are.
-      found: [m, k] indices into the training split: the nearest images of each query, the most similar first.
-      similarities: [m, k] their cosines.
+      source: the source of the shown images: the test split, or the training split if there is none.
+      of_training: whether `source` is the training split.
+      shown: [n], the shown images' indices in `source`, in random order.
+      features: [n, F], the features of the shown images.
+      points: [n, 2], their positions in the plane; None if they have no map.
+      banked: [N], the bank's indices in the training split, in ascending order.
+      bank: [N, F], the features of the bank.
+      queries: [m], positions in `shown`, of as many classes as possible.
+      found: [m, k], indices in the training split: the nearest images of each query, the most similar first.
+      similarities: [m, k], the cosines of queries and nearest images.
     """
 
     source: Source
@@ -45,17 +45,17 @@ class Samples(NamedTuple):
 
     @property
     def of(self) -> str:
-        """What the examples are, in words; those held out are for testing or for validation."""
+        """What the shown examples are, in words. Held-out examples are those for testing or for validation."""
         return f'{"training" if self.of_training else "held-out"} {self.source.kind}'
 
     @property
     def labels(self) -> NDArray:
-        """[n] of the images that are shown, -1 where unknown."""
+        """The labels [n] of the shown images, -1 if unknown."""
         return self.source.labels[self.shown]
 
 
 def take_samples(embed: Embedder, variables: Any, splits: Splits, *, writes: bool = True) -> Samples | None:
-    """Draws images, the same of one data set in every run, and encodes them. Every process must call it.
+    """Draws images, the same for one data set in every run, and encodes them. Every process must call it.
 
     Returns:
       The samples, or None in a process that does not write.
@@ -70,7 +70,7 @@ def take_samples(embed: Embedder, variables: Any, splits: Splits, *, writes: boo
         return None
     of_training = source is train
     queries = one_per_class(source.labels[shown], QUERY_IMAGES)
-    # A training image is its own nearest neighbour: the first column goes.
+    # A training image is its own nearest neighbour, so the first column is dropped.
     similarities, found = map(np.asarray, nearest(features[queries], bank, NEIGHBOURS + of_training))
     return Samples(
         source=source,
@@ -87,20 +87,21 @@ def take_samples(embed: Embedder, variables: Any, splits: Splits, *, writes: boo
 
 
 def one_per_class(labels: NDArray, count: int) -> NDArray:
-    """Positions of up to `count` examples, of as many classes as there are."""
+    """The positions of up to `count` examples of as many classes as possible."""
     _, first = np.unique(labels, return_index=True)
     rest = np.setdiff1d(np.arange(len(labels)), first)
     return np.concatenate([first, rest])[:count]
 
 
 def in_plane(features: NDArray, seed: int = 0) -> NDArray[np.float32]:
-    """A map of features in the plane: t-SNE (van der Maaten and Hinton 2008) of the normalised features.
+    """Maps features into the plane by t-SNE (van der Maaten and Hinton 2008) of the normalised features.
 
-    Starts from the first two principal components, so that far distances mean something too (Kobak and Berens 2019).
+    It starts from the first two principal components, so that large distances are meaningful too (Kobak and Berens
+    2019).
 
     Args:
-      features: [n, F], n at least 3, finite.
-      seed: of the map.
+      features: [n, F], finite, with n at least 3.
+      seed: the seed of t-SNE.
 
     Returns:
       [n, 2].
@@ -113,15 +114,17 @@ def in_plane(features: NDArray, seed: int = 0) -> NDArray[np.float32]:
 
     features = np.asarray(features, np.float32)
     if len(features) < 3 or not np.isfinite(features).all():
-        raise ValueError(f'features must be finite and of at least 3 examples, got shape {features.shape}')
+        raise ValueError(f'need finite features of at least 3 examples, got shape {features.shape}')
     directions = unit(features)
     left, scales, _ = np.linalg.svd(directions - directions.mean(axis=0), full_matrices=False)
     components = left[:, :50] * scales[:50]
     start = np.zeros((len(features), 2), np.float32)
     start[:, : components.shape[1]] = components[:, :2]
     start *= 1e-4 / max(float(start[:, 0].std()), 1e-12)
-    start += 1e-6 * np.random.default_rng(seed).normal(size=start.shape).astype(np.float32)  # for equal features
+    start += 1e-6 * np.random.default_rng(seed).normal(size=start.shape).astype(np.float32)  # separates equal features
     perplexity = min(30.0, (len(features) - 1) / 3)
     tsne = TSNE(perplexity=perplexity, init=start, learning_rate='auto', random_state=seed)
-    with threadpool_limits(1):  # a second thread gains little, and on a busy machine its spinning costs tenfold
+    with threadpool_limits(
+        1
+    ):  # a second thread gains little, and on a busy machine its spinning takes ten times as long
         return tsne.fit_transform(components)

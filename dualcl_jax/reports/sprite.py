@@ -1,4 +1,4 @@
-"""Many small images as one picture inside a page: each is stored once and shown wherever it is wanted."""
+"""Packs many small images into one picture inside a page, which stores each image once and shows it anywhere."""
 
 import base64
 import io
@@ -11,13 +11,13 @@ from dualcl_jax.data import Source
 from dualcl_jax.reports.figures import fit_within
 
 LARGEST = 64
-"""Pixels of the longer side of an image, at most."""
+"""The most pixels of the longer side of an image."""
 QUALITY = 88
 GRAY = 128
 
 
 class Sprite:
-    """Collects images of sources, each once, and packs them into one JPEG."""
+    """Collects images from sources, each image once, and packs them into one JPEG."""
 
     def __init__(self) -> None:
         self._places: dict[tuple[int, int], int] = {}
@@ -25,7 +25,7 @@ class Sprite:
         self.side = 1
 
     def add(self, source: Source, indices: NDArray) -> list[int]:
-        """The tiles of the images at `indices` [n]."""
+        """Adds the images at `indices` [n] of a source, unless they are here already. Returns their tiles."""
         keys = [(id(source), int(index)) for index in indices]
         new = [key for key in dict.fromkeys(keys) if key not in self._places]
         if new:
@@ -37,16 +37,16 @@ class Sprite:
 
     @property
     def pitch(self) -> int:
-        """Pixels from one tile to the next: whole blocks of the JPEG, so that no tile shows in another."""
+        """The pixels from one tile to the next: whole JPEG blocks, so that no tile affects another."""
         return -(-self.side // 8) * 8
 
     @property
     def columns(self) -> int:
-        """Tiles in a row."""
+        """The number of tiles in a row."""
         return max(1, math.ceil(math.sqrt(len(self._images))))
 
     def data_uri(self) -> str:
-        """The picture: tiles in rows, each image in the middle of a square."""
+        """The picture as a data URI: rows of square tiles, each with its image in the middle."""
         from PIL import Image
 
         side, pitch, columns = self.side, self.pitch, self.columns

@@ -1,4 +1,4 @@
-"""What a report is about: a run as it was after one of its steps."""
+"""The subject of a report: a run after one of its steps."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -22,17 +22,18 @@ from dualcl_jax.workdir.saved_run import open_saved_run
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A run to report on: one that has just ended, or one that was opened for reading.
+    """A run to report on: one that has just ended, or one opened from its folder.
 
     Attributes:
       folder: the workdir.
-      config: resolved.
-      method: of the config, with the run's schedules.
+      config: the resolved config.
+      method: the method of the config, with the run's schedules.
       splits: the data.
-      total_steps, steps_per_epoch: lengths.
-      state: of a checkpoint, as NumPy arrays.
-      records: of `metrics.jsonl`, up to the step of the state.
-      versions: of what it ran on; empty where they are not known.
+      total_steps: the length of the run.
+      steps_per_epoch: the length of an epoch.
+      state: the state of a checkpoint as NumPy arrays.
+      records: the records of `metrics.jsonl` up to the step of the state.
+      versions: the versions of hardware and software that it ran on; empty if unknown.
     """
 
     folder: epath.Path
@@ -47,15 +48,15 @@ class Subject:
 
     @property
     def step(self) -> int:
-        """How many steps were taken."""
+        """The number of steps taken."""
         return int(self.state.step)
 
 
 def read_subject(workdir: str) -> tuple[Subject, Samples]:
-    """A run as its newest checkpoint holds it, and its encoder's features of its own data.
+    """Reads a run from its newest checkpoint, and computes its encoder's features of its own data.
 
     Raises:
-      UserError: there is no run with a checkpoint, or its data are not here.
+      UserError: there is no run with a checkpoint, or its data are missing.
     """
     run = open_saved_run(workdir)
     splits = load(run.config.data, validate=True)

@@ -1,4 +1,4 @@
-"""A contact sheet of the views that a configuration makes, without training."""
+"""Draws a contact sheet of the views that a config makes, without training."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def show_views(config: ConfigDict, path: str) -> None:
     """Draws the first images of a run's first batch, each above its views at that step, into a PNG file.
 
     Raises:
-      UserError: something in the config, the data or the path that the user can mend.
+      UserError: the config, the data or the path has a mistake that the user can correct.
     """
     validate(config)
     if not path.endswith('.png'):
@@ -41,7 +41,7 @@ def show_views(config: ConfigDict, path: str) -> None:
 
 
 def first_views(train: Source, ids: np.ndarray, views: ImageViews, seed: int) -> np.ndarray:
-    """The views of the images `ids` [n] where they open the batch of step 0: float32 [2, n, size, size, C]."""
+    """The views of the images `ids` [n] as the first of the batch of step 0, float32 [2, n, size, size, C]."""
     rows = np.arange(len(ids))
     crops = train.host_views(views.host_recipe)
     if crops is None:

@@ -1,4 +1,4 @@
-"""What a compiled step needs: memory by part, operations, collectives, and the time that a device's limits allow."""
+"""What a compiled step needs: memory by part, operations, collectives, and the least time that a device allows."""
 
 import importlib.util
 import os
@@ -31,11 +31,11 @@ from dualcl_jax.system.errors import UserError
 from dualcl_jax.training import cost
 
 STEPS_PER_EPOCH = 100
-"""Assumed: no data is read, and the length of a run is a constant in the step that changes nothing here."""
+"""An assumption, as no data are read. The length of a run is a constant of the step and does not affect the report."""
 ASSUMED_MEAN, ASSUMED_STD = (0.5,), (0.25,)
-"""Where a config leaves them to the data."""
+"""The statistics of images, if the config takes them from the data."""
 CROPPED_FROM = 128
-"""Images of so many pixels a side are taken to come as crops made by the host, smaller ones as they are stored."""
+"""The loader is assumed to deliver images of at least this many pixels a side as crops, smaller ones as stored."""
 
 
 LIBTPU_WITHOUT_A_TPU = {
@@ -44,13 +44,16 @@ LIBTPU_WITHOUT_A_TPU = {
     'TPU_WORKER_HOSTNAMES': 'localhost',
     'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
 }
-"""It would ask a TPU VM's metadata which machine it is on, and let only one process load it. Neither matters here."""
+"""Without these variables libtpu asks the metadata of a TPU VM for its machine, and only one process can load it."""
 
 
 class Limits(NamedTuple):
-    """Of one device: `flops` a second in bfloat16, `bandwidth` of its memory in bytes a second, `memory` in bytes.
+    """The limits of one device; None if unknown.
 
-    None where it is not known.
+    Attributes:
+      flops: operations per second in bfloat16.
+      bandwidth: of its memory, in bytes per second.
+      memory: in bytes.
     """
 
     flops: float | None
@@ -63,17 +66,18 @@ LIMITS = {
     'TPU v5': Limits(459e12, 2765e9, round(95.73 * 2**30)),
     'TPU v6 lite': Limits(918e12, 1640e9, round(31.24 * 2**30)),
 }
-"""By `device_kind`. Speeds: Google Cloud's pages of v5e, v5p and v6e. Memory: what libtpu leaves a program of it."""
+"""By `device_kind`. The speeds are from Google Cloud's pages of v5e, v5p and v6e. The memory is what libtpu leaves to a
+program."""
 
 
 def topology_devices(name: str) -> list[Any]:
-    """The devices of a TPU topology such as v5e:4x4, none of which need be there.
+    """The devices of a TPU topology such as v5e:4x4. They need not exist on this machine.
 
     Raises:
       UserError: libtpu is not installed, or does not know the topology.
     """
     if importlib.util.find_spec('libtpu') is None:
-        raise UserError(f"--topology={name}: needs libtpu; pip install -e '.[tpu]'")
+        raise UserError(f"--topology={name}: requires libtpu; install it with pip install -e '.[tpu]'")
     for variable, value in LIBTPU_WITHOUT_A_TPU.items():
         os.environ.setdefault(variable, value)
     from jax.experimental import topologies
@@ -81,24 +85,29 @@ def topology_devices(name: str) -> list[Any]:
     try:
         return list(topologies.get_topology_desc(name, 'tpu').devices)
     except jax.errors.JaxRuntimeError as error:
-        raise UserError(f'--topology={name}: {str(error).splitlines()[0]}\ngive one such as v5e:4x4') from error
+        raise UserError(f'--topology={name}: {str(error).splitlines()[0]}\nuse one such as v5e:4x4') from error
 
 
 def compile_step(config: ConfigDict, devices: Sequence[Any]) -> dict[str, Any]:
-    """Compiles the training step for devices, and reports on it; nothing is run and no data are read.
+    """Compiles the training step for devices and reports on it. It runs no step and reads no data.
 
     Returns:
-      `fits`, whether memory suffices; `bytes_per_device`, and `bytes_by_part`; `memory_bytes` of one device;
-      `global_batch`; `devices`, `device_kind`; `flops_per_device` of one step; `collectives` by kind and
-      `collective_bytes`, as `dualcl_jax.training.cost` counts them;
-      `roofline_seconds` of one step: the longer of `compute_seconds`, its arithmetic at full speed, and
-      `memory_seconds`, what the compiled program reads and writes by XLA's estimate (the body of each loop once);
-      `queue_and_head_bytes`: all that the queue and the loss of one view order take where they are compiled alone;
-      `roofline_head_seconds` of the losses of one step, their memory that of reading the queue once for each.
-      None is what is not known of the device, or of a program that does not fit.
+      These values by name; a value is None if it is unknown for the device or for a program that does not fit:
+      - `fits`: whether the memory suffices;
+      - `bytes_per_device` and `bytes_by_part`: the memory that the step needs;
+      - `memory_bytes`: the memory of one device;
+      - `global_batch`, `devices`, `device_kind`;
+      - `flops_per_device`: the operations of one step;
+      - `collectives` by kind and `collective_bytes`, as `dualcl_jax.training.cost` counts them;
+      - `compute_seconds`: the time of one step's arithmetic at full speed;
+      - `memory_seconds`: the time of the compiled program's reads and writes by XLA's estimate, which counts the body
+        of each loop once;
+      - `roofline_seconds`: the longer of the two;
+      - `queue_and_head_bytes`: the memory of the queue and the loss of one view order, compiled alone;
+      - `roofline_head_seconds`: the time of the losses of one step, each of which reads the queue once.
 
     Raises:
-      UserError: the config is at fault, or cannot be divided over the devices.
+      UserError: the config has a mistake, or cannot be divided over the devices.
     """
     validate(config)
     validate_devices(config, len(devices))
@@ -116,7 +125,7 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> dict[str, Any]:
     step, specs, limits = partial(train_step, method), state_specs(method), _limits(device)
     state = shapes(jax.eval_shape(partial(create_train_state, method)), mesh, specs)
     batch = shapes(batch_spec(_example(config.data.image_size, 2), size), mesh, PartitionSpec(AXIS))
-    asked = cost.count(ShardMapMapper(mesh, specs).map(step).trace(state, batch).jaxpr, device.platform)
+    counted = cost.count(ShardMapMapper(mesh, specs).map(step).trace(state, batch).jaxpr, device.platform)
     report = {
         'fits': False,
         'device_kind': device.device_kind,
@@ -131,10 +140,10 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> dict[str, Any]:
             'queue': bytes_per_device(state.queue),
             'batch': bytes_per_device(batch),
         },
-        'flops_per_device': asked.flops,
-        'collectives': asked.collectives,
-        'collective_bytes': sum(kind['bytes'] for kind in asked.collectives.values()),
-        **_roofline(limits, asked, None),
+        'flops_per_device': counted.flops,
+        'collectives': counted.collectives,
+        'collective_bytes': sum(kind['bytes'] for kind in counted.collectives.values()),
+        **_roofline(limits, counted, None),
         **_head(method, mesh, limits, size),
     }
     try:
@@ -152,12 +161,12 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> dict[str, Any]:
     return report | {
         'fits': None if limits.memory is None else total <= limits.memory,
         'bytes_per_device': total,
-        **_roofline(limits, asked, (compiled.cost_analysis() or {}).get('bytes accessed')),
+        **_roofline(limits, counted, (compiled.cost_analysis() or {}).get('bytes accessed')),
     }
 
 
 def _head(method: Method, mesh: Mesh, limits: Limits, batch_size: int) -> dict[str, Any]:
-    """The loss of one view order and its gradient, compiled alone with the queue, or the keys of a batch."""
+    """Reports on the loss of one view order and its gradient, compiled alone with the queue or the keys of a batch."""
     orders = 2 if method.symmetric else 1
 
     def loss(embeddings: jax.Array, positives: jax.Array, anchors: Anchors, queue: Queue) -> jax.Array:
@@ -179,36 +188,36 @@ def _head(method: Method, mesh: Mesh, limits: Limits, batch_size: int) -> dict[s
     described = tuple(shapes(part, mesh, spec) for part, spec in zip(jax.eval_shape(arguments), specs, strict=True))
     mapped = jax.shard_map(head, mesh=mesh, in_specs=specs, out_specs=own, check_vma=False)
     traced = jax.jit(mapped).trace(*described)
-    asked = cost.count(traced.jaxpr, mesh.devices.flat[0].platform)
-    times = _roofline(limits, asked, bytes_per_device(described[2]))['roofline_seconds']
+    counted = cost.count(traced.jaxpr, mesh.devices.flat[0].platform)
+    times = _roofline(limits, counted, bytes_per_device(described[2]))['roofline_seconds']
     return {
         'queue_and_head_bytes': _total(traced.lower().compile().memory_analysis()),
         'roofline_head_seconds': None if times is None else orders * times,
     }
 
 
-def _roofline(limits: Limits, asked: cost.Cost, accessed: float | None) -> dict[str, float | None]:
-    compute = asked.passes / limits.flops if limits.flops else None
+def _roofline(limits: Limits, counted: cost.Cost, accessed: float | None) -> dict[str, float | None]:
+    compute = counted.passes / limits.flops if limits.flops else None
     memory = accessed / limits.bandwidth if limits.bandwidth and accessed else None
     known = [seconds for seconds in (compute, memory) if seconds is not None]
     return {'compute_seconds': compute, 'memory_seconds': memory, 'roofline_seconds': max(known, default=None)}
 
 
 def _example(image_size: int, views: int) -> ArraySpec:
-    """An example as the loader is assumed to give it: an image, or a crop of it for each view."""
+    """An example that the loader is assumed to deliver: an image, or a crop of it for each view."""
     of_views = (views,) if image_size >= CROPPED_FROM else ()
     return ArraySpec((*of_views, image_size, image_size, 3), np.dtype(np.uint8))
 
 
 def _total(used: Any) -> int:
-    """Bytes that a compiled program takes with its arguments and results, those that share memory once."""
+    """The bytes of a compiled program with its arguments and results; memory that they share counts once."""
     shared = used.alias_size_in_bytes
     arrays = used.argument_size_in_bytes + used.output_size_in_bytes + used.temp_size_in_bytes
     return arrays - shared + used.generated_code_size_in_bytes
 
 
 def _needed(message: str) -> int | None:
-    """Bytes that a program would take which XLA refuses for its size."""
+    """The bytes of a program that XLA rejects as too large, from its error message; None if it has none."""
     found = re.search(r'Used ([\d.]+)([KMGT]) of|total memory required[^(]*\(([\d.]+)([KMGT])\)', message)
     if found is None:
         return None
@@ -223,21 +232,21 @@ def _limits(device: Any) -> Limits:
         return Limits(None, None, os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // jax.local_device_count())
     try:
         return Limits(None, None, (device.memory_stats() or {}).get('bytes_limit'))
-    except jax.errors.JaxRuntimeError:  # a device that is not there
+    except jax.errors.JaxRuntimeError:  # a device of a topology, which does not exist here
         return Limits(None, None, None)
 
 
 def show(report: dict[str, Any]) -> None:
     """Prints a report as a table."""
     table = Table(title=f'{report["devices"]} × {report["device_kind"]}, batch {report["global_batch"]:,}')
-    table.add_column('of one device')
+    table.add_column('on one device')
     table.add_column('', justify='right')
     for name, size in report['bytes_by_part'].items():
         table.add_row(name, _size(size))
     table.add_section()
-    table.add_row('all, what is shared once', _size(report['bytes_per_device']))
-    table.add_row('its memory', _size(report['memory_bytes']))
-    table.add_row('fits', {True: 'yes', False: 'no', None: 'not known'}[report['fits']])
+    table.add_row('total, shared memory once', _size(report['bytes_per_device']))
+    table.add_row('memory of the device', _size(report['memory_bytes']))
+    table.add_row('fits', {True: 'yes', False: 'no', None: 'unknown'}[report['fits']])
     table.add_row('queue and loss alone', _size(report['queue_and_head_bytes']))
     table.add_section()
     table.add_row('operations of a step', f'{report["flops_per_device"]:.3g}')
@@ -249,7 +258,7 @@ def show(report: dict[str, Any]) -> None:
         ('loss', 'roofline_head_seconds'),
     ):
         if report[field] is not None:
-            table.add_row(f'{name}, at the least', f'{1e3 * report[field]:.3g} ms')
+            table.add_row(f'{name}, at least', f'{1e3 * report[field]:.3g} ms')
     console = Console()
     console.print(table)
     if report['fits'] is False:
@@ -258,7 +267,7 @@ def show(report: dict[str, Any]) -> None:
 
 def _size(count: int | None) -> str:
     if count is None:
-        return 'not known'
+        return 'unknown'
     for power, unit in enumerate(('B', 'kB', 'MB')):
         if count < 1000 ** (power + 1):
             return f'{count / 1000**power:.4g} {unit}'

@@ -1,4 +1,4 @@
-"""What a program asks of one device, counted in its jaxpr: arithmetic and collectives, loops as often as they run."""
+"""Counts the arithmetic and the collectives of a program on one device in its jaxpr; a loop counts each iteration."""
 
 import math
 from collections import Counter
@@ -18,16 +18,16 @@ KINDS = {
 }
 """XLA's names of the collectives of `jax.lax`."""
 PASSES = {jax.lax.Precision.HIGHEST: 6, jax.lax.Precision.HIGH: 3}
-"""Passes in bfloat16 that a product of float32 takes on the matrix unit of a TPU; one at the default precision."""
+"""How many bfloat16 passes of a TPU's matrix unit a float32 product needs; one at the default precision."""
 
 
 class Cost(NamedTuple):
-    """Of one device.
+    """The cost of a program on one device.
 
     Attributes:
-      flops: of matrix products and convolutions, a multiplication and an addition being two.
-      passes: the same, those of float32 as often as a TPU passes over them.
-      collectives: by kind, `count` and the `bytes` of the results.
+      flops: the operations of matrix products and convolutions; a multiplication and an addition count as two.
+      passes: the same, but each float32 operation counts once for each pass that a TPU needs.
+      collectives: for each kind, its `count` and the `bytes` of the results.
     """
 
     flops: int
@@ -36,9 +36,9 @@ class Cost(NamedTuple):
 
 
 def count(jaxpr: Any, platform: str) -> Cost:
-    """The cost of a jaxpr on 'cpu', 'gpu' or 'tpu'; of a `shard_map` in it, that of one device.
+    """Counts the cost of a jaxpr on 'cpu', 'gpu' or 'tpu'. A `shard_map` counts as the cost of one device.
 
-    Of branches the dearest counts. The body of a loop whose end the data decide counts once.
+    A condition counts as its most expensive branch. The body of a loop whose length depends on data counts once.
     """
     total = _count(jaxpr, platform)
     kinds = sorted({kind for name, kind in total if name == 'count'})
@@ -70,7 +70,7 @@ def _count(jaxpr: Any, platform: str) -> Counter[tuple[str, str]]:
 
 
 def _product_flops(equation: Any) -> int:
-    """Of zeros that a dilated input is filled with, none are counted."""
+    """The operations of a product or convolution, without those on the zeros of a dilated input."""
     left, right = (variable.aval.shape for variable in equation.invars)
     results = math.prod(equation.outvars[0].aval.shape)
     if equation.primitive.name == 'dot_general':
@@ -87,7 +87,7 @@ def _passes(equation: Any) -> int:
 
 
 def _branches(params: dict[str, Any], platform: str) -> list[Any]:
-    """Those of a condition that may run on a platform."""
+    """The branches of a condition that may run on a platform."""
     platforms = params.get('branches_platforms') or [None] * len(params['branches'])
     for branch, names in zip(params['branches'], platforms, strict=True):
         if names is not None and platform in names:

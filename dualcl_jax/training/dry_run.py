@@ -1,4 +1,4 @@
-"""A dry run: everything checked, the step traced, the plan printed; nothing compiled, trained or written."""
+"""A dry run: checks everything, traces the step and prints the plan; compiles, trains and writes nothing."""
 
 from functools import partial
 
@@ -19,7 +19,7 @@ def dry_run(config: ConfigDict, workdir: str) -> None:
     """Prints what `train` would do with a config and a workdir.
 
     Raises:
-      UserError: what `train` would raise before its first step.
+      UserError: any mistake for which `train` would fail before its first step.
     """
     validate(config)
     plan = make_plan(config, workdir, writes=False)
@@ -35,4 +35,4 @@ def dry_run(config: ConfigDict, workdir: str) -> None:
         'learning rate': ', '.join(rates),
     }
     console.facts(facts)
-    console.note('dry run: all of it is valid; nothing was trained or written')
+    console.note('dry run: everything is valid; nothing was trained or written')

@@ -1,4 +1,4 @@
-"""Warnings for runs that learn nothing, and batches whose loss, gradient or next state is not finite."""
+"""Warns about runs that learn nothing, and counts batches whose loss, gradient or next state is not finite."""
 
 import itertools
 import math
@@ -14,16 +14,16 @@ from dualcl_jax.training.run import Run
 from dualcl_jax.workdir.metrics import MetricsLog
 
 PATIENCE = 5
-"""Records in a row that must show a fault before there is a warning."""
+"""How many consecutive records must show a fault before it causes a warning."""
 NEAR_CHANCE = 0.98
 COLLAPSED_STD = 0.05
 
 
 def warning(records: Sequence[dict[str, Any]], total_steps: int) -> str | None:
-    """A warning for the newest record of a run, given once: when the fault has lasted for `PATIENCE` records.
+    """Returns a warning once a fault has lasted for `PATIENCE` records of a run, and None for later records.
 
-    A loss above `NEAR_CHANCE` of its chance level after a tenth of the run, or queries whose `train/feature_std` is
-    below `COLLAPSED_STD`.
+    The faults are a loss above `NEAR_CHANCE` of its chance level after a tenth of the run, and queries whose
+    `train/feature_std` is below `COLLAPSED_STD`.
     """
     trained = (record for record in reversed(records) if 'train/loss' in record)
     recent = list(itertools.islice(trained, PATIENCE + 1))[::-1]
@@ -43,18 +43,18 @@ def warning(records: Sequence[dict[str, Any]], total_steps: int) -> str | None:
 
 
 NAMED = 8
-"""How many examples of a batch are named on the terminal; `metrics.jsonl` has all."""
+"""How many examples of a batch the terminal names; `metrics.jsonl` has all of them."""
 
 
 class Skipped:
-    """The batches that a run has skipped.
+    """Counts the batches that a run has skipped.
 
     Args:
-      run: whose `skip_nonfinite` says how many batches may be skipped.
-      log: a record of each goes in here.
+      run: the run; its `skip_nonfinite` is the number of batches that it may skip.
+      log: receives a record of each skipped batch.
 
     Attributes:
-      steps: whose batches they were.
+      steps: the steps of the skipped batches.
     """
 
     def __init__(self, run: Run, log: MetricsLog) -> None:
@@ -62,10 +62,10 @@ class Skipped:
         self._plan, self._log = run.plan, log
 
     def add(self, step: int, metrics: dict[str, jax.Array], wall_time_s: float) -> str:
-        """Records a batch, and returns a line about it.
+        """Records a skipped batch and returns a line about it.
 
         Raises:
-          UserError: it is one more than may be skipped.
+          UserError: the run has skipped more batches than it may.
         """
         config, allowed = self._plan.config, self._plan.config.skip_nonfinite
         ids = batch_indices(config.seed, step - 1, len(self._plan.splits.train), config.train.batch_size).tolist()

@@ -1,4 +1,4 @@
-"""Starting a new run from the encoder of another: its online backbone, and its projection where the shapes agree."""
+"""Starts a new run from another run's encoder: its online backbone, and its projection if the shapes agree."""
 
 import dataclasses
 from typing import Any
@@ -18,7 +18,7 @@ def check_encoder(params: optax.Params, workdir: str) -> None:
     """Checks that a new run with these parameters, or their shapes, can start from another run's newest checkpoint.
 
     Raises:
-      UserError: it has no checkpoint, or its backbone has other shapes.
+      UserError: the other run has no checkpoint, or its backbone has other shapes.
     """
     folder, steps = find_run(workdir, flag='--init_from')
     checkpoints = Checkpoints((folder / 'checkpoints').resolve(), read_only=True)
@@ -32,7 +32,7 @@ def check_encoder(params: optax.Params, workdir: str) -> None:
 
 
 def with_encoder(state: TrainState, workdir: str, mesh: Mesh) -> TrainState:
-    """A new state whose online and momentum encoder start from the online encoder of another run's newest checkpoint.
+    """Replaces the online and the momentum encoder by the online encoder of another run's newest checkpoint.
 
     The backbones must have the same shapes (`check_encoder`).
 

@@ -1,4 +1,4 @@
-"""The training loop, top to bottom."""
+"""The training loop."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +33,7 @@ from dualcl_jax.workdir.folder import missing_is_away, read_summary
 from dualcl_jax.workdir.metrics import KNN_BACKBONE, MetricsLog
 
 IN_FLIGHT = 2
-"""Steps that may be under way on the devices before the host waits for the oldest."""
+"""How many steps may be in flight on the devices before the host waits for the oldest."""
 
 
 def train(config: ConfigDict, workdir: str, *, traced_steps: int = 0) -> bool:
@@ -42,14 +42,14 @@ def train(config: ConfigDict, workdir: str, *, traced_steps: int = 0) -> bool:
     Args:
       config: see `configs/default.py`; it is not changed.
       workdir: local or remote folder.
-      traced_steps: how many steps to write a profiler trace of, into `profile/`.
+      traced_steps: how many steps the profiler traces into `profile/`.
 
     Returns:
-      True when the run is complete, False when a signal stopped it after a checkpoint.
+      True if the run is complete, False if a signal stopped it after a checkpoint.
 
     Raises:
-      UserError: a mistake in the config, the data or the folder; before anything is compiled. Later: a loss that is
-        not finite, or a state that cannot be saved.
+      UserError: before anything is compiled, for a mistake in the config, the data or the folder. Later, if a loss is
+        not finite or a state cannot be saved.
       RestartError: another process of the run is lost, a phase takes too long, or the folder is away.
     """
     validate(config)
@@ -80,7 +80,7 @@ def _train(
     step = plan.start_step
     heartbeat.enter('compile', step + 1, settled=step)
     step_fn = _compile(run, state, log)
-    state = run.mapper.put_state(state)  # the step may take over its buffers: nothing else refers to them
+    state = run.mapper.put_state(state)  # the step may reuse its buffers, so nothing else may refer to them
     loader = _loader(run)
     in_flight = InFlight(run, log, console, loader)
     trace = Trace(str(plan.folder / 'profile'), plan.start_step, traced_steps)
@@ -123,9 +123,9 @@ def _train(
 
 
 def _compile(run: Run, state: TrainState, log: MetricsLog) -> Callable[..., Any]:
-    """The step, compiled for a global state and the batches of the loader.
+    """Compiles the step for a global state and the batches of the loader.
 
-    Meanwhile a new run measures what its accuracy is compared with: raw pixels, and the encoder before training.
+    Meanwhile a new run measures its reference accuracies: those of raw pixels and of the encoder before training.
     """
     step = partial(train_step, run.plan.method)
     with ThreadPoolExecutor(max_workers=1) as beside:
@@ -136,7 +136,7 @@ def _compile(run: Run, state: TrainState, log: MetricsLog) -> Callable[..., Any]
 
 
 def _loader(run: Run) -> Loader:
-    """The batches of this process, for the steps that are left."""
+    """Loads the batches of this process for the remaining steps."""
     plan, config = run.plan, run.plan.config
     return Loader(
         plan.splits.train,
@@ -152,14 +152,14 @@ def _loader(run: Run) -> Loader:
 
 
 def _measure(run: Run, step: int, state: TrainState, log: MetricsLog) -> None:
-    """Records kNN accuracy after a step. Every process must call it."""
+    """Records the kNN accuracy after a step. Every process must call it."""
     assert run.monitor is not None
     log.write(step, run.wall_time_s(), run.monitor.encoder(state.variables))
 
 
 def _save(run: Run, step: int, state: TrainState, log: MetricsLog, skipped: Skipped) -> str:
-    """Starts saving a checkpoint. Returns what went wrong with it or the one before it, if anything."""
-    log.flush()  # a run that resumes from here needs the records before it
+    """Starts saving a checkpoint. Returns a warning if saving it or the previous one failed, or an empty string."""
+    log.flush()  # a run that resumes from this checkpoint needs the earlier records
     record = dict(run.record) | {
         'wall_time_s': run.wall_time_s(),
         'skipped_steps': skipped.steps,
@@ -169,14 +169,14 @@ def _save(run: Run, step: int, state: TrainState, log: MetricsLog, skipped: Skip
 
 
 def _finish(run: Run, state: Any, log: MetricsLog, in_flight: InFlight, console: Console) -> None:
-    """Writes what a complete run has besides its checkpoints and metrics. Every process must call it.
+    """Writes the summary and the pictures of a complete run. Every process must call it.
 
     Args:
-      run: all of whose steps are done.
-      state: in the form of its mapper.
-      log: closed in the end.
-      in_flight: no steps any more.
-      console: closed in the end.
+      run: the run, whose steps are all done.
+      state: the final state in the form of the run's mapper.
+      log: the metrics; this function closes it.
+      in_flight: the record of the steps, none of which is in flight.
+      console: the terminal; this function closes it.
     """
     rates = in_flight.rates()
     global_state = run.mapper.global_state(state)
@@ -192,14 +192,14 @@ def _finish(run: Run, state: Any, log: MetricsLog, in_flight: InFlight, console:
         _draw(run, global_state, log, results['versions'])
     log.close()
     if run.writes:
-        write_json(run.plan.folder / 'summary.json', results)  # the last file: a run that has it is complete
+        write_json(run.plan.folder / 'summary.json', results)  # written last: a run with this file is complete
     console.warn(log.problem())
     console.close()
     console.note(summary.closing(results, run.plan.folder))
 
 
 def _draw(run: Run, state: TrainState, log: MetricsLog, versions: dict[str, str]) -> None:
-    """Writes `figures/` and `report.html`. Every process must call it; the one that writes draws."""
+    """Writes `figures/` and `report.html`. Every process must call it; only the one that writes draws."""
     plan, state = run.plan, whole(state)
     samples = take_samples(run.embed, state.variables, plan.splits, writes=run.writes)
     if samples is None:

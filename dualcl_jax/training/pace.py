@@ -1,4 +1,4 @@
-"""The speed of a run: images per second and the share of time spent waiting for input, without pauses."""
+"""The speed of a run: images per second and the share of time spent waiting for input, excluding pauses."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -6,11 +6,11 @@ from contextlib import contextmanager
 
 
 class Pace:
-    """Counts the steps of one process and their time. The first step compiles and is not counted.
+    """Counts the steps of one process and their time. It does not count the first step, which compiles.
 
     Args:
-      batch_size: images of a step, over all devices.
-      clock: seconds, increasing.
+      batch_size: images in a step, over all devices.
+      clock: returns increasing seconds.
     """
 
     def __init__(self, batch_size: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -23,14 +23,14 @@ class Pace:
         self._mark = (0, 0.0, 0.0)
 
     def step_done(self, wait_seconds: float) -> None:
-        """Counts a step that is done, with the seconds waited for input so far."""
+        """Counts a finished step, given the seconds of waiting for input so far."""
         self._steps += 1
         if self._steps == 0:
             self._began, self._waited_before = self._clock(), wait_seconds
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """A context whose time is not counted."""
+        """A context whose time does not count."""
         began = self._clock()
         yield
         if self._steps >= 0:
@@ -49,7 +49,7 @@ class Pace:
         return self._rates(*self._now(wait_seconds))
 
     def seconds_per_step(self) -> float | None:
-        """Since the first step; None until a second one is done."""
+        """The mean time of a step since the first one; None until the second is done."""
         steps, seconds, _ = self._now(0.0)
         return seconds / steps if steps > 0 else None
 

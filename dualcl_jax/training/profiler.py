@@ -5,16 +5,16 @@ from types import TracebackType
 import jax
 
 WARM_UP = 3
-"""Steps of a start that come before those that are traced: the first ones allocate."""
+"""How many steps after the start are not traced: the first ones allocate memory."""
 
 
 class Trace:
-    """Within its context, writes a trace of some steps.
+    """A context that writes a trace of some steps.
 
     Args:
-      folder: where to, local or remote.
-      start_step: how many steps were taken before this start.
-      steps: how many to trace, after `WARM_UP`; 0 for none.
+      folder: the output folder, local or remote.
+      start_step: the number of steps taken before this start.
+      steps: how many steps to trace after `WARM_UP`; 0 for none.
     """
 
     def __init__(self, folder: str, start_step: int, steps: int) -> None:
@@ -33,7 +33,7 @@ class Trace:
             self._running = True
 
     def after(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Call when a step is under way, with what it will measure."""
+        """Call after each step has been dispatched, with its metrics."""
         if self._running and step == self._last:
             jax.block_until_ready(metrics)
             self._stop()

@@ -1,4 +1,4 @@
-"""The cases of the self-test: stored float64 results, and what this machine makes of the same inputs."""
+"""The cases of the self-test: each compares a result of this machine with a stored float64 result."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,7 +13,7 @@ SIDE, VIEW_STEP = 12, 5
 
 
 def load_cases() -> Arrays:
-    """The stored inputs, and results of `tests/reference/make_selftest_cases.py` in float64."""
+    """Loads the stored inputs and the float64 results of `tests/reference/make_selftest_cases.py`."""
     with (
         resources.files('dualcl_jax.training').joinpath('selftest_cases.npz').open('rb') as file,
         np.load(file) as arrays,
@@ -22,25 +22,25 @@ def load_cases() -> Arrays:
 
 
 def _difference(found: object, expected: np.ndarray) -> float:
-    """Largest difference, as a share of the largest expected value."""
+    """The largest difference relative to the largest expected value."""
     error = np.abs(np.asarray(found, np.float64) - expected).max()
     return float(error / max(np.abs(expected).max(), 1e-12))
 
 
 def loss_case(arrays: Arrays) -> float:
-    """Dual-view InfoNCE against the hardest negatives of a queue with an empty tail."""
+    """Dual-view InfoNCE with the hardest negatives of a queue that is not full."""
     return _difference(_loss(arrays, arrays['queries']), arrays['loss'])
 
 
 def gradient_case(arrays: Arrays) -> float:
-    """Its gradient by the queries."""
+    """The gradient of that loss by the queries."""
     import jax
 
     return _difference(jax.jit(jax.grad(lambda queries: _loss(arrays, queries)))(arrays['queries']), arrays['gradient'])
 
 
 def _loss(arrays: Arrays, queries: Any) -> Any:
-    """The loss by the functions that a step calls."""
+    """Computes the loss with the functions that a step calls."""
     import jax.numpy as jnp
 
     from dualcl_jax import losses
@@ -65,7 +65,7 @@ def _loss(arrays: Arrays, queries: Any) -> Any:
 
 
 def selection_case(arrays: Arrays) -> float:
-    """Which slots are chosen among near ties: the share of anchors whose set is another."""
+    """Selection among near ties: the share of anchors for which other slots are selected."""
     from dualcl_jax import losses
     from dualcl_jax.method.negatives import selectors
 
@@ -117,7 +117,7 @@ def synchronized_norm_case(arrays: Arrays) -> float:
 
 
 def _devices(rows: int) -> list[Any]:
-    """As many devices of this process as divide so many rows."""
+    """The largest number of this process's devices that divides `rows`."""
     import jax
 
     devices = jax.local_devices()
@@ -125,7 +125,7 @@ def _devices(rows: int) -> list[Any]:
 
 
 def optimizer_case(arrays: Arrays) -> float:
-    """SGD with decay and momentum from the stored gradient."""
+    """Two SGD updates with decay and momentum from the stored gradient."""
     import jax.numpy as jnp
 
     from dualcl_jax.method.optim import build_optimizer
@@ -142,7 +142,7 @@ def optimizer_case(arrays: Arrays) -> float:
 
 
 def _view_keys(arrays: Arrays) -> Any:
-    """The keys of the stored images."""
+    """The random keys of the stored images."""
     import jax.numpy as jnp
 
     from dualcl_jax.method import randomness
@@ -152,7 +152,7 @@ def _view_keys(arrays: Arrays) -> Any:
 
 
 def draws_case(arrays: Arrays) -> float:
-    """Random numbers of both views, bit for bit: the share that differs."""
+    """The random numbers of both views, bit for bit: the share that differs."""
     import jax
 
     from dualcl_jax.method.views.images import VIEW_DRAWS
@@ -166,7 +166,7 @@ def draws_case(arrays: Arrays) -> float:
 
 
 def _views(arrays: Arrays) -> Any:
-    """Both views of the stored images, of MoCo v3's recipe."""
+    """Makes both views of the stored images with MoCo v3's recipe."""
     import jax
 
     from dualcl_jax.method.views.images import PRESETS, make_views
@@ -176,14 +176,14 @@ def _views(arrays: Arrays) -> Any:
 
 
 def views_case(arrays: Arrays) -> float:
-    """Crop, colours, grayscale, blur, solarize and flip as drawn."""
+    """Views with crop, colours, grayscale, blur, solarize and flip."""
     return _difference(_views(arrays), arrays['views'])
 
 
 def step_case(arrays: Arrays) -> float:
     """Three whole steps over all devices: views, both encoders, loss, queue and optimizer.
 
-    The encoder computes at the highest precision here, which the loss has to ask for itself (see the other cases).
+    The encoder computes at the highest precision here. The other cases check that the loss requests it itself.
     """
     import dataclasses
     from functools import partial
@@ -229,7 +229,7 @@ _STEP_PARTS = {
 
 
 def _parameters(stored: Arrays) -> Any:
-    """The encoder's parameters from those that are stored."""
+    """The encoder's parameters from the stored arrays."""
     return {
         'backbone': {name: {'kernel': stored[name]} for name in ('conv1', 'conv2')},
         'projection': {'fc': {'kernel': stored['weight'], 'bias': stored['bias']}},
@@ -272,7 +272,7 @@ def _method(steps: int) -> Any:
 
 
 def determinism_case(arrays: Arrays) -> float:
-    """The same program twice: views, loss and gradient, bit for bit."""
+    """Runs the same programs twice and compares views and gradient bit for bit."""
     import jax
 
     grad = jax.jit(jax.grad(lambda queries: _loss(arrays, queries)))
@@ -291,7 +291,7 @@ def collective_case(arrays: Arrays) -> float:
 
 
 def encoder_case(arrays: Arrays) -> float:
-    """An encoder of 64 channels in float32 against float64: TensorFloat-32 or bfloat16 would show as 1e-4 or more."""
+    """An encoder of 64 channels in float32 against float64; TensorFloat-32 or bfloat16 would differ by 1e-4 or more."""
     import jax
 
     from dualcl_jax.models.encoder import Encoder
@@ -331,10 +331,10 @@ CASES: dict[str, tuple[Callable[[Arrays], float], float]] = {
     'determinism': (determinism_case, 0.0),
     'collectives': (collective_case, 1e-6),
 }
-"""Each case gives an error; beside it the most that passes."""
+"""Each case returns an error; the number beside it is the largest error that passes."""
 
 
 def run_cases(arrays: Arrays, names: Sequence[str] = tuple(CASES)) -> dict[str, tuple[float, bool]]:
-    """The error of each of these cases, and whether it passes; NaN does not."""
+    """Runs these cases. Returns the error of each, and whether it passes; NaN does not pass."""
     errors = {name: CASES[name][0](arrays) for name in names}
     return {name: (error, error <= CASES[name][1]) for name, error in errors.items()}

@@ -1,12 +1,14 @@
-"""What a run reports: a header before it starts, a status line while it trains, `summary.json` in the end."""
+"""The texts of a run: a header at the start, status lines during training, and `summary.json` at the end."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from etils import epath
 
+from dualcl_jax.data import Splits
 from dualcl_jax.evaluators.monitor import can_monitor
 from dualcl_jax.method.describe import describe_method
 from dualcl_jax.system.console import duration
@@ -17,12 +19,12 @@ from dualcl_jax.workdir.metrics import KNN_BACKBONE, MetricsLog, Record
 
 
 def header(plan: Plan, params: optax.Params, damaged: Mapping[int, str] | None = None) -> dict[str, str]:
-    """What the run will do, one fact per line.
+    """Describes what the run will do, one fact per line.
 
     Args:
-      plan: of the run.
-      params: of its online encoder, or their shapes.
-      damaged: steps of checkpoints that could not be used, and why.
+      plan: the plan of the run.
+      params: the parameters of its online encoder, or their shapes.
+      damaged: the steps of unusable checkpoints, each with the reason.
     """
     config, method, mesh = plan.config, plan.method, plan.mesh
     devices, processes = mesh.devices.size, jax.process_count()
@@ -49,6 +51,8 @@ def header(plan: Plan, params: optax.Params, damaged: Mapping[int, str] | None =
     }
     if config.monitor.every_epochs and not can_monitor(plan.splits):
         facts['kNN accuracy'] = 'not measured: it needs labelled images, for training and for testing'
+    elif config.monitor.every_epochs:
+        facts |= _limits_of_knn(plan.splits, config.monitor.k, config.monitor.bank)
     for step, reason in (damaged or {}).items():
         facts[f'damaged checkpoint {step}'] = f'{reason}; moved to {plan.folder / "damaged"}'
     if config.init_from and not plan.start_step:
@@ -59,14 +63,26 @@ def header(plan: Plan, params: optax.Params, damaged: Mapping[int, str] | None =
 
 
 def _repeats(config: Any, platform: str) -> str:
-    """What a user must know of GPUs: whether the same command gives the same bits."""
+    """Whether the same command gives the same bits on GPUs, for the header; empty on other platforms."""
     if platform not in ('gpu', 'cuda', 'rocm'):
         return ''
     return ', deterministic kernels' if config.parallel.deterministic else ', kernels that differ from run to run'
 
 
+def _limits_of_knn(splits: Splits, k: int, bank: int) -> dict[str, str]:
+    """Where the kNN accuracy of a run is not what its settings say."""
+    assert splits.test is not None
+    train, test = (source.labels[source.labels >= 0] for source in (splits.train, splits.test))
+    count = min(len(train), bank or len(train))
+    limits = [f'k is {count:,}, the labelled training images that there are, instead of {k:,}'] if k > count else []
+    strange = int((~np.isin(test, train)).sum())
+    if strange:
+        limits.append(f'{strange:,} test images of classes without training images count as wrong')
+    return {'kNN accuracy': '; '.join(limits)} if limits else {}
+
+
 def status(record: Record, knn_top1: float | None) -> str:
-    """A status line for a record of training metrics."""
+    """Formats a record of training metrics as a status line."""
     parts = [f'epoch {record["train/epoch"]:.1f}', f'loss {record["train/loss"]:.3f}']
     parts.append(f'(chance {record["train/loss_chance"]:.2f})')
     if knn_top1 is not None:
@@ -85,9 +101,9 @@ def results(
     wall_time_s: float,
     state_sha256: str,
 ) -> dict[str, Any]:
-    """The content of `summary.json`; what was not measured is None.
+    """The content of `summary.json`; values that were not measured are None.
 
-    Where no step was left to do, the rate is that of the last record.
+    If no step remained to be done, the rates are those of the last record.
     """
     plan = run.plan
     return {
@@ -110,7 +126,7 @@ def results(
 
 
 def closing(summary: Mapping[str, Any], workdir: epath.Path) -> str:
-    """The last lines of a finished run."""
+    """The last lines that a finished run prints."""
     loss = 'not measured' if summary['loss'] is None else f'{summary["loss"]:.3f}'
     lines = [f'done: {summary["step"]:,} steps in {duration(summary["wall_time_s"])}, loss {loss}']
     if summary['knn_top1'] is not None:

@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 
 from dualcl_jax.data import Source, Splits, example_spec
 from dualcl_jax.data.images.source import KIND as IMAGES
+from dualcl_jax.data.source import count_classes
 from dualcl_jax.data.tree import Tree, describe, parse
-from dualcl_jax.system.config import differing_fields, from_json, to_json
+from dualcl_jax.system.config import differing_fields, flatten, from_json, to_json
 from dualcl_jax.system.errors import RestartError, UserError
 from dualcl_jax.system.files import check_writable, reachable, write_json, write_text
 
@@ -151,6 +152,14 @@ def check_same_run(workdir: epath.Path, stored: ConfigDict | None, config: Confi
       UserError: the method or the data differ; it names the fields.
     """
     fields = differing_fields(stored, config) if stored is not None else []
+    unknown = (
+        sorted(dict(flatten(stored)).keys() - dict(flatten(config)).keys()) if fields and stored is not None else []
+    )
+    if unknown:
+        raise UserError(
+            f'--workdir={workdir}: holds a run with {", ".join(unknown)}, unknown to this version and config; '
+            'use the version that wrote it, or a new --workdir'
+        )
     if fields:
         measured = all(field.startswith(('data.mean ', 'data.std ')) for field in fields)
         raise UserError(
@@ -165,7 +174,8 @@ def write_config(workdir: epath.Path, config: ConfigDict) -> None:
 
 
 def write_data_report(workdir: epath.Path, splits: Splits) -> None:
-    """Stores which data the run uses: sizes, classes, fingerprints and, for a folder, the outcome for each file."""
+    """Stores which data the run uses: sizes, classes and fingerprints; what was taken for the splits and the classes
+    and what was left out; and, for a folder, the outcome for each file that was not used as it is."""
 
     def report_of(source: Source | None) -> dict[str, Any] | None:
         if source is None:
@@ -181,9 +191,23 @@ def write_data_report(workdir: epath.Path, splits: Splits) -> None:
         }
 
     report: dict[str, Any] = {'train': report_of(splits.train), 'test': report_of(splits.test)}
-    if splits.train.report is not None:
-        report['files'] = dict(splits.train.report)
+    labels = {name: source.labels for name, source in splits._asdict().items() if source is not None}
+    report |= {'splits': _plain_splits(splits), 'labels': None, 'left_out': {}}
+    report['classes'] = count_classes(labels, splits.train.class_names)
+    about = dict(splits.train.report or {})
+    report |= {name: about.pop(name) for name in ('splits', 'labels', 'left_out') if name in about}
+    if about:
+        report['files'] = about
     write_json(workdir / 'data_report.json', report)
+
+
+def _plain_splits(splits: Splits) -> dict[str, Any]:
+    """The splits of a set that does not say what it took for them."""
+    named = {name: source for name, source in splits._asdict().items() if source is not None}
+    return {
+        name: {'folder': None, 'images': len(source), 'labelled': int((source.labels >= 0).sum())}
+        for name, source in named.items()
+    } | {'left_out': []}
 
 
 def read_examples(workdir: epath.Path) -> tuple[str, Tree] | None:

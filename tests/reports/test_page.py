@@ -1,4 +1,4 @@
-"""The page as text: escaped, offline, with a word for whatever it leaves out."""
+"""The text of the page: it is escaped, self-contained, and gives a reason for each part that it omits."""
 
 import dataclasses
 import html.parser
@@ -72,7 +72,7 @@ def test_what_a_run_shows(whole):
 
 
 def test_nothing_is_fetched(whole):
-    """Everything that a browser would load is in the page; addresses only name the language of SVG."""
+    """The page contains everything that a browser loads; its only address is the namespace of SVG."""
     page = render([whole])
     for tag, attributes in Parsed(page).tags:
         assert tag not in ('iframe', 'object', 'embed', 'base')
@@ -103,7 +103,7 @@ def test_names_are_text(whole):
     assert data['runs'][0]['name'] == HOSTILE
 
 
-def test_the_confusion_matrix_is_scikit_learns(tmp_path):
+def test_the_confusion_matrix_agrees_with_scikit_learn(tmp_path):
     subject, samples = reported(random_run(tmp_path, TINY))
     found = describe(subject, samples)
     want = confusion_matrix(samples.labels, found['map']['predictions'])
@@ -113,7 +113,7 @@ def test_the_confusion_matrix_is_scikit_learns(tmp_path):
     assert found['confusion']['worst'][0]['count'] == wrong.max() > 0
 
 
-def test_the_share_of_the_softmax_is_told(tmp_path):
+def test_the_share_of_the_softmax_is_shown(tmp_path):
     found = content(tmp_path)
     assert [part for part, _ in found['softmax']['shares']] == [64, 32, 16, 8, 4, 2]
     shares = [share for _, share in found['softmax']['shares']]
@@ -125,10 +125,10 @@ def test_the_share_of_the_softmax_is_told(tmp_path):
 def test_without_labels(tmp_path):
     found = content(tmp_path, labels=False)
     text = Parsed(render([found])).text
-    assert 'The data set has no labels: what needs them is left out.' in text
+    assert 'The data set has no labels; the parts that need them are left out.' in text
     assert 'No matrix: the training images have no labels.' in text
     assert 'of its class' not in text
-    assert 'selected of' in text
+    assert 'allowed negatives selected' in text
     assert found['map']['predictions'] is None
 
 
@@ -145,11 +145,11 @@ def test_without_a_test_split_or_a_queue(tmp_path):
     text = Parsed(render([describe(*reported(run))])).text
     assert 'No matrix: there is no test split.' in text
     assert '256 training images' in text
-    assert 'There is no queue: negatives come from the batch' in text
+    assert 'There is no queue: the negatives come from the batch' in text
 
 
 def test_a_sharded_queue(tmp_path):
-    """Its selector works on all devices at once; the page shows what one device selects of the whole queue."""
+    """The run's selector works on all devices at once; the page shows what one device selects from the whole queue."""
     want = content(tmp_path)
     found = content(tmp_path, 'queue.sharded=True')
     assert found['gallery'] == want['gallery']
@@ -161,7 +161,7 @@ def test_an_empty_queue(tmp_path):
     empty = run.state.queue.replace(filled=0 * run.state.queue.filled)
     run = dataclasses.replace(run, state=run.state.replace(queue=empty))
     text = Parsed(render([describe(*reported(run))])).text
-    assert 'No slot of the queue may be its negative.' in text
+    assert 'No slot of the queue is allowed as its negative.' in text
     assert 'of the softmax' not in text
 
 
@@ -169,8 +169,8 @@ def test_an_encoder_that_diverged(tmp_path):
     run = random_run(tmp_path, TINY)
     run.state.params['backbone']['conv1']['kernel'] = run.state.params['backbone']['conv1']['kernel'] * np.nan
     text = Parsed(render([describe(*reported(run))])).text
-    assert 'No map: features are not finite' in text
-    assert 'No matrix: features are not finite' in text
+    assert 'No map: the features are not finite' in text
+    assert 'No matrix: the features are not finite' in text
 
 
 def record(protocol='knn', **fields):
@@ -191,7 +191,7 @@ def test_evaluations_are_shown(tmp_path):
     assert 'knn 2 results' in text
     assert '0.6634 0.6400 to 0.6800 query backbone 20 0.1 rate 0.03 cifar10, test, 10,000, step 9' in text
     assert 'linear 1 result' in text
-    assert 'In evaluation/, not results of an evaluation: notes.json.' in text
+    assert 'These files in evaluation/ are not results of an evaluation: notes.json.' in text
 
 
 def test_runs_side_by_side(whole):
@@ -200,7 +200,7 @@ def test_runs_side_by_side(whole):
     assert 'What differs field' in text
     assert 'loss.symmetric True False' in text
     assert '– 0.6634' in text
-    assert text.count('Framed in orange') == 1
+    assert text.count('An orange frame marks') == 1
 
 
 def test_long_curves_are_thinned(tmp_path):

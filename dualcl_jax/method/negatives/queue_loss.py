@@ -1,11 +1,10 @@
-"""InfoNCE against the queue, a block of anchors at a time: the similarities [B, K] are never held as a whole.
+"""InfoNCE against the queue, one block of anchors at a time: the similarities [B, K] are never stored as a whole.
 
-An anchor's loss depends on its own row alone. So the gradient is taken block by block while the block's similarities
-are at hand, and what remains of [b, K] is [b, D]. Ours; the loss is `dualcl_jax.losses.info_nce`.
+An anchor's loss depends only on its own row of similarities. So each block computes its gradient together with its
+loss, and keeps [b, D] instead of [b, K]. Ours; the loss is `dualcl_jax.losses.info_nce`.
 
-With a sharded queue the keys stay where they are and the anchors travel: every device scores the anchors of all devices
-against its own slots. What is exchanged are anchors and gradients [B, D] and some sums of each anchor, however long the
-queue.
+With a sharded queue the keys stay on their devices, and each device compares the anchors of all devices with its own
+slots. The devices exchange only anchors and gradients [B, D] and a few sums for each anchor, however long the queue is.
 """
 
 from collections.abc import Callable
@@ -19,27 +18,28 @@ from dualcl_jax.losses import Contrast, Selector, contrast_similarities, cosine
 from dualcl_jax.method.negatives.queue import UNKNOWN, Queue, valid
 from dualcl_jax.method.negatives.selectors import allowed_slots
 
-BLOCK_BYTES = 4 * 2**20
-"""Of a block's similarities, on TPUs and other accelerators."""
+TPU_BLOCK_BYTES = 4 * 2**20
+"""The size of a block's similarities on TPUs."""
 GPU_BLOCK_BYTES = 256 * 2**20
-"""The same on GPUs. On an H200, 256 anchors, 65,536 keys and the hardest quarter take 0.5 ms in one block, 2.0 in
-blocks of 4 MiB; 4,096 anchors 5.9 ms, and 7.2 in blocks of 64 MiB (`experiments/results/gpu`)."""
+"""The same on GPUs and other accelerators. On an H200, 256 anchors with 65,536 keys and the hardest quarter take 0.5 ms
+in one block and 2.0 ms in blocks of 4 MiB; 4,096 anchors take 5.9 ms, and 7.2 ms in blocks of 64 MiB
+(`experiments/results/gpu`)."""
 CPU_BLOCK_BYTES = 64 * 2**20
 """The same on CPUs, where a product of few anchors with many keys is slow: at 16 MiB the head takes a sixth longer."""
 CPU_CACHE_BYTES = 256 * 2**10
-"""Of similarities that go through selection and loss together on CPUs: they stay in a core's cache."""
+"""The size of the similarities that CPUs select from and score together: they fit into a core's cache."""
 SHARDED_BLOCK_BYTES = 64 * 2**20
-"""Of a block's similarities with the slots of one device: each block takes about ten collectives."""
+"""The size of a block's similarities with the slots of one device: each block needs about ten collectives."""
 
 
 class Anchors(NamedTuple):
-    """What is known of B anchors beside their embeddings; each [B].
+    """What is known about B anchors besides their embeddings; each [B].
 
     Attributes:
-      positions: int32, places in the global batch.
-      ids: int32, examples.
+      positions: int32, positions in the global batch.
+      ids: int32, the examples' numbers.
       labels: int32, classes, or -1.
-      rngs: keys of selectors that draw; None where the selector does not.
+      rngs: random keys, for a selector that draws at random; None if they are not available.
     """
 
     positions: jax.Array
@@ -49,19 +49,19 @@ class Anchors(NamedTuple):
 
 
 Rows = tuple[Anchors, jax.Array, jax.Array]
-"""Anchors, their embeddings [B, D], and the cosine of each with its positive [B]."""
+"""Anchors, their embeddings [B, D], and the cosine [B] of each anchor with its positive."""
 
 
 class QueueContrast(NamedTuple):
     """B anchors against their positives and the negatives selected from the queue; each [B] float32.
 
     Attributes:
-      loss: at least 0; 0 where an anchor has no negative.
-      positive: cosine similarity of anchor and positive.
-      negatives: how many were selected.
-      similarity: sum of their similarities.
+      loss: at least 0; 0 for an anchor without negatives.
+      positive: the cosine similarity of anchor and positive.
+      negatives: how many negatives were selected.
+      similarity: the sum of their similarities.
       same_class: how many of them are of the anchor's class.
-      comparable: of how many that can be said.
+      comparable: for how many of them both classes are known.
     """
 
     loss: jax.Array
@@ -85,28 +85,28 @@ def contrast_with_queue(
     mask_same_image: bool,
     axis_name: str | None = None,
 ) -> QueueContrast:
-    """`info_nce` of each anchor against its positive and the negatives selected from the queue.
+    """Computes `info_nce` of each anchor with its positive and the negatives selected from the queue.
 
-    The gradient reaches anchors and positives, not the queue; it can be taken once (no second derivative).
+    The gradient flows to anchors and positives, not to the queue. There is no second derivative.
 
     Args:
       embeddings: [B, D] unit vectors of the anchors.
-      positives: [B, D] unit vectors, row i the positive of anchor i.
-      anchors: what else is known of them.
+      positives: [B, D] unit vectors; row i is the positive of anchor i.
+      anchors: what else is known about them.
       queue: K keys, or this device's part of a sharded queue.
       temperature: τ > 0.
       hardness: β >= 0 of `dualcl_jax.losses.cross_entropy`.
-      select: a selector of `dualcl_jax.method.negatives.selectors`; for a sharded queue, one that knows the axis.
+      select: a selector of `dualcl_jax.method.negatives.selectors`; a sharded queue needs one built for its axis.
       k: how many negatives to select.
-      mask_same_image: leave out older keys of the anchor's own image.
-      axis_name: of the devices that a sharded queue lies on; each brings as many anchors.
+      mask_same_image: whether older keys of the anchor's own image are excluded.
+      axis_name: the axis of the devices that a sharded queue lies on; each of them has equally many anchors.
     """
     queue = jax.lax.stop_gradient(queue)
 
     def contrast(
         anchors: Anchors, positive: jax.Array, similarities: jax.Array
     ) -> tuple[QueueContrast, jax.Array, jax.Array]:
-        """With the derivatives of each loss by its positive similarity [b] and by its similarities [b, K]."""
+        """The contrast, and the derivatives of each loss by its positive [b] and by its similarities [b, K]."""
 
         def loss(positive: jax.Array, similarities: jax.Array) -> tuple[jax.Array, Contrast]:
             allowed = allowed_slots(valid(queue, axis_name), queue.ids, anchors.ids, mask_same_image=mask_same_image)
@@ -127,7 +127,7 @@ def contrast_with_queue(
         return summarize(contrast, anchors.labels, queue.labels), by_positive, by_similarity
 
     def block(rows: Rows, *, cache_bytes: int) -> tuple[QueueContrast, jax.Array, jax.Array]:
-        """With the derivatives of each loss by its positive similarity [b], and by its anchor as met by the slots."""
+        """The contrast, and the derivatives of each loss by its positive [b] and by its anchor through the slots."""
         anchors, embeddings, positive = rows
         compared = anchors, positive, cosine(embeddings, queue.keys)
         summary, by_positive, by_similarity = _in_parts(lambda part: contrast(*part), compared, queue, cache_bytes)
@@ -142,14 +142,13 @@ def contrast_with_queue(
         contrasts, by_positive, by_anchor = jax.lax.platform_dependent(
             (anchors, held, positive),
             cpu=partial(blocks, block_bytes=CPU_BLOCK_BYTES, cache_bytes=CPU_CACHE_BYTES),
-            cuda=partial(blocks, block_bytes=GPU_BLOCK_BYTES, cache_bytes=GPU_BLOCK_BYTES),
-            rocm=partial(blocks, block_bytes=GPU_BLOCK_BYTES, cache_bytes=GPU_BLOCK_BYTES),
-            default=partial(blocks, block_bytes=BLOCK_BYTES, cache_bytes=BLOCK_BYTES),
+            tpu=partial(blocks, block_bytes=TPU_BLOCK_BYTES, cache_bytes=TPU_BLOCK_BYTES),
+            default=partial(blocks, block_bytes=GPU_BLOCK_BYTES, cache_bytes=GPU_BLOCK_BYTES),
         )
     else:
         everyone = jax.lax.all_gather((anchors._replace(rngs=None), held, positive), axis_name, tiled=True)
         of_slots = blocks(everyone, block_bytes=SHARDED_BLOCK_BYTES, cache_bytes=SHARDED_BLOCK_BYTES)
-        loss = of_slots[0].loss  # whole on every device; the rest are shares to be summed
+        loss = of_slots[0].loss  # complete on every device; the other values are summed over the devices
         contrasts, by_positive, by_anchor = jax.lax.psum_scatter(of_slots, axis_name, tiled=True)
         own = jax.lax.axis_index(axis_name) * positive.shape[0]
         own_loss = jax.lax.dynamic_slice_in_dim(loss, own, positive.shape[0])
@@ -161,7 +160,7 @@ def contrast_with_queue(
 
 
 def _in_parts(function: Callable[[Any], Any], rows: Any, queue: Queue, most_bytes: int) -> Any:
-    """The function of all rows, as many at a time as have similarities with the queue of so many bytes."""
+    """Applies a function to all rows, in parts whose similarities with the queue take at most `most_bytes`."""
     count = jax.tree.leaves(rows)[0].shape[0]
     size = _largest_divisor(count, most_bytes // (4 * queue.size))
     if size == count:
@@ -171,18 +170,18 @@ def _in_parts(function: Callable[[Any], Any], rows: Any, queue: Queue, most_byte
 
 
 def _with_gradient(values: jax.Array, inputs: jax.Array, gradients: jax.Array) -> jax.Array:
-    """[B] values whose derivative by row i of inputs [B, D] is row i of gradients [B, D]."""
+    """Gives values [B] a gradient: the derivative of value i by row i of inputs [B, D] is row i of gradients [B, D]."""
     linear = (inputs * jax.lax.stop_gradient(gradients)).sum(axis=1)
     return values + (linear - jax.lax.stop_gradient(linear))
 
 
 def _largest_divisor(number: int, most: int) -> int:
-    """The largest divisor that is at most `most`, and at least 1."""
+    """The largest divisor of `number` that is at most `most`, or 1."""
     return max(size for size in range(1, max(min(number, most), 1) + 1) if number % size == 0)
 
 
 def summarize(contrast: Contrast, labels: jax.Array, slot_labels: jax.Array) -> QueueContrast:
-    """What is told about each anchor [B] of `labels` whose negatives are slots of classes `slot_labels` [K]."""
+    """Summarizes the contrast of each anchor; `labels` [B] are the anchors' classes, `slot_labels` [K] the slots'."""
     chosen = contrast.selection.chosen
     classes = contrast.selection.take(slot_labels)
     comparable = chosen & (classes != UNKNOWN) & (labels[:, None] != UNKNOWN)

@@ -1,4 +1,4 @@
-"""Encoders as files of their own, to be used without this run, this project's training code, or JAX."""
+"""Encoders exported to one file, for use without the run, without this project's training code, or without JAX."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from dualcl_jax.system.files import reachable
 
 __all__ = ['FORMATS', 'Description', 'LoadedEncoder', 'load']
 
-# Each writes an encoder's description and variables into bytes.
+# Each function turns an encoder's description and variables into the bytes of a file.
 FORMATS: dict[str, Callable[[Description, Variables], bytes]] = {
     'safetensors': weights.write,
     'stablehlo': stablehlo.write,
@@ -18,15 +18,15 @@ FORMATS: dict[str, Callable[[Description, Variables], bytes]] = {
 
 
 def load(path: str) -> LoadedEncoder:
-    """The encoder in a file of `python -m dualcl_jax.export`, of any format; reading it executes nothing that is in it.
+    """Loads the encoder from a file of `python -m dualcl_jax.export`, of any format. Loading executes no code in it.
 
-    To call an encoder of the format stablehlo runs the program in its file: take those only from whom you trust.
+    Calling an encoder of the format stablehlo runs the program in its file: only use files from sources you trust.
 
     Args:
-      path: local or remote.
+      path: a local or remote path.
 
     Raises:
-      UserError: no such file, or one that is damaged or of another kind.
+      UserError: the file does not exist, is damaged, or is of another kind.
     """
     try:
         content = reachable(path, path).read_bytes()
@@ -38,5 +38,5 @@ def load(path: str) -> LoadedEncoder:
         return stablehlo.read(content) if content.endswith(stablehlo.END) else weights.read(content)
     except ValueError as error:
         raise UserError(
-            f'{path}: not a whole export of an encoder ({error}); write it again by python -m dualcl_jax.export'
+            f'{path}: not a complete export of an encoder ({error}); export it again with python -m dualcl_jax.export'
         ) from error

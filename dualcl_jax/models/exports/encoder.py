@@ -1,4 +1,4 @@
-"""An encoder on its own: what it is, in words and numbers, and how it is called."""
+"""An exported encoder: its description, and the function that computes its features."""
 
 import dataclasses
 import json
@@ -12,13 +12,14 @@ import numpy as np
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from dualcl_jax.models.encoder import Encoder, build_encoder
+from dualcl_jax.models.encoder import FIELDS, Encoder, build_encoder
 from dualcl_jax.models.images import ImageInput, to_float
 from dualcl_jax.models.vit import PATCHES
+from dualcl_jax.system.config import ADDED
 from dualcl_jax.system.errors import UserError, first_line
 
 VERSION = 1
-"""Of the metadata; a reader refuses a later one."""
+"""The version of the metadata; a reader refuses any other."""
 ENCODERS = ('query', 'momentum')
 OUTPUTS = ('backbone', 'projection')
 
@@ -27,17 +28,19 @@ Variables = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What an exported encoder is; stored as JSON beside its weights or program.
+    """Describes an exported encoder; stored as JSON beside its weights or program.
 
     Attributes:
       architecture: the fields of `config.model` that `build_encoder` reads.
       encoder: 'query' (trained by gradients) or 'momentum' (its moving average).
       output: 'backbone' or 'projection'; neither is normalised.
-      features: length F of the output.
-      image_size: side of the images in pixels.
+      features: F, the length of the output.
+      image_size: the side of the images in pixels.
       channels: 1 or 3.
-      mean, std: per channel; pixels in [0, 1] enter the network as (pixel - mean) / std.
-      provenance: the run: name of its folder, step, config, fingerprint of its data; versions of what wrote the file.
+      mean: the mean of each channel; pixels in [0, 1] enter the network as (pixel - mean) / std.
+      std: the standard deviation of each channel.
+      provenance: the name of the run's folder, its step, config and data fingerprint; and the versions of the software
+        that wrote the file.
     """
 
     architecture: dict[str, Any]
@@ -51,22 +54,22 @@ class Description:
     provenance: dict[str, Any] = dataclasses.field(repr=False)
 
     def to_metadata(self) -> dict[str, str]:
-        """Each field as JSON."""
+        """Encodes each field as JSON."""
         fields = {'version': VERSION} | dataclasses.asdict(self)
         return {name: json.dumps(value, default=list) for name, value in fields.items()}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Self:
-        """The inverse of `to_metadata`. Raises ValueError where something is missing or cannot be."""
+        """The inverse of `to_metadata`. Raises ValueError if a field is missing or has an impossible value."""
         names = [field.name for field in dataclasses.fields(cls)]
         missing = [name for name in ['version', *names] if name not in metadata]
         if missing:
-            raise ValueError(f'no {missing[0]} in its metadata')
+            raise ValueError(f'its metadata have no {missing[0]}')
         try:
             values = {name: json.loads(metadata[name]) for name in names}
             version = json.loads(metadata['version'])
         except (TypeError, RecursionError) as error:
-            raise ValueError('its metadata are not JSON') from error
+            raise ValueError('its metadata are not valid JSON') from error
         if version != VERSION:
             raise ValueError(f'its version is {metadata["version"][:20]}, and this package reads {VERSION}')
         whole = [values[name] for name in ('features', 'image_size', 'channels')]
@@ -80,24 +83,32 @@ class Description:
         if not all(isinstance(values[name], dict) for name in ('architecture', 'provenance')):
             raise ValueError('its architecture and provenance must have fields')
         if type(values['provenance'].get('step')) is not int:
-            raise ValueError('no step in its provenance')
+            raise ValueError('its provenance has no step')
         return cls(**values | {'mean': mean, 'std': std})
 
     @property
     def images(self) -> ImageInput:
-        """The images that it takes."""
+        """The images that the encoder takes."""
         return ImageInput(self.image_size, self.channels, self.mean, self.std)
 
     def build(self) -> Encoder:
-        """The network. Raises ValueError for an architecture that does not exist."""
+        """Builds the network. Fields that an earlier version did not write have the values in `ADDED`.
+
+        Raises:
+          ValueError: there is no such architecture, or it has fields that this version does not know.
+        """
+        unknown = ', '.join(sorted(self.architecture.keys() - set(FIELDS)))[:100]
+        if unknown:
+            raise ValueError(f'this version does not know its architecture: {unknown}; use the version that wrote it')
+        absent = {field.removeprefix('model.'): value for field, value in ADDED.items() if field.startswith('model.')}
         try:
-            return build_encoder(ConfigDict({'matmul_precision': 'float32'} | self.architecture))  # older files lack it
+            return build_encoder(ConfigDict(absent | self.architecture))
         except (AttributeError, KeyError, TypeError, UserError) as error:
             raise ValueError(f'its architecture cannot be built: {reason(error)}') from error
 
     @property
     def step(self) -> int:
-        """Training steps behind it."""
+        """The number of training steps that the encoder has had."""
         return int(self.provenance['step'])
 
     @property
@@ -106,12 +117,12 @@ class Description:
         return ('backbone',) if self.output == 'backbone' else ('backbone', 'projection')
 
     def shapes(self) -> Variables:
-        """Shapes and dtypes of those parts.
+        """The shapes and dtypes of the variables of those parts.
 
-        Raises ValueError for an architecture that does not exist, or whose features or images are others.
+        Raises ValueError if the architecture does not exist, or does not fit the described features or images.
         """
         encoder = self.build()
-        side = PATCHES.get(encoder.model, self.image_size)  # a ViT computes positions even here; no shape tells them
+        side = PATCHES.get(encoder.model, self.image_size)  # a ViT computes its positions even here: one patch
         if self.image_size % side:
             raise ValueError(f'image_size must be a multiple of {side}')
 
@@ -120,15 +131,15 @@ class Description:
 
         try:
             output, whole = jax.eval_shape(init, jax.random.key(0))
-        except Exception as error:  # Flax and JAX raise many types for numbers that make no network
+        except Exception as error:  # Flax and JAX raise errors of many types for impossible sizes
             raise ValueError(f'its architecture cannot be built: {reason(error)}') from error
         if getattr(output, self.output).shape[1] != self.features:
-            raise ValueError('features is not the length of its output')
+            raise ValueError('features does not equal the length of its output')
         return only_parts(whole, self.parts)
 
 
 def _numbers(values: Any) -> tuple[float, ...]:
-    """Finite numbers, one at least. Raises ValueError where they are not that."""
+    """Converts a list of at least one finite number. Raises ValueError for anything else."""
     if not isinstance(values, list) or not values or not all(type(value) in (int, float) for value in values):
         raise ValueError('mean and std must be numbers')
     try:
@@ -141,18 +152,18 @@ def _numbers(values: Any) -> tuple[float, ...]:
 
 
 def reason(error: Exception) -> str:
-    """What an exception says, in a short line."""
+    """The message of an exception as one short line."""
     return first_line(error)[:200]
 
 
 def only_parts(variables: Variables, parts: tuple[str, ...]) -> Variables:
-    """The variables of some parts of an encoder, without collections that are empty then."""
+    """The variables of some parts of an encoder, without collections that would be empty."""
     chosen = {name: {part: tree[part] for part in parts if part in tree} for name, tree in variables.items()}
     return {name: tree for name, tree in chosen.items() if tree}
 
 
 def compute(description: Description, encoder: Encoder, variables: Variables, pixels: jax.Array) -> jax.Array:
-    """Features float32 [N, F] of pixels float32 [N, size, size, C] in [0, 1], in evaluation mode."""
+    """Computes features float32 [N, F] of pixels float32 [N, size, size, C] in [0, 1], in evaluation mode."""
     images = description.images.standardize(pixels)
     if description.output == 'projection':
         encoded: Any = encoder.apply(variables, images, train=False)
@@ -164,21 +175,21 @@ def compute(description: Description, encoder: Encoder, variables: Variables, pi
 
 @dataclasses.dataclass(frozen=True)
 class LoadedEncoder:
-    """An exported encoder, ready to be called on images.
+    """An exported encoder that can be called on images.
 
     Attributes:
-      description: what it is.
-      function: pixels float32 [N, H, W, C] in [0, 1] to features float32 [N, F].
+      description: describes the encoder.
+      function: maps pixels float32 [N, H, W, C] in [0, 1] to features float32 [N, F].
     """
 
     description: Description
     function: Callable[[jax.Array], jax.Array] = dataclasses.field(repr=False)
 
     def __call__(self, images: ArrayLike) -> jax.Array:
-        """Features float32 [N, F] of images [N, H, W, C]: uint8, or floats in [0, 1].
+        """Computes features float32 [N, F] of images [N, H, W, C], uint8 or floats in [0, 1].
 
         Raises:
-          UserError: images of another size, number of channels or type.
+          UserError: the images have another size, number of channels or type.
         """
         found, expected = np.shape(images), self.description.images.shape
         if len(found) != 4 or found[1:] != expected:

@@ -1,9 +1,9 @@
-"""Weights as safetensors (a JSON header and plain arrays, nothing to execute), by our names or torchvision's.
+"""Exports weights as safetensors (a JSON header and plain arrays, no code), with our names or torchvision's.
 
-Ours are the paths in the Flax variables, `params.backbone.layer1_0.conv1.kernel` or
-`batch_stats.backbone.bn1.mean`; convolutions are [height, width, in, out] and dense layers [in, out]. torchvision's are
-those of its ResNet, `layer1.0.conv1.weight` or `bn1.running_mean`, with its layout of axes. The projection is its `fc`,
-as MoCo has it: one layer, or those of an nn.Sequential.
+Our names are the paths in the Flax variables, such as `params.backbone.layer1_0.conv1.kernel` or
+`batch_stats.backbone.bn1.mean`; convolutions are [height, width, in, out] and dense layers [in, out]. torchvision's
+names are those of its ResNet, such as `layer1.0.conv1.weight` or `bn1.running_mean`, with its order of axes. The
+projection is its `fc`, as in MoCo: one layer, or the layers of an nn.Sequential.
 """
 
 import hashlib
@@ -29,12 +29,12 @@ FROM_TORCH = {4: (2, 3, 1, 0), 2: (1, 0)}
 
 
 def write(description: Description, variables: Variables) -> bytes:
-    """A safetensors file by this project's names."""
+    """Writes a safetensors file with this project's names."""
     return _pack(description, _flat(variables), FLAX)
 
 
 def write_torchvision(description: Description, variables: Variables) -> bytes:
-    """A safetensors file by torchvision's names, for `load_state_dict(safetensors.torch.load_file(path))`.
+    """Writes a safetensors file with torchvision's names, for `load_state_dict(safetensors.torch.load_file(path))`.
 
     Raises:
       UserError: torchvision has no such network.
@@ -53,7 +53,7 @@ def write_torchvision(description: Description, variables: Variables) -> bytes:
 
 
 def torchvision_name(name: str, description: Description) -> str:
-    """Where torchvision's ResNet keeps the variable that this project calls `name`."""
+    """The name in torchvision's ResNet of the variable that this project calls `name`."""
     _, part, *path, leaf = name.split('.')
     module = '.'.join(path).replace('_', '.')
     if part == 'projection' and description.architecture['projection'].endswith('_bn'):
@@ -63,7 +63,7 @@ def torchvision_name(name: str, description: Description) -> str:
 
 
 def read(content: bytes) -> LoadedEncoder:
-    """The encoder in a safetensors file of either kind of names. Raises ValueError where it is damaged or another's."""
+    """Reads the encoder from a file with either kind of names. Raises ValueError if it is damaged or not an export."""
     try:
         tensors = safetensors.numpy.load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], 'little')])
@@ -71,9 +71,9 @@ def read(content: bytes) -> LoadedEncoder:
         raise ValueError(reason(error)) from error
     metadata = header.get('__metadata__') or {}
     if 'sha256' not in metadata:
-        raise ValueError('no description in its metadata')
-    if metadata.pop('sha256') != digest(tensors, metadata):
-        raise ValueError('its tensors or their description are not those that were written')
+        raise ValueError('its metadata have no description')
+    if metadata.pop('sha256') not in (digest(tensors, metadata), digest(tensors, None)):
+        raise ValueError('its tensors or their description have changed since they were written')
     description = Description.from_metadata(metadata)
     expected, names = _flat(description.shapes()), metadata.get('format')
     if names != FLAX and (names != TORCH or not description.architecture['name'].startswith('resnet')):
@@ -82,7 +82,7 @@ def read(content: bytes) -> LoadedEncoder:
     for name, leaf in expected.items():
         stored = name if names == FLAX else torchvision_name(name, description)
         if stored not in tensors:
-            raise ValueError(f'no tensor {stored}')
+            raise ValueError(f'it has no tensor {stored}')
         array = tensors[stored]
         if names == TORCH:
             array = array.transpose(FROM_TORCH.get(array.ndim, range(array.ndim)))
@@ -100,18 +100,19 @@ def _pack(description: Description, tensors: Tensors, names: str) -> bytes:
 
 
 def _flat(variables: Variables) -> Tensors:
-    """The variables by their paths."""
+    """The variables as a dict of paths."""
     return flax.traverse_util.flatten_dict(variables, sep='.')
 
 
-def digest(tensors: Tensors, metadata: dict[str, str]) -> str:
-    """SHA-256 over name, dtype, shape and bytes of every tensor, by name, and over the metadata.
+def digest(tensors: Tensors, metadata: dict[str, str] | None) -> str:
+    """The SHA-256 of the metadata and of the name, dtype, shape and bytes of every tensor, sorted by name.
 
-    A flipped bit must not pass for a weight, nor for another mean of the images.
+    It reveals a flipped bit in a weight or in the description. Files from before 0.1.0 have it without metadata: None.
     """
     hashed = hashlib.sha256()
     for name, array in sorted(tensors.items()):
         hashed.update(f'{name}:{array.dtype}:{array.shape};'.encode())
         hashed.update(array.tobytes())
-    hashed.update(json.dumps(metadata, sort_keys=True).encode())
+    if metadata is not None:
+        hashed.update(json.dumps(metadata, sort_keys=True).encode())
     return hashed.hexdigest()

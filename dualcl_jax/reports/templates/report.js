@@ -24,7 +24,7 @@
     return Math.abs(value) >= 100 ? Math.round(value).toLocaleString('en') : value.toPrecision(3);
   }
 
-  /** Round numbers from low to high, three to seven of them; `least` apart. */
+  /** Three to seven round numbers from low to high, at least `least` apart. */
   function ticks(low, high, least = 0) {
     const rough = (high - low) / 3 || 1;
     const power = 10 ** Math.floor(Math.log10(rough));
@@ -34,7 +34,7 @@
     return { found, digits: Math.max(0, -Math.floor(Math.log10(step) + 1e-9)) };
   }
 
-  // Curves: one line for each run and metric; the pointer reads off all of them at its step.
+  // Curves: one line for each run and metric. A readout shows all values at the step of the pointer.
 
   function linesOf(panel) {
     const lines = [];
@@ -109,7 +109,7 @@
     };
   }
 
-  // Maps: one point for each example; the one under the pointer is marked in all maps of the same data.
+  // Maps: one point for each example. The example under the pointer is marked in all maps of the same data.
 
   const tip = document.getElementById('tip');
   const colour = document.getElementById('colour');
@@ -125,7 +125,7 @@
     return label < 0 ? '' : run.class_names[label] ?? String(label);
   }
 
-  /** A colour for the class that is number `order` among `count`: one of ten, or of a wheel. */
+  /** The colour of class number `order` among `count` classes: one of ten colours, or one of a colour wheel. */
   function classColour(order, count) {
     if (order < 0) return 'var(--faint)';
     return count <= 2 * CLASS_COLOURS ? `var(--k${order % CLASS_COLOURS})` : `hsl(${(order * 137.508) % 360} 62% 52%)`;
@@ -145,7 +145,7 @@
       : `M${x - size} ${y}a${size} ${size} 0 1 0 ${2 * size} 0a${size} ${size} 0 1 0 ${-2 * size} 0Z`;
   }
 
-  /** What the points of a run are coloured by: `group` [n], and for each group its name, colour and mark. */
+  /** The groups that give the points of a run their colour: `group` [n], and each group's name, colour and mark. */
   function grouping(run) {
     const { labels, predictions, losses } = run.map;
     if (colour.value === 'class' && run.class_names.length) {
@@ -206,7 +206,7 @@
     if (tiles) {
       const strip = html('div', 'strip');
       for (const other of near[index]) strip.append(tile(place, tiles[other], 46));
-      tip.append(html('p', 'about', 'nearest of these images'), strip);
+      tip.append(html('p', 'about', 'nearest of the shown images'), strip);
     }
     tip.hidden = false;
     const box = tip.getBoundingClientRect();
