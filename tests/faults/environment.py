@@ -180,10 +180,10 @@ def odd_name(trainer: Trainer, folder: Path) -> None:
 
 def proxy(trainer: Trainer, folder: Path) -> None:
     """Two processes, with a proxy for HTTP that does not answer."""
-    for name, value in {'http_proxy': 'http://127.0.0.1:9', 'no_proxy': 'example.org'}.items():
-        with two(trainer, folder / name, 'train.steps=4', **{name: value}) as processes:
-            for process in processes:
-                assert finish(process, 0).err == ''
+    variables = {'http_proxy': 'http://127.0.0.1:9', 'no_proxy': 'example.org'}
+    with two(trainer, folder / 'run', 'train.steps=4', **variables) as processes:
+        for process in processes:
+            assert finish(process, 0).err == ''
 
 
 def called(trainer: Trainer, folder: Path, how: str) -> None:

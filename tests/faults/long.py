@@ -27,6 +27,7 @@ REPOSITORY = Path(__file__).parents[2]
 sys.path[:0] = [str(REPOSITORY / 'tests' / 'faults')]
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
+import environment  # noqa: E402
 import injected  # noqa: E402
 import storage  # noqa: E402
 from damaged import damaged_checkpoints  # noqa: E402
@@ -66,9 +67,9 @@ def kills(trainer: Trainer, scratch: Path, expected: Path, count: int, seed: int
 
 
 def signals(trainer: Trainer, scratch: Path, expected: Path) -> Result:
-    """SIGTERM and SIGINT, in one process and two."""
+    """SIGTERM, SIGINT, SIGUSR1 and SIGHUP, in one process and two."""
     took = {}
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         took[f'{number.name}, one process'] = injected.stopped(trainer, scratch / f'one{number}', number, expected)
         for whom in ((0,), (1,), (0, 1)):
             name = f'{number.name}, process {" and ".join(map(str, whom))} of two'
@@ -112,6 +113,28 @@ def peers(trainer: Trainer, scratch: Path, expected: Path) -> Result:
         seconds, _ = injected.hung_process(trainer, scratch / f'hung{victim}', victim)
         took.setdefault('hung', []).append(seconds)
     return {'tried': sum(map(len, took.values())), 'seconds': {name: max(values) for name, values in took.items()}}
+
+
+def environments(trainer: Trainer, scratch: Path, expected: Path) -> Result:
+    """Hostile environments: each works, or gives one line and status 2; see `environment.py`."""
+    del expected
+    names = [name for name in environment.CASES if name not in environment.MOUNTING or environment.can_mount()]
+    for name in names:
+        folder = scratch / name.replace(' ', '_')
+        folder.mkdir()
+        environment.CASES[name](trainer, folder)
+    return {'tried': len(names), 'done': names}
+
+
+def hangs(trainer: Trainer, scratch: Path, expected: Path) -> Result:
+    """Hangs that no other process notices: a step of both of two processes, and the input of a single one."""
+    del expected
+    seconds, _ = injected.hung_step(trainer, scratch / 'both')
+    injected.run_two(trainer, scratch / 'both')
+    injected.run_two(trainer, scratch / 'whole')
+    injected.assert_same_end(scratch / 'both', scratch / 'whole')
+    injected.hung_alone(trainer, scratch / 'alone')
+    return {'tried': 2, 'seconds': seconds}
 
 
 def numbers(trainer: Trainer, scratch: Path, expected: Path) -> Result:
@@ -178,6 +201,8 @@ PARTS: dict[str, Callable[..., Result]] = {
     'checkpoints': checkpoints,
     'disks': disks,
     'peers': peers,
+    'hangs': hangs,
+    'environments': environments,
     'numbers': numbers,
     'inputs': inputs,
     'soak': soak,
@@ -196,7 +221,9 @@ def seen(name: str, found: Result) -> str:
             f'{found["skipped"]} skipped in favour of the previous one, '
             f'{found["intact"]} with arrays that were intact nevertheless'
         )
-    if name == 'disks':
+    if name == 'hangs':
+        return f'a step of two processes: {found["seconds"]:.1f} s with a limit of 6 s; the input of a single one'
+    if name in ('disks', 'environments'):
         return ', '.join(found['done'])
     if name == 'peers':
         times = ', '.join(f'{seconds:.1f} s ({what})' for what, seconds in found['seconds'].items())
@@ -206,10 +233,12 @@ def seen(name: str, found: Result) -> str:
 
 FAULTS = {
     'kills': 'kill -9 at a random moment',
-    'signals': 'SIGTERM, Ctrl-C, Ctrl-C twice',
+    'signals': 'SIGTERM, Ctrl-C, SIGUSR1, SIGHUP, Ctrl-C twice',
     'checkpoints': 'a file of a checkpoint damaged',
     'disks': 'disk',
     'peers': 'one of two processes lost',
+    'hangs': 'all processes hang',
+    'environments': 'environment',
     'numbers': 'loss that is not finite',
 }
 

@@ -144,11 +144,11 @@ def _give_up(problem: str) -> None:
 
 def _bypass_proxy(host: str) -> None:
     """Makes gRPC connect to a host directly where a proxy is configured, and JAX not warn of it."""
+    getLogger('jax._src.distributed').addFilter(lambda record: 'proxy variable' not in record.getMessage())
     if not any(name in os.environ for name in ('grpc_proxy', 'https_proxy', 'http_proxy')):
         return
     given = os.environ.get('no_grpc_proxy') or os.environ.get('no_proxy') or ''  # noqa: SIM112 - gRPC's own name
     os.environ['no_grpc_proxy'] = ','.join(filter(None, [given, host]))  # noqa: SIM112
-    getLogger('jax._src.distributed').addFilter(lambda record: 'proxy variable' not in record.getMessage())
 
 
 def _start_devices() -> None:
