@@ -123,6 +123,9 @@ def get_config() -> ConfigDict:
 
     config.optimizer = optimizer = ConfigDict()
     optimizer.name = 'sgd'  # sgd | lars | adamw
+    # LARS applies the learning rate before its momentum: rate_first (1708.03888) | after it: rate_last (MoCo v3's code)
+    # | auto: rate_last, except for runs that were started before the choice existed
+    optimizer.lars = 'rate_first'
     optimizer.learning_rate = 0.06  # peak, at reference_batch; the loss is the mean over view orders
     optimizer.reference_batch = 0  # linear rule: the peak is learning_rate × batch_size / this; 0: learning_rate itself
     optimizer.schedule = 'cosine'  # after the warm-up: cosine (to 0) | step (a tenth at 60 % and 80 % of the run)

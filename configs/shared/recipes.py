@@ -65,6 +65,7 @@ def moco_v3(config: ConfigDict, *, large: bool) -> None:
     config.ema.momentum = 0.99
     config.ema.schedule = 'cosine'
     config.optimizer.name = 'lars'
+    config.optimizer.lars = 'auto'
     config.optimizer.learning_rate = 0.6
     config.optimizer.reference_batch = 256
     config.optimizer.schedule = 'cosine'

@@ -121,6 +121,22 @@ def _lars(learning_rate: Schedule, momentum: float, weight_decay: float, mask: M
     return optax.lars(learning_rate, weight_decay, mask, trust_ratio_mask=is_weight, momentum=momentum)
 
 
+def _lars_rate_last(
+    learning_rate: Schedule, momentum: float, weight_decay: float, mask: Mask
+) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.masked(optax.scale_by_trust_ratio(trust_coefficient=0.001), is_weight),
+        optax.trace(decay=momentum),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+RATE_FIRST, RATE_LAST = 'rate_first', 'rate_last'
+LARS = {RATE_FIRST: _lars, RATE_LAST: _lars_rate_last}
+"""Whether LARS applies the learning rate before its momentum (1708.03888) or after it (the code of 2104.02057)."""
+
+
 def _adamw(learning_rate: Schedule, momentum: float, weight_decay: float, mask: Mask) -> optax.GradientTransformation:
     adamw = optax.adamw(learning_rate, b1=momentum, weight_decay=weight_decay, mask=mask)
 
@@ -149,6 +165,7 @@ def build_optimizer(
     decay_norm_and_bias: bool,
     frozen: Sequence[str] = (),
     layer_decay: float = 1.0,
+    lars: str = RATE_FIRST,
 ) -> optax.GradientTransformation:
     """Builds an optimizer of the table `OPTIMIZERS`.
 
@@ -159,10 +176,12 @@ def build_optimizer(
       weight_decay: at least 0.
       decay_norm_and_bias: whether every parameter decays (MoCo); otherwise only kernels decay.
       frozen: names of layers without gradient. They do not decay either, and so never change.
+      lars: of 'lars', one of `LARS`.
       layer_decay: the learning rate of each layer relative to that of the next, see `layer_rates`; 1 for equal rates.
     """
     mask = decay_mask(decay_norm_and_bias=decay_norm_and_bias, frozen=frozen)
-    optimizer = OPTIMIZERS[name](learning_rate, momentum, weight_decay, mask)
+    create = LARS[lars] if name == 'lars' else OPTIMIZERS[name]
+    optimizer = create(learning_rate, momentum, weight_decay, mask)
     return optimizer if layer_decay == 1.0 else optax.chain(optimizer, scale_by_layer(layer_decay))
 
 

@@ -4,6 +4,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from dualcl_jax.data import source as data
 from dualcl_jax.method.negatives.selectors import AUTO, EXACT, fastest_exact, resolve_k
+from dualcl_jax.method.optim import LARS, RATE_LAST
 from dualcl_jax.models.norm import LOCAL
 from dualcl_jax.system.config import flatten
 
@@ -21,8 +22,8 @@ def resolve(
 ) -> FrozenConfigDict:
     """A frozen copy of a config without open choices.
 
-    `negatives.selector` and `data.hold_out` have a name, `model.norm` has a number of groups, and `data.mean` and
-    `data.std` have values. Resolving the result again changes nothing.
+    `negatives.selector`, `optimizer.lars` and `data.hold_out` have a name, `model.norm` has a number of groups, and
+    `data.mean` and `data.std` have values. Resolving the result again changes nothing.
 
     Args:
       config: validated (`dualcl_jax.method.validation`); it is not changed.
@@ -35,6 +36,7 @@ def resolve(
     fields = config.to_dict()
     fields['negatives']['selector'] = _selector(config, platform, stored)
     fields['model']['norm'] = _norm(config, num_devices, stored)
+    fields['optimizer']['lars'] = _lars(config, stored)
     fields['data']['hold_out'] = resolve_hold_out(config, stored)
     if statistics is not None and not config.data.mean:
         fields['data']['mean'], fields['data']['std'] = statistics
@@ -47,6 +49,14 @@ def resolve_hold_out(config: ConfigDict, stored: ConfigDict | None) -> str:
         return config.data.hold_out
     before = None if stored is None else dict(flatten(stored)).get('data.hold_out')
     return before if before in data.HOLD_OUTS[1:] else data.STRATIFIED
+
+
+def _lars(config: ConfigDict, stored: ConfigDict | None) -> str:
+    """The config's `optimizer.lars`; for 'auto' that of the stored run, or 'rate_last' where there is none."""
+    if config.optimizer.lars != AUTO:
+        return config.optimizer.lars
+    before = None if stored is None else dict(flatten(stored)).get('optimizer.lars')
+    return before if before in LARS else RATE_LAST
 
 
 def _selector(config: ConfigDict, platform: str, stored: ConfigDict | None) -> str:

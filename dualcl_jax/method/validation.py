@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 from dualcl_jax.data.source import HOLD_OUTS
 from dualcl_jax.method.negatives.selectors import AUTO, SELECTORS, SHARDED
-from dualcl_jax.method.optim import LEARNING_RATE_SCHEDULES, MOMENTUM_SCHEDULES, OPTIMIZERS
+from dualcl_jax.method.optim import LARS, LEARNING_RATE_SCHEDULES, MOMENTUM_SCHEDULES, OPTIMIZERS
 from dualcl_jax.method.views.images import PRESETS, resolve_views
 from dualcl_jax.models.encoder import DTYPES, MODELS, PRECISIONS
 from dualcl_jax.models.heads import PREDICTORS, PROJECTIONS
@@ -66,6 +66,7 @@ RULES: dict[str, Rule] = {
     'ema.momentum': between(0, 1),
     'ema.schedule': one_of(*MOMENTUM_SCHEDULES),
     'optimizer.name': one_of(*OPTIMIZERS),
+    'optimizer.lars': one_of(AUTO, *LARS),
     'optimizer.learning_rate': at_least(0),
     'optimizer.reference_batch': at_least(0),
     'optimizer.schedule': one_of(*LEARNING_RATE_SCHEDULES),

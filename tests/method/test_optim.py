@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from dualcl_jax.method.optim import MOMENTUM_SCHEDULES, OPTIMIZERS, build_optimizer, is_weight, learning_rate_schedule
+from dualcl_jax.method.optim import MOMENTUM_SCHEDULES, build_optimizer, is_weight, learning_rate_schedule
 
 SHAPES = {'conv': {'kernel': (3, 3, 2, 4)}, 'bn': {'scale': (4,), 'bias': (4,)}, 'fc': {'kernel': (4, 3), 'bias': (3,)}}
 
@@ -67,8 +67,14 @@ def schedule(step):
 
 def take_steps(name, gradients, decay_norm_and_bias, momentum=0.9, weight_decay=0.1):
     """The parameters after each of the updates, on the device."""
+    name, _, lars = name.partition(' ')
     optimizer = build_optimizer(
-        name, schedule, momentum=momentum, weight_decay=weight_decay, decay_norm_and_bias=decay_norm_and_bias
+        name,
+        schedule,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        decay_norm_and_bias=decay_norm_and_bias,
+        lars=lars or 'rate_first',
     )
     params = random_tree(0)
     state = optimizer.init(params)
@@ -124,11 +130,20 @@ def lars(parameter, gradient, memory, step, rate, momentum, decay):
     return parameter - memory['buffer']
 
 
-RULES = {'sgd': pytorch_sgd, 'adamw': adamw, 'lars': lars}
+def moco_v3_lars(parameter, gradient, memory, step, rate, momentum, decay):
+    """`LARS.step` of the code of 2104.02057: the momentum is of updates without the rate."""
+    update = gradient + decay * parameter
+    if parameter.ndim > 1:
+        update = update * 0.001 * np.linalg.norm(parameter) / np.linalg.norm(update)
+    memory['mu'] = momentum * memory.get('mu', 0) + update
+    return parameter - rate * memory['mu']
+
+
+RULES = {'sgd': pytorch_sgd, 'adamw': adamw, 'lars': lars, 'lars rate_last': moco_v3_lars}
 
 
 @pytest.mark.parametrize('decay_norm_and_bias', [False, True])
-@pytest.mark.parametrize('name', OPTIMIZERS)
+@pytest.mark.parametrize('name', RULES)
 def test_optimizers_step_by_step(name, decay_norm_and_bias):
     gradients = [random_tree(seed) for seed in range(1, 6)]
     ours = take_steps(name, gradients, decay_norm_and_bias)

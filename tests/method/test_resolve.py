@@ -29,7 +29,7 @@ def test_the_config_given_is_not_changed(fields: tuple[str, ...]) -> None:
     resolved = resolve(config, platform='cpu', num_devices=1, statistics=STATISTICS)
     assert config == config_with(*fields)
     changed = {field for field, value in flatten(resolved) if value != dict(flatten(config))[field]}
-    assert changed <= {'negatives.selector', 'model.norm', 'data.hold_out', 'data.mean', 'data.std'}
+    assert changed <= {'negatives.selector', 'optimizer.lars', 'model.norm', 'data.hold_out', 'data.mean', 'data.std'}
     override(config, ['views.hue=0.25', 'seed=9'])
     assert resolved == resolve(
         config_with(*fields), platform='cpu', num_devices=1, statistics=STATISTICS
@@ -121,6 +121,16 @@ def test_norm(stored: str | None, requested: str, norm: str) -> None:
     before = None if stored is None else config_with(f'model.norm={stored}')
     resolved = resolve(config_with(f'model.norm={requested}'), platform='cpu', num_devices=4, stored=before)
     assert resolved.model.norm == norm
+
+
+def test_lars() -> None:
+    """New runs of the recipe of MoCo v3 follow its code; runs without the field keep what they did."""
+    config = config_with('optimizer.lars=auto')
+    assert resolve(config, platform='cpu', num_devices=1).optimizer.lars == 'rate_last'
+    for stored in ('rate_first', 'rate_last'):
+        before = config_with(f'optimizer.lars={stored}')
+        assert resolve(config, platform='cpu', num_devices=1, stored=before).optimizer.lars == stored
+    assert resolve(config_with(), platform='cpu', num_devices=1).optimizer.lars == 'rate_first'
 
 
 def test_statistics_fill_a_config_without_them() -> None:
