@@ -95,7 +95,8 @@ RULES: dict[str, Rule] = {
 
 
 FREE = (
-    'init_from', 'data.name', 'data.data_dir', 'data.path', 'model.norm', 'model.freeze_patches', 'model.remat',
+    'init_from', 'data.name', 'data.data_dir', 'data.path', 'data.path_column', 'data.label_column', 'model.norm',
+    'model.freeze_patches', 'model.remat',
     'loss.symmetric', 'loss.two_tau', 'loss.shuffle_keys', 'negatives.mask_same_image', 'queue.sharded',
     'optimizer.decay_norm_and_bias', 'log.pictures', 'parallel.deterministic',
 )  # fmt: skip
