@@ -34,7 +34,8 @@ def write_bytes(path: epath.Path, content: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)  # a full disk needs its space
-        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error  # epath omits these
+        number = error.errno or (errno.EISDIR if isinstance(error, IsADirectoryError) else errno.EIO)
+        raise OSError(number, error.strerror or str(error), str(path)) from error  # epath omits these
 
 
 def reachable(path: str, named: str) -> epath.Path:
