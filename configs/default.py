@@ -29,13 +29,17 @@ def get_config() -> ConfigDict:
     data.image_size = 32  # side of a view in pixels
     data.limit = 0  # train on a fixed random subset of this many images; 0: all
     data.num_examples = 0  # reject a training set of any other size; 0: accept any size
-    data.labels = (
-        'auto'  # of a folder: subfolders | none | a CSV file of path,label | auto: by subfolder if all images have one
-    )
+    # Of a folder: subfolders | none | a CSV file of paths and classes | auto: by subfolder, else by metadata.csv in it.
+    data.labels = 'auto'
+    data.path_column = ''  # the columns of that CSV file; empty: recognised by their names, such as file_name and label
+    data.label_column = ''
     data.test_fraction = 0.1  # share of a folder's labelled images to hold out, by content, if it has no test split
     # A fixed random share of the training images, after data.limit, that is not trained on. The monitor measures on it,
     # and all test figures that a run reports are then of these images; only `dualcl_jax.evaluate` sees the test split.
     data.validation_fraction = 0.0
+    # How both fractions choose: stratified (of each class its share, as far as numbers allow; no class is held out
+    # whole) | random | auto (stratified in a new run; a stored one keeps what it has).
+    data.hold_out = 'auto'
     data.stored_size = 0  # side of the central square stored of each image, in pixels; 0: 8/7 of image_size
     data.memory_bytes = 4 * 2**30  # images that fit are stored so in memory; otherwise every batch decodes whole images
     data.max_skipped = 0.05  # stop if more than this share of a folder's images cannot be used

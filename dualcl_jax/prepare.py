@@ -22,6 +22,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument('--data_dir', required=True, help='TFDS directory to write to')
     parser.add_argument('--folder', help='a local folder of images to pack')
     parser.add_argument('--labels', default='auto', help='labels of the folder, as config.data.labels')
+    parser.add_argument('--path_column', default='', help='column of a CSV file, as config.data.path_column')
+    parser.add_argument('--label_column', default='', help='column of a CSV file, as config.data.label_column')
     parser.add_argument('--test_fraction', type=float, default=0.1, help='as config.data.test_fraction')
     parser.add_argument('--max_skipped', type=float, default=0.05, help='as config.data.max_skipped')
     flags = parser.parse_args(arguments)
@@ -61,12 +63,18 @@ def prepare_stock(name: str, data_dir: str) -> str:
 
 def prepare_folder(flags: argparse.Namespace) -> str:
     """Packs the usable images of a folder into a set, and returns the folder of the set."""
+    from dualcl_jax.data import Splits
+    from dualcl_jax.data.describe import describe_data
     from dualcl_jax.data.images import folder
-    from dualcl_jax.data.images.pack import pack
+    from dualcl_jax.data.images.pack import pack, place_of
 
     data = argparse.Namespace(path=flags.folder, labels=flags.labels, test_fraction=flags.test_fraction)
+    data.path_column, data.label_column, data.hold_out = flags.path_column, flags.label_column, 'auto'
     data.limit, data.stored_size, data.max_skipped = 0, 1, flags.max_skipped
+    place_of(flags.dataset, flags.data_dir)  # a mistake costs no time
     train, test = folder.load_encoded(data)
+    for name, fact in describe_data(Splits(train, test)).items():
+        print(f'{name}: {fact}')
     return str(pack(flags.dataset, train, test, flags.data_dir))
 
 

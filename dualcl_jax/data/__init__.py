@@ -52,5 +52,7 @@ def load(data: Any, *, validate: bool = False) -> Splits:
             f'data.num_examples={data.num_examples}, but data.name={data.name} has {len(train)} training examples '
             'after data.limit: correct it, or set it to 0'
         )
-    train, validation = hold_out(train, data.validation_fraction)
-    return Splits(train, validation if validate and validation is not None else test)
+    if not data.validation_fraction:
+        return Splits(train, test)
+    train, validation = hold_out(train, data.validation_fraction, data.hold_out)
+    return Splits(train, validation if validate else test)

@@ -17,6 +17,10 @@ VALIDATION_SEED = 1
 """Of the examples that data.validation_fraction holds out; likewise."""
 
 
+AUTO, STRATIFIED, RANDOM = HOLD_OUTS = ('auto', 'stratified', 'random')
+"""Values of data.hold_out. A new run takes 'auto' for 'stratified'; a stored one keeps what it has."""
+
+
 class HostViews(Protocol):
     """What the host makes of examples before they go to a device, such as random crops; sent to workers by pickle."""
 
@@ -42,7 +46,8 @@ class Source(Protocol):
     [N], -1 where unknown; `class_names[label]` is the name of a class, None where the set has no labels. `fingerprint`
     is the SHA-256 hex digest of whatever determines the examples and their order. `in_memory` is whether the examples
     are at hand; others are read and decoded whenever they are asked for. `report` is what `data_report.json` says of
-    the files behind the set, None where there is nothing to say.
+    the files behind the set, None where there is nothing to say: 'splits', 'labels' and 'left_out', see
+    `docs/data.md`, and anything else by other names.
     """
 
     @property
@@ -156,6 +161,19 @@ def fingerprint(
     return digest.hexdigest()
 
 
+def count_classes(labels: Mapping[str, np.ndarray], names: tuple[str, ...] | None) -> dict[str, dict[str, int]] | None:
+    """The examples of each class by split; None without classes.
+
+    Args:
+      labels: int32 [N] by split, -1 where unknown.
+      names: of the classes.
+    """
+    if names is None:
+        return None
+    counts = {split: np.bincount(found[found >= 0], minlength=len(names)).tolist() for split, found in labels.items()}
+    return {name: {split: counts[split][number] for split in labels} for number, name in enumerate(names)}
+
+
 def limit_indices(num_examples: int, limit: int) -> np.ndarray:
     """The examples that `data.limit` keeps, in the order in which they are kept: int64 [min(limit, N)].
 
@@ -177,15 +195,17 @@ def limit_train(train: Source, limit: int) -> Source:
     if len(indices) == len(train):
         return train
     examples, labels = train.examples(indices), train.labels[indices]
-    return ArraySource(train.name, examples, labels, train.class_names, kind=train.kind)
+    return ArraySource(train.name, examples, labels, train.class_names, report=train.report, kind=train.kind)
 
 
-def hold_out(train: Source, fraction: float) -> tuple[Source, Source | None]:
+def hold_out(train: Source, fraction: float, how: str = RANDOM) -> tuple[Source, Source]:
     """Holds a fixed random share of the training examples out, for validation; both parts are in memory.
 
     Args:
       train: N examples.
-      fraction: share in [0, 1); 0 for none.
+      fraction: share in (0, 1).
+      how: 'random', or 'stratified': the same share of every class, as far as numbers allow, and never a whole class.
+        Examples without a label count as one class. 'auto' is 'stratified'.
 
     Returns:
       The remaining examples, and those held out, round(fraction · N) of them.
@@ -193,8 +213,6 @@ def hold_out(train: Source, fraction: float) -> tuple[Source, Source | None]:
     Raises:
       UserError: the examples are not in memory, or one of the parts would be empty.
     """
-    if not fraction:
-        return train, None
     if not train.in_memory:
         raise UserError(
             f'data.validation_fraction={fraction}: only examples in memory can be divided; raise data.memory_bytes, '
@@ -207,9 +225,53 @@ def hold_out(train: Source, fraction: float) -> tuple[Source, Source | None]:
             f'{train.name}; choose a share that leaves some in both parts'
         )
     order = np.random.default_rng(VALIDATION_SEED).permutation(len(train))
+    if how != RANDOM:
+        order = stratified(order, train.labels, count)
+
+    report = _with_validation(train, order[count:], order[:count])
 
     def part(rows: np.ndarray, name: str) -> ArraySource:
         examples, labels = train.examples(rows), train.labels[rows]
-        return ArraySource(name, examples, labels, train.class_names, report=train.report, kind=train.kind)
+        return ArraySource(name, examples, labels, train.class_names, report=report, kind=train.kind)
 
     return part(np.sort(order[count:]), train.name), part(np.sort(order[:count]), f'{train.name} (validation)')
+
+
+def _with_validation(train: Source, kept: np.ndarray, held_out: np.ndarray) -> Mapping[str, Any] | None:
+    """The report of a split of which a part is held out: its counts are those of the two parts."""
+    if train.report is None or 'splits' not in train.report:
+        return train.report
+    before = train.report['splits']['train']
+    counts = [{'images': len(rows), 'labelled': int((train.labels[rows] >= 0).sum())} for rows in (kept, held_out)]
+    folder = f'{before["folder"]}: {len(held_out) / len(train.labels):.3g} of its images, at random'
+    splits = {'train': before | counts[0], 'validation': {'folder': folder} | counts[1]}
+    return {**train.report, 'splits': {**train.report['splits'], **splits}}
+
+
+def stratified(order: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+    """An order of N examples whose first `count` have the classes in their proportions.
+
+    Every class gives its share of the count, rounded down, and the rest comes from the classes with the largest
+    remainders. The last example of a class is taken only where there are no others.
+
+    Args:
+      order: int [N], a random order.
+      labels: int32 [N].
+      count: at most N.
+
+    Returns:
+      int [N]: the examples taken and then the others, each in their order.
+    """
+    _, group, sizes = np.unique(labels[order], return_inverse=True, return_counts=True)
+    exact = count * sizes / len(order)
+    quota = np.minimum(np.floor(exact).astype(np.int64), sizes - 1)
+    first = np.argsort(group, kind='stable')
+    rank = np.empty(len(order), np.int64)  # of an example among those of its class, in the order
+    rank[first] = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    taken = rank < quota[group]
+    # One of each class in turn: largest remainders first, the last of a class after all others.
+    turn = np.where(rank == sizes[group] - 1, np.iinfo(np.int64).max, rank - quota[group])
+    rest = np.flatnonzero(~taken)
+    rest = rest[np.lexsort((rest, (quota - exact)[group[rest]], turn[rest]))][: count - int(taken.sum())]
+    taken[rest] = True
+    return np.concatenate([order[taken], order[~taken]])

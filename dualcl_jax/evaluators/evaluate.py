@@ -16,9 +16,9 @@ from dualcl_jax.data import Source, Splits, example_spec
 from dualcl_jax.data.images.source import image_shape
 from dualcl_jax.data.tree import batch_of, empty
 from dualcl_jax.evaluators.encoder_source import EncoderSource
-from dualcl_jax.evaluators.protocols import PROTOCOLS
+from dualcl_jax.evaluators.protocols import PROTOCOLS, can_shoot
 from dualcl_jax.evaluators.records import VERSION, make_record, table
-from dualcl_jax.evaluators.settings import RULES, default_settings
+from dualcl_jax.evaluators.settings import RULES, default_settings, whole
 from dualcl_jax.evaluators.task import Task
 from dualcl_jax.method.validation import RULES as CONFIG_RULES
 from dualcl_jax.method.views.images import ImageViews
@@ -77,9 +77,7 @@ def chosen(given: str, choices: Iterable[str], flag: str) -> tuple[str, ...]:
     return tuple(choices if 'all' in names else names)
 
 
-def check(
-    source: EncoderSource, splits: Splits, protocols: Sequence[str], settings: ConfigDict, *, named: bool
-) -> None:
+def check(source: EncoderSource, splits: Splits, protocols: Sequence[str], *, named: bool) -> None:
     """Raises UserError where these protocols cannot be run on these data with this encoder.
 
     Data that the user has not `named` must be those that the encoder was trained on.
@@ -109,18 +107,35 @@ def check(
     for split, images in (('training', train), ('test', test)):
         if not (images.labels >= 0).any():
             raise UserError(f'{train.name}: no {split} image has a label, which {needing[0]} needs; {remedy}')
-    classes, counts = np.unique(train.labels[train.labels >= 0], return_counts=True)
+    classes = np.unique(train.labels[train.labels >= 0])
     if len(classes) < 2:
         raise UserError(f'{train.name}: all training images are of one class; {needing[0]} needs two at least')
-    strange = np.setdiff1d(test.labels[test.labels >= 0], classes)
-    if len(strange):
-        raise UserError(f'{train.name}: class {strange[0]} of the test images is not among the training images')
-    most = int(max(settings.few_shot.shots))
-    if 'few_shot' in protocols and (np.min(counts) < most or len(classes) <= classes[-1]):
-        fewest = int(np.min(counts)) if len(classes) > classes[-1] else 0
-        raise UserError(
-            f'config.few_shot.shots: {most} of each class, and one class of {train.name} has {fewest} images'
-        )
+    tested = test.labels[test.labels >= 0]
+    if not np.isin(tested, classes).any():
+        raise UserError(f'{train.name}: no test image is of a class of the training images; {remedy}')
+
+
+def notes(task: Task, protocols: Sequence[str]) -> list[str]:
+    """What an evaluation leaves out, a line each."""
+    if not any(PROTOCOLS[name].needs_labels for name in protocols):
+        return []
+    found = [
+        f'left out: {about["count"]:,} {reason}, {about["classes"]:,} classes: {", ".join(about["names"])}'
+        + (', …' if about['classes'] > len(about['names']) else '')
+        for reason, about in task.left_out.items()
+    ]
+    train, settings = task.labels('train'), task.settings
+    most = [k for k in whole(settings.knn.k) if k > len(train)]
+    if 'knn' in protocols and most:
+        found.append(f'knn: k {", ".join(map(str, most))} is {len(train):,}, the number of labelled training images')
+    sizes = np.unique(train, return_counts=True)[1]
+    for count in whole(settings.few_shot.shots) if 'few_shot' in protocols else ():
+        fewer = int((sizes < count).sum())
+        if not can_shoot(train, task.query_labels, count):
+            found.append(f'left out: few_shot with {count} images a class: too few classes have so many')
+        elif fewer:
+            found.append(f'few_shot with {count} images a class: without {fewer:,} classes that have fewer')
+    return found
 
 
 def _check_examples(source: EncoderSource, train: Source) -> None:
@@ -169,7 +184,7 @@ def evaluate(
     """
     config = resolve(source, overrides)
     splits = data.load(config.data)
-    check(source, splits, protocols, config, named=any(field.startswith('data.') for field in overrides))
+    check(source, splits, protocols, named=any(field.startswith('data.') for field in overrides))
     own = splits.train.fingerprint == source.data_fingerprint
     folder = epath.Path(output) / ('' if own else f'on_{config.data.name.replace("/", "_").replace(":", "_")}')
     writes = jax.process_index() == 0
@@ -179,6 +194,8 @@ def evaluate(
     console = Console(
         highlight=False, markup=False, quiet=not writes, width=None if sys.stdout.isatty() else TABLE_WIDTH
     )
+    for note in notes(task, protocols):
+        console.print(f'note: {note}')
     found: list[dict[str, Any]] = []
     for number, name in enumerate(protocols, start=1):
         console.print(f'{name} ({number} of {len(protocols)})')

@@ -1,7 +1,7 @@
 """The protocols: what is measured of frozen features, of a fine-tuned network, and of the embedding itself."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -29,18 +29,32 @@ from dualcl_jax.system.errors import UserError
 Results = Iterator[Result]
 
 
-def _top1(predicted: np.ndarray, labels: np.ndarray, encoder: str, layer: str, **more: Any) -> Result:
-    """An accuracy in [0, 1] with its interval."""
+def _top1(
+    task: Task, predicted: np.ndarray, encoder: str, layer: str, details: Mapping[str, Any] | None = None, **more: Any
+) -> Result:
+    """An accuracy in [0, 1] of predictions for the test images at `task.known`, with its interval."""
+    labels = task.query_labels
     share = float(np.mean(predicted == labels))
-    return Result('top1', share, encoder, layer, wilson(share, len(labels)), **more)
+    details, interval = _details(task, details), wilson(share, len(labels))
+    return Result('top1', share, encoder, layer, interval, examples=len(labels), details=details, **more)
+
+
+def _details(task: Task, details: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Details of a result, with the test images that were left out, if any."""
+    return dict(details or {}) | ({'left_out': task.left_out} if task.left_out else {})
 
 
 def knn(task: Task) -> Results:
-    """Weighted kNN (1805.01978) over a grid of k and τ: test images among the training images."""
-    ks, temperatures = whole(task.settings.knn.k), task.settings.knn.temperature
-    labels = task.labels('test')
+    """Weighted kNN (1805.01978) over a grid of k and τ: test images among the training images.
+
+    A k above their number stands for all of them, once.
+    """
+    asked: dict[int, list[int]] = {}
+    for k in whole(task.settings.knn.k):
+        asked.setdefault(min(k, len(task.rows['train'])), []).append(k)
+    ks, temperatures = tuple(asked), task.settings.knn.temperature
     for encoder, layer in task.places:
-        bank, queries = (task.features(split, encoder, layer) for split in ('train', 'test'))
+        bank, queries = task.features('train', encoder, layer), task.queries(encoder, layer)
         with progress(neighbours.num_blocks(len(queries), len(bank)), f'kNN, {encoder}, {layer}') as advance:
             grid = neighbours.knn_grid(
                 queries,
@@ -52,22 +66,23 @@ def knn(task: Task) -> Results:
                 advance=advance,
             )
         for k, row in zip(ks, grid, strict=True):
+            details = {'asked_k': asked[k]} if asked[k] != [k] else {}
             for tau, predicted in zip(temperatures, row, strict=True):
-                yield _top1(predicted, labels, encoder, layer, k=k, tau=tau)
+                yield _top1(task, predicted, encoder, layer, details, k=k, tau=tau)
 
 
 def linear(task: Task) -> Results:
     """Linear probe of frozen features, its learning rate and decay chosen on held-out training images."""
     for encoder, layer in task.places:
         choice = task.probe(encoder, layer)
-        predicted = probes.predict(choice.probe, task.features('test', encoder, layer))[0]
+        predicted = probes.predict(choice.probe, task.queries(encoder, layer))[0]
         details = {
             'learning_rate': choice.learning_rate,
             'weight_decay': choice.weight_decay,
             'validation_top1': choice.validation_top1,
             'sweep': len(task.settings.linear.learning_rates) * len(task.settings.linear.weight_decays),
         }
-        yield _top1(predicted, task.labels('test'), encoder, layer, details=details)
+        yield _top1(task, predicted, encoder, layer, details)
 
 
 def finetune(task: Task) -> Results:
@@ -103,20 +118,32 @@ def _tuned(task: Task, encoder: str, chosen: np.ndarray, recipe: Recipe, details
             seed=task.seed,
             advance=advance,
         )
-    test, embed = task.labelled('test'), task.source.blocks
+    test, embed = task.labelled('test', task.known), task.source.blocks
     with progress(embed.num_blocks(len(test)), 'test images') as advance:
         predicted = classify(embed, tuned, test, np.arange(len(test)), advance)
     details = details | {'labels': len(images)} | dataclasses.asdict(recipe)
-    return _top1(predicted, test.labels, encoder, 'backbone', details=details)
+    return _top1(task, predicted, encoder, 'backbone', details)
 
 
 def few_shot(task: Task) -> Results:
-    """Nearest class centroid from n images of each class: the mean over many draws."""
-    settings, train, labels = task.settings.few_shot, task.labels('train'), task.labels('test')
+    """Nearest class centroid from n images of each class: the mean over many draws.
+
+    Of the classes that have n training images; without two of them, or test images of them, n is left out.
+    """
+    settings, train = task.settings.few_shot, task.labels('train')
     for count in whole(settings.shots):
-        chosen = shots.draw_shots(train, task.num_classes, count, settings.draws, task.seed)
+        classes, sizes = np.unique(train, return_counts=True)
+        enough = classes[sizes >= count]
+        tested = np.isin(task.query_labels, enough)
+        if not can_shoot(train, task.query_labels, count):
+            continue
+        chosen = shots.draw_shots(_among(train, enough), len(enough), count, settings.draws, task.seed)
+        labels = _among(task.query_labels[tested], enough)
+        details = _details(task, {'shots': count, 'draws': settings.draws})
+        if len(enough) < len(classes):
+            details |= {'classes': len(enough), 'classes_with_fewer_images': len(classes) - len(enough)}
         for encoder, layer in task.places:
-            bank, queries = (task.features(split, encoder, layer) for split in ('train', 'test'))
+            bank, queries = task.features('train', encoder, layer), task.queries(encoder, layer)[tested]
             accuracies = shots.centroid_accuracies(bank, chosen, queries, labels)
             yield Result(
                 'top1',
@@ -124,22 +151,37 @@ def few_shot(task: Task) -> Results:
                 encoder,
                 layer,
                 normal(accuracies),
-                details={'shots': count, 'draws': settings.draws, 'std': float(accuracies.std(ddof=1))},
+                examples=len(labels),
+                details=details | {'std': float(accuracies.std(ddof=1))},
             )
+
+
+def can_shoot(train: np.ndarray, test: np.ndarray, count: int) -> bool:
+    """Whether two classes have `count` training images, and a test image is of one of them; of the labels of both."""
+    classes, sizes = np.unique(train[train >= 0], return_counts=True)
+    enough = classes[sizes >= count]
+    return len(enough) > 1 and bool(np.isin(test, enough).any())
+
+
+def _among(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """The place of each label among sorted classes, -1 where it is none of them."""
+    places = np.minimum(np.searchsorted(classes, labels), len(classes) - 1)
+    return np.where(classes[places] == labels, places, -1).astype(np.int32)
 
 
 def retrieval(task: Task) -> Results:
     """Test images as queries against all training images: mean average precision and recall at k."""
     ks = whole(task.settings.retrieval.recall_at)
     for encoder, layer in task.places:
-        bank, queries = (task.features(split, encoder, layer) for split in ('train', 'test'))
+        bank, queries = task.features('train', encoder, layer), task.queries(encoder, layer)
         with progress(ranking.num_blocks(len(queries), len(bank)), f'retrieval, {encoder}, {layer}') as advance:
-            found = ranking.retrieve(queries, task.labels('test'), bank, task.labels('train'), ks=ks, advance=advance)
+            found = ranking.retrieve(queries, task.query_labels, bank, task.labels('train'), ks=ks, advance=advance)
         precision = found.average_precision
-        yield Result('map', float(precision.mean()), encoder, layer, normal(precision))
+        result = partial(Result, encoder=encoder, layer=layer, examples=len(precision), details=_details(task))
+        yield result('map', float(precision.mean()), interval=normal(precision))
         for k, hits in zip(ks, found.found, strict=True):
             share = float(hits.mean())
-            yield Result('recall', share, encoder, layer, wilson(share, len(hits)), k=k)
+            yield result('recall', share, interval=wilson(share, len(hits)), k=k)
 
 
 def clustering(task: Task) -> Results:
@@ -155,24 +197,25 @@ def clustering(task: Task) -> Results:
 
 def robustness(task: Task) -> Results:
     """The linear probe's accuracy on corrupted test images, by corruption and strength, and the mean over them."""
-    labels, seed = task.labels('test'), task.seed
+    rows, seed = task.rows['test'][task.known], task.seed
     for encoder in task.encoders:
         accuracies: dict[str, list[float]] = {layer: [] for layer in task.layers}
         for name in CORRUPTIONS:
             for strength in STRENGTHS:
                 change = partial(corrupt, name=name, strength=strength, seed=seed)
-                images = Derived(task.split('test'), task.rows['test'], change)
+                images = Derived(task.split('test'), rows, change)
                 features = task.embed(encoder, images, np.arange(len(images)), f'{name} {strength}, {encoder}')
                 for layer in task.layers:
                     predicted = probes.predict(task.probe(encoder, layer).probe, features[layer])[0]
                     details: dict[str, Any] = {'corruption': name, 'strength': strength}
-                    result = _top1(predicted, labels, encoder, layer, details=details)
+                    result = _top1(task, predicted, encoder, layer, details)
                     accuracies[layer].append(result.value)
                     yield result
         for layer in task.layers:
-            clean = probes.predict(task.probe(encoder, layer).probe, task.features('test', encoder, layer))[0]
-            details = {'clean_top1': float(np.mean(clean == labels))}
-            yield Result('mean_top1', float(np.mean(accuracies[layer])), encoder, layer, details=details)
+            clean = probes.predict(task.probe(encoder, layer).probe, task.queries(encoder, layer))[0]
+            details = _details(task, {'clean_top1': float(np.mean(clean == task.query_labels))})
+            mean = float(np.mean(accuracies[layer]))
+            yield Result('mean_top1', mean, encoder, layer, examples=len(rows), details=details)
 
 
 def structure(task: Task) -> Results:

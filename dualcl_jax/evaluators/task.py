@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -13,6 +14,8 @@ from dualcl_jax.evaluators.measures.linear import Choice, choose_probe
 from dualcl_jax.system.console import progress
 from dualcl_jax.system.errors import UserError
 
+NAMED = 3
+"""So many classes that are left out are named."""
 Place = tuple[str, str]
 """An encoder and a layer of it."""
 
@@ -67,6 +70,34 @@ class Task:
     def labels(self, split: str) -> np.ndarray:
         """Labels of the examples at `rows`, int32 [N]."""
         return self.split(split).labels[self.rows[split]]
+
+    @functools.cached_property
+    def known(self) -> np.ndarray:
+        """Positions among the `rows` for testing whose class is one of the training images: int64 [Q]."""
+        return np.flatnonzero(np.isin(self.labels('test'), self.labels('train')))
+
+    @property
+    def query_labels(self) -> np.ndarray:
+        """Of the images at `known`, int32 [Q]."""
+        return self.labels('test')[self.known]
+
+    def queries(self, encoder: str, layer: str) -> np.ndarray:
+        """Features of the images at `known`, float32 [Q, F]."""
+        return self.features('test', encoder, layer)[self.known]
+
+    @functools.cached_property
+    def left_out(self) -> dict[str, Any]:
+        """Test images that cannot be classified, by the reason: how many, and up to `NAMED` of their classes."""
+        strange = np.delete(self.labels('test'), self.known)
+        if not len(strange):
+            return {}
+        return {'test images of classes without training images': self.described(strange)}
+
+    def described(self, labels: np.ndarray) -> dict[str, Any]:
+        """How many labels, of how many classes, and the names of up to `NAMED` of these."""
+        classes, names = np.unique(labels), self.split('train').class_names
+        shown = [names[label] if names else str(label) for label in classes[:NAMED].tolist()]
+        return {'count': len(labels), 'classes': len(classes), 'names': shown}
 
     @functools.cached_property
     def num_classes(self) -> int:

@@ -8,6 +8,7 @@ import optax
 from ml_collections import ConfigDict
 
 from dualcl_jax.data import Splits, example_spec
+from dualcl_jax.data.describe import describe_data
 from dualcl_jax.method.build import Method
 from dualcl_jax.method.views.images import ImageViews
 
@@ -34,6 +35,7 @@ def describe_method(
     return {
         'data': f'{train.name}, {len(train):,} {train.kind} {_shapes(example_spec(train))}, {labels}'
         + (f'; {len(test):,} for {"validation" if config.data.validation_fraction else "testing"}' if test else ''),
+        **describe_data(splits),
         'views': shown or _shapes(jax.tree.map(lambda leaf: leaf[0], views.blank())),
         'encoder': f'{config.model.name}, width {config.model.width}, {config.model.stem} stem, '
         f'{config.model.projection} projection to {method.dim}'

@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from dualcl_jax.data import source as data
 from dualcl_jax.method.negatives.selectors import AUTO, EXACT, fastest_exact, resolve_k
 from dualcl_jax.system.config import flatten
 
@@ -12,7 +13,7 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 def resolve(
     config: ConfigDict, *, platform: str, statistics: Statistics | None = None, stored: ConfigDict | None = None
 ) -> FrozenConfigDict:
-    """A frozen copy of a config in which `negatives.selector` has a name and `data.mean` and `data.std` have values.
+    """A frozen copy of a config in which `negatives.selector`, `data.hold_out`, `data.mean` and `data.std` have values.
 
     Resolving the result again changes nothing.
 
@@ -25,9 +26,18 @@ def resolve(
     """
     fields = config.to_dict()
     fields['negatives']['selector'] = _selector(config, platform, stored)
+    fields['data']['hold_out'] = resolve_hold_out(config, stored)
     if statistics is not None and not config.data.mean:
         fields['data']['mean'], fields['data']['std'] = statistics
     return FrozenConfigDict(fields)
+
+
+def resolve_hold_out(config: ConfigDict, stored: ConfigDict | None) -> str:
+    """The config's `data.hold_out`; for 'auto' that of the stored run, or 'stratified' where there is none."""
+    if config.data.hold_out != data.AUTO:
+        return config.data.hold_out
+    before = None if stored is None else dict(flatten(stored)).get('data.hold_out')
+    return before if before in data.HOLD_OUTS[1:] else data.STRATIFIED
 
 
 def _selector(config: ConfigDict, platform: str, stored: ConfigDict | None) -> str:

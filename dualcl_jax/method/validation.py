@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+from dualcl_jax.data.source import HOLD_OUTS
 from dualcl_jax.method.negatives.selectors import AUTO, SELECTORS, SHARDED
 from dualcl_jax.method.optim import LEARNING_RATE_SCHEDULES, MOMENTUM_SCHEDULES, OPTIMIZERS
 from dualcl_jax.method.views.images import PRESETS, resolve_views
@@ -33,6 +34,7 @@ RULES: dict[str, Rule] = {
     'data.num_examples': at_least(0),
     'data.test_fraction': (lambda value: 0 <= value < 1, 'must be at least 0 and below 1'),
     'data.validation_fraction': (lambda value: 0 <= value < 1, 'must be at least 0 and below 1'),
+    'data.hold_out': one_of(*HOLD_OUTS),
     'data.labels': (bool, 'choose auto, subfolders, none, or the path of a CSV file'),
     'data.stored_size': at_least(0),
     'data.memory_bytes': at_least(0),
@@ -91,7 +93,8 @@ RULES: dict[str, Rule] = {
 
 
 FREE = (
-    'init_from', 'data.name', 'data.data_dir', 'data.path', 'model.norm', 'model.freeze_patches', 'model.remat',
+    'init_from', 'data.name', 'data.data_dir', 'data.path', 'data.path_column', 'data.label_column', 'model.norm',
+    'model.freeze_patches', 'model.remat',
     'loss.symmetric', 'loss.two_tau', 'loss.shuffle_keys', 'negatives.mask_same_image', 'queue.sharded',
     'optimizer.decay_norm_and_bias', 'log.pictures', 'parallel.deterministic',
 )  # fmt: skip

@@ -53,6 +53,9 @@ ADDED: dict[str, Any] = {
     'data.validation_fraction': 0.0,
     'loss.hardness': 0.0,
     'log.pictures': True,
+    'data.hold_out': 'random',
+    'data.label_column': '',
+    'data.path_column': '',
     'model.matmul_precision': 'float32',
     'parallel.deterministic': True,
 }

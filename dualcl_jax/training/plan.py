@@ -14,7 +14,7 @@ from dualcl_jax.data.images.source import image_shape
 from dualcl_jax.data.images.statistics import channel_statistics
 from dualcl_jax.method.build import Method, build_method
 from dualcl_jax.method.length import run_length
-from dualcl_jax.method.resolve import Statistics, resolve
+from dualcl_jax.method.resolve import Statistics, resolve, resolve_hold_out
 from dualcl_jax.method.state import TrainState, create_train_state
 from dualcl_jax.method.validation import validate_devices, validate_schedule
 from dualcl_jax.method.views import VIEWS
@@ -88,10 +88,13 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = 
     folder = open_workdir(workdir) if writes else existing_or_new(workdir)
     if writes:
         check_shared(folder, config.parallel.timeout_s)
-    splits = load(config.data, validate=True)
+    stored = stored_config(folder)
+    data = config.data.copy_and_resolve_references()
+    data.hold_out = resolve_hold_out(config, stored)
+    splits = load(data, validate=True)
     if writes:
         check_same_data(config.data.name, ' '.join(split.fingerprint for split in splits if split is not None))
-    statistics, stored = _statistics(config, splits.train), stored_config(folder)
+    statistics = _statistics(config, splits.train)
     resolved = resolve(config, platform=mesh.devices.flat[0].platform, statistics=statistics, stored=stored)
     check_same_run(folder, stored, resolved, extend=extend)
     epoch, total_steps = run_length(resolved, len(splits.train))

@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from etils import epath
 
+from dualcl_jax.data import Splits
 from dualcl_jax.evaluators.monitor import can_monitor
 from dualcl_jax.method.describe import describe_method
 from dualcl_jax.system.console import duration
@@ -49,6 +51,8 @@ def header(plan: Plan, params: optax.Params, damaged: Mapping[int, str] | None =
     }
     if config.monitor.every_epochs and not can_monitor(plan.splits):
         facts['kNN accuracy'] = 'not measured: it needs labelled images, for training and for testing'
+    elif config.monitor.every_epochs:
+        facts |= _limits_of_knn(plan.splits, config.monitor.k, config.monitor.bank)
     for step, reason in (damaged or {}).items():
         facts[f'damaged checkpoint {step}'] = f'{reason}; moved to {plan.folder / "damaged"}'
     if config.init_from and not plan.start_step:
@@ -59,10 +63,22 @@ def header(plan: Plan, params: optax.Params, damaged: Mapping[int, str] | None =
 
 
 def _repeats(config: Any, platform: str) -> str:
-    """What a user must know of GPUs: whether the same command gives the same bits."""
+    """Whether the same command gives the same bits on GPUs, for the header; empty on other platforms."""
     if platform not in ('gpu', 'cuda', 'rocm'):
         return ''
     return ', deterministic kernels' if config.parallel.deterministic else ', kernels that differ from run to run'
+
+
+def _limits_of_knn(splits: Splits, k: int, bank: int) -> dict[str, str]:
+    """Where the kNN accuracy of a run is not what its settings say."""
+    assert splits.test is not None
+    train, test = (source.labels[source.labels >= 0] for source in (splits.train, splits.test))
+    count = min(len(train), bank or len(train))
+    limits = [f'k is {count:,}, the labelled training images that there are, instead of {k:,}'] if k > count else []
+    strange = int((~np.isin(test, train)).sum())
+    if strange:
+        limits.append(f'{strange:,} test images of classes without training images count as wrong')
+    return {'kNN accuracy': '; '.join(limits)} if limits else {}
 
 
 def status(record: Record, knn_top1: float | None) -> str:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from dualcl_jax.data import Source, Splits, example_spec
 from dualcl_jax.data.images.source import KIND as IMAGES
+from dualcl_jax.data.source import count_classes
 from dualcl_jax.data.tree import Tree, describe, parse
 from dualcl_jax.system.config import LENGTH, PATHS, differing_fields, flatten, from_json, to_json
 from dualcl_jax.system.errors import UserError
@@ -172,7 +173,8 @@ def write_config(workdir: epath.Path, config: ConfigDict) -> None:
 
 
 def write_data_report(workdir: epath.Path, splits: Splits) -> None:
-    """Stores which data the run uses: sizes, classes, fingerprints and, for a folder, the outcome for each file."""
+    """Stores which data the run uses: sizes, classes and fingerprints; what was taken for the splits and the classes
+    and what was left out; and, for a folder, the outcome for each file that was not used as it is."""
 
     def report_of(source: Source | None) -> dict[str, Any] | None:
         if source is None:
@@ -188,8 +190,13 @@ def write_data_report(workdir: epath.Path, splits: Splits) -> None:
         }
 
     report: dict[str, Any] = {'train': report_of(splits.train), 'test': report_of(splits.test)}
-    if splits.train.report is not None:
-        report['files'] = dict(splits.train.report)
+    labels = {name: source.labels for name, source in splits._asdict().items() if source is not None}
+    report |= {'splits': _plain_splits(splits), 'labels': None, 'left_out': {}}
+    report['classes'] = count_classes(labels, splits.train.class_names)
+    about = dict(splits.train.report or {})
+    report |= {name: about.pop(name) for name in ('splits', 'labels', 'left_out') if name in about}
+    if about:
+        report['files'] = about
     write_json(workdir / 'data_report.json', report)
 
 
@@ -201,6 +208,15 @@ def read_fingerprints(workdir: epath.Path) -> tuple[str | None, str | None]:
         return train, test
     except (OSError, ValueError, TypeError, LookupError, RecursionError):
         return None, None
+
+
+def _plain_splits(splits: Splits) -> dict[str, Any]:
+    """The splits of a set that does not say what it took for them."""
+    named = {name: source for name, source in splits._asdict().items() if source is not None}
+    return {
+        name: {'folder': None, 'images': len(source), 'labelled': int((source.labels >= 0).sum())}
+        for name, source in named.items()
+    } | {'left_out': []}
 
 
 def read_examples(workdir: epath.Path) -> tuple[str, Tree] | None:

@@ -1,4 +1,4 @@
-"""Fine-tuning: it learns, twice in one way on any devices, and lower layers move less."""
+"""Fine-tuning learns, is deterministic on any devices, and changes lower layers less."""
 
 import dataclasses
 from collections.abc import Callable
@@ -26,7 +26,7 @@ RECIPE = Recipe(6, 16, 'sgd', 0.2, 1e-4, 0.9, 0.1, (0.5, 1.0))
 
 
 class Small(nn.Module):
-    """Two layers with a batch norm between, named as a ResNet's are."""
+    """Two layers with a batch norm between them, with the names of a ResNet."""
 
     norm: Callable[..., nn.Module]
     stem: str
@@ -64,22 +64,22 @@ def source(count=96):
 
 
 def tuned(method, variables, mesh=None, **changes):
-    told = []
+    calls = []
     recipe = dataclasses.replace(RECIPE, **changes)
     found = finetune(
-        method, mesh or device_mesh(), variables, source(), 3, recipe, seed=0, advance=lambda: told.append(0)
+        method, mesh or device_mesh(), variables, source(), 3, recipe, seed=0, advance=lambda: calls.append(0)
     )
-    assert len(told) == recipe.steps(96)
+    assert len(calls) == recipe.steps(96)
     return found
 
 
 def moved(found, variables, part):
-    """How far the parameters of a part went."""
+    """How far the parameters of a part moved."""
     leaves = (jax.tree.leaves(tree['params']['backbone'][part]) for tree in (found.variables, variables))
     return max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in zip(*leaves, strict=True))
 
 
-def test_it_learns_and_leaves_the_encoder_as_it_was(method, variables):
+def test_it_learns_and_does_not_change_the_encoder(method, variables):
     before = jax.tree.map(np.array, variables)
     found = tuned(method, variables)
     chex.assert_trees_all_equal(before, jax.tree.map(np.array, variables))
@@ -92,7 +92,7 @@ def test_it_learns_and_leaves_the_encoder_as_it_was(method, variables):
 
 
 def test_batch_statistics_are_of_the_whole_batch(method, variables):
-    """One device and four agree; 18 images a batch are not divided by four, and go to all."""
+    """One device and four agree; batches of 18 images cannot be divided by four, so each device has all of them."""
     one = Mesh(np.asarray(jax.devices()[:1]), (AXIS,))
     for batch_size in (16, 18):
         many = tuned(method, variables, batch_size=batch_size, epochs=1)

@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from configs import default
 from dualcl_jax.data.images import npz
 from dualcl_jax.data.images.decode import Box, UnusableError, cut, examine
-from dualcl_jax.data.images.folder import _read_csv
 from dualcl_jax.data.images.index import _load
+from dualcl_jax.data.images.table import Names, match, read_table
 from dualcl_jax.main import parse
 from dualcl_jax.method.validation import validate
 from dualcl_jax.models.exports import FORMATS, Description, load, stablehlo, weights
@@ -98,6 +98,11 @@ def read_npz(folder: Path, content: bytes) -> Any:
 def read_image(folder: Path, content: bytes) -> Any:
     facts = examine(content)
     return cut(content, lambda height, width: [Box(0, 0, height, width)], 8), facts
+
+
+def read_csv(folder: Path, content: bytes) -> Any:
+    table = read_table(str(written(folder, 'labels.csv', content)))
+    return match(table, Names({0: 'ant/0.png', 1: 'bee/1.png'}), '', '', '')
 
 
 def read_config(folder: Path, content: bytes) -> Any:
@@ -188,7 +193,7 @@ READERS = {
     'image': Reader(one_of(*PICTURES), read_image),
     'CSV': Reader(
         one_of(LABELS) | st.text().map(lambda text: text.encode('utf-16')),
-        lambda folder, content: _read_csv(str(written(folder, 'labels.csv', content))),
+        read_csv,
     ),
     'folder index': Reader(
         one_of(archive(about=np.frombuffer(b'{"version": "1"}', np.uint8), sizes=np.arange(3))),

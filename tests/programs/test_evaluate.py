@@ -230,14 +230,10 @@ DATA = {
     'no labels': ({'train_labels': None, 'test_labels': None}, ['no training image has a label', 'structure']),
     'no test labels': ({'test_labels': None}, ['no test image has a label']),
     'one class': ({'train_labels': np.zeros(256, int), 'test_labels': np.zeros(64, int)}, ['are of one class']),
-    'a class more': ({'train_labels': np.arange(256) % 2}, ['class 2 of the test images']),
+    'other classes': ({'train_labels': 4 + np.arange(256) % 2}, ['no test image is of a class of the training']),
     'gray': (
         {f'{split}_images': np.zeros((n, 8, 8, 1), np.uint8) for split, n in (('train', 256), ('test', 64))},
         ['1 channels', 'takes 3'],
-    ),
-    'few': (
-        {'train_images': np.zeros((4, 16, 16, 3), np.uint8), 'train_labels': np.arange(4)},
-        ['few_shot.shots: 10 of each class', 'has 1 images'],
     ),
 }
 
@@ -247,6 +243,51 @@ def test_data_that_are_refused(run, workdir: Path, tmp_path: Path, name: str) ->
     changes, said = DATA[name]
     refused(run(workdir, 'few_shot', npz(tmp_path / 'other.npz', **changes)), *said)
     assert not (workdir / 'evaluation' / 'on_npz' / 'few_shot.json').exists()
+
+
+def test_a_long_tail_is_evaluated_for_what_can_be(run, workdir: Path, tmp_path: Path) -> None:
+    """Classes of one image, classes of test images alone and a bank smaller than k are named, also in the records."""
+    rng = np.random.default_rng(0)
+    train = np.array([0] * 12 + [1] * 12 + list(range(2, 8)))  # two classes of 12, six of one
+    test = np.array([0, 1] * 10 + [2, 8, 9])  # two of classes that are not among the training images
+    arrays = {
+        f'{split}_images': rng.integers(256, size=(len(labels), 16, 16, 3)).astype(np.uint8)
+        for split, labels in (('train', train), ('test', test))
+    }
+    data = npz(tmp_path / 'tail.npz', train_labels=train, test_labels=test, **arrays)
+    done = run(workdir, 'all', data, '--config.knn.k=5,20,100,200', '--config.knn.temperature=0.1', *QUICK)
+    found = records(done)
+    reason = 'test images of classes without training images'
+    for words in (
+        f'left out: 2 {reason}, 2 classes: 8, 9',
+        'k 100, 200 is 30, the number of labelled training images',
+        'few_shot with 10 images a class: without 6 classes that have fewer',
+    ):
+        assert words in ' '.join(done.out.split()), done.out
+    assert {record['protocol'] for record in found} == set(PROTOCOLS)
+    for record in found:
+        if record['protocol'] not in ('structure', 'clustering'):
+            assert record['details']['left_out'] == {reason: {'count': 2, 'classes': 2, 'names': ['8', '9']}}
+            assert record['examples'] == (20 if record['details'].get('shots', 1) > 1 else 21)
+    clamped = [record for record in found if record['protocol'] == 'knn' and 'asked_k' in record['details']]
+    assert {(record['k'], tuple(record['details']['asked_k'])) for record in clamped} == {(30, (100, 200))}
+    shots = {
+        (
+            record['details']['shots'],
+            record['details'].get('classes'),
+            record['details'].get('classes_with_fewer_images'),
+        )
+        for record in found
+        if record['protocol'] == 'few_shot'
+    }
+    assert shots == {(1, None, None), (5, 2, 6), (10, 2, 6)}
+
+
+def test_shots_that_too_few_classes_have_are_left_out(run, workdir: Path, tmp_path: Path) -> None:
+    changes = {'train_images': np.zeros((4, 16, 16, 3), np.uint8), 'train_labels': np.arange(4)}
+    done = run(workdir, 'few_shot', npz(tmp_path / 'few.npz', **changes), *QUICK)
+    assert {record['details']['shots'] for record in records(done)} == {1}
+    assert 'left out: few_shot with 10 images a class' in ' '.join(done.out.split())
 
 
 def test_changed_data_and_a_truncated_checkpoint(run, workdir: Path, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def write_bad_files(folder: Path) -> dict[str, tuple[str, str]]:
     flipped = bytearray(png)
     flipped[len(png) // 2] ^= 0xFF
     files: dict[str, tuple[bytes, str, str]] = {
-        # name: content, outcome, reason
+        # name: content, expected outcome, part of the reason
         'truncated.jpg': (whole[: len(whole) // 2], 'skipped', 'truncated'),
         'truncated.png': (png[: len(png) // 2], 'skipped', 'damaged'),
         'truncated.webp': (encode(photo(9), 'WEBP')[:300], 'skipped', 'damaged'),
@@ -68,10 +68,10 @@ def write_bad_files(folder: Path) -> dict[str, tuple[str, str]]:
         'one_row.png': (encode(photo(11)[:1], 'PNG'), 'skipped', 'shorter than 8'),
         'enormous.png': (png_header(12_000, 12_000), 'skipped', '12000×12000 pixels'),
         'bomb.png': (png_header(60_000, 60_000), 'skipped', 'pixels'),
-        'text_bomb.png': (encode(photo(12), 'PNG', pnginfo=bomb), 'skipped', 'damaged'),
+        'long_text.png': (encode(photo(12), 'PNG', pnginfo=bomb), 'used', ''),
         'float.tif': (encode(photo(13, channels=1).astype(np.float32), 'TIFF'), 'skipped', 'floating-point'),
         'postscript.jpg': (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', 'skipped', 'not an image'),
-        'photo.heic': (b'\0\0\0\x18ftypheic\0\0\0\0mif1heic', 'skipped', 'not an image'),
+        'photo.heic': (b'\0\0\0\x18ftypheic\0\0\0\0mif1heic', 'skipped', 'HEIC image'),
         'a_plain.jpg': (whole, 'used', ''),
         'duplicate.jpg': (whole, 'duplicate', 'same content as a_plain.jpg'),
         'animated.gif': (encode(frames[0], 'GIF', **animation), 'converted', 'first frame'),

@@ -4,19 +4,27 @@ simplejpeg is libjpeg-turbo without a detour: `python -m experiments.benchmark d
 JPEG decoder and, where it is installed, OpenCV's. Pillow resizes, antialiased and in integers, the same on every
 machine.
 
-Every image comes out as uint8 RGB, upright by its EXIF orientation: gray, palette and CMYK converted; 16 bits reduced
-to the upper 8; what is transparent laid over white; of an animation or several pages the first. Colour profiles are
-not applied.
+Every image comes out as uint8 RGB, upright by its EXIF orientation. Gray, palette and CMYK images are converted,
+transparent ones are laid over white, and of an animation or several pages the first is taken. Colour profiles and texts
+are not applied and may have any length.
+
+A gray image with more than 8 bits keeps the upper 8 of the bits that it uses: those that the file declares (sBIT of
+PNG, MaxSampleValue of TIFF), else the fewest of 8, 12 and 16 that hold its largest value. Colours of 16 bits keep the
+upper 8, and are refused if these leave fewer than 16 levels. Images of 2, 4 or more channels that are neither colours
+nor transparency, thumbnails of raw files and floating-point pixels are refused.
 """
 
 import io
+import struct
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
 from PIL import Image
+
+from dualcl_jax.data.images import tiff
 
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'JPEG2000')
 """What Pillow may read: image files alone, none of the formats that start other programs."""
@@ -36,9 +44,16 @@ CONVERSIONS = (
     'gray to RGB',
     'turned upright by its EXIF orientation',
     'decoded in spite of small errors in its data',
+    'scaled from the fewer than 16 bits that it uses',
 )
 """What may be done to an image that is used; the i-th is bit i of `Facts.conversions`."""
-ANIMATED, PAGES, SIXTEEN_BIT, CMYK, PALETTE, ALPHA, GRAY, TURNED, TOLERATED = (1 << i for i in range(len(CONVERSIONS)))
+ANIMATED, PAGES, SIXTEEN_BIT, CMYK, PALETTE, ALPHA, GRAY, TURNED, TOLERATED, SCALED = (
+    1 << i for i in range(len(CONVERSIONS))
+)
+PNG = b'\x89PNG\r\n\x1a\n'
+PNG_TEXTS = (b'tEXt', b'zTXt', b'iTXt', b'iCCP')
+"""Chunks that do not change the pixels here."""
+FEWEST_LEVELS = 16
 
 
 class UnusableError(Exception):
@@ -144,7 +159,7 @@ def _jpeg_header(encoded: bytes) -> tuple[int, int, int, bool] | None:
     if b'Exif\0\0' in encoded[: 1 << 16]:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+            with _open(encoded) as image:
                 orientation = _orientation(image)
     return height, width, orientation, colours == 'Gray'
 
@@ -157,9 +172,11 @@ def _decode_jpeg(encoded: bytes, height: int, width: int, divisor: int) -> np.nd
 
 def _decode_with_pillow(encoded: bytes) -> tuple[np.ndarray, int]:
     """Upright RGB and `CONVERSIONS`."""
+    if tiff.is_tiff(encoded) and (reason := tiff.refusal(encoded)):
+        raise UnusableError(reason)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+        with _open(encoded) as image:
             _check_size(image.height, image.width)
             conversions = 0
             if image.format in ('GIF', 'WEBP', 'PNG', 'TIFF') and getattr(image, 'is_animated', False):
@@ -167,26 +184,83 @@ def _decode_with_pillow(encoded: bytes) -> tuple[np.ndarray, int]:
                 image.seek(0)
             image.load()
             orientation = _orientation(image)
-            pixels, more = _to_rgb(image)
-    if image.format == 'PNG' and encoded[24] == 16:  # the bit depth; Pillow reads colours as 8 bits
-        more |= SIXTEEN_BIT
+            pixels, more = _to_rgb(image, *_depth(image.format, encoded))
     return _turn(pixels, orientation), conversions | more | (TURNED if orientation > 1 else 0)
 
 
-def _to_rgb(image: Image.Image) -> tuple[np.ndarray, int]:
+def _open(encoded: bytes) -> Image.Image:
+    """The image in a file. The texts and the colour profile of a PNG are dropped where Pillow does not take them."""
+    try:
+        return Image.open(io.BytesIO(encoded), formats=FORMATS)
+    except (ValueError, Image.UnidentifiedImageError):  # Pillow limits the size of texts; profiles count as texts
+        plain = b''.join(chunk for kind, chunk in _png_chunks(encoded) if kind not in PNG_TEXTS)
+        if not plain:
+            raise
+        return Image.open(io.BytesIO(PNG + plain), formats=FORMATS)
+
+
+def _png_chunks(encoded: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Kind and bytes of each chunk of a PNG; none of another file."""
+    place = len(PNG)
+    while encoded.startswith(PNG) and place + 12 <= len(encoded):
+        length, kind = struct.unpack_from('>I4s', encoded, place)
+        yield kind, encoded[place : place + 12 + length]
+        place += 12 + length
+
+
+def _depth(format: str | None, encoded: bytes) -> tuple[int, int]:
+    """Bits of a channel as stored, and how many of them the file declares to be used; 0 where unknown."""
+    if format == 'TIFF':
+        return tiff.depth(encoded)
+    if format == 'PNG' and encoded[24] == 16:
+        for kind, chunk in _png_chunks(encoded):
+            if kind == b'sBIT':
+                return 16, chunk[8]
+            if kind == b'IDAT':
+                break
+        return 16, 0
+    return 0, 0
+
+
+def _to_rgb(image: Image.Image, bits: int, declared: int) -> tuple[np.ndarray, int]:
+    """RGB and `CONVERSIONS` of an image with `bits` stored for a channel, of which it declares some to be used."""
     if image.mode == 'F':
-        raise UnusableError('floating-point pixels, whose range is unknown')
+        raise UnusableError('floating-point pixels, whose range is unknown; write 8 or 16 bits')
     if image.mode[0] == 'I':
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise UnusableError('32-bit pixels, whose range is unknown')
-        return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2), SIXTEEN_BIT | GRAY
+        return _from_integers(np.asarray(image), declared)
     conversions = {'CMYK': CMYK, 'P': PALETTE, 'L': GRAY, 'LA': GRAY, '1': GRAY}.get(image.mode, 0)
     if image.has_transparency_data:
+        if image.format in ('TIFF', 'JPEG2000') and image.mode in ('RGBA', 'LA', 'RGBa', 'La'):
+            _check_alpha(np.asarray(image)[..., -1])
         white = Image.new('RGBA', image.size, 'white')
         image = Image.alpha_composite(white, image.convert('RGBA'))
         conversions |= ALPHA
-    return np.asarray(image.convert('RGB')), conversions
+    pixels = np.asarray(image.convert('RGB'))
+    if bits == 16:  # Pillow reads colours as the upper 8
+        if pixels.max() < FEWEST_LEVELS:
+            raise UnusableError('colours that use few of their 16 bits: the upper 8 hold nothing; write 8 bits')
+        conversions |= SIXTEEN_BIT
+    return pixels, conversions
+
+
+def _from_integers(values: np.ndarray, declared: int) -> tuple[np.ndarray, int]:
+    """RGB and `CONVERSIONS` of gray values [H, W] of more than 8 bits."""
+    largest = int(values.max())
+    if values.min() < 0 or largest > 65535:
+        raise UnusableError('32-bit or signed pixels, whose range is unknown; write 8 or 16 bits')
+    used = declared if 8 <= declared <= 16 and largest >> declared == 0 else 0
+    used = used or next(bits for bits in (8, 12, 16) if largest >> bits == 0)
+    pixels = np.repeat((values >> (used - 8)).astype(np.uint8)[..., None], 3, axis=2)
+    return pixels, GRAY | (SIXTEEN_BIT if used == 16 else SCALED)
+
+
+def _check_alpha(alpha: np.ndarray) -> None:
+    """Refuses a last channel that a file declares as transparency and that holds something else, such as infrared."""
+    if np.mean((alpha == 0) | (alpha == 255)) < 0.5:
+        raise UnusableError(
+            'a last channel that is declared as transparency, with most pixels neither clear nor opaque; '
+            'write the channels that matter'
+        )
 
 
 def _check_size(height: int, width: int) -> None:

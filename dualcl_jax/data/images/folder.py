@@ -1,22 +1,30 @@
 """A folder of images, flat or nested, labelled by subfolder, by a CSV file, or not at all."""
 
-import csv
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from dualcl_jax.data.images.decode import MIN_SIDE
+from dualcl_jax.data.images import account, kinds
+from dualcl_jax.data.images.decode import MIN_SIDE, SCALED
+from dualcl_jax.data.images.display import shown
 from dualcl_jax.data.images.encoded import EncodedSource, place, stored_size
-from dualcl_jax.data.images.index import IGNORED, OUTCOMES, SKIPPED, USED, Index, open_index
-from dualcl_jax.data.source import Splits, fingerprint, limit_indices
+from dualcl_jax.data.images.index import LISTED, Index, mark_duplicates, open_index
+from dualcl_jax.data.images.labels import (
+    Labels,
+    TableLabels,
+    displayed,
+    folder_labels,
+    no_labels,
+    read_labels,
+    table_labels,
+)
+from dualcl_jax.data.images.scan import DUPLICATE, IGNORED, NOT_TAKEN, OUTCOMES, SKIPPED, USED
+from dualcl_jax.data.images.splits import ABOVE, BESIDE, TEST, TRAIN, Layout, described, find_layout
+from dualcl_jax.data.source import RANDOM, Splits, fingerprint, limit_indices
 from dualcl_jax.system.errors import UserError
-
-TEST_FOLDERS = ('test', 'val', 'valid', 'validation')
-MAX_CSV_BYTES = 2**30
-PATH_COLUMNS, LABEL_COLUMNS = ('path', 'file', 'filename', 'image'), ('label', 'class', 'category')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,16 +41,38 @@ class IndexedFiles:
         return self.index.read(int(self.rows[index]))
 
     def where(self, index: int) -> str:
-        return os.path.join(self.index.root, self.index.path(int(self.rows[index])))
+        return shown(os.path.join(self.index.root, self.index.path(int(self.rows[index]))))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Chosen:
+    """What is used of an index.
+
+    Attributes:
+      index: with the final outcomes.
+      layout: the splits.
+      rows: int32 [N] the images that are used; `roles` int8 [N] `TRAIN` or `TEST`.
+      labels: of the rows.
+      left_out: rows of other images, by the reason.
+      unmatched: rows of a table that name no file.
+    """
+
+    index: Index
+    layout: Layout
+    rows: np.ndarray
+    roles: np.ndarray
+    labels: Labels
+    left_out: dict[str, np.ndarray]
+    unmatched: Sequence[str]
 
 
 def load(data: Any) -> Splits:
     """The images of the folder `data.path`, as `data.labels`, `.test_fraction`, `.limit` and the rest say.
 
-    With subfolders `train` and one of `TEST_FOLDERS`, and nothing else, these are the splits. Otherwise
-    `data.test_fraction` of the labelled images are for testing, chosen by their content: a set that grows keeps them.
-    Sets whose central squares, `stored_size(data)` pixels a side, fit in `data.memory_bytes` are decoded at once and
-    stay in memory; of larger ones every image is decoded whenever it is used.
+    Folders such as `train` and `val` are the splits, see `splits.find_layout`. Otherwise `data.test_fraction` of the
+    labelled images are for testing, chosen by their content: a set that grows keeps them. Sets whose central squares,
+    `stored_size(data)` pixels a side, fit in `data.memory_bytes` are decoded at once and stay in memory; of larger ones
+    every image is decoded whenever it is used.
 
     Raises:
       UserError: no such folder, no images in it, too many that cannot be used, or labels that do not fit.
@@ -58,33 +88,41 @@ def load_encoded(data: Any) -> tuple[EncodedSource, EncodedSource | None]:
         raise UserError('data.path is empty: with data.name=folder it names a folder of images')
     index = open_index(os.path.expanduser(data.path))
     _check_usable(data, index)
-    rows = np.flatnonzero(index.outcomes == USED).astype(np.int32)
-    train_rows, test_rows, base = _split_folders(index, rows)
-    labels, class_names = _labels(data, index, rows, base)
-    in_train = np.isin(rows, train_rows, assume_unique=True)
-    in_test = np.isin(rows, test_rows, assume_unique=True)
-    if not len(test_rows) and class_names and data.test_fraction:
-        share = index.digests[rows][:, :8].copy().view(np.uint64)[:, 0] / 2.0**64
-        in_test = (labels >= 0) & (share < data.test_fraction)
-        in_train = ~in_test
-    kept = np.flatnonzero(in_train)[limit_indices(int(in_train.sum()), data.limit)]
-    report = index.report()
+    chosen = _choose(data, index)
+    index, rows, labels = chosen.index, chosen.rows, chosen.labels.labels
+    in_test = chosen.roles == TEST
+    held_out = chosen.layout.test is None and chosen.labels.names is not None and data.test_fraction > 0
+    if held_out:
+        in_test = _held_out(index.digests[rows], labels, data.test_fraction, cover=data.hold_out != RANDOM)
+    kept = np.flatnonzero(~in_test)
+    if not len(kept):
+        raise UserError(
+            f'data.path={data.path}: no image is left for training; all are for testing, or are copies of those'
+        )
+    kept = kept[limit_indices(len(kept), data.limit)]
+    size, names = stored_size(data), displayed(chosen.labels.names)
+    labels_of = {'train': labels[kept], 'test': labels[in_test]}
+    report = index.report() | {
+        'splits': _splits_report(chosen, labels_of, data.test_fraction if held_out else 0.0),
+        'labels': chosen.labels.how,
+        'left_out': account.left_out(index, chosen.left_out, chosen.unmatched),
+    }
 
-    def source(chosen: np.ndarray) -> EncodedSource:
-        size = stored_size(data)
-        digest = fingerprint('folder', (size, size, 3), class_names, labels[chosen], index.digests[rows[chosen]])
-        files = IndexedFiles(index, rows[chosen])
-        return EncodedSource('folder', files, labels[chosen], size, class_names, digest, report)
+    def source(positions: np.ndarray) -> EncodedSource:
+        content = [index.digests[rows[positions]]]
+        if (index.conversions[rows[positions]] & SCALED).any():
+            content.append(np.frombuffer(b'scaled', np.uint8))  # earlier versions took other bits of the same files
+        digest = fingerprint('folder', (size, size, 3), chosen.labels.names, labels[positions], *content)
+        files = IndexedFiles(index, rows[positions])
+        return EncodedSource('folder', files, labels[positions], size, names, digest, report)
 
-    train = source(kept)
-    test = source(np.flatnonzero(in_test)) if in_test.any() else None
-    return train, test
+    return source(kept), source(np.flatnonzero(in_test)) if in_test.any() else None
 
 
 def _check_usable(data: Any, index: Index) -> None:
     used, skipped = int((index.outcomes == USED).sum()), np.flatnonzero(index.outcomes == SKIPPED)
     share = len(skipped) / max(used + len(skipped), 1)
-    named = '; '.join(f'{index.path(row)} ({index.notes[row]})' for row in skipped[:3].tolist())
+    named = '; '.join(f'{index.shown(row)} ({index.notes[row]})' for row in skipped[:3].tolist())
     more = f' and {len(skipped) - 3:,} more' if len(skipped) > 3 else ''
     if used and share > data.max_skipped:
         raise UserError(
@@ -92,87 +130,134 @@ def _check_usable(data: Any, index: Index) -> None:
             f'config.data.max_skipped={data.max_skipped:g} of them\n{named}{more}\n'
             'mend or remove them, or raise the share; data_report.json then names them all'
         )
+    others = _unread_images(index)
     if not used:
         found = ', '.join(f'{(index.outcomes == code).sum():,} {OUTCOMES[code]}' for code in (SKIPPED, IGNORED))
+        kinds_found = _reasons(index, np.flatnonzero(index.outcomes == IGNORED))
         raise UserError(
             f'data.path={data.path}: no image of at least {MIN_SIDE} pixels a side in it ({found})'
             + (f'\n{named}{more}' if named else '')
+            + (f'\n{kinds_found}' if kinds_found else '')
+        )
+    if len(others) > used:
+        raise UserError(
+            f'data.path={data.path}: most of its images are of formats that cannot be read\n'
+            f'{_reasons(index, others)}; {used:,} can be used\n'
+            'convert them to JPEG, PNG or TIFF, or move them elsewhere'
         )
 
 
-def _split_folders(index: Index, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Rows for training and for testing, and how many leading folders of a path name the split."""
-    tops = np.array([folder.split(os.sep)[0] for folder in index.folders])
-    used = set(tops[np.unique(index.folder_of[rows])].tolist())
-    if 'train' in used and len(used) > 1 and used <= {'train', *TEST_FOLDERS}:
-        test = next(name for name in TEST_FOLDERS if name in used)
-        top_of = tops[index.folder_of[rows]]
-        return rows[top_of == 'train'], rows[top_of == test], 1
-    return rows, rows[:0], 0
+def _unread_images(index: Index) -> np.ndarray:
+    """Rows of images in formats that are ignored, without raw files that lie beside a photograph of their name."""
+    rows = [row for row, note in index.notes.items() if note in kinds.UNREAD and index.outcomes[row] == IGNORED]
+    if not any(index.notes[row] == kinds.RAW for row in rows):
+        return np.array(rows, np.int32)
+    usable = np.flatnonzero((index.outcomes == USED) | (index.outcomes == DUPLICATE)).tolist()
+    photos = {os.path.splitext(index.path(row))[0] for row in usable}
+    return np.array([row for row in rows if os.path.splitext(index.path(row))[0] not in photos], np.int32)
 
 
-def _labels(data: Any, index: Index, rows: np.ndarray, base: int) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """int32 labels of the rows, -1 where unknown, and the names of the classes, None where there are none."""
-    unknown = np.full(len(rows), -1, np.int32)
+def _reasons(index: Index, rows: np.ndarray) -> str:
+    """How many of the rows have which note, the most frequent ones first."""
+    notes = [account.reason_of(index.notes[row]) for row in rows.tolist()]
+    counts = sorted(((notes.count(note), note) for note in set(notes)), reverse=True)
+    return ', '.join(f'{count:,} × {note}' for count, note in counts[:5])
+
+
+def _choose(data: Any, index: Index) -> _Chosen:
+    """The splits, the labels, and the images that neither leaves out."""
+    rows = np.flatnonzero((index.outcomes == USED) | (index.outcomes == DUPLICATE)).astype(np.int32)
+    layout, labels, table = _splits_and_labels(data, index, rows)
+    roles = layout.roles[index.folder_of[rows]]
+    taken = ((roles == TRAIN) | (roles == TEST)) & ~labels.stray
+    groups = {'beside the folders of classes': rows[labels.stray]}
+    if layout.train:
+        splits = ' and '.join(described(folder) for folder in (layout.train, layout.test) if folder is not None)
+        groups[f'not in a folder of a split, beside {splits}'] = rows[roles == ABOVE]
+        for folder in layout.beside:
+            inside = np.array([f'{name}{os.sep}'.startswith(f'{folder}{os.sep}') for name in index.folders])
+            chosen = (roles == BESIDE) & inside[index.folder_of[rows]]
+            groups[f'in {described(folder)}, beside {splits}'] = rows[chosen]
+    if not taken.all():
+        index = _without(index, rows, taken, groups)
+    kept = taken & (index.outcomes[rows] == USED)
+    if table is not None:
+        groups['used without a class: no row of the table names it'] = rows[kept & (labels.labels < 0)]
+    kept_labels = labels._replace(labels=labels.labels[kept], stray=labels.stray[kept])
+    unmatched = table.matches.unmatched if table is not None else []
+    return _Chosen(index, layout, rows[kept], roles[kept], kept_labels, groups, unmatched)
+
+
+def _splits_and_labels(data: Any, index: Index, rows: np.ndarray) -> tuple[Layout, Labels, TableLabels | None]:
+    """The splits, labels by them or by a table, and that table."""
+    counts = np.bincount(index.folder_of[rows], minlength=len(index.folders))
     if data.labels == 'none':
-        return unknown, None
-    if data.labels not in ('auto', 'subfolders'):
-        return _csv_labels(data, index, rows)
-    parts = [folder.split(os.sep) if folder else [] for folder in index.folders]
-    class_of = [folder[base] if len(folder) > base else '' for folder in parts]
-    used = sorted({class_of[folder] for folder in np.unique(index.folder_of[rows]).tolist()})
-    if data.labels == 'subfolders' and used == ['']:
-        raise UserError(f'data.labels=subfolders: {data.path} has no images in subfolders; use none, or a CSV file')
-    names = tuple(name for name in used if name)
-    if data.labels == 'auto' and ('' in used or len(names) < 2):
-        return unknown, None
-    numbers = {name: number for number, name in enumerate(names)}
-    table = np.array([numbers.get(name, -1) for name in class_of], np.int32)
-    return table[index.folder_of[rows]], names
+        nothing = np.zeros(len(index.folders), bool)
+        layout = find_layout(index.folders, counts, nothing)
+        return layout, no_labels(len(rows), 'none, as data.labels=none says'), None
+    if data.labels in ('auto', 'subfolders'):
+        layout = find_layout(index.folders, counts, None)
+        labels = folder_labels(data, index, rows, layout)
+        table = None if labels.names is not None else read_labels(data, index, rows)
+        if table is None:
+            return layout, labels, None
+    else:
+        table = read_labels(data, index, rows)
+        assert table is not None
+    labels = table_labels(table)
+    named = np.bincount(index.folder_of[rows], labels.labels >= 0, minlength=len(index.folders)) > 0
+    return find_layout(index.folders, counts, named), labels, table
 
 
-def _csv_labels(data: Any, index: Index, rows: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels by a CSV file of a path, relative to the folder, and a class name in each row; others are unknown."""
-    named = _read_csv(data.labels)
-    labels = [named.get(index.path(row), '') for row in rows.tolist()]
-    class_names = tuple(sorted({label for label in labels if label}))
-    if not class_names:
-        raise UserError(
-            f'data.labels={data.labels}: names none of the images of {data.path}; '
-            f'its paths must be relative to that folder, such as {index.path(int(rows[0]))}'
-        )
-    numbers = {name: number for number, name in enumerate(class_names)}
-    return np.array([numbers.get(label, -1) for label in labels], np.int32), class_names
+def _without(index: Index, rows: np.ndarray, taken: np.ndarray, groups: Mapping[str, np.ndarray]) -> Index:
+    """The index with the rows that are not taken left out; copies are looked for among the others alone."""
+    index = dataclasses.replace(index, outcomes=index.outcomes.copy(), notes=dict(index.notes))
+    for row in rows.tolist():
+        index.notes.pop(row, None)
+    index.outcomes[rows] = np.where(taken, USED, NOT_TAKEN)
+    for reason, found in groups.items():
+        index.notes.update(dict.fromkeys(found[:LISTED].tolist(), reason))
+    mark_duplicates(index, rows[taken])
+    return index
 
 
-def _read_csv(path: str) -> Mapping[str, str]:
-    """Class name by normalised path. The first row may be a header that names the columns."""
-    found: dict[str, str] = {}
-    path_column, label_column = 0, 1
-    try:
-        if os.path.getsize(os.path.expanduser(path)) > MAX_CSV_BYTES:
-            raise UserError(
-                f'data.labels={path}: larger than {MAX_CSV_BYTES:,} bytes; give a path and a class in a line'
-            )
-        with open(os.path.expanduser(path), encoding='utf-8-sig', newline='') as file:
-            for number, row in enumerate(csv.reader(file), 1):
-                lowered = [value.strip().lower() for value in row]
-                header = set(lowered) & set(PATH_COLUMNS), set(lowered) & set(LABEL_COLUMNS)
-                if number == 1 and all(header):
-                    path_column, label_column = (lowered.index(min(names)) for names in header)
-                    continue
-                if not row:
-                    continue
-                if len(row) <= max(path_column, label_column):
-                    raise UserError(
-                        f'data.labels={path}: line {number} has {len(row)} columns; give a path and a class'
-                    )
-                name, label = os.path.normpath(row[path_column].strip()), row[label_column].strip()
-                if found.setdefault(name, label) != label:
-                    raise UserError(f'data.labels={path}: line {number} gives {name} a second class; keep one')
-    except (OSError, ValueError, csv.Error) as error:
-        reason = getattr(error, 'strerror', None) or error
-        raise UserError(
-            f'data.labels={path}: cannot be read ({reason}); use auto, subfolders, none, or the path of a CSV file'
-        ) from error
-    return found
+def _held_out(digests: np.ndarray, labels: np.ndarray, fraction: float, *, cover: bool) -> np.ndarray:
+    """Which images are for testing: a share of the labelled ones, chosen by their content.
+
+    Args:
+      digests: uint8 [N, 16] of the contents.
+      labels: int32 [N], -1 where unknown.
+      fraction: the share.
+      cover: keep an image of every class for training, and hold one out of every class of which the share is one.
+
+    Returns:
+      bool [N].
+    """
+    share = digests[:, :8].copy().view(np.uint64)[:, 0] / 2.0**64
+    in_test = (labels >= 0) & (share < fraction)
+    if not cover or not (labels >= 0).any():
+        return in_test
+    total = np.bincount(labels[labels >= 0])
+    tested = np.bincount(labels[in_test], minlength=len(total))
+    for label in np.flatnonzero((total > 0) & (tested == total)).tolist():
+        members = np.flatnonzero(labels == label)
+        in_test[members[np.argmax(share[members])]] = False
+    for label in np.flatnonzero((tested == 0) & (np.round(fraction * total) >= 1) & (total > 1)).tolist():
+        members = np.flatnonzero(labels == label)
+        in_test[members[np.argmin(share[members])]] = True
+    return in_test
+
+
+def _splits_report(chosen: _Chosen, labels: Mapping[str, np.ndarray], fraction: float) -> dict[str, Any]:
+    """Which folder was taken as what, with its images and how many of them have labels."""
+    layout = chosen.layout
+    from_train = f'{described(layout.train)}: {fraction:.3g} of its labelled images, by their content'
+    folders = {
+        'train': described(layout.train),
+        'test': described(layout.test) if layout.test is not None else from_train if fraction else None,
+    }
+    return {
+        split: {'folder': folder, 'images': len(labels[split]), 'labelled': int((labels[split] >= 0).sum())}
+        for split, folder in folders.items()
+        if folder is not None
+    } | {'left_out': [described(folder) for folder in layout.beside]}

@@ -12,60 +12,39 @@ import fcntl
 import hashlib
 import json
 import os
-import stat
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import PIL
 import simplejpeg
 
-from dualcl_jax.data.images.decode import CONVERSIONS, UnusableError, examine
+from dualcl_jax.data.images.decode import CONVERSIONS
+from dualcl_jax.data.images.display import shown
+from dualcl_jax.data.images.scan import (
+    DUPLICATE,
+    NOT_TAKEN,
+    OUTCOMES,
+    SKIPPED,
+    SPECIAL,
+    USED,
+    Entry,
+    Finding,
+    examine_file,
+    scan,
+)
 from dualcl_jax.system.console import progress
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import BROKEN, cache_folder
 from dualcl_jax.system.machine import available_cores
 
-USED, SKIPPED, DUPLICATE, IGNORED = range(4)
-OUTCOMES = ('used', 'skipped', 'duplicate', 'ignored')
-SUFFIXES = (
-    *('.jpg', '.jpeg', '.jpe', '.jfif', '.mpo', '.jp2', '.png', '.apng', '.webp', '.gif', '.bmp', '.tif', '.tiff'),
-    *('.ppm', '.pgm', '.pbm', '.pnm'),
-    *('.heic', '.heif', '.avif'),  # cannot be read, and are said to be images
-)
-MAGIC = (b'\xff\xd8\xff', b'\x89PNG\r\n', b'GIF8', b'RIFF', b'BM', b'II*\0', b'MM\0*')
 FULL_CHECK = 50_000
 LISTED = 10_000
-"""So many converted files are named in the report; of skipped ones all."""
-MAX_BYTES = 2**30
-RECENT_NS = 2 * 10**9
-"""A folder that changed this shortly before it was read may change again without another time."""
-VERSION = f'1 {PIL.__version__} {simplejpeg.__version__}'
+"""The report names at most so many converted files and so many that are left out; of skipped ones all."""
+VERSION = f'2 {PIL.__version__} {simplejpeg.__version__}'
 BLOCK = 4096
-
-
-class Entry(NamedTuple):
-    """A file as the folder lists it; `problem` is why it cannot be opened."""
-
-    folder: int
-    name: bytes
-    size: int
-    time: int
-    problem: str = ''
-
-
-class Finding(NamedTuple):
-    """What a file is found to be."""
-
-    outcome: int
-    note: str = ''
-    height: int = 0
-    width: int = 0
-    conversions: int = 0
-    digest: bytes = bytes(16)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,7 +57,7 @@ class Index:
       folder_of: int32 [N] the folder of each file; `names` uint8 all names in a row, `ends` int64 [N] where each ends.
       sizes, times: int64 [N], bytes and nanoseconds.
       shapes: int32 [N, 2], upright height and width of those that can be used.
-      outcomes: uint8 [N], one of `OUTCOMES`; `conversions` uint16 [N], bits of `decode.CONVERSIONS`.
+      outcomes: uint8 [N], one of `OUTCOMES` but `NOT_TAKEN`; `conversions` uint16 [N], bits of `decode.CONVERSIONS`.
       digests: uint8 [N, 16], BLAKE2b of the content.
       notes: why a file is not used.
     """
@@ -108,6 +87,10 @@ class Index:
         """The path of a file, relative to the root."""
         return os.path.join(self.folders[self.folder_of[row]], os.fsdecode(self.name(row)))
 
+    def shown(self, row: int) -> str:
+        """`path` as it is shown."""
+        return shown(self.path(row))
+
     def read(self, row: int) -> bytes:
         """The content of a file.
 
@@ -122,10 +105,10 @@ class Index:
                     return file.read()
         except OSError as error:
             raise UserError(
-                f'{path}: cannot be read ({error.strerror}); restore it, or start a new --workdir'
+                f'{shown(path)}: cannot be read ({error.strerror}); restore it, or start a new --workdir'
             ) from error
         raise UserError(
-            f'{path}: changed since its folder was examined; restore it\n'
+            f'{shown(path)}: changed since its folder was examined; restore it\n'
             f'or touch its folder, so that it is examined again, and start a new --workdir'
         )
 
@@ -135,6 +118,11 @@ class Index:
             for folder, known in zip(self.folders, self.folder_times.tolist(), strict=True):
                 if os.stat(os.path.join(self.root, folder)).st_mtime_ns != known:
                     return False
+            for row in np.flatnonzero((self.outcomes == SKIPPED) & (self.sizes < 0)).tolist():
+                if not self.notes[row].startswith(SPECIAL) and os.access(
+                    os.path.join(self.root, self.path(row)), os.R_OK
+                ):
+                    return False  # a link or a folder that was not readable now is
             if len(self) <= FULL_CHECK:
                 for row in np.flatnonzero(self.sizes >= 0).tolist():
                     now = os.stat(os.path.join(self.root, self.path(row)))
@@ -146,21 +134,21 @@ class Index:
 
     def report(self) -> dict[str, Any]:
         """How many files had which outcome, and by name all that were not used just as they are."""
-        used, converted = self.outcomes == USED, (self.outcomes == USED) & (self.conversions > 0)
         counts = {name: int((self.outcomes == code).sum()) for code, name in enumerate(OUTCOMES)}
+        left_out = np.flatnonzero(self.outcomes == NOT_TAKEN)
+        others = np.flatnonzero((self.outcomes != USED) & (self.outcomes != NOT_TAKEN))
         files = [
-            {'path': self.path(row), 'outcome': OUTCOMES[self.outcomes[row]], 'reason': self.notes[row]}
-            for row in np.flatnonzero(~used).tolist()
+            {'path': self.shown(row), 'outcome': OUTCOMES[self.outcomes[row]], 'reason': self.notes[row]}
+            for row in (*others.tolist(), *left_out[:LISTED].tolist())
         ]
-        rows = np.flatnonzero(converted).tolist()
+        rows = np.flatnonzero((self.outcomes == USED) & (self.conversions > 0))
         files += [
-            {'path': self.path(row), 'outcome': 'converted', 'reason': _conversions(int(self.conversions[row]))}
-            for row in rows[:LISTED]
+            {'path': self.shown(row), 'outcome': 'converted', 'reason': _conversions(int(self.conversions[row]))}
+            for row in rows[:LISTED].tolist()
         ]
         files.sort(key=lambda file: file['path'])
-        unlisted = max(len(rows) - LISTED, 0)
-        return {'folder': self.root, 'found': len(self), **counts, 'converted': len(rows)} | {
-            'not_listed': unlisted,
+        return {'folder': shown(self.root), 'found': len(self), **counts, 'converted': len(rows)} | {
+            'not_listed': max(len(rows) - LISTED, 0) + max(len(left_out) - LISTED, 0),
             'files': files,
         }
 
@@ -203,52 +191,8 @@ def _locked(cache: Path) -> Iterator[bool]:
         yield True
 
 
-def _scan(root: str) -> tuple[list[str], list[int], list[Entry]]:
-    """Folders with their times, and files, without opening any."""
-    folders, times, entries = [''], [0], []
-    began, seen = time.time_ns(), {_identity(os.stat(root))}
-    position = 0
-    while position < len(folders):
-        here = os.path.join(root, folders[position])
-        changed = os.stat(here).st_mtime_ns
-        times[position] = changed if changed < began - RECENT_NS else -1
-        below = []
-        with os.scandir(here) as listed:
-            for item in sorted(listed, key=lambda item: os.fsencode(item.name)):
-                name = os.fsencode(item.name)
-                if item.name.startswith('.'):
-                    entries.append(Entry(position, name, -1, 0, 'hidden'))
-                    continue
-                try:
-                    found = item.stat()
-                except OSError as error:
-                    problem = 'broken link' if item.is_symlink() else f'cannot be read: {error.strerror}'
-                    entries.append(Entry(position, name, -1, 0, problem))
-                    continue
-                if stat.S_ISDIR(found.st_mode):
-                    readable = os.access(os.path.join(here, item.name), os.R_OK | os.X_OK)
-                    if _identity(found) in seen or not readable:
-                        problem = 'folder that is listed elsewhere' if readable else 'folder that cannot be read'
-                        entries.append(Entry(position, name, -1, 0, problem))
-                    else:
-                        seen.add(_identity(found))
-                        below.append(os.path.join(folders[position], item.name))
-                elif stat.S_ISREG(found.st_mode):
-                    entries.append(Entry(position, name, found.st_size, found.st_mtime_ns))
-                else:
-                    entries.append(Entry(position, name, -1, 0, 'not a regular file'))
-        folders[position + 1 : position + 1] = below
-        times[position + 1 : position + 1] = [0] * len(below)
-        position += 1
-    return folders, times, entries
-
-
-def _identity(found: os.stat_result) -> tuple[int, int]:
-    return found.st_dev, found.st_ino
-
-
 def _examine_all(root: str, known: Index | None) -> Index:
-    folders, folder_times, entries = _scan(root)
+    folders, folder_times, entries = scan(root)
     before: dict[tuple[str, bytes], int] = {}
     if known:
         before = {(known.folders[known.folder_of[row]], known.name(row)): row for row in range(len(known))}
@@ -260,7 +204,7 @@ def _examine_all(root: str, known: Index | None) -> Index:
             height, width = known.shapes[row].tolist()
             note = known.notes.get(row, '') if outcome != USED else ''
             return Finding(outcome, note, height, width, int(known.conversions[row]), known.digests[row].tobytes())
-        return _find(os.path.join(root, folders[entry.folder], os.fsdecode(entry.name)), entry)
+        return examine_file(os.path.join(root, folders[entry.folder], os.fsdecode(entry.name)), entry)
 
     findings: list[Finding] = []
     with ThreadPoolExecutor(available_cores()) as threads, progress(len(entries), f'examining {root}') as advance:
@@ -283,36 +227,12 @@ def _examine_all(root: str, known: Index | None) -> Index:
         np.frombuffer(b''.join(finding.digest for finding in findings), np.uint8).reshape(-1, 16),
         {row: finding.note for row, finding in enumerate(findings) if finding.note},
     )
-    _mark_duplicates(index)
+    mark_duplicates(index, np.flatnonzero(index.outcomes == USED))
     return index
 
 
-def _find(path: str, entry: Entry) -> Finding:
-    """Examines one file."""
-    if entry.problem:
-        ignored = entry.problem == 'hidden' or entry.problem.startswith('folder')
-        return Finding(IGNORED if ignored else SKIPPED, entry.problem)
-    named = os.path.splitext(path)[1].lower() in SUFFIXES
-    try:
-        with open(path, 'rb') as file:
-            start = file.read(8)
-            if not named and not start.startswith(MAGIC):
-                return Finding(IGNORED, 'no image, nor named as one')
-            if entry.size > MAX_BYTES:
-                return Finding(SKIPPED, f'larger than {MAX_BYTES:,} bytes')
-            encoded = start + file.read()
-    except OSError as error:
-        return Finding(SKIPPED, f'cannot be read: {error.strerror}')
-    digest = hashlib.blake2b(encoded, digest_size=16).digest()
-    try:
-        return Finding(USED, '', *examine(encoded), digest)
-    except UnusableError as error:
-        return Finding(SKIPPED if named else IGNORED, str(error), digest=digest)
-
-
-def _mark_duplicates(index: Index) -> None:
-    """Of files with the same content the first is used."""
-    rows = np.flatnonzero(index.outcomes == USED)
+def mark_duplicates(index: Index, rows: np.ndarray) -> None:
+    """Of the files at `rows` that have the same content, the first is used and the others are duplicates."""
     high, low = index.digests[rows].view(np.uint64).reshape(-1, 2).T
     order = np.lexsort((rows, low, high))
     same = np.flatnonzero((high[order][1:] == high[order][:-1]) & (low[order][1:] == low[order][:-1])) + 1
@@ -321,7 +241,7 @@ def _mark_duplicates(index: Index) -> None:
         before, row = int(rows[order[place - 1]]), int(rows[order[place]])
         first[row] = first.get(before, before)
         index.outcomes[row] = DUPLICATE
-        index.notes[row] = f'same content as {index.path(first[row])}'
+        index.notes[row] = f'same content as {index.shown(first[row])}'
 
 
 def _conversions(bits: int) -> str:

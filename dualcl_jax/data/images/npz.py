@@ -1,4 +1,4 @@
-"""Arrays from one .npz file: train_images and, each optional, train_labels, test_images, test_labels."""
+"""Arrays from one .npz file: train_images and, each optional, train_labels, test_images, test_labels; or x_train, …"""
 
 import math
 from typing import Any
@@ -11,24 +11,27 @@ from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import BROKEN, reachable
 
 MAX_CLASSES = 65_536
+ALIASES = {'x_train': 'train_images', 'y_train': 'train_labels', 'x_test': 'test_images', 'y_test': 'test_labels'}
+"""The names that Keras gives to the arrays of its sets, in any case, and ours."""
 
 
 def load(data: Any) -> Splits:
-    """Reads the file at `data.path` (local or gs://).
+    """Reads the file at `data.path` (local or gs://), with arrays named train_images, images or x_train.
 
     Images are uint8 [N, H, W] or [N, H, W, C] with C 1 or 3, of one shape in both splits; labels are integers [N] or
-    [N, 1], -1 where unknown. Other arrays in the file are ignored; nothing in it is unpickled.
+    [N, 1], -1 where unknown. Other arrays in the file are left out; nothing in it is unpickled.
 
     Raises:
       UserError: for everything that can be wrong with the file, naming it and the array.
     """
-    arrays = _read(data.path, data.memory_bytes)
+    arrays, stored, unused = _read(data.path, data.memory_bytes)
     if 'images' in arrays and 'train_images' in arrays:
         raise UserError(f"data.path={data.path}: has both 'train_images' and 'images'; keep one of them")
     prefix = '' if 'images' in arrays else 'train_'
     for labels_name, images_name in ((f'{prefix}labels', f'{prefix}images'), ('test_labels', 'test_images')):
         if images_name not in arrays and (labels_name in arrays or images_name != 'test_images'):
-            raise UserError(f'data.path={data.path}: has no array {images_name!r}, only {sorted(arrays)}; add it')
+            found = sorted({*stored.values(), *unused})
+            raise UserError(f'data.path={data.path}: has no array {images_name!r}, only {found}; add it')
     stray = 'labels' if prefix else 'train_labels'
     if stray in arrays:
         raise UserError(f"data.path={data.path}: {stray!r} do not go with '{prefix}images'; rename to '{prefix}labels'")
@@ -36,10 +39,10 @@ def load(data: Any) -> Splits:
     splits = {}
     for split, start in (('train', prefix), ('test', 'test_')):
         if f'{start}images' in arrays:
-            images = _checked_images(data.path, f'{start}images', arrays[f'{start}images'])
+            images = _checked_images(data.path, stored[f'{start}images'], arrays[f'{start}images'])
             labels = np.full(len(images), -1, np.int32)
             if f'{start}labels' in arrays:
-                labels = _checked_labels(data.path, f'{start}labels', arrays[f'{start}labels'], len(images))
+                labels = _checked_labels(data.path, stored[f'{start}labels'], arrays[f'{start}labels'], len(images))
             splits[split] = images, labels
     if 'test' in splits and splits['test'][0].shape[1:] != splits['train'][0].shape[1:]:
         shapes = ' and '.join(str(images.shape[1:]) for images, _ in splits.values())
@@ -49,12 +52,32 @@ def load(data: Any) -> Splits:
 
     num_classes = 1 + int(np.concatenate([labels for _, labels in splits.values()]).max())
     class_names = tuple(str(label) for label in range(num_classes)) or None
-    sources = {split: image_source('npz', images, labels, class_names) for split, (images, labels) in splits.items()}
+    report = {
+        'splits': {
+            split: {
+                'folder': stored[f'{start}images'],
+                'images': len(splits[split][0]),
+                'labelled': int((splits[split][1] >= 0).sum()),
+            }
+            for split, start in (('train', prefix), ('test', 'test_'))
+            if split in splits
+        }
+        | {'left_out': unused},
+        'left_out': {'other arrays': {'count': len(unused), 'names': unused[:3]}} if unused else {},
+    }
+    sources = {
+        split: image_source('npz', images, labels, class_names, report=report)
+        for split, (images, labels) in splits.items()
+    }
     return Splits(sources['train'], sources.get('test'))
 
 
-def _read(path: str, memory_bytes: int) -> dict[str, np.ndarray]:
-    """Every array of interest, by name, if all of them take at most `memory_bytes`."""
+def _read(path: str, memory_bytes: int) -> tuple[dict[str, np.ndarray], dict[str, str], list[str]]:
+    """Every array of interest, if all of them take at most `memory_bytes`.
+
+    Returns:
+      the arrays by our names, the names in the file by ours, and those of the other arrays.
+    """
     if not path:
         raise UserError('data.path is empty: with data.name=npz it names the .npz file')
     wanted = {f'{split}{kind}' for split in ('', 'train_', 'test_') for kind in ('images', 'labels')}
@@ -64,8 +87,13 @@ def _read(path: str, memory_bytes: int) -> dict[str, np.ndarray]:
             archive = np.load(file, allow_pickle=False)
             if isinstance(archive, np.ndarray):
                 raise UserError(f'data.path={path}: is a single array, not an .npz file; write it with np.savez')
+            stored: dict[str, str] = {}
+            for name in archive.files:
+                ours = ALIASES.get(name.lower(), name)
+                if ours in wanted and stored.setdefault(ours, name) != name:
+                    raise UserError(f'data.path={path}: has both {stored[ours]!r} and {name!r}; keep one of them')
             claimed = 0
-            for name in wanted.intersection(archive.files):
+            for name in stored.values():
                 claimed += _claimed_bytes(archive, name)
             if claimed > memory_bytes:
                 raise UserError(
@@ -73,9 +101,9 @@ def _read(path: str, memory_bytes: int) -> dict[str, np.ndarray]:
                     f'if that is right, raise config.data.memory_bytes={memory_bytes}'
                 )
             arrays = {}
-            for name in wanted.intersection(archive.files):
-                arrays[name] = archive[name]
-            return arrays
+            for ours, name in stored.items():
+                arrays[ours] = archive[name]
+            return arrays, stored, sorted(set(archive.files) - set(stored.values()))
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise UserError(f'data.path={path}: {error.strerror or error}; give the path of an .npz file') from error
     except BROKEN as error:

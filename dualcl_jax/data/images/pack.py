@@ -21,16 +21,9 @@ def pack(name: str, train: EncodedSource, test: EncodedSource | None, data_dir: 
     """Writes `data_dir/name/1.0.0`: the files as they are, with their labels, `SHARD_IMAGES` to a shard.
 
     Raises:
-      UserError: a name that TFDS does not take, no image for training, or a folder that is there or cannot be
-        written.
+      UserError: as `place_of`, or the folder cannot be written.
     """
-    if not re.fullmatch(r'[a-z][a-z0-9_]*', name):
-        raise UserError(f'--dataset={name}: must be of small letters, digits and underscores, and begin with a letter')
-    if not len(train):
-        raise UserError('--test_fraction: leaves no image for training; lower it')
-    folder = reachable(data_dir, f'--data_dir={data_dir}').expanduser() / name / VERSION
-    if folder.exists():
-        raise UserError(f'--data_dir={data_dir}: {folder} is there already; remove it, or choose another --dataset')
+    folder = place_of(name, data_dir)
     partial = folder.parent / f'{VERSION}.incomplete'
     try:
         if partial.exists():
@@ -44,6 +37,20 @@ def pack(name: str, train: EncodedSource, test: EncodedSource | None, data_dir: 
         raise UserError(
             f'--data_dir={data_dir}: cannot be written ({error.strerror}); choose another folder'
         ) from error
+    return folder
+
+
+def place_of(name: str, data_dir: str) -> epath.Path:
+    """The folder of a set that is to be packed.
+
+    Raises:
+      UserError: a name that TFDS does not take, or a folder that is there already.
+    """
+    if not re.fullmatch(r'[a-z][a-z0-9_]*', name):
+        raise UserError(f'--dataset={name}: must be of small letters, digits and underscores, and begin with a letter')
+    folder = reachable(data_dir, f'--data_dir={data_dir}').expanduser() / name / VERSION
+    if folder.exists():
+        raise UserError(f'--data_dir={data_dir}: {folder} is there already; remove it, or choose another --dataset')
     return folder
 
 
@@ -79,7 +86,7 @@ def _write_metadata(
     if class_names is not None:
         classes = {'numClasses': str(len(class_names))}
         features['label'] = {'pythonClassName': f'{module}.class_label_feature.ClassLabel', 'classLabel': classes}
-        (folder / 'label.labels.txt').write_text('\n'.join(class_names) + '\n')
+        (folder / 'label.labels.txt').write_bytes(('\n'.join(class_names) + '\n').encode())
     info = {'name': name, 'version': VERSION, 'fileFormat': 'array_record', 'splits': infos}
     (folder / 'dataset_info.json').write_text(json.dumps(info, indent=2))
     described = {'pythonClassName': f'{module}.features_dict.FeaturesDict', 'featuresDict': {'features': features}}

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from dualcl_jax.data.source import stratified
+
 MOMENTUM = 0.9
 PREDICT_ROWS = 8192
 
@@ -163,11 +165,14 @@ def choose_probe(
     Args:
       features, labels, num_classes, epochs, batch_size, seed: see `train_probes`; the seed also draws who is held out.
       learning_rates, weight_decays: all combinations are trained.
-      validation: share of the images held out, at least one.
+      validation: share of the images held out, at least one; at random, but by class where that would hold out all
+        images of a class.
       advance: called 2 · epochs times.
     """
     order = np.random.default_rng(seed).permutation(len(features))
     held_out = max(1, round(validation * len(features)))
+    if len(np.unique(labels[order[held_out:]])) < len(np.unique(labels)):
+        order = stratified(order, labels, held_out)
     fit, check = order[held_out:], order[:held_out]
     train = functools.partial(
         train_probes, num_classes=num_classes, epochs=epochs, batch_size=batch_size, seed=seed, advance=advance

@@ -11,6 +11,7 @@ BUDGET = 80_000
 UNTUNED = (
     'data.limit=25000',
     'data.validation_fraction=0.2',
+    'data.hold_out=random',  # as in the stored results
     'data.image_size=16',
     'views.crop_scale=(0.4,1.0)',
     'model.width=16',

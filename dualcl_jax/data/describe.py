@@ -1,0 +1,38 @@
+"""What a data set was taken for, in words."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dualcl_jax.data.source import Splits
+
+SHOWN_CLASSES = 5
+"""So many names of classes are listed."""
+
+
+def describe_data(splits: Splits) -> dict[str, str]:
+    """What was taken for the splits and the classes, and what was left out, as far as the set says; a fact a line."""
+    report = splits.train.report or {}
+    facts = {}
+    if 'splits' in report:
+        taken = {name: about for name, about in report['splits'].items() if name != 'left_out'}
+        facts['splits'] = '; '.join(f'{name}: {_split(about)}' for name, about in taken.items())
+    if report.get('labels'):
+        names = list(splits.train.class_names or ())
+        facts['classes'] = (
+            f'{len(names):,}: {_listed(names[:SHOWN_CLASSES], len(names))}; ' if names else ''
+        ) + report['labels']
+    if report.get('left_out'):
+        facts['left out'] = '; '.join(
+            f'{about["count"]:,} {reason} ({_listed(about["names"], about["count"])})'
+            for reason, about in report['left_out'].items()
+        )
+    return facts
+
+
+def _split(about: Mapping[str, Any]) -> str:
+    return f'{about["folder"]} ({about["images"]:,} images, {about["labelled"]:,} labelled)'
+
+
+def _listed(names: Sequence[str], count: int) -> str:
+    """The first names of `count`."""
+    return ', '.join(names) + (', …' if count > len(names) else '')

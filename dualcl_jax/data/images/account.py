@@ -1,0 +1,46 @@
+"""What a folder of images was taken for: the splits, the classes, and what was left out, for reports and headers."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dualcl_jax.data.images.display import shown
+from dualcl_jax.data.images.index import Index
+from dualcl_jax.data.images.scan import DUPLICATE, NOT_TAKEN, USED
+
+NAMED = 3
+"""So many files are named for each reason."""
+
+UNMATCHED = 'rows of the table that name no file'
+
+_SIZE = re.compile(r'[\d,]+×[\d,]+ pixels: ')
+
+
+def left_out(index: Index, groups: Mapping[str, np.ndarray], unmatched: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The files that are not used: for each reason how many, and the names of up to `NAMED`.
+
+    Args:
+      index: with the final outcomes.
+      groups: further rows by the reason.
+      unmatched: what rows of a table name in vain.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for row in np.flatnonzero((index.outcomes != USED) & (index.outcomes != NOT_TAKEN)).tolist():
+        reason = 'same content as another file' if index.outcomes[row] == DUPLICATE else reason_of(index.notes[row])
+        entry = found.setdefault(reason, {'count': 0, 'names': []})
+        entry['count'] += 1
+        if len(entry['names']) < NAMED:
+            entry['names'].append(index.shown(row))
+    for reason, rows in groups.items():
+        if len(rows):
+            found[reason] = {'count': len(rows), 'names': [index.shown(row) for row in rows[:NAMED].tolist()]}
+    if unmatched:
+        found[UNMATCHED] = {'count': len(unmatched), 'names': [shown(name) for name in unmatched[:NAMED]]}
+    return found
+
+
+def reason_of(note: str) -> str:
+    """The kind of reason that a note gives, without what is special to its file."""
+    return _SIZE.sub('', note).partition(':')[0]

@@ -1,0 +1,13 @@
+"""Names of files as they are shown."""
+
+import os
+
+
+def shown(name: str) -> str:
+    """A name for terminals, reports and tables, always valid UTF-8 and in one line.
+
+    File systems allow any bytes in a name. Those that are no UTF-8 are written as escapes such as \\xe9, which keeps
+    different names different.
+    """
+    text = os.fsencode(name).decode('utf-8', 'backslashreplace')
+    return text.replace('\r', '\\r').replace('\n', '\\n')

@@ -1,0 +1,135 @@
+"""The files below a folder, listed and examined one by one."""
+
+import hashlib
+import os
+import stat
+import time
+from typing import NamedTuple
+
+from dualcl_jax.data.images import kinds
+from dualcl_jax.data.images.decode import UnusableError, examine
+from dualcl_jax.system.errors import UserError
+
+USED, SKIPPED, DUPLICATE, IGNORED, NOT_TAKEN = range(5)
+OUTCOMES = ('used', 'skipped', 'duplicate', 'ignored', 'not_taken')
+"""What becomes of a file. Skipped files are, or may be, images that cannot be used; ignored ones are no images, or of
+formats that are not read; those not taken are images that belong to no split, or lie beside the folders of classes."""
+MAX_BYTES = 2**30
+RECENT_NS = 2 * 10**9
+"""A folder that changed this shortly before it was read may change again without another time."""
+HIDDEN, NO_IMAGE, THUMBNAIL = 'hidden', 'no image, nor named as one', 'thumbnails of a camera or a server'
+UNREADABLE_FOLDER, LISTED_ELSEWHERE = 'folder that cannot be read', 'folder that is listed elsewhere'
+SPECIAL = 'not a regular file'
+
+
+class Entry(NamedTuple):
+    """A file as the folder lists it; `problem` is why it cannot be opened."""
+
+    folder: int
+    name: bytes
+    size: int
+    time: int
+    problem: str = ''
+
+
+class Finding(NamedTuple):
+    """What a file is found to be."""
+
+    outcome: int
+    note: str = ''
+    height: int = 0
+    width: int = 0
+    conversions: int = 0
+    digest: bytes = bytes(16)
+
+
+def scan(root: str) -> tuple[list[str], list[int], list[Entry]]:
+    """The folders below a folder with the times of their last change, and the files in them; opens no file.
+
+    Raises:
+      UserError: the folder itself cannot be read.
+    """
+    folders, times, entries = [''], [0], []
+    began, seen = time.time_ns(), {_identity(os.stat(root))}
+    listed_as: dict[str, tuple[int, bytes]] = {}
+    position = 0
+    while position < len(folders):
+        here = os.path.join(root, folders[position])
+        try:
+            changed = os.stat(here).st_mtime_ns
+            with os.scandir(here) as listed:
+                items = sorted(listed, key=lambda item: os.fsencode(item.name))
+        except OSError as error:
+            if not position:
+                raise UserError(f'data.path={root}: cannot be read ({error.strerror})') from error
+            entries.append(Entry(*listed_as[folders[position]], -1, 0, f'{UNREADABLE_FOLDER}: {error.strerror}'))
+            del folders[position], times[position]
+            continue
+        times[position] = changed if changed < began - RECENT_NS else -1
+        below = []
+        for item in items:
+            found = _entry(item, position, here)
+            if isinstance(found, Entry):
+                entries.append(found)
+            elif _identity(found) in seen:
+                entries.append(Entry(position, os.fsencode(item.name), -1, 0, LISTED_ELSEWHERE))
+            else:
+                seen.add(_identity(found))
+                below.append(os.path.join(folders[position], item.name))
+                listed_as[below[-1]] = position, os.fsencode(item.name)
+        folders[position + 1 : position + 1] = below
+        times[position + 1 : position + 1] = [0] * len(below)
+        position += 1
+    return folders, times, entries
+
+
+def _entry(item: os.DirEntry, folder: int, here: str) -> Entry | os.stat_result:
+    """A file, or a folder that is left out; for another folder what `stat` says."""
+    name = os.fsencode(item.name)
+    if item.name.startswith('.'):
+        return Entry(folder, name, -1, 0, HIDDEN)
+    if kinds.is_thumbnail(item.name):
+        return Entry(folder, name, -1, 0, THUMBNAIL)
+    try:
+        found = item.stat()
+    except OSError as error:
+        problem = 'broken link' if item.is_symlink() else f'cannot be read: {error.strerror}'
+        return Entry(folder, name, -1, 0, problem)
+    if stat.S_ISDIR(found.st_mode):
+        if os.access(os.path.join(here, item.name), os.R_OK | os.X_OK):
+            return found
+        return Entry(folder, name, -1, 0, UNREADABLE_FOLDER)
+    if stat.S_ISREG(found.st_mode):
+        return Entry(folder, name, found.st_size, found.st_mtime_ns)
+    return Entry(folder, name, -1, 0, SPECIAL)
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
+
+
+def examine_file(path: str, entry: Entry) -> Finding:
+    """Examines one file."""
+    if entry.problem:
+        ignored = entry.problem in (HIDDEN, THUMBNAIL, LISTED_ELSEWHERE)
+        return Finding(IGNORED if ignored else SKIPPED, entry.problem)
+    name = os.path.basename(path)
+    try:
+        with open(path, 'rb') as file:
+            start = file.read(kinds.START_BYTES)
+            foreign = kinds.foreign(name, start)
+            if foreign is not None:
+                return Finding(SKIPPED if foreign.skipped else IGNORED, foreign.name)
+            named = kinds.named_as_image(name)
+            if not named and not start.startswith(kinds.MAGIC):
+                return Finding(IGNORED, NO_IMAGE)
+            if entry.size > MAX_BYTES:
+                return Finding(SKIPPED, f'larger than {MAX_BYTES:,} bytes')
+            encoded = start + file.read()
+    except OSError as error:
+        return Finding(SKIPPED, f'cannot be read: {error.strerror}')
+    digest = hashlib.blake2b(encoded, digest_size=16).digest()
+    try:
+        return Finding(USED, '', *examine(encoded), digest)
+    except UnusableError as error:
+        return Finding(SKIPPED if named else IGNORED, str(error), digest=digest)

@@ -1,0 +1,156 @@
+"""Which folders of a folder of images are its splits, by their names."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from dualcl_jax.data.images.display import shown
+
+TRAIN, TEST, BESIDE, ABOVE = range(4)
+"""What the images of a folder are: for training, for testing, or left out beside the split folders or above them."""
+TRAIN_NAMES = ('train', 'training')
+TEST_NAMES = ('test', 'val', 'valid', 'validation', 'testing', 'eval', 'evaluation', 'dev')
+"""In the order in which they are preferred, if a set has several and all have labels or none has."""
+UNLABELLED_NAMES = ('unlabeled', 'unlabelled', 'unsup', 'unsupervised')
+"""Folders that are no classes."""
+MAX_WRAPPERS = 3
+
+_NAME = re.compile(r'([a-z]+?)(?:[ _-]?(?:set|data|images|imgs|split))?(?:[ _-]?(?:19|20)\d\d)?')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Layout:
+    """The splits of a folder of images.
+
+    Attributes:
+      train, test: the folders of the splits, relative to the root, '' the root itself; test is None without one.
+      depths: how many folders of a path lead to each of the two.
+      beside: folders with images that are neither.
+      roles: int8 [F], of each folder of the index.
+    """
+
+    train: str
+    test: str | None
+    depths: tuple[int, int]
+    beside: tuple[str, ...]
+    roles: np.ndarray
+
+
+def split_name(folder: str) -> str:
+    """'train', one of `TEST_NAMES`, or '' for the name of a folder, in any case, as in Train, val2017 or test_set."""
+    found = _NAME.fullmatch(folder.lower())
+    word = found[1] if found else ''
+    return 'train' if word in TRAIN_NAMES else word if word in TEST_NAMES else ''
+
+
+def find_layout(folders: Sequence[str], counts: np.ndarray, labelled: np.ndarray | None) -> Layout:
+    """The splits by the names of folders: of the root, or below single folders that wrap everything.
+
+    A folder for training and at least one other folder of a split are the splits, and so is a folder for training
+    alone, or with folders that hold images without classes, if it has class folders itself. Of several folders for
+    testing one with labels is preferred. Without split folders, all images are for training.
+
+    Args:
+      folders: relative paths of all folders; '' is the root.
+      counts: int [F], images directly in each.
+      labelled: bool [F], whether images in it have labels by other means than the names of folders; None where the
+        names of folders are the labels.
+    """
+    tree = _Tree(folders, counts, labelled)
+    prefix: tuple[str, ...] = ()
+    for _ in range(MAX_WRAPPERS):
+        found = _splits_in(tree, prefix)
+        if found:
+            return _layout(tree, prefix, *found)
+        below = tree.below(prefix)
+        if len(below) != 1:
+            break
+        prefix = (*prefix, below[0])
+    return Layout('', None, (0, 0), (), np.full(len(folders), TRAIN, np.int8))
+
+
+class _Tree:
+    """Folders with images in or below them."""
+
+    def __init__(self, folders: Sequence[str], counts: np.ndarray, labelled: np.ndarray | None) -> None:
+        self.parts = [tuple(folder.split(os.sep)) if folder else () for folder in folders]
+        self.by_name = labelled is None
+        self.direct: dict[tuple[str, ...], int] = {}
+        self.labelled: set[tuple[str, ...]] = set()
+        self._below: dict[tuple[str, ...], list[str]] = {}
+        for number in np.flatnonzero(counts).tolist():
+            path = self.parts[number]
+            self.direct[path] = int(counts[number])
+            for depth in range(len(path), 0, -1):
+                names = self._below.setdefault(path[: depth - 1], [])
+                if path[depth - 1] in names[-1:]:  # folders come in the order of a walk
+                    break
+                names.append(path[depth - 1])
+            if labelled is not None and labelled[number]:
+                self.labelled |= {path[:depth] for depth in range(len(path) + 1)}
+
+    def below(self, prefix: tuple[str, ...]) -> list[str]:
+        """The names of the folders with images in a folder."""
+        return self._below.get(prefix, [])
+
+    def classes(self, prefix: tuple[str, ...]) -> list[str]:
+        """The names of the class folders in a folder."""
+        return [name for name in self.below(prefix) if name.lower() not in UNLABELLED_NAMES]
+
+    def inner(self, prefix: tuple[str, ...]) -> tuple[str, ...]:
+        """The folder of a split, below a folder of the same name that holds nothing else."""
+        below = self.below(prefix)
+        repeated = len(below) == 1 and not self.direct.get(prefix) and split_name(below[0]) == split_name(prefix[-1])
+        return (*prefix, below[0]) if repeated else prefix
+
+    def has_labels(self, split: tuple[str, ...], train: tuple[str, ...]) -> bool:
+        """Whether a split for testing has labels."""
+        if not self.by_name:
+            return split in self.labelled
+        return not set(self.classes(split)).isdisjoint(self.classes(train))
+
+
+def _splits_in(tree: _Tree, prefix: tuple[str, ...]) -> tuple[str, str | None] | None:
+    """The names of the folders for training and for testing in a folder; None where they are no splits."""
+    below = tree.below(prefix)
+    trains = [name for name in below if split_name(name) == 'train']
+    tests = [name for name in below if split_name(name) in TEST_NAMES]
+    if not trains:
+        return None
+    train = min(trains, key=lambda name: (name.lower() not in TRAIN_NAMES, TRAIN_NAMES[0] != name.lower(), name))
+    inside = tree.inner((*prefix, train))
+    if tests:
+
+        def rank(name: str) -> tuple[bool, int, str]:
+            has_labels = tree.has_labels(tree.inner((*prefix, name)), inside)
+            return not has_labels, TEST_NAMES.index(split_name(name)), name
+
+        return train, min(tests, key=rank)
+    others = [name for name in below if name != train and name.lower() not in UNLABELLED_NAMES]
+    flat = not any(tree.below((*prefix, name)) for name in others)
+    return (train, None) if len(tree.classes(inside)) > 1 and not tree.direct.get(inside) and flat else None
+
+
+def _layout(tree: _Tree, prefix: tuple[str, ...], train: str, test: str | None) -> Layout:
+    depth = len(prefix)
+    roles = {train: TRAIN} | ({} if test is None else {test: TEST})
+    role_of = np.array(
+        [
+            roles.get(path[depth], BESIDE) if len(path) > depth and path[:depth] == prefix else ABOVE
+            for path in tree.parts
+        ],
+        np.int8,
+    )
+    inside = tree.inner((*prefix, train))
+    tested = tree.inner((*prefix, test)) if test is not None else inside
+    beside = tuple(os.path.join(*prefix, name) for name in tree.below(prefix) if name not in roles)
+    folder = os.path.join(*tested) if test is not None else None
+    return Layout(os.path.join(*inside), folder, (len(inside), len(tested)), beside, role_of)
+
+
+def described(folder: str) -> str:
+    """A folder of a split as it is shown."""
+    return f'{shown(folder)}/' if folder else 'the whole folder'

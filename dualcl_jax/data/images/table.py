@@ -1,0 +1,222 @@
+"""A table of images and their classes: a CSV file, its columns, and the files that its rows name."""
+
+import csv
+import os
+import unicodedata
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from dualcl_jax.data.images.display import shown
+from dualcl_jax.data.images.kinds import SUFFIXES
+from dualcl_jax.system.errors import UserError
+
+MAX_CSV_BYTES = 2**30
+PATH_COLUMNS = (
+    *('file_name', 'filename', 'file', 'path', 'file_path', 'filepath', 'image_path', 'image', 'image_name'),
+    *('image_file', 'image_id', 'img', 'id'),
+)
+"""Names of a column of paths; of several, the first whose values name files."""
+LABEL_COLUMNS = ('label', 'labels', 'class', 'class_name', 'class_label', 'category', 'target')
+"""Names of the column of classes; a table with two of them is ambiguous."""
+DELIMITERS = (',', '\t', ';')
+TRIED = 100
+"""Rows by which a column is recognised as one of paths."""
+
+
+class Table(NamedTuple):
+    """The rows of a CSV file: its path, as the user gave it, and the values of each row."""
+
+    file: str
+    rows: list[list[str]]
+
+
+class Matches(NamedTuple):
+    """Which files the rows of a table name.
+
+    Attributes:
+      labels: the class by file.
+      unmatched: paths of rows that name no file.
+      columns: what was taken for the path and for the class, as shown.
+    """
+
+    labels: dict[int, str]
+    unmatched: list[str]
+    columns: str
+
+
+def read_table(path: str) -> Table:
+    """Reads a CSV file, separated by commas, tabs or semicolons.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    local = os.path.expanduser(path)
+    try:
+        if os.path.getsize(local) > MAX_CSV_BYTES:
+            raise UserError(
+                f'data.labels={path}: larger than {MAX_CSV_BYTES:,} bytes; give a path and a class in a line'
+            )
+        with open(local, encoding='utf-8-sig', errors='surrogateescape', newline='') as file:
+            start = file.readline()
+            file.seek(0)
+            delimiter = next((sign for sign in DELIMITERS if sign in start), ',')
+            return Table(path, list(csv.reader(file, delimiter=delimiter)))
+    except (OSError, ValueError, csv.Error) as error:
+        reason = getattr(error, 'strerror', None) or error
+        raise UserError(
+            f'data.labels={path}: cannot be read ({reason}); use auto, subfolders, none, or the path of a CSV file'
+        ) from error
+
+
+class Names:
+    """Files by their paths, and by less than their paths where a table does not give these whole.
+
+    Args:
+      paths: by file, relative to the root.
+    """
+
+    def __init__(self, paths: dict[int, str]) -> None:
+        self._paths = paths
+        self._whole = {path: file for file, path in paths.items()}
+        self._loose: list[dict[str, list[int]]] | None = None
+
+    def __contains__(self, path: str) -> bool:
+        return os.path.normpath(path) in self._whole
+
+    def find(self, name: str, folder: str) -> list[int]:
+        """The files that a path of a table means.
+
+        Args:
+          name: the path; relative to the root, or to the table's own folder; without its suffix, or without folders.
+          folder: of the table, relative to the root.
+        """
+        whole = os.path.normpath(name)
+        for path in (whole, os.path.normpath(os.path.join(folder, whole))):
+            if path in self._whole:
+                return [self._whole[path]]
+        if self._loose is None:
+            self._loose = [self._by(key) for key in _LOOSE]
+        for key, files in zip(_LOOSE, self._loose, strict=True):
+            found = files.get(key(whole))
+            if found:
+                return found
+        return []
+
+    def _by(self, key: 'Key') -> dict[str, list[int]]:
+        files: dict[str, list[int]] = {}
+        for file, path in self._paths.items():
+            files.setdefault(key(path), []).append(file)
+        return files
+
+    def example(self) -> str:
+        """The path of a file."""
+        return shown(next(iter(self._paths.values()), ''))
+
+
+class Key:
+    """What is left of a path: with or without its folders, always without its suffix."""
+
+    def __init__(self, *, folders: bool) -> None:
+        self._folders = folders
+
+    def __call__(self, path: str) -> str:
+        path = unicodedata.normalize('NFC', path.replace('\\', '/'))
+        path = path if self._folders else path.rpartition('/')[2]
+        stem, suffix = os.path.splitext(path)
+        return stem if suffix.lower() in SUFFIXES else path
+
+
+_LOOSE = (Key(folders=True), Key(folders=False))
+
+
+def match(table: Table, names: Names, folder: str, path_column: str, label_column: str) -> Matches:
+    """The files that the rows of a table name, and their classes.
+
+    The first row is a header if it has the name of a column that is known or given, and no path of a file.
+
+    Args:
+      table: the rows.
+      names: the files.
+      folder: of the table, relative to the root of the images; '' where it is not below it.
+      path_column, label_column: the names of columns, '' to recognise them.
+
+    Raises:
+      UserError: the columns cannot be told, a row lacks one, or two rows give a file two classes.
+    """
+    first = [value.strip() for value in table.rows[0]] if table.rows else []
+    known = {*PATH_COLUMNS, *LABEL_COLUMNS}
+    is_header = any(value and (value.lower() in known or value in (path_column, label_column)) for value in first)
+    is_header = is_header and not any(value in names for value in first)
+    place, label_place = 0, 1
+    if is_header or path_column or label_column:
+        place, label_place = _columns(table, first, names, folder, path_column, label_column)
+    elif len(first) > 2:
+        raise UserError(
+            f'data.labels={table.file}: the first line, {_listed(first)}, does not say which columns are the path and '
+            'the class; begin the file with a line of names such as path,label'
+        )
+    labels: dict[int, str] = {}
+    unmatched = []
+    for number, row in enumerate(table.rows[is_header:], 1 + is_header):
+        if not row:
+            continue
+        if len(row) <= max(place, label_place):
+            raise UserError(f'data.labels={table.file}: line {number} has {len(row)} columns; give a path and a class')
+        name, label = row[place].strip(), row[label_place].strip()
+        files = names.find(name, folder)
+        if len(files) > 1:
+            raise UserError(
+                f'data.labels={table.file}: line {number} names {shown(name)}, which {len(files)} files are called; '
+                f'give paths relative to the folder, such as {names.example()}'
+            )
+        if files and labels.setdefault(files[0], label) != label:
+            raise UserError(
+                f'data.labels={table.file}: line {number} gives {shown(os.path.normpath(name))} a second class; '
+                'keep one'
+            )
+        if not files and (number > 1 or len(table.rows) == 1):  # else a header whose names are not known
+            unmatched.append(name)
+    columns = [shown(first[at]) if is_header else str(at + 1) for at in (place, label_place)]
+    return Matches(labels, unmatched, f'columns {columns[0]} and {columns[1]}')
+
+
+def _columns(
+    table: Table, columns: Sequence[str], names: Names, folder: str, path_column: str, label_column: str
+) -> tuple[int, int]:
+    """The places of the columns of paths and of classes in a table with a header."""
+    for field, name in (('path_column', path_column), ('label_column', label_column)):
+        if name and name not in columns:
+            raise UserError(f'data.{field}={name}: no such column; those of {table.file} are {_listed(columns)}')
+    lowered = [name.lower() for name in columns]
+    label = columns.index(label_column) if label_column else _label_place(table, columns, lowered, path_column)
+    if path_column:
+        return columns.index(path_column), label
+    known = [lowered.index(name) for name in PATH_COLUMNS if name in lowered and lowered.index(name) != label]
+    others = [place for place in range(len(columns)) if place != label and columns[place]]
+    candidates = known or others[: len(others) == 1]
+    if len(candidates) == 1:
+        return candidates[0], label
+    for place in candidates:
+        if any(names.find(row[place].strip(), folder) for row in table.rows[1:TRIED] if len(row) > place):
+            return place, label
+    raise _ambiguous(table, columns, 'the path', 'path_column')
+
+
+def _label_place(table: Table, columns: Sequence[str], lowered: Sequence[str], path_column: str) -> int:
+    """The place of the column of classes."""
+    known = [place for place, name in enumerate(lowered) if name in LABEL_COLUMNS and columns[place] != path_column]
+    paths = [place for place, name in enumerate(lowered) if name in PATH_COLUMNS]
+    rest = [place for place in range(len(columns)) if place not in paths[:1] and columns[place]]
+    if not known and len(rest) == 1 and paths:
+        return rest[0]
+    if len(known) != 1:
+        raise _ambiguous(table, columns, 'the class', 'label_column')
+    return known[0]
+
+
+def _listed(columns: Sequence[str]) -> str:
+    return ', '.join(shown(name) or "''" for name in columns)
+
+
+def _ambiguous(table: Table, columns: Sequence[str], what: str, field: str) -> UserError:
+    return UserError(f'data.labels={table.file}: which column is {what}? Set data.{field} to one of {_listed(columns)}')

@@ -1,0 +1,78 @@
+"""What the directory of a TIFF file says of its first page. Pillow drops some of it without a word."""
+
+import struct
+from collections.abc import Mapping
+
+Directory = Mapping[int, tuple[int, ...]]
+"""Values by tag; those that are not whole numbers are left out."""
+
+SUBFILE_TYPE, WIDTH, HEIGHT, BITS, PHOTOMETRIC, SAMPLES, MAX_VALUE = 254, 256, 257, 258, 262, 277, 281
+SUB_DIRECTORIES, EXTRA_SAMPLES, SAMPLE_FORMAT, DNG_VERSION = 330, 338, 339, 50706
+
+_COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 4: 1, 5: 4, 6: 3, 8: 3, 9: 3, 10: 3}
+"""Channels of a photometric interpretation."""
+_MOSAIC = (32803, 34892)  # photometric interpretations of raw files
+_ALPHA = (1, 2)  # extra samples that are transparency
+_SIZES = {1: 'B', 3: 'H', 4: 'I', 6: 'b', 8: 'h', 9: 'i', 13: 'I'}
+_MAX_ENTRIES, _MAX_VALUES = 1024, 64
+
+
+def is_tiff(encoded: bytes) -> bool:
+    """Whether the content of a file begins as a TIFF."""
+    return encoded[:4] in (b'II*\0', b'MM\0*')
+
+
+def read_directory(encoded: bytes, offset: int | None = None) -> Directory:
+    """The directory at an offset, by default that of the first page; what cannot be read is left out."""
+    order = '<' if encoded[:2] == b'II' else '>'
+    found: dict[int, tuple[int, ...]] = {}
+    try:
+        if offset is None:
+            (offset,) = struct.unpack_from(f'{order}I', encoded, 4)
+        (count,) = struct.unpack_from(f'{order}H', encoded, offset)
+        for number in range(min(count, _MAX_ENTRIES)):
+            place = offset + 2 + 12 * number
+            tag, kind, values = struct.unpack_from(f'{order}HHI', encoded, place)
+            if kind not in _SIZES or not values:
+                continue
+            values = min(values, _MAX_VALUES)
+            pattern = f'{order}{values}{_SIZES[kind]}'
+            where = place + 8
+            if struct.calcsize(pattern) > 4:
+                (where,) = struct.unpack_from(f'{order}I', encoded, where)
+            found[tag] = struct.unpack_from(pattern, encoded, where)
+    except struct.error:  # cut short
+        pass
+    return found
+
+
+def refusal(encoded: bytes) -> str:
+    """Why the first page of a TIFF is not an image that can be converted, in a few words; '' where it can be."""
+    page = read_directory(encoded)
+    if DNG_VERSION in page or page.get(PHOTOMETRIC, (1,))[0] in _MOSAIC:
+        return 'raw camera file'
+    reduced = page.get(SUBFILE_TYPE, (0,))[0] & 1
+    below = (_pixels(read_directory(encoded, offset)) for offset in page.get(SUB_DIRECTORIES, ()))
+    if reduced or max(below, default=0) > _pixels(page):
+        return 'thumbnail: its first page is a smaller copy of another, as in raw camera files'
+    samples, bits = page.get(SAMPLES, (1,))[0], page.get(BITS, (1,))[0]
+    extra, kinds = page.get(EXTRA_SAMPLES, ()), page.get(SAMPLE_FORMAT, (1,))
+    colours = _COLOURS.get(page.get(PHOTOMETRIC, (-1,))[0], samples)
+    if samples > colours + (extra[:1] in ((1,), (2,))):
+        return f'{samples} channels: only 1 or 3, and transparency, can be used; write those that matter'
+    if 3 in kinds:
+        return 'floating-point pixels, whose range is unknown; write 8 or 16 bits'
+    if 2 in kinds and bits == 8:
+        return 'signed pixels of 8 bits; write unsigned ones'
+    return ''
+
+
+def depth(encoded: bytes) -> tuple[int, int]:
+    """Bits of a sample of the first page, and how many of them its largest value may take, 0 where it does not say."""
+    page = read_directory(encoded)
+    bits = page.get(BITS, (1,))[0]
+    return bits, bits if 8 < bits < 16 else page.get(MAX_VALUE, (0,))[0].bit_length()
+
+
+def _pixels(page: Directory) -> int:
+    return page.get(WIDTH, (0,))[0] * page.get(HEIGHT, (0,))[0]

@@ -1,0 +1,116 @@
+"""Images of unusual depths and channels: converted by the stated rule, or refused."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+from dualcl_jax.data.images.decode import SCALED, SIXTEEN_BIT, Box, UnusableError, cut, examine
+from tests.support.bad_files import encode, photo
+
+
+def tiff(pixels: np.ndarray, extra: int = 0, photometric: int = 2, **tags: int) -> bytes:
+    """An uncompressed TIFF of [H, W, C] pixels; `tags` are t254=1 and the like."""
+    height, width, channels = pixels.shape
+    bits, kind = 8 * pixels.dtype.itemsize, {'u': 1, 'i': 2, 'f': 3}[pixels.dtype.kind]
+    entries = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 277: channels, 278: height, 339: kind}
+    entries |= {279: pixels.nbytes} | ({338: extra} if channels not in (1, 3) else {})
+    entries |= {int(name[1:]): value for name, value in tags.items()}
+    start = 8 + 2 + 12 * (len(entries) + 1) + 4
+    entries[273] = start
+    body = b''.join(struct.pack('<HHII', tag, 4, 1, entries[tag]) for tag in sorted(entries))
+    return b'II*\0' + struct.pack('<IH', 8, len(entries)) + body + bytes(4) + pixels.tobytes()
+
+
+def whole(encoded: bytes, side: int = 16) -> np.ndarray:
+    """The pixels of a square image, uint8 [side, side, 3]."""
+    return cut(encoded, lambda height, width: [Box(0, 0, height, width)], side)[0]
+
+
+def ramp(dtype: type, largest: int) -> np.ndarray:
+    return np.linspace(0, largest, 256).astype(dtype).reshape(16, 16)
+
+
+@pytest.mark.parametrize('format', ['PNG', 'TIFF'])
+@pytest.mark.parametrize(('largest', 'bits', 'flag'), [(255, 8, SCALED), (4095, 12, SCALED), (65535, 16, SIXTEEN_BIT)])
+def test_gray_keeps_the_upper_bits_that_it_uses(format, largest, bits, flag):
+    values = ramp(np.uint16, largest)
+    encoded = encode(values, format)
+    assert examine(encoded).conversions & (SCALED | SIXTEEN_BIT) == flag
+    np.testing.assert_array_equal(whole(encoded), np.repeat((values >> (bits - 8))[..., None], 3, axis=2))
+
+
+def test_declared_bits_decide():
+    """A dark image of a camera with 12 bits stays dark; a declaration that the values contradict is not believed."""
+
+    def with_significant_bits(encoded: bytes, bits: int) -> bytes:
+        data = b'sBIT' + bytes([bits])
+        return encoded[:33] + struct.pack('>I', 1) + data + struct.pack('>I', zlib.crc32(data)) + encoded[33:]
+
+    dark = ramp(np.uint16, 200)
+    assert whole(with_significant_bits(encode(dark, 'PNG'), 12)).max() == 200 >> 4
+    bright = ramp(np.uint16, 65535)
+    assert whole(with_significant_bits(encode(bright, 'PNG'), 12)).max() == 255
+
+
+REFUSED = {
+    'two channels': (tiff(photo(1, 16, 16)[..., :2], photometric=1), '2 channels'),
+    'four channels': (tiff(np.dstack([photo(1, 16, 16), photo(2, 16, 16)[..., :1]])), '4 channels'),
+    'five channels': (tiff(np.dstack([photo(1, 16, 16), photo(2, 16, 16)[..., :2]])), '5 channels'),
+    'infrared as alpha': (
+        tiff(np.dstack([photo(1, 16, 16), np.full((16, 16), 40, np.uint8)]), extra=2),
+        'declared as transparency',
+    ),
+    'float': (tiff(ramp(np.float32, 1)[..., None], photometric=1), 'floating-point'),
+    'double': (tiff(ramp(np.float64, 1)[..., None], photometric=1), 'floating-point'),
+    'signed': (tiff(ramp(np.int8, 100)[..., None], photometric=1), 'signed'),
+    'dark colours of 16 bits': (tiff((photo(1, 16, 16) * 16).astype(np.uint16) // 16 * 15), 'few of their 16 bits'),
+    'a thumbnail': (tiff(photo(1, 16, 16), t254=1), 'thumbnail'),
+    'a digital negative': (tiff(photo(1, 16, 16), t50706=1), 'raw camera file'),
+}
+
+
+@pytest.mark.parametrize('name', REFUSED)
+def test_what_is_refused(name):
+    encoded, reason = REFUSED[name]
+    with pytest.raises(UnusableError, match=reason):
+        examine(encoded)
+
+
+def test_transparency_of_a_tiff_is_laid_over_white():
+    alpha = np.repeat([[0], [255]], 8, axis=0).astype(np.uint8) * np.ones((1, 16), np.uint8)
+    pixels = whole(tiff(np.dstack([photo(1, 16, 16), alpha]), extra=2))
+    assert pixels[:8].min() == 255
+    np.testing.assert_array_equal(pixels[8:], photo(1, 16, 16)[8:])
+
+
+def test_colours_of_16_bits_keep_the_upper_8():
+    values = (photo(1, 16, 16).astype(np.uint16) << 8) | 7
+    assert examine(tiff(values)).conversions == SIXTEEN_BIT
+    np.testing.assert_array_equal(whole(tiff(values)), photo(1, 16, 16))
+
+
+@pytest.mark.parametrize('late', [False, True])
+def test_long_texts_and_profiles_of_a_png_are_no_damage(late):
+    image = Image.fromarray(photo(1, 16, 16))
+    info = PngImagePlugin.PngInfo()
+    info.add_text('comment', 'x' * 2_000_000, zip=True)
+    encoded = encode(image, 'PNG', pnginfo=info, icc_profile=bytes(1_500_000))
+    if late:  # after the pixels, where the standard allows texts too
+        start = encoded.index(b'zTXt') - 4
+        text = encoded[start : start + 12 + struct.unpack_from('>I', encoded, start)[0]]
+        encoded = encoded[:start] + encoded[start + len(text) : -12] + text + encoded[-12:]
+    examine(encoded)
+    np.testing.assert_array_equal(whole(encoded), photo(1, 16, 16))
+
+
+def test_the_first_page_of_a_pyramid_is_the_image():
+    """Smaller pages after the first are no reason to leave it out."""
+    file = io.BytesIO()
+    Image.fromarray(photo(1, 32, 32)).save(
+        file, 'TIFF', save_all=True, append_images=[Image.fromarray(photo(2, 16, 16))]
+    )
+    assert examine(file.getvalue())[:2] == (32, 32)

@@ -1,0 +1,120 @@
+"""CSV files of labels: their columns, and the files that their rows name."""
+
+import pytest
+
+from dualcl_jax import data
+from dualcl_jax.data.describe import describe_data
+from dualcl_jax.system.errors import UserError
+from tests.support.image_folders import folder_config, named, write_images
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    write_images(tmp_path / 'images', [f'{number:03}.ppm' for number in range(8)])
+    return tmp_path / 'images'
+
+
+def rows(form: str, count: int = 8) -> str:
+    return ''.join(form.format(n=number, label=('cat', 'dog')[number % 2], site=number % 3) for number in range(count))
+
+
+TABLES = {
+    # name: content, columns
+    'by name': ('file_name,hospital,label\n' + rows('{n:03}.ppm,site{site},{label}\n'), 'file_name and label'),
+    'index first': (',file_name,label\n' + rows('{n},{n:03}.ppm,{label}\n'), 'file_name and label'),
+    'no suffixes': ('image_id,label\n' + rows('{n:03},{label}\n'), 'image_id and label'),
+    'other case': ('Image,Class\n' + rows('{n:03}.ppm,{label}\n'), 'Image and Class'),
+    'unknown class column': ('id,breed\n' + rows('{n:03},{label}\n'), 'id and breed'),
+    'two paths': ('id,file,label\n' + rows('x{n},{n:03}.ppm,{label}\n'), 'file and label'),
+    'unknown header': ('picture,animal\n' + rows('{n:03}.ppm,{label}\n'), '1 and 2'),
+    'no header': (rows('{n:03}.ppm,{label}\n'), '1 and 2'),
+    'tabs': ('file\tlabel\n' + rows('{n:03}.ppm\t{label}\n'), 'file and label'),
+    'semicolons': ('file;label\n' + rows('{n:03}.ppm;{label}\n'), 'file and label'),
+    'other folders': ('path,label\n' + rows('/home/me/set/{n:03}.ppm,{label}\n'), 'path and label'),
+    'Windows': ('path,label\n' + rows('set\\{n:03}.ppm,{label}\n'), 'path and label'),
+    'a column after it': ('path,label,width\n' + rows('{n:03}.ppm,{label},9\n'), 'path and label'),
+}
+
+
+@pytest.mark.parametrize('name', TABLES)
+def test_columns(root, tmp_path, name):
+    content, columns = TABLES[name]
+    path = tmp_path / 'table.csv'
+    path.write_text(content)
+    train, _ = data.load(folder_config(root, labels=str(path), test_fraction=0.0))
+    assert train.class_names == ('cat', 'dog')
+    assert train.labels.tolist() == [0, 1] * 4
+    said = describe_data(data.Splits(train, None))['classes']
+    assert said.endswith(f'columns {columns}; 0 rows name no file, 0 files are in no row'), said
+
+
+def test_rows_and_files_without_a_partner_are_counted(root, tmp_path):
+    (tmp_path / 'table.csv').write_text('path,label\n' + rows('{n:03}.ppm,{label}\n', 6) + 'a.ppm,cat\nb.ppm,dog\n')
+    train, _ = data.load(folder_config(root, labels=str(tmp_path / 'table.csv'), test_fraction=0.0))
+    assert len(train) == 8
+    assert train.labels.tolist() == [0, 1] * 3 + [-1] * 2
+    left_out = train.report['left_out']
+    assert left_out['rows of the table that name no file'] == {'count': 2, 'names': ['a.ppm', 'b.ppm']}
+    about = left_out['used without a class: no row of the table names it']
+    assert about == {'count': 2, 'names': ['006.ppm', '007.ppm']}
+    assert '2 rows name no file, 2 files are in no row' in train.report['labels']
+
+
+def test_columns_that_are_named(root, tmp_path):
+    (tmp_path / 'table.csv').write_text('a,hospital,b\n' + rows('{n:03}.ppm,site{site},{label}\n'))
+    fields = {'labels': str(tmp_path / 'table.csv'), 'test_fraction': 0.0, 'path_column': 'a'}
+    train, _ = data.load(folder_config(root, **fields, label_column='hospital'))
+    assert train.class_names == ('site0', 'site1', 'site2')
+    train, _ = data.load(folder_config(root, **fields, label_column='b'))
+    assert train.class_names == ('cat', 'dog')
+
+
+@pytest.mark.parametrize(
+    ('content', 'fields', 'message'),
+    [
+        ('file,label,class\n0.ppm,a,b\n', {}, r'which column is the class\? .*label_column.* file, label, class$'),
+        ('file,a,b\n0.ppm,a,b\n', {}, r'which column is the class\? .*label_column.* file, a, b$'),
+        ('a,b,label\n0.ppm,a,b\n', {}, r'which column is the path\? .*path_column.* a, b, label$'),
+        ('000.ppm,site,cat\n', {}, r'the first line, 000\.ppm, site, cat, does not say .* path,label'),
+        ('file,label\n0.ppm,a\n', {'label_column': 'klass'}, r'label_column=klass: no such column.* file, label$'),
+        ('file,label\n0.ppm,a\n', {'path_column': 'x'}, r'path_column=x: no such column.* file, label$'),
+    ],
+)
+def test_ambiguous_tables_are_refused_in_one_line(root, tmp_path, content, fields, message):
+    (tmp_path / 'table.csv').write_text(content)
+    with pytest.raises(UserError, match=message) as error:
+        data.load(folder_config(root, labels=str(tmp_path / 'table.csv'), **fields))
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_name_of_several_files_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    write_images(tmp_path / 'images', named(('x', 'y'), 2))
+    (tmp_path / 'table.csv').write_text('path,label\n0.ppm,cat\n')
+    with pytest.raises(UserError, match=r'line 2 names 0\.ppm, which 2 files are called; .* such as x/0\.ppm'):
+        data.load(folder_config(tmp_path / 'images', labels=str(tmp_path / 'table.csv')))
+
+
+def test_auto_takes_the_metadata_of_a_flat_folder(root):
+    (root / 'metadata.csv').write_text(TABLES['by name'][0])
+    train, _ = data.load(folder_config(root, test_fraction=0.0))
+    assert train.class_names == ('cat', 'dog')
+    assert 'metadata.csv, columns file_name and label' in train.report['labels']
+    (root / 'metadata.csv').write_text('file_name,site,doctor\n' + rows('{n:03}.ppm,{site},d\n'))
+    train, _ = data.load(folder_config(root, test_fraction=0.0))
+    assert train.class_names is None
+    assert train.report['left_out']['table']['names'] == ['metadata.csv']
+
+
+def test_a_table_and_split_folders(tmp_path, monkeypatch):
+    """The split for testing that the table labels is preferred."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    write_images(tmp_path / 'images', named(('train', 'test', 'val'), 4))
+    names = named(('train', 'val'), 4)
+    table = ''.join(f'{name},{"ab"[number % 2]}\n' for number, name in enumerate(names))
+    (tmp_path / 'table.csv').write_text('path,label\n' + table)
+    train, test = data.load(folder_config(tmp_path / 'images', labels=str(tmp_path / 'table.csv')))
+    assert (train.labels.tolist(), test.labels.tolist()) == ([0, 1, 0, 1], [0, 1, 0, 1])
+    assert train.report['splits']['test']['folder'] == 'val/'
+    assert train.report['splits']['left_out'] == ['test/']

@@ -1,0 +1,35 @@
+"""Folders of small images for tests, whose bytes depend on no encoder, and configs to read them."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+
+def ppm(seed: int, side: int = 24) -> bytes:
+    """The content of a PPM file, different for each seed."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
+    return b'P6 %d %d 255\n' % (side, side) + pixels.tobytes()
+
+
+def write_images(root: Path, names: Iterable[str], first: int = 0) -> None:
+    """Writes a different image for each name, with folders; seeds from `first` on."""
+    for seed, name in enumerate(names, first):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(ppm(seed))
+
+
+def named(folders: Iterable[str], count: int) -> list[str]:
+    """The names of `count` images in each folder."""
+    return [f'{folder}/{number}.ppm' for folder in folders for number in range(count)]
+
+
+def folder_config(path: Path | str, **changes: Any) -> SimpleNamespace:
+    """The data part of a config that reads a folder at 16 pixels."""
+    fields = {'name': 'folder', 'path': str(path), 'image_size': 16, 'limit': 0, 'num_examples': 0, 'labels': 'auto'}
+    fields |= {'test_fraction': 0.2, 'validation_fraction': 0.0, 'stored_size': 0, 'memory_bytes': 2**30}
+    fields |= {'max_skipped': 0.05, 'path_column': '', 'label_column': '', 'hold_out': 'auto'}
+    return SimpleNamespace(**(fields | changes))
