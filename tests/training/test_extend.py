@@ -2,11 +2,11 @@
 
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from configs import default
 from dualcl_jax import data, report
 from dualcl_jax.method.optim import learning_rate_schedule
 from tests.data.test_tfds_source import COLOUR, examples, write_set
@@ -118,9 +118,6 @@ def test_other_data_with_the_mean_of_the_run(trainer: Trainer, tmp_path: Path) -
 
 def test_fingerprints_do_not_depend_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    fields = {'name': 'folder', 'data_dir': '', 'path': '', 'labels': 'auto', 'image_size': 16, 'limit': 0}
-    fields |= {'num_examples': 0, 'test_fraction': 0.5, 'validation_fraction': 0.0, 'stored_size': 0}
-    fields |= {'memory_bytes': 2**30, 'max_skipped': 0.05}
     for seed in range(8):
         file = tmp_path / f'a/images/{"ant" if seed % 2 else "bee"}/{seed}.png'
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -130,9 +127,8 @@ def test_fingerprints_do_not_depend_on_the_path(tmp_path: Path, monkeypatch: pyt
     for choice in ({'path': 'images'}, {'path': 'images', 'memory_bytes': 0}, {'name': 'tiny', 'data_dir': 'sets'}):
         found = []
         for place in ('a', 'b'):
-            here = {
-                field: f'{tmp_path}/{place}/{value}' for field, value in choice.items() if value in ('images', 'sets')
-            }
-            splits = data.load(SimpleNamespace(**(fields | choice | here)))
-            found.append([split.fingerprint for split in splits])
+            fields = default.get_config().data
+            fields.update({'name': 'folder', 'image_size': 16, 'test_fraction': 0.5} | choice)
+            fields.update({name: f'{tmp_path}/{place}/{fields[name]}' for name in ('path', 'data_dir') if fields[name]})
+            found.append([split.fingerprint for split in data.load(fields)])
         assert found[0] == found[1]
