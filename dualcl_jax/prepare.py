@@ -38,7 +38,8 @@ def prepare_stock(name: str, data_dir: str) -> str:
     """Downloads and prepares a set with TFDS, and returns its folder.
 
     Raises:
-      UserError: TensorFlow is not installed, or TFDS fails.
+      UserError: TensorFlow is not installed, TFDS fails, or a version of the set that is already in `data_dir` has
+        features that are not part of TFDS.
     """
     if importlib.util.find_spec('tensorflow') is None:
         raise UserError(
@@ -47,9 +48,14 @@ def prepare_stock(name: str, data_dir: str) -> str:
         )
     import tensorflow_datasets as tfds
 
+    from dualcl_jax.data.images.tfds_features import check_versions
+
     try:
+        check_versions(name, data_dir)  # TFDS opens the ones that are there
         builder = tfds.builder(name, data_dir=data_dir, file_format='array_record')
         builder.download_and_prepare()
+    except UserError:
+        raise
     except Exception as error:  # TFDS does not document what it raises for a bad name, a network or a disk
         raise UserError(f'--dataset={name}: cannot be prepared ({first_line(error)})') from error
     return str(builder.data_path)

@@ -25,7 +25,7 @@ from dualcl_jax.system.devices import AXIS
 
 Tree = Any
 Part = tuple[Tree, jax.Array, Anchors]
-"""Query views, a tree [V, b, ...]; their positive keys [V, b, D]; and the anchors' positions, ids and labels, [b]."""
+"""Query views, a tree [V, b, ...]; their positive keys [V, b, D]; and what else is known about the anchors, [b]."""
 
 
 def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -69,6 +69,7 @@ def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainSt
     updates, opt_state = method.optimizer.update(gradients, state.opt_state, state.params)
     params = jax.tree.map(jnp.add, state.params, updates)
 
+    # Metrics, and whether the step is finite on every device.
     labels = anchors.labels if method.queue_axis is None else candidates.everyone.labels
     metrics = measure(compared, labels, candidates.queues[0], state.step, method.queue_axis)
     metrics |= {'train/gradient_norm': optax.tree.norm(gradients)}
@@ -80,7 +81,7 @@ def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainSt
     finite = jax.lax.pmin(all_finite(checked), AXIS)
     metrics['train/finite'] = finite
 
-    # The new keys replace the oldest ones in the queue.
+    # The new keys replace the oldest ones in the queue. A step that is not finite changes neither queue nor parameters.
     queue = state.queue
     if queue is not None:
         ids, labels = (jnp.repeat(column, keys.shape[0]) for column in candidates.everyone[1:3])

@@ -1,10 +1,10 @@
-"""Measures how much of the softmax the hardest negatives hold by themselves, and so what selecting them can change.
+"""Measures which share of the softmax the hardest negatives hold, and so how much selecting them can change.
 
     python experiments/softmax_share.py --workdir=DIR [--workdir=DIR ...]
 
-For finished runs with a queue: the share of the sum of exp(s/τ) over a query's negatives that its hardest 1/64 to 1/2
-hold, averaged over `IMAGES` training images, with the encoders in evaluation mode, at the run's own τ and at two and
-four times that. The last line is JSON.
+For finished runs with a queue, the program prints the share of the sum of exp(s/τ) over a query's negatives that the
+hardest 1/64 to 1/2 of them hold. It averages over `IMAGES` training images, with the encoders in evaluation mode, at
+the run's own τ and at two and four times that. The last line is JSON.
 """
 
 import argparse
@@ -36,10 +36,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def shares_of(workdir: str) -> list[dict[str, float]]:
-    """For each temperature, a dict with `temperature` and the share of the hardest 1/part under the name of each part.
+    """Computes the shares of a run at each temperature: a dict with `temperature` and the share of each part by name.
 
     Raises:
-      UserError: there is no run, it has no queue or an empty one, or its data have changed.
+      UserError: there is no run, its queue is missing or empty, or its data have changed.
     """
     run = open_saved_run(workdir)
     queue = run.state.queue

@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
-    """Runs the `main` of a program here, on the devices and with the strict types of the tests; nothing of it stays."""
+    """Runs the `main` of a program in this process, with the devices, flags and strict types of the tests."""
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.syspath_prepend(REPOSITORY)
     monkeypatch.setitem(MODELS, 'smooth', MODELS['smooth'])

@@ -1,4 +1,4 @@
-"""Another kind of example than images, added through the tables alone: masked vectors, their views and a network."""
+"""A kind of example other than images, added only through the tables: masked vectors, their views and a network."""
 
 import dataclasses
 import json
@@ -178,7 +178,7 @@ def test_a_saved_run_is_evaluated(in_process, workdir, tmp_path):
         assert refused.err == f'error: --protocols: {protocol} is for images, not for vectors; leave it out\n'
 
 
-def test_an_encoder_takes_its_own_kind_alone(in_process, workdir, tmp_path):
+def test_an_encoder_takes_only_its_own_kind(in_process, workdir, tmp_path):
     images = f'--config.data.name=npz --config.data.path={write_npz(tmp_path / "data.npz")}'.split()
     refused = in_process(evaluate.main, f'--workdir={workdir}', '--protocols=knn', f'--output={tmp_path}', *images)
     assert refused.status == 2

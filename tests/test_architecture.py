@@ -1,4 +1,4 @@
-"""The layout of the project: the rule of imports, the lengths of files and functions, and that named paths exist."""
+"""The layout of the project: the rule of imports, the lengths of files and functions, and the paths that texts name."""
 
 import ast
 import re
@@ -22,26 +22,26 @@ FLOORS = (
     ('training',),
     ('programs',),
 )
-"""Rooms of the package, lowest first. A room imports itself and rooms of lower floors only."""
+"""The rooms of the package, lowest first. A room imports only itself and rooms of lower floors."""
 
 PROGRAMS = ('main', 'evaluate', 'export', 'report', 'prepare', 'compile', 'selftest')
-"""Modules that users run with python -m; nothing in the package imports them."""
+"""The modules that users run with python -m. Nothing in the package imports them."""
 
 INNER = {
     'dualcl_jax.data.images': tuple(
         f'dualcl_jax.data.{name}' for name in ('loader', 'order', 'source', 'tree', 'workers')
     )
 }
-"""Folders that the modules beside them, of the same room, do not import."""
+"""Folders that the modules beside them, in the same room, must not import."""
 
 PENDING_IMPORTS: dict[tuple[str, str], str] = {}
-"""Imports against the rules that are still there, and why. None may be added."""
+"""Remaining imports against the rules, with reasons. None may be added."""
 
 ROOT_FILES = 12
 FILE_LINES = 400
 FUNCTION_LINES = 90
 PENDING_FUNCTIONS: dict[str, str] = {}
-"""Functions that are still longer, and why. None may be added."""
+"""Remaining longer functions, with reasons. None may be added."""
 
 FILE = re.compile(r'`([\w-]+\.(?:py|sh|npz))`')
 PATH = re.compile(r'(?<![\w./-])(?:dualcl_jax|configs|experiments|tests)/[\w./-]*\.(?:py|npz|sh|md|json|png)\b')
@@ -84,7 +84,7 @@ def imports() -> dict[str, set[str]]:
 
 
 def against_the_rules() -> Iterator[tuple[str, str]]:
-    """Imports of a room from the same or a higher floor, and of inner folders from the modules beside them."""
+    """Imports from the same or a higher floor, and imports of inner folders by the modules beside them."""
     floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
     for name, targets in imports().items():
         for target in targets:
@@ -163,7 +163,7 @@ def file_names() -> set[str]:
 
 
 def has_module(name: str) -> bool:
-    """Whether python -m can run a module."""
+    """Whether python -m can run this module."""
     path = REPOSITORY.joinpath(*name.split('.'))
     return path.with_suffix('.py').is_file() or (path / '__main__.py').is_file()
 
@@ -192,7 +192,7 @@ def defined(tree: ast.Module) -> set[str]:
 
 
 @pytest.mark.parametrize('path', texts(), ids=lambda path: str(path.relative_to(REPOSITORY)))
-def test_only_what_exists_is_named(path):
+def test_named_paths_exist(path):
     text = path.read_text()
     missing = [found for found in PATH.findall(text) if not (REPOSITORY / found).exists()]
     missing += [found for found in FILE.findall(text) if found not in file_names()]

@@ -19,7 +19,7 @@ MODULES = (
 
 
 def public_functions() -> Iterator[tuple[str, str]]:
-    """Module and name of every public function; also of those that a decorator of JAX wraps."""
+    """The module and name of every public function, including those that a decorator of JAX wraps."""
     for module in MODULES:
         for name, value in vars(importlib.import_module(module)).items():
             ours = getattr(value, '__module__', '') == module and not name.startswith('_')
@@ -28,7 +28,7 @@ def public_functions() -> Iterator[tuple[str, str]]:
 
 
 def run(module: Any, name: str) -> doctest.TestResults:
-    """Runs the examples of one function, each output compared exactly."""
+    """Runs the examples of one function and compares each output exactly."""
     test = doctest.DocTestParser().get_doctest(
         getattr(module, name).__doc__ or '', dict(vars(module)), name, None, None
     )

@@ -1,4 +1,4 @@
-"""The losses against float64 NumPy, their gradients against central differences, and their corners."""
+"""Compares the losses with float64 NumPy and their gradients with central differences, and checks their edge cases."""
 
 import re
 from functools import partial
@@ -31,7 +31,7 @@ def unit_rows(*shape, seed=0):
 
 
 def expected_losses(anchors, positives, negatives, allowed, temperature, k=None):
-    """[B] float64, anchor by anchor, straight from the formula."""
+    """The losses [B] float64, anchor by anchor, directly from the formula."""
     losses = []
     for anchor, positive, mask in zip(anchors, positives, allowed, strict=True):
         similarities = np.sort((negatives @ anchor)[mask])[::-1][:k]
@@ -92,7 +92,7 @@ def test_info_nce_and_its_gradients(temperature, k):
 
 
 def reweighted_losses(anchors, positives, negatives, allowed, temperature, hardness):
-    """[B] float64 after 2010.04592: each negative times N·exp(β·s/τ) / Σ exp(β·s/τ), anchor by anchor."""
+    """The losses [B] float64 of 2010.04592, anchor by anchor: each negative times N·exp(β·s/τ) / Σ exp(β·s/τ)."""
     losses = []
     for anchor, positive, mask in zip(anchors, positives, allowed, strict=True):
         similarities = (negatives @ anchor)[mask]
@@ -106,7 +106,7 @@ def reweighted_losses(anchors, positives, negatives, allowed, temperature, hardn
 @pytest.mark.parametrize('hardness', [0.5, 2.0])
 @pytest.mark.parametrize('temperature', [0.1, 1.0])
 def test_negatives_reweighted_by_hardness(temperature, hardness):
-    """An anchor without negatives is among them; equal similarities weigh 1, so that the chance level stays."""
+    """One anchor has no negatives. Equal similarities have weight 1, so that the chance level stays the same."""
     allowed = some_allowed()
 
     def loss(anchors, positives, negatives):
@@ -129,7 +129,7 @@ def test_large_logits_stay_finite_when_reweighted():
     np.testing.assert_allclose(gradient, [[1000.0, 0.0, 0.0]], atol=1e-3)
 
 
-def test_info_nce_tells_each_anchor():
+def test_info_nce_reports_each_anchor():
     anchors, positives, negatives = unit_rows(B, D), unit_rows(B, D, seed=1), unit_rows(K, D, seed=2)
     allowed = some_allowed()
     contrast = info_nce(*jnp32(anchors, positives, negatives), jnp.asarray(allowed), temperature=0.1)
@@ -162,7 +162,7 @@ def test_top_k_of_the_whole_queue_is_every_negative():
 
 @pytest.mark.parametrize('selector', ['all', 'top_k'])
 def test_without_negatives_loss_and_gradient_are_zero(selector):
-    """The first step on an empty queue, and one row alone without negatives."""
+    """The queue is empty, as in the first step, or one row has no negatives."""
     queue = empty_queue(K, D)
     arrays = jnp32(unit_rows(B, D), unit_rows(B, D, seed=1))
 
@@ -189,7 +189,7 @@ def test_without_negatives_loss_and_gradient_are_zero(selector):
 
 @pytest.mark.parametrize('temperature', [0.01, 1e-4])
 def test_large_logits_stay_finite(temperature):
-    """Cosines of -1 and 1: the worst and the best that an anchor can meet."""
+    """The cosines are -1 and 1, the extremes for an anchor."""
     anchor = unit_rows(1, D)
     negatives = np.concatenate([anchor, anchor, -anchor])
 
@@ -207,7 +207,7 @@ def test_large_logits_stay_finite(temperature):
     np.testing.assert_allclose(worst_gradients[0], 2 * anchor / temperature, rtol=1e-4)
 
 
-def test_cross_entropy_leaves_out_minus_infinity():
+def test_cross_entropy_ignores_minus_infinity():
     positive = np.array([0.3, -0.9, 0.5, 0.1])
     negatives = unit_rows(B, 5, seed=3)
     negatives[0, :] = -np.inf
@@ -249,7 +249,7 @@ def test_equal_similarities_give_the_chance_level():
 
 
 def clip_columns(queries, keys, temperature):
-    """The column half of a CLIP-style loss: every key picks its query out of the batch."""
+    """The column half of a CLIP-style loss: every key identifies its query in the batch."""
     logits = queries @ keys.T / temperature
     return (np.logaddexp.reduce(logits, axis=0) - np.diag(logits)).mean()
 
@@ -299,12 +299,12 @@ def test_dual_view_loss_is_the_mean_over_view_orders(orders, key_weight):
     assert_gradients(loss, expected, [queries])
     _, contrasts = dual_view_loss(*jnp32(queries, keys), contrast)
     assert len(contrasts) == orders
-    for query, key, told in zip(queries, keys, contrasts, strict=True):
-        np.testing.assert_allclose(told.loss, expected_losses(query, key, negatives, allowed, 0.2), rtol=1e-5)
+    for query, key, found in zip(queries, keys, contrasts, strict=True):
+        np.testing.assert_allclose(found.loss, expected_losses(query, key, negatives, allowed, 0.2), rtol=1e-5)
 
 
 def test_key_term_of_the_queue_only_attracts():
-    """Its gradient of a query is a multiple of the key, and the key term is not built where its weight is 0."""
+    """Its gradient by a query is a multiple of the key. At weight 0 the key term is not computed."""
     queries, keys, negatives = jnp32(unit_rows(1, B, D, seed=4), unit_rows(1, B, D, seed=5), unit_rows(K, D, seed=2))
     contrast = partial(info_nce, negatives=negatives, temperature=0.2)
     gradient = jax.grad(lambda q: dual_view_loss(q, keys, contrast, contrast, 1.0)[0])(queries)
@@ -318,7 +318,7 @@ def test_key_term_of_the_queue_only_attracts():
     dual_view_loss(queries, keys, contrast, unexpected, 0.0)
 
 
-def test_dual_view_loss_wants_a_key_for_every_query():
+def test_dual_view_loss_requires_a_key_for_every_query():
     queries, keys = jnp32(unit_rows(2, B, D), unit_rows(1, B, D))
     with pytest.raises(ValueError, match='zip'):
         dual_view_loss(queries, keys, partial(info_nce, negatives=keys[0], temperature=0.2))
@@ -347,7 +347,7 @@ def test_gradient_of_normalize():
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 def test_every_product_of_the_lowered_loss_is_at_full_precision(dtype):
-    """What the encoder computes in changes nothing: an accelerator may not round the similarities to bfloat16."""
+    """The encoder's dtype does not matter: an accelerator must not round the similarities to bfloat16."""
 
     def loss(features, keys, negatives):
         contrast = partial(info_nce, negatives=negatives, temperature=0.1, select=select_top_k, k=4)
@@ -370,8 +370,8 @@ def test_cosine_is_a_float32_product():
     np.testing.assert_allclose(similarities, a @ b.T, atol=1e-6)
 
 
-def test_a_selector_of_ones_own():
-    """Any function of similarities, k and keys will do: here, the easiest negative alone."""
+def test_a_custom_selector():
+    """Any function of similarities, k and random keys is a selector: here, one that selects the easiest negative."""
 
     def easiest(similarities, k, rngs=None):
         return Selection(similarities.min(axis=1, keepdims=True), None)

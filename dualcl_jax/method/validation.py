@@ -11,7 +11,7 @@ from dualcl_jax.models.heads import PREDICTORS, PROJECTIONS
 from dualcl_jax.models.norm import norm_layout
 from dualcl_jax.models.resnet import STEMS
 from dualcl_jax.models.vit import PATCHES
-from dualcl_jax.system.config import Rule, at_least, between, check_fields, one_of
+from dualcl_jax.system.config import Rule, at_least, between, check_fields, flatten, one_of
 from dualcl_jax.system.devices import MAPPERS
 from dualcl_jax.system.errors import UserError
 
@@ -90,6 +90,24 @@ RULES: dict[str, Rule] = {
     'parallel.silence_s': at_least(2),
     'parallel.stall_s': _POSITIVE,
 }
+
+
+FREE = (
+    'init_from', 'data.name', 'data.data_dir', 'data.path', 'data.path_column', 'data.label_column', 'model.norm',
+    'model.freeze_patches', 'model.remat',
+    'loss.symmetric', 'loss.two_tau', 'loss.shuffle_keys', 'negatives.mask_same_image', 'queue.sharded',
+    'optimizer.decay_norm_and_bias', 'log.pictures', 'parallel.deterministic',
+)  # fmt: skip
+"""Fields without a rule: any value of their type is valid, or they are checked where they are resolved."""
+
+
+def unknown_fields(config: ConfigDict) -> list[str]:
+    """The fields of a config that this version does not know."""
+    return [
+        field
+        for field, _ in flatten(config)
+        if field not in RULES and field not in FREE and not field.startswith('views.')
+    ]
 
 
 def validate(config: ConfigDict) -> None:

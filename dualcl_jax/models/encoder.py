@@ -26,6 +26,11 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     'tiny': Tiny,
 }
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+FIELDS = (
+    'name', 'stem', 'width', 'norm', 'projection', 'predictor', 'head_width', 'dim', 'freeze_patches', 'remat', 'dtype',
+    'matmul_precision',
+)  # fmt: skip
+"""The fields of a model config."""
 PRECISIONS = ('float32', 'tensorfloat32', 'bfloat16')
 """Precisions to which a float32 encoder may round the factors of its products on devices that are faster that way. CPUs
 never round them."""

@@ -136,7 +136,7 @@ def image_losses(
     for anchors in _view_pairs(method, state, source, images):
         ids = jnp.asarray(anchors.ids if of_training else np.full(BLOCK, NO_IMAGE), jnp.int32)
         contrast, _ = _contrast(method, state, queue, k, anchors.queries, anchors.keys, ids)
-        losses.append(np.asarray(contrast.loss)[: anchors.count])
+        losses.append(np.asarray(contrast.loss)[: anchors.size])
     return np.concatenate(losses)
 
 
@@ -170,7 +170,7 @@ def softmax_shares(
     for anchors in _view_pairs(method, state, train, images):
         allowed = _allowed(method, state, queue, jnp.asarray(anchors.ids, jnp.int32))
         similarities = np.asarray(cosine(anchors.queries, queue.keys))
-        for row, candidates in zip(similarities[: anchors.count], np.asarray(allowed), strict=False):
+        for row, candidates in zip(similarities[: anchors.size], np.asarray(allowed), strict=False):
             if not candidates.any():
                 continue
             hardest = -np.sort(-row[candidates].astype(np.float64))
@@ -181,9 +181,9 @@ def softmax_shares(
 
 
 class _ViewPairs(NamedTuple):
-    """A block of `count` images, padded to BLOCK: their ids [BLOCK], and their queries and keys [BLOCK, D]."""
+    """A block of `size` images, padded to BLOCK: their ids [BLOCK], and their queries and keys [BLOCK, D]."""
 
-    count: int
+    size: int
     ids: NDArray
     queries: jax.Array
     keys: jax.Array

@@ -5,7 +5,7 @@ import hashlib
 import importlib.util
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,40 @@ and which faults are tolerated, not the result."""
 
 
 ADDED: dict[str, Any] = {
+    'negatives.skip': 0,
+    'data.labels': 'auto',
+    'data.max_skipped': 0.05,
+    'data.memory_bytes': 4 * 2**30,
+    'data.stored_size': 0,
+    'data.test_fraction': 0.1,
+    'parallel.workers': -1,
+    'loss.two_tau': False,
+    'model.freeze_patches': True,
+    'model.head_width': 4096,
+    'model.predictor': 'none',
+    'model.remat': False,
+    'negatives.schedule': 'constant',
+    'negatives.start_fraction': 1.0,
+    'optimizer.reference_batch': 0,
+    'optimizer.schedule': 'cosine',
+    'train.accumulate_steps': 1,
+    'init_from': '',
+    'parallel.timeout_s': 50.0,
+    'queue.sharded': False,
+    'parallel.silence_s': 30.0,
+    'parallel.stall_s': 600.0,
+    'skip_nonfinite': 0,
+    'data.validation_fraction': 0.0,
+    'loss.hardness': 0.0,
+    'log.pictures': True,
     'data.hold_out': 'random',
     'data.label_column': '',
     'data.path_column': '',
     'model.matmul_precision': 'float32',
     'parallel.deterministic': True,
 }
-"""Fields that configs of version 0.1.0 lack, and the value that such a config means."""
+"""Fields that were added since the first config was stored, in the order of their addition, with the value that a
+config without the field means. A new field belongs at the end, with the value that keeps the behaviour of before."""
 
 
 def load_config(path: str) -> ConfigDict:
@@ -53,6 +80,7 @@ def load_config(path: str) -> ConfigDict:
         raise UserError(f'--config={path}: {type(error).__name__}: {error}') from error
     if not isinstance(config, ConfigDict):
         raise UserError(f'--config={path}: get_config() must return an ml_collections.ConfigDict')
+    add_absent_fields(config)
     return config
 
 
@@ -105,9 +133,10 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str | bytes) -> ConfigDict:
-    """The inverse of `to_json`; lists become tuples, and fields of `ADDED` that are absent get their value there.
+    """The inverse of `to_json`: lists become tuples, and absent fields of `ADDED` get the value in that table.
 
-    Raises ValueError where the text holds no config.
+    Raises:
+      ValueError: the text is not a config.
     """
 
     def tuples(value: Any) -> Any:
@@ -119,23 +148,57 @@ def from_json(text: str | bytes) -> ConfigDict:
     if not isinstance(values, dict):
         raise ValueError('no fields in it')
     config = ml_collections.ConfigDict(tuples(values))
-    present = dict(flatten(config))
-    for field, value in ADDED.items():
-        section, _, name = field.rpartition('.')
-        if field not in present and section in config:
-            config[section][name] = value
+    add_absent_fields(config)
     return config
 
 
-def method_sha256(config: ConfigDict) -> str:
-    """SHA-256 hex digest of the method's fields: what makes a checkpoint one of this run, on whatever data.
+def add_absent_fields(config: ConfigDict) -> None:
+    """Gives the fields of `ADDED` that a config of an earlier version lacks the value in that table."""
+    present = dict(flatten(config))
+    with config.unlocked():
+        for field, value in ADDED.items():
+            section, _, name = field.rpartition('.')
+            owner = config.get(section) if section else config
+            if field not in present and isinstance(owner, ConfigDict):
+                owner[name] = value
 
-    A field of `ADDED` counts only with another value than the one there.
+
+def method_sha256(config: ConfigDict) -> str:
+    """SHA-256 hex digest of the fields of the method, which identifies the checkpoints of a run on any data.
+
+    A field of `ADDED` counts only if its value differs from the one in that table.
     """
+    return _digest(config, ADDED, _is_method)
+
+
+def accepted_sha256(*configs: ConfigDict) -> frozenset[str]:
+    """The digests of configs: that of `method_sha256`, and those that earlier versions stored in their checkpoints.
+
+    An earlier version computed its digest over the fields that it had, whatever their values. Before 0.1.0 they
+    included operational ones.
+    """
+    fields = list(ADDED)
+    versions = [fields[count:] for count in range(len(fields) + 1)]
+    digests = {
+        _digest(config, later, counts)
+        for config in configs
+        for later in versions
+        for counts in (_is_method, lambda field: not field.startswith(('data.', 'skip_nonfinite')))
+    }
+    return frozenset(digests | {method_sha256(config) for config in configs})
+
+
+def _is_method(field: str) -> bool:
+    """Whether a field belongs to the method: it is neither operational nor about the data."""
+    return not field.startswith(('data.', *OPERATIONAL))
+
+
+def _digest(config: ConfigDict, later: Collection[str], counts: Callable[[str], bool]) -> str:
+    """SHA-256 hex digest of the fields that count, without those of `later` that have their value in `ADDED`."""
     fields = {
         field: value
         for field, value in flatten(config)
-        if not field.startswith(('data.', *OPERATIONAL)) and (field not in ADDED or value != ADDED[field])
+        if counts(field) and (field not in later or value != ADDED[field])
     }
     return hashlib.sha256(json.dumps(fields, sort_keys=True, default=list).encode()).hexdigest()
 

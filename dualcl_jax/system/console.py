@@ -1,6 +1,7 @@
 """Terminal output of a run: a header, a live progress line with the time left, and notes."""
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -136,3 +137,17 @@ def progress(total: int, what: str) -> Iterator[Callable[[], None]]:
     finally:
         if bar is not None:
             bar.stop()
+
+
+@contextlib.contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Discards what the whole process, native code included, writes to its standard error."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

@@ -11,13 +11,13 @@ from ml_collections import ConfigDict
 from dualcl_jax.evaluators.embed import Embedder
 from dualcl_jax.evaluators.monitor import KnnMonitor, can_monitor
 from dualcl_jax.method.state import TrainState, state_specs
-from dualcl_jax.system.config import method_sha256
+from dualcl_jax.system.config import accepted_sha256, method_sha256
 from dualcl_jax.system.devices import MAPPERS, Mapper, place
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.training.init_from import with_encoder
 from dualcl_jax.training.plan import Plan, make_plan
 from dualcl_jax.workdir.checkpoint import Checkpoint, Checkpoints
-from dualcl_jax.workdir.folder import lock, write_config, write_data_report
+from dualcl_jax.workdir.folder import lock, stored_config, write_config, write_data_report
 from dualcl_jax.workdir.metrics import Record
 
 
@@ -102,9 +102,9 @@ def open_run(config: ConfigDict, workdir: str) -> tuple[Run, TrainState]:
         'config_sha256': method_sha256(plan.config),
     }
     specs = state_specs(plan.method)
-    checkpoint = checkpoints.newest(
-        jax.eval_shape(plan.create), plan.mesh, {'config_sha256': record['config_sha256']}, specs
-    )
+    stored = stored_config(plan.folder) or plan.config
+    accepted = {'config_sha256': accepted_sha256(plan.config, stored)}
+    checkpoint = checkpoints.newest(jax.eval_shape(plan.create), plan.mesh, accepted, specs)
     if checkpoint is None:
         plan, past, state = dataclasses.replace(plan, resumed_from=None), Past(), _new_state(plan)
     else:

@@ -63,7 +63,7 @@ def header(plan: Plan, params: optax.Params, damaged: Mapping[int, str] | None =
 
 
 def _repeats(config: Any, platform: str) -> str:
-    """What a user must know of GPUs: whether the same command gives the same bits."""
+    """Whether the same command gives the same bits on GPUs, for the header; empty on other platforms."""
     if platform not in ('gpu', 'cuda', 'rocm'):
         return ''
     return ', deterministic kernels' if config.parallel.deterministic else ', kernels that differ from run to run'

@@ -8,7 +8,7 @@ checkpoint also stores its kNN accuracy, because Orbax remembers only the accura
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -185,7 +185,7 @@ class Checkpoints:
             raise UserError(f'{self._problem}\n{self._remedy()}')
 
     def newest(
-        self, like: TrainState, mesh: Mesh, expected: Mapping[str, Any], specs: Specs = REPLICATED
+        self, like: TrainState, mesh: Mesh, accepted: Mapping[str, Collection[Any]], specs: Specs = REPLICATED
     ) -> Checkpoint | None:
         """Restores the newest intact checkpoint; None if there are no checkpoints.
 
@@ -194,7 +194,7 @@ class Checkpoints:
         Args:
           like: expected shapes and dtypes.
           mesh: all devices.
-          expected: values that the record must have.
+          accepted: for names in the record, the values that it may have.
           specs: placement of the state on the devices, whatever it was when the state was saved.
 
         Raises:
@@ -204,8 +204,8 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 state, record = self._read(step, like, mesh, specs)
-                for name, value in expected.items():
-                    if record.get(name, value) != value:
+                for name, values in accepted.items():
+                    if name in record and record[name] not in values:
                         raise DamagedError(f'it belongs to another run: its {name} is {record[name]}')
             except DamagedError as error:
                 damaged[step] = str(error)

@@ -14,7 +14,7 @@ from dualcl_jax.data import Source, Splits, example_spec
 from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.source import count_classes
 from dualcl_jax.data.tree import Tree, describe, parse
-from dualcl_jax.system.config import differing_fields, from_json, to_json
+from dualcl_jax.system.config import differing_fields, flatten, from_json, to_json
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import check_writable, reachable, write_json, write_text
 
@@ -127,6 +127,14 @@ def check_same_run(workdir: epath.Path, stored: ConfigDict | None, config: Confi
       UserError: the method or the data differ; it names the fields.
     """
     fields = differing_fields(stored, config) if stored is not None else []
+    unknown = (
+        sorted(dict(flatten(stored)).keys() - dict(flatten(config)).keys()) if fields and stored is not None else []
+    )
+    if unknown:
+        raise UserError(
+            f'--workdir={workdir}: holds a run with {", ".join(unknown)}, unknown to this version and config; '
+            'use the version that wrote it, or a new --workdir'
+        )
     if fields:
         measured = all(field.startswith(('data.mean ', 'data.std ')) for field in fields)
         raise UserError(

@@ -1,4 +1,4 @@
-"""A run that has saved something, opened for reading: its config, its method and one of its states."""
+"""A run with checkpoints, opened for reading: its config, its method and one of its states."""
 
 import dataclasses
 import re
@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -14,6 +15,7 @@ from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.tree import ArraySpec, batch_of, empty
 from dualcl_jax.method.build import Method, build_method
 from dualcl_jax.method.state import TrainState, create_train_state
+from dualcl_jax.method.validation import unknown_fields
 from dualcl_jax.method.views import VIEWS
 from dualcl_jax.models.encoder import channels_of
 from dualcl_jax.system.config import from_json
@@ -34,10 +36,10 @@ class SavedRun:
     Attributes:
       folder: the workdir.
       config: as stored, resolved.
-      kind: of its examples.
-      method: of the config, for one device: its encoder is for evaluation, its schedules are of no use.
-      mesh: the devices that the state is on.
-      step: of the checkpoint.
+      kind: kind of its examples.
+      method: built from the config for one device and evaluation; its schedules are not those of the run.
+      mesh: the devices that hold the state.
+      step: step of the checkpoint.
       state: global, replicated.
       data_fingerprint: of the training split.
     """
@@ -53,20 +55,23 @@ class SavedRun:
 
 
 def saved_steps(folder: epath.Path) -> list[int]:
-    """Steps of the finished checkpoints of a workdir, in order."""
+    """Sorted steps of the finished checkpoints of a workdir.
+
+    A local checkpoint gets its name when it is finished. On gs://, which cannot rename folders, it has its name from
+    the start, and Orbax marks it when it is finished.
+    """
     parent = folder / 'checkpoints'
-    return (
-        sorted(int(path.name) for path in parent.iterdir() if re.fullmatch(r'\d+', path.name))
-        if parent.exists()
-        else []
-    )
+    if not parent.exists():
+        return []
+    paths = [path for path in parent.iterdir() if re.fullmatch(r'\d+', path.name)]
+    return sorted(int(path.name) for path in paths if ocp.path.step.is_path_finalized(path))
 
 
 def find_run(workdir: str, *, flag: str = '--workdir') -> tuple[epath.Path, list[int]]:
-    """The folder of a run and the steps of its checkpoints, of which there is one at least.
+    """The folder of a run and the steps of its finished checkpoints, at least one.
 
     Raises:
-      UserError: there is no run with a checkpoint, or it cannot be reached. It names the path as `flag`.
+      UserError: there is no run with a finished checkpoint, or the path, named as `flag`, cannot be reached.
     """
     folder = reachable(workdir, f'{flag}={workdir}')
     steps = saved_steps(folder) if workdir else []
@@ -80,13 +85,13 @@ def open_saved_run(workdir: str, step: str = LATEST, *, mesh: Mesh | None = None
 
     Args:
       workdir: local or remote folder.
-      step: 'latest', a number, or 'best': the checkpoint with the highest kNN accuracy, each by the last measurement at
-        or before it in `metrics.jsonl`; of equal ones the later.
+      step: 'latest', a number, or 'best' for the checkpoint with the highest kNN accuracy. The accuracy of a checkpoint
+        is the last one in `metrics.jsonl` at or before its step; of equal ones, the latest checkpoint is chosen.
       mesh: devices to put the state on; by default all.
-      flag: what an error calls the path.
+      flag: name of the path in error messages.
 
     Raises:
-      UserError: no run, no such step, or something in the folder that cannot be read.
+      UserError: there is no run or no such step, or a file in the folder cannot be read.
     """
     folder, steps = find_run(workdir, flag=flag)
     chosen = _choose(folder, steps, step)
@@ -94,6 +99,7 @@ def open_saved_run(workdir: str, step: str = LATEST, *, mesh: Mesh | None = None
     checkpoints = Checkpoints((folder / 'checkpoints').resolve(), read_only=True)
     try:
         config = from_json((folder / 'config.json').read_text())
+        _check_known(folder / 'config.json', config)
         kind, example = read_examples(folder) or _images(checkpoints.saved_params(chosen), config)
         views = VIEWS[kind](config, empty(batch_of(example, 0)))
         method = build_method(config, views, total_steps=1, steps_per_epoch=1, num_devices=1)
@@ -104,14 +110,24 @@ def open_saved_run(workdir: str, step: str = LATEST, *, mesh: Mesh | None = None
     return SavedRun(folder, config, kind, method, mesh, chosen, state, record['data_fingerprint'])
 
 
+def _check_known(path: epath.Path, config: ConfigDict) -> None:
+    """Raises UserError if the encoder has fields unknown to this version, and prints a note about other ones."""
+    unknown = unknown_fields(config)
+    named = ', '.join(unknown)
+    if any(field.startswith('model.') for field in unknown):
+        raise UserError(f'{path}: this version does not know {named}; use the version that trained the run')
+    if unknown:
+        print(f'note: {path}: this version does not know {named}, and ignores it')
+
+
 def _images(params: Any, config: ConfigDict) -> tuple[str, ArraySpec]:
-    """Kind and shape of the examples of a run that does not say: images with the channels of its encoder."""
+    """Kind and shape of the examples of a run without a readable data report: images with its encoder's channels."""
     side, channels = config.data.image_size, channels_of(params, config.model.name)
     return IMAGES, ArraySpec((side, side, channels), np.dtype(np.uint8))
 
 
 def _choose(folder: epath.Path, steps: list[int], step: str) -> int:
-    """The checkpoint that `step` means."""
+    """The step that the text `step` refers to."""
     if step == LATEST:
         return steps[-1]
     if step == BEST:

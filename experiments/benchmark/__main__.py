@@ -1,8 +1,9 @@
-"""Times of parts and of whole runs, compared in one run: python -m experiments.benchmark NAME [--rounds=5].
+"""Compares the times of parts and of whole runs: python -m experiments.benchmark NAME [--rounds=5].
 
-NAME: head, loader, step, views, decode (parts, in this process); peer, startup, scaling (runs in processes of their
-own). Every part is warmed up, then all cases of a comparison run in turn, round after round, so that a machine that
-slows down slows them all; medians are printed with the smallest and the largest. The last line is JSON.
+NAME is head, loader, step, views or decode (parts, in this process), or peer, peer_gpu, startup or scaling (runs in
+their own processes). Each part is warmed up. Then all cases of a comparison run in turn, round after round, so that a
+machine that slows down slows all of them. The program prints medians with the smallest and the largest value. The last
+line is JSON.
 """
 
 import argparse
@@ -52,7 +53,7 @@ DTYPES = ['float32', 'bfloat16']
 
 
 def compare(functions: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Timing]:
-    """(median, smallest, largest) seconds of each function, run in turn `rounds` times after one warm-up."""
+    """Times functions in turn, `rounds` times after a warm-up. Returns (median, smallest, largest) seconds of each."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for counted, (name, function) in itertools.product(range(rounds + 1), functions.items()):
         began = time.perf_counter()
@@ -63,9 +64,9 @@ def compare(functions: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str
 
 
 def head(rounds: int, batch: int = 0) -> Cases:
-    """Loss and gradient of every selector, D 128, against plain InfoNCE over all negatives.
+    """Loss and gradient with every selector, D 128, against plain InfoNCE over all negatives.
 
-    Of `batch` anchors; for 0, of 256, and on accelerators of 1,024 and 4,096 too.
+    There are `batch` anchors; if it is 0, 256, and on accelerators also 1,024 and 4,096.
     """
     cases: Cases = []
     batches = (batch,) if batch else (256,) if jax.default_backend() == 'cpu' else (256, 1024, 4096)
@@ -95,7 +96,7 @@ def head(rounds: int, batch: int = 0) -> Cases:
 
 
 def _plain_head() -> Callable:
-    """Value and gradient by the queries of InfoNCE over all negatives, the similarities held as a whole."""
+    """Value and gradient by the queries of InfoNCE over all negatives, which stores all similarities at once."""
 
     def loss(queries: jax.Array, keys: jax.Array, negatives: jax.Array) -> jax.Array:
         return info_nce(queries, keys, negatives, temperature=0.1).loss.mean()
@@ -104,7 +105,7 @@ def _plain_head() -> Callable:
 
 
 def _head(selector: str, k: int) -> Callable:
-    """Value and gradient by the queries as a training step takes them."""
+    """Value and gradient by the queries, computed as in a training step."""
 
     def loss(queries: jax.Array, keys: jax.Array, queue: Queue) -> jax.Array:
         unlabelled = jnp.full(queries.shape[:1], UNKNOWN, jnp.int32)
@@ -125,7 +126,7 @@ def _head(selector: str, k: int) -> Callable:
 
 
 def loader(rounds: int) -> Cases:
-    """Images per second that the loader prepares from memory: 32×32×3, batch 256, no transfer."""
+    """Images per second that the loader prepares from memory: 32×32×3, batch 256, without transfer."""
     count, batch, steps = 50_000, 256, 2000
     pixels = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), np.uint8)
     source = image_source('benchmark', pixels, np.zeros(count, np.int32))
@@ -196,7 +197,7 @@ def _batch(size: int) -> Any:
 
 
 def views(rounds: int) -> Cases:
-    """Two views of 256 images of 32×32, and of 16 of 224×224, by preset; then each operation alone, once an image."""
+    """Two views of 256 images 32×32 and of 16 images 224×224 by preset; then each operation alone, once per image."""
     cases: Cases = []
     for size, count in ((32, 256), (224, 16)):
         images = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
@@ -229,7 +230,7 @@ RUNS: dict[str, Callable[[argparse.Namespace], Cases]] = {
 
 
 def conditions(flags: argparse.Namespace) -> dict[str, Any]:
-    """What was run, on what."""
+    """The command, and the machine and versions that it ran on."""
     machine = f'{os.cpu_count()} cores of {processor()}'
     command = f'python -m experiments.benchmark {flags.name} --rounds={flags.rounds}'
     if flags.name == 'head' and flags.batch:
@@ -244,7 +245,7 @@ def conditions(flags: argparse.Namespace) -> dict[str, Any]:
 
 
 def devices() -> str:
-    """The accelerators of this machine, with the driver of a GPU; empty on a machine without."""
+    """The accelerators of this machine, with the driver of a GPU; empty if there is none."""
     if shutil.which('nvidia-smi') is None:
         return '' if jax.default_backend() == 'cpu' else f'{jax.device_count()} × {jax.devices()[0].device_kind}'
     query = ['nvidia-smi', '--query-gpu=name,driver_version', '--format=csv,noheader']
@@ -253,7 +254,7 @@ def devices() -> str:
 
 
 def show(flags: argparse.Namespace, cases: Cases) -> None:
-    """Prints the cases as a table, then with their conditions as a line of JSON."""
+    """Prints the cases as a table, then the cases and their conditions as one line of JSON."""
     about = (BENCHMARKS | RUNS)[flags.name].__doc__
     table = Table(title=f'{flags.name}: {about}', title_justify='left')
     columns = max(cases, key=len)
@@ -270,17 +271,21 @@ def show(flags: argparse.Namespace, cases: Cases) -> None:
 def main() -> int:
     parser = Parser('python -m experiments.benchmark', __doc__)
     parser.add_argument('name', choices=[*BENCHMARKS, *RUNS])
-    parser.add_argument('--rounds', type=int, default=5, help='how often each case is timed')
-    parser.add_argument('--data_dir', type=Path, default=Path('../shared/tfds'), help='TFDS directory of runs')
-    parser.add_argument('--peer', type=Path, help='script of the program that peer compares with')
-    parser.add_argument('--peer_python', type=Path, help='the Python that it runs in')
-    parser.add_argument('--widths', type=int, nargs='+', default=[16, 64], help='of the networks that peer compares')
-    parser.add_argument('--dtypes', nargs='+', choices=DTYPES, default=DTYPES, help='that peer compares')
-    parser.add_argument('--config', action='append', default=[], help='that step times, in place of its own cases')
-    parser.add_argument('--batch', type=int, default=0, help='of head, and of the step of --config; 0: their own')
-    parser.add_argument('--steps', type=int, default=20, help='of the step of --config, between two looks at the clock')
+    parser.add_argument('--rounds', type=int, default=5, help='how often to time each case')
+    parser.add_argument('--data_dir', type=Path, default=Path('../shared/tfds'), help='TFDS directory of the runs')
+    parser.add_argument('--peer', type=Path, help='script of the program for peer to compare with')
+    parser.add_argument('--peer_python', type=Path, help='Python that runs this script')
     parser.add_argument(
-        '--peak_tflops', type=float, default=0.0, help='of one device, for the share of it that is used'
+        '--widths', type=int, nargs='+', default=[16, 64], help='widths of the networks for peer to compare'
+    )
+    parser.add_argument('--dtypes', nargs='+', choices=DTYPES, default=DTYPES, help='dtypes for peer to compare')
+    parser.add_argument(
+        '--config', action='append', default=[], help='config for step to time instead of its own cases'
+    )
+    parser.add_argument('--batch', type=int, default=0, help='batch of head and of step --config; 0 for their defaults')
+    parser.add_argument('--steps', type=int, default=20, help='steps per timing of step --config')
+    parser.add_argument(
+        '--peak_tflops', type=float, default=0.0, help='peak of one device, to report the share that is used'
     )
     flags, fields = parser.parse_with_fields(sys.argv[1:])
     flags.fields = fields
@@ -288,7 +293,7 @@ def main() -> int:
         if getattr(flags, name) < 1:
             raise UserError(f'--{name}={getattr(flags, name)}: must be at least 1')
     if flags.fields and not (flags.name == 'step' and flags.config):
-        raise UserError(f'--config.{flags.fields[0]}: only `step --config=FILE` takes fields')
+        raise UserError(f'--config.{flags.fields[0]}: only `step --config=FILE` accepts fields')
     if flags.name in RUNS:
         show(flags, RUNS[flags.name](flags))
     else:

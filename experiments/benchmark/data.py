@@ -1,4 +1,4 @@
-"""The benchmarks about images on their way in: decoders, the loader beside them, operations of views."""
+"""Benchmarks of the image input: decoders, the loader compared with its decoder, operations of views."""
 
 import importlib.util
 import io
@@ -33,7 +33,7 @@ BATCH, BATCHES = 64, 8
 
 
 def operations(rounds: int, compare: Compare) -> Cases:
-    """Each operation of a view alone, of 256 images of 32×32 and of 16 of 224×224, compiled."""
+    """Times each operation of a view alone, compiled, on 256 images 32×32 and on 16 images 224×224."""
     cases: Cases = []
     spec = ViewSpec()
     for size, count in ((32, 256), (224, 16)):
@@ -69,9 +69,9 @@ def operations(rounds: int, compare: Compare) -> Cases:
 def decode(rounds: int, compare: Compare) -> Cases:
     """JPEG decoders on one core, 500×375; then two crops at 224 by the loader, and by its decoder alone on all cores.
 
-    The decoder's own rate is that of the same function in as many processes, with no loader around it. Ratios are the
-    median over rounds, in each of which one follows the other: of rates, and, which other programs on the machine
-    disturb less, of CPU time for an image.
+    The decoder's own rate is that of the same function in equally many processes, without the loader. Each round times
+    one after the other. The ratios are medians over rounds of the ratio of rates and of the ratio of CPU times per
+    image, which other programs on the machine disturb less.
     """
     files = _photographs(32)
     decoders: dict[str, Callable[[bytes], Any]] = {'pillow': lambda data: np.asarray(Image.open(io.BytesIO(data)))}
@@ -118,7 +118,7 @@ def decode(rounds: int, compare: Compare) -> Cases:
 
 
 def _cpu_seconds() -> float:
-    """CPU time of this process and its children so far (Linux)."""
+    """The CPU time of this process and its children so far (Linux)."""
     tasks = Path('/proc/self/task').iterdir()
     children = [pid for task in tasks for pid in (task / 'children').read_text().split()]
     fields = [Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split() for pid in children]
@@ -132,7 +132,7 @@ def _all(decoder: Callable[[bytes], Any], files: list[bytes]) -> None:
 
 
 def _photographs(count: int) -> list[bytes]:
-    """JPEG files of 500×375, boxes of scikit-image's photographs; each its own."""
+    """Makes different JPEG files of 500×375 from boxes of scikit-image's photographs."""
     rng = np.random.default_rng(0)
     photos = [photo_patches._read(photo_patches._photo_folder() / photo.file) for photo in photo_patches.PHOTOS]
     photos = [photo for photo in photos if min(photo.size) >= 300]
@@ -147,7 +147,7 @@ def _photographs(count: int) -> list[bytes]:
 
 
 def _load(source: EncodedSource, workers: int) -> tuple[float, float]:
-    """Wall and CPU seconds of 2 * BATCHES batches of the loader once its workers run: two crops each, no transfer."""
+    """Wall and CPU seconds of 2 * BATCHES batches of two crops from the loader's running workers, without transfer."""
     warm = 4
     load = Loader(
         source,

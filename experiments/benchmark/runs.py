@@ -1,6 +1,6 @@
-"""The benchmarks that are whole runs: against a peer program, from start to first step, over devices.
+"""Benchmarks of whole runs: against a peer program, from the start to the first step, and over devices.
 
-Each is timed in a process of its own, as a user starts it.
+Each run has its own process, as if a user had started it.
 """
 
 import argparse
@@ -23,17 +23,17 @@ Cases = list[dict[str, Any]]
 REPOSITORY = Path(__file__).parents[2]
 BATCH = 256
 STEPS = {16: 20, 64: 5}
-"""Timed steps of a run, by width; one more goes before them."""
+"""The number of timed steps of a run, by width; one more step precedes them."""
 
 
 def peer(flags: argparse.Namespace) -> Cases:
-    """Images per second of whole training steps, ours and a peer program's in turn: ResNet-18, one-way, batch 256."""
+    """Images per second of whole training steps of ours and a peer program in turn: ResNet-18, one-way, batch 256."""
     if not flags.peer_python or not flags.peer:
         raise UserError('--peer_python and --peer: name the Python and the script of the program to compare with')
     python, script, data_dir = flags.peer_python.absolute(), flags.peer.absolute(), _data_dir(flags)
     for path in (python, script):
         if not path.exists():
-            raise UserError(f'{path}: not there; correct --peer_python or --peer')
+            raise UserError(f'{path}: not found; correct --peer_python or --peer')
     cases: Cases = []
     for width, dtype in itertools.product(flags.widths, flags.dtypes):
         limit = BATCH * (STEPS.get(width, 5) + 1)
@@ -43,7 +43,7 @@ def peer(flags: argparse.Namespace) -> Cases:
         speeds: dict[str, list[float]] = {'ours': [], 'peer': []}
         for _ in range(flags.rounds):
             speeds['ours'].append(_speed(data_dir, *ours))
-            speeds['peer'].append(_told(_run(theirs)))
+            speeds['peer'].append(_peer_speed(_run(theirs)))
         ratios = [ours / other for ours, other in zip(speeds['ours'], speeds['peer'], strict=True)]
         cases.append(
             {'width': width, 'dtype': dtype}
@@ -64,16 +64,16 @@ GPU_PAIRS = {
         ('--config=configs/cifar10.py:moco_v2', '--batch=512', '--config.model.projection=linear'),
     ),
 }
-"""Flags of the peer, and those of `benchmark step` for the same step."""
+"""The flags of the peer, and the flags of `benchmark step` for the same step."""
 
 
 def peer_gpu(flags: argparse.Namespace) -> Cases:
-    """Images per second of one-way steps in bfloat16, examples on the device, ours and a peer program's in turn."""
+    """Images per second of one-way bfloat16 steps of ours and a peer program in turn, with examples on the device."""
     if not flags.peer:
         raise UserError('--peer: name the script of the program to compare with')
     python, script = flags.peer_python or Path(sys.executable), flags.peer.absolute()
     if not script.exists():
-        raise UserError(f'--peer={flags.peer}: not there')
+        raise UserError(f'--peer={flags.peer}: not found')
     step = [sys.executable, '-m', 'experiments.benchmark', 'step', '--rounds=3', *PLAIN_BATCH_NORM]
     cases: Cases = []
     for name, (theirs, ours) in GPU_PAIRS.items():
@@ -83,7 +83,7 @@ def peer_gpu(flags: argparse.Namespace) -> Cases:
             for kind, case in zip(('ours, views', 'ours'), found, strict=True):
                 speeds[kind].append(case['images_per_second'])
             for kind, views in (('peer', ()), ('peer, views', ('--views',))):
-                speeds[kind].append(_told(_run([str(python), str(script), *theirs, *views], platforms=None)))
+                speeds[kind].append(_peer_speed(_run([str(python), str(script), *theirs, *views], platforms=None)))
         medians = {kind: statistics.median(values) for kind, values in speeds.items()}
         ratios = {
             'ratio': medians['ours'] / medians['peer'],
@@ -93,8 +93,8 @@ def peer_gpu(flags: argparse.Namespace) -> Cases:
     return cases
 
 
-def _told(printed: str) -> float:
-    """Images per second, by the last line that the peer printed."""
+def _peer_speed(printed: str) -> float:
+    """Reads the images per second from the last line that the peer printed."""
     try:
         return float(json.loads(printed.splitlines()[-1])['images_per_second'])
     except (IndexError, KeyError, TypeError, ValueError) as error:
@@ -104,7 +104,7 @@ def _told(printed: str) -> float:
 def startup(flags: argparse.Namespace) -> Cases:
     """Seconds from the start of the quick start's command to its first finished step: the first start, and later ones.
 
-    Later ones find what JAX compiled before in its persistent cache.
+    Later starts find the programs that JAX compiled before in its persistent cache.
     """
     with tempfile.TemporaryDirectory() as cache:
         seconds = [_first_step(cache) for _ in range(flags.rounds + 1)]
@@ -131,7 +131,7 @@ def _first_step(cache: str) -> float:
 def scaling(flags: argparse.Namespace) -> Cases:
     """Images per second of `cifar10_moco` at width 16 on 1, 2 and 4 devices of this machine's CPU, batch 256 in all.
 
-    Devices of one CPU share its cores: this is what dividing costs, and no speed-up.
+    The devices of one CPU share its cores, so this shows the cost of dividing the work, not a speed-up.
     """
     cases: Cases = []
     data_dir = _data_dir(flags)
@@ -162,12 +162,12 @@ def _command(folder: str, config: str, *overrides: str) -> list[str]:
 
 def _data_dir(flags: argparse.Namespace) -> Path:
     if not flags.data_dir.exists():
-        raise UserError(f'--data_dir={flags.data_dir}: not there; name the TFDS directory that holds cifar10')
+        raise UserError(f'--data_dir={flags.data_dir}: not found; name the TFDS directory that contains cifar10')
     return flags.data_dir.absolute()
 
 
 def _speed(data_dir: Path, *overrides: str, **variables: str) -> float:
-    """Images per second of one epoch of `cifar10_moco` as its summary says: loader, views and step, no compiling."""
+    """Images per second of one epoch of `cifar10_moco`, from its summary: loader, views and step, without compiling."""
     fields = (f'data.data_dir={data_dir}', *overrides, 'train.epochs=1', 'monitor.every_epochs=0', 'log.pictures=False')
     with tempfile.TemporaryDirectory() as folder:
         _run(_command(folder, 'configs/cifar10_moco.py', *fields), variables)
@@ -175,7 +175,7 @@ def _speed(data_dir: Path, *overrides: str, **variables: str) -> float:
 
 
 def _run(command: list[str], variables: dict[str, str] | None = None, *, platforms: str | None = 'cpu') -> str:
-    """What a command prints. Raises UserError with its last words where it fails."""
+    """Runs a command and returns its output. Raises UserError with the last line of its output if it fails."""
     environment = os.environ | ({'JAX_PLATFORMS': platforms} if platforms else {}) | (variables or {})
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -186,7 +186,7 @@ def _run(command: list[str], variables: dict[str, str] | None = None, *, platfor
 
 @contextmanager
 def _process(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen]:
-    """A process that does not outlive the block."""
+    """A context with a process that is killed at its end."""
     process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL)
     try:
         yield process

@@ -1,4 +1,4 @@
-"""The training step of any config, on whatever devices there are: with its views, and with the examples as they are."""
+"""Times the training step of any config on the available devices, with its views and with unaugmented examples."""
 
 import argparse
 import dataclasses
@@ -30,10 +30,10 @@ Compare = Callable[[Mapping[str, Callable[[], Any]], int], dict[str, tuple[float
 
 @dataclasses.dataclass(frozen=True)
 class NoAugmentation:
-    """Views that are the examples themselves: what is left of a step without augmentation.
+    """Views without augmentation: both are the plain example, or the plain crops if the host makes crops.
 
     Attributes:
-      views: of the method; each is the plain example, or of crops that the host made, the plain crop.
+      views: the views of the method.
     """
 
     views: Views
@@ -55,7 +55,7 @@ class NoAugmentation:
 
 
 class Stepper:
-    """A compiled step with its state and one batch on the devices: takes `steps` of them each time it is called."""
+    """A compiled step with its state and one batch on the devices. Each call runs `steps` steps."""
 
     def __init__(self, method: Method, mapper: Mapper, examples: np.ndarray, steps: int) -> None:
         mesh, specs, step = mapper.mesh, state_specs(method), partial(train_step, method)
@@ -77,9 +77,9 @@ class Stepper:
 
 
 def config_step(flags: argparse.Namespace, fields: Sequence[str], compare: Compare) -> Cases:
-    """The step of each --config, on random images that are on the device: with its views and without augmentation.
+    """Times the step of each --config on random images on the device, with its views and without augmentation.
 
-    Images of 128 pixels and more are taken to come as crops that the host made, as they do from encoded sets.
+    Images of at least 128 pixels a side are assumed to be crops made by the host, as with encoded sets.
     """
     steppers: dict[str, Stepper] = {}
     batch_sizes: dict[str, int] = {}

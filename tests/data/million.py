@@ -11,7 +11,7 @@ FOLDERS, EACH = 1000, 1000
 
 
 def write_cache(folder: Path) -> None:
-    """The cache of a set of FOLDERS × EACH files, whose folders are there but not the files."""
+    """Writes the cache of a set of FOLDERS × EACH files. It creates the folders, but not the files."""
     from dualcl_jax.data.images import index
 
     count = FOLDERS * EACH
@@ -43,7 +43,7 @@ def write_cache(folder: Path) -> None:
 
 
 def main(folder: Path) -> None:
-    pid = os.fork()  # so that the memory it takes to write is not counted
+    pid = os.fork()  # so that the memory for writing does not count
     if not pid:
         write_cache(folder)
         os._exit(0)
@@ -60,7 +60,7 @@ def main(folder: Path) -> None:
     train, _ = data.load(SimpleNamespace(**fields))
     seconds = time.process_time() - began
     assert len(train.class_names or ()) == FOLDERS
-    status = Path('/proc/self/status').read_text()  # getrusage would count the process that started this one
+    status = Path('/proc/self/status').read_text()  # getrusage would also count the process that started this one
     megabytes = int(status.split('VmHWM:')[1].split()[0]) / 1024
     print(f'{seconds:.2f} {megabytes:.0f}')
 

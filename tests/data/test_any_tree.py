@@ -33,7 +33,7 @@ def assert_equal(left, right) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Repeated:
-    """Host views: the tokens at some indices with the step and the seed, once for each of two views."""
+    """Host views that contain the tokens at some indices with the step and the seed, once for each of two views."""
 
     tokens: np.ndarray
     scale: float
@@ -59,7 +59,7 @@ def batches(source, workers=0, rows=None, **changes) -> list[Batch]:
         return list(loader)
 
 
-def test_trees_are_as_those_of_jax():
+def test_trees_agree_with_jax():
     arrays = make_arrays()
     assert [id(leaf) for leaf in leaves(arrays)] == [id(leaf) for leaf in jax.tree.leaves(arrays)]
     assert_equal(map_tree(np.add, arrays, arrays), jax.tree.map(np.add, arrays, arrays))

@@ -1,4 +1,4 @@
-"""Sets decoded for every batch: the crops, and that nothing but (seed, step, position) decides them."""
+"""Sets decoded for every batch: the crops, and that they depend only on (seed, step, position)."""
 
 import contextlib
 import itertools
@@ -176,7 +176,7 @@ def _runs(pid: int) -> bool:
 
 
 def pids(count: int) -> Generator[int, None, None]:
-    """The processes that compute results of 1 to 9 rows, each of which holds the number and the process."""
+    """The processes that compute results of 1 to 9 rows; each row contains its number and its process."""
     room = {'number': ArraySpec((9,), np.dtype(np.uint8)), 'by': (ArraySpec((9, 2), np.dtype(np.float64)),)}
     with contextlib.closing(workers.computed(_pid, room, 0, 10**6, count)) as values:
         for number, rows in enumerate(values):
@@ -200,7 +200,7 @@ def test_leaving_early_ends_the_workers():
     assert not any(map(_runs, found))
 
 
-def test_a_killed_worker_is_said():
+def test_a_killed_worker_is_reported():
     values = pids(2)
     first, second = next(values), next(values)
     os.kill(second, signal.SIGKILL)
@@ -211,14 +211,14 @@ def test_a_killed_worker_is_said():
 
 @pytest.mark.parametrize(('height', 'width'), [(32, 32), (48, 20), (24, 60), (10, 90)])
 def test_boxes_are_those_of_the_device(height, width):
-    """The same draws give the box that `draw_crop` gives, except where float32 rounds a side the other way."""
+    """The same draws give the same box as `draw_crop`, except if float32 rounds a side the other way."""
     draws = np.random.default_rng(0).random((2000, 22), np.float32)
     on_device = jax.jit(jax.vmap(lambda d: draw_crop(d, height, width, (0.2, 1.0), (3 / 4, 4 / 3))))(draws)
     here = np.array([draw_box(row.astype(np.float64), height, width, (0.2, 1.0), (3 / 4, 4 / 3)) for row in draws])
     assert np.all(np.stack(on_device, 1) == here, axis=1).mean() > 0.999
 
 
-def test_draws_of_neighbours_have_nothing_in_common():
+def test_draws_of_neighbours_are_independent():
     draws = np.stack([crop_rng(s, t, p).random(22) for s in (0, 1) for t in range(20) for p in range(20)])
     assert len(np.unique(draws.round(12))) == draws.size
     assert abs(draws.mean() - 0.5) < 0.01
@@ -227,7 +227,7 @@ def test_draws_of_neighbours_have_nothing_in_common():
 
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
 def test_decoding_at_a_scale_keeps_the_picture(kind):
-    """Of a large image a small cut at a smaller scale is close to the one from all pixels; boxes stay in place."""
+    """A crop decoded at a smaller scale is close to the crop decoded from all pixels; boxes keep their place."""
     from PIL import Image
 
     pixels = photo(5, 40, 60).repeat(16, 0).repeat(16, 1)

@@ -1,4 +1,4 @@
-"""Whatever the source, batches depend on (seed, step) alone: not on processes, workers or where a run goes on."""
+"""For every source, batches depend only on (seed, step), not on processes, workers or where a run resumes."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -26,7 +26,7 @@ def config(name: str, **fields) -> SimpleNamespace:
 
 @pytest.fixture(scope='module')
 def load(tmp_path_factory) -> Callable[[str], data.Source]:
-    """The training split of a kind of source, of 30 images or so."""
+    """The training split of a kind of source, with about 30 images."""
     root = tmp_path_factory.mktemp('sources')
     (root / 'images').mkdir()
     for i in range(30):
@@ -53,7 +53,7 @@ def load(tmp_path_factory) -> Callable[[str], data.Source]:
 @pytest.mark.parametrize(
     'kind', ['npz', 'photo_patches', 'tfds', 'folder in memory', 'folder', 'packed in memory', 'packed']
 )
-def test_the_same_batches_anyhow(load, kind):
+def test_the_same_batches_for_any_layout(load, kind):
     if kind == 'tfds' and not SHARED.exists():
         pytest.skip(f'no {SHARED}')
     source = load(kind)

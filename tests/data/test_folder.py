@@ -81,16 +81,16 @@ def test_too_many_bad_files_stop_the_run(images):
     assert '.jpg (' in str(error.value)
 
 
-def test_conversions_are_what_they_say(images):
-    """The pixels that come out, against those that went in."""
+def test_conversions_give_the_expected_pixels(images):
+    """Compares the decoded pixels with the stored ones."""
     sixteen = np.full((16, 16), 200 * 256 + 255, np.uint16)
     clear = np.dstack([np.zeros((16, 16, 3), np.uint8), np.zeros((16, 16), np.uint8)])
     upright = np.zeros((16, 16, 3), np.uint8)
-    upright[:8] = 255  # white above
+    upright[:8] = 255  # white at the top
     from PIL import Image
 
     turned = Image.Exif()
-    turned[0x0112] = 6  # stored turned a quarter to the left
+    turned[0x0112] = 6  # stored with a quarter turn to the left
     (images / 'a.png').write_bytes(encode(sixteen, 'PNG'))
     (images / 'b.png').write_bytes(encode(clear, 'PNG'))
     (images / 'c.jpg').write_bytes(encode(np.rot90(upright).copy(), 'JPEG', exif=turned, quality=95))
@@ -135,7 +135,7 @@ def test_train_and_val_folders_are_the_splits(images):
     (images / 'val' / 'ant' / 'other.png').write_bytes(encode(photo(500), 'PNG'))
     train, test = data.load(config(images))
     assert (len(train), train.class_names) == (12, ('ant', 'bee'))
-    assert len(test) == 1  # the others are in train too
+    assert len(test) == 1  # the others are also in train
     assert test.labels.tolist() == [0]
 
 
@@ -232,7 +232,7 @@ def test_a_file_that_changes_later_is_named(images):
 
 @pytest.mark.slow
 def test_an_index_of_a_million_files_opens_in_seconds(tmp_path, cache):
-    """In a process of its own: under 5 s and 200 MB, Python and the package included."""
+    """It takes under 5 s and 200 MB in its own process, including Python and the package."""
     import subprocess
     import sys
 

@@ -1,4 +1,4 @@
-"""The loader: what it yields, and how its thread ends."""
+"""The loader: its batches, and how its thread ends."""
 
 import itertools
 import threading
@@ -18,7 +18,7 @@ N, B = 50, 12
 
 
 def make_source() -> ArraySource:
-    """Every pixel of image i is i, its label 2 i."""
+    """Every pixel of image i has the value i; its label is 2 i."""
     pixels = np.broadcast_to(np.arange(N, dtype=np.uint8)[:, None, None, None], (N, 2, 3, 1)).copy()
     return image_source('numbered', pixels, 2 * np.arange(N, dtype=np.int32))
 
@@ -111,7 +111,7 @@ def test_at_most_depth_batches_are_prepared_ahead(depth):
             deadline = time.monotonic() + 10
             while len(placed) < taken + depth and time.monotonic() < deadline:
                 time.sleep(0.001)
-            time.sleep(0.01)  # time for one too many
+            time.sleep(0.01)  # enough time for one batch too many
             assert len(placed) == taken + depth
 
 
@@ -176,6 +176,6 @@ def test_rows_are_positions_in_the_global_batch(rows):
         make_loader(rows=np.array(rows))
 
 
-def test_too_small_a_set_is_the_users_to_mend():
+def test_too_small_a_set_is_a_user_error():
     with pytest.raises(UserError, match=r'train\.batch_size=51'):
         make_loader(batch_size=51)

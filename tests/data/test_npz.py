@@ -1,4 +1,4 @@
-"""Arrays from an .npz file, and everything that can be wrong with one."""
+"""Arrays from an .npz file, and all mistakes in such a file."""
 
 import io
 import zipfile
@@ -141,7 +141,7 @@ def test_other_files(tmp_path):
 
 
 def test_more_than_memory_is_refused_before_it_is_read(tmp_path):
-    """A file of a few kilobytes that unpacks to much, and one that only says so."""
+    """A file of a few kilobytes that unpacks to a large array, and one whose header only claims this."""
     np.savez_compressed(tmp_path / 'bomb.npz', images=np.zeros((4096, 64, 64, 3), np.uint8))
     assert (tmp_path / 'bomb.npz').stat().st_size < 100_000
     settings = config(tmp_path / 'bomb.npz')

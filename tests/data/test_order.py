@@ -52,7 +52,7 @@ def test_an_epoch_sees_each_example_at_most_once_and_drops_less_than_a_batch(siz
 
 
 @given(size=sizes(), seed=seeds, start=st.integers(0, 2000))
-def test_any_step_can_be_asked_for_first(size, seed, start):
+def test_any_step_can_be_the_first(size, seed, start):
     num_examples, batch_size = size
     epoch_permutation.cache_clear()
     resumed = batch_indices(seed, start, num_examples, batch_size).copy()
@@ -61,7 +61,7 @@ def test_any_step_can_be_asked_for_first(size, seed, start):
     np.testing.assert_array_equal(resumed, batch_indices(seed, start, num_examples, batch_size))
 
 
-def test_too_few_examples_for_a_batch_is_the_users_to_mend():
+def test_too_few_examples_for_a_batch_are_a_user_error():
     with pytest.raises(UserError, match=r'train\.batch_size=8 .* 7 training examples'):
         batch_indices(0, 0, 7, 8)
     with pytest.raises(UserError, match=r'train\.batch_size=0'):
@@ -69,6 +69,6 @@ def test_too_few_examples_for_a_batch_is_the_users_to_mend():
 
 
 @pytest.mark.parametrize('seed', [-1, 2**64])
-def test_a_seed_out_of_range_is_the_users_to_mend(seed):
+def test_a_seed_out_of_range_is_a_user_error(seed):
     with pytest.raises(UserError, match=f'seed={seed}'):
         batch_indices(seed, 0, 8, 4)

@@ -1,4 +1,4 @@
-"""The quick-start set: where its patches come from."""
+"""The quick-start set and the origin of its patches."""
 
 import hashlib
 
@@ -59,7 +59,7 @@ def test_no_pixel_is_in_both_splits(patches, photos):
 
 
 def test_a_patch_shows_what_its_box_encloses(patches, photos):
-    """An antialiased resize keeps the mean; the mean of another box of the photograph would be off by far more."""
+    """An antialiased resize keeps the mean; the mean of another box of the photograph differs much more."""
     for split in patches:
         for index in range(0, len(split.images), 97):
             left, top, right, bottom = split.boxes[index]
@@ -92,7 +92,7 @@ def test_every_photograph_has_a_source_and_a_licence():
     assert all(photo.title and photo.source and photo.licence for photo in PHOTOS)
 
 
-def test_a_missing_or_damaged_photograph_is_the_users_to_mend(tmp_path, monkeypatch):
+def test_a_missing_or_damaged_photograph_is_a_user_error(tmp_path, monkeypatch):
     monkeypatch.setattr(photo_patches, '_photo_folder', lambda: tmp_path)
     with pytest.raises(UserError, match=r'photo_patches.*astronaut\.png.*pip install'):
         photo_patches.load()

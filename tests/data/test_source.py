@@ -91,7 +91,7 @@ def test_a_limit_that_is_not_reached_changes_nothing(limit):
     assert limit_train(source, limit) is source
 
 
-def test_load_limits_the_training_split_alone(fixed):
+def test_load_limits_only_the_training_split(fixed):
     train, test = data.load(config(limit=6, num_examples=6))
     assert len(train) == 6
     assert test is fixed.test

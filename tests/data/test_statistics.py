@@ -27,7 +27,7 @@ def test_channel_statistics(channels: int, block: int, monkeypatch: pytest.Monke
 
 
 def test_channel_statistics_of_one_colour() -> None:
-    """Something can be divided by, and sums of large values are exact."""
+    """The standard deviation is not 0, and sums of large values are exact."""
     mean, std = channel_statistics(source(np.full((300, 64, 64, 3), 255, np.uint8)))
     assert mean == (1.0, 1.0, 1.0)
     assert std == (1e-4, 1e-4, 1e-4)

@@ -1,4 +1,4 @@
-"""TFDS sets: the real ones beside the repository where they are, and small ones written here without TensorFlow."""
+"""TFDS sets: the real sets beside the repository if present, and small ones written here without TensorFlow."""
 
 import io
 import json
@@ -40,7 +40,7 @@ LABEL = {
 
 
 def write_set(root: Path, splits: dict, features: dict, file_format: str = 'array_record') -> Path:
-    """A prepared TFDS folder `tiny/1.0.0` in `root`; `splits` maps a name to its (image array, label) pairs."""
+    """Writes a prepared TFDS folder `tiny/1.0.0` in `root`; `splits` maps a name to its (image array, label) pairs."""
     folder = root / 'tiny' / '1.0.0'
     folder.mkdir(parents=True)
     infos = []
@@ -151,7 +151,7 @@ def test_grey_files_in_a_colour_set(tmp_path):
 
 
 def test_sizes_that_are_not_declared(tmp_path, monkeypatch):
-    """Central squares of the stored size, from images of any size."""
+    """Images of any size become central squares of the stored size."""
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     (tall, first), (wide, second) = examples(1, 20, 12, 3)[0], examples(1, 12, 16, 3, seed=1)[0]
     write_set(tmp_path, {'train': [(tall, first), (wide, second)]}, {'image': image_feature(-1, -1, 3), 'label': LABEL})
@@ -168,27 +168,27 @@ def mistake(fields: SimpleNamespace) -> str:
     return str(error.value)
 
 
-def test_a_set_that_is_not_there(tiny):
+def test_a_missing_set(tiny):
     message = mistake(config('cifar11', tiny))
     assert f'data.name=cifar11 in data.data_dir={tiny} is not there' in message
     assert f'python -m dualcl_jax.prepare --dataset=cifar11 --data_dir={tiny}' in message
     assert 'photo_patches' in message
 
 
-def test_a_version_or_configuration_that_is_not_there(tiny):
+def test_a_missing_version_or_configuration(tiny):
     for name in ('tiny:2.0.0', 'tiny/large'):
         assert f"data.name={name} in data.data_dir={tiny} is not there (of tiny: ['1.0.0'])" in mistake(
             config(name, tiny)
         )
 
 
-def test_a_folder_that_is_not_there(tmp_path):
+def test_a_missing_folder(tmp_path):
     message = mistake(config(data_dir=tmp_path / 'nowhere'))
     assert 'no such folder' in message
     assert 'python -m dualcl_jax.prepare' in message
 
 
-def test_a_name_that_cannot_be_one(tiny):
+def test_an_impossible_name(tiny):
     assert 'data.name=Tiny Set! in' in mistake(config('Tiny Set!', tiny))
 
 
@@ -254,7 +254,7 @@ def test_damaged_and_missing_files(tiny):
     assert 'cannot be opened' in mistake(config(data_dir=tiny))
 
 
-def test_an_image_that_is_none(tmp_path, monkeypatch):
+def test_a_file_that_is_no_image(tmp_path, monkeypatch):
     monkeypatch.setattr('PIL.Image.Image.save', lambda self, file, format: file.write(b'no image'))
     write_set(tmp_path, {'train': examples(3, 4, 5, 3)}, COLOUR)
     monkeypatch.undo()
@@ -266,7 +266,7 @@ def test_an_image_that_is_none(tmp_path, monkeypatch):
     [('cifar10', (32, 32, 3), 50_000, 'airplane'), ('fashion_mnist', (28, 28, 1), 60_000, 'T-shirt/top')],
 )
 def test_real_sets(name, shape, num_train, first_class):
-    """The images and labels that TFDS itself decodes, at a few places of both splits."""
+    """They contain the images and labels that TFDS itself decodes, at a few positions of both splits."""
     if not (SHARED / name).is_dir():
         pytest.skip(f'no {name} in ../shared/tfds')
     train, test = data.load(config(name, SHARED, limit=500))

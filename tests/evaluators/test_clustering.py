@@ -7,7 +7,7 @@ from dualcl_jax.evaluators.measures.clustering import agreement, cluster
 
 
 def nmi_and_ari(clusters, labels):
-    """By their definitions, from pairs and from joint frequencies, in float64."""
+    """NMI and ARI by their definitions, from joint frequencies and from pairs, in float64."""
     same_cluster, same_label = (values[:, None] == values[None] for values in (clusters, labels))
     upper = np.triu_indices(len(labels), 1)
     together, first, second = (x[upper].sum() for x in (same_cluster & same_label, same_cluster, same_label))
@@ -42,7 +42,7 @@ def test_names_of_clusters_do_not_matter():
     assert agreement(np.zeros(60, int), labels) == pytest.approx((0, 0))
 
 
-def test_clusters_are_scikit_learns_and_the_same_twice():
+def test_clusters_agree_with_scikit_learn_and_are_deterministic():
     rng = np.random.default_rng(1)
     centres = rng.normal(size=(5, 10))
     labels = rng.integers(5, size=3000)

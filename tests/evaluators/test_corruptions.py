@@ -1,4 +1,4 @@
-"""Corruptions: their amounts, that they are seeded by image, and that each does what it says."""
+"""Corruptions: their amounts, their seeds by image, and the effect of each."""
 
 import io
 

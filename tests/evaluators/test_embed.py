@@ -1,4 +1,4 @@
-"""Functions of images over a source, block by block: every image once, in order, resized where it must be."""
+"""Functions of images over a source, block by block: every image once, in order, resized if necessary."""
 
 import jax
 import jax.numpy as jnp
@@ -23,17 +23,17 @@ def test_every_image_once(count, monkeypatch):
     monkeypatch.setattr(embed, 'BLOCK', 2)
     images = source(30)
     rows = np.random.default_rng(1).permutation(30)[:count]
-    told = []
+    calls = []
 
     def function(scale, examples):
         pixels = resized(examples, 6, 6)
         return scale * pixels, pixels.sum((1, 2, 3))
 
     blocks = Blocks(function, device_mesh())
-    scaled, sums = blocks(jnp.float32(2), images, rows, lambda: told.append(0))
+    scaled, sums = blocks(jnp.float32(2), images, rows, lambda: calls.append(0))
     np.testing.assert_allclose(scaled, 2 * (images.arrays[rows] / 255), rtol=1e-6)
     np.testing.assert_allclose(sums, images.arrays[rows].sum((1, 2, 3)) / 255, rtol=1e-5)
-    assert len(told) == blocks.num_blocks(count) == -(-count // 8)
+    assert len(calls) == blocks.num_blocks(count) == -(-count // 8)
 
 
 def test_images_of_another_size_are_resized():

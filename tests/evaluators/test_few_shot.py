@@ -14,8 +14,8 @@ def blobs(seed, count, classes=5, features=12):
     return rows.astype(np.float32), labels
 
 
-def test_every_draw_is_scikit_learns_nearest_centroid():
-    """Of unit vectors the nearest normalised centroid by distance is the nearest by cosine."""
+def test_every_draw_agrees_with_scikit_learns_nearest_centroid():
+    """For unit vectors, the nearest normalised centroid by distance is also the nearest by cosine."""
     (bank, labels), (queries, query_labels) = blobs(1, 400), blobs(2, 300)
     chosen = draw_shots(labels, 5, shots=4, draws=11, seed=3)
     found = centroid_accuracies(bank, chosen, queries, query_labels)

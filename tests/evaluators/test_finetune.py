@@ -1,4 +1,4 @@
-"""Fine-tuning: it learns, twice in one way on any devices, and lower layers move less."""
+"""Fine-tuning learns, is deterministic on any devices, and changes lower layers less."""
 
 import dataclasses
 from collections.abc import Callable
@@ -26,7 +26,7 @@ RECIPE = Recipe(6, 16, 'sgd', 0.2, 1e-4, 0.9, 0.1, (0.5, 1.0))
 
 
 class Small(nn.Module):
-    """Two layers with a batch norm between, named as a ResNet's are."""
+    """Two layers with a batch norm between them, with the names of a ResNet."""
 
     norm: Callable[..., nn.Module]
     stem: str
@@ -64,22 +64,22 @@ def source(count=96):
 
 
 def tuned(method, variables, mesh=None, **changes):
-    told = []
+    calls = []
     recipe = dataclasses.replace(RECIPE, **changes)
     found = finetune(
-        method, mesh or device_mesh(), variables, source(), 3, recipe, seed=0, advance=lambda: told.append(0)
+        method, mesh or device_mesh(), variables, source(), 3, recipe, seed=0, advance=lambda: calls.append(0)
     )
-    assert len(told) == recipe.steps(96)
+    assert len(calls) == recipe.steps(96)
     return found
 
 
 def moved(found, variables, part):
-    """How far the parameters of a part went."""
+    """How far the parameters of a part moved."""
     leaves = (jax.tree.leaves(tree['params']['backbone'][part]) for tree in (found.variables, variables))
     return max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in zip(*leaves, strict=True))
 
 
-def test_it_learns_and_leaves_the_encoder_as_it_was(method, variables):
+def test_it_learns_and_does_not_change_the_encoder(method, variables):
     before = jax.tree.map(np.array, variables)
     found = tuned(method, variables)
     chex.assert_trees_all_equal(before, jax.tree.map(np.array, variables))
@@ -92,7 +92,7 @@ def test_it_learns_and_leaves_the_encoder_as_it_was(method, variables):
 
 
 def test_batch_statistics_are_of_the_whole_batch(method, variables):
-    """One device and four agree; 18 images a batch are not divided by four, and go to all."""
+    """One device and four agree; batches of 18 images cannot be divided by four, so each device has all of them."""
     one = Mesh(np.asarray(jax.devices()[:1]), (AXIS,))
     for batch_size in (16, 18):
         many = tuned(method, variables, batch_size=batch_size, epochs=1)
@@ -106,6 +106,20 @@ def test_lower_layers_move_less(method, variables):
     for part, rate in (('layer1_0', 1e-2), ('conv1', 1e-4)):
         assert rate / 3 < moved(slow, variables, part) / moved(plain, variables, part) < 3 * rate
     assert moved(plain, variables, 'conv1') > 1e-3
+
+
+def test_a_frozen_patch_projection_is_trained():
+    """`model.freeze_patches` is for pre-training: every parameter of a ViT's backbone changes in fine-tuning."""
+    config = default.get_config()
+    config.model.name, config.model.dim, config.model.freeze_patches = 'vit_tiny', 8, True
+    config.data.image_size, config.data.mean, config.data.std = 8, (0.5, 0.5, 0.5), (0.3, 0.3, 0.3)
+    method = image_method(config, total_steps=1, steps_per_epoch=1, num_devices=1)
+    variables = jax.jit(lambda: create_train_state(method))().variables
+    found = tuned(method, variables, epochs=1, layer_decay=1.0)
+    for part in variables['params']['backbone']:
+        assert moved(found, variables, part) > 1e-4, part
+    leaves = (jax.tree.leaves(tree['params']['backbone']['patch_embed']) for tree in (found.variables, variables))
+    assert all((a != b).any() for a, b in zip(*leaves, strict=True))
 
 
 def test_balanced_rows():

@@ -6,7 +6,7 @@ from dualcl_jax.evaluators.intervals import normal, wilson
 
 
 @pytest.mark.parametrize(('correct', 'count'), [(0, 10), (1, 7), (463, 1000), (10_000, 10_000)])
-def test_wilson_is_scipys(correct, count):
+def test_wilson_agrees_with_scipy(correct, count):
     reference = stats.binomtest(correct, count).proportion_ci(0.95, method='wilson')
     low, high, method = wilson(correct / count, count)
     assert low == pytest.approx(reference.low, abs=1e-12)

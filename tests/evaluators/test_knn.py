@@ -13,7 +13,7 @@ from dualcl_jax.evaluators.measures.knn import knn_grid, knn_predict, knn_scores
 
 
 def clustered(seed, num_queries, num_bank, features, num_classes, noise=1.5):
-    """Queries, their labels, bank and its labels: overlapping clusters, rows of very different lengths."""
+    """Queries with labels and a bank with labels: overlapping clusters, with rows of very different lengths."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(num_classes, features))
 
@@ -133,14 +133,14 @@ def test_blocks_change_nothing(block):
 
 
 def test_a_grid_is_its_entries():
-    """k beyond the bank included, and every block is told."""
+    """It includes k beyond the bank. `advance` is called once for each block."""
     queries, _, bank, bank_labels = clustered(9, 103, 80, 8, 5)
-    ks, temperatures, told = (1, 20, 200), (0.05, 1.0), []
+    ks, temperatures, calls = (1, 20, 200), (0.05, 1.0), []
     grid = knn_grid(
-        queries, bank, bank_labels, ks=ks, temperatures=temperatures, num_classes=5, advance=lambda: told.append(0)
+        queries, bank, bank_labels, ks=ks, temperatures=temperatures, num_classes=5, advance=lambda: calls.append(0)
     )
     assert grid.shape == (3, 2, 103)
-    assert len(told) == num_blocks(103, 80)
+    assert len(calls) == num_blocks(103, 80)
     for row, k in zip(grid, ks, strict=True):
         for found, temperature in zip(row, temperatures, strict=True):
             single = knn_predict(queries, bank, bank_labels, k=k, temperature=temperature, num_classes=5)
@@ -169,7 +169,7 @@ def test_devices_exchange_nothing():
     compiled = knn._predict_block.lower(
         queries, bank, bank_labels, mesh=mesh, ks=(20,), temperatures=(0.1,), num_classes=5
     ).compile()
-    assert 'f32[4,80]' in compiled.as_text()  # a quarter of the similarities on each
+    assert 'f32[4,80]' in compiled.as_text()  # each device has a quarter of the similarities
     assert 'all-gather' not in compiled.as_text()
 
 

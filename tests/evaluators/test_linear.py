@@ -1,4 +1,4 @@
-"""Linear probes against scikit-learn's logistic regression, and the sweep against its members."""
+"""Compares linear probes with scikit-learn's logistic regression, and the sweep with its members."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def test_within_half_a_point_of_scikit_learn():
     assert abs(choice.validation_top1 - ours) < 0.05
 
 
-def test_the_optimum_is_scikit_learns():
+def test_the_optimum_agrees_with_scikit_learn():
     """Enough full-batch steps reach the minimum of cross-entropy + decay / 2 · ‖weights‖², up to the bias's freedom."""
     features, labels = draw(3, 500)
     decay = 0.01
@@ -87,17 +87,17 @@ def test_scale_and_offset_change_nothing_and_constants_do_no_harm():
     np.testing.assert_array_equal(predict(other, moved), predict(plain, features))
 
 
-def test_the_choice_is_by_images_that_were_held_out():
-    """One learning rate is useless: the other is chosen, and twice in one way."""
+def test_the_choice_uses_held_out_images():
+    """One learning rate is useless: the probe chooses the other, and twice with the same result."""
     features, labels = draw(7, 400)
-    told = []
-    settings = {'validation': 0.25, 'epochs': 5, 'batch_size': 32, 'seed': 1, 'advance': lambda: told.append(0)}
+    calls = []
+    settings = {'validation': 0.25, 'epochs': 5, 'batch_size': 32, 'seed': 1, 'advance': lambda: calls.append(0)}
     choices = [
         choose_probe(features, labels, CLASSES, learning_rates=(0.0, 0.05), weight_decays=(1e-4,), **settings)
         for _ in range(2)
     ]
     assert choices[0].learning_rate == 0.05
-    assert len(told) == 2 * 2 * 5
+    assert len(calls) == 2 * 2 * 5
     np.testing.assert_array_equal(choices[0].probe.weights, choices[1].probe.weights)
 
 

@@ -44,7 +44,7 @@ def test_a_record_has_every_field_and_is_json():
         {'more': 1},
     ],
 )
-def test_what_is_not_of_the_schema(change):
+def test_fields_outside_the_schema(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         check_record(record() | change)
 

@@ -1,4 +1,4 @@
-"""Each measure against its published formula, written out pair by pair in float64, and against cases known by hand."""
+"""Compares each measure with its published formula, computed pair by pair in float64, and with known cases."""
 
 import numpy as np
 import pytest
@@ -94,7 +94,7 @@ def test_blocks_change_nothing(monkeypatch):
     np.testing.assert_array_equal(purity(features, labels, 4), expected[1])
 
 
-def test_purity_of_collapsed_features_leaves_each_image_itself_out():
-    """Of images that are all alike the first are the nearest: of 0 to 5 two have the label of each of these six."""
+def test_purity_of_collapsed_features_excludes_the_image_itself():
+    """If all images are equal, the first are the nearest: two of images 0 to 5 have the label of each of these six."""
     found = purity(np.ones((12, 3), np.float32), np.arange(12) % 2, 5)
     np.testing.assert_allclose(found, [2 / 5] * 6 + [3 / 5, 2 / 5] * 3)

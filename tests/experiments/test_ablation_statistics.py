@@ -13,7 +13,7 @@ def test_by_hand():
 
 
 @pytest.mark.parametrize('n', [2, 5, 30])
-def test_paired_is_scipys(n):
+def test_paired_agrees_with_scipy(n):
     rng = stats.norm(0.46, 0.01)
     ours = dict(enumerate(rng.rvs(n, random_state=0)))
     baseline = dict(enumerate(rng.rvs(n, random_state=1)))

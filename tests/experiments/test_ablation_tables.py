@@ -74,7 +74,7 @@ def test_arms_without_a_pair_or_without_labels_are_told_apart() -> None:
     assert '- No differences: no seed has a finished run of the baseline base_line' in markdown(found)
 
 
-def test_measuring_on_test_images_is_said(records) -> None:
+def test_measuring_on_test_images_is_reported(records) -> None:
     records[0]['validation_images'] = False
     assert 'No validation images' in markdown(compare(SWEEP, records))
 
@@ -111,7 +111,7 @@ def test_effects_of_factors() -> None:
     assert compare(alone, records).effects == compare(SWEEP, records).effects == []
 
 
-def test_other_budgets_are_said(records) -> None:
+def test_other_budgets_are_reported(records) -> None:
     records[-1]['passes'] = 650
     assert '640 images through the pair of encoders (worse 650)' in markdown(compare(SWEEP, records))
 

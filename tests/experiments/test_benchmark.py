@@ -1,4 +1,4 @@
-"""The benchmarks that a user gives a config or a peer: what they print, and what they refuse."""
+"""Benchmarks with a user's config or peer program: their output and their errors."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ SMALL = (
 
 
 def test_step_of_a_config(in_process) -> None:
-    """With its views and without: fewer operations, positive times, and the command that repeats it."""
+    """Without views the step has fewer operations. Times are positive, and the command that repeats it is printed."""
     fields = [f'--config.{field}' for field in SMALL]
     sizes = ('--batch=16', '--steps=2', '--rounds=1', '--peak_tflops=1')
     done = in_process(
@@ -48,10 +48,10 @@ def test_step_of_a_config(in_process) -> None:
     [
         (('step', '--config=nowhere.py'), 'error: --config=nowhere.py: no such file'),
         (('step', '--config=configs/cifar10.py', '--batch=6'), 'error: config.train.batch_size'),
-        (('step', '--config.seed=1'), 'error: --config.seed=1: only `step --config=FILE` takes fields'),
+        (('step', '--config.seed=1'), 'error: --config.seed=1: only `step --config=FILE` accepts fields'),
         (('head', '--rounds=0'), 'error: --rounds=0: must be at least 1'),
         (('peer_gpu',), 'error: --peer: name the script'),
-        (('peer_gpu', '--peer=nowhere.py'), 'error: --peer=nowhere.py: not there'),
+        (('peer_gpu', '--peer=nowhere.py'), 'error: --peer=nowhere.py: not found'),
     ],
 )
 def test_mistakes(in_process, arguments: tuple[str, ...], message: str) -> None:

@@ -1,4 +1,4 @@
-"""Every metric of a step against NumPy over the whole batch, on two devices' worth of rows."""
+"""Compares every metric of a step with NumPy over the whole batch, whose rows lie on two devices."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def unit_rows(*shape, seed=0):
 
 
 def make_queue(labels=None):
-    """10 slots, 8 of them filled, the first of those with noise; the other keys are of steps 1 to 6."""
+    """A queue of 10 slots. Of its 8 filled slots, the first contains noise, the others keys of steps 1 to 6."""
     rng = np.random.default_rng(3)
     enqueued_at = np.full(K, -1)
     enqueued_at[1:FILLED] = rng.integers(1, STEP, size=FILLED - 1)
@@ -34,7 +34,7 @@ def make_queue(labels=None):
 
 
 def measured(queue, labels, selector='top_k', k=3, queries=None, allowed=None):
-    """The metrics over two devices of `vmap`; the queries and positives [V, N, D] and mask [N, K] that went in."""
+    """The metrics over two devices of `vmap`, and their inputs: queries and positives [V, N, D] and mask [N, K]."""
     rows = DEVICES * SHARE
     queries = unit_rows(DEVICES, VIEWS, SHARE, D) if queries is None else queries
     positives = unit_rows(DEVICES, VIEWS, SHARE, D, seed=1)
@@ -108,7 +108,7 @@ def test_every_metric(selector, k):
 
 
 def test_top_k_picks_more_of_the_anchors_class_where_classes_lie_together():
-    """Keys of a class in one direction: the hardest are all false negatives, and a quarter of the whole queue is."""
+    """The keys of a class share a direction: all of the hardest and a quarter of all negatives are false negatives."""
     classes = np.array([0, 1, 2, 3, 0, 1, 2, 3, -1, -1])
     queue = make_queue(classes).replace(keys=jnp.asarray(np.eye(4, dtype=np.float32)[classes]))
     labels = np.array([0, 1, 2, 3, 0, 1], np.int32)
@@ -131,7 +131,7 @@ def test_without_labels_the_class_rates_are_unknown(unknown):
 
 
 def test_without_negatives():
-    """The first step on an empty queue: the loss is 0, and what has no value is not a number."""
+    """In the first step, on an empty queue, the loss is 0, and metrics without a value are NaN."""
     metrics, *_ = measured(empty_queue(K, D), np.zeros(6, np.int32), allowed=np.zeros((6, K), bool))
     silent = {name for name, value in metrics.items() if np.isnan(value)}
     assert silent == {'train/negative_similarity', 'train/false_negative_rate', 'train/same_class_rate'}

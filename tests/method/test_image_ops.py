@@ -1,4 +1,4 @@
-"""Every operation on images against float64 NumPy, Pillow or colorsys."""
+"""Compares every operation on images with float64 NumPy, Pillow or colorsys."""
 
 import itertools
 
@@ -67,7 +67,7 @@ def test_crop_matches_pillow(size):
     crop = jax.jit(lambda box: image_ops.crop_and_resize(jnp.float32(pixels / 255), *box, size))
     for top, left, height, width in BOXES:
         inside = pixels[top : top + height, left : left + width]
-        box = (0, 0, width, height)  # Pillow's own box would let pixels outside it weigh in
+        box = (0, 0, width, height)  # Pillow's own box argument would include pixels outside it
         expected = np.asarray(Image.fromarray(inside).resize((size, size), Image.Resampling.BILINEAR, box=box))
         np.testing.assert_allclose(crop(Crop(top, left, height, width)) * 255, expected, atol=1.01)
 

@@ -1,4 +1,4 @@
-"""Which negatives are allowed and which are selected, against sorting and loops in NumPy."""
+"""Compares the allowed and the selected negatives with sorting and loops in NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from dualcl_jax.method.negatives.selectors import (
 
 
 def selected_slots(selection):
-    """The slots that hold a negative, a set for each anchor."""
+    """The slots with a negative, as a set for each anchor."""
     columns = range(selection.similarities.shape[1])
     slots = [list(columns)] * len(selection.similarities) if selection.slots is None else selection.slots
     chosen = np.asarray(selection.chosen)

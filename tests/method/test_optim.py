@@ -1,4 +1,4 @@
-"""Schedules against their formulas, optimizers against NumPy."""
+"""Compares schedules with their formulas, and optimizers with NumPy."""
 
 import math
 
@@ -66,7 +66,7 @@ def schedule(step):
 
 
 def take_steps(name, gradients, decay_norm_and_bias, momentum=0.9, weight_decay=0.1):
-    """Parameters after each of the updates, on the device."""
+    """The parameters after each of the updates, on the device."""
     optimizer = build_optimizer(
         name, schedule, momentum=momentum, weight_decay=weight_decay, decay_norm_and_bias=decay_norm_and_bias
     )
@@ -85,7 +85,7 @@ def take_steps(name, gradients, decay_norm_and_bias, momentum=0.9, weight_decay=
 
 
 def numpy_steps(rule, gradients, decay_norm_and_bias, momentum=0.9, weight_decay=0.1):
-    """The same by `rule(parameter, gradient, memory, step, rate, momentum, decay)`, leaf by leaf in float64."""
+    """Applies `rule(parameter, gradient, memory, step, rate, momentum, decay)` to each leaf, in float64."""
     leaves, structure = jax.tree.flatten(jax.tree.map(np.float64, random_tree(0)))
     memories = [{} for _ in leaves]
     history = []
@@ -108,7 +108,7 @@ def pytorch_sgd(parameter, gradient, memory, step, rate, momentum, decay):
 
 
 def adamw(parameter, gradient, memory, step, rate, momentum, decay):
-    """1711.05101, Algorithm 2, the decay times the learning rate as PyTorch does; β2 .999, ε 1e-8."""
+    """1711.05101, Algorithm 2, with the decay times the learning rate as in PyTorch; β2 .999, ε 1e-8."""
     memory['m'] = momentum * memory.get('m', 0) + (1 - momentum) * gradient
     memory['v'] = 0.999 * memory.get('v', 0) + 0.001 * gradient**2
     m, v = memory['m'] / (1 - momentum ** (step + 1)), memory['v'] / (1 - 0.999 ** (step + 1))
@@ -116,7 +116,7 @@ def adamw(parameter, gradient, memory, step, rate, momentum, decay):
 
 
 def lars(parameter, gradient, memory, step, rate, momentum, decay):
-    """1708.03888 with the trust coefficient .001; biases and norm scales at the plain rate."""
+    """1708.03888 with the trust coefficient .001; biases and norm scales have the plain rate."""
     update = gradient + decay * parameter
     if parameter.ndim > 1:
         update = update * 0.001 * np.linalg.norm(parameter) / np.linalg.norm(update)
@@ -141,7 +141,7 @@ def test_optimizers_step_by_step(name, decay_norm_and_bias):
 
 
 def test_the_optimizers_work_under_optax():
-    """They are gradient transformations like any other, and can be chained."""
+    """They are ordinary gradient transformations, which can be chained."""
     sgd = build_optimizer('sgd', schedule, momentum=0.9, weight_decay=0.0, decay_norm_and_bias=True)
     optimizer = optax.chain(optax.scale(2.0), sgd)
     params = random_tree(0)

@@ -1,4 +1,4 @@
-"""The ring buffer against lists and deques in Python."""
+"""Compares the ring buffer with lists and deques in Python."""
 
 from collections import deque
 from functools import partial
@@ -18,7 +18,7 @@ fast_enqueue, fast_valid, fast_age = jax.jit(enqueue), jax.jit(valid), jax.jit(m
 
 
 def batch_of(count, first):
-    """Keys, ids and labels of `count` examples that tell their number, beginning at `first`."""
+    """Keys, ids and labels of `count` examples, which contain the example's number, starting at `first`."""
     number = np.arange(first, first + count)
     keys = np.stack([number, -number], axis=1).astype(np.float32)
     return keys, number.astype(np.int32), (number % 3).astype(np.int32)
@@ -64,7 +64,7 @@ def test_enqueue_returns_a_new_queue():
 
 
 def test_the_same_in_a_compiled_loop():
-    """`enqueue` traces: 5 batches in `lax.scan` leave what 5 calls leave."""
+    """`enqueue` can be traced: 5 batches in `lax.scan` give the same queue as 5 calls."""
     rows = [batch_of(3, 3 * step) for step in range(5)]
     steps = jnp.arange(5, dtype=jnp.int32)
 
@@ -109,7 +109,7 @@ def test_an_empty_queue_holds_nothing():
 
 @pytest.mark.parametrize('count', [0, 3, 5, 12])
 def test_a_queue_that_is_not_written(count):
-    """Bit for bit the same, however many keys come, and whether it has wrapped around or not."""
+    """The queue stays the same bit for bit, for any number of keys, before and after it wraps around."""
     for written in (0, 3, 7):
         queue = fast_enqueue(empty_queue(5, DIM), *batch_of(written, 0), jnp.int32(0))
         keys, ids, labels = batch_of(count, 100)

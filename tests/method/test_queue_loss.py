@@ -1,4 +1,4 @@
-"""The contrast with the queue, block by block, against `info_nce` as a whole and JAX's own gradient."""
+"""Compares the blockwise contrast with the queue with `info_nce` on all rows and with JAX's own gradient."""
 
 from collections.abc import Callable
 from functools import partial
@@ -54,7 +54,7 @@ def test_equals_info_nce(
     monkeypatch.setattr(queue_loss, 'CPU_BLOCK_BYTES', anchors_in_a_block * K * 4)
     monkeypatch.setattr(queue_loss, 'CPU_CACHE_BYTES', 2 * K * 4)
     anchors, positives, rows, queue = make(filled)
-    weights = jnp.linspace(0.5, 2.0, B)  # so that each row's own gradient shows
+    weights = jnp.linspace(0.5, 2.0, B)  # so that the gradients of the rows differ
 
     def streamed(anchors: jax.Array, positives: jax.Array, rows: Anchors, queue: Queue) -> QueueContrast:
         return contrast_with_queue(

@@ -1,4 +1,4 @@
-"""The recipes: their curves and parameter counts by the papers' formulas, a few steps of each, and 30 that learn."""
+"""The recipes: curves and parameter counts by the papers' formulas, a few steps of each, and 30 steps that learn."""
 
 import math
 from functools import partial
@@ -45,7 +45,7 @@ def test_every_recipe_is_valid(dataset, name):
     assert (config.negatives.selector == 'auto') == name.startswith('dualcl')
 
 
-def test_a_recipe_that_is_none():
+def test_an_unknown_recipe():
     with pytest.raises(UserError, match=r"recipe 'moco_v4': choose one of moco_v1, moco_v2"):
         load_config('configs/cifar10.py:moco_v4')
 
@@ -55,7 +55,7 @@ def cosine_to_zero(progress):
 
 
 def formula(name, epoch, epochs):
-    """Learning rate by the papers: steps of v1 (§4.1), cosine of v2, warm-up and cosine × batch / 256 of v3 (§A)."""
+    """The papers' learning rates: steps of v1 (§4.1), cosine of v2, warm-up and cosine × batch / 256 of v3 (§A)."""
     if name == 'moco_v1':
         return 0.03 * (1 if epoch < 120 else 0.1 if epoch < 160 else 0.01)
     if name == 'moco_v2':
@@ -93,7 +93,7 @@ def test_the_linear_rule():
     np.testing.assert_allclose(rates, [9.6, 4.8], rtol=1e-6)
 
 
-RESNET50 = 23_508_032  # convolutions and norms of 1512.03385, as torchvision publishes less its classifier
+RESNET50 = 23_508_032  # convolutions and norms of 1512.03385: torchvision's published count without its classifier
 COUNTS = {
     'moco_v1': (RESNET50 + 2048 * 128 + 128, 0),
     'moco_v2': (RESNET50 + 2048 * 2048 + 2048 + 2048 * 128 + 128, 0),
@@ -115,7 +115,7 @@ def test_parameter_counts_on_imagenet(name):
 
 
 def shrunk(name, side=16):
-    """A recipe on small images, a small network and a batch of 32, its method untouched."""
+    """A recipe with its own method on small images, a small network and a batch of 32."""
     config = recipe('imagenet' if name in VIT else 'cifar10', name)
     config.data.image_size = side
     config.model.update(name='vit_tiny' if name in VIT else 'tiny', width=16, dim=32, head_width=64, dtype='float32')
@@ -161,6 +161,6 @@ def test_a_few_steps(name):
 @pytest.mark.slow
 @pytest.mark.parametrize('name', SMALL + VIT)
 def test_thirty_steps_learn(name):
-    """The loss falls below its chance level, further than at the start (for queues: once they are full)."""
+    """The loss ends further below its chance level than in the first steps (with a queue: once it is full)."""
     history = losses_of(shrunk(name, side=32), 30, pictures(side=32))
     assert history[-5:].mean() < history[4:9].mean()

@@ -1,4 +1,4 @@
-"""Resolving a config: what it leaves open gets a value, the result is frozen, the config given is not changed."""
+"""Resolving a config fills in its open fields, returns a frozen config and does not change the given one."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,9 @@ def test_the_config_given_is_not_changed(fields: tuple[str, ...]) -> None:
     changed = {field for field, value in flatten(resolved) if value != dict(flatten(config))[field]}
     assert changed <= {'negatives.selector', 'data.hold_out', 'data.mean', 'data.std'}
     override(config, ['views.hue=0.25', 'seed=9'])
-    assert resolved == resolve(config_with(*fields), platform='cpu', statistics=STATISTICS)  # shares nothing with it
+    assert resolved == resolve(
+        config_with(*fields), platform='cpu', statistics=STATISTICS
+    )  # shares no part with the config
 
 
 def test_the_result_is_frozen() -> None:
@@ -46,7 +48,7 @@ def test_the_result_is_frozen() -> None:
 
 
 @pytest.mark.parametrize('fields', [(), ('negatives.schedule=linear',), ('negatives.k=7',), GIVEN])
-def test_twice_is_once(fields: tuple[str, ...]) -> None:
+def test_resolving_twice_changes_nothing(fields: tuple[str, ...]) -> None:
     resolved = resolve(config_with(*fields), platform='cpu', statistics=STATISTICS)
     again = resolve(resolved, platform='gpu', statistics=((0.1,), (0.1,)), stored=config_with())
     assert again == resolved
@@ -71,17 +73,17 @@ def test_selector(platform: str, fields: tuple[str, ...], name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ('stored', 'asked', 'name'),
+    ('stored', 'requested', 'name'),
     [
-        ('top_k', 'auto', 'top_k'),  # chosen before: kept, whatever this platform would get
+        ('top_k', 'auto', 'top_k'),  # a selector chosen before is kept on any platform
         ('threshold', 'auto', 'threshold'),
-        ('all', 'auto', 'threshold'),  # never chosen for 'auto': another method
+        ('all', 'auto', 'threshold'),  # never chosen for 'auto', so it is another method
         ('top_k', 'threshold', 'threshold'),
     ],
 )
-def test_a_stored_selector_is_kept(stored: str, asked: str, name: str) -> None:
+def test_a_stored_selector_is_kept(stored: str, requested: str, name: str) -> None:
     before = config_with(f'negatives.selector={stored}')
-    config = config_with(f'negatives.selector={asked}')
+    config = config_with(f'negatives.selector={requested}')
     assert resolve(config, platform='tpu', stored=before).negatives.selector == name
     with before.unlocked():
         del before.negatives.selector  # a run of an older version
@@ -103,7 +105,7 @@ def test_a_stored_run_keeps_its_hold_out(stored: str | None, asked: str, chosen:
     assert resolve(config, platform='cpu', stored=before).data.hold_out == chosen
 
 
-def test_statistics_are_for_a_config_without() -> None:
+def test_statistics_fill_a_config_without_them() -> None:
     measured = resolve(config_with(), platform='cpu', statistics=STATISTICS).data
     assert (measured.mean, measured.std) == STATISTICS
     given = resolve(config_with(*GIVEN), platform='cpu', statistics=STATISTICS).data
@@ -112,7 +114,7 @@ def test_statistics_are_for_a_config_without() -> None:
 
 
 def test_what_a_workdir_stores() -> None:
-    """As if the fields had been set in the config by hand: the same text, and the same hash in every checkpoint."""
+    """It stores the same text, with the same hash in every checkpoint, as if the fields had been set by hand."""
     resolved = resolve(config_with(), platform='tpu', statistics=STATISTICS)
     config = config_with('negatives.selector=threshold', 'data.hold_out=stratified')
     config.data.mean, config.data.std = STATISTICS

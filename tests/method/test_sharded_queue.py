@@ -1,4 +1,4 @@
-"""A queue that lies on several devices, K/n slots on each, against the same queue on every device."""
+"""Compares a queue that is sharded over n devices, K/n slots on each, with the same queue on every device."""
 
 from collections.abc import Callable
 from functools import partial
@@ -35,7 +35,7 @@ QUEUE = Queue(SLOTS, SLOTS, SLOTS, SLOTS, WHOLE, WHOLE)
 
 
 def on_devices(devices: int, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
-    """The function of each device's part, over an axis of so many."""
+    """Maps a function over the parts of `devices` devices."""
     mesh = Mesh(np.array(jax.devices()[:devices]), (AXIS,))
     return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False))
 
@@ -44,7 +44,7 @@ Rows = tuple[jax.Array, jax.Array, Anchors]
 
 
 def make(filled: int, kinds: int) -> tuple[Rows, Queue]:
-    """Anchors with their positives, and a queue whose first slots hold keys, so many of them different."""
+    """Anchors with their positives, and a queue whose first slots contain keys, some of them equal."""
     rngs = jax.random.split(jax.random.key(0), 5)
     keys = normalize(jax.random.normal(rngs[0], (kinds, D)))[jnp.arange(filled) % kinds]
     ids, labels = (jax.random.randint(rng, (filled,), 0, 6) for rng in rngs[1:3])
@@ -57,7 +57,7 @@ def make(filled: int, kinds: int) -> tuple[Rows, Queue]:
 def differentiated(
     selector: str, axis_name: str | None, rows: Rows, queue: Queue, weights: jax.Array, hardness: float = 0.0
 ) -> Any:
-    """What is told of each anchor, and the gradients of the weighted losses by anchors and positives."""
+    """The contrast of each anchor, and the gradients of the weighted losses by anchors and positives."""
 
     def loss(anchors: jax.Array, positives: jax.Array) -> tuple[jax.Array, Any]:
         contrast = contrast_with_queue(
@@ -83,11 +83,11 @@ def differentiated(
     'devices', [pytest.param(1, marks=SLOW), pytest.param(2, marks=SLOW), 4, pytest.param(8, marks=EIGHT)]
 )
 def test_contrast(monkeypatch: pytest.MonkeyPatch, devices: int, selector: str) -> None:
-    """In several blocks of anchors; the queue empty, nearly so, and full of keys that differ or do not."""
+    """There are several blocks of anchors. The queue is empty, nearly empty, or full of different or of equal keys."""
     monkeypatch.setattr(queue_loss, 'SHARDED_BLOCK_BYTES', 4 * 4 * K // devices)
     replicated = jax.jit(partial(differentiated, selector, None))
     sharded = on_devices(devices, partial(differentiated, selector, AXIS), (SLOTS, QUEUE, SLOTS), SLOTS)
-    weights = jnp.linspace(0.5, 2.0, B)  # so that each row's own gradient shows
+    weights = jnp.linspace(0.5, 2.0, B)  # so that the gradients of the rows differ
     for filled, kinds in ((0, 1), (5, 5), (30, 30), (30, 5), (K, K), (K, 3)):
         rows, queue = make(filled, kinds)
         found, expected = sharded(rows, queue, weights), replicated(rows, queue, weights)
@@ -107,7 +107,7 @@ def test_reweighting_by_hardness() -> None:
 
 @pytest.mark.parametrize('devices', [1, 4])
 def test_ring_buffer(devices: int) -> None:
-    """Writing, age and validity: past the end of the queue and of what one device holds, and more keys than slots."""
+    """Writes past the end of the queue and of one device's slots, and more keys than slots; checks age and validity."""
 
     def push(axis_name: str | None, queue: Queue, keys: jax.Array, step: jax.Array) -> Any:
         ids = jnp.arange(keys.shape[0], dtype=jnp.int32)
@@ -126,7 +126,7 @@ def test_ring_buffer(devices: int) -> None:
 
 
 def test_checkpoints_and_hash(tmp_path: Path) -> None:
-    """Saved from four devices, read by two, by three and whole by one: the same slots in the same places."""
+    """A checkpoint of four devices has the same slots when two, three or one device read it."""
     config = full_recipe(48, queue__sharded=True, queue__init='noise')
     method = image_method(config, total_steps=1, steps_per_epoch=1, num_devices=4)
     state, specs = create_train_state(method), state_specs(method)
@@ -160,7 +160,7 @@ def test_checkpoints_and_hash(tmp_path: Path) -> None:
     ],
 )
 def test_steps(given_views, selector: str, key_term: str, mapper: str, devices: int) -> None:
-    """The same losses, metrics and states within 1e-6, and those of the float64 reference; the queue wraps around."""
+    """Losses, metrics and states agree within 1e-6, and with the float64 reference; the queue wraps around."""
     fields = {'negatives__selector': selector, 'loss__key_weight': 0.5, 'loss__key_term': key_term}
     batches = make_batches()
     (states, metrics), (expected_states, expected_metrics) = (
@@ -172,4 +172,4 @@ def test_steps(given_views, selector: str, key_term: str, mapper: str, devices: 
     if selector != 'all':
         config = full_recipe(40, queue__sharded=True, **fields)
         assert_follows_reference(config, states, metrics, batches)
-    chex.assert_trees_all_equal(states[1].queue, expected_states[1].queue)  # nothing was summed yet
+    chex.assert_trees_all_equal(states[1].queue, expected_states[1].queue)  # no sums were involved yet

@@ -1,4 +1,4 @@
-"""Keys that are encoded among other images than their queries."""
+"""Keys that are encoded in batches of other images than their queries."""
 
 import jax
 import numpy as np
@@ -18,12 +18,12 @@ AXIS = 'batch'
     ('batch', 'groups', 'parts'),
     [(16, 4, 1), (48, 4, 1), (8, 4, 1), (30, 5, 1), (24, 8, 1), (12, 1, 1), (64, 4, 4), (64, 4, 2), (48, 2, 4)],
 )
-def test_groups_are_taken_apart(batch: int, groups: int, parts: int) -> None:
-    """A group of keys holds rows of as many groups of queries as it can, and as many of each."""
+def test_groups_are_spread_evenly(batch: int, groups: int, parts: int) -> None:
+    """A group of keys contains rows of as many groups of queries as possible, equally many of each."""
     places = destinations(batch, groups, parts)
     assert sorted(places) == list(range(batch))
     rows = batch // groups
-    np.testing.assert_array_equal(places % rows % parts, np.arange(batch) % rows % parts)  # the part stays
+    np.testing.assert_array_equal(places % rows % parts, np.arange(batch) % rows % parts)  # the row stays in its part
     came_from = np.argsort(places) // rows
     for group in came_from.reshape(groups, rows):
         for part in split(group, parts):
@@ -34,7 +34,7 @@ def test_groups_are_taken_apart(batch: int, groups: int, parts: int) -> None:
 @pytest.mark.parametrize('groups', [1, 2, 4, 8, 16])
 @pytest.mark.parametrize('devices', [1, 2, 4])
 def test_exchange_over_devices(devices: int, groups: int) -> None:
-    """Groups within a device, one a device, or over several: the same rows in the same places, there and back."""
+    """Exchanging there and back restores all rows, for groups within a device, one per device, or over several."""
     batch = 32
     places = destinations(batch, groups)
     values = np.random.default_rng(0).normal(size=(3, batch, 2)).astype(np.float32)
@@ -52,7 +52,7 @@ def test_exchange_over_devices(devices: int, groups: int) -> None:
 
 @pytest.mark.slow
 def test_keys_see_other_statistics(given_views) -> None:
-    """Four BN groups of two images: the keys of the first step do not depend on the devices, but on the shuffling."""
+    """With four BN groups of two images, the keys of the first step depend on the shuffling, not on the devices."""
 
     def keys(devices: int, shuffled: bool) -> np.ndarray:
         fields = {'model__projection': 'mlp2_bn', 'model__head_width': 8, 'model__norm': 'split:4'}

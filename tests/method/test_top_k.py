@@ -1,4 +1,4 @@
-"""The k largest entries found by counting, against a stable sort in NumPy."""
+"""Compares the k largest entries found by counting with a stable sort in NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from dualcl_jax.method.negatives.top_k import largest
 
 
 def by_sorting(values: np.ndarray, k: int) -> np.ndarray:
-    """[B, K] bool: the k largest of each row above -inf, of equal ones the first."""
+    """[B, K] bool: the k largest entries above -inf of each row, the first of equal ones."""
     chosen = np.zeros(values.shape, bool)
     np.put_along_axis(chosen, np.argsort(-values, axis=1, kind='stable')[:, :k], True, axis=1)
     return chosen & (values > -np.inf)

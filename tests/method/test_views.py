@@ -1,4 +1,4 @@
-"""Views: the draws against their distributions, whole recipes against float64 NumPy."""
+"""Compares the draws of views with their distributions, and whole recipes with float64 NumPy."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from dualcl_jax.method.views.images import PRESETS, ViewSpec
 from dualcl_jax.system.errors import UserError
 from tests.reference.images import photo, ref_crop_box, ref_jitter, ref_view
 
-BARE = ViewSpec(**dict.fromkeys(views.PROBABILITIES, 0.0))  # the crop alone
+BARE = ViewSpec(**dict.fromkeys(views.PROBABILITIES, 0.0))  # only the crop
 make_views = jax.jit(views.make_views, static_argnames=('specs', 'size'))
 
 
@@ -25,7 +25,7 @@ def uniform(count: int, width: int, seed: int = 0) -> jax.Array:
 
 
 def chi_square(counts: np.ndarray) -> float:
-    """In standard deviations above its mean."""
+    """The chi-square statistic, in standard deviations above its mean."""
     expected = counts.sum() / counts.size
     freedom = counts.size - 1
     return (((counts - expected) ** 2 / expected).sum() - freedom) / math.sqrt(2 * freedom)
@@ -75,7 +75,7 @@ def test_crop_draw_is_get_params(height, width, scale):
     expected = [ref_crop_box(d, height, width, scale, ratio) for d in np.asarray(draws, np.float64)]
     if (height, width) == (10, 90):
         assert set(expected) == {(0, 38, 10, 13)}, 'no try fits: the central box'
-    # In float32 a side may round the other way where it is within 1e-5 of a half; then nothing else can be compared.
+    # In float32 a side within 1e-5 of a half may round the other way; then the rest cannot be compared.
     same = np.all(np.stack(got, 1) == np.array(expected), axis=1)
     assert same.mean() > 0.999
     assert all(value.dtype == jnp.int32 for value in got)
@@ -89,12 +89,13 @@ def test_crop_draw_distribution():
     crop = jax.jit(jax.vmap(lambda d: draw_crop(d, 200, 200, (0.1, 0.5), (3 / 4, 4 / 3))))(draws)
     area = np.asarray(crop.height * crop.width) / 200**2
     ratio = np.log(np.asarray(crop.width) / np.asarray(crop.height))
-    # Boxes of at most half the area always fit: areas and log ratios are uniform but for whole pixels.
+    # Boxes of at most half the area always fit: areas and log ratios are uniform up to whole pixels.
     assert abs(area.mean() - 0.3) < 0.003
     assert abs(area.std() - 0.4 / math.sqrt(12)) < 0.002
     assert abs(ratio.mean()) < 0.005
     assert abs(ratio.std() - 2 * math.log(4 / 3) / math.sqrt(12)) < 0.003
-    spread = np.random.default_rng(0).uniform(size=40_000)  # over the pixel, so that whole pixels do not favour a bin
+    # Spread over the pixel, so that whole pixels do not favour a bin.
+    spread = np.random.default_rng(0).uniform(size=40_000)
     for corner, side in ((crop.top, crop.height), (crop.left, crop.width)):
         place = (np.asarray(corner) + spread) / (200 - np.asarray(side) + 1)
         assert chi_square(np.histogram(place, bins=10, range=(0, 1))[0]) < 4
@@ -115,7 +116,7 @@ def test_jitter_draw_ranges_and_orders():
     assert np.abs(np.corrcoef(np.column_stack([*jitter[:4], jitter.position[:, :3]]).T)[:4, 4:]).max() < 0.03
 
 
-def test_jitter_draw_leaves_out_what_has_no_strength():
+def test_jitter_draw_omits_operations_without_strength():
     jitter = jax.eval_shape(lambda draws: draw_jitter(draws, 0.0, 0.4, 0.0, 0.0), np.zeros(8, np.float32))
     assert [value is None for value in jitter] == [True, False, True, True, False]
 
@@ -157,7 +158,7 @@ def test_whole_view_matches_float64(recipe):
     for i, view in enumerate(np.asarray(got)):
         one = jax.tree.map(lambda leaf, i=i: leaf[i], drawn)
         expected = ref_view(images[i].astype(np.float64), one, spec, 16)
-        if spec.solarize_probability > 0:  # a pixel at the threshold may fall on either side of it
+        if spec.solarize_probability > 0:  # float32 may put a pixel at the threshold on the other side
             expected = np.where(np.abs(expected - spec.solarize_threshold) < 1e-5, view, expected)
         np.testing.assert_allclose(view, expected, atol=1e-5)
 
@@ -186,7 +187,7 @@ def test_views_shape_range_and_difference(made):
 
 
 def test_a_view_depends_on_its_key_only(batch, made):
-    """Not on the batch's size, the place in it, or the device."""
+    """It does not depend on the size of the batch, the position in it, or the device."""
     keys, images = batch
     order = np.array([5, 2, 7, 0, 1, 3, 6, 4])
     np.testing.assert_allclose(make_views(keys[order], images[order], SPECS, 16), made[:, order], atol=1e-6)
@@ -221,7 +222,7 @@ def test_uint8_equals_float_and_raw_keys_equal_typed_keys():
     np.testing.assert_allclose(make_views(jax.random.key_data(keys), as_float, (BARE,), 8), made, atol=1e-6)
 
 
-def test_what_has_no_probability_is_not_traced():
+def test_operations_without_probability_are_not_traced():
     image = photo(20, 20, 3)
     lowered = jax.jit(lambda key: views.augment(key, image, BARE, 16)).lower(jax.random.key(0)).as_text()
     assert lowered.count('stablehlo.dot_general') == 2, 'only the resize of the crop'
@@ -286,7 +287,7 @@ def test_other_images_are_refused():
 
 
 def test_crops_made_on_the_host_get_the_rest_of_the_view():
-    """Whole views of crops equal views of the images, where the crop is the whole image in both."""
+    """If the crop is the whole image, views of crops equal views of the images."""
     whole = tuple(dataclasses.replace(spec, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0)) for spec in SPECS)
     keys = jax.random.split(jax.random.key(2), 6)
     images = np.stack([(photo(16, 16, 3, seed) * 255).round().astype(np.uint8) for seed in range(6)])

@@ -1,4 +1,4 @@
-"""The convolution and its gradients on a CPU, against XLA's own."""
+"""Compares the convolution and its gradients on a CPU with XLA's own."""
 
 import jax
 import jax.numpy as jnp
@@ -117,7 +117,7 @@ def test_space_to_depth(shape, side, stride, padding):
 
 @pytest.mark.parametrize('channels', [3, FEW_CHANNELS + 1])
 def test_the_stem_of_accelerators(channels):
-    """A strided convolution over few channels is one over blocks of them in a program for GPUs; over many it is not."""
+    """In a program for GPUs, only a strided convolution over few channels becomes a convolution over blocks."""
     x, kernel, _ = make_case((2, 16, 16, channels), 7, 8, 2, 3)
     traced = jax.jit(lambda x, kernel: conv(x, kernel, 2, 3)).trace(x, kernel)
     deep = f'tensor<4x4x{4 * channels}x8xf32>'
@@ -126,7 +126,7 @@ def test_the_stem_of_accelerators(channels):
 
 
 def test_precision_of_both_passes():
-    """That of the call, also where the backward pass is traced under another."""
+    """It is the precision of the call, even if the backward pass is traced under another one."""
     x, kernel, grad = make_case((2, 16, 16, 8), 3, 8, 1, 1)
 
     def gradients(x, kernel, grad):

@@ -1,4 +1,4 @@
-"""Batch normalisation against float64 NumPy, and its groups across four devices against one device."""
+"""Compares batch normalisation with float64 NumPy, and its groups on four devices with one device."""
 
 import jax
 import jax.numpy as jnp
@@ -157,7 +157,7 @@ def test_shapes_that_do_not_fit_are_refused():
 
 @settings(max_examples=50)
 @given(groups=st.integers(1, 64), devices=st.integers(1, 64))
-def test_norm_layout_gives_the_groups_asked_for(groups, devices):
+def test_norm_layout_of_given_groups(groups, devices):
     if groups % devices and devices % groups:
         with pytest.raises(UserError, match=r'model\.norm'):
             norm_layout(f'split:{groups}', devices)

@@ -10,7 +10,7 @@ from dualcl_jax.models.pooling import max_pool
 
 
 def reference(x: np.ndarray, grad: np.ndarray, size: int, stride: int, padding: int) -> np.ndarray:
-    """The gradient by a loop over windows, float64."""
+    """The gradient by a loop over windows, in float64."""
     total = np.zeros(x.shape)
     height, width = x.shape[1:3]
     for n, row, column, channel in np.ndindex(grad.shape):
@@ -40,7 +40,7 @@ def test_gradient(side: int, size: int, stride: int, padding: int, levels: int) 
 
 
 def test_bfloat16_is_summed_in_float32() -> None:
-    """A pixel that wins four windows: 1 and three thousandths are more than bfloat16 adds up one by one."""
+    """One pixel is the largest of four windows. Bfloat16 would lose the thousandths that are added to 1 one by one."""
     x = jnp.zeros((1, 5, 5, 1), jnp.bfloat16).at[0, 1, 1, 0].set(1)
     pull = jax.vjp(lambda x: max_pool(x, 3, 1, 1), x)[1]
     grad = jnp.full((1, 5, 5, 1), 0.004, jnp.bfloat16).at[0, 0, 0, 0].set(1)

@@ -1,4 +1,4 @@
-"""Residual networks against published parameter counts and a float64 forward pass written out by hand."""
+"""Compares residual networks with published parameter counts and an explicit float64 forward pass."""
 
 from functools import partial
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Vision transformers against a float64 forward pass written out by hand, and the paper's parameter counts."""
+"""Compares vision transformers with an explicit float64 forward pass and the paper's parameter counts."""
 
 import math
 from types import SimpleNamespace
@@ -114,7 +114,7 @@ def test_rematerialisation_changes_no_gradient():
 
 
 def test_initial_values():
-    """Glorot's bound for every kernel, with query, key and value as separate layers; biases 0 (2104.02057)."""
+    """Every kernel has Glorot's bound, with query, key and value as separate layers; biases are 0 (2104.02057)."""
     model = make(dim=64, heads=4, depth=1)
     params = jax.jit(lambda key: model.init(key, jnp.zeros((1, 8, 8, 3)), train=True))(jax.random.key(0))['params']
     bounds = {'qkv': 64 + 64, 'proj': 64 + 64, 'fc1': 64 + 256, 'fc2': 256 + 64}

@@ -52,7 +52,7 @@ def ref_jitter(image, factors, position):
 
 
 def ref_resize_axis(image, size):
-    """Along the first axis: a triangle about every output centre, pixel by pixel, renormalised over the box."""
+    """Resizes the first axis with a triangle about every output centre, renormalised over the box, pixel by pixel."""
     length = len(image)
     step = length / size
     out = np.zeros((size, *image.shape[1:]))

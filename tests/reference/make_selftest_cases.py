@@ -2,7 +2,7 @@
 
     python -m tests.reference.make_selftest_cases dualcl_jax/training/selftest_cases.npz
 
-It imports neither JAX nor the package: views and steps are those of the references of the tests, random numbers those
+It imports neither JAX nor the package. Views and steps are those of the tests' references, random numbers are those
 of Threefry-2x32 (Salmon et al., SC 2011).
 """
 
@@ -43,7 +43,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 def contrast(rng: np.random.Generator) -> Arrays:
-    """Loss and gradient of both view orders against a queue with an empty tail."""
+    """Loss and gradient of both view orders with a queue that is not full."""
     queries, keys = unit(rng.normal(size=(2, 8, 32))), unit(rng.normal(size=(2, 8, 32)))
     queue, filled = unit(rng.normal(size=(40, 32))), 33
     queue[filled:] = queries[0, :7]  # would enter through an unmasked slot
@@ -72,7 +72,7 @@ def contrast(rng: np.random.Generator) -> Arrays:
 
 
 def ties(rng: np.random.Generator) -> Arrays:
-    """Similarities a few millionths apart: half-precision products cannot order them."""
+    """Similarities that differ by a few millionths, which half-precision products cannot order."""
     anchors, base = unit(rng.normal(size=(16, 64))), unit(rng.normal(size=(1, 64)))
     table = unit(base + 1e-3 * rng.normal(size=(50, 64)))
     similarities = anchors.astype(np.float64) @ table.astype(np.float64).T

@@ -1,7 +1,7 @@
 """MoCo in float64 NumPy: the papers' formulas as plain loops, forwards and backwards by hand.
 
-It imports neither JAX nor the package: the training step is held against it. Base is 1911.05722 (Algorithm 1, with the
-momentum update at the start of the step as in its published code) and SGD as PyTorch defines it. Optional: both view
+It imports neither JAX nor the package; tests compare the training step with it. It is 1911.05722 (Algorithm 1, with the
+momentum update at the start of the step as in its published code) and SGD as PyTorch defines it. Options are both view
 orders, the hardest k negatives, no negatives of the anchor's own image, and a term anchored at the key.
 
 Encoder parameters are {'conv1': [3, 3, 3, W], 'conv2': [3, 3, W, 2W], 'weight': [2W, D], 'bias': [D]}: two 3×3

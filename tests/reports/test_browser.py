@@ -1,4 +1,4 @@
-"""The report in a real browser: Chromium without a window, driven by selenium. Skipped where there is none."""
+"""The report in a real browser: headless Chromium, driven by selenium. Skipped if it is not installed."""
 
 import http.server
 import json
@@ -22,7 +22,7 @@ CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shuti
 DRIVER = shutil.which('chromedriver')
 WIDTH, HEIGHT = 1280, 800
 LEAST_FONT = 12
-LEAST_CONTRAST = 4.5  # of text on its background: WCAG 2.2, level AA
+LEAST_CONTRAST = 4.5  # the contrast of text on its background: WCAG 2.2, level AA
 
 pytestmark = pytest.mark.skipif(
     not (CHROMIUM and DRIVER), reason='no browser: apt-get install chromium chromium-driver'
@@ -58,7 +58,7 @@ def pages(tmp_path_factory) -> dict[str, Path]:
 
 
 def opened(browser, path):
-    """The page, after the check that opening it asked for nothing and said nothing."""
+    """Opens the page and checks that it makes no requests and logs nothing."""
     browser.get_log('performance'), browser.get_log('browser')
     browser.get(path.as_uri())
     assert requests(browser) == {path.as_uri()}
@@ -67,7 +67,7 @@ def opened(browser, path):
 
 
 def requests(browser) -> set[str]:
-    """Addresses that were asked for, those within the page aside."""
+    """The requested addresses, except those within the page."""
     messages = [json.loads(entry['message'])['message'] for entry in browser.get_log('performance')]
     found = {m['params']['request']['url'] for m in messages if m['method'] == 'Network.requestWillBeSent'}
     return {address for address in found if not address.startswith('data:')}
@@ -76,7 +76,7 @@ def requests(browser) -> set[str]:
 @pytest.mark.parametrize('name', ['one', 'two', 'unlabelled'])
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
 def test_text_is_readable(browser, pages, name, scheme):
-    """No text below `LEAST_FONT` pixels or of poor contrast, nothing beyond the right edge of a usual screen."""
+    """No text is smaller than `LEAST_FONT` or of poor contrast; nothing crosses the right edge of a usual screen."""
     browser.execute_cdp_cmd(
         'Emulation.setEmulatedMedia', {'features': [{'name': 'prefers-color-scheme', 'value': scheme}]}
     )
@@ -183,13 +183,13 @@ def test_curves_are_read_off_at_the_pointer(browser, pages):
 
 
 def test_the_page_may_reach_nothing(browser, pages):
-    """Its own policy forbids it, whatever a name on it might bring along."""
+    """The page's own policy forbids requests, whatever a name on it might contain."""
 
-    asked = []
+    requested = []
 
     class Refusing(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            asked.append(self.path)
+            requested.append(self.path)
             self.send_error(404)
 
         def log_message(self, *arguments):
@@ -216,5 +216,5 @@ def test_the_page_may_reach_nothing(browser, pages):
             server.shutdown()
             thread.join()
     assert outcome == 'refused'
-    assert asked == []
+    assert requested == []
     browser.get_log('browser')

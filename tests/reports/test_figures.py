@@ -15,7 +15,7 @@ def rng():
 
 
 def opened(path, widths, heights):
-    """The picture as RGB, after checks: a whole PNG of sensible size, not blank, with a white margin."""
+    """Opens a picture as RGB and checks that it is a complete PNG of sensible size, not blank, with a white margin."""
     assert path.exists()
     Image.open(io.BytesIO(path.read_bytes())).verify()
     image = Image.open(io.BytesIO(path.read_bytes()))
@@ -69,7 +69,7 @@ def test_curves_of_a_long_run_show_a_running_mean(tmp_path):
     opened(figures.curves(run_records(steps=2000), str(tmp_path / 'curves.png')), *CURVES)
 
 
-def test_curves_without_labels_show_the_loss_alone(tmp_path):
+def test_curves_without_labels_show_only_the_loss(tmp_path):
     pixels = opened(figures.curves(run_records(knn=False), tmp_path / 'curves.png'), *LOSS_ONLY)
     assert not has_colour(pixels, figures.ORANGE)
 
@@ -84,7 +84,7 @@ def test_curves_without_any_value(tmp_path, records):
     opened(figures.curves(records, tmp_path / 'curves.png'), *LOSS_ONLY)
 
 
-def test_curves_leave_out_what_is_not_finite(tmp_path):
+def test_curves_omit_values_that_are_not_finite(tmp_path):
     records = run_records()
     clean = figures.curves(records, tmp_path / 'clean.png').read_bytes()
     records += [
@@ -100,7 +100,7 @@ def test_curves_are_named_with_their_last_value(tmp_path, monkeypatch):
     figures.curves(run_records(), tmp_path / 'whole.png')
     assert named.pop() == {'backbone 67.0 %', 'projection 65.0 %', 'before training 47.0 %', 'raw pixels 34.0 %'}
     assert named.pop() == {'loss 6.00', 'chance 7.00'}
-    figures.curves(run_records()[1:], tmp_path / 'later.png')  # without step 0 no encoder is known to be random
+    figures.curves(run_records()[1:], tmp_path / 'later.png')  # without step 0 no record is of a random encoder
     assert named.pop() == {'backbone 67.0 %', 'projection 65.0 %'}
 
 

@@ -1,4 +1,4 @@
-"""The gallery of negatives and the losses of images, against the definitions in float64 NumPy."""
+"""Compares the gallery of negatives and the losses of images with their definitions in float64 NumPy."""
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ def unit(rows):
 
 
 def embed(run, variables, pixels):
-    """Unit projections in evaluation mode; with the predictor where there is one."""
+    """Unit projections in evaluation mode, with the predictor if there is one."""
     predict = 'predictor' in variables['params']
     images = run.method.views.standardize(np.asarray(pixels, np.float32))
     return unit(run.method.encoder.apply(variables, images, train=False, predict=predict).projection)
@@ -31,7 +31,7 @@ def gallery(run, k, images=(3, 8, 200), shown=5):
 
 @pytest.mark.parametrize('fields', [(TINY,), (TINY, 'model.projection=mlp2_bn', 'model.predictor=mlp2')])
 def test_the_hardest_negatives_are_the_most_similar_allowed_keys(tmp_path, fields):
-    """The queue is half full; the slots that hold an anchor's own image are no negatives of it."""
+    """The queue is half full; slots with an anchor's own image are not its negatives."""
     run = subject_of(random_run(tmp_path, *fields))
     train, queue = run.splits.train, run.state.queue
     images = np.array([queue.ids[4], 8, 200])
@@ -73,7 +73,7 @@ def test_the_selector_is_that_of_the_run(tmp_path, selector):
 def test_noise_is_named_as_such(tmp_path):
     run = subject_of(random_run(tmp_path, TINY))
     queue = run.state.queue
-    queue = queue.replace(filled=np.int32(queue.size), keys=queue.keys[::-1])  # noise may be what is hardest
+    queue = queue.replace(filled=np.int32(queue.size), keys=queue.keys[::-1])  # noise may be among the hardest
     found = hardest_negatives(run.method, run.state, run.splits.train, np.arange(4), queue, queue.size, queue.size)
     noise = [negative for anchor in found for negative in anchor.hardest if negative.image < 0]
     assert noise
@@ -97,7 +97,7 @@ def test_without_labels_shares_are_unknown(tmp_path):
 
 @pytest.mark.parametrize('of_training', [False, True])
 def test_losses_are_info_nce_of_two_views(tmp_path, of_training):
-    """-log of the positive's share among the selected negatives; training images leave out keys of their own."""
+    """The loss is -log of the positive's share among the selected negatives; training images exclude their own keys."""
     run, samples = reported(random_run(tmp_path, TINY))
     source = run.splits.train if of_training else samples.source
     queue, method, k = run.state.queue, run.method, 12
@@ -116,7 +116,7 @@ def test_losses_are_info_nce_of_two_views(tmp_path, of_training):
 
 
 def test_the_share_of_the_softmax_that_the_hardest_hold(tmp_path):
-    """Of a query's allowed keys, in float64; the images do not fill a block."""
+    """The shares are those of a query's allowed keys, in float64; the images do not fill a block."""
     run = subject_of(random_run(tmp_path, TINY))
     queue, method, train = run.state.queue, run.method, run.splits.train
     images, parts = np.append(queue.ids[:2], np.arange(10, 30)).astype(np.int64), (1, 3, 10**6)

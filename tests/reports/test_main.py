@@ -1,4 +1,4 @@
-"""The report command, on runs that were trained, and what it says when something is wrong."""
+"""The report command on trained runs, and its errors."""
 
 import shutil
 import subprocess
@@ -22,7 +22,7 @@ def workdir(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_two_runs_as_a_command(workdir, tmp_path):
     other = Path(shutil.copytree(workdir, tmp_path / 'other'))
-    (other / 'summary.json').unlink()  # as of a run that was stopped
+    (other / 'summary.json').unlink()  # as in a run that was stopped
     before, output = contents(workdir), tmp_path / 'new' / 'both.html'
     flags = [f'--workdir={workdir}', f'--workdir={other}', f'--output={output}']
     command = [sys.executable, '-m', 'dualcl_jax.report', *flags]

@@ -1,4 +1,4 @@
-"""The page as text: escaped, offline, with a word for whatever it leaves out."""
+"""The text of the page: it is escaped, self-contained, and gives a reason for each part that it omits."""
 
 import dataclasses
 import html.parser
@@ -72,7 +72,7 @@ def test_what_a_run_shows(whole):
 
 
 def test_nothing_is_fetched(whole):
-    """Everything that a browser would load is in the page; addresses only name the language of SVG."""
+    """The page contains everything that a browser loads; its only address is the namespace of SVG."""
     page = render([whole])
     for tag, attributes in Parsed(page).tags:
         assert tag not in ('iframe', 'object', 'embed', 'base')
@@ -103,7 +103,7 @@ def test_names_are_text(whole):
     assert data['runs'][0]['name'] == HOSTILE
 
 
-def test_the_confusion_matrix_is_scikit_learns(tmp_path):
+def test_the_confusion_matrix_agrees_with_scikit_learn(tmp_path):
     subject, samples = reported(random_run(tmp_path, TINY))
     found = describe(subject, samples)
     want = confusion_matrix(samples.labels, found['map']['predictions'])
@@ -113,7 +113,7 @@ def test_the_confusion_matrix_is_scikit_learns(tmp_path):
     assert found['confusion']['worst'][0]['count'] == wrong.max() > 0
 
 
-def test_the_share_of_the_softmax_is_told(tmp_path):
+def test_the_share_of_the_softmax_is_shown(tmp_path):
     found = content(tmp_path)
     assert [part for part, _ in found['softmax']['shares']] == [64, 32, 16, 8, 4, 2]
     shares = [share for _, share in found['softmax']['shares']]
@@ -149,7 +149,7 @@ def test_without_a_test_split_or_a_queue(tmp_path):
 
 
 def test_a_sharded_queue(tmp_path):
-    """Its selector works on all devices at once; the page shows what one device selects of the whole queue."""
+    """The run's selector works on all devices at once; the page shows what one device selects from the whole queue."""
     want = content(tmp_path)
     found = content(tmp_path, 'queue.sharded=True')
     assert found['gallery'] == want['gallery']

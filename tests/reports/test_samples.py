@@ -1,4 +1,4 @@
-"""The images that reports look at, and their map."""
+"""The images that reports show, and their map."""
 
 import numpy as np
 import pytest
@@ -27,8 +27,8 @@ def test_a_map_is_deterministic(rng):
 
 
 @pytest.mark.parametrize('features', [np.ones((2, 4)), np.full((9, 4), np.nan)])
-def test_what_has_no_map_is_refused(features):
-    with pytest.raises(ValueError, match='finite and of at least 3 examples'):
+def test_features_without_a_map_are_refused(features):
+    with pytest.raises(ValueError, match='need finite features of at least 3 examples'):
         in_plane(features)
 
 
@@ -48,7 +48,7 @@ def test_one_per_class():
 
 
 def test_neighbours_are_the_nearest_training_images(tmp_path):
-    """Against scikit-learn's cosines of the same features."""
+    """They agree with scikit-learn's cosines of the same features."""
     _, samples = reported(random_run(tmp_path, 'model.name=tiny'))
     assert not samples.of_training
     cosines = cosine_similarity(samples.features[samples.queries], samples.bank)

@@ -1,4 +1,4 @@
-"""The contact sheet of --show_views: the very views that training makes."""
+"""The contact sheet of --show_views contains the same views as training."""
 
 import jax
 import numpy as np

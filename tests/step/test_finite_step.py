@@ -24,7 +24,7 @@ def spoiled(batch, value):
 
 @pytest.mark.parametrize('value', VALUES.values(), ids=VALUES)
 @pytest.mark.parametrize(('optimizer', 'mapper', 'devices'), [('sgd', 'pmap', 4), ('adamw', 'shard_map', 2)])
-def test_only_counts_go_on(given_views, value, optimizer, mapper, devices) -> None:
+def test_only_counters_change(given_views, value, optimizer, mapper, devices) -> None:
     config = tiny(default.get_config(), 20, optimizer__name=optimizer)
     first, second, third = make_batches()[:3]
     states, metrics = run(config, [first, spoiled(second, value), third], mapper=mapper, devices=devices)

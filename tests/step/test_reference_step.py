@@ -1,4 +1,4 @@
-"""The training step, mapped over devices, against the float64 MoCo of `tests/reference/moco.py`, step by step."""
+"""Compares the training step, mapped over devices, with the float64 MoCo of `tests/reference/moco.py` at every step."""
 
 import re
 from functools import partial
@@ -60,7 +60,7 @@ def tiny(config, queue_size, **fields):
 
 
 def named(tree):
-    """Parameters of the encoder under the names of the reference."""
+    """The encoder's parameters with the names of the reference."""
     return {name: np.array(tree[a][b][c]) for name, (a, b, c) in NAMES.items()}
 
 
@@ -193,7 +193,7 @@ def full_recipe(queue_size, **fields):
 
 @pytest.mark.parametrize(('mapper', 'devices', 'queue_size'), [('pmap', 1, 20), ('pmap', 4, 20), ('shard_map', 4, 5)])
 def test_moco_baseline(given_views, mapper, devices, queue_size):
-    """The queue wraps around within a batch, or is smaller than one."""
+    """The queue wraps around within a batch, or is smaller than a batch."""
     config = tiny(cifar10_moco.get_config(), queue_size)
     assert (config.loss.symmetric, config.loss.key_weight, config.negatives.selector) == (False, 0.0, 'all')
     assert (config.negatives.mask_same_image, config.queue.init) == (False, 'noise')

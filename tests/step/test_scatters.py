@@ -1,4 +1,4 @@
-"""No step has an operation whose result depends on an order that a GPU does not keep: read in programs for CUDA."""
+"""No step has an operation whose result depends on an order that varies on GPUs; checked in programs for CUDA."""
 
 import importlib
 import re
@@ -61,7 +61,7 @@ def test_every_scatter_has_unique_indices(name: str) -> None:
 
 
 def test_a_scatter_whose_order_matters_is_found() -> None:
-    """What the test above looks for is what JAX writes."""
+    """JAX writes such a scatter in the form that the test above looks for."""
 
     def gradient(x: jax.Array) -> jax.Array:
         return jax.grad(lambda x: (jax.lax.top_k(x, 3)[0] ** 2).sum())(x)

@@ -18,7 +18,7 @@ def assert_close(a, b):
 
 @pytest.mark.parametrize('same_image', [False, True])
 def test_negatives_from_the_batch(given_views, same_image):
-    """2104.02057, Algorithm 1: negatives are the keys of the other images of the same view order; in float64."""
+    """2104.02057, Algorithm 1, in float64: the negatives are the keys of the other images in the same view order."""
     config = tiny(default.get_config(), 0, **PLAIN | {'negatives__mask_same_image': same_image})
     batch = make_batches()[0]
     states, [metrics] = run(config, [batch], devices=4)
@@ -44,7 +44,7 @@ def test_negatives_from_the_batch(given_views, same_image):
 
 @pytest.mark.parametrize('queue_size', [20, 0])
 def test_negatives_weighted_by_hardness(given_views, queue_size):
-    """The loss of 2010.04592 in float64, against the queue and against the other keys of the batch."""
+    """The loss of 2010.04592 in float64, with negatives from the queue and from the batch."""
     fields = PLAIN | {'loss__hardness': 0.7, 'queue__init': 'noise'}
     config = tiny(default.get_config(), queue_size, **fields)
     batch = make_batches()[0]
@@ -64,8 +64,8 @@ def test_negatives_weighted_by_hardness(given_views, queue_size):
 
 
 @pytest.mark.parametrize('queue_size', [20, 0])
-def test_parts_of_a_batch_are_the_batch(given_views, queue_size):
-    """For an encoder without batch statistics, on any number of devices, with and without shuffled keys."""
+def test_parts_of_a_batch_equal_the_batch(given_views, queue_size):
+    """This holds for an encoder without batch statistics on any number of devices, with or without shuffled keys."""
     whole, _ = run(tiny(default.get_config(), queue_size, **PLAIN), make_batches()[:3], devices=1)
     for devices, parts in ((1, 4), (2, 2)):
         fields = {'train__accumulate_steps': parts, 'loss__shuffle_keys': devices == 2}
@@ -92,7 +92,7 @@ def test_count_of_negatives_by_step(given_views):
     np.testing.assert_allclose([m['train/loss_chance'] for m in metrics], np.log1p(expected), rtol=1e-6)
 
 
-def test_the_predictor_is_the_querys_alone(given_views):
+def test_only_queries_pass_through_the_predictor(given_views):
     """The momentum encoder has no predictor, and gradients reach the predictor."""
     fields = {
         'model__projection': 'mlp2_bn',

@@ -53,7 +53,7 @@ def write_bad_files(folder: Path) -> dict[str, tuple[str, str]]:
     flipped = bytearray(png)
     flipped[len(png) // 2] ^= 0xFF
     files: dict[str, tuple[bytes, str, str]] = {
-        # name: content, outcome, reason
+        # name: content, expected outcome, part of the reason
         'truncated.jpg': (whole[: len(whole) // 2], 'skipped', 'truncated'),
         'truncated.png': (png[: len(png) // 2], 'skipped', 'damaged'),
         'truncated.webp': (encode(photo(9), 'WEBP')[:300], 'skipped', 'damaged'),

@@ -17,9 +17,9 @@ from dualcl_jax.models.layers import Conv, global_mean
 
 
 class Smooth(nn.Module):
-    """Batch statistics and no kink: sums that differ by rounding keep gradients within rounding.
+    """A network with batch statistics but no kink: sums that differ by rounding change gradients only by rounding.
 
-    With ReLU, one of a million activations lies so close to 0 that they turn its sign, and losses differ by 1e-3 soon.
+    With ReLU, one of a million activations is so close to 0 that its sign changes, and losses soon differ by 1e-3.
     """
 
     norm: Callable[..., nn.Module]
@@ -35,7 +35,7 @@ class Smooth(nn.Module):
         return global_mean(jnp.tanh(self.norm(name='bn2')(x, train=train)))
 
 
-MODELS['smooth'] = Smooth  # before anything reads the table
+MODELS['smooth'] = Smooth  # must precede any use of the table
 
 
 def get_config() -> ConfigDict:

@@ -34,7 +34,7 @@ def random_run(folder: Path, *fields: str, channels: int = 3, labels: bool = Tru
     override(config, ['data.name=npz', f'data.path={data}', 'data.image_size=16', *small, 'train.steps=24', *fields])
     train = load(config.data).train
     config.data.mean, config.data.std = (0.4,) * channels, (0.3,) * channels
-    config = from_json(to_json(resolve(config, platform='cpu')))  # as it would be read from a workdir
+    config = from_json(to_json(resolve(config, platform='cpu')))  # as if read from a workdir
     method = image_method(config, channels=channels, total_steps=STEP, steps_per_epoch=16, num_devices=1)
     mesh = device_mesh()
     state = replicate(random_state(method, train), mesh)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from configs import default
-from dualcl_jax.method.validation import RULES, validate, validate_devices, validate_schedule
+from dualcl_jax.method.validation import FREE, RULES, unknown_fields, validate, validate_devices, validate_schedule
 from dualcl_jax.method.views.images import ViewSpec, resolve_views
 from dualcl_jax.system.config import OPERATIONAL, differing_fields, flatten, from_json, load_config, override, to_json
 from dualcl_jax.system.errors import UserError
@@ -95,6 +95,8 @@ def test_every_field_is_checked() -> None:
     elsewhere |= {'data.path_column', 'data.label_column'}
     for field, value in flatten(default.get_config()):
         assert field in RULES or isinstance(value, bool) or field in elsewhere or field.startswith('views.'), field
+    assert unknown_fields(default.get_config()) == []
+    assert set(FREE) <= dict(flatten(default.get_config())).keys() - RULES.keys()
 
 
 def test_every_view_field_can_be_set() -> None:

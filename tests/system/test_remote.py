@@ -94,6 +94,24 @@ def test_files_of_a_run(buckets, monkeypatch):
     assert (folder / 'figures' / 'curves.png').read_bytes().startswith(b'\x89PNG')
 
 
+def test_a_checkpoint_that_is_not_finished(buckets):
+    """Its folder has its name from the start; Orbax adds a mark at the end."""
+    buckets(Bucket)
+    folder = epath.Path('gs://bucket/unfinished')
+    workdir.write_config(folder, default.get_config())
+    for step in (10, 20):
+        (folder / f'checkpoints/{step:08d}/state').mkdir(parents=True)
+        (folder / f'checkpoints/{step:08d}/state/manifest.ocdbt').write_text('')
+    assert saved_steps(folder) == []
+    with pytest.raises(UserError, match='no run with a checkpoint'):
+        find_run(str(folder))
+    (folder / 'checkpoints/00000010/commit_success.txt').write_text('')
+    assert saved_steps(folder) == [10]
+    assert find_run(str(folder)) == (folder, [10])
+    (folder / 'checkpoints/00000020/commit_success.txt').write_text('')
+    assert saved_steps(folder) == [10, 20]
+
+
 def test_a_folder_that_cannot_be_reached(buckets):
     class Refusing(Bucket):
         def exists(self, path, **options):

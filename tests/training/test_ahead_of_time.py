@@ -1,4 +1,4 @@
-"""What compiling ahead of time tells, for this machine's devices and, where libtpu is installed, for TPUs."""
+"""The report of compiling ahead of time for this machine's devices and, if libtpu is installed, for TPUs."""
 
 import importlib.util
 import json
@@ -49,7 +49,7 @@ def shaped(tree: Any, sharding: NamedSharding) -> Any:
 
 @pytest.fixture
 def compile_(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Runs the command with flags, and returns its exit status, what it prints and what it says of errors."""
+    """Runs the command with flags, and returns its exit status, its output and its error output."""
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.syspath_prepend(REPOSITORY)
     monkeypatch.setattr('dualcl_jax.system.processes.start.start', lambda *arguments: None)
@@ -83,12 +83,14 @@ def test_the_command_on_this_machine(compile_, tmp_path: Path) -> None:
     assert parts['activations and temporaries'] > 0
     assert report['collectives']['all-reduce']['bytes'] >= 4 * parameters  # the gradient
     assert report['collective_bytes'] == sum(kind['bytes'] for kind in report['collectives'].values())
-    assert report['roofline_seconds'] is report['roofline_head_seconds'] is None  # speeds of this device are not known
+    assert (
+        report['roofline_seconds'] is report['roofline_head_seconds'] is None
+    )  # the speeds of this device are unknown
 
 
 @pytest.mark.slow
 def test_sharded_queue_takes_its_share() -> None:
-    """K/n slots on a device, and collectives that do not depend on the number of slots; by either mapper."""
+    """With either mapper, a device holds K/n slots, and the collectives do not depend on the number of slots."""
     reports = [
         compile_step(tiny(queue__size=size, queue__sharded=True, parallel__mapper=mapper), jax.devices()[:4])
         for size, mapper in ((64, 'pmap'), (1024, 'shard_map'))
@@ -99,7 +101,7 @@ def test_sharded_queue_takes_its_share() -> None:
 
 @pytest.mark.slow
 def test_parts_of_a_batch_count_as_often_as_they_run() -> None:
-    """The same arithmetic in four parts as at once."""
+    """Four parts need the same arithmetic as one."""
     whole, parts = (
         compile_step(tiny(train__accumulate_steps=n, queue__size=0), jax.devices()[:1])['flops_per_device']
         for n in (1, 4)
@@ -142,7 +144,7 @@ def test_unknown_topology(compile_) -> None:
 @needs_libtpu
 @pytest.mark.parametrize('k', [1024, 16_384])
 def test_head_on_tpu(k: int) -> None:
-    """Exact hard negatives of 65,536 keys for 256 anchors: little memory, and similarities at full precision."""
+    """Exact hard negatives of 65,536 keys for 256 anchors need little memory, and similarities at full precision."""
     one = NamedSharding(Mesh(np.array(topology_devices('v5e:1x1')), ('batch',)), PartitionSpec())
 
     def loss(anchors: jax.Array, rows: Anchors, queue: Queue) -> jax.Array:
@@ -177,7 +179,7 @@ def test_head_on_tpu(k: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize('mapper', ['pmap', 'shard_map'])
 def test_step_on_tpu(mapper: str) -> None:
-    """Of several hosts."""
+    """The topology has several hosts."""
     devices = topology_devices('v5e:4x4')
     assert len({device.process_index for device in devices}) > 1
     report = compile_step(tiny(parallel__mapper=mapper, model__dtype='bfloat16'), devices)
@@ -189,7 +191,7 @@ def test_step_on_tpu(mapper: str) -> None:
 @needs_libtpu
 @pytest.mark.slow
 def test_a_million_keys_on_tpu() -> None:
-    """Global batch 4,096 with the hardest quarter of a sharded queue of 1,048,576."""
+    """The global batch is 4,096, with the hardest quarter of a sharded queue of 1,048,576 keys."""
     fields = {'queue__size': 2**20, 'queue__sharded': True, 'train__batch_size': 4096, 'model__dim': 128}
     report = compile_step(tiny(**fields), topology_devices('v5e:4x4'))
     assert report['bytes_by_part']['queue'] == 2**16 * (128 + 3) * 4 + 8
@@ -202,7 +204,7 @@ def test_a_million_keys_on_tpu() -> None:
 @pytest.mark.parametrize('topology', ['v5e:4x4', 'v5e:16x16'])
 @pytest.mark.parametrize('recipe', ['dualcl_v2', 'moco_v3'])
 def test_imagenet_on_tpu(recipe: str, topology: str) -> None:
-    """ResNet-50 at global batch 4,096, about ten minutes each."""
+    """ResNet-50 at global batch 4,096; each case takes about ten minutes."""
     config = load_config(str(REPOSITORY / f'configs/imagenet.py:{recipe}'))
     config.train.batch_size = 4096
     devices = topology_devices(topology)

@@ -1,4 +1,4 @@
-"""Arithmetic and collectives counted in programs of which they are known."""
+"""Counts arithmetic and collectives in programs for which the counts are known."""
 
 from functools import partial
 
@@ -35,7 +35,7 @@ def test_products_in_loops_and_branches() -> None:
 
 @pytest.mark.parametrize('stride', [1, 2])
 def test_convolution_and_its_gradients(stride: int) -> None:
-    """Each gradient takes what the convolution takes; zeros between the rows of a strided one do not count."""
+    """Each gradient costs as much as the convolution; zeros between the rows of a strided one do not count."""
     x, kernel = jnp.ones((2, 16, 16, 3)), jnp.ones((3, 3, 3, 8))
 
     def conv(x, kernel):

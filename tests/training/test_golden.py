@@ -1,4 +1,4 @@
-"""Unchanged numbers: whole runs end in exactly the stored states.
+"""Whole runs end in exactly the stored states.
 
 A state depends on the processor and on the versions of JAX and NumPy; if these differ, the tests are skipped.
 `python -m tests.training.test_golden` records the states of this machine.
@@ -65,7 +65,7 @@ RECIPES: dict[str, tuple[str, tuple[str, ...]]] = {
 
 @functools.cache
 def machine() -> dict[str, str]:
-    """What the bits of a result depend on."""
+    """Everything that the bits of a result depend on."""
     about = Path('/proc/cpuinfo')
     lines = about.read_text().splitlines() if about.exists() else []
     fields = {name.strip(): value.strip() for name, _, value in (line.partition(':') for line in reversed(lines))}

@@ -1,4 +1,4 @@
-"""Warnings of runs that learn nothing: told when they have lasted, and once."""
+"""Warnings about runs that learn nothing appear once, after the fault has lasted."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ def record(step: int, *, loss: float = 5.0, chance: float = 7.0, std: float = 0.
     return {'step': step, 'train/loss': loss, 'train/loss_chance': chance, 'train/feature_std': std}
 
 
-def told(records: list[dict[str, Any]], total_steps: int) -> list[tuple[int, str]]:
-    """Steps at which something is told, as a run would ask after each record."""
+def warned_steps(records: list[dict[str, Any]], total_steps: int) -> list[tuple[int, str]]:
+    """The steps at which a run that checks after each record would warn."""
     found = [
         (records[count - 1]['step'], warning(records[:count], total_steps)) for count in range(1, len(records) + 1)
     ]
@@ -18,33 +18,33 @@ def told(records: list[dict[str, Any]], total_steps: int) -> list[tuple[int, str
 
 
 def test_healthy_run() -> None:
-    assert told([record(step, loss=7.0 - step / 10) for step in range(2, 40)], 40) == []
+    assert warned_steps([record(step, loss=7.0 - step / 10) for step in range(2, 40)], 40) == []
 
 
 def test_at_chance() -> None:
-    """After a tenth of the run, when PATIENCE records in a row show it, once."""
-    [(step, text)] = told([record(step, loss=6.95) for step in range(1, 40)], 100)
+    """The warning appears once, after a tenth of the run, when PATIENCE consecutive records show the fault."""
+    [(step, text)] = warned_steps([record(step, loss=6.95) for step in range(1, 40)], 100)
     assert step == 10 + PATIENCE
     assert text.startswith('the loss stays at its chance level: try ')
     assert f'(step {step})' in text
 
 
 def test_collapsed() -> None:
-    [(step, text)] = told([record(step, std=0.01) for step in range(1, 20)], 100)
+    [(step, text)] = warned_steps([record(step, std=0.01) for step in range(1, 20)], 100)
     assert step == PATIENCE
     assert 'collapsed' in text
 
 
-def test_not_for_a_while_only() -> None:
-    assert told([record(step, std=0.01 if step % PATIENCE else 0.8) for step in range(1, 40)], 100) == []
+def test_no_warning_for_a_short_fault() -> None:
+    assert warned_steps([record(step, std=0.01 if step % PATIENCE else 0.8) for step in range(1, 40)], 100) == []
 
 
 def test_first_steps_without_negatives() -> None:
-    """An empty queue: loss 0 and chance level 0."""
-    assert told([record(step, loss=0.0, chance=0.0) for step in range(1, 40)], 40) == []
+    """With an empty queue, the loss and its chance level are 0."""
+    assert warned_steps([record(step, loss=0.0, chance=0.0) for step in range(1, 40)], 40) == []
 
 
-def test_records_of_the_monitor_are_passed_over() -> None:
+def test_records_of_the_monitor_are_ignored() -> None:
     records = []
     for step in range(1, 20):
         records += [record(step, std=0.01), {'step': step, 'monitor/knn_top1_backbone': 0.4}]

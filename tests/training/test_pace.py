@@ -1,4 +1,4 @@
-"""Rates by a clock that the tests turn."""
+"""Rates by a clock that the tests control."""
 
 import pytest
 
@@ -36,7 +36,7 @@ def test_compiling_and_pauses_do_not_count() -> None:
     }
 
 
-def test_recent_begins_where_it_was_last_asked() -> None:
+def test_recent_begins_at_the_last_call() -> None:
     clock = Clock()
     pace = Pace(batch_size=10, clock=clock)
     pace.step_done(0.0)

@@ -1,4 +1,4 @@
-"""The same run on one device, on four, and in two processes with two each: equal losses and equal states."""
+"""The same run on one device, on four, and in two processes with two each has equal losses and equal states."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,7 +29,7 @@ LAYOUTS = [
 
 @pytest.fixture(scope='module')
 def runs(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The workdirs of every layout, by name: selector, mapper, devices or processes × devices, how the queue lies."""
+    """The workdirs of every layout by name: selector, mapper, devices or processes × devices, layout of the queue."""
     folder = tmp_path_factory.mktemp('parallel')
 
     def run(layout: str) -> None:
@@ -47,7 +47,7 @@ def runs(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize('layout', LAYOUTS)
 def test_equal_losses(runs: Path, layout: str) -> None:
-    """Rounding differs by 1e-7; in time that may turn a choice of the hardest negatives."""
+    """Rounding differs by 1e-7, which may change the selection of the hardest negatives in later steps."""
     selector = layout.split('-')[0]
     steps = {'all': STEPS, 'top_k': 5}[selector]
     reference, run = runs / REFERENCE[selector], runs / layout
@@ -60,7 +60,7 @@ def test_equal_losses(runs: Path, layout: str) -> None:
 
 @pytest.mark.parametrize('layout', LAYOUTS)
 def test_equal_metrics_at_first(runs: Path, layout: str) -> None:
-    """Every metric is one of the global batch, so none depends on how many devices share it."""
+    """Every metric describes the global batch, so none depends on the number of devices."""
     reference, run = records(runs / REFERENCE[layout.split('-')[0]]), records(runs / layout)
     for ours, theirs in zip(run[:5], reference[:5], strict=True):
         assert ours.keys() == theirs.keys()
@@ -92,14 +92,14 @@ def test_rows_of_processes_are_the_global_batch() -> None:
 
     rows = {}
     for process in range(3):
-        devices = [Device(index // 2 - process) for index in range(6)]  # this process is always number 0 in here
+        devices = [Device(index // 2 - process) for index in range(6)]  # this process is always number 0 in this test
         rows[process] = process_rows(Mesh(np.array(devices), ('batch',)), 24)
     assert [list(part) for part in rows.values()] == [list(range(start, start + 8)) for start in (0, 8, 16)]
 
 
 @pytest.mark.parametrize('mapper', MAPPERS)
 def test_batch_and_state_on_devices(mapper: str) -> None:
-    """Device i gets rows i·b to (i + 1)·b with their positions, and what it returns is read back as it was."""
+    """Device i gets rows i·b to (i + 1)·b with their positions, and its results are read back unchanged."""
     mesh = device_mesh()
     assert mesh.devices.size == 4
     source = image_source('toy', np.arange(64, dtype=np.uint8).reshape(64, 1, 1, 1), np.zeros(64, np.int32))
@@ -126,7 +126,7 @@ def test_batch_and_state_on_devices(mapper: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize('mapper', MAPPERS)
 def test_resnet18(trainer: Trainer, tmp_path: Path, mapper: str) -> None:
-    """A real network, where rounding turns the signs of some activations, so that runs part after the first update."""
+    """In a real network, rounding changes the sign of some activations, so runs differ after the first update."""
     fields = ('model.name=resnet18', 'model.width=8', 'negatives.selector=all', 'train.steps=2')
     trainer.run(tmp_path / 'one', *fields)
     trainer.run_processes(tmp_path / 'four', *fields, f'parallel.mapper={mapper}', processes=2, devices=2)

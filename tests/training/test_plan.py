@@ -1,4 +1,4 @@
-"""A dry run writes nothing and says what a run would say; a new run starts from another's encoder."""
+"""A dry run writes nothing and prints what a run would print; a new run can start from another run's encoder."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ def first(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(in_process, trainer: Trainer) -> Callable[..., Finished]:
-    """The command in this process; it must end with `status`."""
+    """Runs the command in this process and asserts its exit status."""
 
     def run(workdir: Path, *flags: str, status: int = 0) -> Finished:
         given = [
@@ -81,7 +81,7 @@ def params(workdir: Path, step: int, part: str) -> dict:
 
 
 def test_init_from(here, trainer: Trainer, first: Path, tmp_path: Path) -> None:
-    """With a learning rate of 0 the new run's encoder stays what it started from; it resumes without the other."""
+    """With a learning rate of 0 the new run keeps its first encoder. It resumes without the other run."""
     source = tmp_path / 'source'
     shutil.copytree(first, source)
     fields = (f'--init_from={source}', 'train.steps=1', 'optimizer.learning_rate=0', 'seed=5')
@@ -90,7 +90,7 @@ def test_init_from(here, trainer: Trainer, first: Path, tmp_path: Path) -> None:
     for part in ('params', 'momentum_params'):
         found = params(tmp_path / 'run', 1, part)
         chex.assert_trees_all_close(found, start, rtol=1e-6)
-    shutil.rmtree(source)  # a run that has saved something needs it no more
+    shutil.rmtree(source)  # a run that has saved a checkpoint no longer needs it
     trainer.run(tmp_path / 'run', *fields)
     done = summary(tmp_path / 'run')
     assert done['step'] == 1
@@ -102,7 +102,7 @@ def test_init_from(here, trainer: Trainer, first: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ('fields', 'said'), [(('model.width=8',), 'its backbone has other shapes'), ((), 'no run with')]
 )
-def test_init_from_what_does_not_fit(here, first: Path, tmp_path: Path, fields: tuple, said: str) -> None:
+def test_init_from_an_unsuitable_run(here, first: Path, tmp_path: Path, fields: tuple, said: str) -> None:
     source = first if fields else tmp_path / 'nothing'
     refused = here(tmp_path / 'run', f'--init_from={source}', *fields, status=2)
     assert f'--init_from={source}: ' in refused.err

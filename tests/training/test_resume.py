@@ -55,7 +55,7 @@ def complete(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture
 def halfway(complete: Path, tmp_path: Path) -> Path:
-    """A copy of that run as it would be found had it died before step 20 was saved."""
+    """A copy of that run in the state of a run that died before it saved step 20."""
     shutil.copytree(complete, tmp_path / 'run')
     shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '00000020')
     (tmp_path / 'run' / 'summary.json').unlink()
@@ -71,7 +71,7 @@ def assert_same_end(run: Path, expected: Path) -> None:
 
 
 def test_killed_again_and_again(trainer: Trainer, uninterrupted: Path, tmp_path: Path) -> None:
-    """kill -9: once while a checkpoint is half-written, then at moments drawn at random."""
+    """kill -9 stops the run, first while a checkpoint is half-written, then at random moments."""
     workdir, rng = tmp_path / 'run', random.Random(0)
 
     def half_written() -> bool:
@@ -99,7 +99,7 @@ def test_stopped_by_sigterm(trainer: Trainer, uninterrupted: Path, tmp_path: Pat
         wait_until(lambda: (workdir / 'metrics.jsonl').exists() and len(records(workdir)) > 3, process)
         process.send_signal(signal.SIGTERM)
         stopped = finish(process, status=75)
-    [step] = checkpoints(workdir)  # the one of the signal
+    [step] = checkpoints(workdir)  # the checkpoint that the signal caused
     assert 0 < step < 300
     assert stopped.out.splitlines()[-1] == (
         f'stopped after step {step} of 300 and saved; run the same command to resume'
@@ -111,7 +111,7 @@ def test_stopped_by_sigterm(trainer: Trainer, uninterrupted: Path, tmp_path: Pat
 
 
 def test_processes_stop_together(trainer: Trainer, tmp_path: Path) -> None:
-    """One of two processes is told to stop; both stop after the same step, and go on from there."""
+    """One of two processes receives a signal; both stop after the same step, and resume from there."""
     workdir = tmp_path / 'run'
     fields = ('train.steps=400', 'log.every_steps=1')
     join = (f'--coordinator_address=127.0.0.1:{free_port()}', '--num_processes=2')
@@ -153,8 +153,10 @@ def test_operational_fields_may_change(trainer: Trainer, complete: Path, halfway
 
 
 @pytest.mark.parametrize(('mapper', 'devices'), [('shard_map', 1), ('pmap', 4)])
-def test_goes_on_otherwise_mapped(trainer: Trainer, complete: Path, halfway: Path, mapper: str, devices: int) -> None:
-    """Another mapper, or another number of devices: the same data, views and schedule, so the same losses."""
+def test_resumes_with_another_mapper_or_other_devices(
+    trainer: Trainer, complete: Path, halfway: Path, mapper: str, devices: int
+) -> None:
+    """With another mapper or number of devices, data, views and schedule are the same, and so are the losses."""
     trainer.run(halfway, *SHORT, f'parallel.mapper={mapper}', devices=devices)
     assert summary(halfway)['resumed_from_step'] == 10
     losses, expected = column(halfway, 'train/loss'), column(complete, 'train/loss')
@@ -163,8 +165,8 @@ def test_goes_on_otherwise_mapped(trainer: Trainer, complete: Path, halfway: Pat
     np.testing.assert_allclose(losses[10:], expected[10:], rtol=0, atol=1e-5)
 
 
-def test_a_sharded_queue_goes_on_elsewhere(trainer: Trainer, complete: Path, halfway: Path) -> None:
-    """From one device with all slots to four with a quarter each, then to two with half: every slot keeps its age."""
+def test_a_sharded_queue_resumes_on_other_devices(trainer: Trainer, complete: Path, halfway: Path) -> None:
+    """The run moves from one device to four with a quarter of the slots each, then to two; every slot keeps its age."""
     trainer.run(halfway, *SHORT, 'queue.sharded=True', 'checkpoint.every_steps=5', devices=4)
     assert checkpoints(halfway) == [15, 20]
     shutil.rmtree(halfway / 'checkpoints' / '00000020')
@@ -183,13 +185,13 @@ def test_a_sharded_queue_goes_on_elsewhere(trainer: Trainer, complete: Path, hal
 
 @pytest.mark.parametrize('change', ['pixels', 'order'])
 def test_changed_data_are_refused(trainer: Trainer, halfway: Path, tmp_path: Path, change: str) -> None:
-    """The file of the run has other images now, or the same ones in another order."""
+    """The file now contains other images, or the same images in another order."""
     data = tmp_path / 'data.npz'
     write_npz(data, seed=1)
     if change == 'order':
         with np.load(trainer.data) as arrays:
             np.savez(data, **{name: array[::-1] for name, array in arrays.items()})
-    config = halfway / 'config.json'  # as if the run had been started on that file
+    config = halfway / 'config.json'  # as if the run had started with that file
     config.write_text(config.read_text().replace(str(trainer.data), str(data)))
     before = contents(halfway)
     refused = trainer.run(halfway, *SHORT, f'data.path={data}', status=2)
@@ -203,7 +205,7 @@ def test_changed_data_are_refused(trainer: Trainer, halfway: Path, tmp_path: Pat
 
 
 def test_relative_workdir(trainer: Trainer) -> None:
-    """Orbax takes absolute paths only."""
+    """Orbax accepts only absolute paths."""
     workdir = Path(os.path.relpath(trainer.folder / 'relative', REPOSITORY))
     trainer.run(workdir, 'train.steps=2')
     assert summary(trainer.folder / 'relative')['step'] == 2

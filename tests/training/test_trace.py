@@ -1,4 +1,4 @@
-"""A trace of some steps is written beside an unchanged run."""
+"""A run writes a trace of some steps and is otherwise unchanged."""
 
 from pathlib import Path
 

@@ -5,7 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from orbax.checkpoint.path import atomicity, atomicity_defaults
 
+from dualcl_jax import evaluate, export, load_encoder, main, report
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.workdir.checksum import state_sha256
 from dualcl_jax.workdir.saved_run import BEST, find_run, open_saved_run, saved_steps
@@ -56,6 +58,41 @@ def test_the_best_step_is_by_the_last_measurement_before_it(workdir: Path) -> No
 def test_other_steps_are_refused(finished: Path, step: str) -> None:
     with pytest.raises(UserError, match=f'--step={step}: .* has checkpoints of 8, 12, 16'):
         open_saved_run(str(finished), step)
+
+
+@pytest.fixture
+def unfinished(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run whose checkpoint of step 16 is half-written, on a file system without renaming, such as gs://."""
+    monkeypatch.setattr(
+        atomicity_defaults,
+        'get_default_temporary_path_class',
+        lambda path, atomicity_options=None: atomicity.CommitFileTemporaryPath,
+    )
+    (workdir / 'checkpoints/00000016/commit_success.txt').unlink()
+    shutil.rmtree(workdir / 'checkpoints/00000016/state')
+    return workdir
+
+
+def test_a_checkpoint_that_is_not_finished(unfinished: Path, tmp_path: Path, trainer: Trainer, in_process) -> None:
+    """Every program takes the newest finished one, and says which steps there are."""
+    assert saved_steps(unfinished) == [8, 12]
+    assert open_saved_run(str(unfinished)).step == 12
+    with pytest.raises(UserError, match='has checkpoints of 8, 12;'):
+        open_saved_run(str(unfinished), '16')
+    here = f'--workdir={unfinished}'
+    encoder = tmp_path / 'encoder.safetensors'
+    assert in_process(export.main, here, '--format=safetensors', f'--output={encoder}').status == 0
+    assert load_encoder(str(encoder)).description.step == 12
+    done = in_process(evaluate.main, here, '--protocols=structure', f'--config.data.path={trainer.data}')
+    assert done.status == 0, done
+    assert {record['step'] for record in json.loads(done.out.splitlines()[-1])['records']} == {12}
+    assert in_process(report.main, here, f'--output={tmp_path}/report.html').status == 0
+    fields = [f'--config.{field}' for field in (*FIELDS, f'data.path={trainer.data}')]
+    train = ('--config=tests/support/quick_config.py', *fields)
+    done = in_process(main.main, *train, here, '--dry_run')
+    assert 'from step 12' in done.out, done
+    done = in_process(main.main, *train, f'--workdir={tmp_path}/new', f'--init_from={unfinished}', '--dry_run')
+    assert done.status == 0, done
 
 
 def test_no_run(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Any TFDS image classification set that is prepared as array_record, without TensorFlow."""
+"""TFDS image classification sets that are prepared as array_record, read without TensorFlow."""
 
 import hashlib
 import io
@@ -9,31 +9,36 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
+from dualcl_jax.data.images.decode import FORMATS
 from dualcl_jax.data.images.encoded import place, stored_size
 from dualcl_jax.data.images.source import image_shape, image_source
+from dualcl_jax.data.images.tfds_features import open_folder
 from dualcl_jax.data.images.tfds_records import read_split
 from dualcl_jax.data.source import ArraySource, Splits, fingerprint, limit_indices
 from dualcl_jax.system.errors import UserError, first_line
 from dualcl_jax.system.files import reachable
 
-CHUNK = 1024  # records read at once
+CHUNK = 1024  # records per read
 RESIZE = 'resize them to one and use data.name=npz, or choose another set'
 
 
 def load(data: Any, others: Sequence[str] = ()) -> Splits:
     """Reads the set `data.name` ('name', 'name/config' or 'name:version') from `data.data_dir` into memory.
 
-    '' is the TFDS default folder. A set that declares no image size is decoded as a folder of images is. 'train' is for
-    training, 'test', else 'validation', for testing. Only the `data.limit` examples to be kept are decoded. The images
-    are decoded by Pillow whatever else is installed, and the fingerprint is over the encoded bytes: it does not depend
-    on a decoder's version.
+    An empty `data.data_dir` means the default folder of TFDS. The split 'train' is for training, and 'test' for
+    testing, or 'validation' if there is no 'test'. Only the examples that `data.limit` keeps are decoded. A set that
+    declares no image size is decoded like a folder of images.
+
+    Images are always decoded by Pillow, and the fingerprint is computed over the encoded bytes, so it does not depend
+    on the version of a decoder. Nothing in the folder is executed: see `dualcl_jax.data.images.tfds_features`.
 
     Args:
       data: the `data` part of the config.
-      others: names of sets that need no TFDS folder, for the message where the set is not there.
+      others: names of sets that need no TFDS folder, for the error message if the set is missing.
 
     Raises:
-      UserError: the set is not there, not array_record, damaged, or not of uint8 images of one size.
+      UserError: the set is missing, damaged or not stored as array_record, its images are not uint8 of one size, or it
+        has features that are not part of TFDS.
     """
     builder = _open(data, others)
     _check_image_feature(data, builder)
@@ -67,17 +72,22 @@ def _remedy(data: Any) -> str:
 
 
 def _open(data: Any, others: Sequence[str]) -> Any:
-    """The TFDS builder of the prepared folder. Reads files alone: needs neither the set's own code nor the network."""
+    """The TFDS builder of the prepared folder, from its files alone, without the code of the set or the network."""
     from tensorflow_datasets.core import file_adapters, read_only_builder, registered  # half a second: only when used
+    from tensorflow_datasets.core.utils import error_utils
 
     folder = reachable(data.data_dir, f'data.data_dir={data.data_dir}').expanduser() if data.data_dir else None
     if folder is not None and not folder.is_dir():
         raise UserError(f'{_where(data)}: there is no such folder; {_remedy(data)}')
     try:
-        builder = read_only_builder.builder_from_files(data.name, data_dir=folder)
-    except registered.DatasetNotFoundError as error:
-        raise UserError(_not_found(data, folder, others)) from error
-    except Exception as error:  # TFDS documents none of what a bad name or a damaged folder raises
+        with error_utils.reraise_with_context(registered.DatasetNotFoundError):  # it collects explanations there
+            version = read_only_builder._find_builder_dir(data.name, data_dir=folder)
+        if version is None:
+            raise UserError(_not_found(data, folder, others))
+        builder = open_folder(version)
+    except UserError:
+        raise
+    except Exception as error:  # TFDS does not document what a bad name or a damaged folder raises
         raise UserError(f'{_where(data)} cannot be opened ({first_line(error)}); {_remedy(data)}') from error
     formats = {format_.value for format_ in builder.info.available_file_formats()}
     if file_adapters.FileFormat.ARRAY_RECORD.value not in formats:
@@ -150,7 +160,7 @@ def _read_split(data: Any, builder: Any, split: str, limit: int) -> ArraySource:
 
 
 def _decode(encoded: bytes, mode: str) -> np.ndarray:
-    """uint8 [H, W, C] from a PNG or JPEG file's bytes; `mode` is 'L' for one channel, 'RGB' for three."""
-    with Image.open(io.BytesIO(encoded)) as image:
+    """Decodes an image file into uint8 [H, W, C]; `mode` is 'L' for one channel and 'RGB' for three."""
+    with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
         pixels = np.asarray(image if image.mode == mode else image.convert(mode))
     return pixels[..., None] if mode == 'L' else pixels

@@ -1,4 +1,4 @@
-"""TFDS sets whose images have any size: encoded records, decoded as `EncodedSource` does."""
+"""TFDS sets with images of any size: records stay encoded, and `EncodedSource` decodes them."""
 
 import dataclasses
 import functools
@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 
 from dualcl_jax.data.images.encoded import EncodedSource
+from dualcl_jax.data.images.tfds_features import open_folder
 from dualcl_jax.data.source import fingerprint, limit_indices
 from dualcl_jax.system.console import progress
 from dualcl_jax.system.errors import UserError
@@ -18,13 +19,13 @@ from dualcl_jax.system.files import BROKEN, cache_folder
 
 CHUNK = 256
 TAIL_BYTES = 2**17
-"""Of the end of a shard, where array_record has the places of its records: they tell sets apart whose lengths, padded
-to blocks, do not."""
+"""Size of the end of a shard, where array_record stores the offsets of its records. They distinguish sets whose
+shards, which are padded to blocks, have equal lengths."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RecordFiles:
-    """Some records of a split of a prepared TFDS folder, in the order given by `rows`: int [N]."""
+    """Records of a split of a prepared TFDS folder, in the order of `rows`, int [N]."""
 
     folder: str
     split: str
@@ -44,7 +45,7 @@ class RecordFiles:
 
 
 def read_split(builder: Any, split: str, limit: int, stored_size: int) -> EncodedSource:
-    """A split of a TFDS builder. The labels of all records are read once, and cached until one of its files changes."""
+    """Reads a split of a TFDS builder. Its labels are read once and cached until one of its files changes."""
     import tensorflow_datasets as tfds
 
     label = dict(builder.info.features.items()).get('label')
@@ -71,15 +72,16 @@ def _tail(path: epath.Path) -> bytes:
 
 @functools.lru_cache(maxsize=4)
 def _records(folder: str, split: str) -> Any:
-    """The records of a split with their images encoded; opened once in each process."""
+    """The records of a split with encoded images, opened once per process."""
     import tensorflow_datasets as tfds
 
     decoders = {'image': tfds.decode.SkipDecoding()}
-    return tfds.builder_from_directory(folder).as_data_source(split, decoders=decoders, file_format='array_record')
+    builder = open_folder(epath.Path(folder))
+    return builder.as_data_source(split, decoders=decoders, file_format='array_record')
 
 
 def _cached_labels(folder: str, split: str, count: int, key: str) -> np.ndarray:
-    """int32 [N]: the label of every record."""
+    """The label of every record, int32 [N]."""
     cache = cache_folder() / f'{key[:24]}.npy'
     try:
         labels = np.load(cache, allow_pickle=False)
@@ -99,7 +101,7 @@ def _cached_labels(folder: str, split: str, count: int, key: str) -> np.ndarray:
 
 
 def _save(cache: Path, labels: np.ndarray) -> None:
-    """Writes the cache, whole or not at all."""
+    """Writes the cache atomically."""
     partial = cache.with_suffix(f'.{os.getpid()}.npy')
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)

@@ -26,18 +26,17 @@ from dualcl_jax.system.devices import AXIS, to_host
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How to fine-tune.
+    """Hyperparameters of fine-tuning.
 
     Attributes:
       epochs: passes over the images.
-      batch_size: of all devices; clamped to the number of images.
-      optimizer: a name of `dualcl_jax.method.optim.OPTIMIZERS`.
-      learning_rate: of the classifier at its peak, after a linear warm-up; then a cosine to 0.
-      weight_decay: of kernels.
-      layer_decay: each layer learns this many times as fast as the one after it, see
-        `dualcl_jax.method.optim.layer_rates`.
-      warmup: share of the steps.
-      crop_scale: range of the random crop's share of the area.
+      batch_size: global, clamped to the number of images.
+      optimizer: a name in `dualcl_jax.method.optim.OPTIMIZERS`.
+      learning_rate: peak of the classifier's learning rate, with linear warm-up and cosine decay to 0.
+      weight_decay: applied to kernels.
+      layer_decay: factor between the learning rates of consecutive layers, see `dualcl_jax.method.optim.layer_rates`.
+      warmup: share of the steps in the warm-up.
+      crop_scale: range of the share of the area that a random crop keeps.
     """
 
     epochs: int
@@ -50,7 +49,7 @@ class Recipe:
     crop_scale: tuple[float, float]
 
     def steps(self, num_images: int) -> int:
-        """How many steps fine-tuning on so many images takes."""
+        """Number of steps for this many images."""
         return self.epochs * steps_per_epoch(num_images, min(self.batch_size, num_images))
 
 
@@ -63,7 +62,7 @@ class Tuned(NamedTuple):
 
 
 def tuning_views(views: ImageViews, crop_scale: tuple[float, float]) -> ImageViews:
-    """One view of an image: a random crop, flipped as often as the first of `views` is."""
+    """One view per image: a random crop, with the flip probability of the first of `views`."""
     spec = ViewSpec(flip=views.specs[0].flip, crop_scale=crop_scale)
     spec = dataclasses.replace(spec, jitter_probability=0.0, grayscale=0.0, blur_probability=0.0)
     return dataclasses.replace(views, specs=(spec,))
@@ -71,14 +70,14 @@ def tuning_views(views: ImageViews, crop_scale: tuple[float, float]) -> ImageVie
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Step:
-    """A step of fine-tuning, a function of arrays.
+    """A step of fine-tuning.
 
     Attributes:
-      encoder: with batch statistics of the whole batch.
-      views: of the examples; the first is taken.
+      encoder: computes batch statistics over the whole batch.
+      views: of the examples, of which the first is used.
       optimizer: of backbone, kernel and bias.
-      untuned: parameters of the encoder's other parts, which its call needs and the scores do not depend on.
-      seed: of the views.
+      untuned: parameters of the other parts of the encoder. A call needs them, but the scores do not depend on them.
+      seed: for the views.
     """
 
     encoder: Encoder
@@ -88,7 +87,7 @@ class _Step:
     seed: int
 
     def __call__(self, state: Any, index: jax.Array, batch: Batch) -> Any:
-        """The next (parameters, batch statistics, optimizer state)."""
+        """Returns the next (parameters, batch statistics, optimizer state)."""
         params, batch_stats, opt_state = state
         keys = randomness.example_keys(self.seed, randomness.FINETUNE, index, batch.positions)
         view = jax.tree.map(lambda leaf: leaf[0], self.views.make(keys, batch.examples))
@@ -97,7 +96,7 @@ class _Step:
         return optax.apply_updates(params, updates), batch_stats, opt_state
 
     def _loss(self, params: Any, batch_stats: Variables, view: Any, labels: jax.Array) -> tuple[jax.Array, Variables]:
-        """[] mean cross-entropy, and the new running statistics."""
+        """Mean cross-entropy, float32 [], and the new running statistics."""
         variables = {'params': self.untuned | {'backbone': params['backbone']}, 'batch_stats': batch_stats}
         encoded, updated = self.encoder.apply(variables, view, train=True, mutable=['batch_stats'])
         scores = classify(encoded.backbone, params['kernel'], params['bias'])
@@ -116,30 +115,35 @@ def finetune(
     seed: int,
     advance: Callable[[], None] = lambda: None,
 ) -> Tuned:
-    """Trains backbone and classifier on labelled images by cross-entropy; batch statistics are of the whole batch.
+    """Trains backbone and classifier on labelled images with a cross-entropy loss.
 
-    Each image is shown as one of `tuning_views`. The order, the crops and so the result are functions of the seed.
+    All parameters of the backbone are trained, including the patch projection of a ViT, which `model.freeze_patches`
+    freezes during pre-training only. Batch statistics are computed over the whole batch, and each image is augmented by
+    `tuning_views`. Order and crops are functions of the seed, and so is the result.
 
     Args:
       method: of a run on images.
-      mesh: the devices; a batch is split over them where they divide it.
-      variables: of the encoder to start from; they are not changed.
-      images: all of them labelled, in [0, num_classes).
+      mesh: devices; a batch is split over them if their number divides it.
+      variables: of the encoder to start from; they are not modified.
+      images: source in which every image has a label in [0, num_classes).
       num_classes: C.
-      recipe: of the training.
-      seed: of order and crops.
+      recipe: hyperparameters.
+      seed: for order and crops.
       advance: called after each step.
+
+    Returns:
+      The fine-tuned network.
     """
     assert isinstance(method.views, ImageViews)
     batch_size, total = min(recipe.batch_size, len(images)), recipe.steps(len(images))
-    encoder, views = method.encoder.clone(groups=1, span=1, axis_name=None), method.views
+    encoder = method.encoder.clone(groups=1, span=1, axis_name=None, freeze_patches=False)
+    views = method.views
     optimizer = build_optimizer(
         recipe.optimizer,
         learning_rate_schedule(recipe.learning_rate, total, int(recipe.warmup * total)),
         momentum=0.9,
         weight_decay=recipe.weight_decay,
         decay_norm_and_bias=False,
-        frozen=('patch_embed',),
         layer_decay=recipe.layer_decay,
     )
     untuned = {part: tree for part, tree in variables['params'].items() if part != 'backbone'}
@@ -175,14 +179,22 @@ def finetune(
 
 
 def classify(features: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """Scores [N, C] of features [N, F]."""
+    """Scores float32 [N, C] of features float32 [N, F]."""
     return jnp.matmul(features, kernel, precision=jax.lax.Precision.HIGHEST) + bias[None]
 
 
 def predict(embed: Blocks, tuned: Tuned, images: Source, rows: NDArray, advance: Callable[[], None]) -> NDArray:
-    """The class of each image at `rows` [N], int32 [N].
+    """Predicts the class of each image at `rows`, int [N].
 
-    `embed` is an `Embedder`, and `advance` is called after each of its blocks.
+    Args:
+      embed: an `Embedder`.
+      tuned: the fine-tuned network.
+      images: source of the images.
+      rows: their indices.
+      advance: called after each block of images.
+
+    Returns:
+      Classes, int32 [N].
     """
     features = embed(tuned.variables, images, rows, advance).backbone
     kernel, bias = to_host((tuned.kernel, tuned.bias))
@@ -190,12 +202,15 @@ def predict(embed: Blocks, tuned: Tuned, images: Source, rows: NDArray, advance:
 
 
 def balanced_rows(labels: NDArray, share: float, seed: int) -> NDArray[np.int64]:
-    """A share of the examples with the same number of each class, at least one, int64, in order.
+    """Indices of a random share of the examples, balanced over classes, with at least one example per class.
 
     Args:
-      labels: [N] integers.
-      share: in (0, 1], of N; a class that has fewer than its part gives all it has.
-      seed: of the choice.
+      labels: integers [N].
+      share: in (0, 1], of N. A class with too few examples contributes all of them.
+      seed: for the choice.
+
+    Returns:
+      Sorted indices, int64 [M].
     """
     rng, classes = np.random.default_rng(seed), np.unique(labels)
     each = max(1, round(share * len(labels) / len(classes)))

@@ -12,9 +12,10 @@ import numpy as np
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from dualcl_jax.models.encoder import Encoder, build_encoder
+from dualcl_jax.models.encoder import FIELDS, Encoder, build_encoder
 from dualcl_jax.models.images import ImageInput, to_float
 from dualcl_jax.models.vit import PATCHES
+from dualcl_jax.system.config import ADDED
 from dualcl_jax.system.errors import UserError, first_line
 
 VERSION = 1
@@ -91,9 +92,17 @@ class Description:
         return ImageInput(self.image_size, self.channels, self.mean, self.std)
 
     def build(self) -> Encoder:
-        """Builds the network. Raises ValueError for an architecture that does not exist."""
+        """Builds the network. Fields that an earlier version did not write have the values in `ADDED`.
+
+        Raises:
+          ValueError: there is no such architecture, or it has fields that this version does not know.
+        """
+        unknown = ', '.join(sorted(self.architecture.keys() - set(FIELDS)))[:100]
+        if unknown:
+            raise ValueError(f'this version does not know its architecture: {unknown}; use the version that wrote it')
+        absent = {field.removeprefix('model.'): value for field, value in ADDED.items() if field.startswith('model.')}
         try:
-            return build_encoder(ConfigDict({'matmul_precision': 'float32'} | self.architecture))  # older files lack it
+            return build_encoder(ConfigDict(absent | self.architecture))
         except (AttributeError, KeyError, TypeError, UserError) as error:
             raise ValueError(f'its architecture cannot be built: {reason(error)}') from error
 

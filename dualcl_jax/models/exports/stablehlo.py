@@ -5,8 +5,11 @@ of `jax.export.Exported.serialize`, so `jax.export.deserialize(content).call(pix
 follow the description as JSON, its length, and an end mark.
 """
 
+import contextlib
 import hashlib
 import json
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,6 +17,7 @@ import jax.export
 import jax.numpy as jnp
 
 from dualcl_jax.models.exports.encoder import Description, LoadedEncoder, Variables, compute, reason
+from dualcl_jax.system.console import quiet_stderr
 
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 END = b'dualcl-jax-export\n'
@@ -29,15 +33,32 @@ def write(description: Description, variables: Variables) -> bytes:
         # The barrier keeps XLA from folding the weights into other constants, so bfloat16 rounds as in the run.
         return compute(description, encoder, jax.lax.optimization_barrier(variables), pixels)
 
-    exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, jnp.float32))
+    with _without_paths():
+        exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, jnp.float32))
     program = bytes(exported.serialize())
     metadata = description.to_metadata()
     text = json.dumps(metadata | {'sha256': digest(program, metadata)}).encode()
     return program + text + len(text).to_bytes(LENGTH_BYTES, 'little') + END
 
 
+@contextlib.contextmanager
+def _without_paths() -> Iterator[None]:
+    """Programs that are lowered meanwhile name the source files of their operations without their folders."""
+    name = 'jax_hlo_source_file_canonicalization_regex'
+    before = getattr(jax.config, name)
+    jax.config.update(name, '.*/')
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
 def read(content: bytes) -> LoadedEncoder:
-    """Reads the encoder from a file of `write`. Raises ValueError if the file is damaged."""
+    """Reads the encoder from a file of `write`.
+
+    Raises:
+      ValueError: the file is damaged, or its program needs a newer jax than the installed one.
+    """
     content = content.removesuffix(END)
     content, length = content[:-LENGTH_BYTES], int.from_bytes(content[-LENGTH_BYTES:], 'little')
     if not 0 < length < len(content):
@@ -47,20 +68,40 @@ def read(content: bytes) -> LoadedEncoder:
         metadata = json.loads(content[-length:])
     except RecursionError as error:
         raise ValueError('its metadata are not valid JSON') from error
-    if not isinstance(metadata, dict) or metadata.pop('sha256', None) != digest(program, metadata):
+    written = metadata.pop('sha256', None) if isinstance(metadata, dict) else None
+    if written is None or written not in (digest(program, metadata), digest(program, None)):
         raise ValueError('its program or its description has changed since it was written')
     description = Description.from_metadata(metadata)
     pixels = jax.ShapeDtypeStruct((2, *description.images.shape), jnp.float32)
+    writer = _version_of_jax(description)
+    newer = _numbers(writer) > _numbers(jax.__version__)
     try:
         exported = jax.export.deserialize(bytearray(program))
         found = jax.eval_shape(exported.call, pixels)
+        if newer:
+            with quiet_stderr():  # the compiler describes every operation that it does not know
+                jax.jit(exported.call).lower(pixels)
     except Exception as error:  # JAX raises errors of many types for a damaged program
+        if newer:
+            raise ValueError(f'it needs jax {writer} or newer, and jax {jax.__version__} is installed') from error
         raise ValueError(f'its program cannot be used: {reason(error)}') from error
     if getattr(found, 'shape', None) != (2, description.features) or found.dtype != jnp.float32:
         raise ValueError('the features of its program do not match its description')
     return LoadedEncoder(description, jax.jit(exported.call))
 
 
-def digest(program: bytes, metadata: dict[str, Any]) -> str:
-    """The SHA-256 of the program and the description."""
-    return hashlib.sha256(program + json.dumps(metadata, sort_keys=True).encode()).hexdigest()
+def _version_of_jax(description: Description) -> str:
+    """The version of jax that wrote a file; empty if its description does not contain it."""
+    versions = description.provenance.get('versions')
+    return str(versions.get('jax', ''))[:20] if isinstance(versions, dict) else ''
+
+
+def _numbers(version: str) -> list[int]:
+    """The first three numbers of a version."""
+    return [int(number) for number in re.findall(r'\d+', version)[:3]]
+
+
+def digest(program: bytes, metadata: dict[str, Any] | None) -> str:
+    """The SHA-256 of the program and the description. Files from before 0.1.0 have it without description: None."""
+    described = b'' if metadata is None else json.dumps(metadata, sort_keys=True).encode()
+    return hashlib.sha256(program + described).hexdigest()

@@ -72,7 +72,7 @@ def read(content: bytes) -> LoadedEncoder:
     metadata = header.get('__metadata__') or {}
     if 'sha256' not in metadata:
         raise ValueError('its metadata have no description')
-    if metadata.pop('sha256') != digest(tensors, metadata):
+    if metadata.pop('sha256') not in (digest(tensors, metadata), digest(tensors, None)):
         raise ValueError('its tensors or their description have changed since they were written')
     description = Description.from_metadata(metadata)
     expected, names = _flat(description.shapes()), metadata.get('format')
@@ -104,14 +104,15 @@ def _flat(variables: Variables) -> Tensors:
     return flax.traverse_util.flatten_dict(variables, sep='.')
 
 
-def digest(tensors: Tensors, metadata: dict[str, str]) -> str:
+def digest(tensors: Tensors, metadata: dict[str, str] | None) -> str:
     """The SHA-256 of the metadata and of the name, dtype, shape and bytes of every tensor, sorted by name.
 
-    It reveals a flipped bit in a weight or in the description.
+    It reveals a flipped bit in a weight or in the description. Files from before 0.1.0 have it without metadata: None.
     """
     hashed = hashlib.sha256()
     for name, array in sorted(tensors.items()):
         hashed.update(f'{name}:{array.dtype}:{array.shape};'.encode())
         hashed.update(array.tobytes())
-    hashed.update(json.dumps(metadata, sort_keys=True).encode())
+    if metadata is not None:
+        hashed.update(json.dumps(metadata, sort_keys=True).encode())
     return hashed.hexdigest()

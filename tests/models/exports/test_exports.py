@@ -1,4 +1,4 @@
-"""Exported encoders against the run's own, in every format, and the errors for damaged files."""
+"""Compares exported encoders of every format with the run's own, and checks the errors for damaged files."""
 
 import json
 import pickle
@@ -25,6 +25,7 @@ from dualcl_jax.system.devices import AXIS, to_host
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.workdir.export import describe
 from tests.support.random_run import STEP, random_run
+from tests.support.runs import REPOSITORY
 
 IMAGES = np.random.default_rng(1).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
 
@@ -112,19 +113,24 @@ def test_names_and_layout_are_torchvisions(tmp_path):
     [('mlp', {'fc.0', 'fc.2'}), ('mlp2_bn', {'fc.0', 'fc.1', 'fc.3', 'fc.4'})],
 )
 def test_perceptrons_have_the_names_of_a_sequential(tmp_path, projection, modules):
-    """Linear, ReLU, Linear; or Linear, BatchNorm1d, ReLU, Linear, BatchNorm1d without scale and bias."""
+    """They are Linear, ReLU, Linear; or Linear, BatchNorm1d, ReLU, Linear, BatchNorm1d without scale and bias."""
     run = random_run(tmp_path, f'model.projection={projection}')
     tensors = safetensors.numpy.load(Path(written(tmp_path, run, 'torchvision', projection=True)).read_bytes())
     assert {name.rpartition('.')[0] for name in tensors if name.startswith('fc.')} == modules
     assert 'fc.4.weight' not in tensors
 
 
-def test_only_what_was_asked_for_is_written(tmp_path):
+def test_only_the_chosen_output_is_written(tmp_path):
     run = random_run(tmp_path, 'model.predictor=mlp2')
     plain = safetensors.numpy.load(Path(written(tmp_path, run, 'safetensors')).read_bytes())
     assert {name.split('.')[1] for name in plain} == {'backbone'}
     headed = safetensors.numpy.load(Path(written(tmp_path, run, 'safetensors', projection=True)).read_bytes())
     assert {name.split('.')[1] for name in headed} == {'backbone', 'projection'}
+
+
+def test_no_path_is_in_the_file(whole):
+    for content in whole.values():
+        assert str(REPOSITORY).encode() not in content
 
 
 def test_the_description_is_in_the_file(tmp_path):
@@ -137,7 +143,7 @@ def test_the_description_is_in_the_file(tmp_path):
     provenance = json.loads(metadata['provenance'])
     assert (provenance['step'], provenance['data_fingerprint']) == (STEP, run.data_fingerprint)
     assert provenance['config']['loss']['temperature'] == run.config.loss.temperature
-    assert str(tmp_path) not in content.decode('latin1')  # no path of the machine
+    assert str(tmp_path) not in content.decode('latin1')  # it contains no path of the machine
 
 
 @pytest.mark.parametrize('model', [SMALL, 'model.name=vit_tiny'])
@@ -236,8 +242,8 @@ def test_other_files_are_refused_and_never_run(tmp_path):
         ('provenance', {}, 'its provenance has no step'),
     ],
 )
-def test_a_description_that_cannot_be(tmp_path, field, value, said):
-    """A file by someone else, with a valid checksum."""
+def test_an_impossible_description(tmp_path, field, value, said):
+    """Someone else may write such a file with a valid checksum."""
     path = Path(written(tmp_path, random_run(tmp_path, 'model.name=vit_tiny'), 'safetensors'))
     length = 8 + int.from_bytes(path.read_bytes()[:8], 'little')
     metadata = json.loads(path.read_bytes()[8:length])['__metadata__'] | {field: json.dumps(value)}

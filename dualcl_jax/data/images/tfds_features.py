@@ -1,0 +1,103 @@
+"""Prepared TFDS folders, opened without importing what their files name.
+
+`features.json` names the class of each feature, and TFDS imports the module of a class that it does not know. A folder
+is therefore opened only if all its features are those of TFDS itself.
+"""
+
+import functools
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from dualcl_jax.system.errors import UserError
+
+FILES = ('features.json', 'dataset_info.json')
+"""The files of a prepared folder that can describe features."""
+CLASS_FIELDS = ('pythonClassName', 'python_class_name', 'type')
+"""The fields that name a class, in both spellings of the format and in the one before TFDS 4."""
+
+
+def open_folder(folder: epath.Path) -> Any:
+    """The TFDS builder of a prepared folder `NAME/VERSION` or `NAME/CONFIG/VERSION`.
+
+    Raises:
+      UserError: a feature is not one of TFDS's own.
+      Exception: the folder is damaged; TFDS does not document the types.
+    """
+    import tensorflow_datasets as tfds
+
+    check_features(folder)
+    return tfds.builder_from_directory(folder)
+
+
+def check_features(folder: epath.Path) -> None:
+    """Checks that a prepared folder, which may lack any file, names no feature class but TFDS's own.
+
+    Raises:
+      UserError: it names another class.
+      OSError, ValueError, RecursionError: a file cannot be read, or is not JSON.
+    """
+    for file in FILES:
+        path = folder / file
+        if not path.exists():
+            continue
+        for name in _class_names(json.loads(path.read_text())):
+            if name not in _own_classes():
+                raise UserError(
+                    f'{path}: names the feature class {name[:100]!r}, which is not part of TFDS; '
+                    'it was not imported: prepare the set with features of TFDS'
+                )
+
+
+def check_versions(name: str, data_dir: str) -> None:
+    """Applies `check_features` to every version of a set in a TFDS directory.
+
+    Args:
+      name: of the set, as TFDS parses it: 'name', 'name/config' or 'name:version'.
+      data_dir: the directory, which may be missing.
+
+    Raises:
+      UserError: a version names a class that is not TFDS's own, or `name` has a namespace: TFDS imports its code.
+      OSError, ValueError, RecursionError: the name or a file is not valid.
+    """
+    from tensorflow_datasets.core import naming
+
+    parsed, _ = naming.parse_builder_name_kwargs(name)
+    if parsed.namespace:
+        raise UserError(f'{name}: the namespace {parsed.namespace!r} is code of others; use a set that is part of TFDS')
+    patterns = [f'{depth}/{file}' for depth in ('*', '*/*', '*/*/*') for file in FILES]  # epath has no **
+    found = [path for pattern in patterns for path in (epath.Path(data_dir) / parsed.name).glob(pattern)]
+    for folder in sorted({path.parent for path in found}):
+        check_features(folder)
+
+
+def _class_names(value: Any) -> Iterator[str]:
+    """The names of all classes in parsed JSON, also within text that is JSON itself, as TFDS nests it."""
+    if isinstance(value, dict):
+        for field, entry in value.items():
+            if field in CLASS_FIELDS and isinstance(entry, str):
+                yield entry
+            else:
+                yield from _class_names(entry)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _class_names(entry)
+    elif isinstance(value, str) and value.lstrip()[:1] in ('{', '['):
+        try:
+            nested = json.loads(value)
+        except ValueError:  # text
+            return
+        yield from _class_names(nested)
+
+
+@functools.cache
+def _own_classes() -> frozenset[str]:
+    """The names under which TFDS writes the classes of `tfds.features`, today and in earlier versions."""
+    import tensorflow_datasets as tfds
+
+    connector = tfds.features.FeatureConnector
+    classes = [kind for kind in vars(tfds.features).values() if isinstance(kind, type) and issubclass(kind, connector)]
+    names = {f'{kind.__module__}.{kind.__name__}' for kind in classes}
+    return frozenset(names.union(*(getattr(kind, 'ALIASES', ()) for kind in classes)))
