@@ -90,7 +90,7 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = 
     if writes:
         check_shared(folder, config.parallel.timeout_s)
     stored = stored_config(folder)
-    data = config.data.copy_and_resolve_references()
+    data = ConfigDict(config.data.to_dict())
     data.hold_out = resolve_hold_out(config, stored)
     splits = load(data, validate=True)
     if writes:
