@@ -23,6 +23,9 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument('--workdir', help='folder of the run, local or remote')
     parser.add_argument('--show_views', metavar='FILE.png', help='draw pairs of views of some images and exit')
     parser.add_argument('--dry_run', action='store_true', help='check everything and print the plan without training')
+    parser.add_argument(
+        '--extend', action='store_true', help='train the run in the workdir longer, to the length of the config'
+    )
     parser.add_argument('--init_from', help='workdir of another run; start from its encoder')
     parser.add_argument('--skip_nonfinite', type=int, metavar='N', help='skip up to N batches whose loss is not finite')
     parser.add_argument(
@@ -63,11 +66,13 @@ def main() -> int:
     if flags.dry_run:
         from dualcl_jax.training.dry_run import dry_run
 
-        dry_run(config, flags.workdir)
+        dry_run(config, flags.workdir, extend=flags.extend)
         return 0
     from dualcl_jax.training.loop import train
 
-    return 0 if train(config, flags.workdir, traced_steps=flags.profile) else EXIT_STOPPED_BY_SIGNAL
+    return (
+        0 if train(config, flags.workdir, traced_steps=flags.profile, extend=flags.extend) else EXIT_STOPPED_BY_SIGNAL
+    )
 
 
 if __name__ == '__main__':

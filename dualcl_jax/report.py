@@ -1,6 +1,7 @@
 """Writes the report of a run, or one of several runs: python -m dualcl_jax.report --workdir=A [--workdir=B ...].
 
-Without --output, the report of a single run is written to report.html in its workdir.
+Without --output, the report of a single run is written to report.html in its workdir. --config.data.path=PATH or
+--config.data.data_dir=PATH says where its data are, if they have moved.
 """
 
 import argparse
@@ -11,28 +12,39 @@ from dualcl_jax.system.command_line import Parser
 from dualcl_jax.system.errors import exits_cleanly
 
 MOST_RUNS = 6
+MOVABLE = ('data.path', 'data.data_dir', 'data.labels')
+"""Fields that may hold paths."""
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parses the flags. Raises UserError if one is unknown or missing, or has an invalid value."""
+def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Parses the flags, and the overrides of fields with paths as 'field=value'.
+
+    Raises:
+      UserError: a flag is unknown or missing, or has an invalid value.
+    """
     parser = Parser('python -m dualcl_jax.report', __doc__)
     parser.add_argument(
         '--workdir', required=True, action='append', help='folder of a run; repeat the flag for further runs'
     )
     parser.add_argument('--output', metavar='FILE.html', help='the file to write; required for several runs')
-    flags = parser.parse_args(arguments)
+    flags, overrides = parser.parse_with_fields(arguments)
+    for field in (assignment.partition('=')[0] for assignment in overrides):
+        if field not in MOVABLE:
+            parser.error(f'--config.{field}: only {", ".join(MOVABLE)} can be given, for data that have moved')
     if flags.output is None:
         if len(flags.workdir) > 1:
             parser.error('--output: required for several runs')
         flags.output = f'{flags.workdir[0]}/report.html'
     if len(flags.workdir) > MOST_RUNS:
         parser.error(f'--workdir: at most {MOST_RUNS} runs fit in a report')
-    return flags
+    if overrides and len(flags.workdir) > 1:
+        parser.error('--config.data: the data of only one --workdir can be given')
+    return flags, overrides
 
 
 @exits_cleanly
 def main() -> int:
-    flags = parse(sys.argv[1:])
+    flags, overrides = parse(sys.argv[1:])
     from dualcl_jax.system.files import check_output, write_output
     from dualcl_jax.system.processes.start import start
     from dualcl_jax.workdir.saved_run import find_run
@@ -45,7 +57,7 @@ def main() -> int:
     from dualcl_jax.reports.page import render
     from dualcl_jax.reports.subject import read_subject
 
-    runs = [describe(*read_subject(workdir)) for workdir in flags.workdir]
+    runs = [describe(*read_subject(workdir, overrides)) for workdir in flags.workdir]
     if len({run['name'] for run in runs}) < len(runs):
         runs = [run | {'name': workdir} for run, workdir in zip(runs, flags.workdir, strict=True)]
     page = render(runs)

@@ -13,9 +13,9 @@ from dualcl_jax.method.build import Method, build_method
 from dualcl_jax.method.length import run_length
 from dualcl_jax.method.state import TrainState
 from dualcl_jax.reports.samples import Samples, take_samples
+from dualcl_jax.system.config import override
 from dualcl_jax.system.devices import to_host
-from dualcl_jax.system.errors import UserError
-from dualcl_jax.workdir.folder import read_summary
+from dualcl_jax.workdir.folder import check_same_images, read_summary
 from dualcl_jax.workdir.metrics import read_records
 from dualcl_jax.workdir.saved_run import open_saved_run
 
@@ -52,18 +52,20 @@ class Subject:
         return int(self.state.step)
 
 
-def read_subject(workdir: str) -> tuple[Subject, Samples]:
+def read_subject(workdir: str, paths: Sequence[str] = ()) -> tuple[Subject, Samples]:
     """Reads a run from its newest checkpoint, and computes its encoder's features of its own data.
 
+    Args:
+      workdir: local or remote folder of the run.
+      paths: overrides of `data.path`, `data.data_dir` and `data.labels`, if the data have moved.
+
     Raises:
-      UserError: there is no run with a checkpoint, or its data are missing.
+      UserError: there is no run with a checkpoint, or its data are missing or others.
     """
     run = open_saved_run(workdir)
+    override(run.config, paths)
     splits = load(run.config.data, validate=True)
-    if splits.train.fingerprint != run.data_fingerprint:
-        raise UserError(
-            f'data.name={run.config.data.name}: not the images that {workdir} was trained on; restore the data'
-        )
+    check_same_images(run.folder, run.config, run.data_fingerprint, splits.train.fingerprint)
     epoch, total_steps = run_length(run.config, len(splits.train))
     samples = take_samples(Embedder(run.method, run.mesh), run.state.variables, splits)
     assert samples is not None

@@ -18,6 +18,13 @@ OPERATIONAL = ('checkpoint.', 'monitor.', 'log.', 'parallel.', 'queue.sharded', 
 """Beginnings of the fields that may change when a run resumes: they decide what is written, how fast, on which devices
 and which faults are tolerated, not the result."""
 
+PATHS = ('data.path', 'data.data_dir')
+"""Fields that name where the data are. They may change, too: whether the data are the same is decided by the
+fingerprint."""
+LENGTH = ('train.epochs', 'train.steps')
+"""Fields that determine the length of a run. They may change if the run is extended."""
+LABELS = ('auto', 'subfolders', 'none')
+"""The values of `data.labels` that are not the path of a file."""
 
 ADDED: dict[str, Any] = {
     'negatives.skip': 0,
@@ -170,18 +177,18 @@ def add_absent_fields(config: ConfigDict) -> None:
 
 
 def method_sha256(config: ConfigDict) -> str:
-    """SHA-256 hex digest of the fields of the method, which identifies the checkpoints of a run on any data.
+    """SHA-256 hex digest of the fields of the method, which identifies the checkpoints of a run.
 
-    A field of `ADDED` counts only if its value differs from the one in that table.
+    Neither the data nor the length of the run count. A field of `ADDED` counts only if it differs from that table.
     """
-    return _digest(config, ADDED, _is_method)
+    return _digest(config, ADDED, lambda field: _is_method(field) and field not in LENGTH)
 
 
 def accepted_sha256(*configs: ConfigDict) -> frozenset[str]:
     """The digests of configs: that of `method_sha256`, and those that earlier versions stored in their checkpoints.
 
-    An earlier version computed its digest over the fields that it had, whatever their values. Before 0.1.0 they
-    included operational ones.
+    An earlier version computed its digest over the fields that it had, whatever their values, with those of `LENGTH`.
+    Before 0.1.0 they included operational ones.
     """
     fields = list(ADDED)
     versions = [fields[count:] for count in range(len(fields) + 1)]
@@ -210,13 +217,23 @@ def _digest(config: ConfigDict, later: Collection[str], counts: Callable[[str], 
 
 
 def differing_fields(stored: ConfigDict, config: ConfigDict) -> list[str]:
-    """Method and data fields in which two configs differ, as 'field (stored, now)'; operational fields do not count."""
-    before, now = dict(flatten(stored)), dict(flatten(config))
+    """Method and data fields in which two configs differ, as 'field (stored, now)'.
+
+    Operational fields and paths do not count.
+    """
+    before, now = _without_paths(stored), _without_paths(config)
     return [
         f'{field} ({before.get(field)!r}, now {now.get(field)!r})'
         for field in sorted(before.keys() | now.keys())
         if not field.startswith(OPERATIONAL) and before.get(field) != now.get(field)
     ]
+
+
+def _without_paths(config: ConfigDict) -> dict[str, Any]:
+    """The fields of a config without `PATHS`, and without the path of a file of labels."""
+    fields = {field: value for field, value in flatten(config) if field not in PATHS}
+    labels = fields.get('data.labels')
+    return fields | {'data.labels': 'a file'} if labels is not None and labels not in LABELS else fields
 
 
 Rule = tuple[Callable[[Any], bool], str]

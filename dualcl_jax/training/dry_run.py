@@ -15,14 +15,14 @@ from dualcl_jax.training.plan import make_plan
 from dualcl_jax.training.summary import header
 
 
-def dry_run(config: ConfigDict, workdir: str) -> None:
-    """Prints what `train` would do with a config and a workdir.
+def dry_run(config: ConfigDict, workdir: str, *, extend: bool = False) -> None:
+    """Prints what `train` would do with a config, a workdir and `--extend`.
 
     Raises:
       UserError: any mistake for which `train` would fail before its first step.
     """
     validate(config)
-    plan = make_plan(config, workdir, writes=False)
+    plan = make_plan(config, workdir, writes=False, extend=extend)
     state = jax.eval_shape(plan.create)
     specs = state_specs(plan.method)
     jax.eval_shape(ShardMapMapper(plan.mesh, specs).map(partial(train_step, plan.method)), state, plan.batch())

@@ -36,13 +36,14 @@ IN_FLIGHT = 2
 """How many steps may be in flight on the devices before the host waits for the oldest."""
 
 
-def train(config: ConfigDict, workdir: str, *, traced_steps: int = 0) -> bool:
+def train(config: ConfigDict, workdir: str, *, traced_steps: int = 0, extend: bool = False) -> bool:
     """Trains a new run, or resumes the one in `workdir`, and writes all of its files.
 
     Args:
       config: see `configs/default.py`; it is not changed.
       workdir: local or remote folder.
       traced_steps: how many steps the profiler traces into `profile/`.
+      extend: whether the run in the workdir may become longer.
 
     Returns:
       True if the run is complete, False if a signal stopped it after a checkpoint.
@@ -59,7 +60,7 @@ def train(config: ConfigDict, workdir: str, *, traced_steps: int = 0) -> bool:
         StopSignal(several_processes=jax.process_count() > 1) as stop,
         Heartbeat(config) as heartbeat,
     ):
-        run, state = open_run(config, workdir)
+        run, state = open_run(config, workdir, extend=extend)
         plan, finished = run.plan, read_summary(run.plan.folder)
         if finished and plan.start_step == plan.total_steps:
             console.note(summary.closing(finished, plan.folder))
@@ -163,6 +164,7 @@ def _save(run: Run, step: int, state: TrainState, log: MetricsLog, skipped: Skip
     record = dict(run.record) | {
         'wall_time_s': run.wall_time_s(),
         'skipped_steps': skipped.steps,
+        'extended_at': list(run.past.extended_at),
         'waiting': log.waiting(),
     }
     return run.checkpoints.save(step, state, record, log.last(KNN_BACKBONE))

@@ -23,7 +23,14 @@ from dualcl_jax.system.devices import device_mesh
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.processes.agreement import check_same_data, check_shared
 from dualcl_jax.training.init_from import check_encoder
-from dualcl_jax.workdir.folder import check_same_run, existing_or_new, open_workdir, stored_config
+from dualcl_jax.workdir.folder import (
+    check_same_images,
+    check_same_run,
+    existing_or_new,
+    open_workdir,
+    read_fingerprints,
+    stored_config,
+)
 from dualcl_jax.workdir.saved_run import devices_of, saved_steps
 
 
@@ -65,13 +72,14 @@ class Plan:
         return batch_spec(example, self.config.train.batch_size)
 
 
-def make_plan(config: ConfigDict, workdir: str, *, writes: bool) -> Plan:
+def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = False) -> Plan:
     """Loads the data, resolves the config and checks everything that can be checked before compiling.
 
     Args:
       config: validated; it is not changed.
       workdir: local or remote folder.
       writes: whether the run will write into the workdir, which is then made. Every process of the run must call this.
+      extend: whether the run in the workdir may become longer.
 
     Raises:
       UserError: a mistake in the config, the data or the folder.
@@ -82,7 +90,7 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool) -> Plan:
     if writes:
         check_shared(folder, config.parallel.timeout_s)
     stored = stored_config(folder)
-    data = config.data.copy_and_resolve_references()
+    data = ConfigDict(config.data.to_dict())
     data.hold_out = resolve_hold_out(config, stored)
     splits = load(data, validate=True)
     if writes:
@@ -95,18 +103,22 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool) -> Plan:
         statistics=statistics,
         stored=stored,
     )
-    check_same_run(folder, stored, resolved)
+    check_same_run(folder, stored, resolved, extend=extend)
     resumed_from = max(saved_steps(folder), default=None)
     if stored is not None:  # its groups may be those of another number of devices
         validate_devices(resolved, mesh.devices.size)
         _check_local_norm(resolved, folder, resumed_from, mesh.devices.size)
     epoch, total_steps = run_length(resolved, len(splits.train))
+    if extend:
+        _check_longer(folder, stored, len(splits.train), total_steps)
     validate_schedule(resolved, total_steps, epoch)
     views = VIEWS[splits.train.kind](resolved, splits.train.examples(np.arange(0)))
     method = build_method(
         resolved, views, total_steps=total_steps, steps_per_epoch=epoch, num_devices=mesh.devices.size
     )
     plan = Plan(resolved, folder, splits, mesh, method, epoch, total_steps, resumed_from)
+    if plan.resumed_from is not None and (trained_on := read_fingerprints(folder)[0]) is not None:
+        check_same_images(folder, resolved, trained_on, splits.train.fingerprint)
     if resolved.init_from and plan.resumed_from is None:
         check_encoder(jax.eval_shape(plan.create).params, resolved.init_from)
     return plan
@@ -127,6 +139,18 @@ def _check_local_norm(config: FrozenConfigDict, folder: epath.Path, step: int | 
         raise UserError(
             f"model.norm='local': {folder} was trained on {before} devices, each a group of the batch statistics; "
             f'resume it on {before} devices, not {num_devices}'
+        )
+
+
+def _check_longer(folder: epath.Path, stored: ConfigDict | None, num_examples: int, total_steps: int) -> None:
+    """Raises UserError if there is no run to extend, or if it is longer than `total_steps`."""
+    if stored is None:
+        raise UserError(f'--extend: {folder} holds no run; leave the flag out to start one')
+    before = run_length(stored, num_examples).total_steps
+    if total_steps < before:
+        raise UserError(
+            f'--extend: the run in {folder} has {before:,} steps, and this config {total_steps:,}; '
+            'raise train.epochs or train.steps'
         )
 
 

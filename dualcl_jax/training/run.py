@@ -10,14 +10,22 @@ from ml_collections import ConfigDict
 
 from dualcl_jax.evaluators.embed import Embedder
 from dualcl_jax.evaluators.monitor import KnnMonitor, can_monitor
+from dualcl_jax.method.length import run_length
 from dualcl_jax.method.state import TrainState, state_specs
 from dualcl_jax.system.config import accepted_sha256, method_sha256
 from dualcl_jax.system.devices import MAPPERS, Mapper, place
-from dualcl_jax.system.errors import UserError
 from dualcl_jax.training.init_from import with_encoder
 from dualcl_jax.training.plan import Plan, make_plan
 from dualcl_jax.workdir.checkpoint import Checkpoint, Checkpoints
-from dualcl_jax.workdir.folder import lock, stored_config, write_config, write_data_report
+from dualcl_jax.workdir.folder import (
+    check_same_images,
+    location,
+    lock,
+    read_fingerprints,
+    stored_config,
+    write_config,
+    write_data_report,
+)
 from dualcl_jax.workdir.metrics import Record
 
 
@@ -28,12 +36,14 @@ class Past(NamedTuple):
       trained_s: seconds it took.
       waiting: its records that could not be written, see `MetricsLog`.
       skipped_steps: whose batches were skipped, see `dualcl_jax.training.health.Skipped`.
+      extended_at: steps after which its length changed.
       damaged: steps of newer checkpoints that could not be used, and why.
     """
 
     trained_s: float = 0.0
     waiting: tuple[Record, ...] = ()
     skipped_steps: tuple[int, ...] = ()
+    extended_at: tuple[int, ...] = ()
     damaged: Mapping[int, str] = {}
 
 
@@ -78,7 +88,7 @@ class Run:
         return step == total or step % (self.plan.config.checkpoint.every_steps or total) == 0
 
 
-def open_run(config: ConfigDict, workdir: str) -> tuple[Run, TrainState]:
+def open_run(config: ConfigDict, workdir: str, *, extend: bool = False) -> tuple[Run, TrainState]:
     """Checks everything that can be checked before compiling, and returns the run and its global state.
 
     A new state is a pure function of the config; one with a checkpoint in the workdir is restored from the newest.
@@ -87,12 +97,13 @@ def open_run(config: ConfigDict, workdir: str) -> tuple[Run, TrainState]:
     Args:
       config: validated (`dualcl_jax.method.validation`); it is not changed.
       workdir: local or remote folder.
+      extend: whether the run in the workdir may become longer.
 
     Raises:
       UserError: a mistake in the config, the data or the folder.
     """
     began = time.monotonic()
-    plan = make_plan(config, workdir, writes=True)
+    plan = make_plan(config, workdir, writes=True, extend=extend)
     writes = jax.process_index() == 0
     if writes:
         lock(plan.folder)
@@ -100,6 +111,7 @@ def open_run(config: ConfigDict, workdir: str) -> tuple[Run, TrainState]:
     record = {
         'data_fingerprint': plan.splits.train.fingerprint,
         'config_sha256': method_sha256(plan.config),
+        'total_steps': plan.total_steps,
     }
     specs = state_specs(plan.method)
     stored = stored_config(plan.folder) or plan.config
@@ -109,7 +121,11 @@ def open_run(config: ConfigDict, workdir: str) -> tuple[Run, TrainState]:
         plan, past, state = dataclasses.replace(plan, resumed_from=None), Past(), _new_state(plan)
     else:
         plan, past, state = dataclasses.replace(plan, resumed_from=checkpoint.step), _past(checkpoint), checkpoint.state
-        _check_same_data(plan, checkpoint)
+        fingerprint = plan.splits.train.fingerprint
+        check_same_images(plan.folder, plan.config, checkpoint.record['data_fingerprint'], fingerprint)
+        length = run_length(stored, len(plan.splits.train)).total_steps
+        if checkpoint.record.get('total_steps', length) != plan.total_steps:
+            past = past._replace(extended_at=(*past.extended_at, checkpoint.step))
     embed = Embedder(plan.method, plan.mesh)
     run = Run(
         plan=plan,
@@ -123,6 +139,7 @@ def open_run(config: ConfigDict, workdir: str) -> tuple[Run, TrainState]:
         writes=writes,
     )
     if writes:
+        _compare_test_images(plan)
         write_config(plan.folder, plan.config)
         write_data_report(plan.folder, plan.splits)
     return run, state
@@ -147,17 +164,16 @@ def _past(checkpoint: Checkpoint) -> Past:
         trained_s=found.get('wall_time_s', 0.0),
         waiting=tuple(found.get('waiting', ())),
         skipped_steps=tuple(found.get('skipped_steps', ())),
+        extended_at=tuple(found.get('extended_at', ())),
         damaged=checkpoint.damaged,
     )
 
 
-def _check_same_data(plan: Plan, checkpoint: Checkpoint) -> None:
-    """Raises UserError where the checkpoint is of a run on other data."""
-    if checkpoint.record['data_fingerprint'] != plan.splits.train.fingerprint:
-        raise UserError(
-            f'data.name={plan.config.data.name}: not the images that {plan.folder} was trained on\n'
-            'restore the data, or start in a new --workdir'
-        )
+def _compare_test_images(plan: Plan) -> None:
+    """Prints a note if the images for testing are not those that the run was measured on before."""
+    before, test = read_fingerprints(plan.folder)[1], plan.splits.test
+    if plan.resumed_from is not None and before is not None and test is not None and test.fingerprint != before:
+        print(f'note: {location(plan.config)}: other test images than before, so accuracies before and after differ')
 
 
 def _monitor(plan: Plan, embed: Embedder) -> KnnMonitor | None:

@@ -113,6 +113,7 @@ def results(
         'images_per_second': rates.get('time/images_per_second', log.last('time/images_per_second')),
         'input_wait_fraction': rates.get('time/input_wait_fraction', log.last('time/input_wait_fraction')),
         'skipped_steps': list(skipped_steps),
+        'extended_at': list(run.past.extended_at),
         'loss': log.last('train/loss'),
         'knn_top1': log.last(KNN_BACKBONE),
         'knn_top1_projection': log.last('monitor/knn_top1_projection'),

@@ -16,7 +16,7 @@ from dualcl_jax.data import Source, Splits, example_spec
 from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.source import count_classes
 from dualcl_jax.data.tree import Tree, describe, parse
-from dualcl_jax.system.config import differing_fields, flatten, from_json, to_json
+from dualcl_jax.system.config import LENGTH, PATHS, differing_fields, flatten, from_json, to_json
 from dualcl_jax.system.errors import RestartError, UserError
 from dualcl_jax.system.files import check_writable, reachable, write_json, write_text
 
@@ -140,31 +140,55 @@ def stored_config(workdir: epath.Path) -> ConfigDict | None:
         raise UserError(f'{stored}: not a valid config ({error}); start in a new --workdir') from error
 
 
-def check_same_run(workdir: epath.Path, stored: ConfigDict | None, config: ConfigDict) -> None:
-    """Checks that a resolved config is that of the run in the folder, but for operational fields.
+def check_same_run(workdir: epath.Path, stored: ConfigDict | None, config: ConfigDict, *, extend: bool = False) -> None:
+    """Checks that a resolved config is that of the run in the folder, except for operational fields and paths.
 
     Args:
       workdir: named in the error.
-      stored: the config in it (`stored_config`); None where there is no run.
-      config: what the folder is to be trained with.
+      stored: the config in it (`stored_config`); None if there is no run.
+      config: the config to train with.
+      extend: whether the length may differ.
 
     Raises:
       UserError: the method or the data differ; it names the fields.
     """
-    fields = differing_fields(stored, config) if stored is not None else []
-    unknown = (
-        sorted(dict(flatten(stored)).keys() - dict(flatten(config)).keys()) if fields and stored is not None else []
-    )
+    fields = {} if stored is None else {text.partition(' ')[0]: text for text in differing_fields(stored, config)}
+    if extend:
+        fields = {field: text for field, text in fields.items() if field not in LENGTH}
+    unknown = [field for field in fields if field not in dict(flatten(config))]
     if unknown:
         raise UserError(
             f'--workdir={workdir}: holds a run with {", ".join(unknown)}, unknown to this version and config; '
             'use the version that wrote it, or a new --workdir'
         )
     if fields:
-        measured = all(field.startswith(('data.mean ', 'data.std ')) for field in fields)
+        remedy = 'use a new --workdir, or the config of that run'
+        if fields.keys() <= {'data.mean', 'data.std'}:  # measured
+            remedy = f'{location(config)} has other images: use a new --workdir, or the images of that run'
+        elif fields.keys() <= set(LENGTH):
+            remedy = (
+                'add --extend to train that run longer, or use a new --workdir, '
+                f'where --init_from={workdir} starts from its encoder'
+            )
+        raise UserError(f'--workdir={workdir}: holds a run with a different {", ".join(fields.values())}\n{remedy}')
+
+
+def location(config: ConfigDict) -> str:
+    """Names the data of a config by the field that says where they are."""
+    fields = dict(flatten(config))
+    return next((f'{field}={fields[field]}' for field in PATHS if fields[field]), f'data.name={config.data.name}')
+
+
+def check_same_images(workdir: epath.Path, config: ConfigDict, trained_on: str, fingerprint: str) -> None:
+    """Checks that the data of a config are those that the run in the folder was trained on, by their fingerprints.
+
+    Raises:
+      UserError: they differ; it names the data.
+    """
+    if trained_on != fingerprint:
         raise UserError(
-            f'--workdir={workdir}: holds a run with a different {", ".join(fields)}\n'
-            f'use a new --workdir, or the {"images" if measured else "config"} of that run'
+            f'{location(config)}: not the images that {workdir} was trained on\n'
+            'restore the data, or start in a new --workdir'
         )
 
 
@@ -199,6 +223,16 @@ def write_data_report(workdir: epath.Path, splits: Splits) -> None:
     if about:
         report['files'] = about
     write_json(workdir / 'data_report.json', report)
+
+
+def read_fingerprints(workdir: epath.Path) -> tuple[str | None, str | None]:
+    """The fingerprints of the training and the test split in `data_report.json`; None for those that it lacks."""
+    try:
+        report = json.loads((workdir / 'data_report.json').read_bytes())
+        train, test = (report[split]['fingerprint'] if report[split] else None for split in ('train', 'test'))
+        return train, test
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return None, None
 
 
 def _plain_splits(splits: Splits) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def test_another_run_with_the_same_shapes(saved: Saved, tmp_path: Path) -> None:
         store.save(40, other, {'config_sha256': 'of another'}, None)
         store.finish()
         mine = newest.record['config_sha256']
-        found = store.newest(saved.like, device_mesh(), {'config_sha256': mine, 'more': 1})
+        found = store.newest(saved.like, device_mesh(), {'config_sha256': [mine], 'more': [1]})
     assert found is not None
     assert found.step == STEPS[-1]
     assert found.damaged == {40: 'it belongs to another run: its config_sha256 is of another'}
