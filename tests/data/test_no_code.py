@@ -154,7 +154,7 @@ def test_an_image_that_starts_a_program(planted, monkeypatch):
     write_set(Path('sets'), {'train': examples(3, 8, 8, 3)}, COLOUR)
     monkeypatch.undo()
     monkeypatch.setattr('PIL.EpsImagePlugin.gs_binary', str(calls))
-    os.chdir(planted.parent)
+    monkeypatch.chdir(planted.parent)
     with pytest.raises(UserError, match='cannot identify image file'):
         tfds_source.load(config(data_dir='sets'))
 

@@ -26,6 +26,7 @@ FIELDS = {
     'head_width': 16,
     'freeze_patches': True,
     'remat': False,
+    'matmul_precision': 'float32',
 }
 
 

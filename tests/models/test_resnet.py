@@ -27,6 +27,7 @@ def make_encoder(**fields):
         'head_width': 16,
         'freeze_patches': True,
         'remat': False,
+        'matmul_precision': 'float32',
     }
     return build_encoder(SimpleNamespace(**{**defaults, **fields}))
 
