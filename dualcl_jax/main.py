@@ -54,9 +54,10 @@ def main() -> int:
         config.init_from = flags.init_from
     if flags.skip_nonfinite is not None:
         config.skip_nonfinite = flags.skip_nonfinite
-    facts = {name: repr(value) for name, value in flatten(config)} | {'--workdir': str(flags.workdir)}
-    timeout_s = dict(flatten(config)).get('parallel.timeout_s', 50.0)
-    deterministic = dict(flatten(config)).get('parallel.deterministic', True)
+    fields = dict(flatten(config))
+    facts = {name: repr(value) for name, value in fields.items()} | {'--workdir': str(flags.workdir)}
+    timeout_s = fields.get('parallel.timeout_s', 50.0)
+    deterministic = fields.get('parallel.deterministic', True)
     start(flags.coordinator_address, flags.num_processes, flags.process_id, facts, timeout_s, deterministic)
     if flags.show_views is not None:
         from dualcl_jax.reports.view_sheet import show_views

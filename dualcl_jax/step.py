@@ -75,7 +75,7 @@ def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainSt
     metrics |= {'train/gradient_norm': optax.tree.norm(gradients)}
     metrics |= {'train/learning_rate': method.learning_rate(state.step), 'train/ema_momentum': momentum}
     if method.count_negatives is not None:
-        metrics['train/negatives'] = method.count_negatives(state.step).astype(jnp.float32)
+        metrics['train/negatives'] = jnp.asarray(candidates.k, jnp.float32)
     statistics = _in_one_row((batch_stats, momentum_batch_stats))
     checked = metrics['train/loss'], metrics['train/gradient_norm'], keys, statistics, params
     finite = jax.lax.pmin(all_finite(checked), AXIS)
