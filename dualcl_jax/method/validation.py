@@ -54,7 +54,7 @@ RULES: dict[str, Rule] = {
     'model.dtype': one_of(*DTYPES),
     'model.matmul_precision': one_of(*PRECISIONS),
     'model.vocabulary': at_least(0),
-    'model.layers': at_least(1),
+    'model.layers': between(1, 80),  # more would need masks of dropout with numbers beyond 8 bits
     'model.heads': at_least(1),
     'model.mlp_width': at_least(1),
     'model.positions': at_least(1),
@@ -139,6 +139,7 @@ def validate(config: ConfigDict) -> None:
     if any(value == 0 for value in config.data.std):
         raise UserError(f'config.data.std={tuple(config.data.std)}: must be above 0')
     _validate_negatives(config)
+    _validate_transformer(config)
     side = PATCHES.get(config.model.name, 1)
     if config.data.image_size % side:
         raise UserError(
@@ -149,6 +150,19 @@ def validate(config: ConfigDict) -> None:
         raise UserError(f'config.model.remat=True: {config.model.name} has no blocks to compute again')
     if config.loss.key_weight == 1 and config.loss.key_term == 'batch' and config.train.batch_size == 1:
         raise UserError('config.train.batch_size=1: the key term needs other queries; use a larger batch')
+
+
+def _validate_transformer(config: ConfigDict) -> None:
+    """Checks that the sizes of a transformer of sentences fit each other."""
+    model = config.model
+    if model.name != 'transformer':
+        return
+    if model.width % model.heads:
+        raise UserError(f'config.model.heads={model.heads}: must divide model.width={model.width}')
+    if model.positions <= model.position_offset:
+        raise UserError(
+            f'config.model.positions={model.positions}: must be more than model.position_offset={model.position_offset}'
+        )
 
 
 def _validate_negatives(config: ConfigDict) -> None:
