@@ -64,6 +64,12 @@ ADDED: dict[str, Any] = {
     'parallel.save_s': 1800.0,
     'parallel.evaluate_s': 7200.0,
     'optimizer.lars': 'rate_first',
+    'data.columns': '',
+    'text.tokenizer': '',
+    'text.length': 32,
+    'views.deletion': None,
+    'views.repetition': None,
+    'optimizer.clip': 0.0,
     'model.vocabulary': 0,
     'model.layers': 6,
     'model.heads': 12,
@@ -181,6 +187,8 @@ def add_absent_fields(config: ConfigDict) -> None:
     with config.unlocked():
         for field, value in ADDED.items():
             section, _, name = field.rpartition('.')
+            if section == 'text' and section not in config:
+                config.text = ConfigDict()
             owner = config.get(section) if section else config
             if field not in present and isinstance(owner, ConfigDict):
                 owner[name] = value

@@ -8,10 +8,11 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from dualcl_jax.data import Batch, Source, Splits, batch_spec, example_spec, load
+from dualcl_jax.data import Batch, Source, Splits, batch_spec, data_config, example_spec, load
 from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.images.source import image_shape
 from dualcl_jax.data.images.statistics import channel_statistics
+from dualcl_jax.data.text.source import KIND as TEXT
 from dualcl_jax.method.build import Method, build_method
 from dualcl_jax.method.length import run_length
 from dualcl_jax.method.resolve import Statistics, resolve, resolve_hold_out
@@ -90,7 +91,7 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = 
     if writes:
         check_shared(folder, config.parallel.timeout_s)
     stored = stored_config(folder)
-    data = ConfigDict(config.data.to_dict())
+    data = data_config(config, folder if stored is not None else None)
     data.hold_out = resolve_hold_out(config, stored)
     splits = load(data, validate=True)
     validate_kind(config, splits.train.kind, splits.train.name)
@@ -102,6 +103,7 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = 
         platform=mesh.devices.flat[0].platform,
         num_devices=mesh.devices.size,
         statistics=statistics,
+        vocabulary=_vocabulary(splits.train),
         stored=stored,
     )
     check_same_run(folder, stored, resolved, extend=extend)
@@ -153,6 +155,11 @@ def _check_longer(folder: epath.Path, stored: ConfigDict | None, num_examples: i
             f'--extend: the run in {folder} has {before:,} steps, and this config {total_steps:,}; '
             'raise train.epochs or train.steps'
         )
+
+
+def _vocabulary(train: Source) -> int:
+    """The number of tokens of the tokenizer of text; 0 of examples of another kind."""
+    return int((train.report or {})['tokens']['vocabulary']) if train.kind == TEXT else 0
 
 
 def _statistics(config: ConfigDict, train: Source) -> Statistics | None:
