@@ -142,7 +142,6 @@ def validate(config: ConfigDict) -> None:
     if any(value == 0 for value in config.data.std):
         raise UserError(f'config.data.std={tuple(config.data.std)}: must be above 0')
     _validate_negatives(config)
-    _validate_transformer(config)
     side = PATCHES.get(config.model.name, 1)
     if config.data.image_size % side:
         raise UserError(
@@ -155,17 +154,20 @@ def validate(config: ConfigDict) -> None:
         raise UserError('config.train.batch_size=1: the key term needs other queries; use a larger batch')
 
 
-def _validate_transformer(config: ConfigDict) -> None:
-    """Checks that the sizes of a transformer of sentences fit each other."""
+def validate_sizes(config: ConfigDict) -> None:
+    """Checks that the sizes of a transformer of sentences fit each other and the sentences.
+
+    Raises:
+      UserError: naming the field.
+    """
     model = config.model
     if model.name != 'transformer':
         return
     if model.width % model.heads:
         raise UserError(f'config.model.heads={model.heads}: must divide model.width={model.width}')
-    if model.positions <= model.position_offset:
-        raise UserError(
-            f'config.model.positions={model.positions}: must be more than model.position_offset={model.position_offset}'
-        )
+    longest = model.positions - model.position_offset
+    if config.text.length > longest:
+        raise UserError(f'config.text.length={config.text.length}: the model has positions for {longest} tokens')
 
 
 def _validate_negatives(config: ConfigDict) -> None:
