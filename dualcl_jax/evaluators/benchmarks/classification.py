@@ -103,7 +103,10 @@ def _by_part(name: str, paths: Sequence[Path | None]) -> Classified:
     class_names, labels = np.unique(classes, return_inverse=True)
     used = [path for path in paths if path]
     _check_sizes(used[0], np.bincount(labels[parts[0]], minlength=len(class_names)), class_names.tolist())
-    return Classified(name, sentences, labels.astype(np.int32), tuple(class_names.tolist()), *parts, sha256(used))
+    train, validation, test = parts
+    return Classified(
+        name, sentences, labels.astype(np.int32), tuple(class_names.tolist()), train, validation, test, sha256(used)
+    )
 
 
 def _check_sizes(path: Path, sizes: NDArray, class_names: Sequence[str]) -> None:
