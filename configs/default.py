@@ -23,9 +23,10 @@ def get_config() -> ConfigDict:
     )
 
     config.data = data = ConfigDict()
-    data.name = 'cifar10'  # photo_patches | folder | npz | any image classification set of TFDS, as array_record
+    # photo_patches | folder | npz | text | any image classification set of TFDS, as array_record
+    data.name = 'cifar10'
     data.data_dir = ''  # TFDS directory; empty: TFDS's own default
-    data.path = ''  # the folder of data.name='folder', the file of 'npz'
+    data.path = ''  # the folder of data.name='folder', the file of 'npz', the file or folder of 'text'
     data.image_size = 32  # side of a view in pixels
     data.limit = 0  # train on a fixed random subset of this many images; 0: all
     data.num_examples = 0  # reject a training set of any other size; 0: accept any size
@@ -33,6 +34,9 @@ def get_config() -> ConfigDict:
     data.labels = 'auto'
     data.path_column = ''  # the columns of that CSV file; empty: recognised by their names, such as file_name and label
     data.label_column = ''
+    # Of text: the column with sentences, by its name or, in a table without a header, by its number; or two for pairs,
+    # such as 'term,definition' or '0,1'. Empty: each line is a sentence. data.label_column names the class, if any.
+    data.columns = ''
     data.test_fraction = 0.1  # share of a folder's labelled images to hold out, by content, if it has no test split
     # A fixed random share of the training images, after data.limit, that is not trained on. The monitor measures on it,
     # and all test figures that a run reports are then of these images; only `dualcl_jax.evaluate` sees the test split.
@@ -46,11 +50,19 @@ def get_config() -> ConfigDict:
     data.mean = ()  # per channel, in [0, 1]; empty: measured on the training images and stored in config.json
     data.std = ()  # likewise
 
+    config.text = text = ConfigDict()
+    # A tokenizer.json of Hugging Face, or a folder that has one. Empty: that of init_from, or else a WordPiece of
+    # model.vocabulary tokens, trained on the corpus. The workdir keeps it as tokenizer.json.
+    text.tokenizer = ''
+    text.length = 32  # tokens of a sentence, with the first and the last one ([CLS] and [SEP]); longer ones are cut
+
     config.views = views = ConfigDict()
-    views.preset = 'moco_v2'  # moco_v1 | moco_v2 | moco_v3 | moco_cifar: augmentation of the two views
+    # Augmentation of the two views. Of images: moco_v1 | moco_v2 | moco_v3 | moco_cifar. Of text: simcse | esimcse |
+    # mocose | contriever, or pair: the two columns of data.columns.
+    views.preset = 'moco_v2'
     # Each of these, if set, replaces the preset's value in both views. Ranges:
-    # `dualcl_jax.method.views.images.ViewSpec`.
-    views.crop_scale = config_dict.placeholder(tuple)  # (least, largest) share of the image's area
+    # `dualcl_jax.method.views.images.ViewSpec` and, of text, `dualcl_jax.method.views.text.TextSpec`.
+    views.crop_scale = config_dict.placeholder(tuple)  # (least, largest) share of the image's area, or of the tokens
     views.crop_ratio = config_dict.placeholder(tuple)  # (least, largest) width / height
     views.flip = config_dict.placeholder(float)
     views.jitter_probability = config_dict.placeholder(float)
@@ -63,6 +75,8 @@ def get_config() -> ConfigDict:
     views.blur_sigma = config_dict.placeholder(tuple)  # pixels
     views.solarize_probability = config_dict.placeholder(float)
     views.solarize_threshold = config_dict.placeholder(float)
+    views.deletion = config_dict.placeholder(float)  # of text: probability of dropping a token
+    views.repetition = config_dict.placeholder(float)  # of text: largest share of the tokens that are repeated
 
     config.model = model = ConfigDict()
     model.name = 'resnet18'  # resnet18 | resnet34 | resnet50 | vit_s16 | vit_tiny, tiny (for tests)
@@ -77,6 +91,7 @@ def get_config() -> ConfigDict:
     model.head_width = 4096  # width of the inner layers of v3's projections and predictors
     model.freeze_patches = True  # the patch projection of a ViT keeps its initial values; other models have none
     model.remat = False  # recompute activations inside blocks in the backward pass: less memory, more time
+    model.vocabulary = 16_384  # rows of the token embedding, for text; also the size of a tokenizer that is trained
     model.dim = 128  # D, length of queries and keys
     model.dtype = 'float32'  # of the encoder's computation: float32 | bfloat16; the loss is always float32
     # float32 | tensorfloat32 | bfloat16: precision to which accelerators may round the factors of products in a float32
@@ -133,6 +148,7 @@ def get_config() -> ConfigDict:
     optimizer.weight_decay = 5e-4
     optimizer.decay_norm_and_bias = False  # also decay biases and normalisation scales, as MoCo does
     optimizer.warmup_epochs = 0.0  # linear warm-up from 0
+    optimizer.clip = 0.0  # scale gradients of a larger norm down to this one; 0: never
 
     config.train = train = ConfigDict()
     train.batch_size = 256  # global: over all devices of all processes

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from dualcl_jax.data import Source
+from dualcl_jax.data.source import first_equal
 from dualcl_jax.data.tree import Tree
 
 
@@ -48,6 +49,14 @@ class Derived:
     @property
     def report(self) -> Mapping[str, Any] | None:
         return None
+
+    @property
+    def ids(self) -> np.ndarray:
+        return first_equal(self.source.ids[self.rows])
+
+    @property
+    def kept_files(self) -> Mapping[str, bytes]:
+        return self.source.kept_files
 
     def __len__(self) -> int:
         return len(self.rows)

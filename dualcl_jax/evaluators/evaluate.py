@@ -198,7 +198,7 @@ def evaluate(
     """
     config = resolve(source, overrides)
     benchmarks = read_benchmarks(source, protocols, config)
-    splits = data.load(config.data)
+    splits = data.load(data.data_config(source.config, source.run.folder if source.run else None, data=config.data))
     check(source, splits, protocols, named=any(field.startswith('data.') for field in overrides))
     own = splits.train.fingerprint == source.data_fingerprint
     folder = epath.Path(output) / ('' if own else f'on_{config.data.name.replace("/", "_").replace(":", "_")}')

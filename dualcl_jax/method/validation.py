@@ -6,6 +6,7 @@ from dualcl_jax.data.source import HOLD_OUTS
 from dualcl_jax.method.negatives.selectors import AUTO, SELECTORS, SHARDED
 from dualcl_jax.method.optim import LARS, LEARNING_RATE_SCHEDULES, MOMENTUM_SCHEDULES, OPTIMIZERS
 from dualcl_jax.method.views.images import PRESETS, resolve_views
+from dualcl_jax.method.views.text import TEXT_PRESETS, resolve_text_views
 from dualcl_jax.models.encoder import DTYPES, MODELS, PRECISIONS
 from dualcl_jax.models.heads import PREDICTORS, PROJECTIONS
 from dualcl_jax.models.norm import norm_layout
@@ -41,13 +42,15 @@ RULES: dict[str, Rule] = {
     'data.max_skipped': between(0, 1),
     'data.mean': _PER_CHANNEL,
     'data.std': _PER_CHANNEL,
-    'views.preset': one_of(*PRESETS),
+    'text.length': at_least(3),
+    'views.preset': one_of(*PRESETS, *TEXT_PRESETS),
     'model.name': (lambda name: name in MODELS, 'choose one of ' + ', '.join(MODELS)),  # also of those added later
     'model.stem': one_of(*STEMS),
     'model.width': at_least(1),
     'model.projection': one_of(*PROJECTIONS),
     'model.predictor': one_of(*PREDICTORS),
     'model.head_width': at_least(1),
+    'model.vocabulary': at_least(1),
     'model.dim': at_least(2),
     'model.dtype': one_of(*DTYPES),
     'model.matmul_precision': one_of(*PRECISIONS),
@@ -73,6 +76,7 @@ RULES: dict[str, Rule] = {
     'optimizer.momentum': (lambda value: 0 <= value < 1, 'must be at least 0 and below 1'),
     'optimizer.weight_decay': at_least(0),
     'optimizer.warmup_epochs': at_least(0),
+    'optimizer.clip': at_least(0),
     'train.batch_size': at_least(1),
     'train.epochs': at_least(0),
     'train.steps': at_least(0),
@@ -95,8 +99,8 @@ RULES: dict[str, Rule] = {
 
 
 FREE = (
-    'init_from', 'data.name', 'data.data_dir', 'data.path', 'data.path_column', 'data.label_column', 'model.norm',
-    'model.freeze_patches', 'model.remat',
+    'init_from', 'data.name', 'data.data_dir', 'data.path', 'data.path_column', 'data.label_column', 'data.columns',
+    'text.tokenizer', 'model.norm', 'model.freeze_patches', 'model.remat',
     'loss.symmetric', 'loss.two_tau', 'loss.shuffle_keys', 'negatives.mask_same_image', 'queue.sharded',
     'optimizer.decay_norm_and_bias', 'log.pictures', 'parallel.deterministic',
 )  # fmt: skip
@@ -119,7 +123,7 @@ def validate(config: ConfigDict) -> None:
       UserError: naming the field, its value and what it may be.
     """
     check_fields(config, RULES)
-    resolve_views(config.views)
+    (resolve_text_views if config.views.preset in TEXT_PRESETS else resolve_views)(config.views)
     if not config.train.epochs and not config.train.steps:
         raise UserError('config.train.epochs=0: train for some epochs, or set train.steps')
     if len(config.data.mean) != len(config.data.std):

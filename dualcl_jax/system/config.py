@@ -64,6 +64,13 @@ ADDED: dict[str, Any] = {
     'parallel.save_s': 1800.0,
     'parallel.evaluate_s': 7200.0,
     'optimizer.lars': 'rate_first',
+    'data.columns': '',
+    'text.tokenizer': '',
+    'text.length': 32,
+    'model.vocabulary': 16_384,
+    'views.deletion': None,
+    'views.repetition': None,
+    'optimizer.clip': 0.0,
 }
 """Fields that were added since the first config was stored, in the order of their addition, with the value that a
 config without the field means. A new field belongs at the end, with the value that keeps the behaviour of before."""
@@ -171,6 +178,8 @@ def add_absent_fields(config: ConfigDict) -> None:
     with config.unlocked():
         for field, value in ADDED.items():
             section, _, name = field.rpartition('.')
+            if section == 'text' and section not in config:
+                config.text = ConfigDict()
             owner = config.get(section) if section else config
             if field not in present and isinstance(owner, ConfigDict):
                 owner[name] = value

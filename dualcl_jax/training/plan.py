@@ -8,7 +8,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from dualcl_jax.data import Batch, Source, Splits, batch_spec, example_spec, load
+from dualcl_jax.data import Batch, Source, Splits, batch_spec, data_config, example_spec, load
 from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.images.source import image_shape
 from dualcl_jax.data.images.statistics import channel_statistics
@@ -95,7 +95,7 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = 
     if writes:
         check_shared(folder, config.parallel.timeout_s)
     stored = stored_config(folder)
-    data = ConfigDict(config.data.to_dict())
+    data = data_config(config, folder if stored is not None else None)
     data.hold_out = resolve_hold_out(config, stored)
     splits = load(data, validate=True)
     if similar is not None and splits.train.kind != TEXT:

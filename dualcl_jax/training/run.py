@@ -16,6 +16,7 @@ from dualcl_jax.method.length import run_length
 from dualcl_jax.method.state import TrainState, state_specs
 from dualcl_jax.system.config import accepted_sha256, method_sha256
 from dualcl_jax.system.devices import MAPPERS, Mapper, place
+from dualcl_jax.system.files import write_bytes
 from dualcl_jax.training.init_from import with_encoder
 from dualcl_jax.training.plan import Plan, make_plan
 from dualcl_jax.workdir.checkpoint import Checkpoint, Checkpoints
@@ -142,6 +143,8 @@ def open_run(config: ConfigDict, workdir: str, *, extend: bool = False) -> tuple
     )
     if writes:
         _compare_test_images(plan)
+        for name, content in plan.splits.train.kept_files.items():
+            write_bytes(plan.folder / name, content)
         write_config(plan.folder, plan.config)
         write_data_report(plan.folder, plan.splits)
     return run, state

@@ -1,6 +1,7 @@
 """Splits whose images are decoded when they are read: any number of images of any size."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -59,6 +60,14 @@ class EncodedSource:
     @property
     def in_memory(self) -> bool:
         return False
+
+    @functools.cached_property
+    def ids(self) -> np.ndarray:
+        return np.arange(len(self), dtype=np.int32)
+
+    @property
+    def kept_files(self) -> Mapping[str, bytes]:
+        return {}
 
     def __len__(self) -> int:
         return len(self.labels)
