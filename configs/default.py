@@ -79,9 +79,10 @@ def get_config() -> ConfigDict:
     views.repetition = config_dict.placeholder(float)  # of text: largest share of the tokens that are repeated
 
     config.model = model = ConfigDict()
-    model.name = 'resnet18'  # resnet18 | resnet34 | resnet50 | vit_s16 | vit_tiny, tiny (for tests)
+    # Of images: resnet18 | resnet34 | resnet50 | vit_s16 | vit_tiny, tiny (for tests). Of text: bag.
+    model.name = 'resnet18'
     model.stem = 'cifar'  # of a ResNet; cifar: 3×3, stride 1 | imagenet: 7×7, stride 2, and pooling
-    model.width = 64  # channels of the first stage of a ResNet; a ViT's name determines its width
+    model.width = 64  # channels of the first stage of a ResNet; of every token of text; a ViT's name determines it
     # Groups of the batch statistics: local (each device is one) | sync (one) | split:n (n of the global batch; n must
     # divide the number of devices or be a multiple of it). config.json stores local as the split:n that it means on the
     # devices where the run starts, and a run keeps that when it resumes.
@@ -97,6 +98,16 @@ def get_config() -> ConfigDict:
     # float32 | tensorfloat32 | bfloat16: precision to which accelerators may round the factors of products in a float32
     # encoder
     model.matmul_precision = 'float32'
+    # Of models of text. All but the vocabulary apply to a transformer alone; their defaults are those of MiniLM-L6.
+    model.layers = 6
+    model.heads = 12  # of the attention; divides model.width
+    model.mlp_width = 1536  # width of the inner layer of each block
+    model.positions = 512  # rows of the position embedding
+    model.position_offset = 0  # row of the first token's position: 0 in BERT, 2 in RoBERTa
+    model.token_types = 2  # rows of the embedding of token types, of which the first is used; 0: none
+    model.norm_epsilon = 1e-12  # ε of the layer norms
+    model.pooling = 'mean'  # of the token vectors: mean | cls (the first token's)
+    model.dropout = 0.1  # share of entries set to 0 in training, if views.dropout is on
 
     config.loss = loss = ConfigDict()
     loss.temperature = 0.1  # τ > 0

@@ -7,10 +7,12 @@ from dualcl_jax.method.negatives.selectors import AUTO, SELECTORS, SHARDED
 from dualcl_jax.method.optim import LARS, LEARNING_RATE_SCHEDULES, MOMENTUM_SCHEDULES, OPTIMIZERS
 from dualcl_jax.method.views.images import PRESETS, resolve_views
 from dualcl_jax.method.views.text import TEXT_PRESETS, resolve_text_views
-from dualcl_jax.models.encoder import DTYPES, MODELS, PRECISIONS
+from dualcl_jax.models.encoder import DTYPES, MODELS, PRECISIONS, TEXT_MODELS
 from dualcl_jax.models.heads import PREDICTORS, PROJECTIONS
 from dualcl_jax.models.norm import norm_layout
 from dualcl_jax.models.resnet import STEMS
+from dualcl_jax.models.text import KIND as TEXT
+from dualcl_jax.models.text import POOLINGS
 from dualcl_jax.models.vit import PATCHES
 from dualcl_jax.system.config import Rule, at_least, between, check_fields, flatten, one_of
 from dualcl_jax.system.devices import MAPPERS
@@ -54,6 +56,15 @@ RULES: dict[str, Rule] = {
     'model.dim': at_least(2),
     'model.dtype': one_of(*DTYPES),
     'model.matmul_precision': one_of(*PRECISIONS),
+    'model.layers': at_least(1),
+    'model.heads': at_least(1),
+    'model.mlp_width': at_least(1),
+    'model.positions': at_least(1),
+    'model.position_offset': at_least(0),
+    'model.token_types': at_least(0),
+    'model.norm_epsilon': _POSITIVE,
+    'model.pooling': one_of(*POOLINGS),
+    'model.dropout': (lambda value: 0 <= value < 1, 'must be at least 0 and below 1'),
     'loss.temperature': _POSITIVE,
     'loss.hardness': at_least(0),
     'loss.key_weight': between(0, 1),
@@ -137,8 +148,8 @@ def validate(config: ConfigDict) -> None:
             f'config.data.image_size={config.data.image_size}: must be a multiple of {side}, the patches of '
             f'model.name={config.model.name}'
         )
-    if config.model.remat and config.model.name == 'tiny':
-        raise UserError('config.model.remat=True: tiny has no blocks to compute again')
+    if config.model.remat and config.model.name in ('tiny', 'bag'):
+        raise UserError(f'config.model.remat=True: {config.model.name} has no blocks to compute again')
     if config.loss.key_weight == 1 and config.loss.key_term == 'batch' and config.train.batch_size == 1:
         raise UserError('config.train.batch_size=1: the key term needs other queries; use a larger batch')
 
@@ -173,6 +184,26 @@ def _validate_negatives(config: ConfigDict) -> None:
             f'config.train.accumulate_steps={config.train.accumulate_steps}: the key term compares all queries of a '
             'batch, which are never in memory together; use 1, or loss.key_weight=0'
         )
+
+
+def validate_kind(config: ConfigDict, kind: str, name: str) -> None:
+    """Checks that the encoder takes the examples of a data set.
+
+    Args:
+      config: whose model is checked.
+      kind: of the examples.
+      name: of the data set, for the message.
+
+    Raises:
+      UserError: a model of text is to be trained on something else, or another model on text.
+    """
+    if (config.model.name in TEXT_MODELS) == (kind == TEXT):
+        return
+    if kind == TEXT:
+        remedy = f'choose one of {", ".join(TEXT_MODELS)}'
+    else:
+        remedy = f'it takes text; choose one of {", ".join(model for model in MODELS if model not in TEXT_MODELS)}'
+    raise UserError(f'config.model.name={config.model.name!r}: {name} holds {kind}; {remedy}')
 
 
 def validate_devices(config: ConfigDict, num_devices: int) -> None:

@@ -71,6 +71,15 @@ ADDED: dict[str, Any] = {
     'views.deletion': None,
     'views.repetition': None,
     'optimizer.clip': 0.0,
+    'model.layers': 6,
+    'model.heads': 12,
+    'model.mlp_width': 1536,
+    'model.positions': 512,
+    'model.position_offset': 0,
+    'model.token_types': 2,
+    'model.norm_epsilon': 1e-12,
+    'model.pooling': 'mean',
+    'model.dropout': 0.1,
 }
 """Fields that were added since the first config was stored, in the order of their addition, with the value that a
 config without the field means. A new field belongs at the end, with the value that keeps the behaviour of before."""

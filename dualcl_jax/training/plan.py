@@ -18,7 +18,7 @@ from dualcl_jax.method.build import Method, build_method
 from dualcl_jax.method.length import run_length
 from dualcl_jax.method.resolve import Statistics, resolve, resolve_hold_out
 from dualcl_jax.method.state import TrainState, create_train_state
-from dualcl_jax.method.validation import validate_devices, validate_schedule
+from dualcl_jax.method.validation import validate_devices, validate_kind, validate_schedule
 from dualcl_jax.method.views import VIEWS
 from dualcl_jax.models.norm import LOCAL
 from dualcl_jax.system.devices import device_mesh
@@ -103,6 +103,7 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = 
             f'config.sts.path={config.sts.path}: measures encoders of text, and {splits.train.name} holds '
             f'{splits.train.kind}; leave it empty'
         )
+    validate_kind(config, splits.train.kind, splits.train.name)
     if writes:
         check_same_data(config.data.name, ' '.join(split.fingerprint for split in splits if split is not None))
     statistics = _statistics(config, splits.train)

@@ -14,12 +14,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dualcl_jax.data.images.source import KIND as IMAGES
-from dualcl_jax.data.tree import ArraySpec, batch_of, empty
+from dualcl_jax.data.tree import ArraySpec, Tree, batch_of, empty
 from dualcl_jax.method.build import Method, build_method
 from dualcl_jax.method.state import TrainState, create_train_state
 from dualcl_jax.method.validation import unknown_fields
 from dualcl_jax.method.views import VIEWS
-from dualcl_jax.models.encoder import channels_of
+from dualcl_jax.models.encoder import TEXT_MODELS, channels_of
+from dualcl_jax.models.text import KIND as TEXT
 from dualcl_jax.system.config import from_json
 from dualcl_jax.system.devices import device_mesh
 from dualcl_jax.system.errors import UserError
@@ -112,7 +113,7 @@ def open_saved_run(workdir: str, step: str = LATEST, *, mesh: Mesh | None = None
     try:
         config = from_json((folder / 'config.json').read_text())
         _check_known(folder / 'config.json', config)
-        kind, example = read_examples(folder) or _images(checkpoints.saved_params(chosen), config)
+        kind, example = read_examples(folder) or _assumed(checkpoints.saved_params(chosen), config)
         views = VIEWS[kind](config, empty(batch_of(example, 0)))
         method = build_method(config, views, total_steps=1, steps_per_epoch=1, num_devices=1)
     except (ValueError, AttributeError, KeyError) as error:
@@ -132,8 +133,19 @@ def _check_known(path: epath.Path, config: ConfigDict) -> None:
         print(f'note: {path}: this version does not know {named}, and ignores it')
 
 
-def _images(params: Any, config: ConfigDict) -> tuple[str, ArraySpec]:
-    """Kind and shape of the examples of a run without a readable data report: images with its encoder's channels."""
+def sentence(length: int) -> Tree:
+    """Shapes and dtypes of an example that is one sentence of at most `length` tokens."""
+    whole = np.dtype(np.int32)
+    return {'tokens': ArraySpec((1, length), whole), 'length': ArraySpec((1,), whole)}
+
+
+def _assumed(params: Any, config: ConfigDict) -> tuple[str, Tree]:
+    """Kind and shape of the examples of a run without a readable data report.
+
+    They are sentences, or images with its encoder's channels.
+    """
+    if config.model.name in TEXT_MODELS:
+        return TEXT, sentence(config.text.length)
     side, channels = config.data.image_size, channels_of(params, config.model.name)
     return IMAGES, ArraySpec((side, side, channels), np.dtype(np.uint8))
 
