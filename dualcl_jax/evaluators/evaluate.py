@@ -226,8 +226,8 @@ def evaluate(
                 ) from error
         found += records
     where = f'{splits.train.name}, {source.name}' + (f' at step {source.step:,}' if source.step is not None else '')
-    own = {split.name for split in splits if split is not None}
-    console.print(table(found, where, own))
+    titled = [split.name for split in splits if split is not None]
+    console.print(table(found, where, titled))
     return {'output': str(folder), 'records': found}
 
 

@@ -97,7 +97,8 @@ def table(records: Iterable[Mapping[str, Any]], title: str, own: Iterable[str] =
     own = set(own)
     cells: dict[tuple[str, str, str], dict[tuple[str, str], str]] = {}
     for record in records:
-        elsewhere = [f'{record["data_set"]} {record["split"]}'] if own and record['data_set'] not in own else []
+        split = '' if record['split'] == 'test' else f' {record["split"]}'
+        elsewhere = [f'{record["data_set"]}{split}'] if own and record['data_set'] not in own else []
         of = [f'{name} {record[name]:g}' for name in ('k', 'tau') if record[name] is not None]
         kinds = {name: record['details'][name] for name in DISTINGUISHING if name in record['details']}
         of += [value if isinstance(value, str) else f'{name} {value:g}' for name, value in kinds.items()]

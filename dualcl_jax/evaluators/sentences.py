@@ -31,7 +31,7 @@ class Encoded(NamedTuple):
     encoder: str
     layer: str
     features: Any
-    details: Mapping[str, Any]
+    details: dict[str, Any]
 
 
 def encode_all(task: Task, sentences: Sequence[str]) -> Iterator[Encoded]:
@@ -88,7 +88,7 @@ def embed_sentences(
 def training_texts(train: Source) -> list[str] | None:
     """The texts of at most `CORPUS` training examples, a fixed random subset; None where the source has no texts."""
     rows = np.sort(np.random.default_rng(0).permutation(len(train))[:CORPUS])
-    return texts_of(train, rows)
+    return train.display(rows)
 
 
 def tf_idf(sentences: Sequence[str], corpus: Sequence[str] | None) -> Any:

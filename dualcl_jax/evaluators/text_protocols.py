@@ -169,7 +169,7 @@ def transfer(task: Task) -> Results:
                 predicted = predict_folds(features, of.labels, folds, strengths, task.seed)
                 labels, how = of.labels, {'folds': folds}
             share = float(np.mean(predicted.labels == labels))
-            details = encoded.details | how | {'strength': predicted.strength, 'classes': len(of.class_names)}
+            details = encoded.details | how | {'C': predicted.strength, 'classes': len(of.class_names)}
             if predicted.unfinished:
                 details |= {'fits_without_convergence': predicted.unfinished}
-            yield _result(of, encoded, 'top1', share, len(labels), wilson(share, len(labels)), dict(details))
+            yield _result(of, encoded, 'top1', share, len(labels), wilson(share, len(labels)), details)

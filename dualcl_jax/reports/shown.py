@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from dualcl_jax.data import Source
 from dualcl_jax.data.images.source import KIND as IMAGES
-from dualcl_jax.data.source import texts_of
 from dualcl_jax.reports.sprite import Sprite
 
 PICTURES, TEXTS = 'pictures', 'texts'
@@ -27,7 +26,7 @@ class Shown:
     """
 
     def __init__(self, train: Source) -> None:
-        texts = texts_of(train, np.arange(0))
+        texts = train.display(np.arange(0))
         self.form = PICTURES if train.kind == IMAGES else None if texts is None else TEXTS
         self.sprite = Sprite()
 
@@ -35,7 +34,7 @@ class Shown:
         """Each of the examples at `indices` [n] as {'tile': its place among the pictures} or {'text': text}."""
         if self.form == PICTURES:
             return [{'tile': tile} for tile in self.sprite.add(source, indices)]
-        texts = texts_of(source, indices) if self.form == TEXTS else None
+        texts = source.display(indices) if self.form == TEXTS else None
         return [{} for _ in indices] if texts is None else [{'text': shortened(text)} for text in texts]
 
 

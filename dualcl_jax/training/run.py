@@ -187,9 +187,7 @@ def _monitors(plan: Plan, embed: Embedder) -> tuple[Monitor, ...]:
     if not settings.every_epochs:
         return ()
     if can_monitor(plan.splits):
-        found.append(
-            KnnMonitor(embed, plan.splits, k=settings.k, temperature=settings.temperature, bank=settings.bank)
-        )
+        found.append(KnnMonitor(embed, plan.splits, k=settings.k, temperature=settings.temperature, bank=settings.bank))
     if plan.similar is not None:
         definition = plan.splits.train.kept_files[TOKENIZER].decode()
         tokenizer = Tokenizer(definition, plan.config.text.length)

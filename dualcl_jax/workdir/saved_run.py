@@ -162,7 +162,8 @@ def _choose(folder: epath.Path, steps: list[int], step: str) -> int:
         scores = [(score, at) for at, found in known.items() for score in found]
         if not scores:
             raise UserError(
-                f'--step=best: {folder} has no kNN accuracy, nor STS-B dev, in its metrics.jsonl; name a step or use latest'
+                f'--step=best: {folder} has no kNN accuracy in its metrics.jsonl, nor STS-B dev; name a step or use '
+                'latest'
             )
         return max(scores)[1]
     if not step.isdecimal() or int(step) not in steps:

@@ -20,6 +20,8 @@ KIND = 'text'
 """The `kind` of every source of text."""
 TRAIN_NAMES, TEST_NAMES = ('train', 'training'), ('test', 'validation', 'valid', 'val', 'dev')
 """Beginnings of the names of files that are splits, in the order in which they are looked for."""
+BETWEEN = ' — '
+"""Between the sentences of a pair, where they are shown."""
 OTHER_FILES = 'files with other endings'
 
 
@@ -83,6 +85,7 @@ def load(data: Any) -> Splits:
             kind=KIND,
             ids=first_equal(_digests(part.rows)),
             kept_files={FILE: tokenizer.definition.encode()},
+            texts=[BETWEEN.join(row.sentences) for row in part.rows],
         )
         for split, part in parts.items()
     }
