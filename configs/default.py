@@ -51,8 +51,8 @@ def get_config() -> ConfigDict:
     data.std = ()  # likewise
 
     config.text = text = ConfigDict()
-    # A tokenizer.json of Hugging Face, or a folder that has one. Empty: that of init_from, or else a WordPiece of
-    # model.vocabulary tokens, trained on the corpus. The workdir keeps it as tokenizer.json.
+    # A tokenizer.json of Hugging Face, or a folder that has one. Empty: that of init_from, or else a WordPiece that is
+    # trained on the corpus. The workdir keeps it as tokenizer.json.
     text.tokenizer = ''
     text.length = 32  # tokens of a sentence, with the first and the last one ([CLS] and [SEP]); longer ones are cut
 
@@ -87,18 +87,21 @@ def get_config() -> ConfigDict:
     # divide the number of devices or be a multiple of it). config.json stores local as the split:n that it means on the
     # devices where the run starts, and a run keeps that when it resumes.
     model.norm = 'split:8'
-    model.projection = 'mlp'  # linear (MoCo v1) | mlp (v2) | mlp2_bn (v3 after a ResNet) | mlp3_bn (v3 after a ViT)
+    # none | linear (MoCo v1) | mlp (v2) | mlp2_bn (v3 after a ResNet) | mlp3_bn (v3 after a ViT)
+    model.projection = 'mlp'
     model.predictor = 'none'  # on the query side only: none | mlp2 (MoCo v3 after a ResNet) | mlp2_bn (after a ViT)
     model.head_width = 4096  # width of the inner layers of v3's projections and predictors
     model.freeze_patches = True  # the patch projection of a ViT keeps its initial values; other models have none
     model.remat = False  # recompute activations inside blocks in the backward pass: less memory, more time
-    model.vocabulary = 16_384  # rows of the token embedding, for text; also the size of a tokenizer that is trained
     model.dim = 128  # D, length of queries and keys
     model.dtype = 'float32'  # of the encoder's computation: float32 | bfloat16; the loss is always float32
     # float32 | tensorfloat32 | bfloat16: precision to which accelerators may round the factors of products in a float32
     # encoder
     model.matmul_precision = 'float32'
     # Of models of text. All but the vocabulary apply to a transformer alone; their defaults are those of MiniLM-L6.
+    # Rows of the token embedding, and the size of a tokenizer that is trained; 0: as many as the tokenizer has tokens,
+    # 16,384 of one that is trained.
+    model.vocabulary = 0
     model.layers = 6
     model.heads = 12  # of the attention; divides model.width
     model.mlp_width = 1536  # width of the inner layer of each block
@@ -107,7 +110,7 @@ def get_config() -> ConfigDict:
     model.token_types = 2  # rows of the embedding of token types, of which the first is used; 0: none
     model.norm_epsilon = 1e-12  # ε of the layer norms
     model.pooling = 'mean'  # of the token vectors: mean | cls (the first token's)
-    model.dropout = 0.1  # share of entries set to 0 in training, if views.dropout is on
+    model.dropout = 0.1  # share of entries set to 0 in training
 
     config.loss = loss = ConfigDict()
     loss.temperature = 0.1  # τ > 0

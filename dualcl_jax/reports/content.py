@@ -9,7 +9,9 @@ import numpy as np
 from etils import epath
 from numpy.typing import NDArray
 
+from dualcl_jax.data.describe import units
 from dualcl_jax.data.images.source import KIND as IMAGES
+from dualcl_jax.data.text.source import KIND as TEXT
 from dualcl_jax.evaluators.measures.knn import knn_predict, nearest
 from dualcl_jax.evaluators.monitor import STS_PROJECTION, STS_TF_IDF
 from dualcl_jax.method.describe import describe_method
@@ -74,7 +76,7 @@ def describe(run: Subject, samples: Samples) -> Content:
         'numbers': _numbers(run),
         'series': _series(run.records),
         'settled': _settled(run.records),
-        'kind': train.kind,
+        'kind': units(train.kind),
         'of': samples.of,
         'form': shown.form,
         'class_names': list(train.class_names or ()),
@@ -131,7 +133,9 @@ def _numbers(run: Subject) -> list[dict[str, str]]:
     add('kNN, projection', last('monitor/knn_top1_projection'), percent, knn)
     origin = 'the encoder it starts from' if run.config.init_from else 'random encoder'
     add('kNN, before training', start.get(KNN_BACKBONE), percent, origin)
-    add('kNN, raw pixels', start.get('monitor/knn_top1_raw_pixels'), percent, 'no encoder')
+    kind = run.splits.train.kind
+    raw = {IMAGES: 'raw pixels', TEXT: 'bag of words'}.get(kind, 'raw values')
+    add(f'kNN, {raw}', start.get('monitor/knn_top1_raw_pixels'), percent, 'no encoder')
     spearman, times = f'Spearman{TIMES}', '{:.1f}' + TIMES
     add('STS-B dev, backbone', last(STS_BACKBONE), times, spearman)
     add('STS-B dev, projection', last(STS_PROJECTION), times, spearman)
@@ -145,23 +149,26 @@ def _numbers(run: Subject) -> list[dict[str, str]]:
         beside('in all of the queue', percent, last('train/same_class_rate')),
     )
     add('effective rank', last('train/effective_rank'), '{:.1f}', f'of {run.method.dim}, queries')
-    unit = run.splits.train.kind if run.splits.train.kind == IMAGES else 'examples'
-    add(f'{unit} a second', last('time/images_per_second'), '{:,.0f}', 'in training')
+    add(
+        'images a second' if kind == IMAGES else 'examples a second',
+        last('time/images_per_second'),
+        '{:,.0f}',
+        'in training',
+    )
     if run.records:
         found.append({'name': 'time', 'value': duration(run.records[-1]['wall_time_s']), 'remark': 'with evaluation'})
     return found
 
 
 def _series(records: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
-    """The curve of each metric as (step, value) pairs, without records that lack it."""
-    names = sorted({name for record in records for name in record} - {'step', 'wall_time_s'})
+    """The curve of each metric that has a value as (step, value) pairs, without records that lack it."""
+    with_value = {name for record in records for name, value in record.items() if value is not None}
+    names = sorted(with_value - {'step', 'wall_time_s'})
     series = {}
     for name in names:
         rows = [(record['step'], record[name]) for record in records if record.get(name) is not None]
-        parts = np.array_split(np.array(rows, np.float64).reshape(-1, 2), min(SERIES_POINTS, max(len(rows), 1)))
-        series[name] = [
-            (round(float(s), 1), float(f'{v:.5g}')) for s, v in (part.mean(axis=0) for part in parts if len(part))
-        ]
+        parts = np.array_split(np.array(rows, np.float64), min(SERIES_POINTS, len(rows)))
+        series[name] = [(round(float(s), 1), float(f'{v:.5g}')) for s, v in (part.mean(axis=0) for part in parts)]
     return series
 
 

@@ -41,7 +41,8 @@ def with_encoder(state: TrainState, workdir: str, mesh: Mesh) -> TrainState:
     """
     other = open_saved_run(workdir, mesh=mesh, flag='--init_from').state
     parts = ['backbone']
-    if _shapes(other.params['projection']) == _shapes(state.params['projection']):
+    before, now = (_shapes(params.get('projection')) for params in (other.params, state.params))
+    if now is not None and before == now:
         parts.append('projection')
     params = state.params | {part: other.params[part] for part in parts}
     stats = state.batch_stats | {part: other.batch_stats[part] for part in parts if part in other.batch_stats}

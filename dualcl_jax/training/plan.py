@@ -112,6 +112,7 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = 
         platform=mesh.devices.flat[0].platform,
         num_devices=mesh.devices.size,
         statistics=statistics,
+        vocabulary=_vocabulary(splits.train),
         stored=stored,
     )
     check_same_run(folder, stored, resolved, extend=extend)
@@ -163,6 +164,11 @@ def _check_longer(folder: epath.Path, stored: ConfigDict | None, num_examples: i
             f'--extend: the run in {folder} has {before:,} steps, and this config {total_steps:,}; '
             'raise train.epochs or train.steps'
         )
+
+
+def _vocabulary(train: Source) -> int:
+    """The number of tokens of the tokenizer of text; 0 of examples of another kind."""
+    return int((train.report or {})['tokens']['vocabulary']) if train.kind == TEXT else 0
 
 
 def _statistics(config: ConfigDict, train: Source) -> Statistics | None:

@@ -9,6 +9,7 @@ import optax
 from etils import epath
 
 from dualcl_jax.data import Splits
+from dualcl_jax.data.text.source import KIND as TEXT
 from dualcl_jax.evaluators.monitor import STS_PROJECTION, STS_TF_IDF, can_monitor
 from dualcl_jax.method.describe import describe_method
 from dualcl_jax.system.console import duration
@@ -147,10 +148,12 @@ def closing(summary: Mapping[str, Any], workdir: epath.Path) -> str:
     loss = 'not measured' if summary['loss'] is None else f'{summary["loss"]:.3f}'
     lines = [f'done: {summary["step"]:,} steps in {duration(summary["wall_time_s"])}, loss {loss}']
     if summary['knn_top1'] is not None:
-        images = 'validation' if summary['config']['data']['validation_fraction'] else 'test'
+        data = summary['config']['data']
+        split = 'validation' if data['validation_fraction'] else 'test'
+        unit, raw = ('examples', 'bag of words') if data['name'] == TEXT else ('images', 'raw pixels')
         lines.append(
-            f'kNN accuracy on the {images} images: {100 * summary["knn_top1"]:.1f} %'
-            f' (raw pixels {_percent(summary["knn_top1_raw_pixels"])},'
+            f'kNN accuracy on the {split} {unit}: {100 * summary["knn_top1"]:.1f} %'
+            f' ({raw} {_percent(summary["knn_top1_raw_pixels"])},'
             f' random encoder {_percent(summary["knn_top1_random_encoder"])})'
         )
     if summary.get('sts_dev_spearman') is not None:

@@ -18,6 +18,8 @@ from dualcl_jax.system.files import reachable
 
 KIND = 'text'
 """The `kind` of every source of text."""
+VOCABULARY = 16_384
+"""The size of a tokenizer that is trained, if the config does not say."""
 TRAIN_NAMES, TEST_NAMES = ('train', 'training'), ('test', 'validation', 'valid', 'val', 'dev')
 """Beginnings of the names of files that are splits, in the order in which they are looked for."""
 BETWEEN = ' — '
@@ -215,12 +217,14 @@ def _tokenizer(data: Any, rows: Sequence[Row]) -> tuple[Tokenizer, str]:
     text = data.text
     if not text.tokenizer:
         sentences = [sentence for row in rows for sentence in row.sentences]
-        return train_wordpiece(sentences, vocabulary=text.vocabulary, length=text.length), 'trained on the corpus'
+        return train_wordpiece(
+            sentences, vocabulary=text.vocabulary or VOCABULARY, length=text.length
+        ), 'trained on the corpus'
     tokenizer = Tokenizer.read(text.tokenizer, text.length)
-    if tokenizer.size > text.vocabulary:
+    if 0 < text.vocabulary < tokenizer.size:
         raise UserError(
             f'text.tokenizer={text.tokenizer}: has {tokenizer.size:,} tokens, more than the model.vocabulary='
-            f'{text.vocabulary} rows of the token embedding; set --config.model.vocabulary={tokenizer.size}'
+            f'{text.vocabulary} rows of the token embedding; set --config.model.vocabulary=0'
         )
     return tokenizer, text.tokenizer
 
