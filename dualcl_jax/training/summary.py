@@ -59,8 +59,8 @@ def header(plan: Plan, params: optax.Params, damaged: Mapping[int, str] | None =
         facts['STS-B dev'] = count if config.monitor.every_epochs else 'not measured: monitor.every_epochs is 0'
     for step, reason in (damaged or {}).items():
         facts[f'damaged checkpoint {step}'] = f'{reason}; moved to {plan.folder / "damaged"}'
-    if config.init_from and not plan.start_step:
-        facts['starts from'] = f'the encoder of {config.init_from}'
+    if plan.origin:
+        facts['starts from'] = plan.origin
     if config.loss.shuffle_keys and devices * groups == method.encoder.span:
         facts['warning'] = 'loss.shuffle_keys changes nothing with one BN group'
     return facts
