@@ -183,10 +183,16 @@ def get_config() -> ConfigDict:
     checkpoint.keep_best = 0  # how many of the best by kNN to keep in addition
 
     config.monitor = monitor = ConfigDict()
-    monitor.every_epochs = 5  # kNN accuracy on the test split, also before the first step and at the end; 0: off
+    # kNN accuracy on the test split, and STS-B dev of sts.path, also before the first step and at the end; 0: off
+    monitor.every_epochs = 5
     monitor.k = 200  # neighbours
     monitor.temperature = 0.1  # votes are weighted by exp(cosine / temperature)
     monitor.bank = 50_000  # largest number of training images in the bank; 0: all
+
+    config.sts = sts = ConfigDict()
+    # Of text: the folder of the sets of semantic similarity (docs/evaluation.md). The monitor then also measures on
+    # STS-B dev, never on a test set. `dualcl_jax.evaluate` takes the folder as its default. Empty: not measured.
+    sts.path = ''
 
     config.parallel = parallel = ConfigDict()
     parallel.mapper = 'pmap'  # pmap | shard_map

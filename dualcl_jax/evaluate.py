@@ -52,13 +52,13 @@ def main() -> int:
     start(None, None, None)
     from dualcl_jax.evaluators.encoder_source import from_export, from_workdir
     from dualcl_jax.evaluators.evaluate import chosen, evaluate
-    from dualcl_jax.evaluators.protocols import PROTOCOLS
+    from dualcl_jax.evaluators.protocols import NAMES, protocols_of
 
-    protocols = chosen(flags.protocols, PROTOCOLS, '--protocols')
     if flags.exported is None:
         source, beside = from_workdir(flags.workdir, flags.step or 'latest'), flags.workdir
     else:
         source, beside = from_export(flags.exported), os.path.dirname(flags.exported)
+    protocols = chosen(flags.protocols, NAMES, '--protocols', protocols_of(source.kind))
     default = 'query' if 'query' in source.encoders else 'all'
     encoders = chosen(flags.encoders or default, source.encoders, '--encoders')
     layers = chosen(flags.layers, source.layers, '--layers')

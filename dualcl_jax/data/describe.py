@@ -5,9 +5,15 @@ from typing import Any
 
 from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.source import Splits
+from dualcl_jax.data.text.source import KIND as TEXT
 
 SHOWN_CLASSES = 5
 """So many names of classes are listed."""
+
+
+def units(kind: str) -> str:
+    """The plural noun for examples of a kind, such as images."""
+    return 'examples of text' if kind == TEXT else kind
 
 
 def describe_data(splits: Splits) -> dict[str, str]:

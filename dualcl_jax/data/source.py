@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -75,6 +75,10 @@ class Source(Protocol):
         """The examples at `indices` (integers [n]): arrays [n, ...]; with n = 0 their shapes and dtypes alone."""
         ...
 
+    def display(self, indices: np.ndarray) -> list[str] | None:
+        """The text of each example at `indices` (integers [n]), as its author wrote it; None if it has none."""
+        ...
+
     def host_views(self, recipe: Any) -> HostViews | None:
         """What the host makes of examples by a recipe of the method's views; None where whole examples are loaded."""
         ...
@@ -103,6 +107,7 @@ class ArraySource:
       kind: what the examples are.
       ids: int32 [N], see `Source`; by default all examples differ.
       kept_files: of which the workdir keeps a copy, see `Source`.
+      texts: [N], the text of each example for people; None if it has none.
 
     Raises:
       ValueError: labels or ids of another length or type, or arrays without a leading axis in common.
@@ -117,6 +122,7 @@ class ArraySource:
     kind: str = dataclasses.field(kw_only=True)
     ids: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.int32), repr=False, kw_only=True)
     kept_files: Mapping[str, bytes] = dataclasses.field(default_factory=dict, repr=False, kw_only=True)
+    texts: Sequence[str] | None = dataclasses.field(default=None, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         count = num_rows(self.arrays)
@@ -139,6 +145,9 @@ class ArraySource:
 
     def examples(self, indices: np.ndarray) -> Tree:
         return map_tree(lambda array: np.take(array, indices, axis=0), self.arrays)
+
+    def display(self, indices: np.ndarray) -> list[str] | None:
+        return None if self.texts is None else [self.texts[index] for index in indices.tolist()]
 
     def host_views(self, recipe: Any) -> None:
         del recipe  # the device makes the views of examples that are in memory
@@ -220,6 +229,7 @@ def _some(source: Source, rows: np.ndarray, name: str, report: Mapping[str, Any]
         kind=source.kind,
         ids=first_equal(source.ids[rows]),
         kept_files=source.kept_files,
+        texts=source.display(rows),
     )
 
 

@@ -65,5 +65,8 @@ class Derived:
         rows = self.rows[indices]
         return self.change(self.source.examples(rows), rows)
 
+    def display(self, indices: np.ndarray) -> list[str] | None:
+        return self.source.display(self.rows[indices])
+
     def host_views(self, recipe: Any) -> None:
         del recipe  # examples that were changed are loaded whole

@@ -8,7 +8,7 @@ import optax
 from ml_collections import ConfigDict
 
 from dualcl_jax.data import Splits, example_spec
-from dualcl_jax.data.describe import describe_data
+from dualcl_jax.data.describe import describe_data, units
 from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.method.build import Method
 from dualcl_jax.method.views.images import ImageViews
@@ -39,7 +39,7 @@ def describe_method(
     noun = 'image' if train.kind == IMAGES else train.kind
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     return {
-        'data': f'{train.name}, {len(train):,} {train.kind} {_shapes(example_spec(train))}, {labels}'
+        'data': f'{train.name}, {len(train):,} {units(train.kind)} {_shapes(example_spec(train))}, {labels}'
         + (f'; {len(test):,} for {"validation" if config.data.validation_fraction else "testing"}' if test else ''),
         **describe_data(splits),
         'views': shown or _shapes(jax.tree.map(lambda leaf: leaf[0], views.blank())),

@@ -111,7 +111,7 @@ RULES: dict[str, Rule] = {
 
 FREE = (
     'init_from', 'data.name', 'data.data_dir', 'data.path', 'data.path_column', 'data.label_column', 'data.columns',
-    'text.tokenizer', 'model.norm', 'model.freeze_patches', 'model.remat',
+    'text.tokenizer', 'sts.path', 'model.norm', 'model.freeze_patches', 'model.remat',
     'loss.symmetric', 'loss.two_tau', 'loss.shuffle_keys', 'negatives.mask_same_image', 'queue.sharded',
     'optimizer.decay_norm_and_bias', 'log.pictures', 'parallel.deterministic',
 )  # fmt: skip

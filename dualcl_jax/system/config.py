@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from dualcl_jax.system.errors import UserError
 
-OPERATIONAL = ('checkpoint.', 'monitor.', 'log.', 'parallel.', 'queue.sharded', 'skip_nonfinite')
+OPERATIONAL = ('checkpoint.', 'monitor.', 'log.', 'parallel.', 'sts.', 'queue.sharded', 'skip_nonfinite')
 """Beginnings of the fields that may change when a run resumes: they decide what is written, how fast, on which devices
 and which faults are tolerated, not the result."""
 
@@ -80,6 +80,7 @@ ADDED: dict[str, Any] = {
     'model.norm_epsilon': 1e-12,
     'model.pooling': 'mean',
     'model.dropout': 0.1,
+    'sts.path': '',
 }
 """Fields that were added since the first config was stored, in the order of their addition, with the value that a
 config without the field means. A new field belongs at the end, with the value that keeps the behaviour of before."""
@@ -187,8 +188,8 @@ def add_absent_fields(config: ConfigDict) -> None:
     with config.unlocked():
         for field, value in ADDED.items():
             section, _, name = field.rpartition('.')
-            if section == 'text' and section not in config:
-                config.text = ConfigDict()
+            if section in ('text', 'sts') and section not in config:
+                config[section] = ConfigDict()
             owner = config.get(section) if section else config
             if field not in present and isinstance(owner, ConfigDict):
                 owner[name] = value

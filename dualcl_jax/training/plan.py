@@ -13,6 +13,7 @@ from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.images.source import image_shape
 from dualcl_jax.data.images.statistics import channel_statistics
 from dualcl_jax.data.text.source import KIND as TEXT
+from dualcl_jax.evaluators.benchmarks.sts import Pairs, read_dev
 from dualcl_jax.method.build import Method, build_method
 from dualcl_jax.method.length import run_length
 from dualcl_jax.method.resolve import Statistics, resolve, resolve_hold_out
@@ -47,6 +48,7 @@ class Plan:
       method: what the config chooses, as functions and numbers.
       steps_per_epoch, total_steps: lengths.
       resumed_from: step of the checkpoint that the run resumes from; None for a new run.
+      similar: the pairs of STS-B dev, which an encoder of text is measured on; None where the config names none.
       origin: the encoder that a new run starts from, in words; empty where its parameters are random.
     """
 
@@ -58,6 +60,7 @@ class Plan:
     steps_per_epoch: int
     total_steps: int
     resumed_from: int | None
+    similar: Pairs | None = None
     origin: str = ''
 
     @property
@@ -89,6 +92,7 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = 
     """
     mesh = device_mesh()
     validate_devices(config, mesh.devices.size)
+    similar = read_dev(config.sts.path) if config.sts.path else None
     folder = open_workdir(workdir) if writes else existing_or_new(workdir)
     if writes:
         check_shared(folder, config.parallel.timeout_s)
@@ -98,6 +102,11 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = 
     data = data_config(config, folder if stored is not None else None)
     data.hold_out = resolve_hold_out(config, stored)
     splits = load(data, validate=True)
+    if similar is not None and splits.train.kind != TEXT:
+        raise UserError(
+            f'config.sts.path={config.sts.path}: measures encoders of text, and {splits.train.name} holds '
+            f'{splits.train.kind}; leave it empty'
+        )
     validate_kind(config, splits.train.kind, splits.train.name)
     if writes:
         check_same_data(config.data.name, ' '.join(split.fingerprint for split in splits if split is not None))
@@ -123,7 +132,7 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = 
     method = build_method(
         resolved, views, total_steps=total_steps, steps_per_epoch=epoch, num_devices=mesh.devices.size
     )
-    plan = Plan(resolved, folder, splits, mesh, method, epoch, total_steps, resumed_from)
+    plan = Plan(resolved, folder, splits, mesh, method, epoch, total_steps, resumed_from, similar)
     if plan.resumed_from is not None and (trained_on := read_fingerprints(folder)[0]) is not None:
         check_same_images(folder, resolved, trained_on, splits.train.fingerprint)
     if not resolved.init_from or plan.resumed_from is not None:

@@ -27,7 +27,7 @@ from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import reachable
 from dualcl_jax.workdir.checkpoint import Checkpoints
 from dualcl_jax.workdir.folder import read_examples
-from dualcl_jax.workdir.metrics import KNN_BACKBONE, read_records
+from dualcl_jax.workdir.metrics import KNN_BACKBONE, SCORES, read_records
 
 LATEST, BEST = 'latest', 'best'
 
@@ -97,8 +97,9 @@ def open_saved_run(workdir: str, step: str = LATEST, *, mesh: Mesh | None = None
 
     Args:
       workdir: local or remote folder.
-      step: 'latest', a number, or 'best' for the checkpoint with the highest kNN accuracy. The accuracy of a checkpoint
-        is the last one in `metrics.jsonl` at or before its step; of equal ones, the latest checkpoint is chosen.
+      step: 'latest', a number, or 'best' for the checkpoint with the highest score: the first of `SCORES` that the run
+        has, kNN accuracy or else the correlation on STS-B dev. The score of a checkpoint is the last one in
+        `metrics.jsonl` at or before its step; of equal ones, the latest checkpoint is chosen.
       mesh: devices to put the state on; by default all.
       flag: name of the path in error messages.
 
@@ -154,12 +155,15 @@ def _choose(folder: epath.Path, steps: list[int], step: str) -> int:
     if step == LATEST:
         return steps[-1]
     if step == BEST:
-        measured = [record for record in read_records(folder / 'metrics.jsonl') if KNN_BACKBONE in record]
-        known = {at: [record[KNN_BACKBONE] for record in measured if record['step'] <= at][-1:] for at in steps}
+        records = read_records(folder / 'metrics.jsonl')
+        has = next((score for score in SCORES if any(score in record for record in records)), KNN_BACKBONE)
+        measured = [record for record in records if record.get(has) is not None]
+        known = {at: [record[has] for record in measured if record['step'] <= at][-1:] for at in steps}
         scores = [(score, at) for at, found in known.items() for score in found]
         if not scores:
             raise UserError(
-                f'--step=best: {folder} has no kNN accuracy in its metrics.jsonl; name a step or use latest'
+                f'--step=best: {folder} has no kNN accuracy in its metrics.jsonl, nor STS-B dev; name a step or use '
+                'latest'
             )
         return max(scores)[1]
     if not step.isdecimal() or int(step) not in steps:

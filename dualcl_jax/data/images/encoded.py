@@ -84,6 +84,9 @@ class EncodedSource:
                 pass
         return stored
 
+    def display(self, indices: np.ndarray) -> None:
+        del indices  # pictures have no text
+
     def host_views(self, recipe: CropRecipe | None) -> 'Crops | None':
         """Random crops of whole images by a recipe."""
         return None if recipe is None else Crops(self.files, recipe)

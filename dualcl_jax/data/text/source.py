@@ -22,6 +22,8 @@ VOCABULARY = 16_384
 """The size of a tokenizer that is trained, if the config does not say."""
 TRAIN_NAMES, TEST_NAMES = ('train', 'training'), ('test', 'validation', 'valid', 'val', 'dev')
 """Beginnings of the names of files that are splits, in the order in which they are looked for."""
+BETWEEN = ' — '
+"""Between the sentences of a pair, where they are shown."""
 OTHER_FILES = 'files with other endings'
 
 
@@ -85,6 +87,7 @@ def load(data: Any) -> Splits:
             kind=KIND,
             ids=first_equal(_digests(part.rows)),
             kept_files={FILE: tokenizer.definition.encode()},
+            texts=[BETWEEN.join(row.sentences) for row in part.rows],
         )
         for split, part in parts.items()
     }
