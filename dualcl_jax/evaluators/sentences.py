@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 
 from dualcl_jax.data import ArraySource, Source
 from dualcl_jax.data.text.tokens import FILE, Tokenizer
@@ -101,6 +100,8 @@ def tf_idf(sentences: Sequence[str], corpus: Sequence[str] | None) -> Any:
       sentences: N of them.
       corpus: the documents; None for the sentences themselves.
     """
+    from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
+
     documents = sentences if corpus is None else corpus
     counter = CountVectorizer(token_pattern=r'(?u)\b\w+\b', dtype=np.float64)
     counts = counter.fit_transform([*sentences, *([] if corpus is None else corpus)])
