@@ -79,7 +79,7 @@ def get_config() -> ConfigDict:
     views.repetition = config_dict.placeholder(float)  # of text: largest share of the tokens that are repeated
 
     config.model = model = ConfigDict()
-    # Of images: resnet18 | resnet34 | resnet50 | vit_s16 | vit_tiny, tiny (for tests). Of text: bag.
+    # Of images: resnet18 | resnet34 | resnet50 | vit_s16 | vit_tiny, tiny (for tests). Of text: bag | transformer.
     model.name = 'resnet18'
     model.stem = 'cifar'  # of a ResNet; cifar: 3×3, stride 1 | imagenet: 7×7, stride 2, and pooling
     model.width = 64  # channels of the first stage of a ResNet; of every token of text; a ViT's name determines it

@@ -56,7 +56,7 @@ RULES: dict[str, Rule] = {
     'model.dtype': one_of(*DTYPES),
     'model.matmul_precision': one_of(*PRECISIONS),
     'model.vocabulary': at_least(0),
-    'model.layers': at_least(1),
+    'model.layers': between(1, 80),  # more would need masks of dropout with numbers beyond 8 bits
     'model.heads': at_least(1),
     'model.mlp_width': at_least(1),
     'model.positions': at_least(1),
@@ -152,6 +152,22 @@ def validate(config: ConfigDict) -> None:
         raise UserError(f'config.model.remat=True: {config.model.name} has no blocks to compute again')
     if config.loss.key_weight == 1 and config.loss.key_term == 'batch' and config.train.batch_size == 1:
         raise UserError('config.train.batch_size=1: the key term needs other queries; use a larger batch')
+
+
+def validate_sizes(config: ConfigDict) -> None:
+    """Checks that the sizes of a transformer of sentences fit each other and the sentences.
+
+    Raises:
+      UserError: naming the field.
+    """
+    model = config.model
+    if model.name != 'transformer':
+        return
+    if model.width % model.heads:
+        raise UserError(f'config.model.heads={model.heads}: must divide model.width={model.width}')
+    longest = model.positions - model.position_offset
+    if config.text.length > longest:
+        raise UserError(f'config.text.length={config.text.length}: the model has positions for {longest} tokens')
 
 
 def _validate_negatives(config: ConfigDict) -> None:

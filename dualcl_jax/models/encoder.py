@@ -14,6 +14,7 @@ from dualcl_jax.models.resnet import STEMS, resnet18, resnet34, resnet50
 from dualcl_jax.models.text import FIELDS as TEXT_FIELDS
 from dualcl_jax.models.text import Bag, TextGeometry
 from dualcl_jax.models.tiny import Tiny
+from dualcl_jax.models.transformer import Transformer
 from dualcl_jax.models.vit import PATCHES, vit_s16, vit_tiny
 from dualcl_jax.system.errors import UserError
 
@@ -27,8 +28,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     'vit_tiny': vit_tiny,
     'tiny': Tiny,
     'bag': Bag,
+    'transformer': Transformer,
 }
-TEXT_MODELS = ('bag',)
+TEXT_MODELS = ('bag', 'transformer')
 """The models that take sentences, see `dualcl_jax.models.text`."""
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 FIELDS = (
@@ -145,9 +147,9 @@ def build_encoder(model_config: Any, *, groups: int = 1, span: int = 1, axis_nam
     for field in ('width', 'dim', 'head_width'):
         if getattr(model_config, field) < 1:
             raise UserError(f'model.{field}={getattr(model_config, field)}: must be at least 1')
-    is_text = model_config.name in TEXT_MODELS
-    if is_text and model_config.vocabulary < 1:
-        raise UserError(f'model.vocabulary={model_config.vocabulary}: must be the number of tokens of the tokenizer')
+    text = TextGeometry.of(model_config) if model_config.name in TEXT_MODELS else None
+    if text is not None and text.vocabulary < 1:
+        raise UserError(f'model.vocabulary={text.vocabulary}: must be the number of tokens of the tokenizer')
     return Encoder(
         model=model_config.name,
         stem=model_config.stem,
@@ -160,7 +162,7 @@ def build_encoder(model_config: Any, *, groups: int = 1, span: int = 1, axis_nam
         remat=model_config.remat,
         dtype=DTYPES[model_config.dtype],
         matmul_precision=model_config.matmul_precision,
-        text=TextGeometry.of(model_config) if is_text else None,
+        text=text,
         groups=groups,
         span=span,
         axis_name=axis_name,

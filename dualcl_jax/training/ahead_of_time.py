@@ -24,7 +24,7 @@ from dualcl_jax.method.negatives.queue import Queue, batch_queue, empty_queue
 from dualcl_jax.method.negatives.queue_loss import Anchors
 from dualcl_jax.method.resolve import resolve
 from dualcl_jax.method.state import create_train_state, queue_specs, state_specs
-from dualcl_jax.method.validation import validate, validate_devices
+from dualcl_jax.method.validation import validate, validate_devices, validate_sizes
 from dualcl_jax.method.views import VIEWS
 from dualcl_jax.models.encoder import TEXT_MODELS
 from dualcl_jax.models.text import KIND as TEXT
@@ -114,6 +114,7 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> dict[str, Any]:
       UserError: the config has a mistake, or cannot be divided over the devices.
     """
     validate(config)
+    validate_sizes(config)
     validate_devices(config, len(devices))
     config = resolve(
         config,

@@ -1,4 +1,8 @@
-"""Starts a new run from another run's encoder: its online backbone, and its projection if the shapes agree."""
+"""Starts a new run from another encoder: that of a run, or a transformer of sentences of Hugging Face.
+
+Of a run it takes the online backbone, and the projection if the shapes agree. Of a folder of Hugging Face it takes the
+backbone; the sizes of the network are then those of the folder, and the config of the run stores them.
+"""
 
 import dataclasses
 from typing import Any
@@ -7,45 +11,116 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from dualcl_jax.method.state import TrainState
+from dualcl_jax.models.text import FIELDS
+from dualcl_jax.system.devices import replicate
 from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.files import reachable
 from dualcl_jax.workdir.checkpoint import Checkpoints
+from dualcl_jax.workdir.huggingface import find_pretrained
 from dualcl_jax.workdir.saved_run import find_run, open_saved_run
 
+TRANSFORMER = 'transformer'
+"""The `model.name` that can start from a folder of Hugging Face."""
+SHOWN = 4
+"""Of the tensors without a place, so many are named."""
 
-def check_encoder(params: optax.Params, workdir: str) -> None:
-    """Checks that a new run with these parameters, or their shapes, can start from another run's newest checkpoint.
+
+def adopt_geometry(config: ConfigDict, stored: ConfigDict | None) -> ConfigDict:
+    """A config whose model has the sizes of the folder of Hugging Face that `init_from` names.
+
+    If `init_from` is empty or names a run, it is the config itself.
+
+    Args:
+      config: it is not changed.
+      stored: of the run in the workdir, which no longer needs the folder; None for a new run.
 
     Raises:
-      UserError: the other run has no checkpoint, or its backbone has other shapes.
+      UserError: the folder cannot be used, or the model of the config is another one.
     """
-    folder, steps = find_run(workdir, flag='--init_from')
+    if not config.init_from:
+        return config
+    pretrained = find_pretrained(config.init_from)
+    if pretrained is not None:
+        if config.model.name != TRANSFORMER:
+            raise UserError(
+                f'--init_from={config.init_from}: holds a {TRANSFORMER}; set --config.model.name={TRANSFORMER}, not '
+                f'{config.model.name}'
+            )
+        fields = pretrained.fields
+    elif stored is not None and _resumes_without(config, stored):
+        fields = {name: stored.model[name] for name in ('width', *FIELDS) if name != 'dropout'}
+    else:
+        return config
+    adopted = ConfigDict(config.to_dict())
+    adopted.model.update(fields)
+    return adopted
+
+
+def _resumes_without(config: ConfigDict, stored: ConfigDict) -> bool:
+    """Whether the run in the workdir is a transformer that started from a folder that is no longer there."""
+    if (stored.init_from, stored.model.name) != (config.init_from, TRANSFORMER):
+        return False
+    return not reachable(config.init_from, f'--init_from={config.init_from}').expanduser().exists()
+
+
+def check_encoder(params: optax.Params, path: str) -> str:
+    """Checks that a new run with these parameters, or their shapes, can start from the encoder in a folder.
+
+    Returns:
+      What the run takes from it, in words.
+
+    Raises:
+      UserError: there is no encoder, or its backbone has other shapes.
+    """
+    pretrained = find_pretrained(path)
+    if pretrained is not None:
+        loaded = pretrained.load()
+        count = len(jax.tree.leaves(loaded.params))
+        left = [*loaded.skipped, *(f'module {name}' for name in pretrained.left_out)]
+        fresh = [part for part in params if part != 'backbone']
+        return '; '.join(
+            [
+                pretrained.describe(),
+                f'{count} tensors taken',
+                f'left out: {_listed(left)}' if left else 'none left out',
+                f'new: {", ".join(fresh)}' if fresh else 'nothing new',
+            ]
+        )
+    folder, steps = find_run(path, flag='--init_from')
     checkpoints = Checkpoints((folder / 'checkpoints').resolve(), read_only=True)
     saved = checkpoints.saved_params(steps[-1])
     checkpoints.close()
     if _shapes(saved['backbone']) != _shapes(params['backbone']):
         raise UserError(
-            f'--init_from={workdir}: its backbone has other shapes than the one of this config; '
+            f'--init_from={path}: its backbone has other shapes than the one of this config; '
             'use the same model.name, width and stem, on images of as many channels'
         )
+    return f'the encoder of {path}'
 
 
-def with_encoder(state: TrainState, workdir: str, mesh: Mesh) -> TrainState:
-    """Replaces the online and the momentum encoder by the online encoder of another run's newest checkpoint.
+def with_encoder(state: TrainState, path: str, mesh: Mesh) -> TrainState:
+    """Replaces the online and the momentum encoder by the online encoder in a folder.
 
-    The backbones must have the same shapes (`check_encoder`).
+    Of a run, it is that of the newest checkpoint. The backbones must have the same shapes (`check_encoder`).
 
     Raises:
-      UserError: the checkpoint cannot be read.
+      UserError: the encoder cannot be read.
     """
-    other = open_saved_run(workdir, mesh=mesh, flag='--init_from').state
-    parts = ['backbone']
-    before, now = (_shapes(params.get('projection')) for params in (other.params, state.params))
-    if now is not None and before == now:
-        parts.append('projection')
-    params = state.params | {part: other.params[part] for part in parts}
-    stats = state.batch_stats | {part: other.batch_stats[part] for part in parts if part in other.batch_stats}
+    pretrained = find_pretrained(path)
+    params, stats = state.params, state.batch_stats
+    if pretrained is not None:
+        params = params | {'backbone': replicate(pretrained.load().params, mesh)}
+    else:
+        other = open_saved_run(path, mesh=mesh, flag='--init_from').state
+        parts = ['backbone']
+        before, now = (_shapes(found.get('projection')) for found in (other.params, state.params))
+        if now is not None and before == now:
+            parts.append('projection')
+        params = params | {part: other.params[part] for part in parts}
+        stats = stats | {part: other.batch_stats[part] for part in parts if part in other.batch_stats}
     return dataclasses.replace(
         state,
         params=params,
@@ -57,3 +132,9 @@ def with_encoder(state: TrainState, workdir: str, mesh: Mesh) -> TrainState:
 
 def _shapes(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.shape, tree)
+
+
+def _listed(names: list[str]) -> str:
+    """The first names, and how many there are besides."""
+    more = len(names) - SHOWN
+    return ', '.join(names[:SHOWN]) + (f' and {more} others' if more > 0 else '')

@@ -18,13 +18,13 @@ from dualcl_jax.method.build import Method, build_method
 from dualcl_jax.method.length import run_length
 from dualcl_jax.method.resolve import Statistics, resolve, resolve_hold_out
 from dualcl_jax.method.state import TrainState, create_train_state
-from dualcl_jax.method.validation import validate_devices, validate_kind, validate_schedule
+from dualcl_jax.method.validation import validate_devices, validate_kind, validate_schedule, validate_sizes
 from dualcl_jax.method.views import VIEWS
 from dualcl_jax.models.norm import LOCAL
 from dualcl_jax.system.devices import device_mesh
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.processes.agreement import check_same_data, check_shared
-from dualcl_jax.training.init_from import check_encoder
+from dualcl_jax.training.init_from import adopt_geometry, check_encoder
 from dualcl_jax.workdir.folder import (
     check_same_images,
     check_same_run,
@@ -49,6 +49,7 @@ class Plan:
       steps_per_epoch, total_steps: lengths.
       resumed_from: step of the checkpoint that the run resumes from; None for a new run.
       similar: the pairs of STS-B dev, which an encoder of text is measured on; None where the config names none.
+      origin: the encoder that a new run starts from, in words; empty where its parameters are random.
     """
 
     config: FrozenConfigDict
@@ -60,6 +61,7 @@ class Plan:
     total_steps: int
     resumed_from: int | None
     similar: Pairs | None = None
+    origin: str = ''
 
     @property
     def start_step(self) -> int:
@@ -95,6 +97,8 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = 
     if writes:
         check_shared(folder, config.parallel.timeout_s)
     stored = stored_config(folder)
+    config = adopt_geometry(config, stored)
+    validate_sizes(config)
     data = data_config(config, folder if stored is not None else None)
     data.hold_out = resolve_hold_out(config, stored)
     splits = load(data, validate=True)
@@ -131,9 +135,10 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = 
     plan = Plan(resolved, folder, splits, mesh, method, epoch, total_steps, resumed_from, similar)
     if plan.resumed_from is not None and (trained_on := read_fingerprints(folder)[0]) is not None:
         check_same_images(folder, resolved, trained_on, splits.train.fingerprint)
-    if resolved.init_from and plan.resumed_from is None:
-        check_encoder(jax.eval_shape(plan.create).params, resolved.init_from)
-    return plan
+    if not resolved.init_from or plan.resumed_from is not None:
+        return plan
+    origin = check_encoder(jax.eval_shape(plan.create).params, resolved.init_from)
+    return dataclasses.replace(plan, origin=origin)
 
 
 def _check_local_norm(config: FrozenConfigDict, folder: epath.Path, step: int | None, num_devices: int) -> None:

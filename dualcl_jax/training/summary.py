@@ -9,6 +9,7 @@ import optax
 from etils import epath
 
 from dualcl_jax.data import Splits
+from dualcl_jax.data.describe import units
 from dualcl_jax.data.text.source import KIND as TEXT
 from dualcl_jax.evaluators.monitor import can_monitor
 from dualcl_jax.method.describe import describe_method
@@ -51,7 +52,9 @@ def header(plan: Plan, params: optax.Params, damaged: Mapping[int, str] | None =
         'workdir': str(plan.folder),
     }
     if config.monitor.every_epochs and not can_monitor(plan.splits):
-        facts['kNN accuracy'] = 'not measured: it needs labelled images, for training and for testing'
+        facts['kNN accuracy'] = (
+            f'not measured: it needs labelled {units(plan.splits.train.kind)}, for training and for testing'
+        )
     elif config.monitor.every_epochs:
         facts |= _limits_of_knn(plan.splits, config.monitor.k, config.monitor.bank)
     if plan.similar is not None:
@@ -59,8 +62,8 @@ def header(plan: Plan, params: optax.Params, damaged: Mapping[int, str] | None =
         facts['STS-B dev'] = count if config.monitor.every_epochs else 'not measured: monitor.every_epochs is 0'
     for step, reason in (damaged or {}).items():
         facts[f'damaged checkpoint {step}'] = f'{reason}; moved to {plan.folder / "damaged"}'
-    if config.init_from and not plan.start_step:
-        facts['starts from'] = f'the encoder of {config.init_from}'
+    if plan.origin:
+        facts['starts from'] = plan.origin
     if config.loss.shuffle_keys and devices * groups == method.encoder.span:
         facts['warning'] = 'loss.shuffle_keys changes nothing with one BN group'
     return facts

@@ -1,40 +1,30 @@
-"""A small labelled set of sentences, and a config that trains a bag of words on it."""
+"""Small files of pairs of sentences, and the fields of runs on them that take seconds."""
 
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from configs import default
-from tests.support.text_sets import WORDS, sentence
+CONFIG = 'configs/sentences.py'
+FIELDS = (
+    'model.width=16', 'model.dim=16', 'model.vocabulary=220', 'text.length=12', 'queue.size=64', 'train.batch_size=16',
+    'train.steps=12', 'optimizer.warmup_epochs=0.5', 'log.every_steps=1', 'checkpoint.every_steps=6',
+    'negatives.selector=all', 'log.pictures=False',
+)  # fmt: skip
+LETTERS = 'abdeghiklmnoprstu'
 
-HOSTILE = '<script>alert(1)</script> [bold]red[/bold] "&{{ 7*7 }}'
-"""A sentence that would be markup in HTML, in rich's console or in a template."""
-CLASSES = ('[red]first', '<b>second</b>')
+
+def pairs(count: int, seed: int = 0) -> list[tuple[str, str]]:
+    """Different pairs of 2 to 9 words of a language with 60 words, which have a word in common."""
+    rng = np.random.default_rng(seed)
+    words = [''.join(rng.choice(list(LETTERS), rng.integers(2, 7))) for _ in range(60)]
+
+    def sentence(first: str) -> str:
+        return ' '.join([first, *rng.choice(words, rng.integers(1, 9))])
+
+    return [(sentence(f'{words[number % 60]} {number}'), sentence(words[number % 60])) for number in range(count)]
 
 
-def write_sentences(path: Path, count: int = 96) -> Path:
-    """A CSV file of sentences of two classes, one word of which shows the class; every eighth begins with `HOSTILE`."""
-    rng = np.random.default_rng(0)
-    rows = ['sentence,class']
-    for number in range(count):
-        words = ' '.join([WORDS[number % 2], *sentence(rng, 5)])
-        text = (f'{HOSTILE} {words}' if number % 8 == 0 else words).replace('"', '""')
-        rows.append(f'"{text}",{CLASSES[number % 2]}')
-    path.write_text('\n'.join(rows) + '\n')
+def write_pairs(path: Path, count: int = 128, seed: int = 0) -> Path:
+    """A table of two columns, without a header."""
+    path.write_text(''.join(f'{first}\t{second}\n' for first, second in pairs(count, seed)))
     return path
-
-
-def text_config(data: Path, *, labels: bool = True) -> ConfigDict:
-    """A run of a few steps; without labels the sentences have no classes."""
-    config = default.get_config()
-    config.data.name, config.data.path, config.data.columns = 'text', str(data), 'sentence'
-    config.data.label_column, config.data.test_fraction = 'class' if labels else '', 0.3
-    config.text.length = 24
-    config.views.preset = 'contriever'
-    config.model.name, config.model.width, config.model.dim = 'bag', 16, 8
-    config.model.projection, config.model.norm, config.model.vocabulary = 'linear', 'sync', 400
-    config.queue.size, config.train.batch_size, config.train.steps = 64, 16, 8
-    config.log.every_steps, config.checkpoint.every_steps, config.checkpoint.keep = 1, 4, 2
-    config.monitor.every_epochs, config.monitor.k = 1, 5
-    return config

@@ -101,7 +101,8 @@ def read_rows(path: epath.Path, columns: Columns, account: Account) -> Iterator[
                 else:
                     account.add(EMPTY, path.name)
     except (OSError, EOFError, zlib.error, csv.Error) as error:
-        raise UserError(f'data.path={path}: cannot be read ({first_line(error)}); restore the file') from error
+        reason = getattr(error, 'strerror', None) or first_line(error)
+        raise UserError(f'data.path={path}: cannot be read ({reason}); restore the file') from error
 
 
 def reader_of(name: str) -> Read | None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from dualcl_jax.system.errors import UserError
 
@@ -109,21 +110,23 @@ def draw_counts(draws: jax.Array, length: jax.Array, spec: TextSpec) -> jax.Arra
     kept = (places >= 1) & (places <= inside)
     if spec.crop_scale != (1.0, 1.0):
         low, high = spec.crop_scale
-        tokens = jnp.clip(
-            ((low + (high - low) * span) * inside.astype(jnp.float32)).astype(jnp.int32), 1, jnp.maximum(inside, 1)
-        )
-        first = 1 + (start * (inside - tokens + 1).astype(jnp.float32)).astype(jnp.int32)
+        tokens = jnp.clip(_share(low + (high - low) * span, inside), 1, jnp.maximum(inside, 1))
+        first = 1 + _share(start, inside - tokens + 1)
         kept &= (places >= first) & (places < first + tokens)
     if spec.deletion:
         largest = jnp.max(jnp.where(kept, deletion, -1.0))
         kept &= (deletion >= spec.deletion) | (deletion == largest)
     counts = kept.astype(jnp.int32)
     if spec.repetition:
-        most = jnp.maximum(2, (spec.repetition * counts.sum().astype(jnp.float32)).astype(jnp.int32))
-        number = (repeats * (most + 1).astype(jnp.float32)).astype(jnp.int32)
+        number = _share(repeats, 1 + jnp.maximum(2, _share(spec.repetition, counts.sum())))
         rank = jnp.sum(kept[None, :] & (repetition[None, :] < repetition[:, None]), axis=1)
-        counts += kept & (rank < number)
+        counts += (kept & (rank < number)).astype(jnp.int32)
     return counts
+
+
+def _share(share: ArrayLike, count: jax.Array) -> jax.Array:
+    """The share of a count, [] int32, rounded down."""
+    return jnp.floor(share * count.astype(jnp.float32)).astype(jnp.int32)
 
 
 def resample(tokens: jax.Array, length: jax.Array, counts: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -195,8 +198,8 @@ class TextViews:
     def raw(self, examples: Mapping[str, jax.Array]) -> jax.Array:
         """Hashed bags of words of the first sentences, float32 [n, 2048]: the number of tokens in each bucket."""
         tokens, length = jnp.asarray(examples['tokens'])[:, 0], jnp.asarray(examples['length'])[:, :1]
-        places = jnp.arange(self.length)[None]
-        counts = ((places >= 1) & (places < length - 1)).astype(jnp.float32)
+        places = jnp.arange(self.length)
+        counts = ((places[None] >= 1) & (places[None] < length - 1)).astype(jnp.float32)
         shift = 32 - (RAW_FEATURES - 1).bit_length()
         buckets = (tokens.astype(jnp.uint32) * jnp.uint32(HASH)) >> shift
         return jax.vmap(lambda bucket, count: jnp.zeros(RAW_FEATURES).at[bucket].add(count))(buckets, counts)
