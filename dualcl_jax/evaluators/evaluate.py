@@ -131,6 +131,8 @@ def notes(task: Task, protocols: Sequence[str]) -> list[str]:
     known = protocols_of(task.source.kind)
     unscored = [f'{of.without_score:,} of {of.name}' for of in task.benchmarks.get('sts', ()) if of.without_score]
     found = [f'left out: pairs without a score, {", ".join(unscored)}'] if unscored else []
+    if task.benchmarks and task.source.baselines.left_out:
+        found.append(f'left out: {task.source.baselines.left_out}')
     if not any(known[name].needs_labels for name in protocols):
         return found
     found += [

@@ -36,12 +36,12 @@ class Encoded(NamedTuple):
 def encode_all(task: Task, sentences: Sequence[str]) -> Iterator[Encoded]:
     """Features of N sentences by the encoders and layers of an evaluation, then by the baselines, one at a time.
 
-    The baselines are the encoders of `EncoderSource.baselines`, and TF-IDF.
+    The baselines are those of `EncoderSource.baselines`, and TF-IDF.
     """
     run = task.source.run
     assert run is not None  # the protocols of text need one
     tokenizer = Tokenizer.read(str(run.folder / FILE), run.config.text.length)
-    for encoder in (*task.encoders, *task.source.baselines):
+    for encoder in (*task.encoders, *task.source.baselines.encoders):
 
         def embed(examples: Source, rows: NDArray[np.int64], encoder: str = encoder) -> dict[str, np.ndarray]:
             return task.embed(encoder, examples, rows, f'sentences, {encoder}')

@@ -30,8 +30,8 @@ from dualcl_jax.training.loop import train
 from dualcl_jax.training.plan import make_plan
 from dualcl_jax.workdir.saved_run import open_saved_run
 from tests.reports.test_page import Parsed
-from tests.support.runs import Finished, column, contents, records, summary
 from tests.support.labelled_text import CLASSES, HOSTILE, text_config, write_sentences
+from tests.support.runs import Finished, column, contents, records, summary
 from tests.support.text_sets import write_classification, write_passages, write_sts
 
 STS = 'monitor/sts_dev_spearman'
