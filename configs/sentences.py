@@ -30,5 +30,7 @@ def get_config() -> ConfigDict:
     config.optimizer.warmup_epochs = 0.2
     config.optimizer.clip = 1.0
     config.train.batch_size = 256
-    config.train.steps = 1000
+    config.train.steps = 1100
+    config.log.every_steps = 10
+    config.monitor.every_epochs = 1
     return config

@@ -9,14 +9,15 @@ import optax
 from etils import epath
 
 from dualcl_jax.data import Splits
+from dualcl_jax.data.describe import units
 from dualcl_jax.data.text.source import KIND as TEXT
-from dualcl_jax.evaluators.monitor import STS_PROJECTION, STS_TF_IDF, can_monitor
+from dualcl_jax.evaluators.monitor import can_monitor
 from dualcl_jax.method.describe import describe_method
 from dualcl_jax.system.console import duration
 from dualcl_jax.system.versions import versions
 from dualcl_jax.training.plan import Plan
 from dualcl_jax.training.run import Run
-from dualcl_jax.workdir.metrics import KNN_BACKBONE, STS_BACKBONE, MetricsLog, Record
+from dualcl_jax.workdir.metrics import KNN_BACKBONE, STS_BACKBONE, STS_PROJECTION, STS_TF_IDF, MetricsLog, Record
 
 
 def header(plan: Plan, params: optax.Params, damaged: Mapping[int, str] | None = None) -> dict[str, str]:
@@ -51,7 +52,9 @@ def header(plan: Plan, params: optax.Params, damaged: Mapping[int, str] | None =
         'workdir': str(plan.folder),
     }
     if config.monitor.every_epochs and not can_monitor(plan.splits):
-        facts['kNN accuracy'] = 'not measured: it needs labelled images, for training and for testing'
+        facts['kNN accuracy'] = (
+            f'not measured: it needs labelled {units(plan.splits.train.kind)}, for training and for testing'
+        )
     elif config.monitor.every_epochs:
         facts |= _limits_of_knn(plan.splits, config.monitor.k, config.monitor.bank)
     if plan.similar is not None:
