@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from dualcl_jax import configs
 from dualcl_jax.system.command_line import Parser
 from dualcl_jax.system.errors import EXIT_STOPPED_BY_SIGNAL, exits_cleanly
 
@@ -17,9 +18,15 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = Parser(
         'python -m dualcl_jax.main',
         'Trains an encoder. The same command on the same workdir resumes the run.',
-        epilog='Any config field can be set, as in --config.loss.symmetric=False; configs/default.py lists them all.',
+        epilog=f'configs: {", ".join(configs.names())}\n'
+        'Any config field can be set, as in --config.loss.symmetric=False; '
+        f'{configs.path_of("default")} lists them all.',
     )
-    parser.add_argument('--config', required=True, help='a configuration file, such as configs/cifar10.py')
+    parser.add_argument(
+        '--config',
+        required=True,
+        help='a configuration file, or the name of one of ours, such as cifar10 or imagenet:moco_v3',
+    )
     parser.add_argument('--workdir', help='folder of the run, local or remote')
     parser.add_argument('--show_views', metavar='FILE.png', help='draw pairs of views of some images and exit')
     parser.add_argument('--dry_run', action='store_true', help='check everything and print the plan without training')

@@ -1,22 +1,27 @@
 """Flag parsing shared by all programs: a wrong flag gives one line of error and no traceback."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from dualcl_jax.system.errors import UserError
+
+COMMAND = 'dualcl'
+"""The command that an installation has; it names itself and its subcommand in `sys.argv[0]`."""
 
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises `UserError` where argparse would print its usage.
 
     Args:
-      prog: the command as the user types it.
+      prog: the command as the user types it, unless it is a subcommand of `COMMAND`.
       description: what the program does; its line breaks are kept.
       options: further options of `argparse.ArgumentParser`.
     """
 
     def __init__(self, prog: str, description: str | None = None, **options: Any) -> None:
+        prog = sys.argv[0] if sys.argv[0].startswith(f'{COMMAND} ') else prog
         form = argparse.RawDescriptionHelpFormatter
         super().__init__(prog=prog, description=description, formatter_class=form, allow_abbrev=False, **options)
 
