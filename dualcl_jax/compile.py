@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from dualcl_jax.system.command_line import Parser
+from dualcl_jax.system.command_line import Parser, import_own, own_module
 from dualcl_jax.system.errors import exits_cleanly
 
 
@@ -40,6 +40,7 @@ def main() -> int:
     if flags.topology:
         os.environ['JAX_PLATFORMS'] = 'cpu'  # otherwise a TPU of this machine would be locked needlessly
     start(None, None, None)
+    import_own(own_module(config.model.name))
     import jax
 
     from dualcl_jax.system.console import print_json

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from dualcl_jax.system.callable_module import make_callable
-from dualcl_jax.system.command_line import Parser
+from dualcl_jax.system.command_line import Parser, import_own
 from dualcl_jax.system.errors import exits_cleanly
 
 
@@ -23,6 +23,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     from dualcl_jax.api.embed import NEAR_DUPLICATE, OUTLIER
 
     parser = Parser('python -m dualcl_jax.embed', __doc__)
+    parser.add_import()
     parser.add_argument('--workdir', help='folder of a run, local or remote')
     parser.add_argument('--encoder', metavar='FILE', help='a file written by dualcl export')
     parser.add_argument('--data', help='a folder of images or an .npz file; default: the data of the run')
@@ -66,6 +67,7 @@ def main() -> int:
     request = Request(**given, fields=fields)
     check(request)
     start(None, None, None)
+    import_own(flags.own)
     print_json(embed_to(request, flags.output)[1], always=flags.json)
     return 0
 

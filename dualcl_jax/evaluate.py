@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from dualcl_jax.system.callable_module import make_callable
-from dualcl_jax.system.command_line import Parser
+from dualcl_jax.system.command_line import Parser, import_own
 from dualcl_jax.system.errors import exits_cleanly
 
 
@@ -26,6 +26,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         __doc__,
         epilog='dualcl_jax/evaluators/settings.py documents every setting of the protocols.',
     )
+    parser.add_import()
     parser.add_argument('--workdir', help='folder of a run, local or remote')
     parser.add_argument('--exported', metavar='FILE', help='a file written by python -m dualcl_jax.export')
     parser.add_argument('--protocols', required=True, help='comma-separated names, or all')
@@ -50,6 +51,7 @@ def main() -> int:
     from dualcl_jax.system.processes.start import start
 
     start(None, None, None)
+    import_own(flags.own)
     from dualcl_jax.api.evaluate import run_protocols
     from dualcl_jax.system.console import print_json
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from dualcl_jax import configs
-from dualcl_jax.system.command_line import Parser
+from dualcl_jax.system.command_line import Parser, import_own, own_module
 from dualcl_jax.system.errors import EXIT_STOPPED_BY_SIGNAL, exits_cleanly
 
 
@@ -33,7 +33,9 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         '--extend', action='store_true', help='train the run in the workdir longer, to the length of the config'
     )
-    parser.add_argument('--init_from', help='workdir of another run; start from its encoder')
+    parser.add_argument(
+        '--init_from', metavar='PATH', help='workdir of another run, or a file of weights; start from its encoder'
+    )
     parser.add_argument('--skip_nonfinite', type=int, metavar='N', help='skip up to N batches whose loss is not finite')
     parser.add_argument(
         '--profile', type=int, default=0, metavar='STEPS', help='write a profiler trace of STEPS steps to profile/'
@@ -66,6 +68,7 @@ def main() -> int:
     timeout_s = fields.get('parallel.timeout_s', 50.0)
     deterministic = fields.get('parallel.deterministic', True)
     start(flags.coordinator_address, flags.num_processes, flags.process_id, facts, timeout_s, deterministic)
+    import_own(own_module(str(fields.get('model.name', ''))))
     if flags.show_views is not None:
         from dualcl_jax.reports.view_sheet import show_views
 

@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dualcl_jax.api.session import prepare_jax
+from dualcl_jax.system.command_line import import_own, own_module
 from dualcl_jax.system.config import flatten, load_config, override
 from dualcl_jax.system.errors import RestartError, UserError
 
@@ -59,6 +60,7 @@ def train(
         chosen.init_from = os.fspath(init_from)
     with _alone():
         prepare_jax(deterministic=chosen.parallel.deterministic)
+        import_own(own_module(chosen.model.name))
         from dualcl_jax.training import loop
         from dualcl_jax.workdir.folder import open_workdir, read_summary, unlock
 
