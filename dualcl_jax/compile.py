@@ -35,7 +35,7 @@ def main() -> int:
     override(config, overrides)
     if flags.topology:
         os.environ['JAX_PLATFORMS'] = 'cpu'  # otherwise a TPU of this machine would be locked needlessly
-    start(None, None, None)
+    start(None, None, None, several=False)
     import jax
 
     from dualcl_jax.training.ahead_of_time import compile_step, show, topology_devices

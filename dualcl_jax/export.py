@@ -34,7 +34,7 @@ def main() -> int:
     from dualcl_jax.system.processes.start import start
 
     check_output(flags.output)
-    start(None, None, None)
+    start(None, None, None, several=False)
     from dualcl_jax.models.exports import FORMATS
     from dualcl_jax.workdir.export import describe
     from dualcl_jax.workdir.saved_run import open_saved_run
