@@ -1,6 +1,7 @@
 """Where an encoder that is evaluated comes from: a run, or an exported file."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
 from dualcl_jax.data import Source
@@ -18,17 +19,19 @@ from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.evaluators.derived import Derived
 from dualcl_jax.evaluators.embed import Blocks, Embedder, Features
 from dualcl_jax.method import randomness
-from dualcl_jax.method.state import Variables
+from dualcl_jax.method.state import Variables, create_train_state
 from dualcl_jax.method.views import Views
 from dualcl_jax.method.views.images import ImageViews, resolve_views
 from dualcl_jax.models.exports import load
 from dualcl_jax.system.config import from_json
-from dualcl_jax.system.devices import AXIS
+from dualcl_jax.system.devices import AXIS, place
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.workdir.checksum import state_sha256
 from dualcl_jax.workdir.saved_run import SavedRun, open_saved_run
 
 LAYERS = Features._fields
+RANDOM = 'random'
+"""The name of the encoder before training."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +66,24 @@ class EncoderSource:
     provenance: Mapping[str, Any]
     run: SavedRun | None = None
 
+    @functools.cached_property
+    def baselines(self) -> Mapping[str, Variables]:
+        """Variables by name of the encoders to compare with: `random`, which the run had drawn before it trained."""
+        if self.run is None:
+            return {}
+        method = self.run.method
+        state = jax.jit(lambda: create_train_state(method))()
+        return {RANDOM: place(state.variables, self.run.mesh, PartitionSpec())}
+
     def embed(
         self, encoder: str, examples: Source, rows: np.ndarray, advance: Callable[[], None]
     ) -> dict[str, np.ndarray]:
-        """Features float32 [N, F] by layer of the examples at `rows` [N]; `advance` is called after each block."""
-        found = self.blocks(self.encoders[encoder], examples, rows, advance)
+        """Features float32 [N, F] by layer of the examples at `rows` [N]; `advance` is called after each block.
+
+        The encoder is one of `encoders` or of `baselines`.
+        """
+        variables = self.encoders[encoder] if encoder in self.encoders else self.baselines[encoder]
+        found = self.blocks(variables, examples, rows, advance)
         return dict(zip(self.layers, found, strict=True))
 
     def embed_views(

@@ -7,8 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dualcl_jax.models.encoder import TEXT_MODELS
 from dualcl_jax.models.exports.encoder import Description, Variables, compute, only_parts
 from dualcl_jax.models.images import ImageInput
+from dualcl_jax.models.text import FIELDS as TEXT_FIELDS
 from dualcl_jax.system.devices import to_host
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.versions import versions
@@ -35,8 +37,9 @@ def describe(run: SavedRun, *, encoder: str, projection: bool) -> tuple[Descript
             f'--workdir={run.folder}: its encoder does not take images; only encoders of images are exported'
         )
     model = config.model.to_dict() | {'predictor': 'none', 'remat': False}
+    unused = {'norm'} if config.model.name in TEXT_MODELS else {'norm', *TEXT_FIELDS}
     description = Description(
-        architecture={name: value for name, value in model.items() if name != 'norm'},
+        architecture={name: value for name, value in model.items() if name not in unused},
         encoder=encoder,
         output='projection' if projection else 'backbone',
         features=0,  # until it is measured
