@@ -31,8 +31,8 @@ def end_with_worker() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def work(config: dict[str, Any]) -> None:
-    """Runs one process of the run on a worker."""
+def work(config: dict[str, Any]) -> int:
+    """Runs one process of the run on a worker; returns its exit status, if that is the end."""
     context = train.get_context()
     with socket.socket() as free:
         free.bind(('', 0))
@@ -42,7 +42,7 @@ def work(config: dict[str, Any]) -> None:
     status = subprocess.run(command, check=False, preexec_fn=end_with_worker, cwd=config['folder']).returncode
     if status not in (0, 2):
         raise RuntimeError(f'exit status {status}: run the same command again')
-    train.report({'status': status})
+    return status
 
 
 def main() -> int:
@@ -58,12 +58,12 @@ def main() -> int:
         work,
         train_loop_config={'flags': flags.flags, 'folder': flags.folder},
         jax_config=JaxConfig(),  # without devices: Ray must not join the processes, the command does
-        scaling_config=ScalingConfig(flags.workers, 'GPU' in resources, resources),
+        scaling_config=ScalingConfig(
+            num_workers=flags.workers, use_gpu='GPU' in resources, resources_per_worker=resources
+        ),
         run_config=RunConfig(failure_config=FailureConfig(max_failures=flags.restarts)),
     )
-    result = trainer.fit()
-    assert result.metrics is not None
-    return result.metrics['status']
+    return trainer.fit().return_value
 
 
 if __name__ == '__main__':

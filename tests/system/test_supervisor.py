@@ -2,6 +2,8 @@
 
 import json
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -148,3 +150,13 @@ def test_strangers_change_nothing(kept: supervisor.Supervised, words: bytes) -> 
 def test_errors_of_the_service_are_raised() -> None:
     with pytest.raises(RuntimeError):
         supervisor.start(TOKEN, '', '127.0.0.1:1', 'two')
+
+
+def test_more_sockets_than_the_usual_limit() -> None:
+    """A shell allows 1,024 open files; process 0 and the supervisor of 1,024 processes need more."""
+    program = (
+        'import resource; from dualcl_jax.system.processes.supervisor import allow_many_sockets; '
+        'hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]; resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard)); '
+        'allow_many_sockets(); print(resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard))'
+    )
+    assert subprocess.run([sys.executable, '-c', program], capture_output=True, check=True).stdout == b'True\n'
