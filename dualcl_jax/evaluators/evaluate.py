@@ -129,8 +129,10 @@ def read_benchmarks(source: EncoderSource, protocols: Sequence[str], settings: C
 def notes(task: Task, protocols: Sequence[str]) -> list[str]:
     """What an evaluation leaves out, a line each."""
     known = protocols_of(task.source.kind)
-    unscored = [pairs for pairs in task.benchmarks.get('sts', ()) if pairs.without_score]
-    found = [f'left out: {pairs.without_score:,} pairs of {pairs.name} without a score' for pairs in unscored]
+    unscored = [f'{of.without_score:,} of {of.name}' for of in task.benchmarks.get('sts', ()) if of.without_score]
+    found = [f'left out: pairs without a score, {", ".join(unscored)}'] if unscored else []
+    if task.benchmarks and task.source.baselines.left_out:
+        found.append(f'left out: {task.source.baselines.left_out}')
     if not any(known[name].needs_labels for name in protocols):
         return found
     found += [

@@ -13,9 +13,7 @@ from dualcl_jax.evaluators.embed import Embedder
 from dualcl_jax.evaluators.measures.knn import knn_top1
 from dualcl_jax.evaluators.measures.sentences import paired_cosines, rank_correlation
 from dualcl_jax.evaluators.sentences import embed_sentences, tf_idf, training_texts
-from dualcl_jax.workdir.metrics import KNN_BACKBONE, STS_BACKBONE
-
-STS_PROJECTION, STS_TF_IDF = 'monitor/sts_dev_spearman_projection', 'monitor/sts_dev_spearman_tf_idf'
+from dualcl_jax.workdir.metrics import KNN_BACKBONE, STS_BACKBONE, STS_PROJECTION, STS_TF_IDF
 
 
 class Monitor(Protocol):

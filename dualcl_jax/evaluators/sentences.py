@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 
 from dualcl_jax.data import ArraySource, Source
 from dualcl_jax.data.text.tokens import FILE, Tokenizer
@@ -37,12 +36,12 @@ class Encoded(NamedTuple):
 def encode_all(task: Task, sentences: Sequence[str]) -> Iterator[Encoded]:
     """Features of N sentences by the encoders and layers of an evaluation, then by the baselines, one at a time.
 
-    The baselines are the encoders of `EncoderSource.baselines`, and TF-IDF.
+    The baselines are those of `EncoderSource.baselines`, and TF-IDF.
     """
     run = task.source.run
     assert run is not None  # the protocols of text need one
     tokenizer = Tokenizer.read(str(run.folder / FILE), run.config.text.length)
-    for encoder in (*task.encoders, *task.source.baselines):
+    for encoder in (*task.encoders, *task.source.baselines.encoders):
 
         def embed(examples: Source, rows: NDArray[np.int64], encoder: str = encoder) -> dict[str, np.ndarray]:
             return task.embed(encoder, examples, rows, f'sentences, {encoder}')
@@ -101,6 +100,8 @@ def tf_idf(sentences: Sequence[str], corpus: Sequence[str] | None) -> Any:
       sentences: N of them.
       corpus: the documents; None for the sentences themselves.
     """
+    from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
+
     documents = sentences if corpus is None else corpus
     counter = CountVectorizer(token_pattern=r'(?u)\b\w+\b', dtype=np.float64)
     counts = counter.fit_transform([*sentences, *([] if corpus is None else corpus)])

@@ -2,8 +2,9 @@
 
 Their input is a tree. With n sentences of at most L tokens:
 
-    tokens   int32 [n, L], rows of the token embedding; what follows the sentence is not read
-    length   int32 [n], the number of tokens of each sentence
+    tokens   int32 [n, L], rows of the token embedding: the first one and the last one are those that the tokenizer adds
+             to a sentence, [CLS] and [SEP] in BERT; what follows them is not read
+    length   int32 [n], the number of tokens of each sentence, with the first and the last one
     dropout  uint32 [n, 2], the data of one PRNG key for each sentence; absent: no dropout
 """
 
@@ -96,7 +97,8 @@ def embedding_init(deviation: float) -> nn.initializers.Initializer:
 class Bag(nn.Module):
     """The mean of the embeddings of a sentence's tokens (1511.08198): a tree of n sentences to float32 [n, width].
 
-    It has no dropout, so two views of a sentence must differ in their words.
+    The first and the last token, which are the same in all sentences, do not count; the mean of no tokens is 0. There
+    is no dropout, so two views of a sentence must differ in their words.
 
     Attributes:
       geometry: of which the vocabulary is used.
@@ -115,4 +117,5 @@ class Bag(nn.Module):
     def __call__(self, sentences: Tree, *, train: bool) -> jax.Array:
         shape = self.geometry.vocabulary, self.width
         table = self.param('words', embedding_init(1 / math.sqrt(self.width)), shape, jnp.float32)
-        return masked_mean(table.astype(self.dtype)[sentences['tokens']], sentences['length'])
+        words, count = sentences['tokens'][:, 1:-1], sentences['length'] - 2
+        return masked_mean(jnp.take(table.astype(self.dtype), words, axis=0, mode='clip'), count)

@@ -13,7 +13,6 @@ from dualcl_jax.data.describe import units
 from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.text.source import KIND as TEXT
 from dualcl_jax.evaluators.measures.knn import knn_predict, nearest
-from dualcl_jax.evaluators.monitor import STS_PROJECTION, STS_TF_IDF
 from dualcl_jax.method.describe import describe_method
 from dualcl_jax.method.negatives.selectors import build_selector
 from dualcl_jax.reports.hardness import PARTS, Anchor, hardest_negatives, image_losses, negatives_of, softmax_shares
@@ -22,7 +21,7 @@ from dualcl_jax.reports.shown import PICTURES, TEXTS, Shown
 from dualcl_jax.reports.subject import Subject
 from dualcl_jax.system.config import flatten
 from dualcl_jax.system.console import duration
-from dualcl_jax.workdir.metrics import KNN_BACKBONE, STS_BACKBONE
+from dualcl_jax.workdir.metrics import KNN_BACKBONE, STS_BACKBONE, STS_PROJECTION, STS_TF_IDF
 
 Content = dict[str, Any]
 

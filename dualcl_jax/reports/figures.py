@@ -14,9 +14,8 @@ import numpy as np
 from etils import epath
 from numpy.typing import NDArray
 
-from dualcl_jax.evaluators.monitor import STS_PROJECTION, STS_TF_IDF
 from dualcl_jax.system.files import write_bytes
-from dualcl_jax.workdir.metrics import KNN_BACKBONE, STS_BACKBONE
+from dualcl_jax.workdir.metrics import KNN_BACKBONE, STS_BACKBONE, STS_PROJECTION, STS_TF_IDF
 
 DPI = 150
 DASHED = (0, (4, 3))

@@ -10,10 +10,9 @@ from typing import Any
 import jinja2
 from etils import epath
 
-from dualcl_jax.evaluators.monitor import STS_PROJECTION, STS_TF_IDF
 from dualcl_jax.reports.content import Content
 from dualcl_jax.system.files import write_text
-from dualcl_jax.workdir.metrics import KNN_BACKBONE, STS_BACKBONE
+from dualcl_jax.workdir.metrics import KNN_BACKBONE, STS_BACKBONE, STS_PROJECTION, STS_TF_IDF
 
 RAW_PIXELS = 'monitor/knn_top1_raw_pixels'
 REFERENCES = (RAW_PIXELS, STS_TF_IDF)

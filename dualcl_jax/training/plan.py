@@ -24,7 +24,6 @@ from dualcl_jax.models.norm import LOCAL
 from dualcl_jax.system.devices import device_mesh
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.processes.agreement import check_same_data, check_shared
-from dualcl_jax.training.init_from import adopt_geometry, check_encoder
 from dualcl_jax.workdir.folder import (
     check_same_images,
     check_same_run,
@@ -33,6 +32,7 @@ from dualcl_jax.workdir.folder import (
     read_fingerprints,
     stored_config,
 )
+from dualcl_jax.workdir.init_from import adopt_geometry, check_encoder
 from dualcl_jax.workdir.saved_run import devices_of, saved_steps
 
 

@@ -17,7 +17,6 @@ from dualcl_jax.method.state import TrainState, state_specs
 from dualcl_jax.system.config import accepted_sha256, method_sha256
 from dualcl_jax.system.devices import MAPPERS, Mapper, place
 from dualcl_jax.system.files import write_bytes
-from dualcl_jax.training.init_from import with_encoder
 from dualcl_jax.training.plan import Plan, make_plan
 from dualcl_jax.workdir.checkpoint import Checkpoint, Checkpoints
 from dualcl_jax.workdir.folder import (
@@ -29,6 +28,7 @@ from dualcl_jax.workdir.folder import (
     write_config,
     write_data_report,
 )
+from dualcl_jax.workdir.init_from import with_encoder
 from dualcl_jax.workdir.metrics import Record
 
 

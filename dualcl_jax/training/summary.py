@@ -11,13 +11,13 @@ from etils import epath
 from dualcl_jax.data import Splits
 from dualcl_jax.data.describe import units
 from dualcl_jax.data.text.source import KIND as TEXT
-from dualcl_jax.evaluators.monitor import STS_PROJECTION, STS_TF_IDF, can_monitor
+from dualcl_jax.evaluators.monitor import can_monitor
 from dualcl_jax.method.describe import describe_method
 from dualcl_jax.system.console import duration
 from dualcl_jax.system.versions import versions
 from dualcl_jax.training.plan import Plan
 from dualcl_jax.training.run import Run
-from dualcl_jax.workdir.metrics import KNN_BACKBONE, STS_BACKBONE, MetricsLog, Record
+from dualcl_jax.workdir.metrics import KNN_BACKBONE, STS_BACKBONE, STS_PROJECTION, STS_TF_IDF, MetricsLog, Record
 
 
 def header(plan: Plan, params: optax.Params, damaged: Mapping[int, str] | None = None) -> dict[str, str]:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import issparse
-from scipy.stats import spearmanr
 
 from dualcl_jax.evaluators.measures.unit import unit
 
@@ -38,6 +37,8 @@ def rank_correlation(similarities: NDArray, scores: NDArray) -> float:
 
     NaN where all similarities are equal up to rounding, as those of a collapsed encoder are.
     """
+    from scipy.stats import spearmanr
+
     if np.ptp(similarities) <= 1e-9 or np.ptp(scores) == 0:
         return math.nan
     return float(spearmanr(similarities, scores).statistic)
