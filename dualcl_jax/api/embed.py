@@ -181,6 +181,7 @@ def _look(request: Request, path: Path, examples: 'Examples', embedding: 'Embedd
         return {}
     if len(embedding.features) < 2:
         raise UserError('--near_duplicates and --outliers need at least two examples')
+    from dualcl_jax.data.images.source import KIND as IMAGES
     from dualcl_jax.evaluators.measures import neighbours
     from dualcl_jax.reports.neighbours import Outliers, write_page, write_tables
     from dualcl_jax.system.console import progress
@@ -191,6 +192,8 @@ def _look(request: Request, path: Path, examples: 'Examples', embedding: 'Embedd
     pairs = outliers = None
     if request.near_duplicates is not None:
         pairs = neighbours.near_duplicates(nearest, request.near_duplicates)
+        if examples.sources[0].kind == IMAGES:
+            pairs = neighbours.confirmed(pairs, request.near_duplicates, examples.at)
         found['near_duplicates'] = len(pairs.first)
         print(f'{len(pairs.first):,} pairs with a similarity of at least {request.near_duplicates:g}')
     if request.outliers is not None:

@@ -1,7 +1,9 @@
 """Near duplicates and outliers among N examples, by the similarity of their features.
 
 Features of a network share a large common part, so that all their cosines are high. Here the mean over the examples is
-subtracted first, and a similarity is the cosine of what remains (ours).
+subtracted first, and a similarity is the cosine of what remains. An encoder that has learned little, or much that does
+not depend on details, finds many images alike that are no copies. Of images, the similarity of a pair is therefore the
+smaller one of that cosine and the correlation of their pixels, reduced to 16×16 (ours).
 """
 
 from collections.abc import Callable
@@ -13,6 +15,8 @@ from numpy.typing import NDArray
 from dualcl_jax.evaluators.measures.knn import nearest
 from dualcl_jax.evaluators.measures.unit import unit
 
+REDUCED = 16
+"""Side in pixels at which two images are compared."""
 QUERIES = 1024
 """Rows that are compared with all others at a time."""
 NEIGHBOURS = 10
@@ -85,3 +89,38 @@ def outlier_scores(neighbours: Neighbours) -> NDArray:
     centre = np.median(distance)
     deviation = 1.4826 * np.median(np.abs(distance - centre))
     return (distance - centre) / deviation if deviation > 0 else np.zeros(len(distance))
+
+
+def confirmed(pairs: Pairs, threshold: float, images_at: Callable[[NDArray], NDArray]) -> Pairs:
+    """The pairs whose images are similar in their pixels, too, the most similar first.
+
+    Args:
+      pairs: by their features.
+      threshold: the least similarity of a pair.
+      images_at: the images uint8 [n, H, W, C] at some rows [n].
+
+    Returns:
+      Pairs with the smaller one of both similarities.
+    """
+    rows, places = np.unique(np.concatenate([pairs.first, pairs.second]), return_inverse=True)
+    blocks = [reduced(images_at(rows[start : start + QUERIES])) for start in range(0, len(rows), QUERIES)]
+    if not blocks:
+        return pairs
+    small = np.concatenate(blocks)
+    first, second = places.reshape(2, -1)
+    values = np.minimum(pairs.similarities, np.einsum('pf,pf->p', small[first], small[second]))
+    kept = np.flatnonzero(values >= threshold)
+    order = kept[np.argsort(-values[kept], kind='stable')]
+    return Pairs(pairs.first[order], pairs.second[order], values[order])
+
+
+def reduced(images: NDArray) -> NDArray:
+    """Vectors float32 [n, F] of images uint8 [n, H, W, C]; their products are correlations of reduced pixels."""
+    from PIL import Image
+
+    small = []
+    for image in np.broadcast_to(images, (*images.shape[:3], 3)):
+        picture = Image.fromarray(np.ascontiguousarray(image)).resize((REDUCED, REDUCED), Image.Resampling.BOX)
+        small.append(np.asarray(picture, np.float32).reshape(-1))
+    vectors = np.stack(small)
+    return unit(vectors - vectors.mean(axis=1, keepdims=True))
