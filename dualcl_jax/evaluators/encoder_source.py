@@ -123,7 +123,7 @@ def _baselines(run: SavedRun) -> Baselines:
     if not run.config.init_from:
         return Baselines({RANDOM: state.variables})
     try:
-        started = with_encoder(state, run.config.init_from, run.mesh)
+        started = with_encoder(run.method, state, run.config.init_from, run.mesh)
     except UserError as error:
         return Baselines({RANDOM: state.variables}, f'the encoder before training ({error})')
     return Baselines({RANDOM: state.variables, START: started.variables})
