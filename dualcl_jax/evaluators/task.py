@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ class Task:
       splits: the data.
       settings: of `dualcl_jax.evaluators.settings`.
       encoders, layers: the ones to evaluate.
+      benchmarks: the content of the files of a protocol, by its name.
     """
 
     source: EncoderSource
@@ -36,6 +38,7 @@ class Task:
     settings: ConfigDict
     encoders: tuple[str, ...]
     layers: tuple[str, ...]
+    benchmarks: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._features: dict[tuple[str, str], dict[str, np.ndarray]] = {}
