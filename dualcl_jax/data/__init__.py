@@ -13,6 +13,7 @@ from dualcl_jax.data.source import ArraySource, HostViews, Source, Splits, examp
 from dualcl_jax.data.text import source as text
 from dualcl_jax.data.text.tokens import kept_tokenizer
 from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.files import reachable
 
 __all__ = [
     'SOURCES',
@@ -50,7 +51,9 @@ def data_config(config: Any, workdir: epath.Path | None = None, *, data: Any = N
     """
     found = ConfigDict((data or config.data).to_dict())
     kept = kept_tokenizer(workdir) if workdir is not None else ''
-    given = config.text.tokenizer or (kept_tokenizer(epath.Path(config.init_from)) if config.init_from else '')
+    given = config.text.tokenizer
+    if not given and config.init_from:
+        given = kept_tokenizer(reachable(config.init_from, f'--init_from={config.init_from}').expanduser())
     found.text = ConfigDict(
         {'tokenizer': kept or given, 'length': config.text.length, 'vocabulary': config.model.vocabulary}
     )

@@ -16,13 +16,15 @@ from ml_collections import ConfigDict
 
 from dualcl_jax.data import Source
 from dualcl_jax.data.images.source import KIND as IMAGES
+from dualcl_jax.data.text.source import KIND as TEXT
 from dualcl_jax.evaluators.derived import Derived
 from dualcl_jax.evaluators.embed import Blocks, Embedder, Features
 from dualcl_jax.method import randomness
 from dualcl_jax.method.state import Variables, create_train_state, state_specs
 from dualcl_jax.method.views import Views
 from dualcl_jax.method.views.images import ImageViews, resolve_views
-from dualcl_jax.models.exports import load
+from dualcl_jax.method.views.text import TextViews, resolve_text_views
+from dualcl_jax.models.exports import Description, TextDescription, load
 from dualcl_jax.system.config import from_json
 from dualcl_jax.system.devices import AXIS, place
 from dualcl_jax.system.errors import UserError
@@ -190,21 +192,35 @@ def from_export(path: str) -> EncoderSource:
     try:
         config = from_json(json.dumps(origin['config']))
         config.data.labels = config.data.labels or 'auto'
-        views = ImageViews(**dataclasses.asdict(described.images), specs=resolve_views(config.views))
+        views = _views_of(described, config)
         step, data_fingerprint = origin['step'], origin['data_fingerprint']
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f'--exported={path}: its run is not described by this version ({error})') from error
     mesh = Mesh(np.asarray(jax.local_devices()[:1]), (AXIS,))  # an exported program is for one device
+    function, is_images = encoder.function, isinstance(views, ImageViews)
+    prepare: Callable[[Any], Any] = views.pixels if isinstance(views, ImageViews) else views.plain
     return EncoderSource(
         name=f'--exported={path}',
         config=config,
-        kind=IMAGES,
+        kind=IMAGES if is_images else TEXT,
         views=views,
         step=step,
         encoders={described.encoder: {}},
         layers=(described.output,),
-        blocks=Blocks(lambda _, images: (encoder.function(views.pixels(images)),), mesh),
-        view_blocks=_view_blocks(views, lambda _, pixels: (encoder.function(pixels),), mesh, as_pixels=True),
+        blocks=Blocks(lambda _, examples: (function(prepare(examples)),), mesh),
+        view_blocks=_view_blocks(views, lambda _, view: (function(_inputs(view)),), mesh, as_pixels=is_images),
         data_fingerprint=data_fingerprint,
         provenance={'step': step, 'file_sha256': hashlib.sha256(epath.Path(path).read_bytes()).hexdigest()},
     )
+
+
+def _views_of(described: Description | TextDescription, config: ConfigDict) -> ImageViews | TextViews:
+    """The views of the run of an exported encoder."""
+    if isinstance(described, TextDescription):
+        return TextViews(resolve_text_views(config.views), described.length)
+    return ImageViews(**dataclasses.asdict(described.images), specs=resolve_views(config.views))
+
+
+def _inputs(view: Any) -> Any:
+    """What an exported encoder takes of a view: pixels as they are, sentences without the key of dropout."""
+    return {name: view[name] for name in ('tokens', 'length')} if isinstance(view, dict) else view

@@ -97,8 +97,8 @@ def embedding_init(deviation: float) -> nn.initializers.Initializer:
 class Bag(nn.Module):
     """The mean of the embeddings of a sentence's tokens (1511.08198): a tree of n sentences to float32 [n, width].
 
-    The first and the last token, which are the same in all sentences, do not count; the mean of no tokens is 0. There is
-    no dropout, so two views of a sentence must differ in their words.
+    The first and the last token, which are the same in all sentences, do not count; the mean of no tokens is 0. There
+    is no dropout, so two views of a sentence must differ in their words.
 
     Attributes:
       geometry: of which the vocabulary is used.
@@ -118,4 +118,4 @@ class Bag(nn.Module):
         shape = self.geometry.vocabulary, self.width
         table = self.param('words', embedding_init(1 / math.sqrt(self.width)), shape, jnp.float32)
         words, count = sentences['tokens'][:, 1:-1], sentences['length'] - 2
-        return masked_mean(table.astype(self.dtype)[words], count)
+        return masked_mean(jnp.take(table.astype(self.dtype), words, axis=0, mode='clip'), count)

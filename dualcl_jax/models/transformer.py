@@ -192,7 +192,7 @@ class Embeddings(nn.Module):
         sizes, init = self.geometry, embedding_init(DEVIATION)
         words = self.param('words', init, (sizes.vocabulary, self.width), jnp.float32)
         positions = self.param('positions', init, (sizes.positions, self.width), jnp.float32)
-        x = words[tokens] + positions[sizes.position_offset :][: tokens.shape[1]][None]
+        x = jnp.take(words, tokens, axis=0, mode='clip') + positions[sizes.position_offset :][: tokens.shape[1]][None]
         if sizes.token_types:
             x = x + self.param('types', init, (sizes.token_types, self.width), jnp.float32)[0][None, None]
         return layer_norm(x, sizes.norm_epsilon, name='norm')

@@ -171,6 +171,55 @@ def test_parquet_needs_pyarrow(tmp_path, monkeypatch: pytest.MonkeyPatch) -> Non
         load(tmp_path / 'a.parquet', 'text')
 
 
+def write_tfds(folder: Path, splits: dict[str, list[tuple[bytes, int]]]) -> Path:
+    """A prepared TFDS set with the features text and label, of the classes no and yes."""
+    from array_record.python import array_record_module
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    folder.mkdir(parents=True)
+    infos = []
+    for split, rows in splits.items():
+        path = folder / f'reviews-{split}.array_record-00000-of-00001'
+        writer = array_record_module.ArrayRecordWriter(str(path), 'group_size:1')
+        for text, label in rows:
+            example = tf_example_pb2.Example()
+            example.features.feature['text'].bytes_list.value.append(text)
+            example.features.feature['label'].int64_list.value.append(label)
+            writer.write(example.SerializeToString())
+        writer.close()
+        template = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
+        infos.append({'name': split, 'shardLengths': [str(len(rows))], 'filepathTemplate': template})
+    module = 'tensorflow_datasets.core.features'
+    features = {
+        'text': {'pythonClassName': f'{module}.text_feature.Text', 'text': {}},
+        'label': {'pythonClassName': f'{module}.class_label_feature.ClassLabel', 'classLabel': {'numClasses': '2'}},
+    }
+    info = {'name': 'reviews', 'version': '1.0.0', 'fileFormat': 'array_record', 'splits': infos}
+    described = {'pythonClassName': f'{module}.features_dict.FeaturesDict', 'featuresDict': {'features': features}}
+    (folder / 'dataset_info.json').write_text(json.dumps(info))
+    (folder / 'features.json').write_text(json.dumps(described))
+    (folder / 'label.labels.txt').write_text('no\nyes\n')
+    return folder
+
+
+def test_a_tfds_set(tmp_path) -> None:
+    rows = [(text.encode(), number % 2) for number, text in enumerate(TEXTS)]
+    splits = {'train': [*rows, (b'caf\xe9', 0), (b'unknown', -1)], 'test': rows[:5]}
+    folder = write_tfds(tmp_path / 'reviews' / '1.0.0', splits)
+    found = load(folder, 'text', label_column='label')
+    assert (len(found.train), len(found.test)) == (41, 5)
+    assert found.train.class_names == ('no', 'yes')
+    assert found.train.labels.tolist() == [number % 2 for number in range(40)] + [-1]
+    assert found.train.report['left_out'] == {'rows: not UTF-8': {'count': 1, 'names': ['train:41']}}
+    assert load(folder, 'text').train.class_names is None
+    for columns, said in (('', "data.columns='': reviews has columns"), ('x', 'x: reviews has no such column')):
+        with pytest.raises(UserError, match=f'{said}.* text, label$'):
+            load(folder, columns)
+    next(folder.glob('*-train*')).write_bytes(b'nothing')
+    with pytest.raises(UserError, match=r'1.0.0: cannot be read \(.*\); prepare it again as array_record'):
+        load(folder, 'text')
+
+
 def test_limit_and_memory(tmp_path) -> None:
     (tmp_path / 'lines.txt').write_text('\n'.join(TEXTS))
     assert len(load(tmp_path / 'lines.txt', limit=10).train) == 10

@@ -143,7 +143,7 @@ def _read_table(file: IO[bytes], name: str, columns: Columns, account: Account, 
         places = [int(column) for column in columns.wanted]
     for number, row in enumerate(rows, 1):
         if not places:
-            places = _find(columns, row, name)
+            places = find(columns, row, name)
         elif len(row) <= max(places):
             account.add(NO_COLUMN if row else EMPTY, f'{name}:{number}')
         elif not all(row[place].strip() for place in places[: len(columns.names)]):
@@ -152,8 +152,8 @@ def _read_table(file: IO[bytes], name: str, columns: Columns, account: Account, 
             yield columns.row([row[place] for place in places])
 
 
-def _find(columns: Columns, header: Sequence[str], name: str) -> list[int]:
-    """The positions of the columns. Raises UserError for one that is not there."""
+def find(columns: Columns, header: Sequence[str], name: str) -> list[int]:
+    """The positions of the columns of a file, by its header. Raises UserError for one that is not there."""
     header = [column.strip() for column in header]
     listed = ', '.join(header[:8]) + (', …' if len(header) > 8 else '')
     if not columns.names:
@@ -191,12 +191,12 @@ def _read_jsonl(file: IO[bytes], name: str, columns: Columns, account: Account) 
             account.add(NOT_JSON, place)
             continue
         if not met:
-            _find(columns, list(found), name)
+            find(columns, list(found), name)
             met = True
-        yield from _checked([found.get(column) for column in columns.wanted], place, columns, account)
+        yield from checked([found.get(column) for column in columns.wanted], place, columns, account)
 
 
-def _checked(values: list[Any], place: str, columns: Columns, account: Account) -> Iterator[Row]:
+def checked(values: list[Any], place: str, columns: Columns, account: Account) -> Iterator[Row]:
     """A row of values, if the ones with sentences are text."""
     sentences = values[: len(columns.names)]
     if any(value is None for value in sentences):
@@ -217,13 +217,13 @@ def _read_parquet(file: IO[bytes], name: str, columns: Columns, account: Account
 
     try:
         table = parquet.ParquetFile(file)
-        _find(columns, table.schema_arrow.names, name)
+        find(columns, table.schema_arrow.names, name)
         number = 0
         for batch in table.iter_batches(columns=list(columns.wanted)):
             found = [batch.column(column).to_pylist() for column in columns.wanted]
             for values in zip(*found, strict=True):
                 number += 1
-                yield from _checked(list(values), f'{name}:{number}', columns, account)
+                yield from checked(list(values), f'{name}:{number}', columns, account)
     except pyarrow.ArrowException as error:
         raise OSError(None, first_line(error)) from error
 
@@ -238,8 +238,8 @@ def _read_wordnet(file: IO[bytes], name: str, columns: Columns, account: Account
             continue
         values = dict(zip((*wordnet.COLUMNS, '0', '1'), (*pair, *pair), strict=True))
         if not columns.names or not set(columns.wanted) <= set(values):
-            _find(columns, wordnet.COLUMNS, name)
-        yield from _checked([values[column] for column in columns.wanted], f'{name}:{number}', columns, account)
+            find(columns, wordnet.COLUMNS, name)
+        yield from checked([values[column] for column in columns.wanted], f'{name}:{number}', columns, account)
 
 
 READERS: dict[str, Read] = {

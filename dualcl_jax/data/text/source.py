@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 
 from dualcl_jax.data.source import RANDOM, ArraySource, Splits, first_equal, held_out_by_content, limit_indices
+from dualcl_jax.data.text import tfds
 from dualcl_jax.data.text.files import EMPTY, Account, Columns, Row, read_rows, reader_of
 from dualcl_jax.data.text.tokens import FILE, Tokenizer, train_wordpiece
 from dualcl_jax.system.errors import UserError
@@ -127,6 +128,10 @@ def _read(data: Any, columns: Columns, account: Account) -> tuple[_Part, _Part |
         return part([root], root.name), None
     if '://' in data.path:
         raise UserError(f'data.path={data.path}: must be a file, or a local folder; copy it, or mount it')
+    if tfds.is_prepared(root):
+        rows = tfds.read_splits(root, columns, account)
+        parts = [_Part(split, found) for split, found in rows.items()]
+        return parts[0], parts[1] if len(parts) > 1 else None
     every = [epath.Path(path) for path in sorted(Path(root).rglob('*')) if path.is_file() and not _hidden(path, root)]
     files = [path for path in every if reader_of(path.name)]
     if not files:
