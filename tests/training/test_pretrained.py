@@ -63,6 +63,8 @@ def test_a_run_has_the_encoder_of_the_folder_and_stands_alone(run, tmp_path, nam
         written = write_tensors(jax.device_get(params['backbone']), encoder.text, encoder.width)
         for key, value in written.items():
             np.testing.assert_allclose(value, stored.get(key, stored.get(f'{name}.{key}')), rtol=1e-6)
+    if name == 'roberta':  # the rest takes seconds, and is the same
+        return
     state = summary(workdir)['state_sha256']
     shutil.rmtree(workdir / 'checkpoints' / '00000002')
     (workdir / 'summary.json').unlink()
