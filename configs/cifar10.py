@@ -3,13 +3,13 @@
     python -m dualcl_jax.main --config=configs/cifar10.py --config.data.data_dir=DIR --workdir=runs/cifar10
 
 Choose a recipe after a colon, as in configs/cifar10.py:moco_v3: moco_v1, moco_v2, moco_v3, dualcl_v1, dualcl_v2 or
-dualcl_v3. Time and accuracy at full size (width 64, 200 epochs): unmeasured here.
+dualcl_v3. At full size, with half the epochs: `experiments/results/gpu/README.md`.
 """
 
+from dualcl_jax.configs.shared import recipes
 from ml_collections import ConfigDict
 
-from configs import default
-from configs.shared import recipes
+from dualcl_jax.configs import default
 
 
 def get_config(recipe: str = '') -> ConfigDict:

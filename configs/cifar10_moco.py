@@ -4,12 +4,13 @@
 
 At width 16 on 20,000 images for 10 epochs (--config.model.width=16 --config.data.limit=20000 --config.train.epochs=10
 --config.monitor.bank=0), seeds 0, 1 and 2, on two cores of a Xeon, jax 0.12: backbone kNN 45.7, 46.1 and 45.5 %.
-At its full size (ResNet-18 of width 64, 200 epochs, batch 512): unmeasured here.
+At its full size (ResNet-18 of width 64, 200 epochs, batch 512) on one H100: kNN on the projection 83.2 %, backbone 81.2
+%, published 82.6 %; command and conditions: `experiments/results/gpu/README.md`.
 """
 
 from ml_collections import ConfigDict
 
-from configs import default
+from dualcl_jax.configs import default
 
 
 def get_config() -> ConfigDict:

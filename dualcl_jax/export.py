@@ -12,7 +12,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from dualcl_jax.system.command_line import Parser
+from dualcl_jax.system.command_line import Parser, import_own
 from dualcl_jax.system.errors import exits_cleanly
 
 FOLDER = 'huggingface'
@@ -22,6 +22,7 @@ FOLDER = 'huggingface'
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parses the flags. Raises UserError if one is unknown or missing, or has an invalid value."""
     parser = Parser('python -m dualcl_jax.export', __doc__)
+    parser.add_import()
     parser.add_argument('--workdir', required=True, help='folder of a run that has saved a checkpoint')
     parser.add_argument('--format', required=True, choices=('safetensors', 'stablehlo', 'torchvision', FOLDER))
     parser.add_argument(
@@ -40,7 +41,8 @@ def main() -> int:
     from dualcl_jax.system.processes.start import start
 
     (check_output_folder if flags.format == FOLDER else check_output)(flags.output)
-    start(None, None, None)
+    start(None, None, None, several=False)
+    import_own(flags.own)
     from dualcl_jax.models.exports import FORMATS, TextDescription
     from dualcl_jax.models.exports.huggingface import write_folder
     from dualcl_jax.system.errors import UserError

@@ -17,6 +17,8 @@ from ml_collections import ConfigDict
 from dualcl_jax.data import Source
 from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.text.source import KIND as TEXT
+from dualcl_jax.data.text.tokens import FILE as TOKENIZER
+from dualcl_jax.data.text.tokens import Tokenizer
 from dualcl_jax.evaluators.derived import Derived
 from dualcl_jax.evaluators.embed import Blocks, Embedder, Features
 from dualcl_jax.method import randomness
@@ -53,6 +55,7 @@ class EncoderSource:
       view_blocks: a function of variables and (examples, keys) to features [n, V, F] of their random views, likewise.
       data_fingerprint: of the training split behind it.
       provenance: what is written beside its results.
+      tokenizer: of an encoder of text; None for others.
       run: the run itself, for what needs more than features; None for an exported encoder.
     """
 
@@ -67,6 +70,7 @@ class EncoderSource:
     view_blocks: Blocks
     data_fingerprint: str
     provenance: Mapping[str, Any]
+    tokenizer: Tokenizer | None = None
     run: SavedRun | None = None
 
     @functools.cached_property
@@ -123,7 +127,7 @@ def _baselines(run: SavedRun) -> Baselines:
     if not run.config.init_from:
         return Baselines({RANDOM: state.variables})
     try:
-        started = with_encoder(state, run.config.init_from, run.mesh)
+        started = with_encoder(run.method, state, run.config.init_from, run.mesh)
     except UserError as error:
         return Baselines({RANDOM: state.variables}, f'the encoder before training ({error})')
     return Baselines({RANDOM: state.variables, START: started.variables})
@@ -149,6 +153,7 @@ def from_workdir(workdir: str, step: str) -> EncoderSource:
         view_blocks=_view_blocks(views, encode, run.mesh),
         data_fingerprint=run.data_fingerprint,
         provenance={'step': run.step, 'state_sha256': state_sha256(run.state)},
+        tokenizer=Tokenizer.read(str(run.folder / TOKENIZER), run.config.text.length) if run.kind == TEXT else None,
         run=run,
     )
 
@@ -179,10 +184,12 @@ def _view_blocks(
     return Blocks(function, mesh)
 
 
-def from_export(path: str) -> EncoderSource:
+def from_export(path: str, flag: str = '--exported') -> EncoderSource:
     """The encoder in a file of `python -m dualcl_jax.export`, with the data and views of its run.
 
     The file does not say where the data lie: `data.data_dir` and `data.path` are empty, and `data.labels` is auto.
+
+    Messages name the path as `flag`.
 
     Raises:
       UserError: no such file, or one that is damaged or of another kind.
@@ -195,12 +202,12 @@ def from_export(path: str) -> EncoderSource:
         views = _views_of(described, config)
         step, data_fingerprint = origin['step'], origin['data_fingerprint']
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f'--exported={path}: its run is not described by this version ({error})') from error
+        raise UserError(f'{flag}={path}: its run is not described by this version ({error})') from error
     mesh = Mesh(np.asarray(jax.local_devices()[:1]), (AXIS,))  # an exported program is for one device
     function, is_images = encoder.function, isinstance(views, ImageViews)
     prepare: Callable[[Any], Any] = views.pixels if isinstance(views, ImageViews) else views.plain
     return EncoderSource(
-        name=f'--exported={path}',
+        name=f'{flag}={path}',
         config=config,
         kind=IMAGES if is_images else TEXT,
         views=views,
@@ -211,6 +218,7 @@ def from_export(path: str) -> EncoderSource:
         view_blocks=_view_blocks(views, lambda _, view: (function(_inputs(view)),), mesh, as_pixels=is_images),
         data_fingerprint=data_fingerprint,
         provenance={'step': step, 'file_sha256': hashlib.sha256(epath.Path(path).read_bytes()).hexdigest()},
+        tokenizer=Tokenizer(described.tokenizer, described.length) if isinstance(described, TextDescription) else None,
     )
 
 

@@ -31,7 +31,7 @@ SIZES = {
     'heads': 'num_attention_heads',
     'width': 'hidden_size',
     'mlp_width': 'intermediate_size',
-    'positions': 'max_position_embeddings',
+    'max_positions': 'max_position_embeddings',
     'token_types': 'type_vocab_size',
 }
 """The field of a model config, and that of a config of `transformers`."""
@@ -179,7 +179,7 @@ def _shape(path: tuple[str, ...], geometry: TextGeometry, width: int) -> tuple[i
     """The shape of the tensor of a parameter."""
     layer, leaf = path[-2:]
     if layer == 'embeddings':
-        rows = {'words': geometry.vocabulary, 'positions': geometry.positions, 'types': geometry.token_types}
+        rows = {'words': geometry.vocabulary, 'positions': geometry.max_positions, 'types': geometry.token_types}
         return rows[leaf], width
     outputs, inputs = {'fc1': (geometry.mlp_width, width), 'fc2': (width, geometry.mlp_width)}.get(layer, (width,) * 2)
     return (outputs, inputs) if leaf == 'kernel' else (outputs,)

@@ -33,7 +33,7 @@ class TextGeometry:
       layers: number of blocks. This and what follows applies to a transformer alone, except `pooling`.
       heads: attention heads; divides the width.
       mlp_width: width of the inner layer of each block.
-      positions: rows of the position embedding.
+      max_positions: rows of the position embedding.
       position_offset: the row of the first token; 0 in BERT, 2 in RoBERTa.
       token_types: rows of the embedding of token types, of which row 0 is used; 0 for none.
       norm_epsilon: the ε of every layer norm.
@@ -45,7 +45,7 @@ class TextGeometry:
     layers: int
     heads: int
     mlp_width: int
-    positions: int
+    max_positions: int
     position_offset: int
     token_types: int
     norm_epsilon: float
@@ -60,7 +60,7 @@ class TextGeometry:
     @property
     def longest(self) -> int:
         """The largest number of tokens that a transformer with these positions takes."""
-        return self.positions - self.position_offset
+        return self.max_positions - self.position_offset
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(TextGeometry))

@@ -191,7 +191,7 @@ class Embeddings(nn.Module):
     def __call__(self, tokens: jax.Array) -> jax.Array:
         sizes, init = self.geometry, embedding_init(DEVIATION)
         words = self.param('words', init, (sizes.vocabulary, self.width), jnp.float32)
-        positions = self.param('positions', init, (sizes.positions, self.width), jnp.float32)
+        positions = self.param('positions', init, (sizes.max_positions, self.width), jnp.float32)
         x = look_up(words, tokens) + positions[sizes.position_offset :][: tokens.shape[1]][None]
         if sizes.token_types:
             x = x + self.param('types', init, (sizes.token_types, self.width), jnp.float32)[0][None, None]

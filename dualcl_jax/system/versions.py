@@ -4,6 +4,9 @@ import importlib.metadata
 import importlib.util
 import platform
 
+VERSION = '0.1.0'
+"""The version of this package."""
+
 PACKAGES = ('dualcl-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 """Packages whose versions affect a result; they must be the same in every process of a run."""
 
@@ -12,5 +15,13 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the packages that affect a result, and the kind of device."""
     import jax  # its environment is set by `processes.start` first
 
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    found = {name: _version(name) for name in PACKAGES}
     return {'python': platform.python_version(), **found, 'device': jax.devices()[0].device_kind}
+
+
+def _version(name: str) -> str:
+    """The version of an installed package; 'not installed' for one that is only on the path, such as a checkout."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return 'not installed'

@@ -137,7 +137,7 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = 
         check_same_images(folder, resolved, trained_on, splits.train.fingerprint)
     if not resolved.init_from or plan.resumed_from is not None:
         return plan
-    origin = check_encoder(jax.eval_shape(plan.create).params, resolved.init_from)
+    origin = check_encoder(method, jax.eval_shape(plan.create), resolved.init_from)
     return dataclasses.replace(plan, origin=origin)
 
 

@@ -65,7 +65,7 @@ class Pretrained:
         pooling = f', pooling {sizes["pooling"]}' if 'pooling' in sizes else ''
         return (
             f'{self.kind} of {self.path}: {sizes["layers"]} layers of {sizes["width"]}, {sizes["heads"]} heads, '
-            f'{sizes["vocabulary"]:,} tokens, {sizes["positions"] - sizes["position_offset"]:,} positions{pooling}'
+            f'{sizes["vocabulary"]:,} tokens, {sizes["max_positions"] - sizes["position_offset"]:,} positions{pooling}'
         )
 
 

@@ -285,6 +285,9 @@ def main() -> int:
     parser.add_argument('--batch', type=int, default=0, help='batch of head and of step --config; 0 for their defaults')
     parser.add_argument('--steps', type=int, default=20, help='steps per timing of step --config')
     parser.add_argument(
+        '--views', choices=('with', 'without', 'both'), default='both', help='which steps step --config times'
+    )
+    parser.add_argument(
         '--peak_tflops', type=float, default=0.0, help='peak of one device, to report the share that is used'
     )
     flags, fields = parser.parse_with_fields(sys.argv[1:])
@@ -297,7 +300,7 @@ def main() -> int:
     if flags.name in RUNS:
         show(flags, RUNS[flags.name](flags))
     else:
-        start(None, None, None)
+        start(None, None, None, several=False)
         if flags.name == 'step' and flags.config:
             show(flags, config_step(flags, flags.fields, compare))
             return 0

@@ -77,7 +77,7 @@ class Stepper:
 
 
 def config_step(flags: argparse.Namespace, fields: Sequence[str], compare: Compare) -> Cases:
-    """Times the step of each --config on random images on the device, with its views and without augmentation.
+    """Times the step of each --config on random images on the device, with its views, without augmentation, or both.
 
     Images of at least 128 pixels a side are assumed to be crops made by the host, as with encoded sets.
     """
@@ -101,7 +101,8 @@ def config_step(flags: argparse.Namespace, fields: Sequence[str], compare: Compa
         of_views = (2,) if size >= CROPPED_FROM else ()
         images = np.random.default_rng(0).integers(0, 256, (count, *of_views, size, size, 3), np.uint8)
         views = VIEWS['images'](resolved, images)
-        for name, made in ((path, views), (f'{path}, no views', NoAugmentation(views))):
+        cases = {'with': (path, views), 'without': (f'{path}, no views', NoAugmentation(views))}
+        for name, made in [case for of, case in cases.items() if flags.views in (of, 'both')]:
             method = build_method(resolved, made, total_steps=1000, steps_per_epoch=100, num_devices=mesh.size)
             mapper = MAPPERS[resolved.parallel.mapper](mesh, state_specs(method))
             steppers[name] = Stepper(method, mapper, images, flags.steps)

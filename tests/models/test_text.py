@@ -16,8 +16,8 @@ from dualcl_jax.system.errors import UserError
 FIELDS = {
     'name': 'bag', 'stem': 'cifar', 'width': 8, 'projection': 'linear', 'dim': 4, 'dtype': 'float32',
     'predictor': 'none', 'head_width': 16, 'freeze_patches': True, 'remat': False, 'matmul_precision': 'float32',
-    'vocabulary': 50, 'layers': 1, 'heads': 2, 'mlp_width': 16, 'positions': 12, 'position_offset': 0,
-    'token_types': 2, 'norm_epsilon': 1e-12, 'pooling': 'mean', 'dropout': 0.1,
+    'positions': 'sine_cosine', 'vocabulary': 50, 'layers': 1, 'heads': 2, 'mlp_width': 16, 'max_positions': 12,
+    'position_offset': 0, 'token_types': 2, 'norm_epsilon': 1e-12, 'pooling': 'mean', 'dropout': 0.1,
 }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from dualcl_jax.models.encoder import FIELDS, Encoder, build_encoder
 from dualcl_jax.models.images import ImageInput, to_float
-from dualcl_jax.models.vit import PATCHES
+from dualcl_jax.models.vit import LEARNED, PATCHES
 from dualcl_jax.system.config import ADDED
 from dualcl_jax.system.errors import UserError, first_line
 
@@ -175,9 +175,11 @@ class Description(Described):
         return self.images.standardize(inputs)
 
     def view(self) -> jax.Array:
-        side = PATCHES.get(str(self.architecture.get('name')), self.image_size)  # of a ViT one patch is enough
+        side = PATCHES.get(str(self.architecture.get('name')), self.image_size)
         if self.image_size % side:
             raise ValueError(f'image_size must be a multiple of {side}')
+        if self.architecture.get('positions') == LEARNED:
+            side = self.image_size  # otherwise one patch, because a ViT computes sines and cosines even here
         return jnp.zeros((1, side, side, self.channels))
 
     @classmethod

@@ -6,9 +6,8 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
-
-from jax.experimental import multihost_utils
 
 from dualcl_jax.system.errors import EXIT_INTERRUPTED, EXIT_STOPPED_BY_SIGNAL
 from dualcl_jax.system.processes.supervisor import STOPPING
@@ -16,6 +15,26 @@ from dualcl_jax.system.processes.supervisor import STOPPING
 AGAIN = 'stopping after the current step; press Ctrl-C again to stop at once and lose what is not saved yet'
 AT_ONCE = 'stopped at once; run the same command to resume from the last checkpoint'
 NOTHING_YET = 'stopped before the first step was completed; run the same command to continue'
+
+
+@contextlib.contextmanager
+def exits_on_signals() -> Iterator[None]:
+    """A context in which a signal of `STOPPING` other than Ctrl-C ends the process with exit status 75.
+
+    It covers a run until `StopSignal` does. Outside the main thread, it does nothing.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    handled = [n for n in STOPPING if main and n != signal.SIGINT and signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, _leave_at_once) for number in handled}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _leave_at_once(number: int, frame: FrameType | None) -> None:
+    _leave(EXIT_STOPPED_BY_SIGNAL, NOTHING_YET)
 
 
 class StopSignal:
@@ -32,10 +51,12 @@ class StopSignal:
 
     Args:
       several_processes: whether the run has more than one process.
+      ends_process: whether the run may end the process. If it may not, as in a notebook, only Ctrl-C is handled, in the
+        main thread: it raises KeyboardInterrupt where there is nothing to save, and when it is pressed again.
     """
 
-    def __init__(self, *, several_processes: bool) -> None:
-        self._several = several_processes
+    def __init__(self, *, several_processes: bool, ends_process: bool = True) -> None:
+        self._several, self._ends_process = several_processes, ends_process
         self._main = threading.current_thread() is threading.main_thread()
         self._handled = [
             number
@@ -46,6 +67,9 @@ class StopSignal:
 
     def __enter__(self) -> 'StopSignal':
         if not self._main:
+            return self
+        if not self._ends_process:
+            self._before = {signal.SIGINT: signal.signal(signal.SIGINT, self._interrupt)}
             return self
         self._numbers, writing = socket.socketpair()
         writing.setblocking(False)
@@ -73,10 +97,22 @@ class StopSignal:
                 os.kill(os.getpid(), signal.SIGTERM)
             self._asked.set()
 
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        """Handles Ctrl-C where the run may not end the process."""
+        self._interrupts += 1
+        if not self._began or self._interrupts > 1:
+            raise KeyboardInterrupt
+        print(AGAIN, file=sys.stderr, flush=True)
+        self._asked.set()
+
     def after(self, step: int) -> bool:
         """Whether to stop after this step. Every process calls it once per step, and all get the same answer."""
         self._began = True
-        return multihost_utils.reached_preemption_sync_point(step) if self._several else self._asked.is_set()
+        if not self._several:
+            return self._asked.is_set()
+        from jax.experimental import multihost_utils  # late, so that `exits_on_signals` takes effect at once
+
+        return multihost_utils.reached_preemption_sync_point(step)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -85,6 +121,8 @@ class StopSignal:
             return
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if not self._ends_process:
+            return
         signal.set_wakeup_fd(self._wakeup)
         self._writing.close()  # ends the thread
         self._thread.join()
