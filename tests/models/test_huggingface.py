@@ -53,10 +53,10 @@ def test_token_vectors_equal_those_of_pytorch(name, remat):
 def test_geometry_and_skipped_tensors():
     geometry, width, loaded, _ = load('bert')
     assert (width, geometry.layers, geometry.heads, geometry.mlp_width) == (16, 2, 4, 24)
-    assert (geometry.positions, geometry.position_offset, geometry.token_types, geometry.longest) == (16, 0, 2, 16)
+    assert (geometry.max_positions, geometry.position_offset, geometry.token_types, geometry.longest) == (16, 0, 2, 16)
     assert loaded.skipped == ['pooler.dense.bias', 'pooler.dense.weight']
     geometry, _, loaded, _ = load('roberta')
-    assert (geometry.positions, geometry.position_offset, geometry.token_types, geometry.longest) == (18, 2, 1, 16)
+    assert (geometry.max_positions, geometry.position_offset, geometry.token_types, geometry.longest) == (18, 2, 1, 16)
     assert all(name.startswith('lm_head.') for name in loaded.skipped)
 
 
@@ -76,7 +76,7 @@ def test_written_tensors_and_config_are_those_that_were_read(name):
 
 def test_a_network_without_token_types_is_written_with_one_that_changes_nothing():
     geometry = TextGeometry(
-        vocabulary=30, layers=1, heads=2, mlp_width=8, positions=9, position_offset=0, token_types=0,
+        vocabulary=30, layers=1, heads=2, mlp_width=8, max_positions=9, position_offset=0, token_types=0,
         norm_epsilon=1e-6, pooling='cls', dropout=0.0,
     )  # fmt: skip
     sentences = {'tokens': np.arange(8, dtype=np.int32)[None], 'length': np.array([8], np.int32)}

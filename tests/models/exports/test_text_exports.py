@@ -41,7 +41,7 @@ def text_run(folder, *fields, tokenizer='bert'):
     (folder / 'metrics.jsonl').write_text('{"step": 1, "train/loss": 2.5}\n{"step": 2, "train/loss": 1.5}\n')
     config = default.get_config()
     size = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json')).get_vocab_size()
-    small = f'width=8 dim=6 layers=1 heads=2 mlp_width=12 positions=16 projection=mlp vocabulary={size}'.split()
+    small = f'width=8 dim=6 layers=1 heads=2 mlp_width=12 max_positions=16 projection=mlp vocabulary={size}'.split()
     override(config, ['data.name=text', f'text.length={LENGTH}', 'views.preset=simcse', 'queue.size=8'])
     override(config, [*(f'model.{field}' for field in small), 'train.batch_size=8', *fields])
     config = from_json(to_json(resolve(config, platform='cpu', num_devices=1)))
