@@ -147,6 +147,9 @@ def get_config() -> ConfigDict:
     log.every_steps = 20  # steps between lines of metrics.jsonl; the first and the last step are always logged
     log.pictures = True  # draw figures/ and write report.html at the end; `dualcl_jax.report` can write it later
 
+    # Also send the records of metrics.jsonl to wandb | mlflow | trackio (optional packages); empty: to none.
+    log.tracker = ''
+
     config.checkpoint = checkpoint = ConfigDict()
     checkpoint.every_steps = 500  # the last step is always saved; 0: only the last
     checkpoint.keep = 2  # how many of the newest to keep

@@ -64,6 +64,7 @@ ADDED: dict[str, Any] = {
     'parallel.save_s': 1800.0,
     'parallel.evaluate_s': 7200.0,
     'optimizer.lars': 'rate_first',
+    'log.tracker': '',
 }
 """Fields that were added since the first config was stored, in the order of their addition, with the value that a
 config without the field means. A new field belongs at the end, with the value that keeps the behaviour of before."""

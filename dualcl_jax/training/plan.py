@@ -32,6 +32,7 @@ from dualcl_jax.workdir.folder import (
     stored_config,
 )
 from dualcl_jax.workdir.saved_run import devices_of, saved_steps
+from dualcl_jax.workdir.trackers import check_tracker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +87,7 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = 
     """
     mesh = device_mesh()
     validate_devices(config, mesh.devices.size)
+    check_tracker(config.log.tracker)
     folder = open_workdir(workdir) if writes else existing_or_new(workdir)
     if writes:
         check_shared(folder, config.parallel.timeout_s)
