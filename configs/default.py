@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
     # Of a folder: subfolders | none | a CSV file of paths and classes | auto: by subfolder, else by metadata.csv in it.
     data.labels = 'auto'
     data.path_column = ''  # the columns of that CSV file; empty: recognised by their names, such as file_name and label
-    data.label_column = ''
+    data.label_column = ''  # likewise
     data.test_fraction = 0.1  # share of a folder's labelled images to hold out, by content, if it has no test split
     # A fixed random share of the training images, after data.limit, that is not trained on. The monitor measures on it,
     # and all test figures that a run reports are then of these images; only `dualcl_jax.evaluate` sees the test split.
