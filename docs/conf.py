@@ -9,8 +9,8 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / 'docs')]
 
-import pages
-from sphinx.application import Sphinx
+import pages  # noqa: E402
+from sphinx.application import Sphinx  # noqa: E402
 
 project = 'dualcl_jax'
 author = 'the authors of dualcl_jax'
@@ -37,13 +37,24 @@ html_theme = 'sphinx_book_theme'
 html_title = 'dualcl_jax'
 html_static_path = ['_static']
 html_css_files = ['site.css']
-html_theme_options = {'show_toc_level': 2, 'show_navbar_depth': 1, 'use_download_button': False}
+html_theme_options = {
+    'show_toc_level': 2,
+    'show_navbar_depth': 1,
+    'use_download_button': False,
+    'navbar_persistent': [],
+}
 
 
 def setup(app: Sphinx) -> None:
     """Writes the generated pages, and rewrites links to files that the site does not have."""
     pages.write_all(Path(app.srcdir) / 'generated')
+    app.connect('autodoc-skip-member', lambda app, what, name, value, skip, options: skip or _is_field(value))
     app.connect('source-read', lambda app, name, source: _rewrite(Path(app.env.doc2path(name)), source))
+
+
+def _is_field(value: object) -> bool:
+    """Whether a member is a field of a NamedTuple, which the docstring of its class describes."""
+    return type(value).__name__ == '_tuplegetter'
 
 
 def _rewrite(path: Path, source: list[str]) -> None:

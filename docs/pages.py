@@ -64,7 +64,10 @@ def with_links(text: str, source: Path, page: Path) -> str:
 
 
 def config_fields(source: str) -> Iterator[tuple[str, str, str]]:
-    """The fields that `configs/default.py` sets, in order: name, default, and the comments beside and above it."""
+    """The fields that `configs/default.py` sets, in order: name, default, and the comments beside and above it.
+
+    A comment above several fields without a comment of their own counts for all of them.
+    """
     lines = source.splitlines()
     comments = {
         token.start[0]: token.string.removeprefix('#').strip()
@@ -72,7 +75,7 @@ def config_fields(source: str) -> Iterator[tuple[str, str, str]]:
         if token.type == tokenize.COMMENT
     }
     [function] = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
-    sections = {'config': ''}
+    sections, above = {'config': ''}, []
     for node in function.body:
         if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Attribute):
             continue
@@ -85,15 +88,16 @@ def config_fields(source: str) -> Iterator[tuple[str, str, str]]:
         while lines[first - 2].strip().startswith('#'):
             first -= 1
         found = [comments[line] for line in range(first, (node.end_lineno or first) + 1) if line in comments]
+        above = found if first < node.lineno and node.lineno not in comments else above if not found else []
         default = 'unset' if 'placeholder' in ast.unparse(node.value) else ast.unparse(node.value)
-        yield field, default, ' '.join(found)
+        yield field, default, ' '.join(found or above)
 
 
 def config_page() -> str:
     """The table of config fields."""
     parts = [
-        '# Config fields\n\nGenerated from the comments of `configs/default.py`. Set a field with `--config.FIELD=VALUE`; '
-        'its type is that of the default.\n'
+        '# Config fields\n\nGenerated from the comments of `configs/default.py`. Set a field with '
+        '`--config.FIELD=VALUE`; its type is that of the default.\n'
     ]
     section = None
     for field, default, comment in config_fields(DEFAULTS.read_text()):
@@ -126,7 +130,7 @@ def help_text(module: str) -> str:
     printed = io.StringIO()
     with (
         mock.patch.object(sys, 'argv', [module, '--help']),
-        mock.patch.dict(os.environ, COLUMNS='100'),
+        mock.patch.dict(os.environ, COLUMNS='82'),
         contextlib.redirect_stdout(printed),
         contextlib.suppress(SystemExit),
     ):
