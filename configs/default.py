@@ -16,7 +16,9 @@ def get_config() -> ConfigDict:
 
     config.seed = 0  # for initialisation, order, views and shuffling; at least 0
 
-    config.init_from = ''  # workdir of a run from whose encoder this one starts; empty: random (--init_from=DIR)
+    # Workdir of a run, or a file of weights (.safetensors or .npz), from whose encoder this one starts; empty: random
+    # (--init_from=DIR_OR_FILE).
+    config.init_from = ''
 
     config.skip_nonfinite = (
         0  # skip up to this many batches with a loss or gradient that is not finite (flag of this name)
@@ -65,7 +67,9 @@ def get_config() -> ConfigDict:
     views.solarize_threshold = config_dict.placeholder(float)  # in [0, 1]: lighter values are inverted
 
     config.model = model = ConfigDict()
-    model.name = 'resnet18'  # resnet18 | resnet34 | resnet50 | vit_s16 | vit_tiny, tiny (for tests)
+    # resnet18 | resnet34 | resnet50 | vit_s16 (12 heads, MoCo v3's) | vit_s16_h6 (6, DINO's and timm's) | vit_b16 |
+    # vit_l16 | convnext_t | vit_tiny, tiny (for tests) | MODULE:CLASS, a Flax module of your own
+    model.name = 'resnet18'
     model.stem = 'cifar'  # of a ResNet; cifar: 3×3, stride 1 | imagenet: 7×7, stride 2, and pooling
     model.width = 64  # channels of the first stage of a ResNet; a ViT's name determines its width
     # Groups of the batch statistics: local (each device is one) | sync (one) | split:n (n of the global batch; n must
@@ -76,6 +80,7 @@ def get_config() -> ConfigDict:
     model.predictor = 'none'  # on the query side only: none | mlp2 (MoCo v3 after a ResNet) | mlp2_bn (after a ViT)
     model.head_width = 4096  # width of the inner layers of v3's projections and predictors
     model.freeze_patches = True  # the patch projection of a ViT keeps its initial values; other models have none
+    model.positions = 'sine_cosine'  # of a ViT: sine_cosine (fixed, MoCo v3's) | learned (those of weights of others)
     model.remat = False  # recompute activations inside blocks in the backward pass: less memory, more time
     model.dim = 128  # D, length of queries and keys
     model.dtype = 'float32'  # of the encoder's computation: float32 | bfloat16; the loss is always float32

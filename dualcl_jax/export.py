@@ -11,13 +11,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from dualcl_jax.system.command_line import Parser
+from dualcl_jax.system.command_line import Parser, import_own
 from dualcl_jax.system.errors import exits_cleanly
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parses the flags. Raises UserError if one is unknown or missing, or has an invalid value."""
     parser = Parser('python -m dualcl_jax.export', __doc__)
+    parser.add_import()
     parser.add_argument('--workdir', required=True, help='folder of a run that has saved a checkpoint')
     parser.add_argument('--format', required=True, choices=('safetensors', 'stablehlo', 'torchvision'))
     parser.add_argument('--output', required=True, metavar='FILE', help='the file to write')
@@ -35,6 +36,7 @@ def main() -> int:
 
     check_output(flags.output)
     start(None, None, None)
+    import_own(flags.own)
     from dualcl_jax.models.exports import FORMATS
     from dualcl_jax.workdir.export import describe
     from dualcl_jax.workdir.saved_run import open_saved_run

@@ -138,10 +138,12 @@ def _view_blocks(
     return Blocks(function, mesh)
 
 
-def from_export(path: str) -> EncoderSource:
+def from_export(path: str, flag: str = '--exported') -> EncoderSource:
     """The encoder in a file of `python -m dualcl_jax.export`, with the data and views of its run.
 
     The file does not say where the data lie: `data.data_dir` and `data.path` are empty, and `data.labels` is auto.
+
+    Messages name the path as `flag`.
 
     Raises:
       UserError: no such file, or one that is damaged or of another kind.
@@ -154,10 +156,10 @@ def from_export(path: str) -> EncoderSource:
         views = ImageViews(**dataclasses.asdict(described.images), specs=resolve_views(config.views))
         step, data_fingerprint = origin['step'], origin['data_fingerprint']
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f'--exported={path}: its run is not described by this version ({error})') from error
+        raise UserError(f'{flag}={path}: its run is not described by this version ({error})') from error
     mesh = Mesh(np.asarray(jax.local_devices()[:1]), (AXIS,))  # an exported program is for one device
     return EncoderSource(
-        name=f'--exported={path}',
+        name=f'{flag}={path}',
         config=config,
         kind=IMAGES,
         views=views,

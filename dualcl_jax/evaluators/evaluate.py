@@ -83,7 +83,7 @@ def check(source: EncoderSource, splits: Splits, protocols: Sequence[str], *, na
     Data that the user has not `named` must be those that the encoder was trained on.
     """
     train, test = splits
-    _check_examples(source, train)
+    check_examples(source, train)
     if not named and train.fingerprint != source.data_fingerprint:
         raise UserError(
             f'{train.name}: not the images that {source.name} was trained on; restore them,\n'
@@ -138,7 +138,7 @@ def notes(task: Task, protocols: Sequence[str]) -> list[str]:
     return found
 
 
-def _check_examples(source: EncoderSource, train: Source) -> None:
+def check_examples(source: EncoderSource, train: Source) -> None:
     """Raises UserError where an encoder does not take the examples of a set."""
     if train.kind != source.kind:
         raise UserError(

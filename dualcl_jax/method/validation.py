@@ -6,11 +6,12 @@ from dualcl_jax.data.source import HOLD_OUTS
 from dualcl_jax.method.negatives.selectors import AUTO, SELECTORS, SHARDED
 from dualcl_jax.method.optim import LARS, LEARNING_RATE_SCHEDULES, MOMENTUM_SCHEDULES, OPTIMIZERS
 from dualcl_jax.method.views.images import PRESETS, resolve_views
-from dualcl_jax.models.encoder import DTYPES, MODELS, PRECISIONS
+from dualcl_jax.models.convnext import LEAST
+from dualcl_jax.models.encoder import DTYPES, MODELS, PRECISIONS, find_model
 from dualcl_jax.models.heads import PREDICTORS, PROJECTIONS
 from dualcl_jax.models.norm import norm_layout
 from dualcl_jax.models.resnet import STEMS
-from dualcl_jax.models.vit import PATCHES
+from dualcl_jax.models.vit import PATCHES, POSITIONS
 from dualcl_jax.system.config import Rule, at_least, between, check_fields, flatten, one_of
 from dualcl_jax.system.devices import MAPPERS
 from dualcl_jax.system.errors import UserError
@@ -42,9 +43,13 @@ RULES: dict[str, Rule] = {
     'data.mean': _PER_CHANNEL,
     'data.std': _PER_CHANNEL,
     'views.preset': one_of(*PRESETS),
-    'model.name': (lambda name: name in MODELS, 'choose one of ' + ', '.join(MODELS)),  # also of those added later
+    'model.name': (
+        lambda name: name in MODELS or ':' in name,  # also of those added later, and of the user's own
+        'choose one of ' + ', '.join(MODELS),
+    ),
     'model.stem': one_of(*STEMS),
     'model.width': at_least(1),
+    'model.positions': one_of(*POSITIONS),
     'model.projection': one_of(*PROJECTIONS),
     'model.predictor': one_of(*PREDICTORS),
     'model.head_width': at_least(1),
@@ -127,6 +132,9 @@ def validate(config: ConfigDict) -> None:
     if any(value == 0 for value in config.data.std):
         raise UserError(f'config.data.std={tuple(config.data.std)}: must be above 0')
     _validate_negatives(config)
+    find_model(config.model.name)
+    if config.model.name == 'convnext_t' and config.data.image_size < LEAST:
+        raise UserError(f'config.data.image_size={config.data.image_size}: convnext_t needs at least {LEAST} pixels')
     side = PATCHES.get(config.model.name, 1)
     if config.data.image_size % side:
         raise UserError(

@@ -1,5 +1,6 @@
 """Encoders: a backbone and a projection, with batch statistics over groups of the batch."""
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -8,11 +9,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dualcl_jax.models.convnext import convnext_t
 from dualcl_jax.models.heads import PREDICTORS, PROJECTIONS, Head
 from dualcl_jax.models.norm import BatchNorm
 from dualcl_jax.models.resnet import STEMS, resnet18, resnet34, resnet50
 from dualcl_jax.models.tiny import Tiny
-from dualcl_jax.models.vit import PATCHES, vit_s16, vit_tiny
+from dualcl_jax.models.vit import PATCHES, POSITIONS, SINE_COSINE, vit_b16, vit_l16, vit_s16, vit_s16_h6, vit_tiny
 from dualcl_jax.system.errors import UserError
 
 # Each entry takes norm, stem, width, dtype, name and, if it has blocks, remat. It maps images and `train` to float32
@@ -22,13 +24,17 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     'resnet34': resnet34,
     'resnet50': resnet50,
     'vit_s16': vit_s16,
+    'vit_s16_h6': vit_s16_h6,
+    'vit_b16': vit_b16,
+    'vit_l16': vit_l16,
+    'convnext_t': convnext_t,
     'vit_tiny': vit_tiny,
     'tiny': Tiny,
 }
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 FIELDS = (
     'name', 'stem', 'width', 'norm', 'projection', 'predictor', 'head_width', 'dim', 'freeze_patches', 'remat', 'dtype',
-    'matmul_precision',
+    'matmul_precision', 'positions',
 )  # fmt: skip
 """The fields of a model config."""
 PRECISIONS = ('float32', 'tensorfloat32', 'bfloat16')
@@ -55,7 +61,7 @@ class Encoder(nn.Module):
     'predictor', and only a call with `predict` reads them.
 
     Attributes:
-      model: a key of `MODELS`.
+      model: a key of `MODELS`, or 'module:Class' of a network of the user's own, see `find_model`.
       stem: 'cifar' or 'imagenet'.
       width: channels of the first stage.
       projection: a key of `PROJECTIONS`.
@@ -63,6 +69,7 @@ class Encoder(nn.Module):
       hidden: width of the inner layers of MoCo v3's projections and predictors.
       dim: length of a projection.
       freeze_patches: for a ViT, see `VisionTransformer`.
+      positions: for a ViT, one of `POSITIONS`.
       remat: recompute activations inside blocks in the backward pass.
       dtype: of the computation; parameters, statistics and outputs are float32.
       matmul_precision: one of `PRECISIONS`, for convolutions and matrix products if dtype is float32.
@@ -77,6 +84,7 @@ class Encoder(nn.Module):
     hidden: int
     dim: int
     freeze_patches: bool = True
+    positions: str = SINE_COSINE
     remat: bool = False
     dtype: Any = jnp.float32
     matmul_precision: str = 'float32'
@@ -102,15 +110,38 @@ class Encoder(nn.Module):
     @nn.nowrap
     def make_backbone(self, name: str | None = None) -> nn.Module:
         """Makes the backbone: a submodule if it has a name, else a module of its own for the 'backbone' variables."""
-        options = {'remat': True} if self.remat else {}
+        options: dict[str, Any] = {'remat': True} if self.remat else {}
         if self.model in PATCHES:
-            options['freeze_patches'] = self.freeze_patches
-        build = partial(MODELS[self.model], **options)
+            options |= {'freeze_patches': self.freeze_patches, 'positions': self.positions}
+        build = partial(find_model(self.model), **options)
         return build(norm=self._norm(), stem=self.stem, width=self.width, dtype=self.dtype, name=name)
 
     @nn.nowrap
     def _norm(self) -> Callable[..., nn.Module]:
         return partial(BatchNorm, groups=self.groups, span=self.span, axis_name=self.axis_name, dtype=self.dtype)
+
+
+def find_model(name: str) -> Callable[..., nn.Module]:
+    """The function or class that makes a backbone, called as the entries of `MODELS` are.
+
+    Args:
+      name: a key of `MODELS`, or 'module:Class' of a module that the program has imported. It is never imported here:
+        stored configs and files of weights have names, too, and must not execute code.
+
+    Raises:
+      UserError: there is none.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    module, colon, attribute = name.partition(':')
+    if not colon:
+        raise UserError(f'model.name={name!r}: choose one of {", ".join(MODELS)}, or MODULE:CLASS of your own')
+    if module not in sys.modules:
+        raise UserError(f'model.name={name!r}: {module} is not imported; add --import={module}, or import it first')
+    found = getattr(sys.modules[module], attribute, None)
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise UserError(f'model.name={name!r}: {module} has no Flax module {attribute}')
+    return found
 
 
 def build_encoder(model_config: Any, *, groups: int = 1, span: int = 1, axis_name: str | None = None) -> Encoder:
@@ -126,8 +157,9 @@ def build_encoder(model_config: Any, *, groups: int = 1, span: int = 1, axis_nam
     Raises:
       UserError: a field has an invalid value.
     """
-    choices = {'name': MODELS, 'stem': STEMS, 'projection': PROJECTIONS, 'predictor': PREDICTORS, 'dtype': DTYPES}
-    choices |= {'matmul_precision': PRECISIONS}
+    find_model(model_config.name)
+    choices: dict[str, Any] = {'stem': STEMS, 'positions': POSITIONS, 'projection': PROJECTIONS}
+    choices |= {'predictor': PREDICTORS, 'dtype': DTYPES, 'matmul_precision': PRECISIONS}
     for field, allowed in choices.items():
         value = getattr(model_config, field)
         if value not in allowed:
@@ -144,6 +176,7 @@ def build_encoder(model_config: Any, *, groups: int = 1, span: int = 1, axis_nam
         hidden=model_config.head_width,
         dim=model_config.dim,
         freeze_patches=model_config.freeze_patches,
+        positions=model_config.positions,
         remat=model_config.remat,
         dtype=DTYPES[model_config.dtype],
         matmul_precision=model_config.matmul_precision,

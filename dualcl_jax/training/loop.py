@@ -37,7 +37,9 @@ IN_FLIGHT = 2
 """How many steps may be in flight on the devices before the host waits for the oldest."""
 
 
-def train(config: ConfigDict, workdir: str, *, traced_steps: int = 0, extend: bool = False) -> bool:
+def train(
+    config: ConfigDict, workdir: str, *, traced_steps: int = 0, extend: bool = False, ends_process: bool = True
+) -> bool:
     """Trains a new run, or resumes the one in `workdir`, and writes all of its files.
 
     Args:
@@ -45,6 +47,7 @@ def train(config: ConfigDict, workdir: str, *, traced_steps: int = 0, extend: bo
       workdir: local or remote folder.
       traced_steps: how many steps the profiler traces into `profile/`.
       extend: whether the run in the workdir may become longer.
+      ends_process: see `StopSignal`.
 
     Returns:
       True if the run is complete, False if a signal stopped it after a checkpoint.
@@ -58,7 +61,7 @@ def train(config: ConfigDict, workdir: str, *, traced_steps: int = 0, extend: bo
     with (
         lenient_output(),
         closing(Console(silent=jax.process_index() != 0)) as console,
-        StopSignal(several_processes=jax.process_count() > 1) as stop,
+        StopSignal(several_processes=jax.process_count() > 1, ends_process=ends_process) as stop,
         Heartbeat(config) as heartbeat,
     ):
         run, state = open_run(config, workdir, extend=extend)

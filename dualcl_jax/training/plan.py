@@ -122,7 +122,7 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = 
     if plan.resumed_from is not None and (trained_on := read_fingerprints(folder)[0]) is not None:
         check_same_images(folder, resolved, trained_on, splits.train.fingerprint)
     if resolved.init_from and plan.resumed_from is None:
-        check_encoder(jax.eval_shape(plan.create).params, resolved.init_from)
+        check_encoder(method, jax.eval_shape(plan.create), resolved.init_from)
     return plan
 
 

@@ -154,7 +154,8 @@ def _checkpoints(plan: Plan) -> Checkpoints:
 def _new_state(plan: Plan) -> TrainState:
     """The state before the first step: drawn from the seed, with the encoder of `init_from` where one is named."""
     state = place(jax.jit(plan.create)(), plan.mesh, state_specs(plan.method))
-    return with_encoder(state, plan.config.init_from, plan.mesh) if plan.config.init_from else state
+    path = plan.config.init_from
+    return with_encoder(plan.method, state, path, plan.mesh) if path else state
 
 
 def _past(checkpoint: Checkpoint) -> Past:

@@ -139,6 +139,7 @@ def closing(summary: Mapping[str, Any], workdir: epath.Path) -> str:
         )
     pictures = 'report.html, figures/, ' if (workdir / 'report.html').exists() else ''
     lines.append(f'results in {workdir}: {pictures}summary.json, metrics.jsonl, checkpoints/')
+    lines.append(f'next: dualcl evaluate --workdir={workdir} --protocols=all, or dualcl embed or export')
     return '\n'.join(lines)
 
 

@@ -97,6 +97,13 @@ def lock(workdir: epath.Path) -> None:
     _locks[path] = file
 
 
+def unlock(workdir: str) -> None:
+    """Releases the lock of a folder, if this process holds it."""
+    file = _locks.pop(os.path.join(os.path.realpath(workdir), '.lock'), None)
+    if file is not None:
+        file.close()
+
+
 _locks: dict[str, IO[str]] = {}
 
 

@@ -87,7 +87,7 @@ def load_encoded(data: Any) -> tuple[EncodedSource, EncodedSource | None]:
     if not data.path:
         raise UserError('data.path is empty: with data.name=folder it names a folder of images')
     index = open_index(os.path.expanduser(data.path))
-    _check_usable(data, index)
+    check_usable(data, index)
     chosen = _choose(data, index)
     index, rows, labels = chosen.index, chosen.rows, chosen.labels.labels
     in_test = chosen.roles == TEST
@@ -119,7 +119,7 @@ def load_encoded(data: Any) -> tuple[EncodedSource, EncodedSource | None]:
     return source(kept), source(np.flatnonzero(in_test)) if in_test.any() else None
 
 
-def _check_usable(data: Any, index: Index) -> None:
+def check_usable(data: Any, index: Index) -> None:
     used, skipped = int((index.outcomes == USED).sum()), np.flatnonzero(index.outcomes == SKIPPED)
     share = len(skipped) / max(used + len(skipped), 1)
     named = '; '.join(f'{index.shown(row)} ({index.notes[row]})' for row in skipped[:3].tolist())
@@ -167,7 +167,7 @@ def _reasons(index: Index, rows: np.ndarray) -> str:
 def _choose(data: Any, index: Index) -> _Chosen:
     """The splits, the labels, and the images that neither leaves out."""
     rows = np.flatnonzero((index.outcomes == USED) | (index.outcomes == DUPLICATE)).astype(np.int32)
-    layout, labels, table = _splits_and_labels(data, index, rows)
+    layout, labels, table = splits_and_labels(data, index, rows)
     roles = layout.roles[index.folder_of[rows]]
     taken = ((roles == TRAIN) | (roles == TEST)) & ~labels.stray
     groups = {'beside the folders of classes': rows[labels.stray]}
@@ -188,7 +188,7 @@ def _choose(data: Any, index: Index) -> _Chosen:
     return _Chosen(index, layout, rows[kept], roles[kept], kept_labels, groups, unmatched)
 
 
-def _splits_and_labels(data: Any, index: Index, rows: np.ndarray) -> tuple[Layout, Labels, TableLabels | None]:
+def splits_and_labels(data: Any, index: Index, rows: np.ndarray) -> tuple[Layout, Labels, TableLabels | None]:
     """The splits, labels by them or by a table, and that table."""
     counts = np.bincount(index.folder_of[rows], minlength=len(index.folders))
     if data.labels == 'none':

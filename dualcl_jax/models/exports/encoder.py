@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from dualcl_jax.models.encoder import FIELDS, Encoder, build_encoder
 from dualcl_jax.models.images import ImageInput, to_float
-from dualcl_jax.models.vit import PATCHES
+from dualcl_jax.models.vit import LEARNED, PATCHES
 from dualcl_jax.system.config import ADDED
 from dualcl_jax.system.errors import UserError, first_line
 
@@ -122,9 +122,11 @@ class Description:
         Raises ValueError if the architecture does not exist, or does not fit the described features or images.
         """
         encoder = self.build()
-        side = PATCHES.get(encoder.model, self.image_size)  # a ViT computes its positions even here: one patch
+        side = PATCHES.get(encoder.model, self.image_size)
         if self.image_size % side:
             raise ValueError(f'image_size must be a multiple of {side}')
+        if encoder.positions == LEARNED:
+            side = self.image_size  # otherwise one patch, because a ViT computes sines and cosines even here
 
         def init(key: jax.Array) -> Any:
             return encoder.init_with_output(key, jnp.zeros((1, side, side, self.channels)), train=False)
