@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
+from dualcl_jax.__main__ import COMMANDS
+from dualcl_jax.system.command_line import COMMAND
+
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULTS = ROOT / 'configs' / 'default.py'
 
@@ -110,29 +113,25 @@ def config_page() -> str:
     return '\n'.join(parts) + '\n'
 
 
-def programs() -> dict[str, str]:
-    """The command of each program, and its module."""
-    texts = {path.stem: path.read_text() for path in sorted((ROOT / 'dualcl_jax').glob('*.py'))}
-    found = [name for name, text in texts.items() if "__name__ == '__main__'" in text and not name.startswith('_')]
-    return {f'python -m dualcl_jax.{name}': f'dualcl_jax.{name}' for name in sorted(found, key=lambda n: n != 'main')}
-
-
 def commands_page() -> str:
-    """The help texts of all programs."""
-    parts = ['# Commands\n\nGenerated from the parsers of the programs. Each prints this text with `--help`.\n']
-    for command, module in programs().items():
-        parts.append(f'\n## {command.split(".")[-1]}\n\n```text\n{help_text(module)}```\n')
+    """The help texts of all commands."""
+    parts = [
+        '# Commands\n\nGenerated from the parsers of the programs. Each prints this text with `--help`. '
+        '`python -m dualcl_jax.main` is `dualcl train`, and every other command has the name of its module.\n'
+    ]
+    for name, (module, _) in COMMANDS.items():
+        parts.append(f'\n## {COMMAND} {name}\n\n```text\n{help_text(name, module)}```\n')
     return ''.join(parts)
 
 
-def help_text(module: str) -> str:
-    """What a program prints for --help."""
+def help_text(name: str, module: str) -> str:
+    """What a command prints for --help."""
     printed = io.StringIO()
     with (
-        mock.patch.object(sys, 'argv', [module, '--help']),
+        mock.patch.object(sys, 'argv', [f'{COMMAND} {name}', '--help']),
         mock.patch.dict(os.environ, COLUMNS='82'),
         contextlib.redirect_stdout(printed),
         contextlib.suppress(SystemExit),
     ):
-        importlib.import_module(module).main()
+        importlib.import_module(f'dualcl_jax.{module}').main()
     return printed.getvalue()

@@ -72,7 +72,8 @@ def check_config(flags: object, fields: list[str]) -> None:
     """A config with its fields is valid, as far as that does not depend on data and devices."""
     config = load_config(flags.config.removeprefix('/tmp/release/'))  # type: ignore[attr-defined]
     override(config, fields)
-    validate(config)
+    if ':' not in config.model.name:  # else a network that only the reader has
+        validate(config)
 
 
 @pytest.mark.parametrize(('document', 'command'), sorted(set(CASES)))

@@ -35,8 +35,8 @@ def test_every_config_field_is_documented() -> None:
 
 def test_every_program_is_documented() -> None:
     text = pages.commands_page()
-    for command in ('main', 'evaluate', 'export', 'report', 'prepare', 'compile', 'selftest'):
-        assert f'usage: python -m dualcl_jax.{command}' in text or 'usage: dualcl' in text, command
+    for command in ('train', 'evaluate', 'embed', 'export', 'report', 'prepare', 'compile', 'selftest'):
+        assert f'usage: dualcl {command} [-h]' in text, command
     assert '--skip_nonfinite N' in text
 
 
