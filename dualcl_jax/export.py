@@ -20,7 +20,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser('python -m dualcl_jax.export', __doc__)
     parser.add_import()
     parser.add_argument('--workdir', required=True, help='folder of a run that has saved a checkpoint')
-    parser.add_argument('--format', required=True, choices=('safetensors', 'stablehlo', 'torchvision'))
+    parser.add_argument('--format', required=True, choices=('safetensors', 'stablehlo', 'torchvision', 'onnx'))
     parser.add_argument('--output', required=True, metavar='FILE', help='the file to write')
     parser.add_argument('--encoder', default='query', choices=('query', 'momentum'), help='default: query')
     parser.add_argument('--projection', action='store_true', help="export the projection's output, not the features")
@@ -45,10 +45,11 @@ def main() -> int:
     description, variables = describe(run, encoder=flags.encoder, projection=flags.projection)
     content = FORMATS[flags.format](description, variables)
     write_output(flags.output, content)
+    load = 'onnxruntime.InferenceSession' if flags.format == 'onnx' else 'dualcl_jax.load_encoder'
     print(
         f'{flags.output}: {description.architecture["name"]} of step {run.step:,}, {description.encoder} encoder, '
         f'{description.output} [N, {description.features}], {len(content) / 1e6:,.1f} MB; '
-        f"load it with dualcl_jax.load_encoder('{flags.output}')"
+        f"load it with {load}('{flags.output}')"
     )
     return 0
 
