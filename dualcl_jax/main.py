@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dualcl_jax import configs
 from dualcl_jax.system.command_line import Parser, import_own, own_module
 from dualcl_jax.system.errors import EXIT_STOPPED_BY_SIGNAL, exits_cleanly
+from dualcl_jax.system.processes.stop_signal import exits_on_signals
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -53,7 +54,11 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 @exits_cleanly
 def main() -> int:
-    flags, overrides = parse(sys.argv[1:])
+    with exits_on_signals():
+        return _main(*parse(sys.argv[1:]))
+
+
+def _main(flags: argparse.Namespace, overrides: list[str]) -> int:
     from dualcl_jax.system.config import flatten, load_config, override
     from dualcl_jax.system.processes.start import start
 

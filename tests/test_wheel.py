@@ -16,6 +16,31 @@ from tests.support.runs import REPOSITORY, TIMEOUT
 
 WRITES = re.compile(r'!?\[[^\]]*\]\((?!https?://)[^)]*\)')
 
+USER = """
+import numpy as np
+
+import dualcl_jax
+from dualcl_jax.configs import quickstart
+
+images = np.random.default_rng(0).integers(0, 256, (96, 16, 16, 3), np.uint8)
+config = quickstart.get_config()
+config.log.pictures = False
+data = (images, np.arange(96) % 3)
+config.train.batch_size = 32
+summary = dualcl_jax.train(data, workdir='P', config=config, steps=3, model__width=4, monitor__every_epochs=0)
+assert summary['step'] == 3
+records = dualcl_jax.evaluate('P', protocols='structure')
+value: float = records[0]['value']
+found = dualcl_jax.embed('P')
+shape: tuple[int, ...] = found.features.shape
+assert shape == (96, 32)
+version: str = dualcl_jax.__version__
+try:
+    dualcl_jax.train('nowhere', workdir='Q')
+except dualcl_jax.UserError as error:
+    assert 'nowhere' in str(error)
+"""
+
 
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -78,14 +103,10 @@ def test_runs_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
     assert str(site) in run(sys.executable, '-c', 'import dualcl_jax; print(dualcl_jax.__file__)')
     small = ('--config.train.steps=4', '--config.train.batch_size=32', '--config.monitor.every_epochs=0')
     assert 'done: 4 steps' in run(dualcl, 'train', '--config=quickstart', *small, '--workdir=W')
-    run(dualcl, 'train', '--config=mine.py', *small, '--workdir=mine')
+    run(dualcl, 'train', '--config=mine.py', *small, '--config.log.pictures=False', '--workdir=mine')
     assert run(dualcl, 'evaluate', '--workdir=W', '--protocols=knn').splitlines()[-1].startswith('{"output"')
     run(dualcl, 'embed', '--workdir=W', '--output=features.parquet', '--near_duplicates')
-    code = (
-        'import dualcl_jax\n'
-        'summary = dualcl_jax.train(workdir="P", config="quickstart", steps=4, batch_size=32)\n'
-        'assert summary["step"] == 4\n'
-        'assert dualcl_jax.evaluate("P", protocols="knn")[0]["metric"] == "top1"\n'
-        'assert dualcl_jax.embed("P").features.shape == (8820, 128)\n'
-    )
-    run(sys.executable, '-c', code)
+    (place / 'user.py').write_text(USER)
+    run(sys.executable, 'user.py')
+    environment['MYPYPATH'] = str(site)
+    run(sys.executable, '-m', 'mypy', '--strict', '--follow-imports=silent', 'user.py')

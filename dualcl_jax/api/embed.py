@@ -102,10 +102,14 @@ def embed_to(request: Request, output: str) -> 'tuple[Embedding, dict[str, Any]]
     Raises:
       UserError: what the user can mend.
     """
+    import jax
+
     from dualcl_jax.evaluators.embed_all import Embedding, parts_of
     from dualcl_jax.evaluators.feature_file import WRITERS, check_format, replaced
     from dualcl_jax.system.files import check_output
 
+    if jax.process_count() > 1:
+        raise UserError(f'{jax.process_count()} processes: embed in one, which uses all devices of its machine')
     write = WRITERS[check_format(output)]
     check_output(output)
     source, name, layer = _encoder(request)

@@ -80,14 +80,14 @@ def run_protocols(
     from dualcl_jax.evaluators import encoder_source
     from dualcl_jax.evaluators.evaluate import chosen
     from dualcl_jax.evaluators.evaluate import evaluate as run
-    from dualcl_jax.evaluators.protocols import PROTOCOLS
+    from dualcl_jax.evaluators.protocols import NAMES, protocols_of
 
-    names = chosen(protocols, PROTOCOLS, '--protocols')
     if exported is None:
         assert workdir is not None
         source, beside = encoder_source.from_workdir(workdir, step), workdir
     else:
         source, beside = encoder_source.from_export(exported), os.path.dirname(exported)
+    names = chosen(protocols, NAMES, '--protocols', protocols_of(source.kind))
     default = 'query' if 'query' in source.encoders else 'all'
     of_encoders = chosen(encoders or default, source.encoders, '--encoders')
     of_layers = chosen(layers, source.layers, '--layers')

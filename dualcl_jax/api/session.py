@@ -8,7 +8,7 @@ from dualcl_jax.system.private_jax import backends_started
 from dualcl_jax.system.processes.start import start
 
 if TYPE_CHECKING:
-    from dualcl_jax.models.exports import LoadedEncoder
+    from dualcl_jax.models.exports import LoadedEncoder, LoadedTextEncoder
 
 _started = threading.Lock()
 _done: list[str] = []
@@ -36,11 +36,12 @@ def prepare_jax(*, deterministic: bool = True) -> None:
         _done.append('done')
 
 
-def load_encoder(path: str) -> 'LoadedEncoder':
+def load_encoder(path: str) -> 'LoadedEncoder | LoadedTextEncoder':
     """Loads the encoder in a file written by `dualcl export`.
 
     The result maps images [N, H, W, C] to features [N, F]. Images are uint8, or floats in [0, 1], of the size
-    `.description.image_size`. JAX is imported by this function, not with the package.
+    `.description.image_size`. The encoder of a run on text maps a list of N sentences instead. JAX is imported by this
+    function, not with the package.
 
     Raises:
       UserError: the file does not exist, is damaged or is of another kind.

@@ -13,12 +13,15 @@ from dualcl_jax.models.convnext import convnext_t
 from dualcl_jax.models.heads import PREDICTORS, PROJECTIONS, Head
 from dualcl_jax.models.norm import BatchNorm
 from dualcl_jax.models.resnet import STEMS, resnet18, resnet34, resnet50
+from dualcl_jax.models.text import FIELDS as TEXT_FIELDS
+from dualcl_jax.models.text import Bag, TextGeometry
 from dualcl_jax.models.tiny import Tiny
+from dualcl_jax.models.transformer import Transformer
 from dualcl_jax.models.vit import PATCHES, POSITIONS, SINE_COSINE, vit_b16, vit_l16, vit_s16, vit_s16_h6, vit_tiny
 from dualcl_jax.system.errors import UserError
 
-# Each entry takes norm, stem, width, dtype, name and, if it has blocks, remat. It maps images and `train` to float32
-# features [N, F].
+# Each entry takes norm, stem, width, dtype, name and, if it has blocks, remat; those of `TEXT_MODELS` also geometry. It
+# maps a view, such as images, and `train` to float32 features [N, F].
 MODELS: dict[str, Callable[..., nn.Module]] = {
     'resnet18': resnet18,
     'resnet34': resnet34,
@@ -30,11 +33,15 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     'convnext_t': convnext_t,
     'vit_tiny': vit_tiny,
     'tiny': Tiny,
+    'bag': Bag,
+    'transformer': Transformer,
 }
+TEXT_MODELS = ('bag', 'transformer')
+"""The models that take sentences, see `dualcl_jax.models.text`."""
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 FIELDS = (
     'name', 'stem', 'width', 'norm', 'projection', 'predictor', 'head_width', 'dim', 'freeze_patches', 'remat', 'dtype',
-    'matmul_precision', 'positions',
+    'matmul_precision', 'positions', *TEXT_FIELDS,
 )  # fmt: skip
 """The fields of a model config."""
 PRECISIONS = ('float32', 'tensorfloat32', 'bfloat16')
@@ -43,7 +50,7 @@ never round them."""
 
 
 class Encoded(NamedTuple):
-    """The output of an encoder for N images: `backbone` [N, F] and `projection` [N, dim], float32, not normalised.
+    """The output of an encoder for N views: `backbone` [N, F] and `projection` [N, dim], float32, not normalised.
 
     If a prediction was requested, `projection` holds the prediction.
     """
@@ -53,9 +60,10 @@ class Encoded(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """Backbone and projection, and a predictor for queries: normalised images float32 [N, H, W, C] to `Encoded`.
+    """Backbone and projection, and a predictor for queries: N views to `Encoded`.
 
-    In training, the images of a device may form several consecutive groups, each with its own batch statistics. To
+    Views are normalised images float32 [N, H, W, C], or the tree of arrays [N, ...] that another kind of model takes.
+    In training, the views of a device may form several consecutive groups, each with its own batch statistics. To
     encode two views in one call, use `encoder.clone(groups=2 * encoder.groups)` on the concatenated views, the first
     view first. The variables do not depend on `groups`, `span` or `axis_name`. Those of the predictor are under
     'predictor', and only a call with `predict` reads them.
@@ -73,6 +81,7 @@ class Encoder(nn.Module):
       remat: recompute activations inside blocks in the backward pass.
       dtype: of the computation; parameters, statistics and outputs are float32.
       matmul_precision: one of `PRECISIONS`, for convolutions and matrix products if dtype is float32.
+      text: the geometry of a model in `TEXT_MODELS`; None for others.
       groups, span, axis_name: see `BatchNorm`.
     """
 
@@ -88,18 +97,19 @@ class Encoder(nn.Module):
     remat: bool = False
     dtype: Any = jnp.float32
     matmul_precision: str = 'float32'
+    text: TextGeometry | None = None
     groups: int = 1
     span: int = 1
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool, predict: bool = False) -> Encoded:
+    def __call__(self, views: Any, *, train: bool, predict: bool = False) -> Encoded:
         rounds = self.matmul_precision if self.dtype == jnp.float32 else None  # with bfloat16 the dtype decides
         with jax.default_matmul_precision(rounds):
-            return self._encode(images, train=train, predict=predict)
+            return self._encode(views, train=train, predict=predict)
 
-    def _encode(self, images: jax.Array, *, train: bool, predict: bool) -> Encoded:
-        features = self.make_backbone('backbone')(images, train=train)
+    def _encode(self, views: Any, *, train: bool, predict: bool) -> Encoded:
+        features = self.make_backbone('backbone')(views, train=train)
         head = partial(Head, dim=self.dim, hidden=self.hidden, norm=self._norm(), dtype=self.dtype)
         projection = head(PROJECTIONS[self.projection], name='projection')(features, train=train)
         compute = PREDICTORS[self.predictor]
@@ -113,6 +123,8 @@ class Encoder(nn.Module):
         options: dict[str, Any] = {'remat': True} if self.remat else {}
         if self.model in PATCHES:
             options |= {'freeze_patches': self.freeze_patches, 'positions': self.positions}
+        if self.text is not None:
+            options['geometry'] = self.text
         build = partial(find_model(self.model), **options)
         return build(norm=self._norm(), stem=self.stem, width=self.width, dtype=self.dtype, name=name)
 
@@ -149,7 +161,7 @@ def build_encoder(model_config: Any, *, groups: int = 1, span: int = 1, axis_nam
 
     Args:
       model_config: anything with the attributes of `Encoder`, but `name` instead of `model` and `head_width` instead
-        of `hidden`.
+        of `hidden`, and the fields of `TextGeometry` for a model in `TEXT_MODELS`.
       groups: groups of the batch on each device, from `norm_layout`.
       span: devices that share a group, from `norm_layout`.
       axis_name: the mapped data axis; None on one device.
@@ -167,6 +179,9 @@ def build_encoder(model_config: Any, *, groups: int = 1, span: int = 1, axis_nam
     for field in ('width', 'dim', 'head_width'):
         if getattr(model_config, field) < 1:
             raise UserError(f'model.{field}={getattr(model_config, field)}: must be at least 1')
+    text = TextGeometry.of(model_config) if model_config.name in TEXT_MODELS else None
+    if text is not None and text.vocabulary < 1:
+        raise UserError(f'model.vocabulary={text.vocabulary}: must be the number of tokens of the tokenizer')
     return Encoder(
         model=model_config.name,
         stem=model_config.stem,
@@ -180,6 +195,7 @@ def build_encoder(model_config: Any, *, groups: int = 1, span: int = 1, axis_nam
         remat=model_config.remat,
         dtype=DTYPES[model_config.dtype],
         matmul_precision=model_config.matmul_precision,
+        text=text,
         groups=groups,
         span=span,
         axis_name=axis_name,
@@ -187,7 +203,7 @@ def build_encoder(model_config: Any, *, groups: int = 1, span: int = 1, axis_nam
 
 
 def channels_of(params: Any, model: str) -> int:
-    """Input channels of an encoder with these parameters; `model` is a key of `MODELS`."""
+    """Input channels of an encoder of images with these parameters; `model` is a key of `MODELS`."""
     backbone = params['backbone']
     if model in PATCHES:  # a row of the kernel for each pixel of a patch and channel
         return int(backbone['patch_embed']['kernel'].shape[0]) // PATCHES[model] ** 2

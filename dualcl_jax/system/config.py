@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from dualcl_jax import configs
 from dualcl_jax.system.errors import UserError
 
-OPERATIONAL = ('checkpoint.', 'monitor.', 'log.', 'parallel.', 'queue.sharded', 'skip_nonfinite')
+OPERATIONAL = ('checkpoint.', 'monitor.', 'log.', 'parallel.', 'sts.', 'queue.sharded', 'skip_nonfinite')
 """Beginnings of the fields that may change when a run resumes: they decide what is written, how fast, on which devices
 and which faults are tolerated, not the result."""
 
@@ -66,6 +66,23 @@ ADDED: dict[str, Any] = {
     'parallel.evaluate_s': 7200.0,
     'optimizer.lars': 'rate_first',
     'model.positions': 'sine_cosine',
+    'data.columns': '',
+    'text.tokenizer': '',
+    'text.length': 32,
+    'views.deletion': None,
+    'views.repetition': None,
+    'optimizer.clip': 0.0,
+    'model.vocabulary': 0,
+    'model.layers': 6,
+    'model.heads': 12,
+    'model.mlp_width': 1536,
+    'model.max_positions': 512,
+    'model.position_offset': 0,
+    'model.token_types': 2,
+    'model.norm_epsilon': 1e-12,
+    'model.pooling': 'mean',
+    'model.dropout': 0.1,
+    'sts.path': '',
     'log.tracker': '',
 }
 """Fields that were added since the first config was stored, in the order of their addition, with the value that a
@@ -191,6 +208,8 @@ def add_absent_fields(config: ConfigDict) -> None:
     with config.unlocked():
         for field, value in ADDED.items():
             section, _, name = field.rpartition('.')
+            if section in ('text', 'sts') and section not in config:
+                config[section] = ConfigDict()
             owner = config.get(section) if section else config
             if field not in present and isinstance(owner, ConfigDict):
                 owner[name] = value

@@ -23,6 +23,10 @@ STORAGE = (
 """Error numbers of a folder that is full, read-only, missing, broken or away."""
 
 
+REMOTE = ('ClientConnectionError', 'MaxRetryError', 'TransportError')
+"""Names of the exceptions that clients of remote services (aiohttp, urllib3, google-auth) raise without a network."""
+
+
 class UserError(Exception):
     """A mistake or condition that the user can fix; the message names the field or path and the remedy."""
 
@@ -37,19 +41,33 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def is_away(error: BaseException | None) -> bool:
+    """Whether the reason for an exception is storage, or a remote service, that is away or failed for a while."""
+    while error is not None:
+        code = getattr(error, 'code', None)  # of the HTTP errors of remote stores
+        if (
+            isinstance(error, RestartError | ConnectionError | TimeoutError)
+            or (isinstance(error, OSError) and error.errno in AWAY)
+            or (isinstance(code, int) and (code == 429 or code >= 500))
+            or any(kind.__name__ in REMOTE for kind in type(error).__mro__)
+        ):
+            return True
+        error = error.__cause__
+    return False
+
+
 def ending(error: BaseException) -> tuple[int, str] | None:
     """The exit status and the stderr message of a program that an exception ends; None for errors of this package.
 
     A `UserError` gives at most three lines and status 2, and so does a folder that is full, read-only or missing. A
-    `RestartError`, and storage that is away, give status 75. Ctrl-C when there is nothing to save gives one line and
-    status 130.
+    `RestartError`, and anything that storage or a remote service caused that is away, give status 75. Ctrl-C when there
+    is nothing to save gives one line and status 130.
     """
+    status = EXIT_RESTART if is_away(error) else EXIT_USER_ERROR
     if isinstance(error, OSError) and error.errno in STORAGE:
         remedy = 'free some space there' if error.errno in FULL else 'fix that'
-        kind = RestartError if error.errno in AWAY else UserError
-        error = kind(f'{error.filename or "a file"}: {error.strerror}; {remedy}, and run the same command again')
+        error = UserError(f'{error.filename or "a file"}: {error.strerror}; {remedy}, and run the same command again')
     if isinstance(error, UserError):
-        status = EXIT_RESTART if isinstance(error, RestartError) else EXIT_USER_ERROR
         return status, 'error: ' + '\n'.join(str(error).strip().splitlines()[:3])
     if isinstance(error, KeyboardInterrupt):
         return EXIT_INTERRUPTED, 'interrupted; run the same command to resume from the last checkpoint'

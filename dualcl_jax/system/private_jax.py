@@ -6,6 +6,8 @@ Training in a single process needs none of them.
 import contextlib
 import importlib
 import importlib.metadata
+import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,6 +23,9 @@ INTERFACES = {
     'jaxlib._jax': 'get_distributed_runtime_service',
     'jax._src.cloud_tpu_init': 'cloud_tpu_init',
     'jax._src.clusters.cloud_tpu_cluster': 'GceTpuCluster.get_coordinator_address',
+    'jax._src.clusters.ompi_cluster': 'OmpiCluster.get_coordinator_address',
+    'jax._src.clusters.slurm_cluster': 'SlurmCluster.get_coordinator_address',
+    'jax._src.clusters.k8s_cluster': 'K8sCluster.get_coordinator_address',
 }
 """Every module that is used, with an attribute that it must have."""
 
@@ -71,12 +76,53 @@ def run_coordination_service(arguments: list[Any], options: dict[str, Any]) -> A
     return interface('jaxlib._jax').get_distributed_runtime_service(*arguments, **options)
 
 
-def tpu_pod() -> tuple[str, int, int] | None:
-    """Coordinator's address, number of processes and index of this TPU VM in its slice; None for a single one."""
+CLUSTERS = {
+    'Open MPI': ('jax._src.clusters.ompi_cluster', 'OmpiCluster'),
+    'SLURM': ('jax._src.clusters.slurm_cluster', 'SlurmCluster'),
+    'Kubernetes': ('jax._src.clusters.k8s_cluster', 'K8sCluster'),
+}
+"""Module and class of each scheduler."""
+
+NAME_S = 60
+"""Seconds for which JAX waits until the name of process 0's host is known, where it does so."""
+
+Found = tuple[str, int, int]
+"""Address of the coordinator, number of processes, index of this one."""
+
+
+def cluster_place(name: str) -> Found | None:
+    """The place of this process according to a scheduler of `CLUSTERS`; None if JAX does not find it.
+
+    It raises whatever JAX's class and the interface of the scheduler raise.
+    """
+    module, cluster = CLUSTERS[name]
+    found = getattr(interface(module), cluster)
+    return _place(found) if found.is_env_present() else None
+
+
+def tpu_place() -> Found | None:
+    """The place of this TPU VM in its slice; None for a single one. It raises what JAX's class raises."""
     interface('jax._src.cloud_tpu_init').cloud_tpu_init()
     clusters = interface('jax._src.clusters.cloud_tpu_cluster')
     for cluster in (clusters.GkeTpuCluster, clusters.GceTpuCluster):
-        if cluster.is_env_present() and cluster.get_process_count() > 1:
-            address = cluster.get_coordinator_address(timeout_secs=60, override_coordinator_port=None)
-            return address, cluster.get_process_count(), cluster.get_process_id()
+        if cluster.is_env_present():
+            return _place(cluster) if cluster.get_process_count() > 1 else None
     return None
+
+
+def _place(cluster: Any) -> Found:
+    port = os.environ.get('JAX_COORDINATOR_PORT')
+    address = cluster.get_coordinator_address(timeout_secs=NAME_S, override_coordinator_port=port)
+    return address, cluster.get_process_count(), cluster.get_process_id()
+
+
+def kubernetes_pods() -> int | Exception:
+    """How many pods the Job of this pod has, or why that cannot be found out."""
+    cluster = interface('jax._src.clusters.k8s_cluster').K8sCluster
+    if importlib.util.find_spec('kubernetes') is None:
+        return ImportError('the package kubernetes is not installed')
+    try:
+        assert cluster.is_env_present()
+        return int(cluster.get_process_count())
+    except Exception as error:  # whatever the client of Kubernetes raises for a pod without a Job, or without rights
+        return error

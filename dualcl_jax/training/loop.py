@@ -30,7 +30,7 @@ from dualcl_jax.training.profiler import Trace
 from dualcl_jax.training.run import Run, open_run
 from dualcl_jax.workdir.checksum import state_sha256
 from dualcl_jax.workdir.folder import missing_is_away, read_summary
-from dualcl_jax.workdir.metrics import KNN_BACKBONE, MetricsLog
+from dualcl_jax.workdir.metrics import SCORES, MetricsLog
 from dualcl_jax.workdir.trackers import Tracker
 
 IN_FLIGHT = 2
@@ -132,13 +132,16 @@ def _train(
 def _compile(run: Run, state: TrainState, log: MetricsLog) -> Callable[..., Any]:
     """Compiles the step for a global state and the batches of the loader.
 
-    Meanwhile a new run measures its reference accuracies: those of raw pixels and of the encoder before training.
+    Meanwhile a new run measures its references: the scores of baselines and of the encoder before training.
     """
     step = partial(train_step, run.plan.method)
     with ThreadPoolExecutor(max_workers=1) as beside:
         compiling = beside.submit(run.mapper.compile, step, state, run.plan.batch())
-        if run.monitor and run.plan.start_step == 0:
-            log.write(0, run.wall_time_s(), run.monitor.raw_pixels() | run.monitor.encoder(state.variables))
+        if run.monitors and run.plan.start_step == 0:
+            found: dict[str, float] = {}
+            for monitor in run.monitors:
+                found |= monitor.references() | monitor.encoder(state.variables)
+            log.write(0, run.wall_time_s(), found)
         return compiling.result()
 
 
@@ -159,9 +162,11 @@ def _loader(run: Run) -> Loader:
 
 
 def _measure(run: Run, step: int, state: TrainState, log: MetricsLog) -> None:
-    """Records the kNN accuracy after a step. Every process must call it."""
-    assert run.monitor is not None
-    log.write(step, run.wall_time_s(), run.monitor.encoder(state.variables))
+    """Records the scores of the encoder after a step. Every process must call it."""
+    found: dict[str, float] = {}
+    for monitor in run.monitors:
+        found |= monitor.encoder(state.variables)
+    log.write(step, run.wall_time_s(), found)
 
 
 def _save(run: Run, step: int, state: TrainState, log: MetricsLog, skipped: Skipped) -> str:
@@ -173,7 +178,8 @@ def _save(run: Run, step: int, state: TrainState, log: MetricsLog, skipped: Skip
         'extended_at': list(run.past.extended_at),
         'waiting': log.waiting(),
     }
-    return run.checkpoints.save(step, state, record, log.last(KNN_BACKBONE))
+    scores = (log.last(score) for score in SCORES)
+    return run.checkpoints.save(step, state, record, next((score for score in scores if score is not None), None))
 
 
 def _finish(run: Run, state: Any, log: MetricsLog, in_flight: InFlight, console: Console) -> None:

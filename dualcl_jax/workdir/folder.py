@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -77,7 +78,8 @@ def lock(workdir: epath.Path) -> None:
     In a run of several processes, one of them locks for all. Remote folders such as gs:// cannot be locked.
 
     Raises:
-      UserError: another process holds the lock.
+      UserError: another process of this machine holds the lock.
+      RestartError: one of another machine does, which may be the last attempt of this run and on its way out.
     """
     if '://' in str(workdir):
         return
@@ -85,15 +87,23 @@ def lock(workdir: epath.Path) -> None:
     if path in _locks and os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(_locks[path].fileno())):
         return
     file = open(path, 'w')  # noqa: SIM115 - it stays open until the process ends
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise UserError(
-            f'--workdir={workdir}: {_holder(path)} trains in it; wait until it ends, stop it, or use another folder'
-        ) from None
-    except OSError as error:
-        print(f'note: {workdir} cannot be locked ({error.strerror}): make sure that nothing else trains in it')
+    end = time.monotonic() + LOCK_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() < end:
+                time.sleep(0.1)
+                continue
+            file.close()
+            holder = _holder(path)
+            raise (UserError if holder else RestartError)(
+                f'--workdir={workdir}: another process ({holder or "of another machine"}) trains in it; '
+                'wait until it ends, stop it, or use another folder'
+            ) from None
+        except OSError as error:
+            print(f'note: {workdir} cannot be locked ({error.strerror}): make sure that nothing else trains in it')
+        break
     _locks[path] = file
 
 
@@ -104,17 +114,19 @@ def unlock(workdir: str) -> None:
         file.close()
 
 
+LOCK_S = 5.0
+"""How long a process that holds the lock has to end: one that was killed may still be on its way out."""
 _locks: dict[str, IO[str]] = {}
 
 
 def _holder(path: str) -> str:
-    """The process that holds a lock, according to Linux's table of locks."""
+    """The process of this machine that holds a lock, according to Linux's table of locks; empty if it names none."""
     with contextlib.suppress(OSError, IndexError):
         for line in Path('/proc/locks').read_text().splitlines():
             fields = line.split()
             if fields[1] == 'FLOCK' and int(fields[5].split(':')[2]) == os.stat(path).st_ino:
-                return f'another process ({fields[4]})'
-    return 'another process'
+                return fields[4]
+    return ''
 
 
 def existing_or_new(path: str) -> epath.Path:
@@ -226,7 +238,7 @@ def write_data_report(workdir: epath.Path, splits: Splits) -> None:
     report |= {'splits': _plain_splits(splits), 'labels': None, 'left_out': {}}
     report['classes'] = count_classes(labels, splits.train.class_names)
     about = dict(splits.train.report or {})
-    report |= {name: about.pop(name) for name in ('splits', 'labels', 'left_out') if name in about}
+    report |= {name: about.pop(name) for name in ('splits', 'labels', 'left_out', 'tokens') if name in about}
     if about:
         report['files'] = about
     write_json(workdir / 'data_report.json', report)

@@ -1,17 +1,20 @@
 #!/usr/bin/env bash
-# Trains on GPU nodes of a SLURM cluster, one process per GPU, detected from SLURM's variables. Unmeasured.
+# Trains on a SLURM cluster, and requeues itself until the run has ended. One process per task, with the GPUs of its task:
 #
-#   sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 experiments/launch/slurm.sh --config=... --workdir=...
+#   sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-task=1 --cpus-per-task=12 experiments/launch/slurm.sh \
+#       --config=configs/imagenet.py:moco_v3 --config.data.data_dir=DIR --workdir=DIR
 #
-# SLURM warns 120 s before the time limit; the run saves and exits with status 75, and this job requeues itself.
-#SBATCH --job-name=dualcl
-#SBATCH --time=12:00:00
-#SBATCH --signal=TERM@120
-#SBATCH --requeue
-#SBATCH --gpus-per-task=1
-#SBATCH --open-mode=append
+# 600 s ahead of the time limit SLURM signals the tasks; they save and exit with 75. After any status but 0 (done) and 2
+# (a mistake), at most RESTARTS times (100), the job is requeued. Give --cpus-per-task: decoding needs cores.
+# Tried: SLURM 22.05 on one CPU node, tests/programs/test_slurm.py. Not tried: several nodes, GPUs.
+#SBATCH --job-name=dualcl --time=12:00:00 --signal=USR1@600 --requeue --open-mode=append
 set -uo pipefail
-srun --kill-on-bad-exit=0 "${PYTHON:-.venv/bin/python}" -m dualcl_jax.main "$@"
+srun --kill-on-bad-exit=0 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
+  "${PYTHON:-.venv/bin/python}" -m dualcl_jax.main "$@"
 status=$?
-[[ $status == 75 ]] && scontrol requeue "$SLURM_JOB_ID"
+case $status in 0 | 2) exit "$status" ;; esac
+if ((${SLURM_RESTART_COUNT:-0} < ${RESTARTS:-100})); then
+  echo "exit status $status: requeued, restart $((${SLURM_RESTART_COUNT:-0} + 1))"
+  scontrol requeue "$SLURM_JOB_ID" && sleep 60 # SLURM ends this script
+fi
 exit "$status"

@@ -46,6 +46,42 @@ def test_storage_is_one_line(capsys: pytest.CaptureFixture[str], number: int, re
     assert capsys.readouterr().err == said
 
 
+class ClientConnectionError(Exception):
+    """As aiohttp's, which gcsfs raises without a network."""
+
+
+class HttpError(Exception):
+    """As that of gcsfs."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+
+@pytest.mark.parametrize(
+    ('cause', 'status'),
+    [
+        (OSError(errno.ESTALE, 'Stale file handle'), 75),
+        (TimeoutError('timed out'), 75),
+        (ClientConnectionError(), 75),
+        (HttpError(503), 75),
+        (HttpError(404), 2),
+        (OSError(errno.ENOENT, 'No such file'), 2),
+        (ValueError('damaged'), 2),
+    ],
+)
+def test_a_message_about_something_that_is_away(cause: Exception, status: int) -> None:
+    """What caused an error decides, wherever its message was written."""
+
+    @exits_cleanly
+    def main() -> int:
+        try:
+            raise RuntimeError from cause
+        except RuntimeError as error:
+            raise UserError('--workdir=gs://b/r: cannot be reached') from error
+
+    assert main() == status
+
+
 def test_what_a_restart_cures(capsys: pytest.CaptureFixture[str]) -> None:
     @exits_cleanly
     def main() -> int:

@@ -1,5 +1,6 @@
 """Processes that find each other, and the error of each if one is missing, late or different."""
 
+import json
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dualcl_jax.system.errors import UserError
-from dualcl_jax.system.processes import agreement, roll_call
-from dualcl_jax.system.processes.roll_call import Place
+from dualcl_jax.system.errors import RestartError, UserError
+from dualcl_jax.system.processes import agreement, places, roll_call
+from dualcl_jax.system.processes.places import Place
 from tests.support.runs import Trainer, column, contents, finish, free_port, killed_at_last, summary
 
 
@@ -71,20 +72,124 @@ def test_the_port_is_free_afterwards(host):
             list(pool.map(lambda index: roll_call.roll_call(Place(address, 2, index), {}, 5), range(2)))
 
 
+def test_a_missing_process_is_a_reason_to_restart():
+    """In each process: the missing one may be on a machine that still starts. A process that differs is a mistake."""
+
+    def kinds(facts, present):
+        address = f'127.0.0.1:{free_port()}'
+
+        def one(index):
+            with pytest.raises(UserError) as raised:
+                roll_call.roll_call(Place(address, 3, index), facts[index], 1.0)
+            return type(raised.value)
+
+        with ThreadPoolExecutor(3) as pool:
+            return set(pool.map(one, present))
+
+    assert kinds([{}] * 3, [0, 1]) == {RestartError}
+    assert kinds([{}] * 3, [2]) == {RestartError}
+    assert kinds([{}, {'seed': '1'}, {}], [0, 1, 2]) == {UserError}
+
+
+def hello(index):
+    return json.dumps({'index': index, 'host': 'h', 'facts': {}, 'count': 3}).encode() + b'\n'
+
+
+def test_a_process_that_is_started_again_while_others_are_missing():
+    place = Place(f'127.0.0.1:{free_port()}', 3, 0)
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(roll_call.roll_call, place, {}, 20)
+        with retried(place) as killed:
+            killed.sendall(hello(1))
+        others = [pool.submit(roll_call.roll_call, place._replace(process=index), {}, 20) for index in (1, 2)]
+        assert len({process.result() for process in [first, *others]}) == 1
+
+
+def test_an_index_given_twice():
+    place = Place(f'127.0.0.1:{free_port()}', 3, 0)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(roll_call.roll_call, place, {}, 20)
+        with retried(place) as other:
+            other.sendall(hello(1))
+            second = pool.submit(roll_call.roll_call, place._replace(process=1), {}, 20)
+            for process in (first, second):
+                with pytest.raises(UserError, match='--process_id=1: given to two processes'):
+                    process.result()
+
+
 @pytest.mark.parametrize(
-    ('nodes', 'first'),
-    [('a7', 'a7'), ('a[7-9,12],b1', 'a7'), ('gpu-[003,010]', 'gpu-003'), ('n1,n2', 'n1'), ('n1.x.org', 'n1.x.org')],
+    'words', [b'', b'GET / HTTP/1.1\r\n\r\n', b'{"index": [], "host": 0, "facts": 0, "count": 0}\n']
 )
-def test_first_host_of_slurm(nodes, first):
-    assert roll_call.first_host(nodes) == first
+def test_strangers(words):
+    place = Place(f'127.0.0.1:{free_port()}', 2, 0)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(roll_call.roll_call, place, {}, 20)
+        with retried(place) as stranger:
+            stranger.sendall(words)
+        assert pool.submit(roll_call.roll_call, place._replace(process=1), {}, 20).result() == first.result()
 
 
-def test_slurm(monkeypatch):
-    for name, value in {'NTASKS': 4, 'PROCID': 3, 'STEP_NODELIST': 'a[1-4]', 'JOB_ID': 5000}.items():
-        monkeypatch.setenv(f'SLURM_{name}', str(value))
-    assert roll_call.detect() == Place('a1:62344', 4, 3)
-    monkeypatch.setenv('SLURM_NTASKS', '1')
-    assert roll_call.detect() is None
+def retried(place):
+    """A connection to process 0, as soon as it listens."""
+    end = time.monotonic() + 20
+    while True:
+        try:
+            return socket.create_connection((place.host, place.port), timeout=20)
+        except OSError:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+
+@pytest.mark.parametrize(('variables', 'kind'), [({}, UserError), ({'SLURM_JOB_ID': '7'}, RestartError)])
+def test_a_port_in_use(monkeypatch, variables, kind):
+    for name in places.SCHEDULERS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with (
+        socket.create_server(('127.0.0.1', 0)) as other,
+        pytest.raises(UserError, match=r'cannot listen there .*; use a free port') as raised,
+    ):
+        roll_call.roll_call(Place(f'127.0.0.1:{other.getsockname()[1]}', 2, 0), {}, 0.3)
+    assert type(raised.value) is kind
+
+
+def test_a_port_that_becomes_free(capsys):
+    """As that of the last run, until its last process has ended."""
+    with ThreadPoolExecutor(2) as pool:
+        with socket.create_server(('127.0.0.1', 0)) as other:
+            place = Place(f'127.0.0.1:{other.getsockname()[1]}', 2, 0)
+            first = pool.submit(roll_call.roll_call, place, {}, 20)
+            time.sleep(0.3)
+            assert not first.done()
+        assert pool.submit(roll_call.roll_call, place._replace(process=1), {}, 20).result() == first.result()
+    said = capsys.readouterr().out.splitlines()
+    assert said == [f'note: --coordinator_address={place.address}: the port is in use; waiting until it is free']
+
+
+@pytest.mark.parametrize(
+    ('number', 'variables', 'kind'),
+    [
+        (socket.EAI_NONAME, {}, UserError),
+        (socket.EAI_NONAME, {'KUBERNETES_SERVICE_HOST': '10.0.0.1'}, RestartError),
+        (socket.EAI_AGAIN, {}, RestartError),
+    ],
+)
+def test_a_name_that_does_not_resolve(monkeypatch, number, variables, kind):
+    """The name of a pod is unknown until the pod is there; otherwise it is wrong, unless the name server is away."""
+
+    def unknown(*_, **__):
+        raise socket.gaierror(number, 'Name or service not known')
+
+    for name in places.SCHEDULERS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(socket, 'getaddrinfo', unknown)
+    with pytest.raises(UserError, match=r'^--coordinator_address=nowhere:80: .*Name or service not known') as raised:
+        roll_call.roll_call(Place('nowhere:80', 2, 1), {}, 0.3)
+    assert type(raised.value) is kind
+    assert len(str(raised.value).splitlines()) == 1
 
 
 def run_two(trainer: Trainer, workdirs: list[Path], fields: list[tuple[str, ...]], status: int):
@@ -109,7 +214,7 @@ def test_commands_that_differ(trainer: Trainer, tmp_path: Path) -> None:
 
 def test_missing_process_as_a_command(trainer: Trainer, tmp_path: Path) -> None:
     flags = (f'--coordinator_address=127.0.0.1:{free_port()}', '--num_processes=2', '--process_id=0')
-    done = trainer.run(tmp_path / 'run', *flags, 'parallel.timeout_s=1', status=2)
+    done = trainer.run(tmp_path / 'run', *flags, 'parallel.timeout_s=1', status=75)
     assert done.err.splitlines()[0].startswith('error: process 1 of 2 did not start within 1 s')
     assert len(done.err.splitlines()) == 1
 

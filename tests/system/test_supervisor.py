@@ -2,6 +2,8 @@
 
 import json
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -85,12 +87,53 @@ def test_a_mistake_of_another_process_is_no_reason_to_restart() -> None:
     assert verdict([member(0), member(1, gone=True)], now=100.0).restart
 
 
+HOSTS = {
+    'node7': ['127.0.0.2', '::1'],  # as Debian's /etc/hosts has it
+    'node8': ['127.0.0.1', '192.0.2.1'],
+    'node9': ['192.0.2.1', '192.0.2.2'],
+    'mine': ['127.0.0.1', '192.0.2.3'],
+}
+
+
 @pytest.mark.parametrize(
-    ('host', 'found'), [('localhost', '127.0.0.1'), ('127.0.0.1', '127.0.0.1'), ('node7', ''), ('192.0.2.1', '')]
+    ('host', 'found'),
+    [
+        ('localhost', '127.0.0.1'),
+        ('127.0.0.1', '127.0.0.1'),
+        ('127.0.0.2', '127.0.0.2'),
+        ('192.0.2.1', ''),
+        ('nowhere', ''),
+        ('node7', ''),
+        ('node8', ''),
+        ('node9', ''),
+        ('mine', '192.0.2.3'),
+    ],
 )
-def test_bind_host(host: str, found: str) -> None:
-    """A name, and an address of another machine, could be reached at any address of this one."""
+def test_bind_host(monkeypatch: pytest.MonkeyPatch, host: str, found: str) -> None:
+    """One address of this machine, if others reach it there: not a loopback address, and not one of several."""
+    resolve, create = socket.getaddrinfo, socket.create_server
+
+    def resolve_some(name: str, *arguments, **options):
+        if name == 'nowhere':
+            raise socket.gaierror(socket.EAI_NONAME, 'unknown')
+        entries = [resolve(address, *arguments, **options) for address in HOSTS.get(name, [name])]
+        return [entry for found in entries for entry in found]
+
+    def create_some(address, **options):
+        return create(('', 0)) if address[0] == '192.0.2.3' else create(address, **options)
+
+    monkeypatch.delenv('JAX_COORDINATOR_BIND_ADDRESS', raising=False)
+    monkeypatch.setattr(socket, 'getaddrinfo', resolve_some)
+    monkeypatch.setattr(socket, 'create_server', create_some)
     assert supervisor.bind_host(host) == found
+
+
+@pytest.mark.parametrize(
+    ('chosen', 'found'), [('[::]:80', ''), ('[fe80::1]:80', 'fe80::1'), ('10.0.0.1:80', '10.0.0.1')]
+)
+def test_bind_host_that_is_chosen(monkeypatch: pytest.MonkeyPatch, chosen: str, found: str) -> None:
+    monkeypatch.setenv('JAX_COORDINATOR_BIND_ADDRESS', chosen)
+    assert supervisor.bind_host('127.0.0.1') == found
 
 
 @pytest.mark.parametrize(
@@ -107,3 +150,13 @@ def test_strangers_change_nothing(kept: supervisor.Supervised, words: bytes) -> 
 def test_errors_of_the_service_are_raised() -> None:
     with pytest.raises(RuntimeError):
         supervisor.start(TOKEN, '', '127.0.0.1:1', 'two')
+
+
+def test_more_sockets_than_the_usual_limit() -> None:
+    """A shell allows 1,024 open files; process 0 and the supervisor of 1,024 processes need more."""
+    program = (
+        'import resource; from dualcl_jax.system.processes.supervisor import allow_many_sockets; '
+        'hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]; resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard)); '
+        'allow_many_sockets(); print(resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard))'
+    )
+    assert subprocess.run([sys.executable, '-c', program], capture_output=True, check=True).stdout == b'True\n'

@@ -1,7 +1,10 @@
 """The folder of a run: its files, and the configs with which a run may resume."""
 
 import errno
+import fcntl
 import json
+import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +16,9 @@ from configs import default
 from dualcl_jax.data import ArraySource, Splits
 from dualcl_jax.data.images.source import image_source
 from dualcl_jax.system.config import override
-from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.errors import RestartError, UserError
 from dualcl_jax.system.files import write_json, write_text
+from dualcl_jax.workdir import folder as folders
 from dualcl_jax.workdir.folder import (
     check_same_run,
     open_workdir,
@@ -114,3 +118,29 @@ def test_read_summary(tmp_path: Path) -> None:
     assert read_summary(epath.Path(tmp_path)) is None
     write_json(epath.Path(tmp_path) / 'summary.json', found)
     assert read_summary(epath.Path(tmp_path)) == found
+
+
+@pytest.mark.parametrize(('here', 'kind'), [(True, UserError), (False, RestartError)])
+def test_a_lock_that_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: bool, kind: type) -> None:
+    """By a second run on this machine, which is a mistake, or on another one, as by the last attempt of this run."""
+    monkeypatch.setattr(folders, 'LOCK_S', 0.2)
+    if not here:
+        monkeypatch.setattr(folders, '_holder', lambda path: '')
+    with (tmp_path / '.lock').open('w') as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match='trains in it; wait until it ends') as raised:
+            folders.lock(epath.Path(tmp_path))
+    assert type(raised.value) is kind
+    assert (f'another process ({os.getpid()})' in str(raised.value)) is here
+
+
+def test_a_lock_that_is_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a process that was killed and takes a moment to end."""
+    monkeypatch.setattr(folders, 'LOCK_S', 60)
+    monkeypatch.setattr(folders, '_locks', {})
+    with (tmp_path / '.lock').open('w') as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        threading.Timer(0.3, fcntl.flock, [other, fcntl.LOCK_UN]).start()
+        folders.lock(epath.Path(tmp_path))
+    for file in folders._locks.values():
+        file.close()

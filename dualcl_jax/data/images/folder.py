@@ -23,7 +23,7 @@ from dualcl_jax.data.images.labels import (
 )
 from dualcl_jax.data.images.scan import DUPLICATE, IGNORED, NOT_TAKEN, OUTCOMES, SKIPPED, USED
 from dualcl_jax.data.images.splits import ABOVE, BESIDE, TEST, TRAIN, Layout, described, find_layout
-from dualcl_jax.data.source import RANDOM, Splits, fingerprint, limit_indices
+from dualcl_jax.data.source import RANDOM, Splits, fingerprint, held_out_by_content, limit_indices
 from dualcl_jax.system.errors import UserError
 
 
@@ -93,7 +93,7 @@ def load_encoded(data: Any) -> tuple[EncodedSource, EncodedSource | None]:
     in_test = chosen.roles == TEST
     held_out = chosen.layout.test is None and chosen.labels.names is not None and data.test_fraction > 0
     if held_out:
-        in_test = _held_out(index.digests[rows], labels, data.test_fraction, cover=data.hold_out != RANDOM)
+        in_test = held_out_by_content(index.digests[rows], labels, data.test_fraction, cover=data.hold_out != RANDOM)
     kept = np.flatnonzero(~in_test)
     if not len(kept):
         raise UserError(
@@ -219,33 +219,6 @@ def _without(index: Index, rows: np.ndarray, taken: np.ndarray, groups: Mapping[
         index.notes.update(dict.fromkeys(found[:LISTED].tolist(), reason))
     mark_duplicates(index, rows[taken])
     return index
-
-
-def _held_out(digests: np.ndarray, labels: np.ndarray, fraction: float, *, cover: bool) -> np.ndarray:
-    """Which images are for testing: a share of the labelled ones, chosen by their content.
-
-    Args:
-      digests: uint8 [N, 16] of the contents.
-      labels: int32 [N], -1 where unknown.
-      fraction: the share.
-      cover: keep an image of every class for training, and hold one out of every class of which the share is one.
-
-    Returns:
-      bool [N].
-    """
-    share = digests[:, :8].copy().view(np.uint64)[:, 0] / 2.0**64
-    in_test = (labels >= 0) & (share < fraction)
-    if not cover or not (labels >= 0).any():
-        return in_test
-    total = np.bincount(labels[labels >= 0])
-    tested = np.bincount(labels[in_test], minlength=len(total))
-    for label in np.flatnonzero((total > 0) & (tested == total)).tolist():
-        members = np.flatnonzero(labels == label)
-        in_test[members[np.argmax(share[members])]] = False
-    for label in np.flatnonzero((tested == 0) & (np.round(fraction * total) >= 1) & (total > 1)).tolist():
-        members = np.flatnonzero(labels == label)
-        in_test[members[np.argmin(share[members])]] = True
-    return in_test
 
 
 def _splits_report(chosen: _Chosen, labels: Mapping[str, np.ndarray], fraction: float) -> dict[str, Any]:

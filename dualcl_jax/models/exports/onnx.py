@@ -15,7 +15,7 @@ from unittest import mock
 import jax
 import numpy as np
 
-from dualcl_jax.models.exports.encoder import Description, Variables, compute, reason
+from dualcl_jax.models.exports.encoder import Described, Description, Variables, compute, reason
 from dualcl_jax.system.errors import UserError
 
 TOLERANCE = 1e-4
@@ -24,12 +24,14 @@ CHECKED = 4
 """How many images are compared."""
 
 
-def write(description: Description, variables: Variables) -> bytes:
+def write(description: Described, variables: Variables) -> bytes:
     """Converts the encoder and compares it with JAX's.
 
     Raises:
-      UserError: a package is missing, jax2onnx cannot convert the network, or its features differ.
+      UserError: it is no encoder of images, a package is missing, jax2onnx cannot convert the network, or its features differ.
     """
+    if not isinstance(description, Description):
+        raise UserError('--format=onnx: only encoders of images are converted; use safetensors or stablehlo')
     try:
         with _quiet():
             import jax2onnx

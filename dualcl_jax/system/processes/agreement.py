@@ -7,10 +7,11 @@ from typing import Any
 
 from etils import epath
 
-from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.errors import RestartError, UserError
 from dualcl_jax.system.private_jax import distributed_state
 
-_ONE_WEEK_MS = 7 * 24 * 3600 * 1000
+_ONE_WEEK_S = 7 * 24 * 3600.0
+_ANSWER_S = 10.0
 
 
 def check_shared(folder: epath.Path, timeout_s: float) -> None:
@@ -19,39 +20,33 @@ def check_shared(folder: epath.Path, timeout_s: float) -> None:
     Every process must call it, after JAX has joined them. With a single process it does nothing.
 
     Raises:
-      UserError: names the processes that see another folder, or did not call it in time.
+      UserError: names the processes that see another folder.
+      RestartError: names a process that did not call it in time.
     """
     client, index, count = _joined()
     if count == 1:
         return
-    wait_ms = max(1, int(1000 * timeout_s))
     nonce = folder / f'.shared-{uuid.uuid4().hex}'
     if index == 0:
         nonce.write_text('')
         client.key_value_set('dualcl/workdir', nonce.name)
-    answers: dict[int, tuple[str, str]] = {}
+    problem = (
+        f'--workdir={folder}: process APART sees a different folder from process 0\n'
+        'use one that all hosts share, such as gs://BUCKET/RUN or a network file system'
+    )
     try:
-        name = client.blocking_key_value_get('dualcl/workdir', wait_ms)
+        name = _read(client, 'workdir', timeout_s, by=0)
         end = time.monotonic() + 5  # a new file appears late on network file systems
         while not (folder / name).exists() and time.monotonic() < end:
             time.sleep(0.2)
-        _publish(client, f'workdir/{index}', 'yes' if (folder / name).exists() else 'no')
-        for other in range(count):
-            answers[other] = _read(client, f'workdir/{other}', wait_ms)
-    except RuntimeError as error:  # a timeout
-        missing = sorted(set(range(count)) - set(answers))
-        raise UserError(
-            f'process {missing[0]} of {count} did not open --workdir={folder} within {timeout_s:g} s; check its output'
-        ) from error
+        _compare('workdir', 'yes' if (folder / name).exists() else 'no', problem, timeout_s)
+    except _MissingError as missing:
+        raise RestartError(
+            f'process {missing} of {count} did not open --workdir={folder} within {timeout_s:g} s; check its output'
+        ) from missing
     finally:
         if index == 0:
             nonce.unlink(missing_ok=True)
-    apart = [f'{other} ({host})' for other, (host, seen) in answers.items() if seen == 'no']
-    if apart:
-        raise UserError(
-            f'--workdir={folder}: process {", ".join(apart)} sees a different folder from process 0\n'
-            'use one that all hosts share, such as gs://BUCKET/RUN or a network file system'
-        )
 
 
 def check_same_data(name: str, fingerprint: str) -> None:
@@ -66,17 +61,53 @@ def check_same_data(name: str, fingerprint: str) -> None:
     Raises:
       UserError: names the processes whose images differ from those of process 0.
     """
-    client, index, count = _joined()
-    if count == 1:
+    if _joined()[2] == 1:
         return
-    _publish(client, f'data/{index}', fingerprint)
-    answers = [_read(client, f'data/{other}', _ONE_WEEK_MS) for other in range(count)]
-    apart = [f'{other} ({host})' for other, (host, found) in enumerate(answers) if found != answers[0][1]]
-    if apart:
-        raise UserError(
-            f'data.name={name}: process {", ".join(apart)} found different images from process 0\n'
-            'give every host the same files, or a folder that they share'
-        )
+    problem = (
+        f'data.name={name}: process APART found different images from process 0\n'
+        'give every host the same files, or a folder that they share'
+    )
+    _compare('data', fingerprint, problem, _ONE_WEEK_S)
+
+
+class _MissingError(RuntimeError):
+    """The index of a process that gave no answer."""
+
+
+def _compare(name: str, value: str, problem: str, timeout_s: float) -> None:
+    """Compares the values of all processes. Process 0 reads them and tells the others, so that each sends one message.
+
+    Raises:
+      UserError: they differ; APART in `problem` becomes the processes whose values differ from that of process 0.
+      _MissingError: a process did not publish its value in time.
+    """
+    client, index, count = _joined()
+    client.key_value_set(f'dualcl/{name}/{index}', f'{socket.gethostname()} {value}')
+    if index == 0:
+        apart, end = [], time.monotonic() + timeout_s
+        for other in range(1, count):
+            try:
+                said = _read(client, f'{name}/{other}', end - time.monotonic(), by=other)
+            except _MissingError:
+                client.key_value_set(f'dualcl/{name}/answer', f'missing {other}')
+                raise
+            host, _, found = said.partition(' ')
+            if found != value:
+                apart.append(f'{other} ({host})')
+        client.key_value_set(f'dualcl/{name}/answer', f'apart {", ".join(apart)}')
+    kind, _, which = _read(client, f'{name}/answer', timeout_s + _ANSWER_S, by=0).partition(' ')
+    if kind == 'missing':
+        raise _MissingError(which)
+    if which:
+        raise UserError(problem.replace('APART', which))
+
+
+def _read(client: Any, name: str, timeout_s: float, *, by: int) -> str:
+    """The value of a name. Raises _MissingError if the process `by` does not publish it in time."""
+    try:
+        return client.blocking_key_value_get(f'dualcl/{name}', max(1, int(1000 * timeout_s)))
+    except RuntimeError as error:
+        raise _MissingError(by) from error
 
 
 def _joined() -> tuple[Any, int, int]:
@@ -84,14 +115,3 @@ def _joined() -> tuple[Any, int, int]:
     state = distributed_state()
     alone = state.client is None or not state.num_processes
     return state.client, state.process_id, 1 if alone else state.num_processes
-
-
-def _publish(client: Any, name: str, value: str) -> None:
-    """Publishes a value, with the name of this host, to all processes."""
-    client.key_value_set(f'dualcl/{name}', f'{socket.gethostname()} {value}')
-
-
-def _read(client: Any, name: str, wait_ms: int) -> tuple[str, str]:
-    """The host and the value that another process published. Raises RuntimeError after `wait_ms`."""
-    host, _, value = client.blocking_key_value_get(f'dualcl/{name}', wait_ms).partition(' ')
-    return host, value

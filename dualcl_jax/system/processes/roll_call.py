@@ -2,69 +2,29 @@
 
 JAX aborts with a stack trace when a process is missing. So process 0 first listens at the coordinator's address itself,
 receives the identity and the command of every other process, answers all of them, and frees the address for JAX.
+
+A process that is missing or late, or process 0 that does not answer, is a reason to run the same command again: it may
+be on a machine that is still starting. A process that differs is a mistake.
 """
 
 import contextlib
+import errno
 import json
-import os
-import re
 import secrets
 import socket
 import time
 from collections.abc import Mapping
-from typing import NamedTuple
 
-from dualcl_jax.system.errors import UserError
-from dualcl_jax.system.private_jax import tpu_pod
-from dualcl_jax.system.processes.supervisor import bind_host, listen
+from dualcl_jax.system.errors import RestartError, UserError
+from dualcl_jax.system.processes.places import Place, scheduled
+from dualcl_jax.system.processes.supervisor import allow_many_sockets, bind_host, listen
 
 Facts = Mapping[str, str]
 
 GRACE_S = 2.0
 """How long the roll call continues after it found a process that differs."""
-
-
-class Place(NamedTuple):
-    """The place of one process in a run: HOST:PORT of process 0, the number of processes, the index of this one."""
-
-    address: str
-    processes: int
-    process: int
-
-    @property
-    def host(self) -> str:
-        """HOST of the address, an IPv6 address without its brackets."""
-        return self.address.rpartition(':')[0].strip('[]')
-
-
-def detect() -> Place | None:
-    """The place according to SLURM or the TPU pod; None for a single process."""
-    count = os.environ.get('SLURM_NTASKS', '1')
-    if 'SLURM_PROCID' in os.environ and 'SLURM_STEP_NODELIST' in os.environ and count.isdecimal() and int(count) > 1:
-        port = 61_440 + int(os.environ.get('SLURM_JOB_ID', '0')) % 4096
-        return Place(
-            f'{first_host(os.environ["SLURM_STEP_NODELIST"])}:{port}', int(count), int(os.environ['SLURM_PROCID'])
-        )
-    return _tpu_pod() if os.environ.get('JAX_PLATFORMS', 'tpu').startswith('tpu') and has_tpu() else None
-
-
-def first_host(nodes: str) -> str:
-    """The first node of a SLURM node list: 'a7' of 'a[7-9,12],b1'."""
-    found = re.match(r'([^,\[]+)(?:\[(\d+))?([^,\]]*)', nodes)
-    if not found:
-        raise UserError(f'SLURM_STEP_NODELIST={nodes}: names no host; give --coordinator_address')
-    return found[1] + (found[2] or '')
-
-
-def has_tpu() -> bool:
-    """Whether this machine has a TPU, regardless of the installed packages."""
-    return any(os.path.exists(path) for path in ('/dev/accel0', '/dev/vfio/0'))
-
-
-def _tpu_pod() -> Place | None:
-    """The place of this TPU VM in its slice, from JAX's own detection."""
-    found = tpu_pod()
-    return Place(*found) if found else None
+MOST_BYTES = 2**24
+"""The length of a message beyond which it is from something else."""
 
 
 def roll_call(place: Place, facts: Facts, timeout_s: float) -> str:
@@ -79,86 +39,132 @@ def roll_call(place: Place, facts: Facts, timeout_s: float) -> str:
       timeout_s: how long to wait for the others.
 
     Raises:
-      UserError: the address is invalid, or a process is late or differs; every process then names it.
+      UserError: a process differs, or the address cannot be used; every process then names it.
+      RestartError: a process is missing or late; every process then names it.
     """
-    host, port = place.host, place.address.rpartition(':')[2]
-    if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
-        raise UserError(f'--coordinator_address={place.address}: must be HOST:PORT')
     hello = {'index': place.process, 'host': socket.gethostname(), 'facts': dict(facts), 'count': place.processes}
     end = time.monotonic() + timeout_s
     if place.process == 0:
-        return _answer_all(place, hello, int(port), end, timeout_s)
-    return _ask(place, hello, (host, int(port)), end, timeout_s)
+        return _answer_all(place, hello, end, timeout_s)
+    return _ask(place, hello, end, timeout_s)
 
 
-def _answer_all(place: Place, mine: dict, port: int, end: float, timeout_s: float) -> str:
+def _answer_all(place: Place, mine: dict, end: float, timeout_s: float) -> str:
     """Process 0: receives a message from every other process, then sends all of them the same answer."""
-    heard: dict[int, dict] = {}
-    problem, token = '', secrets.token_hex(16)
+    heard: dict[int, socket.socket] = {}
+    callers: list[socket.socket] = []
+    problem, token, restart = '', secrets.token_hex(16), False
+    allow_many_sockets()
     with contextlib.ExitStack() as stack:
-        try:
-            listener = stack.enter_context(listen(port, bind_host(place.host), backlog=1024))
-        except OSError as error:
-            raise UserError(
-                f'--coordinator_address={place.address}: cannot listen there ({error.strerror}); use a free port'
-            ) from error
-        connections = []
-        while len(heard) < place.processes - 1:
+        listener = stack.enter_context(_listen(place, end))
+        while not _all_there(heard, place.processes - 1):
             listener.settimeout(max(end - time.monotonic(), 0.001))
             try:
                 connection = stack.enter_context(listener.accept()[0])
             except TimeoutError:
-                if problem:
-                    break
-                missing = sorted(set(range(1, place.processes)) - set(heard))
-                names = ', '.join(map(str, missing))
-                problem = (
-                    f'process {names} of {place.processes} did not start within {timeout_s:g} s: '
-                    'check its output, or raise parallel.timeout_s'
-                )
+                if not problem:
+                    problem, restart = _missing(place, set(heard), timeout_s), True
                 break
             connection.settimeout(5)
             hello = _receive(connection, ('index', 'host', 'facts', 'count'))
-            if hello is None:  # a connection from something else
+            if hello is None or not isinstance(hello['index'], int):  # a connection from something else
                 continue
-            connections.append(connection)
-            if hello['index'] in heard:
-                problem = f'--process_id={hello["index"]}: given to two processes; number them from 0'
-            heard[hello['index']] = hello
+            index = hello['index']
+            if index in heard and not _closed(heard[index]):  # if closed, it has ended and was started again
+                problem = f'--process_id={index}: given to two processes; number them from 0'
+            heard[index] = connection
+            callers.append(connection)
             problem = problem or _difference(mine, hello)
             if problem:  # processes that are about to connect must receive it too
                 end = min(end, time.monotonic() + GRACE_S)
         listener.close()
-        for connection in connections:
-            with contextlib.suppress(OSError):  # it gave up and printed its own error
-                connection.sendall(json.dumps({'problem': problem, 'token': token}).encode() + b'\n')
-                connection.recv(1)  # wait until it closes, so that the port is free at once
+        for connection in callers:
+            _answer(connection, problem, restart, token)
     if problem:
-        raise UserError(problem)
+        raise (RestartError if restart else UserError)(problem)
     return token
 
 
-def _ask(place: Place, mine: dict, address: tuple[str, int], end: float, timeout_s: float) -> str:
+def _listen(place: Place, end: float) -> socket.socket:
+    """Listens at the address of process 0. If its port is in use, as by the last run until it has ended, it waits.
+
+    Raises:
+      UserError: the port cannot be used, or stays in use; RestartError if a scheduler started the process.
+    """
+    said = False
+    while True:
+        try:
+            return listen(place.port, bind_host(place.host), backlog=4096)
+        except OSError as error:
+            kind = RestartError if scheduled() and error.errno == errno.EADDRINUSE else UserError
+            if error.errno != errno.EADDRINUSE or time.monotonic() > end:
+                raise kind(f'{place.problem}: cannot listen there ({error.strerror}); use a free port') from error
+        if not said:
+            print(f'note: {place.problem}: the port is in use; waiting until it is free', flush=True)
+        said = True
+        time.sleep(0.2)
+
+
+def _missing(place: Place, heard: set[int], timeout_s: float) -> str:
+    missing = sorted(set(range(1, place.processes)) - heard)
+    names = ', '.join(map(str, missing[:8])) + (f' and {len(missing) - 8} more' if len(missing) > 8 else '')
+    return (
+        f'process {names} of {place.processes} did not start within {timeout_s:g} s: '
+        'check its output, or raise parallel.timeout_s'
+    )
+
+
+def _all_there(heard: dict[int, socket.socket], count: int) -> bool:
+    """Whether so many processes wait for their answers. Those that have ended since are forgotten."""
+    if len(heard) == count:
+        for index in [index for index, connection in heard.items() if _closed(connection)]:
+            del heard[index]
+    return len(heard) == count
+
+
+def _closed(connection: socket.socket) -> bool:
+    """Whether a process that waits for its answer has ended."""
+    connection.setblocking(False)
+    try:
+        return not connection.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        connection.settimeout(5)
+
+
+def _answer(connection: socket.socket, problem: str, restart: bool, token: str) -> None:
+    with contextlib.suppress(OSError):  # it gave up and printed its own error
+        connection.sendall(json.dumps({'problem': problem, 'restart': restart, 'token': token}).encode() + b'\n')
+        connection.recv(1)  # wait until it closes, so that the port is free at once
+
+
+def _ask(place: Place, mine: dict, end: float, timeout_s: float) -> str:
     """The other processes: connect to process 0 until it answers."""
     while True:
-        reason = 'it ended, or is no longer waiting'
+        reason, unknown = 'it ended, or is no longer waiting', False
         try:
-            with socket.create_connection(address, timeout=5) as connection:
+            with socket.create_connection((place.host, place.port), timeout=5) as connection:
                 connection.sendall(json.dumps(mine).encode() + b'\n')
                 connection.settimeout(max(end - time.monotonic(), 0.001) + 5)
-                verdict = _receive(connection, ('problem', 'token'))
+                verdict = _receive(connection, ('problem', 'restart', 'token'))
             if verdict is not None:
                 break
         except OSError as error:
-            reason = str(error)
+            reason = error.strerror or str(error)
+            unknown = isinstance(error, socket.gaierror) and error.errno != socket.EAI_AGAIN
         if time.monotonic() > end:
-            raise UserError(
-                f'--coordinator_address={place.address}: no answer from process 0 in {timeout_s:g} s ({reason}); '
+            if unknown and not scheduled():
+                raise UserError(f'{place.problem}: {reason}; correct the name of the host')
+            raise RestartError(
+                f'{place.problem}: no answer from process 0 in {timeout_s:g} s ({reason}); '
                 'start process 0 there, or correct the address'
             )
         time.sleep(0.2)
     if verdict['problem']:
-        raise UserError(verdict['problem'])
+        raise (RestartError if verdict['restart'] else UserError)(verdict['problem'])
     return verdict['token']
 
 
@@ -166,7 +172,7 @@ def _receive(connection: socket.socket, names: tuple[str, ...]) -> dict | None:
     """Receives one line of JSON, an object with these names; None for anything else."""
     try:
         with connection.makefile('rb') as stream:
-            message = json.loads(stream.readline())
+            message = json.loads(stream.readline(MOST_BYTES))
     except (OSError, ValueError):
         return None
     return message if isinstance(message, dict) and set(names) <= message.keys() else None

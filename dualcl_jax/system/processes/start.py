@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from logging import LogRecord, getLogger
+from math import ceil
 from typing import Any
 
 from absl import logging
@@ -18,7 +19,7 @@ from absl import logging
 from dualcl_jax.system.errors import EXIT_RESTART, STORAGE, RestartError, UserError, first_line
 from dualcl_jax.system.files import cache_folder, can_create
 from dualcl_jax.system.private_jax import coordination_service
-from dualcl_jax.system.processes import roll_call, supervisor
+from dualcl_jax.system.processes import places, roll_call, supervisor
 from dualcl_jax.system.versions import PACKAGES
 
 CPU_FLAGS = (
@@ -59,19 +60,23 @@ def start(
     facts: roll_call.Facts | None = None,
     timeout_s: float = 50.0,
     deterministic: bool = True,
+    *,
+    several: bool = True,
 ) -> None:
     """Sets up JAX. Call it once, before anything uses a device.
 
     Args:
-      coordinator_address: HOST:PORT of process 0; None for one process, or where TPU or SLURM provide it.
+      coordinator_address: HOST:PORT of process 0; None for one process, or where a scheduler provides it (`places`).
       num_processes: how many processes run the same command.
       process_id: which of them this is.
       facts: what must be equal in all processes besides the versions, such as the fields of the config.
       timeout_s: how long to wait for the others.
       deterministic: on GPUs, whether XLA uses only kernels that give the same bits each time.
+      several: whether the program runs in several processes.
 
     Raises:
-      UserError: a process is missing, late or different, or the flags contradict each other.
+      UserError: a process is different, or the flags contradict each other.
+      RestartError: a process is missing or late.
     """
     logging.set_verbosity(logging.FATAL)  # Orbax's threads log at length what it raises and we report in one line
     getLogger('asyncio').setLevel('CRITICAL')  # likewise
@@ -89,13 +94,11 @@ def start(
         _add_xla_flags(GPU_FLAGS)
     _use_compilation_cache(platform.node() if cpu_only else 'compiled')
     if (coordinator_address, num_processes, process_id) == (None, None, None):
-        place = roll_call.detect()
+        place = places.detect(several=several)
     elif coordinator_address is None or num_processes is None or process_id is None:
         raise UserError('--coordinator_address, --num_processes and --process_id: give all three, or none')
-    elif not 0 <= process_id < num_processes:
-        raise UserError(f'--process_id={process_id}: must be from 0 to --num_processes={num_processes} less 1')
     else:
-        place = roll_call.Place(coordinator_address, num_processes, process_id)
+        place = places.given(coordinator_address, num_processes, process_id)
     if place is None:
         _start_devices()
         return
@@ -113,7 +116,7 @@ def token() -> str:
     return _shared['token']
 
 
-def _join(place: roll_call.Place, timeout_s: float) -> None:
+def _join(place: places.Place, timeout_s: float) -> None:
     """Joins the processes by JAX. The supervisor, not process 0 itself, runs JAX's coordination service.
 
     Raises:
@@ -121,7 +124,8 @@ def _join(place: roll_call.Place, timeout_s: float) -> None:
     """
     import jax
 
-    problem = f'--coordinator_address={place.address}: the processes could not be joined'
+    devices = places.local_devices()
+    problem = f'{place.problem}: the processes could not be joined'
     limit_s = min(timeout_s, JAX_LIMIT_S)
     giving_up = threading.Timer(limit_s, _give_up, [f'{problem} within {limit_s:g} s; run the same command again'])
     giving_up.daemon = True
@@ -129,7 +133,12 @@ def _join(place: roll_call.Place, timeout_s: float) -> None:
     _bypass_proxy(place.host)
     try:
         with coordination_service(partial(supervisor.start, token(), supervisor.bind_host(place.host))):
-            jax.distributed.initialize(*place)
+            jax.distributed.initialize(
+                *place,
+                local_device_ids=devices,
+                cluster_detection_method='deactivate',  # it would choose a device by the index of this process
+                initialization_timeout=ceil(limit_s) + 10,
+            )
     except (RuntimeError, ValueError) as error:
         raise RestartError(f'{problem} ({first_line(error)})') from error
     finally:
@@ -181,9 +190,7 @@ def _shorten(record: LogRecord) -> bool:
 
 def _cpu_only() -> bool:
     """Whether JAX will find no accelerator, as far as this can be determined without starting it."""
-    accelerator = importlib.util.find_spec('jax_plugins') or (
-        importlib.util.find_spec('libtpu') and roll_call.has_tpu()
-    )
+    accelerator = importlib.util.find_spec('jax_plugins') or (importlib.util.find_spec('libtpu') and places.has_tpu())
     return os.environ.get('JAX_PLATFORMS') == 'cpu' or not accelerator
 
 

@@ -6,9 +6,8 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
-
-from jax.experimental import multihost_utils
 
 from dualcl_jax.system.errors import EXIT_INTERRUPTED, EXIT_STOPPED_BY_SIGNAL
 from dualcl_jax.system.processes.supervisor import STOPPING
@@ -16,6 +15,26 @@ from dualcl_jax.system.processes.supervisor import STOPPING
 AGAIN = 'stopping after the current step; press Ctrl-C again to stop at once and lose what is not saved yet'
 AT_ONCE = 'stopped at once; run the same command to resume from the last checkpoint'
 NOTHING_YET = 'stopped before the first step was completed; run the same command to continue'
+
+
+@contextlib.contextmanager
+def exits_on_signals() -> Iterator[None]:
+    """A context in which a signal of `STOPPING` other than Ctrl-C ends the process with exit status 75.
+
+    It covers a run until `StopSignal` does. Outside the main thread, it does nothing.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    handled = [n for n in STOPPING if main and n != signal.SIGINT and signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, _leave_at_once) for number in handled}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _leave_at_once(number: int, frame: FrameType | None) -> None:
+    _leave(EXIT_STOPPED_BY_SIGNAL, NOTHING_YET)
 
 
 class StopSignal:
@@ -89,7 +108,11 @@ class StopSignal:
     def after(self, step: int) -> bool:
         """Whether to stop after this step. Every process calls it once per step, and all get the same answer."""
         self._began = True
-        return multihost_utils.reached_preemption_sync_point(step) if self._several else self._asked.is_set()
+        if not self._several:
+            return self._asked.is_set()
+        from jax.experimental import multihost_utils  # late, so that `exits_on_signals` takes effect at once
+
+        return multihost_utils.reached_preemption_sync_point(step)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

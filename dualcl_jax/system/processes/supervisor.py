@@ -17,6 +17,7 @@ import hmac
 import ipaddress
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -95,8 +96,16 @@ class Supervisor:
         self.members: dict[int, Member] = {}
         self._token = token
         self._verdict = Verdict()
+        self._decided = asyncio.Event()
         self._open = 0
         self.last_closed = asyncio.Event()
+
+    async def judge(self) -> None:
+        """Judges the processes, again and again, until one is lost; all of them are then informed at once."""
+        while not self._verdict.lost:
+            await asyncio.sleep(PERIOD / 4)
+            self._verdict = verdict(list(self.members.values()), time.monotonic())
+        self._decided.set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serves one process, from its first message until it disconnects."""
@@ -135,11 +144,12 @@ class Supervisor:
 
     async def _answer(self, writer: asyncio.StreamWriter) -> None:
         while True:
-            if not self._verdict.lost:
-                self._verdict = verdict(list(self.members.values()), time.monotonic())
             writer.write(json.dumps(self._verdict._asdict()).encode() + b'\n')
             await writer.drain()
-            await asyncio.sleep(PERIOD / 4)
+            if self._verdict.lost:
+                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._decided.wait(), PERIOD)
 
 
 def start(token: str, host: str, *arguments: Any, **options: Any) -> 'Supervised':
@@ -185,16 +195,31 @@ class Supervised:
 def bind_host(host: str) -> str:
     """The address of this machine at which other processes reach it as `host`; empty if only all addresses are safe.
 
-    A name may mean different addresses on different machines; an address may be that of a router before this machine.
+    That is the address that a name has here, unless it has several, or one that other machines do not have: many
+    systems give their own name to the loopback interface. An address that is not one of this machine may be that of a
+    router before it. JAX_COORDINATOR_BIND_ADDRESS=ADDRESS:PORT, which JAX itself knows, sets another one.
     """
+    if 'JAX_COORDINATOR_BIND_ADDRESS' in os.environ:
+        chosen = os.environ['JAX_COORDINATOR_BIND_ADDRESS'].rpartition(':')[0].strip('[]')
+        return '' if chosen in ('0.0.0.0', '::') else chosen
     if host == 'localhost':
         return '127.0.0.1'
     try:
-        ipaddress.ip_address(host)
-        socket.create_server((host, 0), family=_family(host)).close()
-    except (ValueError, OSError):
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+        if found != {host}:
+            found = {address for address in found if not ipaddress.ip_address(address).is_loopback}
+        (address,) = found
+        socket.create_server((address, 0), family=_family(address)).close()
+    except (ValueError, OSError):  # none or several, or not of this machine
         return ''
-    return host
+    return address
+
+
+def allow_many_sockets() -> None:
+    """Raises the limit of open files to what the system allows: a run of 1,024 processes needs more than 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _family(host: str) -> socket.AddressFamily:
@@ -220,8 +245,9 @@ async def keep(token: str, host: str, arguments: list[Any], options: dict[str, A
         arguments[0] = f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
     service = run_coordination_service(arguments, options)
     supervisor = Supervisor(token)
-    listener = listen(0, host)
-    await asyncio.start_server(supervisor.serve, sock=listener)
+    listener = listen(0, host, backlog=4096)
+    await asyncio.start_server(supervisor.serve, sock=listener, backlog=4096)
+    judging = asyncio.create_task(supervisor.judge())
     print(listener.getsockname()[1], flush=True)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the service logs at length what the processes report in one line
     parent = os.getppid()
@@ -230,12 +256,14 @@ async def keep(token: str, host: str, arguments: list[Any], options: dict[str, A
             await asyncio.wait_for(supervisor.last_closed.wait(), PERIOD)
         if not supervisor.members and os.getppid() != parent:  # process 0 ended before any process connected
             break
+    judging.cancel()
     del service
 
 
 def main() -> None:
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
+    allow_many_sockets()
     asyncio.run(keep(*json.load(sys.stdin)))
     os._exit(0)  # without waiting for the service's own shutdown
 
