@@ -94,6 +94,7 @@ def test_server_that_goes_away(sent: Sent, tmp_path: Path) -> None:
     assert log.problem() == ''
     assert [step for step, _ in sent] == [1]
     assert len(log.records) == 3
+    log.close()
 
 
 def test_damaged_file(sent: Sent, tmp_path: Path) -> None:
