@@ -26,7 +26,7 @@ demo: venv
 test: venv
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
-slow: venv
+slow: venv $(VENV)/docs
 	$(BIN)/python -m pytest -m slow --ignore=tests/method/test_sharded_queue.py
 	TEST_DEVICES=8 $(BIN)/python -m pytest -m slow tests/method/test_sharded_queue.py
 
