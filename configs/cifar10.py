@@ -6,10 +6,10 @@ Choose a recipe after a colon, as in configs/cifar10.py:moco_v3: moco_v1, moco_v
 dualcl_v3. At full size, with half the epochs: `experiments/results/gpu/README.md`.
 """
 
+from dualcl_jax.configs.shared import recipes
 from ml_collections import ConfigDict
 
-from configs import default
-from configs.shared import recipes
+from dualcl_jax.configs import default
 
 
 def get_config(recipe: str = '') -> ConfigDict:

@@ -10,7 +10,7 @@ At its full size (ResNet-18 of width 64, 200 epochs, batch 512) on one H100: kNN
 
 from ml_collections import ConfigDict
 
-from configs import default
+from dualcl_jax.configs import default
 
 
 def get_config() -> ConfigDict:

@@ -16,16 +16,19 @@ def get_config() -> ConfigDict:
 
     config.seed = 0  # for initialisation, order, views and shuffling; at least 0
 
-    config.init_from = ''  # workdir of a run from whose encoder this one starts; empty: random (--init_from=DIR)
+    # Workdir of a run, or a file of weights (.safetensors or .npz), from whose encoder this one starts; empty: random
+    # (--init_from=DIR_OR_FILE).
+    config.init_from = ''
 
     config.skip_nonfinite = (
         0  # skip up to this many batches with a loss or gradient that is not finite (flag of this name)
     )
 
     config.data = data = ConfigDict()
-    data.name = 'cifar10'  # photo_patches | folder | npz | any image classification set of TFDS, as array_record
+    # photo_patches | folder | npz | text | any image classification set of TFDS, as array_record
+    data.name = 'cifar10'
     data.data_dir = ''  # TFDS directory; empty: TFDS's own default
-    data.path = ''  # the folder of data.name='folder', the file of 'npz'
+    data.path = ''  # the folder of data.name='folder', the file of 'npz', the file or folder of 'text'
     data.image_size = 32  # side of a view in pixels
     data.limit = 0  # train on a fixed random subset of this many images; 0: all
     data.num_examples = 0  # reject a training set of any other size; 0: accept any size
@@ -33,6 +36,9 @@ def get_config() -> ConfigDict:
     data.labels = 'auto'
     data.path_column = ''  # the columns of that CSV file; empty: recognised by their names, such as file_name and label
     data.label_column = ''
+    # Of text: the column with sentences, by its name or, in a table without a header, by its number; or two for pairs,
+    # such as 'term,definition' or '0,1'. Empty: each line is a sentence. data.label_column names the class, if any.
+    data.columns = ''
     data.test_fraction = 0.1  # share of a folder's labelled images to hold out, by content, if it has no test split
     # A fixed random share of the training images, after data.limit, that is not trained on. The monitor measures on it,
     # and all test figures that a run reports are then of these images; only `dualcl_jax.evaluate` sees the test split.
@@ -46,11 +52,19 @@ def get_config() -> ConfigDict:
     data.mean = ()  # per channel, in [0, 1]; empty: measured on the training images and stored in config.json
     data.std = ()  # likewise
 
+    config.text = text = ConfigDict()
+    # A tokenizer.json of Hugging Face, or a folder that has one. Empty: that of init_from, or else a WordPiece that is
+    # trained on the corpus. The workdir keeps it as tokenizer.json.
+    text.tokenizer = ''
+    text.length = 32  # tokens of a sentence, with the first and the last one ([CLS] and [SEP]); longer ones are cut
+
     config.views = views = ConfigDict()
-    views.preset = 'moco_v2'  # moco_v1 | moco_v2 | moco_v3 | moco_cifar: augmentation of the two views
+    # Augmentation of the two views. Of images: moco_v1 | moco_v2 | moco_v3 | moco_cifar. Of text: simcse | esimcse |
+    # mocose | contriever, or pair: the two columns of data.columns.
+    views.preset = 'moco_v2'
     # Each of these, if set, replaces the preset's value in both views. Ranges:
-    # `dualcl_jax.method.views.images.ViewSpec`.
-    views.crop_scale = config_dict.placeholder(tuple)  # (least, largest) share of the image's area
+    # `dualcl_jax.method.views.images.ViewSpec` and, of text, `dualcl_jax.method.views.text.TextSpec`.
+    views.crop_scale = config_dict.placeholder(tuple)  # (least, largest) share of the image's area, or of the tokens
     views.crop_ratio = config_dict.placeholder(tuple)  # (least, largest) width / height
     views.flip = config_dict.placeholder(float)
     views.jitter_probability = config_dict.placeholder(float)
@@ -63,25 +77,45 @@ def get_config() -> ConfigDict:
     views.blur_sigma = config_dict.placeholder(tuple)  # pixels
     views.solarize_probability = config_dict.placeholder(float)
     views.solarize_threshold = config_dict.placeholder(float)
+    views.deletion = config_dict.placeholder(float)  # of text: probability of dropping a token
+    views.repetition = config_dict.placeholder(float)  # of text: largest share of the tokens that are repeated
 
     config.model = model = ConfigDict()
-    model.name = 'resnet18'  # resnet18 | resnet34 | resnet50 | vit_s16 | vit_tiny, tiny (for tests)
+    # Of images: resnet18 | resnet34 | resnet50 | vit_s16 (12 heads, MoCo v3's) | vit_s16_h6 (6, DINO's and timm's) |
+    # vit_b16 | vit_l16 | convnext_t | vit_tiny, tiny (for tests). Of text: bag | transformer. Or MODULE:CLASS, a Flax
+    # module of your own.
+    model.name = 'resnet18'
     model.stem = 'cifar'  # of a ResNet; cifar: 3×3, stride 1 | imagenet: 7×7, stride 2, and pooling
-    model.width = 64  # channels of the first stage of a ResNet; a ViT's name determines its width
+    model.width = 64  # channels of the first stage of a ResNet; of every token of text; a ViT's name determines it
     # Groups of the batch statistics: local (each device is one) | sync (one) | split:n (n of the global batch; n must
     # divide the number of devices or be a multiple of it). config.json stores local as the split:n that it means on the
     # devices where the run starts, and a run keeps that when it resumes.
     model.norm = 'split:8'
-    model.projection = 'mlp'  # linear (MoCo v1) | mlp (v2) | mlp2_bn (v3 after a ResNet) | mlp3_bn (v3 after a ViT)
+    # none | linear (MoCo v1) | mlp (v2) | mlp2_bn (v3 after a ResNet) | mlp3_bn (v3 after a ViT)
+    model.projection = 'mlp'
     model.predictor = 'none'  # on the query side only: none | mlp2 (MoCo v3 after a ResNet) | mlp2_bn (after a ViT)
     model.head_width = 4096  # width of the inner layers of v3's projections and predictors
     model.freeze_patches = True  # the patch projection of a ViT keeps its initial values; other models have none
+    model.positions = 'sine_cosine'  # of a ViT: sine_cosine (fixed, MoCo v3's) | learned (those of weights of others)
     model.remat = False  # recompute activations inside blocks in the backward pass: less memory, more time
     model.dim = 128  # D, length of queries and keys
     model.dtype = 'float32'  # of the encoder's computation: float32 | bfloat16; the loss is always float32
     # float32 | tensorfloat32 | bfloat16: precision to which accelerators may round the factors of products in a float32
     # encoder
     model.matmul_precision = 'float32'
+    # Of models of text. All but the vocabulary apply to a transformer alone; their defaults are those of MiniLM-L6.
+    # Rows of the token embedding, and the size of a tokenizer that is trained; 0: as many as the tokenizer has tokens,
+    # 16,384 of one that is trained.
+    model.vocabulary = 0
+    model.layers = 6
+    model.heads = 12  # of the attention; divides model.width
+    model.mlp_width = 1536  # width of the inner layer of each block
+    model.max_positions = 512  # rows of the position embedding
+    model.position_offset = 0  # row of the first token's position: 0 in BERT, 2 in RoBERTa
+    model.token_types = 2  # rows of the embedding of token types, of which the first is used; 0: none
+    model.norm_epsilon = 1e-12  # ε of the layer norms
+    model.pooling = 'mean'  # of the token vectors: mean | cls (the first token's)
+    model.dropout = 0.1  # share of entries set to 0 in training
 
     config.loss = loss = ConfigDict()
     loss.temperature = 0.1  # τ > 0
@@ -133,6 +167,7 @@ def get_config() -> ConfigDict:
     optimizer.weight_decay = 5e-4
     optimizer.decay_norm_and_bias = False  # also decay biases and normalisation scales, as MoCo does
     optimizer.warmup_epochs = 0.0  # linear warm-up from 0
+    optimizer.clip = 0.0  # scale gradients of a larger norm down to this one; 0: never
 
     config.train = train = ConfigDict()
     train.batch_size = 256  # global: over all devices of all processes
@@ -153,10 +188,16 @@ def get_config() -> ConfigDict:
     checkpoint.keep_best = 0  # how many of the best by kNN to keep in addition
 
     config.monitor = monitor = ConfigDict()
-    monitor.every_epochs = 5  # kNN accuracy on the test split, also before the first step and at the end; 0: off
+    # kNN accuracy on the test split, and STS-B dev of sts.path, also before the first step and at the end; 0: off
+    monitor.every_epochs = 5
     monitor.k = 200  # neighbours
     monitor.temperature = 0.1  # votes are weighted by exp(cosine / temperature)
     monitor.bank = 50_000  # largest number of training images in the bank; 0: all
+
+    config.sts = sts = ConfigDict()
+    # Of text: the folder of the sets of semantic similarity (docs/evaluation.md). The monitor then also measures on
+    # STS-B dev, never on a test set. `dualcl_jax.evaluate` takes the folder as its default. Empty: not measured.
+    sts.path = ''
 
     config.parallel = parallel = ConfigDict()
     parallel.mapper = 'pmap'  # pmap | shard_map

@@ -7,7 +7,7 @@ Time and accuracy: unmeasured here.
 
 from ml_collections import ConfigDict
 
-from configs import default
+from dualcl_jax.configs import default
 
 
 def get_config() -> ConfigDict:

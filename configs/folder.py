@@ -9,7 +9,7 @@ images.
 
 from ml_collections import ConfigDict
 
-from configs import default
+from dualcl_jax.configs import default
 
 
 def get_config() -> ConfigDict:

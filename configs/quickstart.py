@@ -8,7 +8,7 @@ jax 0.12: 2 min 4 s after installation, 416 images/s; kNN accuracy 72.6 %, raw p
 
 from ml_collections import ConfigDict
 
-from configs import default
+from dualcl_jax.configs import default
 
 
 def get_config() -> ConfigDict:

@@ -1,20 +1,47 @@
-"""Momentum contrastive pre-training with dual views and hard negatives, in JAX and Flax."""
+"""Momentum contrastive pre-training with dual views and hard negatives, in JAX and Flax.
 
+    import dualcl_jax
+
+    dualcl_jax.train(data='photos', workdir='runs/photos', epochs=20)
+    dualcl_jax.evaluate('runs/photos', protocols='knn')
+    features = dualcl_jax.embed('runs/photos', data='photos').features
+
+The commands `dualcl train`, `dualcl evaluate` and `dualcl embed` do the same. JAX is imported by the first call, not
+with the package.
+"""
+
+import importlib
 import typing
 
+from dualcl_jax.system.versions import VERSION
+
 if typing.TYPE_CHECKING:
-    from dualcl_jax.models.exports import LoadedEncoder
+    from dualcl_jax.api.embed import embed
+    from dualcl_jax.api.evaluate import evaluate
+    from dualcl_jax.api.session import load_encoder
+    from dualcl_jax.api.train import train
+    from dualcl_jax.system.errors import RestartError, UserError
+
+__version__ = VERSION
+
+__all__ = ['RestartError', 'UserError', '__version__', 'embed', 'evaluate', 'load_encoder', 'train']
+
+_PLACES = {
+    'RestartError': 'dualcl_jax.system.errors',
+    'UserError': 'dualcl_jax.system.errors',
+    'load_encoder': 'dualcl_jax.api.session',
+    'train': 'dualcl_jax.api.train',
+}
+_CALLABLE_MODULES = ('embed', 'evaluate')
 
 
-def load_encoder(path: str) -> 'LoadedEncoder':
-    """Loads the encoder in a file written by `python -m dualcl_jax.export`.
+def __getattr__(name: str) -> typing.Any:
+    if name in _CALLABLE_MODULES:
+        return importlib.import_module(f'dualcl_jax.{name}')
+    if name not in _PLACES:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(importlib.import_module(_PLACES[name]), name)
 
-    The result maps images [N, H, W, C] to features [N, F]. Images are uint8, or floats in [0, 1], of the size
-    `.description.image_size`. JAX is imported by this function, not with the package.
 
-    Raises:
-      UserError: the file does not exist, is damaged or is of another kind.
-    """
-    from dualcl_jax.models.exports import load
-
-    return load(path)
+def __dir__() -> list[str]:
+    return __all__

@@ -3,25 +3,29 @@
     python -m dualcl_jax.compile --config=configs/cifar10.py --topology=v5e:4x4 [--config.train.batch_size=4096 ...]
 
 Without --topology, it compiles for the devices of this machine. A topology needs libtpu (pip install 'dualcl-jax[tpu]')
-and no TPU. The last line is JSON.
+and no TPU. Where the output is no terminal, or with --json, the last line is JSON.
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from dualcl_jax.system.command_line import Parser
+from dualcl_jax.system.command_line import Parser, import_own, own_module
 from dualcl_jax.system.errors import exits_cleanly
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Parses the flags, and the overrides of config fields. Raises UserError if a flag is unknown or missing."""
     parser = Parser('python -m dualcl_jax.compile', __doc__)
-    parser.add_argument('--config', required=True, help='a configuration file, such as configs/cifar10.py')
+    parser.add_argument(
+        '--config',
+        required=True,
+        help='a configuration file, or the name of one of ours, such as cifar10 or imagenet:moco_v3',
+    )
     parser.add_argument('--topology', help='such as v5e:4x4; default: the devices of this machine')
+    parser.add_argument('--json', action='store_true', help='print the report as JSON, too')
     return parser.parse_with_fields(arguments)
 
 
@@ -36,14 +40,16 @@ def main() -> int:
     if flags.topology:
         os.environ['JAX_PLATFORMS'] = 'cpu'  # otherwise a TPU of this machine would be locked needlessly
     start(None, None, None, several=False)
+    import_own(own_module(config.model.name))
     import jax
 
+    from dualcl_jax.system.console import print_json
     from dualcl_jax.training.ahead_of_time import compile_step, show, topology_devices
 
     devices = topology_devices(flags.topology) if flags.topology else jax.devices()
     report: dict[str, Any] = compile_step(config, devices)
     show(report)
-    print(json.dumps(report))
+    print_json(report, always=flags.json)
     return 0
 
 

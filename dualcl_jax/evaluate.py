@@ -1,18 +1,17 @@
 """Evaluates an encoder: python -m dualcl_jax.evaluate --workdir=DIR --protocols=knn,linear,...
 
 Evaluates the encoders of a run or, with --exported=FILE instead of --workdir, the encoder in a file written by
-dualcl_jax.export. Writes the records of each protocol to DIR/evaluation/PROTOCOL.json, prints a table of them, and
-prints all of them as JSON in the last line. Any setting of a protocol and other data can be given, as in
---config.knn.k=20,200 --config.data.name=fashion_mnist.
+dualcl_jax.export. Writes the records of each protocol to DIR/evaluation/PROTOCOL.json and prints a table of them. Where
+the output is no terminal, or with --json, the last line has all of them as JSON. Any setting of a protocol and other
+data can be given, as in --config.knn.k=20,200 --config.data.name=fashion_mnist.
 """
 
 import argparse
-import json
-import os
 import sys
 from collections.abc import Sequence
 
-from dualcl_jax.system.command_line import Parser
+from dualcl_jax.system.callable_module import make_callable
+from dualcl_jax.system.command_line import Parser, import_own
 from dualcl_jax.system.errors import exits_cleanly
 
 
@@ -27,6 +26,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         __doc__,
         epilog='dualcl_jax/evaluators/settings.py documents every setting of the protocols.',
     )
+    parser.add_import()
     parser.add_argument('--workdir', help='folder of a run, local or remote')
     parser.add_argument('--exported', metavar='FILE', help='a file written by python -m dualcl_jax.export')
     parser.add_argument('--protocols', required=True, help='comma-separated names, or all')
@@ -36,6 +36,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         '--output', help='folder of the results; default: evaluation/ in the workdir or beside the file'
     )
+    parser.add_argument('--json', action='store_true', help='print all records as JSON, too')
     flags, fields = parser.parse_with_fields(arguments)
     if (flags.workdir is None) == (flags.exported is None):
         parser.error('give either --workdir or --exported')
@@ -50,22 +51,25 @@ def main() -> int:
     from dualcl_jax.system.processes.start import start
 
     start(None, None, None)
-    from dualcl_jax.evaluators.encoder_source import from_export, from_workdir
-    from dualcl_jax.evaluators.evaluate import chosen, evaluate
-    from dualcl_jax.evaluators.protocols import PROTOCOLS
+    import_own(flags.own)
+    from dualcl_jax.api.evaluate import run_protocols
+    from dualcl_jax.system.console import print_json
 
-    protocols = chosen(flags.protocols, PROTOCOLS, '--protocols')
-    if flags.exported is None:
-        source, beside = from_workdir(flags.workdir, flags.step or 'latest'), flags.workdir
-    else:
-        source, beside = from_export(flags.exported), os.path.dirname(flags.exported)
-    default = 'query' if 'query' in source.encoders else 'all'
-    encoders = chosen(flags.encoders or default, source.encoders, '--encoders')
-    layers = chosen(flags.layers, source.layers, '--layers')
-    output = flags.output or os.path.join(beside, 'evaluation')
-    print(json.dumps(evaluate(source, protocols, encoders, layers, overrides, output), allow_nan=False))
+    found = run_protocols(
+        flags.workdir,
+        flags.exported,
+        protocols=flags.protocols,
+        step=flags.step or 'latest',
+        encoders=flags.encoders,
+        layers=flags.layers,
+        output=flags.output,
+        fields=overrides,
+    )
+    print_json(found, always=flags.json)
     return 0
 
+
+make_callable(__name__, 'dualcl_jax.api.evaluate:evaluate')
 
 if __name__ == '__main__':
     sys.exit(main())

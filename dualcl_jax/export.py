@@ -3,24 +3,31 @@
     safetensors   weights under this project's names
     stablehlo     a program that contains its weights, for any batch size, on CPU, GPU and TPU
     torchvision   weights with the names and layout of torchvision's ResNet, as safetensors; needs no PyTorch
+    huggingface   of text: a folder that sentence-transformers and transformers load
 
-dualcl_jax.load_encoder(FILE) reads all of them.
+dualcl_jax.load_encoder(FILE) reads all of them but the folder, from which --init_from starts a run.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from dualcl_jax.system.command_line import Parser
+from dualcl_jax.system.command_line import Parser, import_own
 from dualcl_jax.system.errors import exits_cleanly
+
+FOLDER = 'huggingface'
+"""The format that is a folder, not a file."""
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parses the flags. Raises UserError if one is unknown or missing, or has an invalid value."""
     parser = Parser('python -m dualcl_jax.export', __doc__)
+    parser.add_import()
     parser.add_argument('--workdir', required=True, help='folder of a run that has saved a checkpoint')
-    parser.add_argument('--format', required=True, choices=('safetensors', 'stablehlo', 'torchvision'))
-    parser.add_argument('--output', required=True, metavar='FILE', help='the file to write')
+    parser.add_argument('--format', required=True, choices=('safetensors', 'stablehlo', 'torchvision', FOLDER))
+    parser.add_argument(
+        '--output', required=True, metavar='FILE', help=f'the file to write; with {FOLDER} a new folder'
+    )
     parser.add_argument('--encoder', default='query', choices=('query', 'momentum'), help='default: query')
     parser.add_argument('--projection', action='store_true', help="export the projection's output, not the features")
     parser.add_argument('--step', default='latest', help='which checkpoint: a number, latest (default) or best')
@@ -30,23 +37,36 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 @exits_cleanly
 def main() -> int:
     flags = parse(sys.argv[1:])
-    from dualcl_jax.system.files import check_output, write_output
+    from dualcl_jax.system.files import check_output, check_output_folder, write_output, write_output_folder
     from dualcl_jax.system.processes.start import start
 
-    check_output(flags.output)
+    (check_output_folder if flags.format == FOLDER else check_output)(flags.output)
     start(None, None, None, several=False)
-    from dualcl_jax.models.exports import FORMATS
+    import_own(flags.own)
+    from dualcl_jax.models.exports import FORMATS, TextDescription
+    from dualcl_jax.models.exports.huggingface import write_folder
+    from dualcl_jax.system.errors import UserError
     from dualcl_jax.workdir.export import describe
+    from dualcl_jax.workdir.model_card import model_card
     from dualcl_jax.workdir.saved_run import open_saved_run
 
     run = open_saved_run(flags.workdir, flags.step)
     description, variables = describe(run, encoder=flags.encoder, projection=flags.projection)
-    content = FORMATS[flags.format](description, variables)
-    write_output(flags.output, content)
+    if flags.format == FOLDER:
+        if not isinstance(description, TextDescription):
+            raise UserError(
+                f'--format={FOLDER}: --workdir={flags.workdir} holds an encoder of images; use another format'
+            )
+        files = write_folder(description, variables, model_card(run, description))
+        write_output_folder(flags.output, files)
+        size, load = sum(map(len, files.values())), 'sentence_transformers.SentenceTransformer'
+    else:
+        content = FORMATS[flags.format](description, variables)
+        write_output(flags.output, content)
+        size, load = len(content), 'dualcl_jax.load_encoder'
     print(
         f'{flags.output}: {description.architecture["name"]} of step {run.step:,}, {description.encoder} encoder, '
-        f'{description.output} [N, {description.features}], {len(content) / 1e6:,.1f} MB; '
-        f"load it with dualcl_jax.load_encoder('{flags.output}')"
+        f"{description.output} [N, {description.features}], {size / 1e6:,.1f} MB; load it with {load}('{flags.output}')"
     )
     return 0
 

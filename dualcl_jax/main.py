@@ -4,7 +4,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from dualcl_jax.system.command_line import Parser
+from dualcl_jax import configs
+from dualcl_jax.system.command_line import Parser, import_own, own_module
 from dualcl_jax.system.errors import EXIT_STOPPED_BY_SIGNAL, exits_cleanly
 from dualcl_jax.system.processes.stop_signal import exits_on_signals
 
@@ -18,16 +19,24 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = Parser(
         'python -m dualcl_jax.main',
         'Trains an encoder. The same command on the same workdir resumes the run.',
-        epilog='Any config field can be set, as in --config.loss.symmetric=False; configs/default.py lists them all.',
+        epilog=f'configs: {", ".join(configs.names())}\n'
+        'Any config field can be set, as in --config.loss.symmetric=False; '
+        f'{configs.path_of("default")} lists them all.',
     )
-    parser.add_argument('--config', required=True, help='a configuration file, such as configs/cifar10.py')
+    parser.add_argument(
+        '--config',
+        required=True,
+        help='a configuration file, or the name of one of ours, such as cifar10 or imagenet:moco_v3',
+    )
     parser.add_argument('--workdir', help='folder of the run, local or remote')
     parser.add_argument('--show_views', metavar='FILE.png', help='draw pairs of views of some images and exit')
     parser.add_argument('--dry_run', action='store_true', help='check everything and print the plan without training')
     parser.add_argument(
         '--extend', action='store_true', help='train the run in the workdir longer, to the length of the config'
     )
-    parser.add_argument('--init_from', help='workdir of another run; start from its encoder')
+    parser.add_argument(
+        '--init_from', metavar='PATH', help='workdir of another run, or a file of weights; start from its encoder'
+    )
     parser.add_argument('--skip_nonfinite', type=int, metavar='N', help='skip up to N batches whose loss is not finite')
     parser.add_argument(
         '--profile', type=int, default=0, metavar='STEPS', help='write a profiler trace of STEPS steps to profile/'
@@ -64,6 +73,7 @@ def _main(flags: argparse.Namespace, overrides: list[str]) -> int:
     timeout_s = fields.get('parallel.timeout_s', 50.0)
     deterministic = fields.get('parallel.deterministic', True)
     start(flags.coordinator_address, flags.num_processes, flags.process_id, facts, timeout_s, deterministic)
+    import_own(own_module(str(fields.get('model.name', ''))))
     if flags.show_views is not None:
         from dualcl_jax.reports.view_sheet import show_views
 

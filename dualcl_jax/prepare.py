@@ -11,6 +11,8 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 
+from absl import logging
+
 from dualcl_jax.system.command_line import Parser
 from dualcl_jax.system.errors import UserError, exits_cleanly, first_line
 
@@ -81,6 +83,7 @@ def prepare_folder(flags: argparse.Namespace) -> str:
 @exits_cleanly
 def main() -> int:
     flags = parse(sys.argv[1:])
+    logging.set_verbosity(logging.FATAL)  # TFDS recommends OpenCV, which is not needed
     made = prepare_folder(flags) if flags.folder else prepare_stock(flags.dataset, flags.data_dir)
     print(f'{made}: use it with --config.data.name={flags.dataset} --config.data.data_dir={flags.data_dir}')
     return 0

@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from dualcl_jax.system.command_line import Parser
+from dualcl_jax.system.command_line import Parser, import_own
 from dualcl_jax.system.errors import exits_cleanly
 
 MOST_RUNS = 6
@@ -23,6 +23,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
       UserError: a flag is unknown or missing, or has an invalid value.
     """
     parser = Parser('python -m dualcl_jax.report', __doc__)
+    parser.add_import()
     parser.add_argument(
         '--workdir', required=True, action='append', help='folder of a run; repeat the flag for further runs'
     )
@@ -53,6 +54,7 @@ def main() -> int:
         find_run(workdir)
     check_output(flags.output)
     start(None, None, None, several=False)
+    import_own(flags.own)
     from dualcl_jax.reports.content import describe
     from dualcl_jax.reports.page import render
     from dualcl_jax.reports.subject import read_subject

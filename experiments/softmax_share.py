@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from dualcl_jax.data import load
+from dualcl_jax.data import data_config, load
 from dualcl_jax.reports.hardness import PARTS, softmax_shares
 from dualcl_jax.system.command_line import Parser
 from dualcl_jax.system.errors import UserError, exits_cleanly
@@ -45,7 +45,7 @@ def shares_of(workdir: str) -> list[dict[str, float]]:
     queue = run.state.queue
     if queue is None or not int(queue.filled):
         raise UserError(f'--workdir={workdir}: the run has no queue of keys; choose one with queue.size above 0')
-    train = load(run.config.data, validate=False).train
+    train = load(data_config(run.config, run.folder), validate=False).train
     if train.fingerprint != run.data_fingerprint:
         raise UserError(f'--workdir={workdir}: the images differ from those of training; restore them')
     images = np.random.default_rng(0).permutation(len(train))[:IMAGES]

@@ -190,7 +190,7 @@ def test_an_encoder_of_vectors_is_not_exported(in_process, workdir, tmp_path):
     flags = f'--workdir={workdir}', '--format=safetensors', f'--output={tmp_path / "file"}'
     refused = in_process(export.main, *flags)
     assert refused.status == 2
-    assert 'its encoder does not take images; only encoders of images are exported' in refused.err
+    assert 'its encoder takes vectors; only encoders of images and text are exported' in refused.err
 
 
 def test_pictures_are_left_out_of_the_report(in_process, workdir, tmp_path):

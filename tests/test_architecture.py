@@ -13,6 +13,7 @@ from tests.support.runs import REPOSITORY
 PACKAGE = REPOSITORY / 'dualcl_jax'
 
 FLOORS = (
+    ('configs',),
     ('system', 'losses'),
     ('data', 'models'),
     ('method',),
@@ -20,11 +21,12 @@ FLOORS = (
     ('evaluators',),
     ('reports',),
     ('training',),
+    ('api',),
     ('programs',),
 )
 """The rooms of the package, lowest first. A room imports only itself and rooms of lower floors."""
 
-PROGRAMS = ('main', 'evaluate', 'export', 'report', 'prepare', 'compile', 'selftest')
+PROGRAMS = ('__main__', 'main', 'evaluate', 'embed', 'export', 'report', 'prepare', 'compile', 'selftest')
 """The modules that users run with python -m. Nothing in the package imports them."""
 
 INNER = {
@@ -171,6 +173,10 @@ def has_module(name: str) -> bool:
 def has_name(dotted: str) -> bool:
     """Whether a dotted name is a module of the package, or a name that one defines."""
     parts = dotted.split('.')
+    if parts[1] == 'configs' and parts[2:]:  # a wheel has the top-level folder there
+        path = REPOSITORY.joinpath(*parts[1:3])
+        if path.is_dir() or path.with_suffix('.py').is_file():
+            return True
     for end in range(len(parts), 0, -1):
         tree = modules().get('.'.join(parts[:end]))
         if tree is not None:
@@ -181,7 +187,8 @@ def has_name(dotted: str) -> bool:
 def defined(tree: ast.Module) -> set[str]:
     """The names on the top level of a module, those that it imports among them."""
     found: set[str] = set()
-    for node in tree.body:
+    inside = [part for node in tree.body if isinstance(node, ast.If) for part in node.body]  # TYPE_CHECKING
+    for node in [*tree.body, *inside]:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             found.add(node.name)
         elif isinstance(node, ast.Import | ast.ImportFrom):

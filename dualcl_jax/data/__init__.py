@@ -4,10 +4,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from etils import epath
+from ml_collections import ConfigDict
+
 from dualcl_jax.data.images import folder, npz, photo_patches, tfds
 from dualcl_jax.data.loader import Batch, Loader, batch_spec
 from dualcl_jax.data.source import ArraySource, HostViews, Source, Splits, example_spec, hold_out, limit_train
+from dualcl_jax.data.text import source as text
+from dualcl_jax.data.text.tokens import kept_tokenizer
 from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.files import reachable
 
 __all__ = [
     'SOURCES',
@@ -18,6 +24,7 @@ __all__ = [
     'Source',
     'Splits',
     'batch_spec',
+    'data_config',
     'example_spec',
     'load',
 ]
@@ -27,14 +34,45 @@ SOURCES: dict[str, Callable[[Any], Splits]] = {
     'folder': folder.load,
     'npz': npz.load,
     'photo_patches': photo_patches.load,
+    'text': text.load,
 }
+
+
+def data_config(
+    config: Any, workdir: epath.Path | None = None, *, data: Any = None, definition: str = ''
+) -> ConfigDict:
+    """What `load` takes: the `data` part of a config, and under `text` what else determines the examples of text.
+
+    `text.tokenizer` is the path of the tokenizer in the workdir of a run; without one there, that of the config, or
+    the one in the folder of `init_from`, whose encoder needs it; or empty, for one that is trained on the corpus.
+
+    Args:
+      config: a whole config; it is not changed.
+      workdir: of the run, if it has started before.
+      data: replaces the `data` part of the config.
+      definition: the content of a `tokenizer.json` that an encoder needs; it takes the place of all of these paths.
+    """
+    found = ConfigDict((data or config.data).to_dict())
+    kept = kept_tokenizer(workdir) if workdir is not None else ''
+    given = config.text.tokenizer
+    if not given and config.init_from:
+        given = kept_tokenizer(reachable(config.init_from, f'--init_from={config.init_from}').expanduser())
+    found.text = ConfigDict(
+        {
+            'tokenizer': kept or given,
+            'definition': definition,
+            'length': config.text.length,
+            'vocabulary': config.model.vocabulary,
+        }
+    )
+    return found
 
 
 def load(data: Any, *, validate: bool = False) -> Splits:
     """The splits that a data config asks for.
 
     Args:
-      data: the `data` part of the config; `num_examples` 0 takes whatever is found.
+      data: the `data` part of the config, for text from `data_config`; `num_examples` 0 takes whatever is found.
       validate: return the examples that `validation_fraction` holds out, if any, in place of the test split: choices
         are made by them, and a run that trains sees no others.
 

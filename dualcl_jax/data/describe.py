@@ -3,10 +3,17 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.source import Splits
+from dualcl_jax.data.text.source import KIND as TEXT
 
 SHOWN_CLASSES = 5
 """So many names of classes are listed."""
+
+
+def units(kind: str) -> str:
+    """The plural noun for examples of a kind, such as images."""
+    return 'examples of text' if kind == TEXT else kind
 
 
 def describe_data(splits: Splits) -> dict[str, str]:
@@ -15,12 +22,19 @@ def describe_data(splits: Splits) -> dict[str, str]:
     facts = {}
     if 'splits' in report:
         taken = {name: about for name, about in report['splits'].items() if name != 'left_out'}
-        facts['splits'] = '; '.join(f'{name}: {_split(about)}' for name, about in taken.items())
+        unit = IMAGES if splits.train.kind == IMAGES else 'examples'
+        facts['splits'] = '; '.join(f'{name}: {_split(about, unit)}' for name, about in taken.items())
     if report.get('labels'):
         names = list(splits.train.class_names or ())
         facts['classes'] = (
             f'{len(names):,}: {_listed(names[:SHOWN_CLASSES], len(names))}; ' if names else ''
         ) + report['labels']
+    if 'tokens' in report:
+        tokens = report['tokens']
+        facts['tokens'] = (
+            f'{tokens["vocabulary"]:,}, {tokens["tokenizer"]}; {tokens["length"]} for each sentence: '
+            f'{tokens["cut"]:.1%} of the sentences are cut, {tokens["padding"]:.1%} of the tokens are padding'
+        )
     if report.get('left_out'):
         facts['left out'] = '; '.join(
             f'{about["count"]:,} {reason} ({_listed(about["names"], about["count"])})'
@@ -29,8 +43,8 @@ def describe_data(splits: Splits) -> dict[str, str]:
     return facts
 
 
-def _split(about: Mapping[str, Any]) -> str:
-    return f'{about["folder"]} ({about["images"]:,} images, {about["labelled"]:,} labelled)'
+def _split(about: Mapping[str, Any], unit: str) -> str:
+    return f'{about["folder"]} ({about["images"]:,} {unit}, {about["labelled"]:,} labelled)'
 
 
 def _listed(names: Sequence[str], count: int) -> str:

@@ -26,7 +26,7 @@ class Batch(NamedTuple):
     """The rows of one global batch that a process owns.
 
     examples: a tree of arrays [b, ...], whole examples or what the host has made of them: of images uint8 [b, H, W, C]
-    or [b, V, size, size, C]; ids: int32 [b], the index in the training split; labels: int32 [b], -1 where unknown;
+    or [b, V, size, size, C]; ids: int32 [b], see `Source.ids`; labels: int32 [b], -1 where unknown;
     positions: int32 [b], the position in the global batch, from which an example's random key is made.
     """
 
@@ -49,12 +49,12 @@ def batch_spec(example: Tree, size: int) -> Batch:
 
 def make_batch(source: Source, rows: np.ndarray, *, seed: int, step: int, batch_size: int) -> Batch:
     """Whole examples of the global batch at `step`: those at `rows`, integers [b], positions in that batch."""
-    ids = batch_indices(seed, step, len(source), batch_size)[rows]
-    return _batch(source, source.examples(ids), ids, rows)
+    indices = batch_indices(seed, step, len(source), batch_size)[rows]
+    return _batch(source, source.examples(indices), indices, rows)
 
 
-def _batch(source: Source, examples: Tree, ids: np.ndarray, rows: np.ndarray) -> Batch:
-    return Batch(examples, ids.astype(np.int32), source.labels[ids], rows.astype(np.int32))
+def _batch(source: Source, examples: Tree, indices: np.ndarray, rows: np.ndarray) -> Batch:
+    return Batch(examples, source.ids[indices], source.labels[indices], rows.astype(np.int32))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,8 +77,8 @@ class _Chunks:
     def __call__(self, number: int, out: Tree) -> int:
         step, chunk = divmod(number, self.per_step)
         rows = self.rows[chunk * CHUNK : (chunk + 1) * CHUNK]
-        ids = batch_indices(self.seed, step, self.num_examples, self.batch_size)[rows]
-        self.views.make(ids, rows, self.seed, step, map_tree(lambda array: array[: len(rows)], out))
+        indices = batch_indices(self.seed, step, self.num_examples, self.batch_size)[rows]
+        self.views.make(indices, rows, self.seed, step, map_tree(lambda array: array[: len(rows)], out))
         return len(rows)
 
 
@@ -94,8 +94,8 @@ def _host_batches(
             for chunk in range(chunks.per_step):
                 rows = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
                 map_tree(lambda out, made, rows=rows: np.copyto(out[rows], made), examples, next(results))
-            ids = batch_indices(chunks.seed, step, chunks.num_examples, chunks.batch_size)[chunks.rows]
-            yield _batch(source, examples, ids, chunks.rows)
+            indices = batch_indices(chunks.seed, step, chunks.num_examples, chunks.batch_size)[chunks.rows]
+            yield _batch(source, examples, indices, chunks.rows)
 
 
 class Loader(Generic[T]):

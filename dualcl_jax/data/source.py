@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -46,8 +46,10 @@ class Source(Protocol):
     [N], -1 where unknown; `class_names[label]` is the name of a class, None where the set has no labels. `fingerprint`
     is the SHA-256 hex digest of whatever determines the examples and their order. `in_memory` is whether the examples
     are at hand; others are read and decoded whenever they are asked for. `report` is what `data_report.json` says of
-    the files behind the set, None where there is nothing to say: 'splits', 'labels' and 'left_out', see
-    `docs/data.md`, and anything else by other names.
+    the files behind the set, None where there is nothing to say: 'splits', 'labels', 'left_out' and 'tokens', see
+    `docs/data.md`, and anything else by other names. `ids` is int32 [N]: the index of the first example that is equal
+    to an example, for images its own index; examples with the same id are never each other's negatives. `kept_files`
+    is the content, by name, of files that a workdir keeps, with which examples are read the same again.
     """
 
     @property
@@ -64,9 +66,17 @@ class Source(Protocol):
     def in_memory(self) -> bool: ...
     @property
     def report(self) -> Mapping[str, Any] | None: ...
+    @property
+    def ids(self) -> np.ndarray: ...
+    @property
+    def kept_files(self) -> Mapping[str, bytes]: ...
     def __len__(self) -> int: ...
     def examples(self, indices: np.ndarray) -> Tree:
         """The examples at `indices` (integers [n]): arrays [n, ...]; with n = 0 their shapes and dtypes alone."""
+        ...
+
+    def display(self, indices: np.ndarray) -> list[str] | None:
+        """The text of each example at `indices` (integers [n]), as its author wrote it; None if it has none."""
         ...
 
     def host_views(self, recipe: Any) -> HostViews | None:
@@ -95,9 +105,12 @@ class ArraySource:
       fingerprint: SHA-256 hex digest; computed from everything above where left empty.
       report: of the files behind it.
       kind: what the examples are.
+      ids: int32 [N], see `Source`; by default all examples differ.
+      kept_files: of which the workdir keeps a copy, see `Source`.
+      texts: [N], the text of each example for people; None if it has none.
 
     Raises:
-      ValueError: labels of another length or type, or arrays without a leading axis in common.
+      ValueError: labels or ids of another length or type, or arrays without a leading axis in common.
     """
 
     name: str
@@ -107,12 +120,17 @@ class ArraySource:
     fingerprint: str = ''
     report: Mapping[str, Any] | None = dataclasses.field(default=None, repr=False)
     kind: str = dataclasses.field(kw_only=True)
+    ids: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.int32), repr=False, kw_only=True)
+    kept_files: Mapping[str, bytes] = dataclasses.field(default_factory=dict, repr=False, kw_only=True)
+    texts: Sequence[str] | None = dataclasses.field(default=None, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.labels.dtype != np.int32 or self.labels.shape != (num_rows(self.arrays),):
-            raise ValueError(
-                f'labels: expected int32 [{num_rows(self.arrays)}], got {self.labels.dtype} {self.labels.shape}'
-            )
+        count = num_rows(self.arrays)
+        if not len(self.ids):
+            object.__setattr__(self, 'ids', np.arange(count, dtype=np.int32))
+        for name, column in (('labels', self.labels), ('ids', self.ids)):
+            if column.dtype != np.int32 or column.shape != (count,):
+                raise ValueError(f'{name}: expected int32 [{count}], got {column.dtype} {column.shape}')
         if not self.fingerprint:
             shapes = describe(row_spec(self.arrays))
             digest = fingerprint(self.name, shapes, self.class_names, self.labels, *leaves(self.arrays))
@@ -127,6 +145,9 @@ class ArraySource:
 
     def examples(self, indices: np.ndarray) -> Tree:
         return map_tree(lambda array: np.take(array, indices, axis=0), self.arrays)
+
+    def display(self, indices: np.ndarray) -> list[str] | None:
+        return None if self.texts is None else [self.texts[index] for index in indices.tolist()]
 
     def host_views(self, recipe: Any) -> None:
         del recipe  # the device makes the views of examples that are in memory
@@ -194,8 +215,33 @@ def limit_train(train: Source, limit: int) -> Source:
     indices = limit_indices(len(train), limit)
     if len(indices) == len(train):
         return train
-    examples, labels = train.examples(indices), train.labels[indices]
-    return ArraySource(train.name, examples, labels, train.class_names, report=train.report, kind=train.kind)
+    return _some(train, indices, train.name, train.report)
+
+
+def _some(source: Source, rows: np.ndarray, name: str, report: Mapping[str, Any] | None) -> ArraySource:
+    """The examples of a source at `rows`, int [N], in memory, under a name and with a report."""
+    return ArraySource(
+        name,
+        source.examples(rows),
+        source.labels[rows],
+        source.class_names,
+        report=report,
+        kind=source.kind,
+        ids=first_equal(source.ids[rows]),
+        kept_files=source.kept_files,
+        texts=source.display(rows),
+    )
+
+
+def first_equal(values: np.ndarray) -> np.ndarray:
+    """The index of the first entry that equals each entry of an array [N], int32 [N]: the `ids` of examples.
+
+    Example:
+      >>> first_equal(np.array([7, 5, 7, 5, 9])).tolist()
+      [0, 1, 0, 1, 4]
+    """
+    _, first, which = np.unique(values, return_index=True, return_inverse=True)
+    return first[which].astype(np.int32)
 
 
 def hold_out(train: Source, fraction: float, how: str = RANDOM) -> tuple[Source, Source]:
@@ -229,12 +275,8 @@ def hold_out(train: Source, fraction: float, how: str = RANDOM) -> tuple[Source,
         order = stratified(order, train.labels, count)
 
     report = _with_validation(train, order[count:], order[:count])
-
-    def part(rows: np.ndarray, name: str) -> ArraySource:
-        examples, labels = train.examples(rows), train.labels[rows]
-        return ArraySource(name, examples, labels, train.class_names, report=report, kind=train.kind)
-
-    return part(np.sort(order[count:]), train.name), part(np.sort(order[:count]), f'{train.name} (validation)')
+    kept = _some(train, np.sort(order[count:]), train.name, report)
+    return kept, _some(train, np.sort(order[:count]), f'{train.name} (validation)', report)
 
 
 def _with_validation(train: Source, kept: np.ndarray, held_out: np.ndarray) -> Mapping[str, Any] | None:
@@ -275,3 +317,30 @@ def stratified(order: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
     rest = rest[np.lexsort((rest, (quota - exact)[group[rest]], turn[rest]))][: count - int(taken.sum())]
     taken[rest] = True
     return np.concatenate([order[taken], order[~taken]])
+
+
+def held_out_by_content(digests: np.ndarray, labels: np.ndarray, fraction: float, *, cover: bool) -> np.ndarray:
+    """Which examples are for testing: a share of the labelled ones, chosen by their content.
+
+    Args:
+      digests: uint8 [N, 8 or more] of the contents.
+      labels: int32 [N], -1 where unknown.
+      fraction: the share.
+      cover: keep an example of every class for training, and hold one out of every class of which the share is one.
+
+    Returns:
+      bool [N].
+    """
+    share = digests[:, :8].copy().view(np.uint64)[:, 0] / 2.0**64
+    in_test = (labels >= 0) & (share < fraction)
+    if not cover or not (labels >= 0).any():
+        return in_test
+    total = np.bincount(labels[labels >= 0])
+    tested = np.bincount(labels[in_test], minlength=len(total))
+    for label in np.flatnonzero((total > 0) & (tested == total)).tolist():
+        members = np.flatnonzero(labels == label)
+        in_test[members[np.argmax(share[members])]] = False
+    for label in np.flatnonzero((tested == 0) & (np.round(fraction * total) >= 1) & (total > 1)).tolist():
+        members = np.flatnonzero(labels == label)
+        in_test[members[np.argmin(share[members])]] = True
+    return in_test

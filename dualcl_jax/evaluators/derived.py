@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from dualcl_jax.data import Source
+from dualcl_jax.data.source import first_equal
 from dualcl_jax.data.tree import Tree
 
 
@@ -49,12 +50,23 @@ class Derived:
     def report(self) -> Mapping[str, Any] | None:
         return None
 
+    @property
+    def ids(self) -> np.ndarray:
+        return first_equal(self.source.ids[self.rows])
+
+    @property
+    def kept_files(self) -> Mapping[str, bytes]:
+        return self.source.kept_files
+
     def __len__(self) -> int:
         return len(self.rows)
 
     def examples(self, indices: np.ndarray) -> Tree:
         rows = self.rows[indices]
         return self.change(self.source.examples(rows), rows)
+
+    def display(self, indices: np.ndarray) -> list[str] | None:
+        return self.source.display(self.rows[indices])
 
     def host_views(self, recipe: Any) -> None:
         del recipe  # examples that were changed are loaded whole

@@ -1,10 +1,11 @@
 """Where an encoder that is evaluated comes from: a run, or an exported file."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,20 +16,27 @@ from ml_collections import ConfigDict
 
 from dualcl_jax.data import Source
 from dualcl_jax.data.images.source import KIND as IMAGES
+from dualcl_jax.data.text.source import KIND as TEXT
+from dualcl_jax.data.text.tokens import FILE as TOKENIZER
+from dualcl_jax.data.text.tokens import Tokenizer
 from dualcl_jax.evaluators.derived import Derived
 from dualcl_jax.evaluators.embed import Blocks, Embedder, Features
 from dualcl_jax.method import randomness
-from dualcl_jax.method.state import Variables
+from dualcl_jax.method.state import Variables, create_train_state, state_specs
 from dualcl_jax.method.views import Views
 from dualcl_jax.method.views.images import ImageViews, resolve_views
-from dualcl_jax.models.exports import load
+from dualcl_jax.method.views.text import TextViews, resolve_text_views
+from dualcl_jax.models.exports import Description, TextDescription, load
 from dualcl_jax.system.config import from_json
-from dualcl_jax.system.devices import AXIS
+from dualcl_jax.system.devices import AXIS, place
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.workdir.checksum import state_sha256
+from dualcl_jax.workdir.init_from import with_encoder
 from dualcl_jax.workdir.saved_run import SavedRun, open_saved_run
 
 LAYERS = Features._fields
+RANDOM, START = 'random', 'start'
+"""The names of baselines."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +55,7 @@ class EncoderSource:
       view_blocks: a function of variables and (examples, keys) to features [n, V, F] of their random views, likewise.
       data_fingerprint: of the training split behind it.
       provenance: what is written beside its results.
+      tokenizer: of an encoder of text; None for others.
       run: the run itself, for what needs more than features; None for an exported encoder.
     """
 
@@ -61,13 +70,23 @@ class EncoderSource:
     view_blocks: Blocks
     data_fingerprint: str
     provenance: Mapping[str, Any]
+    tokenizer: Tokenizer | None = None
     run: SavedRun | None = None
+
+    @functools.cached_property
+    def baselines(self) -> 'Baselines':
+        """The encoders to compare with; none without a run."""
+        return Baselines({}) if self.run is None else _baselines(self.run)
 
     def embed(
         self, encoder: str, examples: Source, rows: np.ndarray, advance: Callable[[], None]
     ) -> dict[str, np.ndarray]:
-        """Features float32 [N, F] by layer of the examples at `rows` [N]; `advance` is called after each block."""
-        found = self.blocks(self.encoders[encoder], examples, rows, advance)
+        """Features float32 [N, F] by layer of the examples at `rows` [N]; `advance` is called after each block.
+
+        The encoder is one of `encoders` or of those in `baselines`.
+        """
+        variables = self.encoders[encoder] if encoder in self.encoders else self.baselines.encoders[encoder]
+        found = self.blocks(variables, examples, rows, advance)
         return dict(zip(self.layers, found, strict=True))
 
     def embed_views(
@@ -86,6 +105,32 @@ class EncoderSource:
         pairs = Derived(examples, rows, with_keys)
         found = self.view_blocks(self.encoders[encoder], pairs, np.arange(len(rows)), advance)
         return dict(zip(self.layers, found, strict=True))
+
+
+class Baselines(NamedTuple):
+    """Encoders before training, to compare with.
+
+    Attributes:
+      encoders: variables by name: `random`, with the values that the run draws from its seed; `start`, the encoder that
+        the run started from, if it is another one.
+      left_out: why there is no `start`, although the run started from another encoder; empty otherwise.
+    """
+
+    encoders: Mapping[str, Variables]
+    left_out: str = ''
+
+
+def _baselines(run: SavedRun) -> Baselines:
+    """The encoders of a run before training."""
+    drawn = jax.jit(lambda: create_train_state(run.method))()
+    state = place(drawn, run.mesh, state_specs(run.method))
+    if not run.config.init_from:
+        return Baselines({RANDOM: state.variables})
+    try:
+        started = with_encoder(run.method, state, run.config.init_from, run.mesh)
+    except UserError as error:
+        return Baselines({RANDOM: state.variables}, f'the encoder before training ({error})')
+    return Baselines({RANDOM: state.variables, START: started.variables})
 
 
 def from_workdir(workdir: str, step: str) -> EncoderSource:
@@ -108,6 +153,7 @@ def from_workdir(workdir: str, step: str) -> EncoderSource:
         view_blocks=_view_blocks(views, encode, run.mesh),
         data_fingerprint=run.data_fingerprint,
         provenance={'step': run.step, 'state_sha256': state_sha256(run.state)},
+        tokenizer=Tokenizer.read(str(run.folder / TOKENIZER), run.config.text.length) if run.kind == TEXT else None,
         run=run,
     )
 
@@ -138,10 +184,12 @@ def _view_blocks(
     return Blocks(function, mesh)
 
 
-def from_export(path: str) -> EncoderSource:
+def from_export(path: str, flag: str = '--exported') -> EncoderSource:
     """The encoder in a file of `python -m dualcl_jax.export`, with the data and views of its run.
 
     The file does not say where the data lie: `data.data_dir` and `data.path` are empty, and `data.labels` is auto.
+
+    Messages name the path as `flag`.
 
     Raises:
       UserError: no such file, or one that is damaged or of another kind.
@@ -151,21 +199,36 @@ def from_export(path: str) -> EncoderSource:
     try:
         config = from_json(json.dumps(origin['config']))
         config.data.labels = config.data.labels or 'auto'
-        views = ImageViews(**dataclasses.asdict(described.images), specs=resolve_views(config.views))
+        views = _views_of(described, config)
         step, data_fingerprint = origin['step'], origin['data_fingerprint']
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f'--exported={path}: its run is not described by this version ({error})') from error
+        raise UserError(f'{flag}={path}: its run is not described by this version ({error})') from error
     mesh = Mesh(np.asarray(jax.local_devices()[:1]), (AXIS,))  # an exported program is for one device
+    function, is_images = encoder.function, isinstance(views, ImageViews)
+    prepare: Callable[[Any], Any] = views.pixels if isinstance(views, ImageViews) else views.plain
     return EncoderSource(
-        name=f'--exported={path}',
+        name=f'{flag}={path}',
         config=config,
-        kind=IMAGES,
+        kind=IMAGES if is_images else TEXT,
         views=views,
         step=step,
         encoders={described.encoder: {}},
         layers=(described.output,),
-        blocks=Blocks(lambda _, images: (encoder.function(views.pixels(images)),), mesh),
-        view_blocks=_view_blocks(views, lambda _, pixels: (encoder.function(pixels),), mesh, as_pixels=True),
+        blocks=Blocks(lambda _, examples: (function(prepare(examples)),), mesh),
+        view_blocks=_view_blocks(views, lambda _, view: (function(_inputs(view)),), mesh, as_pixels=is_images),
         data_fingerprint=data_fingerprint,
         provenance={'step': step, 'file_sha256': hashlib.sha256(epath.Path(path).read_bytes()).hexdigest()},
+        tokenizer=Tokenizer(described.tokenizer, described.length) if isinstance(described, TextDescription) else None,
     )
+
+
+def _views_of(described: Description | TextDescription, config: ConfigDict) -> ImageViews | TextViews:
+    """The views of the run of an exported encoder."""
+    if isinstance(described, TextDescription):
+        return TextViews(resolve_text_views(config.views), described.length)
+    return ImageViews(**dataclasses.asdict(described.images), specs=resolve_views(config.views))
+
+
+def _inputs(view: Any) -> Any:
+    """What an exported encoder takes of a view: pixels as they are, sentences without the key of dropout."""
+    return {name: view[name] for name in ('tokens', 'length')} if isinstance(view, dict) else view

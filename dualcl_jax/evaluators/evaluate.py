@@ -13,17 +13,18 @@ from rich.console import Console
 
 from dualcl_jax import data
 from dualcl_jax.data import Source, Splits, example_spec
+from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.images.source import image_shape
 from dualcl_jax.data.tree import batch_of, empty
 from dualcl_jax.evaluators.encoder_source import EncoderSource
-from dualcl_jax.evaluators.protocols import PROTOCOLS, can_shoot
+from dualcl_jax.evaluators.protocols import can_shoot, kind_of, protocols_of
 from dualcl_jax.evaluators.records import VERSION, make_record, table
 from dualcl_jax.evaluators.settings import RULES, default_settings, whole
 from dualcl_jax.evaluators.task import Task
 from dualcl_jax.method.validation import RULES as CONFIG_RULES
 from dualcl_jax.method.views.images import ImageViews
 from dualcl_jax.system.config import check_fields, override
-from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.errors import UserError, first_line
 from dualcl_jax.system.files import write_json
 from dualcl_jax.system.versions import versions
 from dualcl_jax.workdir.folder import open_workdir
@@ -45,6 +46,7 @@ def resolve(source: EncoderSource, overrides: Sequence[str]) -> ConfigDict:
     config = default_settings()
     with config.unlocked():
         config.data = source.config.data.copy_and_resolve_references()
+        config.sts.path = source.config.get('sts', ConfigDict()).get('path', '')
     fields = [assignment.partition('=')[0] for assignment in overrides]
     for field in fields:
         if field in OF_THE_ENCODER:
@@ -59,8 +61,8 @@ def resolve(source: EncoderSource, overrides: Sequence[str]) -> ConfigDict:
     return config
 
 
-def chosen(given: str, choices: Iterable[str], flag: str) -> tuple[str, ...]:
-    """The names in 'a,b' or 'all', each once, in the order given.
+def chosen(given: str, choices: Iterable[str], flag: str, every: Iterable[str] | None = None) -> tuple[str, ...]:
+    """The names in 'a,b' or 'all', each once, in the order given; `all` stands for `every` choice, by default.
 
     Raises:
       UserError: one is none of the choices.
@@ -74,7 +76,7 @@ def chosen(given: str, choices: Iterable[str], flag: str) -> tuple[str, ...]:
             raise UserError(f'{flag}={given}: there is no {name}{hint}\nchoose from {", ".join(choices)}, or all')
     if not names:
         raise UserError(f'{flag} is empty: choose from {", ".join(choices)}, or all')
-    return tuple(choices if 'all' in names else names)
+    return tuple((choices if every is None else every) if 'all' in names else names)
 
 
 def check(source: EncoderSource, splits: Splits, protocols: Sequence[str], *, named: bool) -> None:
@@ -83,43 +85,57 @@ def check(source: EncoderSource, splits: Splits, protocols: Sequence[str], *, na
     Data that the user has not `named` must be those that the encoder was trained on.
     """
     train, test = splits
-    _check_examples(source, train)
+    check_examples(source, train)
     if not named and train.fingerprint != source.data_fingerprint:
         raise UserError(
             f'{train.name}: not the images that {source.name} was trained on; restore them,\n'
             f'or name the set on purpose: --config.data.name={source.config.data.name}'
         )
-    for name in protocols:
-        if PROTOCOLS[name].kind not in (None, train.kind):
-            raise UserError(f'--protocols: {name} is for {PROTOCOLS[name].kind}, not for {train.kind}; leave it out')
-    tuning = [name for name in protocols if PROTOCOLS[name].needs_run]
-    if tuning and source.run is None:
-        raise UserError(
-            f'{source.name}: {tuning[0]} trains the network and needs a run; give its --workdir, or leave it out'
-        )
-    needing = [name for name in protocols if PROTOCOLS[name].needs_labels]
+    known = protocols_of(source.kind)
+    needing = [name for name in protocols if known[name].needs_labels]
     if not needing:
         return
-    free = ', '.join(name for name, protocol in PROTOCOLS.items() if not protocol.needs_labels)
+    free = ','.join(name for name, protocol in known.items() if not protocol.needs_labels)
     remedy = f'choose a labelled set with --config.data.name, or --protocols={free}, which needs none'
+    one = 'image' if train.kind == IMAGES else 'example'
     if test is None:
         raise UserError(f'{train.name}: has no test split, which {needing[0]} needs; {remedy}')
     for split, images in (('training', train), ('test', test)):
         if not (images.labels >= 0).any():
-            raise UserError(f'{train.name}: no {split} image has a label, which {needing[0]} needs; {remedy}')
+            raise UserError(f'{train.name}: no {split} {one} has a label, which {needing[0]} needs; {remedy}')
     classes = np.unique(train.labels[train.labels >= 0])
     if len(classes) < 2:
-        raise UserError(f'{train.name}: all training images are of one class; {needing[0]} needs two at least')
+        raise UserError(f'{train.name}: all training {one}s are of one class; {needing[0]} needs two at least')
     tested = test.labels[test.labels >= 0]
     if not np.isin(tested, classes).any():
-        raise UserError(f'{train.name}: no test image is of a class of the training images; {remedy}')
+        raise UserError(f'{train.name}: no test {one} is of a class of the training {one}s; {remedy}')
+
+
+def read_benchmarks(source: EncoderSource, protocols: Sequence[str], settings: ConfigDict) -> dict[str, Any]:
+    """The content of the files that protocols have of their own, by protocol.
+
+    Raises:
+      UserError: a protocol cannot measure this encoder, or one of its files is missing or malformed.
+    """
+    known = protocols_of(source.kind)
+    for name in protocols:
+        if name not in known:
+            raise UserError(f'--protocols: {name} is for {kind_of(name)}, not for {source.kind}; leave it out')
+        if known[name].needs_run and source.run is None:
+            raise UserError(f'{source.name}: {name} needs a run; give its --workdir, or leave it out')
+    return {name: read(settings[name].path) for name in protocols if (read := known[name].read)}
 
 
 def notes(task: Task, protocols: Sequence[str]) -> list[str]:
     """What an evaluation leaves out, a line each."""
-    if not any(PROTOCOLS[name].needs_labels for name in protocols):
-        return []
-    found = [
+    known = protocols_of(task.source.kind)
+    unscored = [f'{of.without_score:,} of {of.name}' for of in task.benchmarks.get('sts', ()) if of.without_score]
+    found = [f'left out: pairs without a score, {", ".join(unscored)}'] if unscored else []
+    if task.benchmarks and task.source.baselines.left_out:
+        found.append(f'left out: {task.source.baselines.left_out}')
+    if not any(known[name].needs_labels for name in protocols):
+        return found
+    found += [
         f'left out: {about["count"]:,} {reason}, {about["classes"]:,} classes: {", ".join(about["names"])}'
         + (', …' if about['classes'] > len(about['names']) else '')
         for reason, about in task.left_out.items()
@@ -138,7 +154,7 @@ def notes(task: Task, protocols: Sequence[str]) -> list[str]:
     return found
 
 
-def _check_examples(source: EncoderSource, train: Source) -> None:
+def check_examples(source: EncoderSource, train: Source) -> None:
     """Raises UserError where an encoder does not take the examples of a set."""
     if train.kind != source.kind:
         raise UserError(
@@ -183,18 +199,18 @@ def evaluate(
       UserError: what the user can mend; found before anything is computed where that is possible.
     """
     config = resolve(source, overrides)
-    splits = data.load(config.data)
-    check(source, splits, protocols, named=any(field.startswith('data.') for field in overrides))
-    own = splits.train.fingerprint == source.data_fingerprint
+    benchmarks = read_benchmarks(source, protocols, config)
+    splits, absent = _load(source, config, protocols, overrides)
+    own = splits is None or splits.train.fingerprint == source.data_fingerprint
     folder = epath.Path(output) / ('' if own else f'on_{config.data.name.replace("/", "_").replace(":", "_")}')
     writes = jax.process_index() == 0
     if writes:
         open_workdir(str(folder), '--output')
-    task = Task(source, splits, config, tuple(encoders), tuple(layers))
+    task = Task(source, splits, config, tuple(encoders), tuple(layers), benchmarks)
     console = Console(
         highlight=False, markup=False, quiet=not writes, width=None if sys.stdout.isatty() else TABLE_WIDTH
     )
-    for note in notes(task, protocols):
+    for note in (*absent, *notes(task, protocols)):
         console.print(f'note: {note}')
     found: list[dict[str, Any]] = []
     for number, name in enumerate(protocols, start=1):
@@ -210,17 +226,44 @@ def evaluate(
                     f'{folder}/{name}.json: cannot be written ({error.strerror}); choose another --output'
                 ) from error
         found += records
-    where = f'{splits.train.name}, {source.name}' + (f' at step {source.step:,}' if source.step is not None else '')
-    console.print(table(found, where))
+    names = [] if splits is None else [split.name for split in splits if split is not None]
+    where = ', '.join([*names[:1], source.name]) + (f' at step {source.step:,}' if source.step is not None else '')
+    console.print(table(found, where, names))
     return {'output': str(folder), 'records': found}
+
+
+def _load(
+    source: EncoderSource, config: ConfigDict, protocols: Sequence[str], overrides: Sequence[str]
+) -> tuple[Splits | None, list[str]]:
+    """The data of an evaluation, checked, and notes.
+
+    Protocols with files of their own need none; the data are then None, with a note, if they are not at hand.
+
+    Raises:
+      UserError: the data are missing or do not fit.
+    """
+    named = any(field.startswith('data.') for field in overrides)
+    try:
+        definition = source.tokenizer.definition if source.tokenizer else ''
+        splits = data.load(data.data_config(source.config, data=config.data, definition=definition))
+        check(source, splits, protocols, named=named)
+    except UserError as error:
+        known = protocols_of(source.kind)
+        if named or any(known[name].read is None for name in protocols):
+            raise
+        return None, [f'TF-IDF counts the words of the sentences that are measured ({first_line(error)})']
+    return splits, []
 
 
 def _records(task: Task, name: str) -> list[dict[str, Any]]:
     """The records of one protocol."""
     common = {'protocol': name, 'seed': task.seed, 'step': task.source.step, 'versions': versions()}
     records = []
-    for result in PROTOCOLS[name].run(task):
-        images, count = task.split(result.split), result.examples or len(task.rows[result.split])
-        described = {'data_set': images.name, 'data_fingerprint': images.fingerprint, 'examples': count}
-        records.append(make_record(result, **common, **described))
+    for result in protocols_of(task.source.kind)[name].run(task):
+        if result.data_set is None:
+            images, count = task.split(result.split), result.examples or len(task.rows[result.split])
+            described = {'data_set': images.name, 'data_fingerprint': images.fingerprint, 'examples': count}
+            records.append(make_record(result, **common, **described))
+        else:
+            records.append(make_record(result, **common))
     return records

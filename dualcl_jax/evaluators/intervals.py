@@ -1,6 +1,7 @@
 """95 % confidence intervals of what an evaluation reports."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ Z = 1.959963984540054
 
 
 class Interval(NamedTuple):
-    """From `low` to `high`, by `method`: 'wilson' or 'normal'."""
+    """From `low` to `high`, by `method`: 'wilson', 'normal' or 'fisher'."""
 
     low: float
     high: float
@@ -36,3 +37,32 @@ def normal(values: ArrayLike) -> Interval | None:
         return None
     mean, reach = values.mean(), Z * values.std(ddof=1) / math.sqrt(values.size)
     return Interval(float(mean - reach), float(mean + reach), 'normal')
+
+
+def fisher(correlation: float, count: int) -> Interval | None:
+    """Of Spearman's rank correlation in [-1, 1] of `count` independent pairs, by Fisher's z; None where it has none.
+
+    The variance of z = artanh(correlation) is (1 + correlation² / 2) / (count - 3) (Bonett and Wright, Psychometrika
+    65, 2000).
+    """
+    if count < 4 or abs(correlation) >= 1:
+        return None
+    z, reach = math.atanh(correlation), Z * _spread_of_z(correlation, count)
+    return Interval(math.tanh(z - reach), math.tanh(z + reach), 'fisher')
+
+
+def fisher_mean(correlations: Sequence[float], counts: Sequence[int]) -> Interval | None:
+    """Of the mean of rank correlations of independent sets of pairs, each as for `fisher`; None where one has none.
+
+    The variance of a correlation is (1 - correlation²)² times that of its z, to first order.
+    """
+    pairs = list(zip(correlations, counts, strict=True))
+    if any(fisher(*pair) is None for pair in pairs):
+        return None
+    variance = sum(((1 - value**2) * _spread_of_z(value, count)) ** 2 for value, count in pairs)
+    mean, reach = sum(correlations) / len(pairs), Z * math.sqrt(variance) / len(pairs)
+    return Interval(mean - reach, mean + reach, 'fisher')
+
+
+def _spread_of_z(correlation: float, count: int) -> float:
+    return math.sqrt((1 + correlation**2 / 2) / (count - 3))

@@ -1,18 +1,35 @@
-"""kNN accuracy while a run trains: of the encoder's features, and of raw pixels for comparison."""
+"""What is measured while a run trains: of the encoder's features, and once of a baseline for comparison."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from dualcl_jax.data import Splits
+from dualcl_jax.data import Source, Splits
+from dualcl_jax.data.text.tokens import Tokenizer
+from dualcl_jax.evaluators.benchmarks.sts import Pairs
 from dualcl_jax.evaluators.embed import Embedder
 from dualcl_jax.evaluators.measures.knn import knn_top1
-from dualcl_jax.workdir.metrics import KNN_BACKBONE
+from dualcl_jax.evaluators.measures.sentences import paired_cosines, rank_correlation
+from dualcl_jax.evaluators.sentences import embed_sentences, tf_idf, training_texts
+from dualcl_jax.workdir.metrics import KNN_BACKBONE, STS_BACKBONE, STS_PROJECTION, STS_TF_IDF
+
+
+class Monitor(Protocol):
+    """Measures encoders while a run trains. It changes nothing. Every process must call it."""
+
+    def references(self) -> dict[str, float]:
+        """The values of baselines without an encoder, by the name of the metric."""
+        ...
+
+    def encoder(self, variables: Any) -> dict[str, float]:
+        """The values of an encoder, by the name of the metric."""
+        ...
 
 
 class KnnMonitor:
-    """Classifies the labelled test images by their nearest labelled training images. It changes nothing.
+    """Classifies the labelled test examples by their nearest labelled training examples.
 
     Args:
       embed: makes features.
@@ -50,7 +67,7 @@ class KnnMonitor:
             'monitor/knn_top1_projection': self._top1(bank.projection, queries.projection),
         }
 
-    def raw_pixels(self) -> dict[str, float]:
+    def references(self) -> dict[str, float]:
         """Accuracy in [0, 1] of the pixels themselves, standardised per channel as the encoder sees them.
 
         Empty for examples without such vectors.
@@ -60,6 +77,43 @@ class KnnMonitor:
         if bank is None or queries is None:
             return {}
         return {'monitor/knn_top1_raw_pixels': self._top1(bank, queries)}
+
+
+class StsMonitor:
+    """Spearman's correlation of cosine similarity with the scores of people, on STS-B dev; test sets are never used.
+
+    It is NaN if all similarities are equal.
+
+    Args:
+      embed: makes features.
+      tokenizer: of the run.
+      pairs: STS-B dev.
+      train: the training split, whose texts give the frequencies of words for TF-IDF.
+    """
+
+    def __init__(self, embed: Embedder, tokenizer: Tokenizer, pairs: Pairs, train: Source) -> None:
+        self._embed, self._tokenizer, self._pairs, self._train = embed, tokenizer, pairs, train
+        self._sentences = [*pairs.first, *pairs.second]
+
+    def encoder(self, variables: Any) -> dict[str, float]:
+        """Correlations in [-1, 1] of an encoder's backbone and projection."""
+
+        def embed(examples: Source, rows: NDArray[np.int64]) -> Mapping[str, np.ndarray]:
+            return self._embed(variables, examples, rows)._asdict()
+
+        found = embed_sentences(self._tokenizer, self._sentences, embed)
+        return {
+            STS_BACKBONE: self._correlation(found['backbone']),
+            STS_PROJECTION: self._correlation(found['projection']),
+        }
+
+    def references(self) -> dict[str, float]:
+        """The correlation in [-1, 1] of TF-IDF."""
+        return {STS_TF_IDF: self._correlation(tf_idf(self._sentences, training_texts(self._train)))}
+
+    def _correlation(self, features: Any) -> float:
+        count = len(self._pairs.scores)
+        return rank_correlation(paired_cosines(features[:count], features[count:]), self._pairs.scores)
 
 
 def can_monitor(splits: Splits) -> bool:

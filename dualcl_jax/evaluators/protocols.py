@@ -8,6 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dualcl_jax.data.images.source import KIND as IMAGES
+from dualcl_jax.data.text.source import KIND as TEXT
+from dualcl_jax.evaluators import text_protocols as text
+from dualcl_jax.evaluators.benchmarks.classification import read_classification
+from dualcl_jax.evaluators.benchmarks.passages import read_passages
+from dualcl_jax.evaluators.benchmarks.sts import read_sts
 from dualcl_jax.evaluators.derived import Derived
 from dualcl_jax.evaluators.intervals import normal, wilson
 from dualcl_jax.evaluators.measures import few_shot as shots
@@ -220,7 +225,7 @@ def robustness(task: Task) -> Results:
 
 def structure(task: Task) -> Results:
     """How the embedding lies on the sphere, for query and momentum encoder side by side, with or without labels."""
-    name = 'test' if task.splits.test is not None else 'train'
+    name = 'test' if 'test' in task.rows else 'train'
     settings, rows = task.settings.structure, task.rows[name]
     chosen = np.sort(np.random.default_rng(task.seed).permutation(len(rows))[: settings.images])
     if len(chosen) < 2:
@@ -255,13 +260,15 @@ class Protocol(NamedTuple):
     """What can be measured of an encoder.
 
     run: a function from a task to its results; needs_labels: in both splits; needs_run: a run, not an export;
-    kind: of the only examples that it is made for; None for all.
+    kind: of the only examples that it is made for; None for all; read: of a protocol that measures files of its own,
+    and not the data of the evaluation, a function from `path` in its settings to their content.
     """
 
     run: Callable[[Task], Results]
     needs_labels: bool = True
     needs_run: bool = False
     kind: str | None = None
+    read: Callable[[str], Any] | None = None
 
 
 # To add a protocol: a function, and a line here.
@@ -276,3 +283,22 @@ PROTOCOLS: dict[str, Protocol] = {
     'robustness': Protocol(robustness, kind=IMAGES),
     'structure': Protocol(structure, needs_labels=False),
 }
+_of_text = partial(Protocol, needs_labels=False, kind=TEXT)
+TEXT_PROTOCOLS: dict[str, Protocol] = {
+    'sts': _of_text(text.sts, read=read_sts),
+    'retrieval': _of_text(text.retrieval, read=read_passages),
+    'transfer': _of_text(text.transfer, read=read_classification),
+}
+"""Protocols of text alone. For text they take the place of those of the same name above."""
+NAMES = tuple(PROTOCOLS | TEXT_PROTOCOLS)
+
+
+def protocols_of(kind: str) -> dict[str, Protocol]:
+    """The protocols by name that can measure encoders of this kind of examples."""
+    own = TEXT_PROTOCOLS if kind == TEXT else {}
+    return {name: protocol for name, protocol in PROTOCOLS.items() if protocol.kind in (None, kind)} | own
+
+
+def kind_of(name: str) -> str | None:
+    """The kind of examples that a protocol is made for; None if it measures encoders of several kinds."""
+    return (TEXT_PROTOCOLS | PROTOCOLS)[name].kind

@@ -18,13 +18,13 @@ SCHEMA: dict[str, tuple[tuple[type, ...] | type, bool, str]] = {
     'protocol': (_text, False, 'which of the protocols'),
     'metric': (_text, False, 'what the value is, such as top1 (an accuracy in [0, 1])'),
     'value': (_number, False, 'the result'),
-    'interval': (dict, True, '95 % confidence: low, high, and method, which is wilson or normal'),
+    'interval': (dict, True, '95 % confidence: low, high, and method, which is wilson, normal or fisher'),
     'data_set': (_text, False, 'name and version of the set'),
     'data_fingerprint': (_text, False, 'SHA-256 of the split that it was measured on'),
-    'split': (_text, False, 'test or train: what it was measured on'),
-    'examples': (_whole, False, 'how many of its images'),
-    'encoder': (_text, False, 'query (online) or momentum (key)'),
-    'layer': (_text, False, 'backbone or projection'),
+    'split': (_text, False, 'test, train or dev: what it was measured on'),
+    'examples': (_whole, False, 'how many of its examples: images, sentences, or pairs of sentences'),
+    'encoder': (_text, False, 'query (online) or momentum (key); or a baseline: random, start or tf_idf'),
+    'layer': (_text, False, 'backbone or projection; words for tf_idf'),
     'k': (_whole, True, 'neighbours, or the rank of a recall'),
     'tau': (_number, True, 'τ of votes exp(cosine / τ)'),
     'seed': (_whole, False, 'of everything that is drawn'),
@@ -41,7 +41,8 @@ DISTINGUISHING = ('fraction', 'shots', 'corruption', 'strength')
 class Result:
     """One number of a protocol, before what is the same for all of them is added; fields as in `SCHEMA`.
 
-    `examples` None stands for all labelled images of the split, or for all where there are no labels.
+    `examples` None stands for all labelled images of the split, or for all where there are no labels. `data_set` and
+    `data_fingerprint` are of what it was measured on if that is no split of the data of the evaluation.
     """
 
     metric: str
@@ -54,6 +55,8 @@ class Result:
     k: int | None = None
     tau: float | None = None
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    data_set: str | None = None
+    data_fingerprint: str | None = None
 
 
 def make_record(result: Result, **common: Any) -> dict[str, Any]:
@@ -83,14 +86,23 @@ def check_record(record: Mapping[str, Any]) -> None:
             raise ValueError(f'{name}={value!r}: not finite')
 
 
-def table(records: Iterable[Mapping[str, Any]], title: str) -> Table:
-    """The records for a terminal, each encoder and layer in a column; ± is half the width of the interval."""
+def table(records: Iterable[Mapping[str, Any]], title: str, own: Iterable[str] | None = None) -> Table:
+    """The records for a terminal, each encoder and layer in a column; ± is half the width of the interval.
+
+    Args:
+      records: of any protocols.
+      title: of the table.
+      own: names of the data that the title names; other data are named in their rows. None: no data are.
+    """
+    own = None if own is None else set(own)
     cells: dict[tuple[str, str, str], dict[tuple[str, str], str]] = {}
     for record in records:
+        split = '' if record['split'] == 'test' else f' {record["split"]}'
+        elsewhere = [f'{record["data_set"]}{split}'] if own is not None and record['data_set'] not in own else []
         of = [f'{name} {record[name]:g}' for name in ('k', 'tau') if record[name] is not None]
         kinds = {name: record['details'][name] for name in DISTINGUISHING if name in record['details']}
         of += [value if isinstance(value, str) else f'{name} {value:g}' for name, value in kinds.items()]
-        row = record['protocol'], record['metric'], ', '.join(of)
+        row = record['protocol'], record['metric'], ', '.join(elsewhere + of)
         interval = record['interval']
         reach = f' ± {(interval["high"] - interval["low"]) / 2:.4f}' if interval else ''
         cells.setdefault(row, {})[record['encoder'], record['layer']] = f'{record["value"]:.4f}{reach}'

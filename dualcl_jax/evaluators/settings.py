@@ -5,7 +5,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dualcl_jax.method.optim import OPTIMIZERS
-from dualcl_jax.system.config import Rule, at_least, one_of
+from dualcl_jax.system.config import Rule, at_least, between, one_of
 
 
 def default_settings() -> ConfigDict:
@@ -35,9 +35,15 @@ def default_settings() -> ConfigDict:
     settings.semi = ConfigDict({'fractions': (0.01, 0.1), 'epochs': (60, 20)})  # fine-tuning on a share of the labels
 
     settings.few_shot = ConfigDict({'shots': (1, 5, 10), 'draws': 100})  # images of a class; draws of them
-    settings.retrieval = ConfigDict({'recall_at': (1, 5, 10)})
+    settings.retrieval = ConfigDict({'recall_at': (1, 5, 10), 'path': ''})  # of text: file of queries and passages
     settings.clustering = ConfigDict({'starts': 10})  # of k-means; the tightest is taken
     settings.structure = ConfigDict({'images': 10_000, 'k': 10})  # at most so many; neighbours of the purity
+
+    settings.sts = ConfigDict({'path': ''})  # of text: folder of the sets of semantic similarity
+    settings.transfer = transfer = ConfigDict()
+    transfer.path = ''  # of text: folder of the sets of sentences with classes
+    transfer.folds = 10  # of the sets without a part for testing
+    transfer.strengths = (0.001, 0.01, 0.1, 1.0, 10.0)  # C of the logistic regression; one is chosen by set
     settings.lock()
     return settings
 
@@ -83,6 +89,8 @@ RULES: dict[str, Rule] = {
     'clustering.starts': _COUNT,
     'structure.images': _PAIR,
     'structure.k': _COUNT,
+    'transfer.folds': between(2, 10),
+    'transfer.strengths': _RATES,
 }
 
 

@@ -128,5 +128,6 @@ def build_method(config: Any, views: Views, *, total_steps: int, steps_per_epoch
             decay_norm_and_bias=optimizer.decay_norm_and_bias,
             frozen=('patch_embed',) if config.model.freeze_patches else (),
             lars=optimizer.lars,
+            clip=optimizer.clip,
         ),
     )

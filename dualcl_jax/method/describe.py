@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from dualcl_jax.data import Splits, example_spec
-from dualcl_jax.data.describe import describe_data
+from dualcl_jax.data import Source, Splits, example_spec
+from dualcl_jax.data.describe import describe_data, units
+from dualcl_jax.data.images.source import KIND as IMAGES
+from dualcl_jax.data.text.source import KIND as TEXT
 from dualcl_jax.method.build import Method
 from dualcl_jax.method.views.images import ImageViews
+from dualcl_jax.method.views.text import TextViews
 
 
 def describe_method(
@@ -19,7 +22,10 @@ def describe_method(
     """Describes the data, views, encoder, loss and negatives of a run, each in one line."""
     train, test = splits
     views = method.views
-    shown = f'{config.views.preset}, {views.size}×{views.size}' if isinstance(views, ImageViews) else ''
+    if isinstance(views, ImageViews):
+        shown = f'{config.views.preset}, {views.size}×{views.size}'
+    else:
+        shown = f'{config.views.preset}, {views.describe()}' if isinstance(views, TextViews) else ''
     labels = f'{len(train.class_names)} classes' if train.class_names else 'no labels'
     negatives = (
         'all allowed' if config.negatives.selector == 'all' else f'{config.negatives.selector} {method.num_negatives}'
@@ -31,21 +37,33 @@ def describe_method(
     pool = f'{kind_of_queue} of {method.queue_size:,}' if method.queue_size else 'the other keys of the batch'
     orders = 'both view orders' if method.symmetric else 'one way'
     key_term = f', key term {method.key_term} at {method.key_weight:g}' if method.key_weight else ''
+    stem = '' if train.kind == TEXT else f'{config.model.stem} stem, '
+    projection = f'{config.model.projection} projection to {method.dim}'
+    if config.model.projection == 'none':
+        projection = 'no projection'
+    noun = 'image' if train.kind == IMAGES else train.kind
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     return {
-        'data': f'{train.name}, {len(train):,} {train.kind} {_shapes(example_spec(train))}, {labels}'
+        'data': f'{train.name}, {len(train):,} {_examples(train)}, {labels}'
         + (f'; {len(test):,} for {"validation" if config.data.validation_fraction else "testing"}' if test else ''),
         **describe_data(splits),
         'views': shown or _shapes(jax.tree.map(lambda leaf: leaf[0], views.blank())),
-        'encoder': f'{config.model.name}, width {config.model.width}, {config.model.stem} stem, '
-        f'{config.model.projection} projection to {method.dim}'
+        'encoder': f'{config.model.name}, width {config.model.width}, {stem}{projection}'
         + ('' if config.model.predictor == 'none' else f', {config.model.predictor} predictor')
         + f'; {count:,} parameters, {config.model.dtype}',
         'loss': f'{orders}, τ {method.temperature:g}{key_term}',
         'negatives': f'{negatives} of {pool}'
         + (f', weighted by hardness, β {method.hardness:g}' if method.hardness else '')
-        + (', no older key of the same image' if method.mask_same_image else ''),
+        + (f', no older key of the same {noun}' if method.mask_same_image else ''),
     }
+
+
+def _examples(train: Source) -> str:
+    """What the examples of a split are."""
+    example = example_spec(train)
+    if train.kind == TEXT:
+        return 'pairs of sentences' if example['tokens'].shape[0] == 2 else 'sentences'
+    return f'{units(train.kind)} {_shapes(example)}'
 
 
 def _shapes(example: Any) -> str:

@@ -166,6 +166,7 @@ def build_optimizer(
     frozen: Sequence[str] = (),
     layer_decay: float = 1.0,
     lars: str = RATE_FIRST,
+    clip: float = 0.0,
 ) -> optax.GradientTransformation:
     """Builds an optimizer of the table `OPTIMIZERS`.
 
@@ -177,11 +178,14 @@ def build_optimizer(
       decay_norm_and_bias: whether every parameter decays (MoCo); otherwise only kernels decay.
       frozen: names of layers without gradient. They do not decay either, and so never change.
       lars: of 'lars', one of `LARS`.
+      clip: gradients of a larger norm are first scaled down to this one; 0 for none.
       layer_decay: the learning rate of each layer relative to that of the next, see `layer_rates`; 1 for equal rates.
     """
     mask = decay_mask(decay_norm_and_bias=decay_norm_and_bias, frozen=frozen)
     create = LARS[lars] if name == 'lars' else OPTIMIZERS[name]
     optimizer = create(learning_rate, momentum, weight_decay, mask)
+    if clip:
+        optimizer = optax.chain(optax.clip_by_global_norm(clip), optimizer)
     return optimizer if layer_decay == 1.0 else optax.chain(optimizer, scale_by_layer(layer_decay))
 
 

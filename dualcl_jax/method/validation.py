@@ -6,11 +6,15 @@ from dualcl_jax.data.source import HOLD_OUTS
 from dualcl_jax.method.negatives.selectors import AUTO, SELECTORS, SHARDED
 from dualcl_jax.method.optim import LARS, LEARNING_RATE_SCHEDULES, MOMENTUM_SCHEDULES, OPTIMIZERS
 from dualcl_jax.method.views.images import PRESETS, resolve_views
-from dualcl_jax.models.encoder import DTYPES, MODELS, PRECISIONS
+from dualcl_jax.method.views.text import TEXT_PRESETS, resolve_text_views
+from dualcl_jax.models.convnext import LEAST
+from dualcl_jax.models.encoder import DTYPES, MODELS, PRECISIONS, TEXT_MODELS, find_model
 from dualcl_jax.models.heads import PREDICTORS, PROJECTIONS
 from dualcl_jax.models.norm import norm_layout
 from dualcl_jax.models.resnet import STEMS
-from dualcl_jax.models.vit import PATCHES
+from dualcl_jax.models.text import KIND as TEXT
+from dualcl_jax.models.text import POOLINGS
+from dualcl_jax.models.vit import PATCHES, POSITIONS
 from dualcl_jax.system.config import Rule, at_least, between, check_fields, flatten, one_of
 from dualcl_jax.system.devices import MAPPERS
 from dualcl_jax.system.errors import UserError
@@ -41,16 +45,31 @@ RULES: dict[str, Rule] = {
     'data.max_skipped': between(0, 1),
     'data.mean': _PER_CHANNEL,
     'data.std': _PER_CHANNEL,
-    'views.preset': one_of(*PRESETS),
-    'model.name': (lambda name: name in MODELS, 'choose one of ' + ', '.join(MODELS)),  # also of those added later
+    'text.length': at_least(3),
+    'views.preset': one_of(*PRESETS, *TEXT_PRESETS),
+    'model.name': (
+        lambda name: name in MODELS or ':' in name,  # also of those added later, and of the user's own
+        'choose one of ' + ', '.join(MODELS),
+    ),
     'model.stem': one_of(*STEMS),
     'model.width': at_least(1),
+    'model.positions': one_of(*POSITIONS),
     'model.projection': one_of(*PROJECTIONS),
     'model.predictor': one_of(*PREDICTORS),
     'model.head_width': at_least(1),
     'model.dim': at_least(2),
     'model.dtype': one_of(*DTYPES),
     'model.matmul_precision': one_of(*PRECISIONS),
+    'model.vocabulary': at_least(0),
+    'model.layers': between(1, 80),  # more would need masks of dropout with numbers beyond 8 bits
+    'model.heads': at_least(1),
+    'model.mlp_width': at_least(1),
+    'model.max_positions': at_least(1),
+    'model.position_offset': at_least(0),
+    'model.token_types': at_least(0),
+    'model.norm_epsilon': _POSITIVE,
+    'model.pooling': one_of(*POOLINGS),
+    'model.dropout': (lambda value: 0 <= value < 1, 'must be at least 0 and below 1'),
     'loss.temperature': _POSITIVE,
     'loss.hardness': at_least(0),
     'loss.key_weight': between(0, 1),
@@ -73,6 +92,7 @@ RULES: dict[str, Rule] = {
     'optimizer.momentum': (lambda value: 0 <= value < 1, 'must be at least 0 and below 1'),
     'optimizer.weight_decay': at_least(0),
     'optimizer.warmup_epochs': at_least(0),
+    'optimizer.clip': at_least(0),
     'train.batch_size': at_least(1),
     'train.epochs': at_least(0),
     'train.steps': at_least(0),
@@ -95,8 +115,8 @@ RULES: dict[str, Rule] = {
 
 
 FREE = (
-    'init_from', 'data.name', 'data.data_dir', 'data.path', 'data.path_column', 'data.label_column', 'model.norm',
-    'model.freeze_patches', 'model.remat',
+    'init_from', 'data.name', 'data.data_dir', 'data.path', 'data.path_column', 'data.label_column', 'data.columns',
+    'text.tokenizer', 'sts.path', 'model.norm', 'model.freeze_patches', 'model.remat',
     'loss.symmetric', 'loss.two_tau', 'loss.shuffle_keys', 'negatives.mask_same_image', 'queue.sharded',
     'optimizer.decay_norm_and_bias', 'log.pictures', 'parallel.deterministic',
 )  # fmt: skip
@@ -119,7 +139,7 @@ def validate(config: ConfigDict) -> None:
       UserError: naming the field, its value and what it may be.
     """
     check_fields(config, RULES)
-    resolve_views(config.views)
+    (resolve_text_views if config.views.preset in TEXT_PRESETS else resolve_views)(config.views)
     if not config.train.epochs and not config.train.steps:
         raise UserError('config.train.epochs=0: train for some epochs, or set train.steps')
     if len(config.data.mean) != len(config.data.std):
@@ -127,16 +147,35 @@ def validate(config: ConfigDict) -> None:
     if any(value == 0 for value in config.data.std):
         raise UserError(f'config.data.std={tuple(config.data.std)}: must be above 0')
     _validate_negatives(config)
+    find_model(config.model.name)
+    if config.model.name == 'convnext_t' and config.data.image_size < LEAST:
+        raise UserError(f'config.data.image_size={config.data.image_size}: convnext_t needs at least {LEAST} pixels')
     side = PATCHES.get(config.model.name, 1)
     if config.data.image_size % side:
         raise UserError(
             f'config.data.image_size={config.data.image_size}: must be a multiple of {side}, the patches of '
             f'model.name={config.model.name}'
         )
-    if config.model.remat and config.model.name == 'tiny':
-        raise UserError('config.model.remat=True: tiny has no blocks to compute again')
+    if config.model.remat and config.model.name in ('tiny', 'bag'):
+        raise UserError(f'config.model.remat=True: {config.model.name} has no blocks to compute again')
     if config.loss.key_weight == 1 and config.loss.key_term == 'batch' and config.train.batch_size == 1:
         raise UserError('config.train.batch_size=1: the key term needs other queries; use a larger batch')
+
+
+def validate_sizes(config: ConfigDict) -> None:
+    """Checks that the sizes of a transformer of sentences fit each other and the sentences.
+
+    Raises:
+      UserError: naming the field.
+    """
+    model = config.model
+    if model.name != 'transformer':
+        return
+    if model.width % model.heads:
+        raise UserError(f'config.model.heads={model.heads}: must divide model.width={model.width}')
+    longest = model.max_positions - model.position_offset
+    if config.text.length > longest:
+        raise UserError(f'config.text.length={config.text.length}: the model has positions for {longest} tokens')
 
 
 def _validate_negatives(config: ConfigDict) -> None:
@@ -169,6 +208,26 @@ def _validate_negatives(config: ConfigDict) -> None:
             f'config.train.accumulate_steps={config.train.accumulate_steps}: the key term compares all queries of a '
             'batch, which are never in memory together; use 1, or loss.key_weight=0'
         )
+
+
+def validate_kind(config: ConfigDict, kind: str, name: str) -> None:
+    """Checks that the encoder takes the examples of a data set.
+
+    Args:
+      config: whose model is checked.
+      kind: of the examples.
+      name: of the data set, for the message.
+
+    Raises:
+      UserError: a model of text is to be trained on something else, or another model on text.
+    """
+    if (config.model.name in TEXT_MODELS) == (kind == TEXT):
+        return
+    if kind == TEXT:
+        remedy = f'choose one of {", ".join(TEXT_MODELS)}'
+    else:
+        remedy = f'it takes text; choose one of {", ".join(model for model in MODELS if model not in TEXT_MODELS)}'
+    raise UserError(f'config.model.name={config.model.name!r}: {name} holds {kind}; {remedy}')
 
 
 def validate_devices(config: ConfigDict, num_devices: int) -> None:

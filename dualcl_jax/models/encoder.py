@@ -1,5 +1,6 @@
 """Encoders: a backbone and a projection, with batch statistics over groups of the batch."""
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -8,27 +9,39 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dualcl_jax.models.convnext import convnext_t
 from dualcl_jax.models.heads import PREDICTORS, PROJECTIONS, Head
 from dualcl_jax.models.norm import BatchNorm
 from dualcl_jax.models.resnet import STEMS, resnet18, resnet34, resnet50
+from dualcl_jax.models.text import FIELDS as TEXT_FIELDS
+from dualcl_jax.models.text import Bag, TextGeometry
 from dualcl_jax.models.tiny import Tiny
-from dualcl_jax.models.vit import PATCHES, vit_s16, vit_tiny
+from dualcl_jax.models.transformer import Transformer
+from dualcl_jax.models.vit import PATCHES, POSITIONS, SINE_COSINE, vit_b16, vit_l16, vit_s16, vit_s16_h6, vit_tiny
 from dualcl_jax.system.errors import UserError
 
-# Each entry takes norm, stem, width, dtype, name and, if it has blocks, remat. It maps images and `train` to float32
-# features [N, F].
+# Each entry takes norm, stem, width, dtype, name and, if it has blocks, remat; those of `TEXT_MODELS` also geometry. It
+# maps a view, such as images, and `train` to float32 features [N, F].
 MODELS: dict[str, Callable[..., nn.Module]] = {
     'resnet18': resnet18,
     'resnet34': resnet34,
     'resnet50': resnet50,
     'vit_s16': vit_s16,
+    'vit_s16_h6': vit_s16_h6,
+    'vit_b16': vit_b16,
+    'vit_l16': vit_l16,
+    'convnext_t': convnext_t,
     'vit_tiny': vit_tiny,
     'tiny': Tiny,
+    'bag': Bag,
+    'transformer': Transformer,
 }
+TEXT_MODELS = ('bag', 'transformer')
+"""The models that take sentences, see `dualcl_jax.models.text`."""
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 FIELDS = (
     'name', 'stem', 'width', 'norm', 'projection', 'predictor', 'head_width', 'dim', 'freeze_patches', 'remat', 'dtype',
-    'matmul_precision',
+    'matmul_precision', 'positions', *TEXT_FIELDS,
 )  # fmt: skip
 """The fields of a model config."""
 PRECISIONS = ('float32', 'tensorfloat32', 'bfloat16')
@@ -37,7 +50,7 @@ never round them."""
 
 
 class Encoded(NamedTuple):
-    """The output of an encoder for N images: `backbone` [N, F] and `projection` [N, dim], float32, not normalised.
+    """The output of an encoder for N views: `backbone` [N, F] and `projection` [N, dim], float32, not normalised.
 
     If a prediction was requested, `projection` holds the prediction.
     """
@@ -47,15 +60,16 @@ class Encoded(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """Backbone and projection, and a predictor for queries: normalised images float32 [N, H, W, C] to `Encoded`.
+    """Backbone and projection, and a predictor for queries: N views to `Encoded`.
 
-    In training, the images of a device may form several consecutive groups, each with its own batch statistics. To
+    Views are normalised images float32 [N, H, W, C], or the tree of arrays [N, ...] that another kind of model takes.
+    In training, the views of a device may form several consecutive groups, each with its own batch statistics. To
     encode two views in one call, use `encoder.clone(groups=2 * encoder.groups)` on the concatenated views, the first
     view first. The variables do not depend on `groups`, `span` or `axis_name`. Those of the predictor are under
     'predictor', and only a call with `predict` reads them.
 
     Attributes:
-      model: a key of `MODELS`.
+      model: a key of `MODELS`, or 'module:Class' of a network of the user's own, see `find_model`.
       stem: 'cifar' or 'imagenet'.
       width: channels of the first stage.
       projection: a key of `PROJECTIONS`.
@@ -63,9 +77,11 @@ class Encoder(nn.Module):
       hidden: width of the inner layers of MoCo v3's projections and predictors.
       dim: length of a projection.
       freeze_patches: for a ViT, see `VisionTransformer`.
+      positions: for a ViT, one of `POSITIONS`.
       remat: recompute activations inside blocks in the backward pass.
       dtype: of the computation; parameters, statistics and outputs are float32.
       matmul_precision: one of `PRECISIONS`, for convolutions and matrix products if dtype is float32.
+      text: the geometry of a model in `TEXT_MODELS`; None for others.
       groups, span, axis_name: see `BatchNorm`.
     """
 
@@ -77,21 +93,23 @@ class Encoder(nn.Module):
     hidden: int
     dim: int
     freeze_patches: bool = True
+    positions: str = SINE_COSINE
     remat: bool = False
     dtype: Any = jnp.float32
     matmul_precision: str = 'float32'
+    text: TextGeometry | None = None
     groups: int = 1
     span: int = 1
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool, predict: bool = False) -> Encoded:
+    def __call__(self, views: Any, *, train: bool, predict: bool = False) -> Encoded:
         rounds = self.matmul_precision if self.dtype == jnp.float32 else None  # with bfloat16 the dtype decides
         with jax.default_matmul_precision(rounds):
-            return self._encode(images, train=train, predict=predict)
+            return self._encode(views, train=train, predict=predict)
 
-    def _encode(self, images: jax.Array, *, train: bool, predict: bool) -> Encoded:
-        features = self.make_backbone('backbone')(images, train=train)
+    def _encode(self, views: Any, *, train: bool, predict: bool) -> Encoded:
+        features = self.make_backbone('backbone')(views, train=train)
         head = partial(Head, dim=self.dim, hidden=self.hidden, norm=self._norm(), dtype=self.dtype)
         projection = head(PROJECTIONS[self.projection], name='projection')(features, train=train)
         compute = PREDICTORS[self.predictor]
@@ -102,10 +120,12 @@ class Encoder(nn.Module):
     @nn.nowrap
     def make_backbone(self, name: str | None = None) -> nn.Module:
         """Makes the backbone: a submodule if it has a name, else a module of its own for the 'backbone' variables."""
-        options = {'remat': True} if self.remat else {}
+        options: dict[str, Any] = {'remat': True} if self.remat else {}
         if self.model in PATCHES:
-            options['freeze_patches'] = self.freeze_patches
-        build = partial(MODELS[self.model], **options)
+            options |= {'freeze_patches': self.freeze_patches, 'positions': self.positions}
+        if self.text is not None:
+            options['geometry'] = self.text
+        build = partial(find_model(self.model), **options)
         return build(norm=self._norm(), stem=self.stem, width=self.width, dtype=self.dtype, name=name)
 
     @nn.nowrap
@@ -113,12 +133,35 @@ class Encoder(nn.Module):
         return partial(BatchNorm, groups=self.groups, span=self.span, axis_name=self.axis_name, dtype=self.dtype)
 
 
+def find_model(name: str) -> Callable[..., nn.Module]:
+    """The function or class that makes a backbone, called as the entries of `MODELS` are.
+
+    Args:
+      name: a key of `MODELS`, or 'module:Class' of a module that the program has imported. It is never imported here:
+        stored configs and files of weights have names, too, and must not execute code.
+
+    Raises:
+      UserError: there is none.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    module, colon, attribute = name.partition(':')
+    if not colon:
+        raise UserError(f'model.name={name!r}: choose one of {", ".join(MODELS)}, or MODULE:CLASS of your own')
+    if module not in sys.modules:
+        raise UserError(f'model.name={name!r}: {module} is not imported; add --import={module}, or import it first')
+    found = getattr(sys.modules[module], attribute, None)
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise UserError(f'model.name={name!r}: {module} has no Flax module {attribute}')
+    return found
+
+
 def build_encoder(model_config: Any, *, groups: int = 1, span: int = 1, axis_name: str | None = None) -> Encoder:
     """Builds the encoder that a model config describes.
 
     Args:
       model_config: anything with the attributes of `Encoder`, but `name` instead of `model` and `head_width` instead
-        of `hidden`.
+        of `hidden`, and the fields of `TextGeometry` for a model in `TEXT_MODELS`.
       groups: groups of the batch on each device, from `norm_layout`.
       span: devices that share a group, from `norm_layout`.
       axis_name: the mapped data axis; None on one device.
@@ -126,8 +169,9 @@ def build_encoder(model_config: Any, *, groups: int = 1, span: int = 1, axis_nam
     Raises:
       UserError: a field has an invalid value.
     """
-    choices = {'name': MODELS, 'stem': STEMS, 'projection': PROJECTIONS, 'predictor': PREDICTORS, 'dtype': DTYPES}
-    choices |= {'matmul_precision': PRECISIONS}
+    find_model(model_config.name)
+    choices: dict[str, Any] = {'stem': STEMS, 'positions': POSITIONS, 'projection': PROJECTIONS}
+    choices |= {'predictor': PREDICTORS, 'dtype': DTYPES, 'matmul_precision': PRECISIONS}
     for field, allowed in choices.items():
         value = getattr(model_config, field)
         if value not in allowed:
@@ -135,6 +179,9 @@ def build_encoder(model_config: Any, *, groups: int = 1, span: int = 1, axis_nam
     for field in ('width', 'dim', 'head_width'):
         if getattr(model_config, field) < 1:
             raise UserError(f'model.{field}={getattr(model_config, field)}: must be at least 1')
+    text = TextGeometry.of(model_config) if model_config.name in TEXT_MODELS else None
+    if text is not None and text.vocabulary < 1:
+        raise UserError(f'model.vocabulary={text.vocabulary}: must be the number of tokens of the tokenizer')
     return Encoder(
         model=model_config.name,
         stem=model_config.stem,
@@ -144,9 +191,11 @@ def build_encoder(model_config: Any, *, groups: int = 1, span: int = 1, axis_nam
         hidden=model_config.head_width,
         dim=model_config.dim,
         freeze_patches=model_config.freeze_patches,
+        positions=model_config.positions,
         remat=model_config.remat,
         dtype=DTYPES[model_config.dtype],
         matmul_precision=model_config.matmul_precision,
+        text=text,
         groups=groups,
         span=span,
         axis_name=axis_name,
@@ -154,7 +203,7 @@ def build_encoder(model_config: Any, *, groups: int = 1, span: int = 1, axis_nam
 
 
 def channels_of(params: Any, model: str) -> int:
-    """Input channels of an encoder with these parameters; `model` is a key of `MODELS`."""
+    """Input channels of an encoder of images with these parameters; `model` is a key of `MODELS`."""
     backbone = params['backbone']
     if model in PATCHES:  # a row of the kernel for each pixel of a patch and channel
         return int(backbone['patch_embed']['kernel'].shape[0]) // PATCHES[model] ** 2

@@ -9,6 +9,23 @@ import jax
 import jax.numpy as jnp
 
 from dualcl_jax.models.layers import dense, relu
+from dualcl_jax.system.errors import UserError
+
+
+def identity(
+    x: jax.Array, *, dim: int, hidden: int, dtype: Any, norm: Callable[..., nn.Module], train: bool
+) -> jax.Array:
+    """No projection: the features [N, F] themselves, F = dim.
+
+    Raises:
+      UserError: F differs.
+    """
+    if x.shape[-1] != dim:
+        raise UserError(
+            f'config.model.dim={dim}: without a projection it is the number of features; set it to {x.shape[-1]}, or '
+            'choose another model.projection'
+        )
+    return x
 
 
 def linear(
@@ -49,6 +66,7 @@ def mlp_bn(
 
 # MoCo v3's projection has two layers after a ResNet and three after a ViT.
 PROJECTIONS: dict[str, Callable[..., jax.Array]] = {
+    'none': identity,
     'linear': linear,
     'mlp': mlp,
     'mlp2_bn': partial(mlp_bn, layers=2, last_bn=True),

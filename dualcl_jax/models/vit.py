@@ -1,7 +1,8 @@
 """Vision transformer (arXiv 2010.11929) as MoCo v3 trains it (arXiv 2104.02057, §5 and its published code).
 
-Fixed two-dimensional sine-cosine positions, a class token as the feature, layer norm before each branch, and a patch
-projection that may keep its initial values (§4.2: learning it makes training unstable). MoCo v3's ViT-S has 12 heads.
+Two-dimensional sine-cosine positions, fixed, or learned ones; a class token as the feature, layer norm before each
+branch, and a patch projection that may keep its initial values (§4.2: learning it makes training unstable). MoCo v3's
+ViT-S has 12 heads.
 """
 
 import math
@@ -14,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+SINE_COSINE, LEARNED = POSITIONS = ('sine_cosine', 'learned')
+"""The values of `model.positions`."""
 EPSILON = 1e-6
 """The ε of every layer norm."""
 
@@ -25,6 +28,11 @@ def uniform(bound: float) -> nn.initializers.Initializer:
         return jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound).reshape(shape)
 
     return init
+
+
+def _small_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """Normal values with deviation 0.02, drawn flat like `layers.lecun_normal`."""
+    return 0.02 * jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
 
 
 def _dense(inputs: int, outputs: int, *, name: str, dtype: Any, parts: int = 1) -> nn.Dense:
@@ -85,6 +93,7 @@ class VisionTransformer(nn.Module):
       heads: attention heads.
       norm, stem, width: not used: there are no batch statistics, no stem, and `dim` is the width.
       freeze_patches: the patch projection keeps its initial values.
+      positions: 'sine_cosine', fixed, for the patches alone; or 'learned', for the class token, too (2010.11929).
       remat: store only the inputs of blocks for the backward pass and recompute the rest.
       dtype: of the computation; parameters and features are float32.
     """
@@ -97,6 +106,7 @@ class VisionTransformer(nn.Module):
     stem: str = 'imagenet'
     width: int = 64
     freeze_patches: bool = True
+    positions: str = SINE_COSINE
     remat: bool = False
     dtype: Any = jnp.float32
 
@@ -107,9 +117,13 @@ class VisionTransformer(nn.Module):
         patches = images.reshape(count, rows, self.patch, columns, self.patch, channels)
         patches = patches.swapaxes(2, 3).reshape(count, rows * columns, -1)
         x = PatchProjection(self.dim, self.freeze_patches, self.dtype, name='patch_embed')(patches)
-        x = x + jnp.asarray(sine_cosine_positions(rows, columns, self.dim), self.dtype)[None]
+        if self.positions == SINE_COSINE:
+            x = x + jnp.asarray(sine_cosine_positions(rows, columns, self.dim), self.dtype)[None]
         token = self.param('cls_token', nn.initializers.normal(1e-6), (self.dim,), jnp.float32)
         x = jnp.concatenate([jnp.broadcast_to(token.astype(self.dtype), (count, 1, self.dim)), x], axis=1)
+        if self.positions == LEARNED:
+            places = self.param('pos_embed', _small_normal, (1 + rows * columns, self.dim), jnp.float32)
+            x = x + places.astype(self.dtype)[None]
         block = nn.remat(Block) if self.remat else Block
         for index in range(self.depth):
             x = block(self.heads, self.dtype, name=f'blocks_{index}')(x)
@@ -140,6 +154,9 @@ class PatchProjection(nn.Module):
 
 
 vit_s16 = partial(VisionTransformer, 16, 384, 12, 12)
+vit_s16_h6 = partial(VisionTransformer, 16, 384, 12, 6)  # six heads, as in DINO and timm
+vit_b16 = partial(VisionTransformer, 16, 768, 12, 12)
+vit_l16 = partial(VisionTransformer, 16, 1024, 24, 16)
 vit_tiny = partial(VisionTransformer, 4, 64, 2, 4)
-PATCHES = {'vit_s16': 16, 'vit_tiny': 4}
+PATCHES = {'vit_s16': 16, 'vit_s16_h6': 16, 'vit_b16': 16, 'vit_l16': 16, 'vit_tiny': 4}
 """Side of the patches of each ViT; `data.image_size` must be a multiple of it."""

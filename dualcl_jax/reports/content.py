@@ -9,17 +9,19 @@ import numpy as np
 from etils import epath
 from numpy.typing import NDArray
 
+from dualcl_jax.data.describe import units
 from dualcl_jax.data.images.source import KIND as IMAGES
+from dualcl_jax.data.text.source import KIND as TEXT
 from dualcl_jax.evaluators.measures.knn import knn_predict, nearest
 from dualcl_jax.method.describe import describe_method
 from dualcl_jax.method.negatives.selectors import build_selector
 from dualcl_jax.reports.hardness import PARTS, Anchor, hardest_negatives, image_losses, negatives_of, softmax_shares
 from dualcl_jax.reports.samples import Samples, one_per_class
-from dualcl_jax.reports.sprite import Sprite
+from dualcl_jax.reports.shown import PICTURES, TEXTS, Shown
 from dualcl_jax.reports.subject import Subject
 from dualcl_jax.system.config import flatten
 from dualcl_jax.system.console import duration
-from dualcl_jax.workdir.metrics import KNN_BACKBONE
+from dualcl_jax.workdir.metrics import KNN_BACKBONE, STS_BACKBONE, STS_PROJECTION, STS_TF_IDF
 
 Content = dict[str, Any]
 
@@ -31,6 +33,8 @@ HARDEST = 10
 MATRIX_CLASSES = 30
 """The most classes for which a confusion matrix is drawn."""
 CONFUSIONS = 8
+TIMES = ' × 100'
+"""The end of the format of a number that is shown a hundred times as large."""
 RECORD = (
     'protocol', 'metric', 'value', 'interval', 'data_set', 'split', 'examples', 'encoder', 'layer', 'k', 'tau', 'step',
     'details',
@@ -40,10 +44,10 @@ RECORD = (
 
 def describe(run: Subject, samples: Samples) -> Content:
     """Collects everything that the page shows of a run; `missing` gives the reason for each part that is left out."""
-    sprite, missing, train = Sprite(), dict[str, str](), run.splits.train
-    has_pictures = train.kind == IMAGES
-    if not has_pictures:
-        missing['pictures'] = f'Examples are {train.kind}, which have no pictures'
+    missing, train = dict[str, str](), run.splits.train
+    shown = Shown(train)
+    if shown.form is None:
+        missing['examples'] = f'Examples are {train.kind}, which have no pictures'
     facts = describe_method(run.config, run.method, run.splits, run.state.params, run.total_steps)
     facts['steps'] = f'{run.step:,} of {run.total_steps:,} ({run.step / run.steps_per_epoch:.3g} epochs)'
     if run.versions:
@@ -60,7 +64,7 @@ def describe(run: Subject, samples: Samples) -> Content:
     )
     pool = np.random.default_rng(0).permutation(len(train))[:ANCHOR_POOL]
     chosen = pool[one_per_class(train.labels[pool], ANCHORS)]
-    anchors = hardest_negatives(method, run.state, train, chosen, queue, count, HARDEST) if has_pictures else []
+    anchors = hardest_negatives(method, run.state, train, chosen, queue, count, HARDEST) if shown.form else []
     (shares,) = softmax_shares(method, run.state, train, pool, queue, PARTS, [run.config.loss.temperature])
     if train.class_names is None:
         missing['classes'] = 'The data set has no labels; the parts that need them are left out'
@@ -71,13 +75,14 @@ def describe(run: Subject, samples: Samples) -> Content:
         'numbers': _numbers(run),
         'series': _series(run.records),
         'settled': _settled(run.records),
-        'kind': train.kind,
+        'kind': units(train.kind),
         'of': samples.of,
+        'form': shown.form,
         'class_names': list(train.class_names or ()),
-        'map': _map(samples, losses, predictions, sprite, missing),
-        'neighbours': _neighbours(run, samples, sprite) if has_pictures else [],
+        'map': _map(samples, losses, predictions, shown, missing),
+        'neighbours': _neighbours(run, samples, shown) if shown.form else [],
         'bank_size': len(samples.banked),
-        'gallery': [_anchor(run, anchor, sprite) for anchor in anchors],
+        'gallery': [_anchor(run, anchor, shown) for anchor in anchors],
         'softmax': {
             'temperature': run.config.loss.temperature,
             'images': len(pool),
@@ -91,10 +96,10 @@ def describe(run: Subject, samples: Samples) -> Content:
         'versions': dict(run.versions),
         'missing': missing,
         'sprite': {
-            'uri': sprite.data_uri(),
-            'side': sprite.side,
-            'pitch': sprite.pitch,
-            'columns': sprite.columns,
+            'uri': shown.sprite.data_uri(),
+            'side': shown.sprite.side,
+            'pitch': shown.sprite.pitch,
+            'columns': shown.sprite.columns,
         },
     }
 
@@ -111,6 +116,8 @@ def _numbers(run: Subject) -> list[dict[str, str]]:
     found: list[dict[str, str]] = []
 
     def written(value: float, form: str) -> str:
+        if form.endswith(TIMES):
+            return form.removesuffix(TIMES).format(100 * value)
         return form.format(100 * value if form.endswith('%') else value)
 
     def add(name: str, value: float | None, form: str, remark: str = '') -> None:
@@ -125,7 +132,14 @@ def _numbers(run: Subject) -> list[dict[str, str]]:
     add('kNN, projection', last('monitor/knn_top1_projection'), percent, knn)
     origin = 'the encoder it starts from' if run.config.init_from else 'random encoder'
     add('kNN, before training', start.get(KNN_BACKBONE), percent, origin)
-    add('kNN, raw pixels', start.get('monitor/knn_top1_raw_pixels'), percent, 'no encoder')
+    kind = run.splits.train.kind
+    raw = {IMAGES: 'raw pixels', TEXT: 'bag of words'}.get(kind, 'raw values')
+    add(f'kNN, {raw}', start.get('monitor/knn_top1_raw_pixels'), percent, 'no encoder')
+    spearman, times = f'Spearman{TIMES}', '{:.1f}' + TIMES
+    add('STS-B dev, backbone', last(STS_BACKBONE), times, spearman)
+    add('STS-B dev, projection', last(STS_PROJECTION), times, spearman)
+    add('STS-B dev, before training', start.get(STS_BACKBONE), times, origin)
+    add('STS-B dev, TF-IDF', start.get(STS_TF_IDF), times, 'no encoder')
     add('contrastive loss', last('train/loss'), '{:.3f}', beside('chance', '{:.2f}', last('train/loss_chance')))
     add(
         'same-class negatives',
@@ -134,22 +148,26 @@ def _numbers(run: Subject) -> list[dict[str, str]]:
         beside('in all of the queue', percent, last('train/same_class_rate')),
     )
     add('effective rank', last('train/effective_rank'), '{:.1f}', f'of {run.method.dim}, queries')
-    add('images a second', last('time/images_per_second'), '{:,.0f}', 'in training')
+    add(
+        'images a second' if kind == IMAGES else 'examples a second',
+        last('time/images_per_second'),
+        '{:,.0f}',
+        'in training',
+    )
     if run.records:
         found.append({'name': 'time', 'value': duration(run.records[-1]['wall_time_s']), 'remark': 'with evaluation'})
     return found
 
 
 def _series(records: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
-    """The curve of each metric as (step, value) pairs, without records that lack it."""
-    names = sorted({name for record in records for name in record} - {'step', 'wall_time_s'})
+    """The curve of each metric that has a value as (step, value) pairs, without records that lack it."""
+    with_value = {name for record in records for name, value in record.items() if value is not None}
+    names = sorted(with_value - {'step', 'wall_time_s'})
     series = {}
     for name in names:
         rows = [(record['step'], record[name]) for record in records if record.get(name) is not None]
-        parts = np.array_split(np.array(rows, np.float64).reshape(-1, 2), min(SERIES_POINTS, max(len(rows), 1)))
-        series[name] = [
-            (round(float(s), 1), float(f'{v:.5g}')) for s, v in (part.mean(axis=0) for part in parts if len(part))
-        ]
+        parts = np.array_split(np.array(rows, np.float64), min(SERIES_POINTS, len(rows)))
+        series[name] = [(round(float(s), 1), float(f'{v:.5g}')) for s, v in (part.mean(axis=0) for part in parts)]
     return series
 
 
@@ -197,7 +215,7 @@ def _map(
     samples: Samples,
     losses: NDArray,
     predictions: NDArray | None,
-    sprite: Sprite,
+    shown: Shown,
     missing: dict[str, str],
 ) -> Content | None:
     """The positions of images in the plane, scaled to [0, 1], and the details of each image."""
@@ -207,6 +225,7 @@ def _map(
     low, span = samples.points.min(axis=0), np.ptp(samples.points, axis=0).max()
     points = (samples.points - low) / max(float(span), 1e-12)
     _, near = map(np.asarray, nearest(samples.features, samples.features, MAP_NEIGHBOURS + 1))
+    examples = shown.show(samples.source, samples.shown)
     return {
         'ids': samples.shown.tolist(),
         'x': [round(float(x), 4) for x in points[:, 0]],
@@ -215,24 +234,25 @@ def _map(
         'losses': [round(float(loss), 3) if np.isfinite(loss) else None for loss in losses],
         'predictions': None if predictions is None else predictions.tolist(),
         'near': near[:, 1:].tolist(),
-        'tiles': None if 'pictures' in missing else sprite.add(samples.source, samples.shown),
+        'tiles': [example['tile'] for example in examples] if shown.form == PICTURES else None,
+        'texts': [example['text'] for example in examples] if shown.form == TEXTS else None,
     }
 
 
-def _neighbours(run: Subject, samples: Samples, sprite: Sprite) -> list[Content]:
-    """Some images with their nearest training images."""
+def _neighbours(run: Subject, samples: Samples, shown: Shown) -> list[Content]:
+    """Some examples with their nearest training examples."""
     train, rows = run.splits.train, []
     for query, found, similarities in zip(samples.queries, samples.found, samples.similarities, strict=True):
-        image = samples.shown[query]
-        label = int(samples.source.labels[image])
-        (tile,) = sprite.add(samples.source, np.array([image]))
-        near = zip(sprite.add(train, found), train.labels[found].tolist(), similarities.tolist(), strict=True)
+        index = samples.shown[query]
+        label = int(samples.source.labels[index])
+        (example,) = shown.show(samples.source, np.array([index]))
+        near = zip(shown.show(train, found), train.labels[found].tolist(), similarities.tolist(), strict=True)
         rows.append(
-            {
-                'tile': tile,
+            example
+            | {
                 'label': label,
                 'near': [
-                    {'tile': other, 'label': of, 'similarity': similarity, 'same': _same(label, of)}
+                    other | {'label': of, 'similarity': similarity, 'same': _same(label, of)}
                     for other, of, similarity in near
                 ],
             }
@@ -240,20 +260,18 @@ def _neighbours(run: Subject, samples: Samples, sprite: Sprite) -> list[Content]
     return rows
 
 
-def _anchor(run: Subject, anchor: Anchor, sprite: Sprite) -> Content:
-    """An anchor with the tiles of its negatives; a negative without an image has none."""
+def _anchor(run: Subject, anchor: Anchor, shown: Shown) -> Content:
+    """An anchor with what is shown of its negatives; of a negative without an example, that is nothing."""
     train = run.splits.train
-    (tile,) = sprite.add(train, np.array([anchor.image]))
+    (example,) = shown.show(train, np.array([anchor.image]))
     fields = dataclasses.asdict(anchor)
     fields['hardest'] = [
         negative._asdict()
-        | {
-            'tile': sprite.add(train, np.array([negative.image]))[0] if negative.image >= 0 else None,
-            'same': _same(anchor.label, negative.label),
-        }
+        | (shown.show(train, np.array([negative.image]))[0] if negative.image >= 0 else {})
+        | {'same': _same(anchor.label, negative.label)}
         for negative in anchor.hardest
     ]
-    return fields | {'tile': tile}
+    return fields | example
 
 
 def _same(label: int, other: int) -> bool | None:

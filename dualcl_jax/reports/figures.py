@@ -8,14 +8,14 @@ import io
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from etils import epath
 from numpy.typing import NDArray
 
 from dualcl_jax.system.files import write_bytes
-from dualcl_jax.workdir.metrics import KNN_BACKBONE
+from dualcl_jax.workdir.metrics import KNN_BACKBONE, STS_BACKBONE, STS_PROJECTION, STS_TF_IDF
 
 DPI = 150
 DASHED = (0, (4, 3))
@@ -31,28 +31,42 @@ CLASS_COLOURS = (
 CLASS_MARKERS = ('o', '^')
 
 
+class Score(NamedTuple):
+    """A measure of the encoder that is drawn: its title, unit, baseline, and metrics.
+
+    The metrics are those of backbone, projection and baseline.
+    """
+
+    title: str
+    unit: str
+    baseline: str
+    metrics: tuple[str, str, str]
+
+
+SCORES = (
+    Score(
+        'kNN accuracy on held-out examples',
+        ' %',
+        'raw pixels',
+        (KNN_BACKBONE, 'monitor/knn_top1_projection', 'monitor/knn_top1_raw_pixels'),
+    ),
+    Score('Spearman on STS-B dev × 100', '', 'TF-IDF', (STS_BACKBONE, STS_PROJECTION, STS_TF_IDF)),
+)
+
+
 def curves(records: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> epath.Path:
-    """Draws the loss with its chance level, and kNN accuracy with its two references, over the steps.
+    """Draws the loss with its chance level, and each `SCORE` that was measured with its references, over the steps.
 
     Args:
-      records: records of `metrics.jsonl`: `step` and any of `train/loss`, `train/loss_chance`,
-        `monitor/knn_top1_backbone`, `monitor/knn_top1_projection`, `monitor/knn_top1_raw_pixels` (fractions). Missing
-        and non-finite values are omitted. Without kNN (no labels) only the loss is drawn.
+      records: records of `metrics.jsonl`: `step` and any of `train/loss`, `train/loss_chance` and the metrics of
+        `SCORES`. Missing and non-finite values are omitted. Without scores only the loss is drawn.
       path: path of the PNG.
     """
-    loss, chance, backbone, projection, raw_pixels = (
-        _series(records, key)
-        for key in (
-            'train/loss',
-            'train/loss_chance',
-            KNN_BACKBONE,
-            'monitor/knn_top1_projection',
-            'monitor/knn_top1_raw_pixels',
-        )
-    )
-    with_knn = bool(len(backbone) or len(projection) or len(raw_pixels))
-    figure = _figure(9.2 if with_knn else 5.2, 3.4)
-    panels = np.atleast_1d(figure.subplots(1, 2 if with_knn else 1))
+    loss, chance = _series(records, 'train/loss'), _series(records, 'train/loss_chance')
+    scores = [(score, [_series(records, key) for key in score.metrics]) for score in SCORES]
+    scores = [(score, lines) for score, lines in scores if any(map(len, lines))]
+    figure = _figure(5.2 + 4 * len(scores), 3.4)
+    panels = np.atleast_1d(figure.subplots(1, 1 + len(scores)))
     last_step = max((record['step'] for record in records), default=0)
 
     left = panels[0]
@@ -68,26 +82,30 @@ def curves(records: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -
         left.set_ylim(max(0, min(heights) - pad), max(heights) + pad)
     named = [('loss', loss, BLUE), ('chance', chance, MUTED)]
     _label_ends(left, [(f'{name} {line[-1, 1]:.2f}', line[-1, 1], colour) for name, line, colour in named if len(line)])
-
-    if with_knn:
-        right = panels[1]
-        _dress(right, 'kNN accuracy on held-out images', last_step)
-        right.yaxis.set_major_formatter('{x:g} %')
-        untrained = backbone[:1] if len(backbone) > 1 and backbone[0, 0] == 0 else backbone[:0]
-        named = [
-            ('projection', projection, ORANGE),
-            ('backbone', backbone, BLUE),
-            ('before training', untrained, MUTED),
-            ('raw pixels', raw_pixels, GREEN),
-        ]
-        for name, line, colour in named:
-            if name in ('projection', 'backbone'):
-                _line(right, line * (1, 100), colour, marker='o', markersize=3.5)
-            elif len(line):
-                right.axhline(100 * line[-1, 1], color=colour, linestyle=DASHED, linewidth=1.2, zorder=1)
-        ends = [(name, 100 * line[-1, 1], colour) for name, line, colour in named if len(line)]
-        _label_ends(right, [(f'{name} {value:.1f} %', value, colour) for name, value, colour in ends])
+    for axes, (score, lines) in zip(panels[1:], scores, strict=True):
+        _draw_score(axes, score, lines, last_step)
     return _save(figure, path)
+
+
+def _draw_score(axes: Any, score: Score, lines: Sequence[NDArray[np.float64]], last_step: int) -> None:
+    """Draws a score times 100: curves of backbone and projection, and its levels before training and of a baseline."""
+    backbone, projection, baseline = lines
+    _dress(axes, score.title, last_step)
+    axes.yaxis.set_major_formatter('{x:g}' + score.unit)
+    untrained = backbone[:1] if len(backbone) > 1 and backbone[0, 0] == 0 else backbone[:0]
+    named = [
+        ('projection', projection, ORANGE),
+        ('backbone', backbone, BLUE),
+        ('before training', untrained, MUTED),
+        (score.baseline, baseline, GREEN),
+    ]
+    for name, line, colour in named:
+        if name in ('projection', 'backbone'):
+            _line(axes, line * (1, 100), colour, marker='o', markersize=3.5)
+        elif len(line):
+            axes.axhline(100 * line[-1, 1], color=colour, linestyle=DASHED, linewidth=1.2, zorder=1)
+    ends = [(name, 100 * line[-1, 1], colour) for name, line, colour in named if len(line)]
+    _label_ends(axes, [(f'{name} {value:.1f}{score.unit}', value, colour) for name, value, colour in ends])
 
 
 def view_pairs(images: NDArray, views: NDArray, path: str | os.PathLike[str]) -> epath.Path:

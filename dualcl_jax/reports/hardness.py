@@ -30,7 +30,7 @@ NO_IMAGE = -2
 
 
 class Negative(NamedTuple):
-    """A selected negative: image in the training split (-1: noise), class (-1: unknown), cosine, and age in steps."""
+    """A selected negative: its id in the training split (-1: noise), class (-1: unknown), cosine, and age in steps."""
 
     image: int
     label: int
@@ -68,7 +68,7 @@ def negatives_of(method: Method, state: TrainState, train: Source, batch_size: i
     ids = np.random.default_rng(0).permutation(len(train))[:batch_size]
     keys = _embed_images(method, state.momentum_variables, train, ids, predict=False)
     return batch_queue(
-        jnp.asarray(keys), jnp.asarray(ids, jnp.int32), jnp.asarray(train.labels[ids]), jnp.asarray(state.step)
+        jnp.asarray(keys), jnp.asarray(train.ids[ids]), jnp.asarray(train.labels[ids]), jnp.asarray(state.step)
     )
 
 
@@ -89,7 +89,7 @@ def hardest_negatives(
       shown: the most negatives to return for each anchor.
     """
     anchors = jnp.asarray(_embed_images(method, state.variables, train, images, predict=True))
-    ids = jnp.asarray(images, jnp.int32)
+    ids = jnp.asarray(train.ids[images])
     contrast, allowed = _contrast(method, state, queue, k, anchors, anchors, ids)
     similarities = np.asarray(contrast.selection.similarities)
     slots = np.asarray(contrast.selection.take(jnp.arange(queue.size, dtype=jnp.int32)))
@@ -181,7 +181,7 @@ def softmax_shares(
 
 
 class _ViewPairs(NamedTuple):
-    """A block of `size` images, padded to BLOCK: their ids [BLOCK], and their queries and keys [BLOCK, D]."""
+    """A block of `size` images, padded to BLOCK: their `Source.ids` [BLOCK], and their queries and keys [BLOCK, D]."""
 
     size: int
     ids: NDArray
@@ -200,7 +200,7 @@ def _view_pairs(method: Method, state: TrainState, source: Source, images: NDArr
         first, second = (jax.tree.map(lambda leaf, view=view: leaf[view], views) for view in (0, 1))
         queries = _embed_block(method, state.variables, first, True)
         keys = _embed_block(method, state.momentum_variables, second, False)
-        yield _ViewPairs(len(chosen), padded, queries, keys)
+        yield _ViewPairs(len(chosen), source.ids[padded], queries, keys)
 
 
 def _embed_images(

@@ -12,22 +12,28 @@ from etils import epath
 
 from dualcl_jax.reports.content import Content
 from dualcl_jax.system.files import write_text
-from dualcl_jax.workdir.metrics import KNN_BACKBONE
+from dualcl_jax.workdir.metrics import KNN_BACKBONE, STS_BACKBONE, STS_PROJECTION, STS_TF_IDF
 
 RAW_PIXELS = 'monitor/knn_top1_raw_pixels'
-"""A reference level that is measured once."""
+REFERENCES = (RAW_PIXELS, STS_TF_IDF)
+"""Levels that are measured once."""
 
 # Each panel: title, unit, and lines of (metric, name). The first line is solid, the second dashed, the third dotted.
 PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     ('Contrastive loss', '', (('train/loss', 'loss'), ('train/loss_chance', 'chance'))),
     (
-        'kNN accuracy on held-out images',
+        'kNN accuracy on held-out examples',
         '%',
         (
             (KNN_BACKBONE, 'backbone'),
             ('monitor/knn_top1_projection', 'projection'),
             (RAW_PIXELS, 'raw pixels'),
         ),
+    ),
+    (
+        "Spearman's correlation on STS-B dev",
+        '',
+        ((STS_BACKBONE, 'backbone'), (STS_PROJECTION, 'projection'), (STS_TF_IDF, 'TF-IDF')),
     ),
     (
         'Cosine similarity to the query',
@@ -58,7 +64,7 @@ def render(runs: Sequence[Content]) -> str:
             'title': title,
             'unit': unit,
             'settles': lines[0][0] == 'train/loss',  # the loss rises from 0 while the queue fills
-            'lines': [{'metric': metric, 'name': name, 'reference': metric == RAW_PIXELS} for metric, name in lines],
+            'lines': [{'metric': metric, 'name': name, 'reference': metric in REFERENCES} for metric, name in lines],
         }
         for title, unit, lines in PANELS
         if any(metric in run['series'] for run in runs for metric, _ in lines)

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualcl_jax.data import Source, Splits
+from dualcl_jax.data.describe import units
 from dualcl_jax.evaluators.embed import Embedder
 from dualcl_jax.evaluators.measures.knn import nearest
 from dualcl_jax.evaluators.measures.unit import unit
@@ -46,7 +47,7 @@ class Samples(NamedTuple):
     @property
     def of(self) -> str:
         """What the shown examples are, in words. Held-out examples are those for testing or for validation."""
-        return f'{"training" if self.of_training else "held-out"} {self.source.kind}'
+        return f'{"training" if self.of_training else "held-out"} {units(self.source.kind)}'
 
     @property
     def labels(self) -> NDArray:

@@ -7,7 +7,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from dualcl_jax.data import Splits, load
+from dualcl_jax.data import Splits, data_config, load
 from dualcl_jax.evaluators.embed import Embedder
 from dualcl_jax.method.build import Method, build_method
 from dualcl_jax.method.length import run_length
@@ -64,7 +64,7 @@ def read_subject(workdir: str, paths: Sequence[str] = ()) -> tuple[Subject, Samp
     """
     run = open_saved_run(workdir)
     override(run.config, paths)
-    splits = load(run.config.data, validate=True)
+    splits = load(data_config(run.config, run.folder), validate=True)
     check_same_images(run.folder, run.config, run.data_fingerprint, splits.train.fingerprint)
     epoch, total_steps = run_length(run.config, len(splits.train))
     samples = take_samples(Embedder(run.method, run.mesh), run.state.variables, splits)

@@ -6,7 +6,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from dualcl_jax.data import Source, load
+from dualcl_jax.data import Source, data_config, load
 from dualcl_jax.data.images.source import KIND
 from dualcl_jax.data.order import epoch_permutation
 from dualcl_jax.method import randomness
@@ -27,7 +27,7 @@ def show_views(config: ConfigDict, path: str) -> None:
     validate(config)
     if not path.endswith('.png'):
         raise UserError(f'--show_views={path}: name a file that ends in .png')
-    train = load(config.data).train
+    train = load(data_config(config)).train
     if train.kind != KIND:
         raise UserError(f'--show_views={path}: {train.name} holds {train.kind}; only views of images can be drawn')
     ids = epoch_permutation(config.seed, 0, len(train))[:IMAGES]

@@ -1,27 +1,43 @@
 """Flag parsing shared by all programs: a wrong flag gives one line of error and no traceback."""
 
 import argparse
+import importlib
+import os
+import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from dualcl_jax.system.errors import UserError
+
+COMMAND = 'dualcl'
+"""The command that an installation has; it names itself and its subcommand in `sys.argv[0]`."""
 
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises `UserError` where argparse would print its usage.
 
     Args:
-      prog: the command as the user types it.
+      prog: the command as the user types it, unless it is a subcommand of `COMMAND`.
       description: what the program does; its line breaks are kept.
       options: further options of `argparse.ArgumentParser`.
     """
 
     def __init__(self, prog: str, description: str | None = None, **options: Any) -> None:
+        prog = sys.argv[0] if sys.argv[0].startswith(f'{COMMAND} ') else prog
         form = argparse.RawDescriptionHelpFormatter
         super().__init__(prog=prog, description=description, formatter_class=form, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f'{message}\nsee {self.prog} --help')
+
+    def add_import(self) -> None:
+        """Adds the flag --import, for `import_own`."""
+        self.add_argument(
+            '--import',
+            dest='own',
+            metavar='MODULE',
+            help='a module of yours with the network of the run',
+        )
 
     def parse_with_fields(self, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         """Parses flags, and collects each --config.FIELD=VALUE as 'FIELD=VALUE', in order.
@@ -36,3 +52,25 @@ class Parser(argparse.ArgumentParser):
             if '=' not in flag:
                 self.error(f'{flag}: needs a value, {flag}=VALUE')
         return flags, [flag.removeprefix('--config.') for flag in rest]
+
+
+def own_module(model: str) -> str | None:
+    """The module in a `model.name` 'MODULE:CLASS' that the user gave; None for other names."""
+    module, colon, _ = model.partition(':')
+    return module if colon else None
+
+
+def import_own(name: str | None) -> None:
+    """Imports a module of the user's own, which may be in the current folder; None imports nothing.
+
+    Raises:
+      UserError: there is none, or it fails.
+    """
+    if not name:
+        return
+    if os.getcwd() not in sys.path and '' not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as for python -m
+    try:
+        importlib.import_module(name)
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything
+        raise UserError(f'--import={name}: {type(error).__name__}: {error}') from error

@@ -12,9 +12,10 @@ from typing import Any
 import ml_collections
 from ml_collections import ConfigDict
 
+from dualcl_jax import configs
 from dualcl_jax.system.errors import UserError
 
-OPERATIONAL = ('checkpoint.', 'monitor.', 'log.', 'parallel.', 'queue.sharded', 'skip_nonfinite')
+OPERATIONAL = ('checkpoint.', 'monitor.', 'log.', 'parallel.', 'sts.', 'queue.sharded', 'skip_nonfinite')
 """Beginnings of the fields that may change when a run resumes: they decide what is written, how fast, on which devices
 and which faults are tolerated, not the result."""
 
@@ -64,6 +65,24 @@ ADDED: dict[str, Any] = {
     'parallel.save_s': 1800.0,
     'parallel.evaluate_s': 7200.0,
     'optimizer.lars': 'rate_first',
+    'model.positions': 'sine_cosine',
+    'data.columns': '',
+    'text.tokenizer': '',
+    'text.length': 32,
+    'views.deletion': None,
+    'views.repetition': None,
+    'optimizer.clip': 0.0,
+    'model.vocabulary': 0,
+    'model.layers': 6,
+    'model.heads': 12,
+    'model.mlp_width': 1536,
+    'model.max_positions': 512,
+    'model.position_offset': 0,
+    'model.token_types': 2,
+    'model.norm_epsilon': 1e-12,
+    'model.pooling': 'mean',
+    'model.dropout': 0.1,
+    'sts.path': '',
 }
 """Fields that were added since the first config was stored, in the order of their addition, with the value that a
 config without the field means. A new field belongs at the end, with the value that keeps the behaviour of before."""
@@ -74,27 +93,44 @@ def load_config(path: str) -> ConfigDict:
 
     The file is Python and trusted.
 
+    Args:
+      path: of a file, or the name of one that the package has (`dualcl_jax.configs.names`), such as 'imagenet:moco_v3'.
+
     Raises:
       UserError: no such file, or the file fails.
     """
-    file, colon, recipe = (path, '', '') if Path(path).is_file() else path.rpartition(':')
-    if not colon:
-        file = path
-    if not Path(file).is_file():
-        raise UserError(f'--config={path}: no such file')
+    file, recipe = _find_config(path)
     spec = importlib.util.spec_from_file_location('dualcl_jax_run_config', file)
     if spec is None or spec.loader is None:
         raise UserError(f'--config={path}: not a Python file')
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        config = module.get_config(recipe) if colon else module.get_config()
+        config = module.get_config() if recipe is None else module.get_config(recipe)
     except (Exception, SystemExit) as error:  # the user's own code may raise anything
-        raise UserError(f'--config={path}: {type(error).__name__}: {error}') from error
+        hint = ''
+        if isinstance(error, ModuleNotFoundError) and error.name == 'configs':
+            hint = '; import from dualcl_jax.configs instead'
+        raise UserError(f'--config={path}: {type(error).__name__}: {error}{hint}') from error
     if not isinstance(config, ConfigDict):
         raise UserError(f'--config={path}: get_config() must return an ml_collections.ConfigDict')
     add_absent_fields(config)
     return config
+
+
+def _find_config(path: str) -> tuple[Path, str | None]:
+    """The file that '--config' names and the recipe after its colon, if any. Raises UserError where there is none."""
+    if Path(path).is_file():
+        return Path(path), None
+    file, colon, after = path.rpartition(':')
+    file, recipe = (file, after) if colon else (path, None)
+    if Path(file).is_file():
+        return Path(file), recipe
+    if file in configs.names():
+        return configs.path_of(file), recipe
+    close = difflib.get_close_matches(Path(file).stem, configs.names(), n=1, cutoff=0.7)
+    hint = f'did you mean {close[0]}?' if close else f'name a file, or one of {", ".join(configs.names())}'
+    raise UserError(f'--config={path}: no such file; {hint}')
 
 
 def override(config: ConfigDict, assignments: Iterable[str]) -> None:
@@ -171,6 +207,8 @@ def add_absent_fields(config: ConfigDict) -> None:
     with config.unlocked():
         for field, value in ADDED.items():
             section, _, name = field.rpartition('.')
+            if section in ('text', 'sts') and section not in config:
+                config[section] = ConfigDict()
             owner = config.get(section) if section else config
             if field not in present and isinstance(owner, ConfigDict):
                 owner[name] = value

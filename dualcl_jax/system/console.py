@@ -1,10 +1,12 @@
 """Terminal output of a run: a header, a live progress line with the time left, and notes."""
 
 import contextlib
+import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from rich.console import Console as RichConsole
 from rich.progress import (
@@ -30,7 +32,9 @@ class Console:
 
     def __init__(self, *, silent: bool = False) -> None:
         self._silent = silent
-        self._rich = RichConsole(quiet=silent, highlight=False, markup=False, soft_wrap=True)
+        self._rich = RichConsole(
+            quiet=silent, highlight=False, markup=False, soft_wrap=True, force_jupyter=False
+        )  # plain lines in a notebook, too, from whatever thread
         self._total = 0
         self._printed = time.monotonic()
         self._progress: Progress | None = None
@@ -45,7 +49,7 @@ class Console:
         """Starts the progress bar of a run of `total_steps` steps that starts or resumes after `start_step`."""
         self._total = total_steps
         self._printed = time.monotonic()
-        if _is_terminal() and not self._silent:
+        if is_terminal() and not self._silent:
             self._progress = Progress(
                 TextColumn('step'),
                 MofNCompleteColumn(),
@@ -89,8 +93,15 @@ class Console:
             self._progress = None
 
 
-def _is_terminal() -> bool:
+def is_terminal() -> bool:
+    """Whether standard output is a terminal."""
     return sys.stdout is not None and sys.stdout.isatty()
+
+
+def print_json(value: Any, *, always: bool) -> None:
+    """Prints a value as a line of JSON for other programs, unless a person sees it: in a terminal only if `always`."""
+    if always or not is_terminal():
+        print(json.dumps(value, allow_nan=False))
 
 
 def duration(seconds: float) -> str:
@@ -117,7 +128,7 @@ def progress(total: int, what: str) -> Iterator[Callable[[], None]]:
         nonlocal done, printed, bar
         done += 1
         now = time.monotonic()
-        if bar is None and _is_terminal() and now - began > 1:
+        if bar is None and is_terminal() and now - began > 1:
             bar = Progress(
                 TextColumn(what, markup=False),
                 MofNCompleteColumn(),

@@ -8,7 +8,7 @@ import os
 import uuid
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,34 @@ def write_output(path: str, content: bytes) -> None:
             partial.unlink(missing_ok=True)
             raise
     except OSError as error:
+        raise _refusal(path, error) from error
+
+
+def check_output_folder(path: str) -> None:
+    """Creates the parent folder of an output folder. Raises UserError if one of them cannot be used."""
+    folder = reachable(path, f'--output={path}')
+    if path and folder.is_dir():
+        if any(folder.iterdir()):
+            raise UserError(f'--output={path}: is not empty; name a new folder')
+        check_output(str(folder / 'file'))
+    else:
+        check_output(path)
+
+
+def write_output_folder(path: str, files: Mapping[str, bytes]) -> None:
+    """Writes the files of an output folder, by their paths in it. Raises UserError on failure."""
+    folder = epath.Path(path)
+    partial = _beside(folder)
+    try:
+        for name, content in files.items():
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            (partial / name).write_bytes(content)
+        if folder.is_dir():
+            folder.rmdir()  # it is empty
+        partial.rename(folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):  # it may not even exist
+            partial.rmtree(missing_ok=True)
         raise _refusal(path, error) from error
 
 

@@ -1,6 +1,6 @@
 """The private interfaces of JAX that several processes need, in one place: they may change with any version.
 
-Training in a single process uses none of them.
+Training in a single process needs none of them.
 """
 
 import contextlib
@@ -8,6 +8,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -45,6 +46,13 @@ def interface(module: str) -> Any:
             f'install a version from {TESTED[0]} to {TESTED[1]}, or use one process'
         ) from error
     return found
+
+
+def backends_started() -> bool:
+    """Whether JAX has used a device in this process, as far as this version of JAX tells."""
+    bridge = sys.modules.get('jax._src.xla_bridge')
+    tells = getattr(bridge, 'backends_are_initialized', None)
+    return tells is not None and bool(tells())
 
 
 def distributed_state() -> Any:

@@ -4,6 +4,9 @@ import importlib.metadata
 import importlib.util
 import platform
 
+VERSION = '0.1.0'
+"""The version of this package."""
+
 PACKAGES = ('dualcl-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 """Packages whose versions affect a result; they must be the same in every process of a run."""
 

@@ -16,19 +16,24 @@ from rich.console import Console
 from rich.table import Table
 
 from dualcl_jax.data import batch_spec
-from dualcl_jax.data.tree import ArraySpec
+from dualcl_jax.data.images.source import KIND as IMAGES
+from dualcl_jax.data.text.source import VOCABULARY
+from dualcl_jax.data.tree import ArraySpec, Tree, batch_of, empty
 from dualcl_jax.method.build import Method, build_method
 from dualcl_jax.method.contrast import contrast
 from dualcl_jax.method.negatives.queue import Queue, batch_queue, empty_queue
 from dualcl_jax.method.negatives.queue_loss import Anchors
 from dualcl_jax.method.resolve import resolve
 from dualcl_jax.method.state import create_train_state, queue_specs, state_specs
-from dualcl_jax.method.validation import validate, validate_devices
+from dualcl_jax.method.validation import validate, validate_devices, validate_sizes
 from dualcl_jax.method.views import VIEWS
+from dualcl_jax.models.encoder import TEXT_MODELS
+from dualcl_jax.models.text import KIND as TEXT
 from dualcl_jax.step import train_step
 from dualcl_jax.system.devices import AXIS, MAPPERS, ShardMapMapper, bytes_per_device, shapes
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.training import cost
+from dualcl_jax.workdir.saved_run import sentences_of
 
 STEPS_PER_EPOCH = 100
 """An assumption, as no data are read. The length of a run is a constant of the step and does not affect the report."""
@@ -110,21 +115,24 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> dict[str, Any]:
       UserError: the config has a mistake, or cannot be divided over the devices.
     """
     validate(config)
+    validate_sizes(config)
     validate_devices(config, len(devices))
     config = resolve(
         config,
         platform=devices[0].platform,
         num_devices=len(devices),
         statistics=(ASSUMED_MEAN, ASSUMED_STD),
+        vocabulary=VOCABULARY,
     )
     mesh, device, size = Mesh(np.asarray(devices), (AXIS,)), devices[0], config.train.batch_size
-    views = VIEWS['images'](config, np.empty((0, 1, 1, 3), np.uint8))
+    kind, whole, example = _examples(config)
+    views = VIEWS[kind](config, empty(batch_of(whole, 0)))
     method = build_method(
         config, views, total_steps=100 * STEPS_PER_EPOCH, steps_per_epoch=STEPS_PER_EPOCH, num_devices=len(devices)
     )
     step, specs, limits = partial(train_step, method), state_specs(method), _limits(device)
     state = shapes(jax.eval_shape(partial(create_train_state, method)), mesh, specs)
-    batch = shapes(batch_spec(_example(config.data.image_size, 2), size), mesh, PartitionSpec(AXIS))
+    batch = shapes(batch_spec(example, size), mesh, PartitionSpec(AXIS))
     counted = cost.count(ShardMapMapper(mesh, specs).map(step).trace(state, batch).jaxpr, device.platform)
     report = {
         'fits': False,
@@ -203,10 +211,16 @@ def _roofline(limits: Limits, counted: cost.Cost, accessed: float | None) -> dic
     return {'compute_seconds': compute, 'memory_seconds': memory, 'roofline_seconds': max(known, default=None)}
 
 
-def _example(image_size: int, views: int) -> ArraySpec:
-    """An example that the loader is assumed to deliver: an image, or a crop of it for each view."""
-    of_views = (views,) if image_size >= CROPPED_FROM else ()
-    return ArraySpec((*of_views, image_size, image_size, 3), np.dtype(np.uint8))
+def _examples(config: ConfigDict) -> tuple[str, Tree, Tree]:
+    """The kind of the examples, one of them, and what the loader is assumed to deliver of it.
+
+    That is the same of a sentence; of an image, the image, or a crop of it for each view.
+    """
+    if config.model.name in TEXT_MODELS:
+        return TEXT, sentences_of(config), sentences_of(config)
+    side, pixels = config.data.image_size, np.dtype(np.uint8)
+    of_views = (2,) if side >= CROPPED_FROM else ()
+    return IMAGES, ArraySpec((1, 1, 3), pixels), ArraySpec((*of_views, side, side, 3), pixels)
 
 
 def _total(used: Any) -> int:

@@ -16,20 +16,24 @@ from dualcl_jax.workdir.metrics import MetricsLog
 PATIENCE = 5
 """How many consecutive records must show a fault before it causes a warning."""
 NEAR_CHANCE = 0.98
+NEAR_NOTHING = 0.01
 COLLAPSED_STD = 0.05
 
 
 def warning(records: Sequence[dict[str, Any]], total_steps: int) -> str | None:
     """Returns a warning once a fault has lasted for `PATIENCE` records of a run, and None for later records.
 
-    The faults are a loss above `NEAR_CHANCE` of its chance level after a tenth of the run, and queries whose
-    `train/feature_std` is below `COLLAPSED_STD`.
+    The faults are a loss above `NEAR_CHANCE` of its chance level after a tenth of the run, a loss below `NEAR_NOTHING`
+    of it in the first half, and queries whose `train/feature_std` is below `COLLAPSED_STD`.
     """
     trained = (record for record in reversed(records) if 'train/loss' in record)
     recent = list(itertools.islice(trained, PATIENCE + 1))[::-1]
     faults = {
         'the loss stays at its chance level: try another learning rate, a longer warm-up or a larger temperature': (
             lambda r: r['step'] > 0.1 * total_steps and r['train/loss'] > NEAR_CHANCE * r['train/loss_chance'] > 0
+        ),
+        'the loss is near nothing, so there is little left to learn: use views that differ more, or more negatives': (
+            lambda r: r['step'] <= 0.5 * total_steps and r['train/loss'] < NEAR_NOTHING * r['train/loss_chance']
         ),
         'the queries have collapsed to one direction: try a lower learning rate or a higher ema.momentum': (
             lambda r: r['train/feature_std'] < COLLAPSED_STD

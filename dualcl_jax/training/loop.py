@@ -30,13 +30,15 @@ from dualcl_jax.training.profiler import Trace
 from dualcl_jax.training.run import Run, open_run
 from dualcl_jax.workdir.checksum import state_sha256
 from dualcl_jax.workdir.folder import missing_is_away, read_summary
-from dualcl_jax.workdir.metrics import KNN_BACKBONE, MetricsLog
+from dualcl_jax.workdir.metrics import SCORES, MetricsLog
 
 IN_FLIGHT = 2
 """How many steps may be in flight on the devices before the host waits for the oldest."""
 
 
-def train(config: ConfigDict, workdir: str, *, traced_steps: int = 0, extend: bool = False) -> bool:
+def train(
+    config: ConfigDict, workdir: str, *, traced_steps: int = 0, extend: bool = False, ends_process: bool = True
+) -> bool:
     """Trains a new run, or resumes the one in `workdir`, and writes all of its files.
 
     Args:
@@ -44,6 +46,7 @@ def train(config: ConfigDict, workdir: str, *, traced_steps: int = 0, extend: bo
       workdir: local or remote folder.
       traced_steps: how many steps the profiler traces into `profile/`.
       extend: whether the run in the workdir may become longer.
+      ends_process: see `StopSignal`.
 
     Returns:
       True if the run is complete, False if a signal stopped it after a checkpoint.
@@ -57,7 +60,7 @@ def train(config: ConfigDict, workdir: str, *, traced_steps: int = 0, extend: bo
     with (
         lenient_output(),
         closing(Console(silent=jax.process_index() != 0)) as console,
-        StopSignal(several_processes=jax.process_count() > 1) as stop,
+        StopSignal(several_processes=jax.process_count() > 1, ends_process=ends_process) as stop,
         Heartbeat(config) as heartbeat,
     ):
         run, state = open_run(config, workdir, extend=extend)
@@ -126,13 +129,16 @@ def _train(
 def _compile(run: Run, state: TrainState, log: MetricsLog) -> Callable[..., Any]:
     """Compiles the step for a global state and the batches of the loader.
 
-    Meanwhile a new run measures its reference accuracies: those of raw pixels and of the encoder before training.
+    Meanwhile a new run measures its references: the scores of baselines and of the encoder before training.
     """
     step = partial(train_step, run.plan.method)
     with ThreadPoolExecutor(max_workers=1) as beside:
         compiling = beside.submit(run.mapper.compile, step, state, run.plan.batch())
-        if run.monitor and run.plan.start_step == 0:
-            log.write(0, run.wall_time_s(), run.monitor.raw_pixels() | run.monitor.encoder(state.variables))
+        if run.monitors and run.plan.start_step == 0:
+            found: dict[str, float] = {}
+            for monitor in run.monitors:
+                found |= monitor.references() | monitor.encoder(state.variables)
+            log.write(0, run.wall_time_s(), found)
         return compiling.result()
 
 
@@ -153,9 +159,11 @@ def _loader(run: Run) -> Loader:
 
 
 def _measure(run: Run, step: int, state: TrainState, log: MetricsLog) -> None:
-    """Records the kNN accuracy after a step. Every process must call it."""
-    assert run.monitor is not None
-    log.write(step, run.wall_time_s(), run.monitor.encoder(state.variables))
+    """Records the scores of the encoder after a step. Every process must call it."""
+    found: dict[str, float] = {}
+    for monitor in run.monitors:
+        found |= monitor.encoder(state.variables)
+    log.write(step, run.wall_time_s(), found)
 
 
 def _save(run: Run, step: int, state: TrainState, log: MetricsLog, skipped: Skipped) -> str:
@@ -167,7 +175,8 @@ def _save(run: Run, step: int, state: TrainState, log: MetricsLog, skipped: Skip
         'extended_at': list(run.past.extended_at),
         'waiting': log.waiting(),
     }
-    return run.checkpoints.save(step, state, record, log.last(KNN_BACKBONE))
+    scores = (log.last(score) for score in SCORES)
+    return run.checkpoints.save(step, state, record, next((score for score in scores if score is not None), None))
 
 
 def _finish(run: Run, state: Any, log: MetricsLog, in_flight: InFlight, console: Console) -> None:

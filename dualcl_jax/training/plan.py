@@ -8,21 +8,22 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from dualcl_jax.data import Batch, Source, Splits, batch_spec, example_spec, load
+from dualcl_jax.data import Batch, Source, Splits, batch_spec, data_config, example_spec, load
 from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.images.source import image_shape
 from dualcl_jax.data.images.statistics import channel_statistics
+from dualcl_jax.data.text.source import KIND as TEXT
+from dualcl_jax.evaluators.benchmarks.sts import Pairs, read_dev
 from dualcl_jax.method.build import Method, build_method
 from dualcl_jax.method.length import run_length
 from dualcl_jax.method.resolve import Statistics, resolve, resolve_hold_out
 from dualcl_jax.method.state import TrainState, create_train_state
-from dualcl_jax.method.validation import validate_devices, validate_schedule
+from dualcl_jax.method.validation import validate_devices, validate_kind, validate_schedule, validate_sizes
 from dualcl_jax.method.views import VIEWS
 from dualcl_jax.models.norm import LOCAL
 from dualcl_jax.system.devices import device_mesh
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.processes.agreement import check_same_data, check_shared
-from dualcl_jax.training.init_from import check_encoder
 from dualcl_jax.workdir.folder import (
     check_same_images,
     check_same_run,
@@ -31,6 +32,7 @@ from dualcl_jax.workdir.folder import (
     read_fingerprints,
     stored_config,
 )
+from dualcl_jax.workdir.init_from import adopt_geometry, check_encoder
 from dualcl_jax.workdir.saved_run import devices_of, saved_steps
 
 
@@ -46,6 +48,8 @@ class Plan:
       method: what the config chooses, as functions and numbers.
       steps_per_epoch, total_steps: lengths.
       resumed_from: step of the checkpoint that the run resumes from; None for a new run.
+      similar: the pairs of STS-B dev, which an encoder of text is measured on; None where the config names none.
+      origin: the encoder that a new run starts from, in words; empty where its parameters are random.
     """
 
     config: FrozenConfigDict
@@ -56,6 +60,8 @@ class Plan:
     steps_per_epoch: int
     total_steps: int
     resumed_from: int | None
+    similar: Pairs | None = None
+    origin: str = ''
 
     @property
     def start_step(self) -> int:
@@ -86,13 +92,22 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = 
     """
     mesh = device_mesh()
     validate_devices(config, mesh.devices.size)
+    similar = read_dev(config.sts.path) if config.sts.path else None
     folder = open_workdir(workdir) if writes else existing_or_new(workdir)
     if writes:
         check_shared(folder, config.parallel.timeout_s)
     stored = stored_config(folder)
-    data = ConfigDict(config.data.to_dict())
+    config = adopt_geometry(config, stored)
+    validate_sizes(config)
+    data = data_config(config, folder if stored is not None else None)
     data.hold_out = resolve_hold_out(config, stored)
     splits = load(data, validate=True)
+    if similar is not None and splits.train.kind != TEXT:
+        raise UserError(
+            f'config.sts.path={config.sts.path}: measures encoders of text, and {splits.train.name} holds '
+            f'{splits.train.kind}; leave it empty'
+        )
+    validate_kind(config, splits.train.kind, splits.train.name)
     if writes:
         check_same_data(config.data.name, ' '.join(split.fingerprint for split in splits if split is not None))
     statistics = _statistics(config, splits.train)
@@ -101,6 +116,7 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = 
         platform=mesh.devices.flat[0].platform,
         num_devices=mesh.devices.size,
         statistics=statistics,
+        vocabulary=_vocabulary(splits.train),
         stored=stored,
     )
     check_same_run(folder, stored, resolved, extend=extend)
@@ -116,12 +132,13 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = 
     method = build_method(
         resolved, views, total_steps=total_steps, steps_per_epoch=epoch, num_devices=mesh.devices.size
     )
-    plan = Plan(resolved, folder, splits, mesh, method, epoch, total_steps, resumed_from)
+    plan = Plan(resolved, folder, splits, mesh, method, epoch, total_steps, resumed_from, similar)
     if plan.resumed_from is not None and (trained_on := read_fingerprints(folder)[0]) is not None:
         check_same_images(folder, resolved, trained_on, splits.train.fingerprint)
-    if resolved.init_from and plan.resumed_from is None:
-        check_encoder(jax.eval_shape(plan.create).params, resolved.init_from)
-    return plan
+    if not resolved.init_from or plan.resumed_from is not None:
+        return plan
+    origin = check_encoder(method, jax.eval_shape(plan.create), resolved.init_from)
+    return dataclasses.replace(plan, origin=origin)
 
 
 def _check_local_norm(config: FrozenConfigDict, folder: epath.Path, step: int | None, num_devices: int) -> None:
@@ -152,6 +169,11 @@ def _check_longer(folder: epath.Path, stored: ConfigDict | None, num_examples: i
             f'--extend: the run in {folder} has {before:,} steps, and this config {total_steps:,}; '
             'raise train.epochs or train.steps'
         )
+
+
+def _vocabulary(train: Source) -> int:
+    """The number of tokens of the tokenizer of text; 0 of examples of another kind."""
+    return int((train.report or {})['tokens']['vocabulary']) if train.kind == TEXT else 0
 
 
 def _statistics(config: ConfigDict, train: Source) -> Statistics | None:

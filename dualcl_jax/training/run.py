@@ -8,13 +8,15 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from dualcl_jax.data.text.tokens import FILE as TOKENIZER
+from dualcl_jax.data.text.tokens import Tokenizer
 from dualcl_jax.evaluators.embed import Embedder
-from dualcl_jax.evaluators.monitor import KnnMonitor, can_monitor
+from dualcl_jax.evaluators.monitor import KnnMonitor, Monitor, StsMonitor, can_monitor
 from dualcl_jax.method.length import run_length
 from dualcl_jax.method.state import TrainState, state_specs
 from dualcl_jax.system.config import accepted_sha256, method_sha256
 from dualcl_jax.system.devices import MAPPERS, Mapper, place
-from dualcl_jax.training.init_from import with_encoder
+from dualcl_jax.system.files import write_bytes
 from dualcl_jax.training.plan import Plan, make_plan
 from dualcl_jax.workdir.checkpoint import Checkpoint, Checkpoints
 from dualcl_jax.workdir.folder import (
@@ -26,6 +28,7 @@ from dualcl_jax.workdir.folder import (
     write_config,
     write_data_report,
 )
+from dualcl_jax.workdir.init_from import with_encoder
 from dualcl_jax.workdir.metrics import Record
 
 
@@ -55,7 +58,7 @@ class Run:
       plan: what it does; `plan.resumed_from` is the checkpoint that was restored.
       mapper: how the step runs on the devices.
       embed: features of images by the method's encoder.
-      monitor: kNN accuracy; None where it is off or there are no labels.
+      monitors: what is measured of the encoder while it trains.
       checkpoints: of the workdir.
       record: what every checkpoint says of its run.
       past: of the run before this start.
@@ -66,7 +69,7 @@ class Run:
     plan: Plan
     mapper: Mapper
     embed: Embedder
-    monitor: KnnMonitor | None
+    monitors: tuple[Monitor, ...]
     checkpoints: Checkpoints
     record: Mapping[str, Any]
     past: Past
@@ -78,9 +81,9 @@ class Run:
         return self.past.trained_s + time.monotonic() - self.began
 
     def measures_after(self, step: int) -> bool:
-        """Whether kNN accuracy is measured after a step."""
+        """Whether the encoder is measured after a step."""
         period = self.plan.config.monitor.every_epochs * self.plan.steps_per_epoch
-        return self.monitor is not None and (step == self.plan.total_steps or step % period == 0)
+        return bool(self.monitors) and (step == self.plan.total_steps or step % period == 0)
 
     def saves_after(self, step: int) -> bool:
         """Whether a checkpoint is saved after a step, even if nothing stops the run."""
@@ -131,7 +134,7 @@ def open_run(config: ConfigDict, workdir: str, *, extend: bool = False) -> tuple
         plan=plan,
         mapper=MAPPERS[plan.config.parallel.mapper](plan.mesh, specs),
         embed=embed,
-        monitor=_monitor(plan, embed),
+        monitors=_monitors(plan, embed),
         checkpoints=checkpoints,
         record=record,
         past=past,
@@ -140,6 +143,8 @@ def open_run(config: ConfigDict, workdir: str, *, extend: bool = False) -> tuple
     )
     if writes:
         _compare_test_images(plan)
+        for name, content in plan.splits.train.kept_files.items():
+            write_bytes(plan.folder / name, content)
         write_config(plan.folder, plan.config)
         write_data_report(plan.folder, plan.splits)
     return run, state
@@ -154,7 +159,8 @@ def _checkpoints(plan: Plan) -> Checkpoints:
 def _new_state(plan: Plan) -> TrainState:
     """The state before the first step: drawn from the seed, with the encoder of `init_from` where one is named."""
     state = place(jax.jit(plan.create)(), plan.mesh, state_specs(plan.method))
-    return with_encoder(state, plan.config.init_from, plan.mesh) if plan.config.init_from else state
+    path = plan.config.init_from
+    return with_encoder(plan.method, state, path, plan.mesh) if path else state
 
 
 def _past(checkpoint: Checkpoint) -> Past:
@@ -176,9 +182,15 @@ def _compare_test_images(plan: Plan) -> None:
         print(f'note: {location(plan.config)}: other test images than before, so accuracies before and after differ')
 
 
-def _monitor(plan: Plan, embed: Embedder) -> KnnMonitor | None:
-    """kNN accuracy of the run; None where it is off or there are no labels."""
-    settings = plan.config.monitor
-    if not settings.every_epochs or not can_monitor(plan.splits):
-        return None
-    return KnnMonitor(embed, plan.splits, k=settings.k, temperature=settings.temperature, bank=settings.bank)
+def _monitors(plan: Plan, embed: Embedder) -> tuple[Monitor, ...]:
+    """What is measured of the encoder: kNN accuracy if there are labels, and STS-B dev if the config names it."""
+    settings, found = plan.config.monitor, list[Monitor]()
+    if not settings.every_epochs:
+        return ()
+    if can_monitor(plan.splits):
+        found.append(KnnMonitor(embed, plan.splits, k=settings.k, temperature=settings.temperature, bank=settings.bank))
+    if plan.similar is not None:
+        definition = plan.splits.train.kept_files[TOKENIZER].decode()
+        tokenizer = Tokenizer(definition, plan.config.text.length)
+        found.append(StsMonitor(embed, tokenizer, plan.similar, plan.splits.train))
+    return tuple(found)

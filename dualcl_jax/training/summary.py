@@ -9,13 +9,15 @@ import optax
 from etils import epath
 
 from dualcl_jax.data import Splits
+from dualcl_jax.data.describe import units
+from dualcl_jax.data.text.source import KIND as TEXT
 from dualcl_jax.evaluators.monitor import can_monitor
 from dualcl_jax.method.describe import describe_method
 from dualcl_jax.system.console import duration
 from dualcl_jax.system.versions import versions
 from dualcl_jax.training.plan import Plan
 from dualcl_jax.training.run import Run
-from dualcl_jax.workdir.metrics import KNN_BACKBONE, MetricsLog, Record
+from dualcl_jax.workdir.metrics import KNN_BACKBONE, STS_BACKBONE, STS_PROJECTION, STS_TF_IDF, MetricsLog, Record
 
 
 def header(plan: Plan, params: optax.Params, damaged: Mapping[int, str] | None = None) -> dict[str, str]:
@@ -50,13 +52,18 @@ def header(plan: Plan, params: optax.Params, damaged: Mapping[int, str] | None =
         'workdir': str(plan.folder),
     }
     if config.monitor.every_epochs and not can_monitor(plan.splits):
-        facts['kNN accuracy'] = 'not measured: it needs labelled images, for training and for testing'
+        facts['kNN accuracy'] = (
+            f'not measured: it needs labelled {units(plan.splits.train.kind)}, for training and for testing'
+        )
     elif config.monitor.every_epochs:
         facts |= _limits_of_knn(plan.splits, config.monitor.k, config.monitor.bank)
+    if plan.similar is not None:
+        count = f'{len(plan.similar.scores):,} pairs of {config.sts.path}'
+        facts['STS-B dev'] = count if config.monitor.every_epochs else 'not measured: monitor.every_epochs is 0'
     for step, reason in (damaged or {}).items():
         facts[f'damaged checkpoint {step}'] = f'{reason}; moved to {plan.folder / "damaged"}'
-    if config.init_from and not plan.start_step:
-        facts['starts from'] = f'the encoder of {config.init_from}'
+    if plan.origin:
+        facts['starts from'] = plan.origin
     if config.loss.shuffle_keys and devices * groups == method.encoder.span:
         facts['warning'] = 'loss.shuffle_keys changes nothing with one BN group'
     return facts
@@ -81,12 +88,14 @@ def _limits_of_knn(splits: Splits, k: int, bank: int) -> dict[str, str]:
     return {'kNN accuracy': '; '.join(limits)} if limits else {}
 
 
-def status(record: Record, knn_top1: float | None) -> str:
-    """Formats a record of training metrics as a status line."""
+def status(record: Record, knn_top1: float | None, sts: float | None = None) -> str:
+    """Formats a record of training metrics as a status line, with the newest scores of the encoder."""
     parts = [f'epoch {record["train/epoch"]:.1f}', f'loss {record["train/loss"]:.3f}']
     parts.append(f'(chance {record["train/loss_chance"]:.2f})')
     if knn_top1 is not None:
         parts.append(f'kNN {100 * knn_top1:.1f} %')
+    if sts is not None:
+        parts.append(f'STS-B dev {100 * sts:.1f}')
     if 'time/images_per_second' in record:
         parts.append(f'{record["time/images_per_second"]:,.0f} images/s')
     return '  '.join(parts)
@@ -119,10 +128,21 @@ def results(
         'knn_top1_projection': log.last('monitor/knn_top1_projection'),
         'knn_top1_raw_pixels': log.at_start('monitor/knn_top1_raw_pixels'),
         'knn_top1_random_encoder': None if plan.config.init_from else log.at_start(KNN_BACKBONE),
+        **(_sts(log) if plan.similar is not None else {}),
         'wall_time_s': round(wall_time_s, 3),
         'state_sha256': state_sha256,
         'config': plan.config.to_dict(),
         'versions': versions(),
+    }
+
+
+def _sts(log: MetricsLog) -> dict[str, float | None]:
+    """The Spearman correlations on STS-B dev, in [-1, 1], for `summary.json`."""
+    return {
+        'sts_dev_spearman': log.last(STS_BACKBONE),
+        'sts_dev_spearman_projection': log.last(STS_PROJECTION),
+        'sts_dev_spearman_tf_idf': log.at_start(STS_TF_IDF),
+        'sts_dev_spearman_before_training': log.at_start(STS_BACKBONE),
     }
 
 
@@ -131,14 +151,21 @@ def closing(summary: Mapping[str, Any], workdir: epath.Path) -> str:
     loss = 'not measured' if summary['loss'] is None else f'{summary["loss"]:.3f}'
     lines = [f'done: {summary["step"]:,} steps in {duration(summary["wall_time_s"])}, loss {loss}']
     if summary['knn_top1'] is not None:
-        images = 'validation' if summary['config']['data']['validation_fraction'] else 'test'
+        data = summary['config']['data']
+        split = 'validation' if data['validation_fraction'] else 'test'
+        unit, raw = ('examples', 'bag of words') if data['name'] == TEXT else ('images', 'raw pixels')
         lines.append(
-            f'kNN accuracy on the {images} images: {100 * summary["knn_top1"]:.1f} %'
-            f' (raw pixels {_percent(summary["knn_top1_raw_pixels"])},'
+            f'kNN accuracy on the {split} {unit}: {100 * summary["knn_top1"]:.1f} %'
+            f' ({raw} {_percent(summary["knn_top1_raw_pixels"])},'
             f' random encoder {_percent(summary["knn_top1_random_encoder"])})'
         )
+    if summary.get('sts_dev_spearman') is not None:
+        values = (summary[f'sts_dev_spearman{end}'] for end in ('', '_tf_idf', '_before_training'))
+        found, tf_idf, start = ('not measured' if value is None else f'{100 * value:.1f}' for value in values)
+        lines.append(f'Spearman on STS-B dev × 100: {found} (TF-IDF {tf_idf}, before training {start})')
     pictures = 'report.html, figures/, ' if (workdir / 'report.html').exists() else ''
     lines.append(f'results in {workdir}: {pictures}summary.json, metrics.jsonl, checkpoints/')
+    lines.append(f'next: dualcl evaluate --workdir={workdir} --protocols=all, or dualcl embed or export')
     return '\n'.join(lines)
 
 

@@ -5,20 +5,24 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from dualcl_jax.models.exports.encoder import Description, Variables, compute, only_parts
+from dualcl_jax.data.text.tokens import FILE as TOKENIZER
+from dualcl_jax.models.encoder import TEXT_MODELS
+from dualcl_jax.models.exports import Described, Description, TextDescription
+from dualcl_jax.models.exports.encoder import Variables, compute, only_parts
 from dualcl_jax.models.images import ImageInput
+from dualcl_jax.models.text import FIELDS as TEXT_FIELDS
+from dualcl_jax.models.text import KIND as TEXT
 from dualcl_jax.system.devices import to_host
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.versions import versions
 from dualcl_jax.workdir.saved_run import SavedRun
 
-PRIVATE = ('data.data_dir', 'data.path', 'data.labels', 'init_from')
+PRIVATE = ('data.data_dir', 'data.path', 'data.labels', 'init_from', 'text.tokenizer', 'sts.path')
 """Fields that may hold paths of the machine: an export has them empty."""
 
 
-def describe(run: SavedRun, *, encoder: str, projection: bool) -> tuple[Description, Variables]:
+def describe(run: SavedRun, *, encoder: str, projection: bool) -> tuple[Described, Variables]:
     """An encoder of a run and its variables, as NumPy arrays.
 
     Args:
@@ -27,30 +31,40 @@ def describe(run: SavedRun, *, encoder: str, projection: bool) -> tuple[Descript
       projection: whether its output is the projection, not the features of the backbone.
 
     Raises:
-      UserError: its examples are not images.
+      UserError: its examples are neither images nor text, or its tokenizer is missing.
     """
-    config, state, images = run.config, run.state, run.method.views
-    if not isinstance(images, ImageInput):
-        raise UserError(
-            f'--workdir={run.folder}: its encoder does not take images; only encoders of images are exported'
-        )
+    config, state = run.config, run.state
     model = config.model.to_dict() | {'predictor': 'none', 'remat': False}
-    description = Description(
-        architecture={name: value for name, value in model.items() if name != 'norm'},
-        encoder=encoder,
-        output='projection' if projection else 'backbone',
-        features=0,  # until it is measured
-        image_size=images.size,
-        channels=images.channels,
-        mean=images.mean,
-        std=images.std,
-        provenance=_provenance(run),
-    )
+    unused = {'norm'} if config.model.name in TEXT_MODELS else {'norm', *TEXT_FIELDS}
+    about: dict[str, Any] = {
+        'architecture': {name: value for name, value in model.items() if name not in unused},
+        'encoder': encoder,
+        'output': 'projection' if projection else 'backbone',
+        'features': 0,  # until it is measured
+        'provenance': _provenance(run),
+    }
+    description = _with_inputs(run, about)
     variables = state.variables if encoder == 'query' else state.momentum_variables
     variables = to_host(only_parts(variables, description.parts))
-    pixels = jax.ShapeDtypeStruct((1, *images.shape), jnp.float32)
-    features = jax.eval_shape(partial(compute, description, description.build(), variables), pixels).shape[1]
+    network = partial(compute, description, description.build(), variables)
+    features = jax.eval_shape(network, description.inputs(1)).shape[1]
     return dataclasses.replace(description, features=features), variables
+
+
+def _with_inputs(run: SavedRun, about: dict[str, Any]) -> Description | TextDescription:
+    """The description of an encoder, from what is the same for every kind of example."""
+    views = run.method.views
+    if isinstance(views, ImageInput):
+        return Description(**about, image_size=views.size, channels=views.channels, mean=views.mean, std=views.std)
+    if run.kind != TEXT:
+        raise UserError(
+            f'--workdir={run.folder}: its encoder takes {run.kind}; only encoders of images and text are exported'
+        )
+    try:
+        tokenizer = (run.folder / TOKENIZER).read_text()
+    except OSError as error:
+        raise UserError(f'{run.folder / TOKENIZER}: cannot be read ({error.strerror}); restore it') from error
+    return TextDescription(**about, length=run.config.text.length, tokenizer=tokenizer)
 
 
 def _provenance(run: SavedRun) -> dict[str, Any]:

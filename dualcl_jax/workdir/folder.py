@@ -107,6 +107,13 @@ def lock(workdir: epath.Path) -> None:
     _locks[path] = file
 
 
+def unlock(workdir: str) -> None:
+    """Releases the lock of a folder, if this process holds it."""
+    file = _locks.pop(os.path.join(os.path.realpath(workdir), '.lock'), None)
+    if file is not None:
+        file.close()
+
+
 LOCK_S = 5.0
 """How long a process that holds the lock has to end: one that was killed may still be on its way out."""
 _locks: dict[str, IO[str]] = {}
@@ -231,7 +238,7 @@ def write_data_report(workdir: epath.Path, splits: Splits) -> None:
     report |= {'splits': _plain_splits(splits), 'labels': None, 'left_out': {}}
     report['classes'] = count_classes(labels, splits.train.class_names)
     about = dict(splits.train.report or {})
-    report |= {name: about.pop(name) for name in ('splits', 'labels', 'left_out') if name in about}
+    report |= {name: about.pop(name) for name in ('splits', 'labels', 'left_out', 'tokens') if name in about}
     if about:
         report['files'] = about
     write_json(workdir / 'data_report.json', report)

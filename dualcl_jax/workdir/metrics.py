@@ -19,6 +19,12 @@ Record = dict[str, Any]
 
 KNN_BACKBONE = 'monitor/knn_top1_backbone'
 """The metric by which runs and checkpoints are compared: kNN accuracy of backbone features, in [0, 1]."""
+STS_BACKBONE = 'monitor/sts_dev_spearman_backbone'
+"""The metric by which runs of text without labels are compared: Spearman's correlation on STS-B dev, in [-1, 1]."""
+STS_PROJECTION, STS_TF_IDF = 'monitor/sts_dev_spearman_projection', 'monitor/sts_dev_spearman_tf_idf'
+"""The same of the projection, and of TF-IDF, which needs no encoder."""
+SCORES = (KNN_BACKBONE, STS_BACKBONE)
+"""The metrics by which checkpoints are compared; the first that a run has."""
 
 REMOTE_SECONDS = 60.0
 """How often records are written to a remote folder, whose files cannot be appended to."""

@@ -14,19 +14,20 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dualcl_jax.data.images.source import KIND as IMAGES
-from dualcl_jax.data.tree import ArraySpec, batch_of, empty
+from dualcl_jax.data.tree import ArraySpec, Tree, batch_of, empty
 from dualcl_jax.method.build import Method, build_method
 from dualcl_jax.method.state import TrainState, create_train_state
 from dualcl_jax.method.validation import unknown_fields
 from dualcl_jax.method.views import VIEWS
-from dualcl_jax.models.encoder import channels_of
+from dualcl_jax.models.encoder import TEXT_MODELS, channels_of
+from dualcl_jax.models.text import KIND as TEXT
 from dualcl_jax.system.config import from_json
 from dualcl_jax.system.devices import device_mesh
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import reachable
 from dualcl_jax.workdir.checkpoint import Checkpoints
 from dualcl_jax.workdir.folder import read_examples
-from dualcl_jax.workdir.metrics import KNN_BACKBONE, read_records
+from dualcl_jax.workdir.metrics import KNN_BACKBONE, SCORES, read_records
 
 LATEST, BEST = 'latest', 'best'
 
@@ -96,8 +97,9 @@ def open_saved_run(workdir: str, step: str = LATEST, *, mesh: Mesh | None = None
 
     Args:
       workdir: local or remote folder.
-      step: 'latest', a number, or 'best' for the checkpoint with the highest kNN accuracy. The accuracy of a checkpoint
-        is the last one in `metrics.jsonl` at or before its step; of equal ones, the latest checkpoint is chosen.
+      step: 'latest', a number, or 'best' for the checkpoint with the highest score: the first of `SCORES` that the run
+        has, kNN accuracy or else the correlation on STS-B dev. The score of a checkpoint is the last one in
+        `metrics.jsonl` at or before its step; of equal ones, the latest checkpoint is chosen.
       mesh: devices to put the state on; by default all.
       flag: name of the path in error messages.
 
@@ -111,7 +113,7 @@ def open_saved_run(workdir: str, step: str = LATEST, *, mesh: Mesh | None = None
     try:
         config = from_json((folder / 'config.json').read_text())
         _check_known(folder / 'config.json', config)
-        kind, example = read_examples(folder) or _images(checkpoints.saved_params(chosen), config)
+        kind, example = read_examples(folder) or _assumed(checkpoints.saved_params(chosen), config)
         views = VIEWS[kind](config, empty(batch_of(example, 0)))
         method = build_method(config, views, total_steps=1, steps_per_epoch=1, num_devices=1)
     except (ValueError, AttributeError, KeyError) as error:
@@ -131,8 +133,19 @@ def _check_known(path: epath.Path, config: ConfigDict) -> None:
         print(f'note: {path}: this version does not know {named}, and ignores it')
 
 
-def _images(params: Any, config: ConfigDict) -> tuple[str, ArraySpec]:
-    """Kind and shape of the examples of a run without a readable data report: images with its encoder's channels."""
+def sentences_of(config: ConfigDict) -> Tree:
+    """Shapes and dtypes of an example of text that a config describes, one sentence or a pair."""
+    whole, count = np.dtype(np.int32), len(config.data.columns.split(','))
+    return {'tokens': ArraySpec((count, config.text.length), whole), 'length': ArraySpec((count,), whole)}
+
+
+def _assumed(params: Any, config: ConfigDict) -> tuple[str, Tree]:
+    """Kind and shape of the examples of a run without a readable data report.
+
+    They are sentences, or images with its encoder's channels.
+    """
+    if config.model.name in TEXT_MODELS:
+        return TEXT, sentences_of(config)
     side, channels = config.data.image_size, channels_of(params, config.model.name)
     return IMAGES, ArraySpec((side, side, channels), np.dtype(np.uint8))
 
@@ -142,12 +155,15 @@ def _choose(folder: epath.Path, steps: list[int], step: str) -> int:
     if step == LATEST:
         return steps[-1]
     if step == BEST:
-        measured = [record for record in read_records(folder / 'metrics.jsonl') if KNN_BACKBONE in record]
-        known = {at: [record[KNN_BACKBONE] for record in measured if record['step'] <= at][-1:] for at in steps}
+        records = read_records(folder / 'metrics.jsonl')
+        has = next((score for score in SCORES if any(score in record for record in records)), KNN_BACKBONE)
+        measured = [record for record in records if record.get(has) is not None]
+        known = {at: [record[has] for record in measured if record['step'] <= at][-1:] for at in steps}
         scores = [(score, at) for at, found in known.items() for score in found]
         if not scores:
             raise UserError(
-                f'--step=best: {folder} has no kNN accuracy in its metrics.jsonl; name a step or use latest'
+                f'--step=best: {folder} has no kNN accuracy in its metrics.jsonl, nor STS-B dev; name a step or use '
+                'latest'
             )
         return max(scores)[1]
     if not step.isdecimal() or int(step) not in steps:

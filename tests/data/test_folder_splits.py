@@ -7,8 +7,8 @@ import pytest
 
 from dualcl_jax import data
 from dualcl_jax.data.describe import describe_data
-from dualcl_jax.data.images.folder import _held_out
 from dualcl_jax.data.images.splits import split_name
+from dualcl_jax.data.source import held_out_by_content
 from dualcl_jax.system.errors import UserError
 from tests.support.image_folders import folder_config, named, ppm, write_images
 
@@ -282,8 +282,8 @@ def test_a_hold_out_by_content_covers_the_classes(seed):
     rng = np.random.default_rng(seed)
     labels = np.concatenate([np.repeat(np.arange(30), 1), np.repeat(np.arange(30, 40), 12), [-1] * 20]).astype(np.int32)
     digests = rng.integers(0, 256, (len(labels), 16), np.uint8)
-    plain = _held_out(digests, labels, 0.1, cover=False)
-    covered = _held_out(digests, labels, 0.1, cover=True)
+    plain = held_out_by_content(digests, labels, 0.1, cover=False)
+    covered = held_out_by_content(digests, labels, 0.1, cover=True)
     assert not covered[labels < 30].any()
     for label in range(30, 40):
         members = labels == label

@@ -1,6 +1,7 @@
 """The quick-start set and the origin of its patches."""
 
 import hashlib
+import re
 
 import numpy as np
 import pytest
@@ -103,5 +104,5 @@ def test_a_missing_or_damaged_photograph_is_a_user_error(tmp_path, monkeypatch):
 
 def test_without_scikit_image(monkeypatch):
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
-    with pytest.raises(UserError, match='pip install scikit-image'):
+    with pytest.raises(UserError, match=re.escape('pip install "dualcl-jax[demo]"')):
         photo_patches.load()

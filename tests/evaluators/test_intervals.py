@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dualcl_jax.evaluators.intervals import normal, wilson
+from dualcl_jax.evaluators.intervals import fisher, fisher_mean, normal, wilson
 
 
 @pytest.mark.parametrize(('correct', 'count'), [(0, 10), (1, 7), (463, 1000), (10_000, 10_000)])
@@ -26,3 +26,37 @@ def test_normal_covers_the_mean_19_times_of_20():
 
 def test_one_value_has_no_interval():
     assert normal([0.5]) is None
+
+
+def correlated(rng, count, correlation):
+    first, noise = rng.normal(size=(2, count))
+    return first, correlation * first + np.sqrt(1 - correlation**2) * noise
+
+
+def test_fisher_is_close_to_the_bootstrap():
+    rng = np.random.default_rng(0)
+    first, second = correlated(rng, 400, 0.7)
+    value = stats.spearmanr(first, second).statistic
+    drawn = []
+    for _ in range(400):
+        rows = rng.integers(400, size=400)
+        drawn.append(stats.spearmanr(first[rows], second[rows]).statistic)
+    low, high, method = fisher(value, 400)
+    assert method == 'fisher'
+    assert [low, high] == pytest.approx(np.quantile(drawn, [0.025, 0.975]).tolist(), abs=0.02)
+
+
+def test_fisher_covers_the_correlation_19_times_of_20():
+    rng = np.random.default_rng(0)
+    truth = 6 / np.pi * np.arcsin(0.7 / 2)  # Spearman's for a normal distribution with correlation 0.7
+    values = [[stats.spearmanr(*correlated(rng, 60, 0.7)).statistic for _ in range(3)] for _ in range(500)]
+    covered = np.mean([fisher(row[0], 60).low <= truth <= fisher(row[0], 60).high for row in values])
+    assert covered == pytest.approx(0.95, abs=0.03)
+    means = [fisher_mean(row, [60] * 3) for row in values]
+    assert np.mean([low <= truth <= high for low, high, _ in means]) == pytest.approx(0.95, abs=0.03)
+
+
+def test_fisher_of_too_few_pairs():
+    assert fisher(0.5, 3) is None
+    assert fisher(1.0, 10) is None
+    assert fisher_mean([0.5, 0.5], [10, 3]) is None

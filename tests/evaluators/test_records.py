@@ -68,3 +68,13 @@ def test_the_table_puts_encoders_side_by_side():
     assert '0.5000 ± ' in rows[0]
     assert '0.2500' in rows[0]
     assert 'noise, strength 3' in rows[1]
+
+
+def test_the_table_names_data_that_its_title_does_not():
+    file = io.StringIO()
+    dev, test = (record(data_set='STS-B', protocol='sts') | {'split': split, 'k': None} for split in ('dev', 'test'))
+    Console(file=file, width=120, markup=False).print(table([record(), dev, test], '[bold]title', ['toy']))
+    text = file.getvalue()
+    assert '[bold]title' in text
+    assert 'toy' not in text
+    assert [words in text for words in ('STS-B dev, tau 0.1', 'STS-B, tau 0.1')] == [True, True]

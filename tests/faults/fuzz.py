@@ -180,7 +180,7 @@ SUMMARY = json.dumps({'step': 3, 'loss': 1.0, 'knn_top1': None, 'wall_time_s': 2
 RECORDS = b''.join(json.dumps({'step': n, 'wall_time_s': 0.5, 'train/loss': 1 / n}).encode() + b'\n' for n in (1, 2, 9))
 ARCHITECTURE = {
     'name': 'tiny', 'stem': 'cifar', 'width': 1, 'projection': 'mlp2_bn', 'predictor': 'none', 'dim': 2,
-    'head_width': 2, 'dtype': 'float32', 'remat': False, 'freeze_patches': True,
+    'head_width': 2, 'dtype': 'float32', 'remat': False, 'freeze_patches': True, 'positions': 'sine_cosine',
 }  # fmt: skip
 ENCODER = Description(ARCHITECTURE, 'query', 'projection', 2, 8, 3, (0.5,) * 3, (0.2,) * 3, {'step': 7})
 PICTURES = [encode(photo(1, 24, 24), kind) for kind in ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'JPEG2000')]

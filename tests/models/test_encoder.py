@@ -25,6 +25,7 @@ FIELDS = {
     'predictor': 'none',
     'head_width': 16,
     'freeze_patches': True,
+    'positions': 'sine_cosine',
     'remat': False,
     'matmul_precision': 'float32',
 }

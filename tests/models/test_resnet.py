@@ -26,6 +26,7 @@ def make_encoder(**fields):
         'predictor': 'none',
         'head_width': 16,
         'freeze_patches': True,
+        'positions': 'sine_cosine',
         'remat': False,
         'matmul_precision': 'float32',
     }

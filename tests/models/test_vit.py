@@ -136,7 +136,14 @@ def published_count(dim, depth, patch):
 def test_parameters_of_vit_s16():
     """22 million parameters of ViT-S/16 (2104.02057, table 2), plus MoCo v3 heads of hidden width 4,096."""
     fields = {'name': 'vit_s16', 'stem': 'imagenet', 'width': 64, 'projection': 'mlp3_bn', 'predictor': 'mlp2_bn'}
-    fields |= {'head_width': 4096, 'dim': 256, 'dtype': 'float32', 'freeze_patches': True, 'remat': False}
+    fields |= {
+        'head_width': 4096,
+        'dim': 256,
+        'dtype': 'float32',
+        'freeze_patches': True,
+        'remat': False,
+        'positions': 'sine_cosine',
+    }
     fields |= {'matmul_precision': 'float32'}
     encoder = build_encoder(SimpleNamespace(**fields))
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)

@@ -45,16 +45,39 @@ def browser():
 
 @pytest.fixture(scope='module')
 def pages(tmp_path_factory) -> dict[str, Path]:
-    """One run; two runs side by side, one of them with hostile names; one without labels."""
+    """One run; two runs side by side, one of them with hostile names; one without labels; one of hostile texts."""
     folder = tmp_path_factory.mktemp('pages')
     run = random_run(folder, 'model.name=tiny')
     subject, samples = reported(run, records=RECORDS)
     whole = describe(subject, samples) | {'evaluations': [record()]}
     other = whole | {'name': HOSTILE, 'class_names': [HOSTILE] * 4, 'evaluations': []}
     unlabelled = describe(*reported(random_run(folder, 'model.name=tiny', labels=False)))
-    for name, runs in {'one': [whole], 'two': [whole, other], 'unlabelled': [unlabelled]}.items():
+    made = {'one': [whole], 'two': [whole, other], 'unlabelled': [unlabelled], 'texts': [of_texts(whole)]}
+    for name, runs in made.items():
         (folder / f'{name}.html').write_text(render(runs))
-    return {name: folder / f'{name}.html' for name in ('one', 'two', 'unlabelled')}
+    return {name: folder / f'{name}.html' for name in made}
+
+
+def of_texts(run: dict) -> dict:
+    """The content of a report of images as if they were texts."""
+    texts = [f'{HOSTILE} {"of many words " * (number % 9)}{number}' for number in range(64)]
+
+    def text(example: dict) -> dict:
+        rest = {name: value for name, value in example.items() if name != 'tile'}
+        return rest | ({'text': texts[example['tile'] % 64]} if 'tile' in example else {})
+
+    gallery = [text(anchor) | {'hardest': [text(other) for other in anchor['hardest']]} for anchor in run['gallery']]
+    neighbours = [text(query) | {'near': [text(other) for other in query['near']]} for query in run['neighbours']]
+    shown = {'form': 'texts', 'kind': 'examples of text', 'of': 'held-out examples of text'}
+    return (
+        run
+        | shown
+        | {
+            'map': run['map'] | {'tiles': None, 'texts': texts},
+            'gallery': gallery,
+            'neighbours': neighbours,
+        }
+    )
 
 
 def opened(browser, path):
@@ -73,7 +96,7 @@ def requests(browser) -> set[str]:
     return {address for address in found if not address.startswith('data:')}
 
 
-@pytest.mark.parametrize('name', ['one', 'two', 'unlabelled'])
+@pytest.mark.parametrize('name', ['one', 'two', 'unlabelled', 'texts'])
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
 def test_text_is_readable(browser, pages, name, scheme):
     """No text is smaller than `LEAST_FONT` or of poor contrast; nothing crosses the right edge of a usual screen."""
@@ -143,6 +166,20 @@ def test_pointing_at_a_point_shows_its_image(browser, pages, name):
     assert not tip.is_displayed()
     assert browser.get_log('browser') == []
     assert requests(browser) == set()
+
+
+def test_pointing_at_a_point_shows_its_text(browser, pages):
+    opened(browser, pages['texts'])
+    tip, point = browser.find_element(By.ID, 'tip'), browser.find_elements(By.CSS_SELECTOR, '.point')[8]
+    browser.execute_script('arguments[0].scrollIntoView({block: "center"})', point)
+    browser.execute_script('arguments[0].parentElement.append(arguments[0])', point)
+    ActionChains(browser).move_to_element(point).perform()
+    assert tip.is_displayed()
+    assert tip.find_element(By.CSS_SELECTOR, '.text').text == f'{HOSTILE} {"of many words " * 8}8'
+    assert len(tip.find_elements(By.CSS_SELECTOR, '.near')) == 3
+    assert tip.find_elements(By.CSS_SELECTOR, 'img, script, .tile') == []
+    assert HOSTILE in browser.find_element(By.CSS_SELECTOR, '#gallery .shot .text').text
+    assert browser.get_log('browser') == []
 
 
 def test_the_same_image_is_marked_in_every_map(browser, pages):

@@ -104,6 +104,18 @@ def test_curves_are_named_with_their_last_value(tmp_path, monkeypatch):
     assert named.pop() == {'backbone 67.0 %', 'projection 65.0 %'}
 
 
+def test_curves_of_text_show_sts(tmp_path, monkeypatch):
+    named = []
+    monkeypatch.setattr(figures, '_label_ends', lambda axes, ends: named.append({text for text, _, _ in ends}))
+    start = 'monitor/sts_dev_spearman'
+    records = [
+        {'step': 0, f'{start}_backbone': 0.5, f'{start}_projection': 0.4, f'{start}_tf_idf': 0.7},
+        {'step': 9, f'{start}_backbone': 0.75, f'{start}_projection': None, 'train/loss': 2.0},
+    ]
+    figures.curves(records, tmp_path / 'curves.png')
+    assert named == [{'loss 2.00'}, {'backbone 75.0', 'projection 40.0', 'before training 50.0', 'TF-IDF 70.0'}]
+
+
 @pytest.mark.parametrize('channels', [1, 3])
 @pytest.mark.parametrize(('size', 'view_size', 'scale'), [(32, 32, 3), (28, 28, 4), (40, 32, 2)])
 def test_view_pairs_keep_the_pixels(tmp_path, rng, channels, size, view_size, scale):

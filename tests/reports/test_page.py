@@ -103,6 +103,14 @@ def test_names_are_text(whole):
     assert data['runs'][0]['name'] == HOSTILE
 
 
+def test_a_metric_that_never_has_a_value_has_no_curve(tmp_path):
+    """Without labels, the share of negatives of the anchor's class is null in every record."""
+    records = [{'step': 1, 'wall_time_s': 1.0, 'train/loss': 2.0, 'train/false_negative_rate': None}]
+    found = content(tmp_path, records=records, labels=False)
+    assert found['series'] == {'train/loss': [(1.0, 2.0)]}
+    assert "Negatives of the anchor's class" not in render([found])
+
+
 def test_the_confusion_matrix_agrees_with_scikit_learn(tmp_path):
     subject, samples = reported(random_run(tmp_path, TINY))
     found = describe(subject, samples)

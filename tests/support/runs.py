@@ -93,13 +93,17 @@ class Trainer:
         with killed_at_last(self.start(workdir, *flags, config=config, devices=devices)) as process:
             return finish(process, status)
 
-    def run_processes(self, workdir: Path, *flags: str, processes: int, devices: int) -> list[Finished]:
+    def run_processes(
+        self, workdir: Path, *flags: str, processes: int, devices: int, config: str = QUICK
+    ) -> list[Finished]:
         """One run of several processes with `devices` each, joined over the loopback interface."""
         join = (f'--coordinator_address=127.0.0.1:{free_port()}', f'--num_processes={processes}')
         with contextlib.ExitStack() as stack:
             started = [
                 stack.enter_context(
-                    killed_at_last(self.start(workdir, *flags, *join, f'--process_id={index}', devices=devices))
+                    killed_at_last(
+                        self.start(workdir, *flags, *join, f'--process_id={index}', config=config, devices=devices)
+                    )
                 )
                 for index in range(processes)
             ]

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from configs import default
 from dualcl_jax.method.validation import FREE, RULES, unknown_fields, validate, validate_devices, validate_schedule
 from dualcl_jax.method.views.images import ViewSpec, resolve_views
+from dualcl_jax.method.views.text import TextSpec, resolve_text_views
 from dualcl_jax.system.config import OPERATIONAL, differing_fields, flatten, from_json, load_config, override, to_json
 from dualcl_jax.system.errors import UserError
 from tests.support.runs import REPOSITORY
@@ -92,23 +93,30 @@ def test_every_config(path: Path) -> None:
 def test_every_field_is_checked() -> None:
     """Every field has a rule, allows any value of its type, or is checked where it is resolved."""
     elsewhere = {'init_from', 'data.name', 'data.data_dir', 'data.path', 'model.norm'}
-    elsewhere |= {'data.path_column', 'data.label_column'}
+    elsewhere |= {'data.path_column', 'data.label_column', 'data.columns', 'text.tokenizer', 'sts.path'}
     for field, value in flatten(default.get_config()):
         assert field in RULES or isinstance(value, bool) or field in elsewhere or field.startswith('views.'), field
     assert unknown_fields(default.get_config()) == []
     assert set(FREE) <= dict(flatten(default.get_config())).keys() - RULES.keys()
 
 
-def test_every_view_field_can_be_set() -> None:
+@pytest.mark.parametrize(('preset', 'spec'), [('moco_v2', ViewSpec), ('contriever', TextSpec)])
+def test_every_view_field_can_be_set(preset: str, spec: type) -> None:
     config = default.get_config()
-    names = {name for name in config.views if name != 'preset'}
-    assert names <= {field.name for field in dataclasses.fields(ViewSpec)}
+    config.views.preset = preset
+    fields = {field.name for field in dataclasses.fields(spec)}
+    names, others = set(config.views) & fields, set(config.views) - fields - {'preset'}
+    assert names == fields - {'grayscale_first'}
     for name in names:
         value = '0.25,0.5' if config.views.get_type(name) is tuple else '0.25'
         override(config, [f'views.{name}={value}'])
-    for view in resolve_views(config.views):
+    views = resolve_views(config.views) if spec is ViewSpec else resolve_text_views(config.views).specs
+    for view in views:
         for name in names:
             assert getattr(view, name) in (0.25, (0.25, 0.5)), name
+    override(config, [f'views.{min(others)}=0.5'])
+    with pytest.raises(UserError, match=f'views.{min(others)}: is not for'):
+        validate(config)
 
 
 @given(st.integers(0, 2**31 - 1), st.floats(1e-6, 1e6), st.booleans(), st.lists(st.floats(0.01, 1), max_size=3))

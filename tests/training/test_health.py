@@ -35,6 +35,14 @@ def test_collapsed() -> None:
     assert 'collapsed' in text
 
 
+def test_near_nothing() -> None:
+    """Views that hardly differ are told apart from the start; a loss that falls so far late in a run is no fault."""
+    [(step, text)] = warned_steps([record(step, loss=0.05) for step in range(1, 40)], 100)
+    assert step == PATIENCE
+    assert 'near nothing' in text
+    assert warned_steps([record(step, loss=0.05) for step in range(51, 90)], 100) == []
+
+
 def test_no_warning_for_a_short_fault() -> None:
     assert warned_steps([record(step, std=0.01 if step % PATIENCE else 0.8) for step in range(1, 40)], 100) == []
 

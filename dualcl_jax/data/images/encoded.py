@@ -1,6 +1,7 @@
 """Splits whose images are decoded when they are read: any number of images of any size."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -60,6 +61,14 @@ class EncodedSource:
     def in_memory(self) -> bool:
         return False
 
+    @functools.cached_property
+    def ids(self) -> np.ndarray:
+        return np.arange(len(self), dtype=np.int32)
+
+    @property
+    def kept_files(self) -> Mapping[str, bytes]:
+        return {}
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -74,6 +83,9 @@ class EncodedSource:
             for _ in threads.map(store, range(len(indices))):
                 pass
         return stored
+
+    def display(self, indices: np.ndarray) -> None:
+        del indices  # pictures have no text
 
     def host_views(self, recipe: CropRecipe | None) -> 'Crops | None':
         """Random crops of whole images by a recipe."""

@@ -23,7 +23,7 @@ from dualcl_jax.data.images.labels import (
 )
 from dualcl_jax.data.images.scan import DUPLICATE, IGNORED, NOT_TAKEN, OUTCOMES, SKIPPED, USED
 from dualcl_jax.data.images.splits import ABOVE, BESIDE, TEST, TRAIN, Layout, described, find_layout
-from dualcl_jax.data.source import RANDOM, Splits, fingerprint, limit_indices
+from dualcl_jax.data.source import RANDOM, Splits, fingerprint, held_out_by_content, limit_indices
 from dualcl_jax.system.errors import UserError
 
 
@@ -87,13 +87,13 @@ def load_encoded(data: Any) -> tuple[EncodedSource, EncodedSource | None]:
     if not data.path:
         raise UserError('data.path is empty: with data.name=folder it names a folder of images')
     index = open_index(os.path.expanduser(data.path))
-    _check_usable(data, index)
+    check_usable(data, index)
     chosen = _choose(data, index)
     index, rows, labels = chosen.index, chosen.rows, chosen.labels.labels
     in_test = chosen.roles == TEST
     held_out = chosen.layout.test is None and chosen.labels.names is not None and data.test_fraction > 0
     if held_out:
-        in_test = _held_out(index.digests[rows], labels, data.test_fraction, cover=data.hold_out != RANDOM)
+        in_test = held_out_by_content(index.digests[rows], labels, data.test_fraction, cover=data.hold_out != RANDOM)
     kept = np.flatnonzero(~in_test)
     if not len(kept):
         raise UserError(
@@ -119,7 +119,7 @@ def load_encoded(data: Any) -> tuple[EncodedSource, EncodedSource | None]:
     return source(kept), source(np.flatnonzero(in_test)) if in_test.any() else None
 
 
-def _check_usable(data: Any, index: Index) -> None:
+def check_usable(data: Any, index: Index) -> None:
     used, skipped = int((index.outcomes == USED).sum()), np.flatnonzero(index.outcomes == SKIPPED)
     share = len(skipped) / max(used + len(skipped), 1)
     named = '; '.join(f'{index.shown(row)} ({index.notes[row]})' for row in skipped[:3].tolist())
@@ -167,7 +167,7 @@ def _reasons(index: Index, rows: np.ndarray) -> str:
 def _choose(data: Any, index: Index) -> _Chosen:
     """The splits, the labels, and the images that neither leaves out."""
     rows = np.flatnonzero((index.outcomes == USED) | (index.outcomes == DUPLICATE)).astype(np.int32)
-    layout, labels, table = _splits_and_labels(data, index, rows)
+    layout, labels, table = splits_and_labels(data, index, rows)
     roles = layout.roles[index.folder_of[rows]]
     taken = ((roles == TRAIN) | (roles == TEST)) & ~labels.stray
     groups = {'beside the folders of classes': rows[labels.stray]}
@@ -188,7 +188,7 @@ def _choose(data: Any, index: Index) -> _Chosen:
     return _Chosen(index, layout, rows[kept], roles[kept], kept_labels, groups, unmatched)
 
 
-def _splits_and_labels(data: Any, index: Index, rows: np.ndarray) -> tuple[Layout, Labels, TableLabels | None]:
+def splits_and_labels(data: Any, index: Index, rows: np.ndarray) -> tuple[Layout, Labels, TableLabels | None]:
     """The splits, labels by them or by a table, and that table."""
     counts = np.bincount(index.folder_of[rows], minlength=len(index.folders))
     if data.labels == 'none':
@@ -219,33 +219,6 @@ def _without(index: Index, rows: np.ndarray, taken: np.ndarray, groups: Mapping[
         index.notes.update(dict.fromkeys(found[:LISTED].tolist(), reason))
     mark_duplicates(index, rows[taken])
     return index
-
-
-def _held_out(digests: np.ndarray, labels: np.ndarray, fraction: float, *, cover: bool) -> np.ndarray:
-    """Which images are for testing: a share of the labelled ones, chosen by their content.
-
-    Args:
-      digests: uint8 [N, 16] of the contents.
-      labels: int32 [N], -1 where unknown.
-      fraction: the share.
-      cover: keep an image of every class for training, and hold one out of every class of which the share is one.
-
-    Returns:
-      bool [N].
-    """
-    share = digests[:, :8].copy().view(np.uint64)[:, 0] / 2.0**64
-    in_test = (labels >= 0) & (share < fraction)
-    if not cover or not (labels >= 0).any():
-        return in_test
-    total = np.bincount(labels[labels >= 0])
-    tested = np.bincount(labels[in_test], minlength=len(total))
-    for label in np.flatnonzero((total > 0) & (tested == total)).tolist():
-        members = np.flatnonzero(labels == label)
-        in_test[members[np.argmax(share[members])]] = False
-    for label in np.flatnonzero((tested == 0) & (np.round(fraction * total) >= 1) & (total > 1)).tolist():
-        members = np.flatnonzero(labels == label)
-        in_test[members[np.argmin(share[members])]] = True
-    return in_test
 
 
 def _splits_report(chosen: _Chosen, labels: Mapping[str, np.ndarray], fraction: float) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def _join(parts: list[tuple[np.ndarray, np.ndarray]]) -> Patches:
 def _photo_folder() -> Path:
     spec = importlib.util.find_spec('skimage')
     if spec is None or not spec.submodule_search_locations:
-        raise UserError('data.name=photo_patches: needs scikit-image; pip install scikit-image')
+        raise UserError('data.name=photo_patches: needs scikit-image; pip install "dualcl-jax[demo]"')
     return Path(spec.submodule_search_locations[0]) / 'data'
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import jax
 
 from dualcl_jax.method.views.images import image_views
+from dualcl_jax.method.views.text import text_views
 
 Tree = Any
 
@@ -42,5 +43,5 @@ class Views(Protocol):
         ...
 
 
-VIEWS: dict[str, Callable[[Any, Tree], Views]] = {'images': image_views}
+VIEWS: dict[str, Callable[[Any, Tree], Views]] = {'images': image_views, 'text': text_views}
 """By kind of example: a function of a config and of a batch of examples, of which only shapes and dtypes are used."""

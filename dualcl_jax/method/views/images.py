@@ -271,13 +271,20 @@ def make_views(keys: jax.Array, images: jax.Array, specs: Sequence[ViewSpec], si
 def resolve_views(views: Any) -> tuple[ViewSpec, ViewSpec]:
     """The augmentation of both views: a preset, with the fields that a `views` config overrides.
 
+    Raises:
+      UserError: the preset or a field is not for images, or a value is outside its range.
+
     Example:
       >>> from ml_collections import ConfigDict
       >>> first, second = resolve_views(ConfigDict({'preset': 'moco_v3', 'flip': 0.0, 'hue': None}))
       >>> first.flip, first.solarize_probability, second.solarize_probability
       (0.0, 0.0, 0.2)
     """
+    if views.preset not in PRESETS:
+        raise UserError(f'config.views.preset={views.preset}: is not for images; choose one of {", ".join(PRESETS)}')
     chosen = {name: value for name, value in views.items() if name != 'preset' and value is not None}
+    for name in chosen.keys() - {field.name for field in dataclasses.fields(ViewSpec)}:
+        raise UserError(f'config.views.{name}: is not for images; leave it out')
     first, second = PRESETS[views.preset]
     return dataclasses.replace(first, **chosen), dataclasses.replace(second, **chosen)
 

@@ -3,21 +3,22 @@
 from collections.abc import Callable
 
 from dualcl_jax.models.exports import stablehlo, weights
-from dualcl_jax.models.exports.encoder import Description, LoadedEncoder, Variables
+from dualcl_jax.models.exports.encoder import Described, Description, LoadedEncoder, Variables
+from dualcl_jax.models.exports.sentences import LoadedTextEncoder, TextDescription
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import reachable
 
-__all__ = ['FORMATS', 'Description', 'LoadedEncoder', 'load']
+__all__ = ['FORMATS', 'Described', 'Description', 'LoadedEncoder', 'LoadedTextEncoder', 'TextDescription', 'load']
 
 # Each function turns an encoder's description and variables into the bytes of a file.
-FORMATS: dict[str, Callable[[Description, Variables], bytes]] = {
+FORMATS: dict[str, Callable[[Described, Variables], bytes]] = {
     'safetensors': weights.write,
     'stablehlo': stablehlo.write,
     'torchvision': weights.write_torchvision,
 }
 
 
-def load(path: str) -> LoadedEncoder:
+def load(path: str) -> LoadedEncoder | LoadedTextEncoder:
     """Loads the encoder from a file of `python -m dualcl_jax.export`, of any format. Loading executes no code in it.
 
     Calling an encoder of the format stablehlo runs the program in its file: only use files from sources you trust.

@@ -1,5 +1,6 @@
 """An exported encoder: its description, and the function that computes its features."""
 
+import abc
 import dataclasses
 import json
 import math
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict
 
 from dualcl_jax.models.encoder import FIELDS, Encoder, build_encoder
 from dualcl_jax.models.images import ImageInput, to_float
-from dualcl_jax.models.vit import PATCHES
+from dualcl_jax.models.vit import LEARNED, PATCHES
 from dualcl_jax.system.config import ADDED
 from dualcl_jax.system.errors import UserError, first_line
 
@@ -24,21 +25,19 @@ ENCODERS = ('query', 'momentum')
 OUTPUTS = ('backbone', 'projection')
 
 Variables = dict[str, Any]
+Tree = Any
 
 
-@dataclasses.dataclass(frozen=True)
-class Description:
-    """Describes an exported encoder; stored as JSON beside its weights or program.
+class Described(abc.ABC):
+    """Describes an exported encoder, of any kind of example; stored as JSON beside its weights or program.
+
+    A kind is a frozen dataclass with these attributes and those of its inputs.
 
     Attributes:
       architecture: the fields of `config.model` that `build_encoder` reads.
       encoder: 'query' (trained by gradients) or 'momentum' (its moving average).
       output: 'backbone' or 'projection'; neither is normalised.
       features: F, the length of the output.
-      image_size: the side of the images in pixels.
-      channels: 1 or 3.
-      mean: the mean of each channel; pixels in [0, 1] enter the network as (pixel - mean) / std.
-      std: the standard deviation of each channel.
       provenance: the name of the run's folder, its step, config and data fingerprint; and the versions of the software
         that wrote the file.
     """
@@ -47,21 +46,38 @@ class Description:
     encoder: str
     output: str
     features: int
-    image_size: int
-    channels: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    provenance: dict[str, Any] = dataclasses.field(repr=False)
+    provenance: dict[str, Any]
+
+    @abc.abstractmethod
+    def inputs(self, count: Any) -> Tree:
+        """Shapes and dtypes of what a program takes for `count` examples, an integer or a symbolic size."""
+
+    @abc.abstractmethod
+    def prepare(self, inputs: Tree) -> Tree:
+        """What the encoder takes of such inputs."""
+
+    @abc.abstractmethod
+    def view(self) -> Tree:
+        """What the encoder takes of one small example, of zeros. Raises ValueError if the inputs are impossible."""
+
+    @classmethod
+    @abc.abstractmethod
+    def check(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Checks the values of the attributes of the inputs, decoded from JSON, and returns those that JSON changed.
+
+        Raises:
+          ValueError: a value is impossible.
+        """
 
     def to_metadata(self) -> dict[str, str]:
         """Encodes each field as JSON."""
-        fields = {'version': VERSION} | dataclasses.asdict(self)
+        fields = {'version': VERSION} | {field.name: getattr(self, field.name) for field in _fields(self)}
         return {name: json.dumps(value, default=list) for name, value in fields.items()}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Self:
         """The inverse of `to_metadata`. Raises ValueError if a field is missing or has an impossible value."""
-        names = [field.name for field in dataclasses.fields(cls)]
+        names = [field.name for field in _fields(cls)]
         missing = [name for name in ['version', *names] if name not in metadata]
         if missing:
             raise ValueError(f'its metadata have no {missing[0]}')
@@ -72,24 +88,14 @@ class Description:
             raise ValueError('its metadata are not valid JSON') from error
         if version != VERSION:
             raise ValueError(f'its version is {metadata["version"][:20]}, and this package reads {VERSION}')
-        whole = [values[name] for name in ('features', 'image_size', 'channels')]
-        if not all(type(number) is int and number > 0 for number in whole):
-            raise ValueError('features, image_size and channels must be positive')
-        mean, std = (_numbers(values[name]) for name in ('mean', 'std'))
-        if len(mean) != len(std) or len(mean) not in (1, values['channels']) or min(std) <= 0:
-            raise ValueError('mean and std do not fit its channels')
+        checked = cls.check(values)
         if values['encoder'] not in ENCODERS or values['output'] not in OUTPUTS:
             raise ValueError('its encoder or output has an unknown name')
         if not all(isinstance(values[name], dict) for name in ('architecture', 'provenance')):
             raise ValueError('its architecture and provenance must have fields')
         if type(values['provenance'].get('step')) is not int:
             raise ValueError('its provenance has no step')
-        return cls(**values | {'mean': mean, 'std': std})
-
-    @property
-    def images(self) -> ImageInput:
-        """The images that the encoder takes."""
-        return ImageInput(self.image_size, self.channels, self.mean, self.std)
+        return cls(**values | checked)
 
     def build(self) -> Encoder:
         """Builds the network. Fields that an earlier version did not write have the values in `ADDED`.
@@ -121,13 +127,10 @@ class Description:
 
         Raises ValueError if the architecture does not exist, or does not fit the described features or images.
         """
-        encoder = self.build()
-        side = PATCHES.get(encoder.model, self.image_size)  # a ViT computes its positions even here: one patch
-        if self.image_size % side:
-            raise ValueError(f'image_size must be a multiple of {side}')
+        encoder, view = self.build(), self.view()
 
         def init(key: jax.Array) -> Any:
-            return encoder.init_with_output(key, jnp.zeros((1, side, side, self.channels)), train=False)
+            return encoder.init_with_output(key, view, train=False)
 
         try:
             output, whole = jax.eval_shape(init, jax.random.key(0))
@@ -136,6 +139,66 @@ class Description:
         if getattr(output, self.output).shape[1] != self.features:
             raise ValueError('features does not equal the length of its output')
         return only_parts(whole, self.parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Description(Described):
+    """Describes an exported encoder of images, see `Described`.
+
+    Attributes:
+      image_size: the side of the images in pixels.
+      channels: 1 or 3.
+      mean: the mean of each channel; pixels in [0, 1] enter the network as (pixel - mean) / std.
+      std: the standard deviation of each channel.
+    """
+
+    architecture: dict[str, Any]
+    encoder: str
+    output: str
+    features: int
+    image_size: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    provenance: dict[str, Any] = dataclasses.field(repr=False)
+
+    @property
+    def images(self) -> ImageInput:
+        """The images that the encoder takes."""
+        return ImageInput(self.image_size, self.channels, self.mean, self.std)
+
+    def inputs(self, count: Any) -> jax.ShapeDtypeStruct:
+        """Pixels float32 [count, size, size, C] in [0, 1]."""
+        return jax.ShapeDtypeStruct((count, *self.images.shape), jnp.float32)
+
+    def prepare(self, inputs: jax.Array) -> jax.Array:
+        return self.images.standardize(inputs)
+
+    def view(self) -> jax.Array:
+        side = PATCHES.get(str(self.architecture.get('name')), self.image_size)
+        if self.image_size % side:
+            raise ValueError(f'image_size must be a multiple of {side}')
+        if self.architecture.get('positions') == LEARNED:
+            side = self.image_size  # otherwise one patch, because a ViT computes sines and cosines even here
+        return jnp.zeros((1, side, side, self.channels))
+
+    @classmethod
+    def check(cls, values: dict[str, Any]) -> dict[str, Any]:
+        check_positive(values, 'features', 'image_size', 'channels')
+        mean, std = (_numbers(values[name]) for name in ('mean', 'std'))
+        if len(mean) != len(std) or len(mean) not in (1, values['channels']) or min(std) <= 0:
+            raise ValueError('mean and std do not fit its channels')
+        return {'mean': mean, 'std': std}
+
+
+def check_positive(values: Mapping[str, Any], *names: str) -> None:
+    """Raises ValueError if one of these values is no positive integer."""
+    if not all(type(values[name]) is int and values[name] > 0 for name in names):
+        raise ValueError(f'{", ".join(names[:-1])} and {names[-1]} must be positive')
+
+
+def _fields(description: Any) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(description)
 
 
 def _numbers(values: Any) -> tuple[float, ...]:
@@ -162,20 +225,20 @@ def only_parts(variables: Variables, parts: tuple[str, ...]) -> Variables:
     return {name: tree for name, tree in chosen.items() if tree}
 
 
-def compute(description: Description, encoder: Encoder, variables: Variables, pixels: jax.Array) -> jax.Array:
-    """Computes features float32 [N, F] of pixels float32 [N, size, size, C] in [0, 1], in evaluation mode."""
-    images = description.images.standardize(pixels)
+def compute(description: Described, encoder: Encoder, variables: Variables, inputs: Tree) -> jax.Array:
+    """Computes features float32 [N, F] of the inputs of N examples (`Described.inputs`), in evaluation mode."""
+    views = description.prepare(inputs)
     if description.output == 'projection':
-        encoded: Any = encoder.apply(variables, images, train=False)
+        encoded: Any = encoder.apply(variables, views, train=False)
         return encoded.projection
     backbone = {name: tree['backbone'] for name, tree in variables.items()}
-    features: Any = encoder.make_backbone().apply(backbone, images, train=False)
+    features: Any = encoder.make_backbone().apply(backbone, views, train=False)
     return features
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadedEncoder:
-    """An exported encoder that can be called on images.
+    """An exported encoder of images that can be called on them.
 
     Attributes:
       description: describes the encoder.

@@ -1,7 +1,8 @@
 """Exports the encoder as a StableHLO program that contains its weights, for any batch size and any of `PLATFORMS`.
 
-The program takes pixels float32 [batch, H, W, C] in [0, 1] and normalises them itself. The file begins with the output
-of `jax.export.Exported.serialize`, so `jax.export.deserialize(content).call(pixels)` runs it without this project. Then
+The program takes pixels float32 [batch, H, W, C] in [0, 1] and normalises them itself; one for sentences takes
+{'tokens': int32 [batch, L], 'length': int32 [batch]}. The file begins with the output of
+`jax.export.Exported.serialize`, so `jax.export.deserialize(content).call(inputs)` runs it without this project. Then
 follow the description as JSON, its length, and an end mark.
 """
 
@@ -16,7 +17,8 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
-from dualcl_jax.models.exports.encoder import Description, LoadedEncoder, Variables, compute, reason
+from dualcl_jax.models.exports.encoder import Described, LoadedEncoder, Tree, Variables, compute, reason
+from dualcl_jax.models.exports.sentences import LoadedTextEncoder, loaded, read_description
 from dualcl_jax.system.console import quiet_stderr
 
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
@@ -24,17 +26,17 @@ END = b'dualcl-jax-export\n'
 LENGTH_BYTES = 8
 
 
-def write(description: Description, variables: Variables) -> bytes:
+def write(description: Described, variables: Variables) -> bytes:
     """Serializes the program and its description."""
     (batch,) = jax.export.symbolic_shape('batch')
-    shape, encoder = (batch, *description.images.shape), description.build()
+    encoder = description.build()
 
-    def function(pixels: jax.Array) -> jax.Array:
+    def function(inputs: Tree) -> jax.Array:
         # The barrier keeps XLA from folding the weights into other constants, so bfloat16 rounds as in the run.
-        return compute(description, encoder, jax.lax.optimization_barrier(variables), pixels)
+        return compute(description, encoder, jax.lax.optimization_barrier(variables), inputs)
 
     with _without_paths():
-        exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, jnp.float32))
+        exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(description.inputs(batch))
     program = bytes(exported.serialize())
     metadata = description.to_metadata()
     text = json.dumps(metadata | {'sha256': digest(program, metadata)}).encode()
@@ -53,7 +55,7 @@ def _without_paths() -> Iterator[None]:
         jax.config.update(name, before)
 
 
-def read(content: bytes) -> LoadedEncoder:
+def read(content: bytes) -> LoadedEncoder | LoadedTextEncoder:
     """Reads the encoder from a file of `write`.
 
     Raises:
@@ -71,26 +73,26 @@ def read(content: bytes) -> LoadedEncoder:
     written = metadata.pop('sha256', None) if isinstance(metadata, dict) else None
     if written is None or written not in (digest(program, metadata), digest(program, None)):
         raise ValueError('its program or its description has changed since it was written')
-    description = Description.from_metadata(metadata)
-    pixels = jax.ShapeDtypeStruct((2, *description.images.shape), jnp.float32)
+    description = read_description(metadata)
+    inputs = description.inputs(2)
     writer = _version_of_jax(description)
     newer = _numbers(writer) > _numbers(jax.__version__)
     try:
         exported = jax.export.deserialize(bytearray(program))
-        found = jax.eval_shape(exported.call, pixels)
+        found = jax.eval_shape(exported.call, inputs)
         if newer:
             with quiet_stderr():  # the compiler describes every operation that it does not know
-                jax.jit(exported.call).lower(pixels)
+                jax.jit(exported.call).lower(inputs)
     except Exception as error:  # JAX raises errors of many types for a damaged program
         if newer:
             raise ValueError(f'it needs jax {writer} or newer, and jax {jax.__version__} is installed') from error
         raise ValueError(f'its program cannot be used: {reason(error)}') from error
     if getattr(found, 'shape', None) != (2, description.features) or found.dtype != jnp.float32:
         raise ValueError('the features of its program do not match its description')
-    return LoadedEncoder(description, jax.jit(exported.call))
+    return loaded(description, jax.jit(exported.call))
 
 
-def _version_of_jax(description: Description) -> str:
+def _version_of_jax(description: Described) -> str:
     """The version of jax that wrote a file; empty if its description does not contain it."""
     versions = description.provenance.get('versions')
     return str(versions.get('jax', ''))[:20] if isinstance(versions, dict) else ''

@@ -16,7 +16,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from dualcl_jax.models.exports.encoder import Description, LoadedEncoder, Variables, compute, reason
+from dualcl_jax.models.exports.encoder import Described, LoadedEncoder, Variables, compute, reason
+from dualcl_jax.models.exports.sentences import LoadedTextEncoder, loaded, read_description
 from dualcl_jax.system.errors import UserError
 
 Tensors = dict[str, np.ndarray]
@@ -28,12 +29,12 @@ TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0)}
 FROM_TORCH = {4: (2, 3, 1, 0), 2: (1, 0)}
 
 
-def write(description: Description, variables: Variables) -> bytes:
+def write(description: Described, variables: Variables) -> bytes:
     """Writes a safetensors file with this project's names."""
     return _pack(description, _flat(variables), FLAX)
 
 
-def write_torchvision(description: Description, variables: Variables) -> bytes:
+def write_torchvision(description: Described, variables: Variables) -> bytes:
     """Writes a safetensors file with torchvision's names, for `load_state_dict(safetensors.torch.load_file(path))`.
 
     Raises:
@@ -52,7 +53,7 @@ def write_torchvision(description: Description, variables: Variables) -> bytes:
     return _pack(description, tensors, TORCH)
 
 
-def torchvision_name(name: str, description: Description) -> str:
+def torchvision_name(name: str, description: Described) -> str:
     """The name in torchvision's ResNet of the variable that this project calls `name`."""
     _, part, *path, leaf = name.split('.')
     module = '.'.join(path).replace('_', '.')
@@ -62,7 +63,7 @@ def torchvision_name(name: str, description: Description) -> str:
     return f'{module}.{LEAVES[leaf]}'
 
 
-def read(content: bytes) -> LoadedEncoder:
+def read(content: bytes) -> LoadedEncoder | LoadedTextEncoder:
     """Reads the encoder from a file with either kind of names. Raises ValueError if it is damaged or not an export."""
     try:
         tensors = safetensors.numpy.load(content)
@@ -74,7 +75,7 @@ def read(content: bytes) -> LoadedEncoder:
         raise ValueError('its metadata have no description')
     if metadata.pop('sha256') not in (digest(tensors, metadata), digest(tensors, None)):
         raise ValueError('its tensors or their description have changed since they were written')
-    description = Description.from_metadata(metadata)
+    description = read_description(metadata)
     expected, names = _flat(description.shapes()), metadata.get('format')
     if names != FLAX and (names != TORCH or not description.architecture['name'].startswith('resnet')):
         raise ValueError('the names of its tensors are of an unknown kind')
@@ -90,10 +91,11 @@ def read(content: bytes) -> LoadedEncoder:
             raise ValueError(f'tensor {stored} is {array.dtype} {array.shape}, not {leaf.dtype} {leaf.shape}')
         flat[name] = array
     variables = jax.device_put(flax.traverse_util.unflatten_dict(flat, sep='.'))
-    return LoadedEncoder(description, partial(jax.jit(partial(compute, description, description.build())), variables))
+    function = partial(jax.jit(partial(compute, description, description.build())), variables)
+    return loaded(description, function)
 
 
-def _pack(description: Description, tensors: Tensors, names: str) -> bytes:
+def _pack(description: Described, tensors: Tensors, names: str) -> bytes:
     tensors = {name: np.array(array, order='C') for name, array in tensors.items()}
     metadata = {'format': names, **description.to_metadata()}
     return safetensors.numpy.save(tensors, metadata | {'sha256': digest(tensors, metadata)})

@@ -3,6 +3,7 @@
   const { panels, runs } = JSON.parse(document.getElementById('data').textContent);
   const DASHES = ['', '6 4', '2 3'];
   const CLASS_COLOURS = 10;
+  const TIP_TEXTS = 3;
   const RAMP = ['#414487', '#2a788e', '#22a884', '#7ad151', '#f2d024'];
 
   function svg(name, attributes = {}, parent = null) {
@@ -194,9 +195,10 @@
 
   function showTip(place, index, event) {
     const run = runs[place];
-    const { labels, losses, predictions, near, tiles } = run.map;
+    const { labels, losses, predictions, near, tiles, texts } = run.map;
     const what = html('div', 'what');
     const words = html('div', '');
+    if (texts) words.append(html('div', 'text', texts[index]));
     if (labels[index] >= 0) words.append(html('b', '', className(run, labels[index])));
     if (predictions) words.append(html('div', '', `kNN: ${className(run, predictions[index])}`));
     if (losses[index] !== null) words.append(html('div', '', `loss ${losses[index].toFixed(2)}`));
@@ -207,6 +209,10 @@
       const strip = html('div', 'strip');
       for (const other of near[index]) strip.append(tile(place, tiles[other], 46));
       tip.append(html('p', 'about', 'nearest of the shown images'), strip);
+    }
+    if (texts) {
+      tip.append(html('p', 'about', 'nearest of the shown examples'));
+      for (const other of near[index].slice(0, TIP_TEXTS)) tip.append(html('div', 'text near', texts[other]));
     }
     tip.hidden = false;
     const box = tip.getBoundingClientRect();

@@ -51,10 +51,12 @@ class StopSignal:
 
     Args:
       several_processes: whether the run has more than one process.
+      ends_process: whether the run may end the process. If it may not, as in a notebook, only Ctrl-C is handled, in the
+        main thread: it raises KeyboardInterrupt where there is nothing to save, and when it is pressed again.
     """
 
-    def __init__(self, *, several_processes: bool) -> None:
-        self._several = several_processes
+    def __init__(self, *, several_processes: bool, ends_process: bool = True) -> None:
+        self._several, self._ends_process = several_processes, ends_process
         self._main = threading.current_thread() is threading.main_thread()
         self._handled = [
             number
@@ -65,6 +67,9 @@ class StopSignal:
 
     def __enter__(self) -> 'StopSignal':
         if not self._main:
+            return self
+        if not self._ends_process:
+            self._before = {signal.SIGINT: signal.signal(signal.SIGINT, self._interrupt)}
             return self
         self._numbers, writing = socket.socketpair()
         writing.setblocking(False)
@@ -92,6 +97,14 @@ class StopSignal:
                 os.kill(os.getpid(), signal.SIGTERM)
             self._asked.set()
 
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        """Handles Ctrl-C where the run may not end the process."""
+        self._interrupts += 1
+        if not self._began or self._interrupts > 1:
+            raise KeyboardInterrupt
+        print(AGAIN, file=sys.stderr, flush=True)
+        self._asked.set()
+
     def after(self, step: int) -> bool:
         """Whether to stop after this step. Every process calls it once per step, and all get the same answer."""
         self._began = True
@@ -108,6 +121,8 @@ class StopSignal:
             return
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if not self._ends_process:
+            return
         signal.set_wakeup_fd(self._wakeup)
         self._writing.close()  # ends the thread
         self._thread.join()

@@ -1,0 +1,101 @@
+"""Published recipes for tuning or training sentence encoders, as changes of a config.
+
+Sizes and rates are those of the papers. What differs here: the learning rate falls by a cosine, not linearly, and keys
+have no gradient, also in SimCSE, whose two views share one encoder (momentum 0).
+"""
+
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+
+def simcse(config: ConfigDict) -> None:
+    """2104.08821, unsupervised, for BERT-base: dropout as the only difference of views, no queue, one epoch."""
+    config.views.preset = 'simcse'
+    config.text.length = 32
+    config.model.name = 'transformer'
+    config.model.pooling = 'cls'
+    config.model.projection = 'linear'
+    config.model.norm = 'local'
+    config.model.dropout = 0.1
+    config.loss.temperature = 0.05
+    config.loss.symmetric = False
+    config.negatives.selector = 'all'
+    config.queue.size = 0
+    config.ema.momentum = 0.0
+    config.optimizer.name = 'adamw'
+    config.optimizer.learning_rate = 3e-5
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.warmup_epochs = 0.0
+    config.optimizer.clip = 1.0
+    config.train.batch_size = 64
+    config.train.epochs = 1
+
+
+def esimcse(config: ConfigDict) -> None:
+    """2109.04380: SimCSE with repeated words in one view, and a queue of 2.5 batches from a momentum encoder."""
+    simcse(config)
+    config.views.preset = 'esimcse'
+    config.queue.size = 160
+    config.ema.momentum = 0.995
+
+
+def mocose(config: ConfigDict) -> None:
+    """2203.06735: dropout views, a predictor on the query side, a small queue and a low momentum.
+
+    Its adversarial perturbation of the embeddings is left out.
+    """
+    simcse(config)
+    config.views.preset = 'mocose'
+    config.model.predictor = 'mlp2'
+    config.model.head_width = 768
+    config.queue.size = 256
+    config.ema.momentum = 0.85
+
+
+def contriever(config: ConfigDict) -> None:
+    """2112.09118: MoCo on two random crops of a document, with deleted words; mean pooling, no projection.
+
+    Meant for many GPUs. The paper does not normalise its embeddings; here they have unit length.
+    """
+    simcse(config)
+    config.views.preset = 'contriever'
+    config.text.length = 256
+    config.model.pooling = 'mean'
+    config.model.projection = 'none'
+    config.queue.size = 131_072
+    config.ema.momentum = 0.9995
+    config.optimizer.learning_rate = 5e-5
+    config.optimizer.weight_decay = 0.01
+    config.train.batch_size = 2048
+    config.train.steps = 500_000
+
+
+def dual_view(config: ConfigDict) -> None:
+    """2501.16360 on any of them: both views as query and key, and the hardest quarter of the negatives."""
+    config.loss.symmetric = True
+    config.negatives.selector = 'auto'
+    config.negatives.fraction = 0.25
+
+
+TEXT: dict[str, Callable[[ConfigDict], None]] = {
+    'simcse': simcse,
+    'esimcse': esimcse,
+    'mocose': mocose,
+    'contriever': contriever,
+}
+NAMES = (*TEXT, *(f'dualcl_{name}' for name in TEXT))
+
+
+def apply(config: ConfigDict, recipe: str) -> ConfigDict:
+    """Applies a recipe of `NAMES` to a config, and returns the config.
+
+    Raises:
+      ValueError: the recipe does not exist.
+    """
+    if recipe not in NAMES:
+        raise ValueError(f'recipe {recipe!r}: choose one of {", ".join(NAMES)}')
+    TEXT[recipe.removeprefix('dualcl_')](config)
+    if recipe.startswith('dualcl_'):
+        dual_view(config)
+    return config

@@ -1,0 +1,1 @@
+"""The package as functions: what the commands do, for programs and notebooks."""

@@ -1,0 +1,214 @@
+"""`dualcl_jax.embed`: the features of a set from Python, and what `dualcl embed` does with them."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from dualcl_jax.api.session import prepare_jax
+from dualcl_jax.system.errors import UserError
+
+if TYPE_CHECKING:
+    from dualcl_jax.evaluators.embed_all import Embedding, Examples
+    from dualcl_jax.evaluators.encoder_source import EncoderSource
+
+NEAR_DUPLICATE = 0.95
+"""Similarity from which two examples count as near duplicates."""
+OUTLIER = 4.0
+"""Score from which an example counts as an outlier."""
+
+
+class Request(NamedTuple):
+    """What to embed, with which encoder, and what to look for.
+
+    workdir or encoder: a run, or a file of `dualcl export`; data: a folder or an .npz file, None for the data of the
+    run; layer, step, momentum: which features; labels: as data.labels of a config; near_duplicates, outliers:
+    thresholds, None to look for none.
+    """
+
+    workdir: str | None
+    encoder: str | None
+    data: str | None
+    layer: str | None = None
+    step: str = 'latest'
+    momentum: bool = False
+    labels: str = 'auto'
+    near_duplicates: float | None = None
+    outliers: float | None = None
+    fields: Sequence[str] = ()
+
+
+def embed(
+    workdir: str | os.PathLike[str] | None = None,
+    *,
+    encoder: str | os.PathLike[str] | None = None,
+    data: str | os.PathLike[str] | None = None,
+    output: str | os.PathLike[str] | None = None,
+    layer: str | None = None,
+    step: str | int = 'latest',
+    momentum: bool = False,
+    labels: str = 'auto',
+) -> 'Embedding':
+    """The features of every image of a folder or an `.npz` file, copies included, as `dualcl embed` computes them.
+
+    Args:
+      workdir: of a run.
+      encoder: a file of `dualcl export`, in place of a workdir.
+      data: the folder or file; None: the training and test examples of the run.
+      output: a file to write, too: .parquet, .npz or .csv. What is done is kept beside it until the file is complete,
+        so that the same call resumes.
+      layer: 'backbone' (default) or 'projection'; of an exported encoder, its own output.
+      step: of the checkpoint: 'latest', 'best' or a number.
+      momentum: use the momentum encoder in place of the query encoder.
+      labels: 'auto', 'subfolders', 'none', or the path of a CSV file.
+
+    Returns:
+      `features` float32 [N, F], `files` [N], `labels` int32 [N] and `class_names`.
+
+    Raises:
+      UserError: a mistake that the user can fix, with the line that the command would print.
+    """
+    run, file, images = (None if path is None else os.fspath(path) for path in (workdir, encoder, data))
+    request = Request(run, file, images, layer, str(step), momentum, labels)
+    check(request)
+    prepare_jax()
+    with tempfile.TemporaryDirectory() as folder:
+        written = os.path.join(folder, 'features.npz') if output is None else os.fspath(output)
+        return embed_to(request, written)[0]
+
+
+def check(request: Request) -> None:
+    """Raises UserError where the parts of a request do not go together."""
+    if (request.workdir is None) == (request.encoder is None):
+        raise UserError('give either a workdir or an encoder')
+    if request.data is None and request.workdir is None:
+        raise UserError('--data is missing: an exported encoder does not say where its data are')
+    if request.encoder is not None and (request.momentum or request.step != 'latest'):
+        raise UserError('--step and --momentum: an exported encoder has one step and one encoder; leave them out')
+    if request.near_duplicates is not None and not -1 < request.near_duplicates <= 1:
+        raise UserError(f'--near_duplicates={request.near_duplicates:g}: must be a similarity above -1, at most 1')
+
+
+def embed_to(request: Request, output: str) -> 'tuple[Embedding, dict[str, Any]]':
+    """Embeds, writes the file, and looks for near duplicates and outliers.
+
+    Returns:
+      the features; and 'output', 'examples', 'features', and 'near_duplicates' and 'outliers' where asked for.
+
+    Raises:
+      UserError: what the user can mend.
+    """
+    import jax
+
+    from dualcl_jax.evaluators.embed_all import Embedding, parts_of
+    from dualcl_jax.evaluators.feature_file import WRITERS, check_format, replaced
+    from dualcl_jax.system.files import check_output
+
+    if jax.process_count() > 1:
+        raise UserError(f'{jax.process_count()} processes: embed in one, which uses all devices of its machine')
+    write = WRITERS[check_format(output)]
+    check_output(output)
+    source, name, layer = _encoder(request)
+    examples = _examples(request, source)
+    path, folder = Path(output), Path(f'{output}.parts')
+    labels, class_names = examples.labels, examples.class_names
+    about = {'encoder_of': dict(source.provenance), 'encoder': name, 'layer': layer, 'of': source.name}
+    kept: list[np.ndarray] = []
+
+    def parts() -> Any:
+        for part in parts_of(source, name, layer, examples, folder):
+            kept.append(part)
+            yield part
+
+    with replaced(path) as partial:
+        write(partial, examples.names, labels, class_names, parts(), about)
+    shutil.rmtree(folder, ignore_errors=True)
+    embedding = Embedding(np.concatenate(kept), examples.names, labels, class_names)
+    count, length = embedding.features.shape
+    print(f'{output}: {layer} features [{count:,}, {length:,}] of the {name} encoder')
+    found = {'output': output, 'examples': count, 'features': length}
+    return embedding, found | _look(request, path, examples, embedding)
+
+
+def _encoder(request: Request) -> 'tuple[EncoderSource, str, str]':
+    """The encoders, and the name and the layer of the one to use."""
+    from dualcl_jax.evaluators import encoder_source
+    from dualcl_jax.evaluators.evaluate import chosen
+
+    if request.workdir is not None:
+        source, name = encoder_source.from_workdir(request.workdir, request.step), 'query'
+        name = 'momentum' if request.momentum else name
+    else:
+        assert request.encoder is not None
+        source = encoder_source.from_export(request.encoder, '--encoder')
+        (name,) = source.encoders
+    return source, name, chosen(request.layer or source.layers[0], source.layers, '--layer')[0]
+
+
+def _examples(request: Request, source: 'EncoderSource') -> 'Examples':
+    """The examples with their names."""
+    from ml_collections import ConfigDict
+
+    from dualcl_jax import data
+    from dualcl_jax.data.images.every import every_image
+    from dualcl_jax.evaluators.embed_all import Examples
+    from dualcl_jax.evaluators.evaluate import check_examples
+    from dualcl_jax.system.config import override
+
+    config = ConfigDict({'data': source.config.data.to_dict()})
+    override(config, request.fields)
+    settings = config.data
+    if request.data is None or request.data.endswith('.npz'):
+        if request.data is not None:
+            settings.update(name='npz', path=request.data, limit=0, num_examples=0, validation_fraction=0.0)
+        splits = {name: split for name, split in data.load(settings)._asdict().items() if split is not None}
+        names = [f'{name}/{row}' for name, split in splits.items() for row in range(len(split))]
+        examples = Examples(list(splits.values()), names)
+    else:
+        settings.update(name='folder', path=request.data, labels=request.labels, path_column='', label_column='')
+        found = every_image(settings)
+        if found.skipped:
+            more = f' and {len(found.skipped) - 3:,} more' if len(found.skipped) > 3 else ''
+            print(f'left out: {len(found.skipped):,} files: {"; ".join(found.skipped[:3])}{more}')
+        examples = Examples([found.source], found.names)
+    check_examples(source, examples.sources[0])
+    return examples
+
+
+def _look(request: Request, path: Path, examples: 'Examples', embedding: 'Embedding') -> dict[str, Any]:
+    """Near duplicates and outliers, where asked for: writes their tables and the page, and counts them."""
+    if request.near_duplicates is None and request.outliers is None:
+        return {}
+    if len(embedding.features) < 2:
+        raise UserError('--near_duplicates and --outliers need at least two examples')
+    from dualcl_jax.data.images.source import KIND as IMAGES
+    from dualcl_jax.evaluators.measures import neighbours
+    from dualcl_jax.reports.neighbours import Outliers, write_page, write_tables
+    from dualcl_jax.system.console import progress
+
+    with progress(neighbours.num_blocks(len(embedding.features)), 'nearest neighbours') as advance:
+        nearest = neighbours.nearest_others(embedding.features, advance)
+    found: dict[str, Any] = {}
+    pairs = outliers = None
+    if request.near_duplicates is not None:
+        pairs = neighbours.near_duplicates(nearest, request.near_duplicates)
+        if examples.sources[0].kind == IMAGES:
+            pairs = neighbours.confirmed(pairs, request.near_duplicates, examples.at)
+        found['near_duplicates'] = len(pairs.first)
+        print(f'{len(pairs.first):,} pairs with a similarity of at least {request.near_duplicates:g}')
+    if request.outliers is not None:
+        scores = neighbours.outlier_scores(nearest)
+        rows = np.flatnonzero(scores >= request.outliers)
+        rows = rows[np.argsort(-scores[rows], kind='stable')]
+        outliers = Outliers(rows, scores[rows])
+        found['outliers'] = len(rows)
+        print(f'{len(rows):,} outliers with a score of at least {request.outliers:g}')
+    about = f'{len(embedding.features):,} examples, {embedding.features.shape[1]:,} features'
+    page = write_page(path, examples, about, pairs, outliers)
+    written = [*write_tables(path, examples.names, pairs, outliers), *([page] if page else [])]
+    print('\n'.join(f'{name} written' for name in written))
+    return found | {'written': written}

@@ -1,0 +1,98 @@
+"""`dualcl_jax.evaluate`: the protocols of an evaluation from Python."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dualcl_jax.api.session import prepare_jax
+from dualcl_jax.system.errors import UserError
+
+
+def evaluate(
+    workdir: str | os.PathLike[str] | None = None,
+    *,
+    exported: str | os.PathLike[str] | None = None,
+    protocols: str | Sequence[str] = ('knn', 'linear'),
+    step: str | int = 'latest',
+    encoders: str | Sequence[str] | None = None,
+    layers: str | Sequence[str] = 'all',
+    output: str | os.PathLike[str] | None = None,
+    fields: Mapping[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """Evaluates the encoders of a run, or an exported one, as `dualcl evaluate` does, and writes the same files.
+
+    Args:
+      workdir: of the run.
+      exported: a file of `dualcl export`, in place of a workdir.
+      protocols: names of `dualcl_jax.evaluators.protocols.PROTOCOLS`, or 'all'.
+      step: of the checkpoint: 'latest', 'best' or a number.
+      encoders: 'query' (default), 'momentum' or 'all'.
+      layers: 'backbone', 'projection' or 'all'.
+      output: folder of the results; by default `evaluation` in the workdir or beside the file.
+      fields: settings of the protocols and of the data, such as {'knn.k': (20, 200), 'data.path': 'other'}.
+
+    Returns:
+      One record for each number, with its `metric`, `value`, `encoder`, `layer`, interval and more
+      (`dualcl_jax.evaluators.records`).
+
+    Raises:
+      UserError: a mistake that the user can fix, with the line that the command would print.
+    """
+    if (workdir is None) == (exported is None):
+        raise UserError('evaluate: give either a workdir or exported=FILE')
+    prepare_jax()
+    found = run_protocols(
+        None if workdir is None else os.fspath(workdir),
+        None if exported is None else os.fspath(exported),
+        protocols=_joined(protocols) or '',
+        step=str(step),
+        encoders=_joined(encoders),
+        layers=_joined(layers) or '',
+        output=None if output is None else os.fspath(output),
+        fields=[f'{field}={value}' for field, value in (fields or {}).items()],
+    )
+    return found['records']
+
+
+def _joined(names: str | Sequence[str] | None) -> str | None:
+    return names if names is None or isinstance(names, str) else ','.join(names)
+
+
+def run_protocols(
+    workdir: str | None,
+    exported: str | None,
+    *,
+    protocols: str,
+    step: str,
+    encoders: str | None,
+    layers: str,
+    output: str | None,
+    fields: Sequence[str],
+) -> dict[str, Any]:
+    """Runs protocols on one of a workdir and an exported file, with the names and fields as their flags have them.
+
+    Returns:
+      {'output': the folder, 'records': all records}.
+
+    Raises:
+      UserError: what the user can mend.
+    """
+    from dualcl_jax.evaluators import encoder_source
+    from dualcl_jax.evaluators.evaluate import chosen
+    from dualcl_jax.evaluators.evaluate import evaluate as run
+    from dualcl_jax.evaluators.protocols import NAMES, protocols_of
+
+    if exported is None:
+        assert workdir is not None
+        source, beside = encoder_source.from_workdir(workdir, step), workdir
+    else:
+        source, beside = encoder_source.from_export(exported), os.path.dirname(exported)
+    names = chosen(protocols, NAMES, '--protocols', protocols_of(source.kind))
+    default = 'query' if 'query' in source.encoders else 'all'
+    of_encoders = chosen(encoders or default, source.encoders, '--encoders')
+    of_layers = chosen(layers, source.layers, '--layers')
+    found = run(source, names, of_encoders, of_layers, fields, output or os.path.join(beside, 'evaluation'))
+    print(f'results in {found["output"]}')
+    if workdir is not None and output is None and os.path.exists(os.path.join(workdir, 'report.html')):
+        print(f'report.html does not have them yet: dualcl report --workdir={workdir} writes it again')
+    return found

@@ -1,0 +1,51 @@
+"""What the functions share: JAX is set up once for the process, and one of them trains at a time."""
+
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from dualcl_jax.system.private_jax import backends_started
+from dualcl_jax.system.processes.start import start
+
+if TYPE_CHECKING:
+    from dualcl_jax.models.exports import LoadedEncoder, LoadedTextEncoder
+
+_started = threading.Lock()
+_done: list[str] = []
+
+
+def prepare_jax(*, deterministic: bool = True) -> None:
+    """Sets up JAX as the commands do, once for a process that the user started.
+
+    Options of XLA have no effect where JAX has used a device before; a note says so.
+
+    Args:
+      deterministic: on GPUs, whether XLA uses only kernels that give the same bits each time.
+
+    Raises:
+      UserError: JAX finds no devices, or their driver fails.
+    """
+    with _started:
+        if _done:
+            return
+        before = os.environ.get('XLA_FLAGS', '')
+        used = backends_started()
+        start(None, None, None, deterministic=deterministic)
+        if used and os.environ.get('XLA_FLAGS', '') != before:
+            print('note: JAX was in use before, without the options of XLA that dualcl_jax sets: call it first')
+        _done.append('done')
+
+
+def load_encoder(path: str) -> 'LoadedEncoder | LoadedTextEncoder':
+    """Loads the encoder in a file written by `dualcl export`.
+
+    The result maps images [N, H, W, C] to features [N, F]. Images are uint8, or floats in [0, 1], of the size
+    `.description.image_size`. The encoder of a run on text maps a list of N sentences instead. JAX is imported by this
+    function, not with the package.
+
+    Raises:
+      UserError: the file does not exist, is damaged or is of another kind.
+    """
+    from dualcl_jax.models.exports import load
+
+    return load(path)

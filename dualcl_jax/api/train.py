@@ -1,0 +1,129 @@
+"""`dualcl_jax.train`: a training run from Python."""
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from dualcl_jax.api.session import prepare_jax
+from dualcl_jax.system.command_line import import_own, own_module
+from dualcl_jax.system.config import flatten, load_config, override
+from dualcl_jax.system.errors import RestartError, UserError
+
+Data = str | os.PathLike[str] | np.ndarray | tuple[np.ndarray, np.ndarray] | Mapping[str, np.ndarray]
+
+LIMITS = tuple(f'parallel.{phase}_s' for phase in ('compile', 'input', 'step', 'save', 'evaluate'))
+"""Fields with the time after which a hanging run ends its process; in a process of the user's they are 0."""
+
+_training = threading.Lock()
+
+
+def train(
+    data: Data | None = None,
+    *,
+    workdir: str | os.PathLike[str],
+    config: str | os.PathLike[str] | ConfigDict = 'folder',
+    init_from: str | os.PathLike[str] = '',
+    extend: bool = False,
+    **overrides: Any,
+) -> dict[str, Any]:
+    """Trains a new run or resumes the one in `workdir`, as `dualcl train` does, and writes the same files.
+
+    Interrupting the kernel, or Ctrl-C, saves after the current step and raises `RestartError`; the same call resumes.
+
+    Args:
+      data: a folder of images, an `.npz` file, images uint8 [N, H, W] or [N, H, W, C], (images, labels [N]), or a
+        mapping with the arrays of an `.npz` file (train_images, train_labels, test_images, test_labels). Arrays are
+        stored as data.npz in the workdir. None: the data that the config names.
+      workdir: folder of the run, local or remote.
+      config: a name such as 'quickstart' or 'imagenet:moco_v3', the path of a configuration file, or a config.
+      init_from: a workdir or a file of weights; start from its encoder.
+      extend: whether the run in the workdir may become longer.
+      **overrides: fields of the config: `epochs=20` where only one field has that last name, or with its section,
+        `train__epochs=20` or `**{'train.epochs': 20}`.
+
+    Returns:
+      The content of `summary.json`.
+
+    Raises:
+      UserError: a mistake that the user can fix, with the line that the command would print.
+      RestartError: the run was interrupted; the same call resumes it.
+    """
+    workdir = os.fspath(workdir)
+    chosen = ConfigDict(config) if isinstance(config, ConfigDict) else load_config(os.fspath(config))
+    override(chosen, assignments(chosen, {**dict.fromkeys(LIMITS, 0), **overrides}))
+    if init_from:
+        chosen.init_from = os.fspath(init_from)
+    with _alone():
+        prepare_jax(deterministic=chosen.parallel.deterministic)
+        import_own(own_module(chosen.model.name))
+        from dualcl_jax.training import loop
+        from dualcl_jax.workdir.folder import open_workdir, read_summary, unlock
+
+        if data is not None:
+            name, path = _stored(data, workdir)
+            override(chosen, [f'data.name={name}', f'data.path={path}'])
+        try:
+            complete = loop.train(chosen, workdir, extend=extend, ends_process=False)
+            summary = read_summary(open_workdir(workdir)) if complete else None
+        finally:
+            unlock(workdir)
+    if summary is None:
+        raise RestartError(f'{workdir}: stopped and saved; call train again with the same arguments to resume')
+    return summary
+
+
+def assignments(config: ConfigDict, overrides: Mapping[str, Any]) -> list[str]:
+    """The overrides as 'section.field=value', see `train`. Raises UserError if a name is unknown or ambiguous."""
+    fields = list(dict(flatten(config)))
+    found = []
+    for name, value in overrides.items():
+        field = name.replace('__', '.')
+        if field not in fields and '.' not in field:
+            same = [known for known in fields if known.rpartition('.')[2] == field]
+            if len(same) > 1:
+                named = ', '.join(known.replace('.', '__') for known in same)
+                raise UserError(f'{name}: several fields have this name; choose from {named}')
+            field = same[0] if same else field
+        found.append(f'{field}={value}')
+    return found
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """A context that one thread is in. Raises UserError if another one is."""
+    if not _training.acquire(blocking=False):
+        raise UserError('another call of train runs in this process; wait until it ends')
+    try:
+        yield
+    finally:
+        _training.release()
+
+
+def _stored(data: Data, workdir: str) -> tuple[str, str]:
+    """`data.name` and `data.path` of the data; arrays are written into the workdir first."""
+    if isinstance(data, str | os.PathLike):
+        path = os.fspath(data)
+        return ('npz' if path.endswith('.npz') and not os.path.isdir(path) else 'folder'), path
+    if isinstance(data, Mapping):
+        arrays = dict(data)
+    elif isinstance(data, tuple):
+        if len(data) != 2:
+            raise UserError(f'data: a tuple of {len(data)}; give (images, labels)')
+        arrays = {'train_images': data[0], 'train_labels': data[1]}
+    else:
+        arrays = {'train_images': data}
+    if '://' in workdir:
+        raise UserError(f'workdir={workdir}: arrays are stored in the workdir, which must be local; or name a file')
+    from dualcl_jax.workdir.folder import open_workdir
+
+    path = os.path.join(open_workdir(workdir), 'data.npz')
+    partial = f'{path}.new.npz'
+    named: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
+    np.savez(partial, **named)
+    os.replace(partial, path)
+    return 'npz', path

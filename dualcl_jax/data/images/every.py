@@ -1,0 +1,47 @@
+"""Every usable image of a folder, copies included, with its name and class: for features, not for training."""
+
+import argparse
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dualcl_jax.data.images.display import shown
+from dualcl_jax.data.images.encoded import EncodedSource, stored_size
+from dualcl_jax.data.images.folder import IndexedFiles, check_usable, splits_and_labels
+from dualcl_jax.data.images.index import open_index
+from dualcl_jax.data.images.labels import displayed
+from dualcl_jax.data.images.scan import DUPLICATE, SKIPPED, USED
+from dualcl_jax.data.source import fingerprint
+from dualcl_jax.system.errors import UserError
+
+
+class Named(NamedTuple):
+    """Examples and a name for each, such as a path relative to a folder; `skipped` names the files that are no image
+    that can be read, with the reason."""
+
+    source: Any
+    names: list[str]
+    skipped: list[str]
+
+
+def every_image(data: Any) -> Named:
+    """The usable images of the folder `data.path` in the order of their paths; splits do not count, labels do.
+
+    Args:
+      data: the `data` part of a config; `path`, `labels`, the columns of a table, `image_size` and `stored_size` count.
+
+    Raises:
+      UserError: no such folder, no images in it, or labels that do not fit.
+    """
+    if '://' in data.path:
+        raise UserError(f'{data.path}: must be a local folder; copy it, or mount it')
+    index = open_index(os.path.expanduser(data.path))
+    check_usable(argparse.Namespace(path=data.path, max_skipped=1.0), index)
+    rows = np.flatnonzero((index.outcomes == USED) | (index.outcomes == DUPLICATE)).astype(np.int32)
+    labels = splits_and_labels(data, index, rows)[1]
+    size, class_names = stored_size(data), displayed(labels.names)
+    digest = fingerprint('every', (size, size, 3), class_names, labels.labels, index.digests[rows])
+    source = EncodedSource('folder', IndexedFiles(index, rows), labels.labels, size, class_names, digest)
+    skipped = [f'{index.shown(row)} ({index.notes[row]})' for row in np.flatnonzero(index.outcomes == SKIPPED).tolist()]
+    return Named(source, [shown(index.path(row)) for row in rows.tolist()], skipped)

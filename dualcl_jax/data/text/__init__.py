@@ -1,0 +1,1 @@
+"""Text: sentences and pairs of sentences from files, and their tokens."""

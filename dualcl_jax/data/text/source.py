@@ -1,0 +1,249 @@
+"""Sentences, or pairs of sentences, as examples: their tokens, classes and identities, in memory."""
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from dualcl_jax.data.source import RANDOM, ArraySource, Splits, first_equal, held_out_by_content, limit_indices
+from dualcl_jax.data.text import tfds
+from dualcl_jax.data.text.files import EMPTY, Account, Columns, Row, read_rows, reader_of
+from dualcl_jax.data.text.tokens import FILE, Tokenizer, train_wordpiece
+from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.files import reachable
+
+KIND = 'text'
+"""The `kind` of every source of text."""
+VOCABULARY = 16_384
+"""The size of a tokenizer that is trained, if the config does not say."""
+TRAIN_NAMES, TEST_NAMES = ('train', 'training'), ('test', 'validation', 'valid', 'val', 'dev')
+"""Beginnings of the names of files that are splits, in the order in which they are looked for."""
+BETWEEN = ' — '
+"""Between the sentences of a pair, where they are shown."""
+OTHER_FILES = 'files with other endings'
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Part:
+    """The rows of a split, and where they come from."""
+
+    origin: str
+    rows: list[Row]
+
+    def take(self, indices: np.ndarray, origin: str = '') -> '_Part':
+        return _Part(origin or self.origin, [self.rows[index] for index in indices.tolist()])
+
+
+def load(data: Any) -> Splits:
+    """The sentences at `data.path`, a file or a folder, as `data.columns` and the `text` part of the config say.
+
+    An example is {'tokens': int32 [C, L], 'length': int32 [C]} with C = 1 sentence, or 2 of a pair; L is `text.length`.
+    Examples of the same text, apart from case and white space, have the same id.
+
+    In a folder with files named train*, these are for training, and those named test*, validation* or dev* for testing.
+    Otherwise `data.test_fraction` of the labelled examples are for testing, chosen by their content.
+
+    Args:
+      data: from `dualcl_jax.data.data_config`: the `data` part of a config, and `text`.
+
+    Raises:
+      UserError: nothing to read, no sentence in it, too many rows that cannot be used, or a tokenizer that does not
+        fit.
+    """
+    columns, account = _columns(data), Account()
+    train, test = _read(data, columns, account)
+    _check_usable(data, account, len(train.rows) + (len(test.rows) if test else 0))
+    names = _class_names([*train.rows, *(test.rows if test else ())])
+    if test is None and names and data.test_fraction:
+        train, test = _divide(data, train, names)
+    train = train.take(limit_indices(len(train.rows), data.limit))
+    parts = {'train': train} | ({'test': test} if test is not None and test.rows else {})
+    _check_memory(data, sum(len(part.rows) for part in parts.values()))
+    tokenizer, how = _tokenizer(data, train.rows)
+    encoded = {split: _encode(tokenizer, part.rows) for split, part in parts.items()}
+    labels = {split: _labels(part.rows, names) for split, part in parts.items()}
+    report: dict[str, Any] = {
+        'splits': {
+            split: {'folder': part.origin, 'images': len(part.rows), 'labelled': int((labels[split] >= 0).sum())}
+            for split, part in parts.items()
+        }
+        | {'left_out': []},
+        'labels': f'column {data.label_column}' if names else None,
+        'left_out': account.left_out,
+        'tokens': {'tokenizer': how, 'vocabulary': tokenizer.size, 'length': tokenizer.length}
+        | _shares(*encoded['train']),
+    }
+    sources = {
+        split: ArraySource(
+            KIND,
+            encoded[split][0],
+            labels[split],
+            names or None,
+            report=report,
+            kind=KIND,
+            ids=first_equal(_digests(part.rows)),
+            kept_files={FILE: tokenizer.definition.encode()},
+            texts=[BETWEEN.join(row.sentences) for row in part.rows],
+        )
+        for split, part in parts.items()
+    }
+    return Splits(sources['train'], sources.get('test'))
+
+
+def _columns(data: Any) -> Columns:
+    """The columns that a config names."""
+    names = tuple(name.strip() for name in data.columns.split(',')) if data.columns.strip() else ()
+    if len(names) > 2 or not all(names):
+        raise UserError(
+            f"data.columns={data.columns}: name one column, two of pairs such as 'term,definition', or none"
+        )
+    columns = Columns(names, data.label_column.strip())
+    if any(name.isdecimal() for name in columns.wanted) and not columns.by_number:
+        raise UserError(
+            f"data.columns={data.columns}, data.label_column='{data.label_column}': use names for all of them, or "
+            'numbers for all of them in a table without a header'
+        )
+    return columns
+
+
+def _read(data: Any, columns: Columns, account: Account) -> tuple[_Part, _Part | None]:
+    """The rows for training and those for testing, None where no files are named so."""
+    if not data.path:
+        raise UserError(
+            'data.path is empty: with data.name=text it names a file of sentences, or a folder of such files'
+        )
+    root = reachable(data.path, f'data.path={data.path}').expanduser()
+    if not root.exists():
+        raise UserError(f'data.path={data.path}: there is no such file or folder')
+
+    def part(files: Sequence[epath.Path], origin: str) -> _Part:
+        return _Part(origin, [row for file in files for row in read_rows(file, columns, account)])
+
+    if not root.is_dir():
+        return part([root], root.name), None
+    if '://' in data.path:
+        raise UserError(f'data.path={data.path}: must be a file, or a local folder; copy it, or mount it')
+    if tfds.is_prepared(root):
+        rows = tfds.read_splits(root, columns, account)
+        parts = [_Part(split, found) for split, found in rows.items()]
+        return parts[0], parts[1] if len(parts) > 1 else None
+    every = [epath.Path(path) for path in sorted(Path(root).rglob('*')) if path.is_file() and not _hidden(path, root)]
+    files = [path for path in every if reader_of(path.name)]
+    if not files:
+        raise UserError(
+            f'data.path={data.path}: no file in it ends in .txt, .csv, .tsv, .jsonl or .parquet, with or without .gz'
+        )
+    if len(files) < len(every):
+        others = [str(path.relative_to(root)) for path in every if not reader_of(path.name)]
+        account.left_out[OTHER_FILES] = {'count': len(others), 'names': others[:3]}
+    trained, tested = _named(files, TRAIN_NAMES), None
+    if trained:
+        tested = next((found for name in TEST_NAMES if (found := _named(files, (name,)))), None)
+        others = [str(path.relative_to(root)) for path in files if path not in trained + (tested or [])]
+        if others:
+            account.left_out['files of no split'] = {'count': len(others), 'names': others[:3]}
+    train = part(trained or files, _described(trained or files))
+    return train, part(tested, _described(tested)) if tested else None
+
+
+def _hidden(path: Path, root: epath.Path) -> bool:
+    return any(name.startswith('.') for name in path.relative_to(root).parts)
+
+
+def _named(files: Sequence[epath.Path], names: Sequence[str]) -> list[epath.Path]:
+    """The files whose names begin with one of the words."""
+    return [file for file in files if re.split(r'[^a-z]', file.name.lower())[0] in names]
+
+
+def _described(files: Sequence[epath.Path]) -> str:
+    return files[0].name if len(files) == 1 else f'{len(files):,} files, {files[0].name} to {files[-1].name}'
+
+
+def _check_usable(data: Any, account: Account, used: int) -> None:
+    """Checks that there are sentences, and that not too many rows are left out; empty ones do not count."""
+    rows = {reason: about for reason, about in account.left_out.items() if reason.startswith('rows: ')}
+    skipped = sum(about['count'] for reason, about in rows.items() if reason != f'rows: {EMPTY}')
+    listed = '; '.join(f'{about["count"]:,} {reason} ({", ".join(about["names"])})' for reason, about in rows.items())
+    if not used:
+        raise UserError(f'data.path={data.path}: no sentence in it' + (f'\n{listed}' if listed else ''))
+    if skipped > data.max_skipped * (used + skipped):
+        raise UserError(
+            f'data.path={data.path}: {skipped:,} of {used + skipped:,} rows cannot be used, more than '
+            f'config.data.max_skipped={data.max_skipped:g} of them\n{listed}\n'
+            'correct them (text must be UTF-8: iconv -f latin1 -t utf-8 converts a file), or raise the share'
+        )
+
+
+def _check_memory(data: Any, count: int) -> None:
+    """Checks that the tokens fit in memory."""
+    needed = 4 * count * max(len(_columns(data).names), 1) * (data.text.length + 1)
+    if needed > data.memory_bytes:
+        raise UserError(
+            f'data.path={data.path}: the tokens of {count:,} examples take {needed:,} bytes of memory; if that is '
+            f'right, raise config.data.memory_bytes={data.memory_bytes}, or set data.limit'
+        )
+
+
+def _class_names(rows: Sequence[Row]) -> tuple[str, ...]:
+    """The names of the classes, in the order of numbers where all of them are."""
+    names = {row.label for row in rows if row.label is not None}
+    numbers = all(re.fullmatch(r'-?\d{1,18}', name) for name in names)
+    return tuple(sorted(names, key=lambda name: (int(name) if numbers else 0, name)))
+
+
+def _labels(rows: Sequence[Row], names: Sequence[str]) -> np.ndarray:
+    """int32 [N], -1 where unknown."""
+    number = {name: label for label, name in enumerate(names)}
+    return np.array([-1 if row.label is None else number[row.label] for row in rows], np.int32)
+
+
+def _digests(rows: Sequence[Row]) -> np.ndarray:
+    """A hash of the text of each example without case and surplus white space, uint64 [N]."""
+    texts = ('\t'.join(' '.join(sentence.lower().split()) for sentence in row.sentences) for row in rows)
+    hashed = b''.join(hashlib.blake2b(text.encode('utf-8', 'surrogatepass'), digest_size=8).digest() for text in texts)
+    return np.frombuffer(hashed, '<u8')
+
+
+def _divide(data: Any, train: _Part, names: Sequence[str]) -> tuple[_Part, _Part]:
+    """Holds a share of the labelled examples out for testing, by their content."""
+    content = _digests(train.rows).view(np.uint8).reshape(-1, 8)
+    tested = held_out_by_content(content, _labels(train.rows, names), data.test_fraction, cover=data.hold_out != RANDOM)
+    share = f'{train.origin}: {data.test_fraction:.3g} of its labelled examples, by their content'
+    return train.take(np.flatnonzero(~tested)), train.take(np.flatnonzero(tested), share)
+
+
+def _tokenizer(data: Any, rows: Sequence[Row]) -> tuple[Tokenizer, str]:
+    """The tokenizer of a config, or a new one for the rows, and where it comes from."""
+    text = data.text
+    if text.definition:
+        return Tokenizer(text.definition, text.length), 'of the encoder'
+    if not text.tokenizer:
+        sentences = [sentence for row in rows for sentence in row.sentences]
+        return train_wordpiece(
+            sentences, vocabulary=text.vocabulary or VOCABULARY, length=text.length
+        ), 'trained on the corpus'
+    tokenizer = Tokenizer.read(text.tokenizer, text.length)
+    if 0 < text.vocabulary < tokenizer.size:
+        raise UserError(
+            f'text.tokenizer={text.tokenizer}: has {tokenizer.size:,} tokens, more than the model.vocabulary='
+            f'{text.vocabulary} rows of the token embedding; set --config.model.vocabulary=0'
+        )
+    return tokenizer, text.tokenizer
+
+
+def _encode(tokenizer: Tokenizer, rows: Sequence[Row]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The tokens [N, C, L] and lengths [N, C] of N examples, and which of their sentences were cut, bool [N, C]."""
+    columns = [tokenizer.encode_and_cut(sentences) for sentences in zip(*(row.sentences for row in rows), strict=True)]
+    arrays = {name: np.concatenate([column[0][name] for column in columns], axis=1) for name in ('tokens', 'length')}
+    return arrays, np.stack([column[1] for column in columns], axis=1)
+
+
+def _shares(arrays: dict[str, np.ndarray], cut: np.ndarray) -> dict[str, float]:
+    """The share of the sentences that were cut, and of the tokens that are padding."""
+    length = arrays['tokens'].shape[-1]
+    return {'cut': float(cut.mean()), 'padding': 1.0 - float(arrays['length'].mean()) / length}

@@ -1,0 +1,64 @@
+"""Sentences of TFDS sets that are prepared as array_record, read without TensorFlow and without the code of the set."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from dualcl_jax.data.images.tfds_features import open_folder
+from dualcl_jax.data.text.files import NOT_UTF8, Account, Columns, Row, checked, find
+from dualcl_jax.system.errors import UserError, first_line
+
+CHUNK = 1024
+"""Records that are read at a time."""
+
+
+def is_prepared(folder: epath.Path) -> bool:
+    """Whether a folder is a prepared version of a TFDS set, such as `imdb_reviews/plain_text/1.0.0`."""
+    return (folder / 'features.json').exists() and (folder / 'dataset_info.json').exists()
+
+
+def read_splits(folder: epath.Path, columns: Columns, account: Account) -> dict[str, list[Row]]:
+    """The rows of the split 'train', and of 'test' or else 'validation' if there is one.
+
+    The columns are features of the set.
+
+    Raises:
+      UserError: the folder is damaged, not stored as array_record, or lacks the split or a feature.
+    """
+    import tensorflow_datasets as tfds  # half a second: only when used
+
+    try:
+        builder = open_folder(folder)
+        splits = list(builder.info.splits)
+        if 'train' not in splits:
+            raise UserError(f"data.path={folder}: has no split 'train', only {', '.join(splits)}")
+        find(columns, [*builder.info.features], folder.parent.name)
+        if columns.label and not isinstance(builder.info.features[columns.label], tfds.features.ClassLabel):
+            raise UserError(f'data.label_column={columns.label}: is no feature of classes in {folder}')
+        tested = [split for split in ('test', 'validation') if split in splits][:1]
+        return {split: list(_rows(builder, split, columns, account)) for split in ('train', *tested)}
+    except UserError:
+        raise
+    except Exception as error:  # TFDS and array_record do not document what a damaged folder raises
+        raise UserError(
+            f'data.path={folder}: cannot be read ({first_line(error)}); prepare it again as array_record'
+        ) from error
+
+
+def _rows(builder: Any, split: str, columns: Columns, account: Account) -> Iterator[Row]:
+    records = builder.as_data_source(split, file_format='array_record')
+    label = builder.info.features[columns.label] if columns.label else None
+    for start in range(0, len(records), CHUNK):
+        chosen = range(start, min(start + CHUNK, len(records)))
+        for row, record in zip(chosen, records.__getitems__(list(chosen)), strict=True):
+            values, place = [record[column] for column in columns.names], f'{split}:{row + 1}'
+            try:
+                values = [value.decode() if isinstance(value, bytes) else value for value in values]
+            except UnicodeDecodeError:
+                account.add(NOT_UTF8, place)
+                continue
+            if label is not None:
+                number = int(record[columns.label])
+                values.append(label.int2str(number) if number >= 0 else None)
+            yield from checked(values, place, columns, account)

@@ -1,0 +1,124 @@
+"""Files of features: parquet, npz and CSV, written part by part."""
+
+import contextlib
+import csv
+import io
+import json
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dualcl_jax.system.errors import UserError
+
+NPY_TIME = (1980, 1, 1, 0, 0, 0)
+"""Of the entries of an `.npz` file, so that the same features give the same bytes."""
+
+Parts = Iterable[np.ndarray]
+
+
+def write_parquet(
+    path: Path, names: Sequence[str], labels: np.ndarray, classes: Sequence[str], parts: Parts, about: Mapping[str, Any]
+) -> None:
+    """Writes the columns `file`, `label`, `class` and `features`, a list of float32 of fixed length."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    writer, start = None, 0
+    try:
+        for part in parts:
+            end = start + len(part)
+            values = pa.array(np.ascontiguousarray(part, np.float32).reshape(-1))
+            columns = {
+                'file': pa.array(names[start:end], pa.string()),
+                'label': pa.array(labels[start:end], pa.int32()),
+                'class': pa.array([class_of(label, classes) for label in labels[start:end].tolist()], pa.string()),
+                'features': pa.FixedSizeListArray.from_arrays(values, part.shape[1]),
+            }
+            table = pa.table(columns).replace_schema_metadata({'dualcl_jax': json.dumps(about)})
+            writer = writer or pa.parquet.ParquetWriter(path, table.schema)
+            writer.write_table(table)
+            start = end
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def write_npz(
+    path: Path, names: Sequence[str], labels: np.ndarray, classes: Sequence[str], parts: Parts, about: Mapping[str, Any]
+) -> None:
+    """Writes the arrays `files`, `labels`, `class_names`, `features` and, as JSON, `about`."""
+    arrays = {
+        'files': np.array(names, np.str_),
+        'labels': labels,
+        'class_names': np.array(classes, np.str_),
+        'about': np.array(json.dumps(about)),
+    }
+    with zipfile.ZipFile(path, 'w') as archive:
+        for name, array in arrays.items():
+            content = io.BytesIO()
+            np.save(content, array, allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f'{name}.npy', NPY_TIME), content.getvalue())
+        with archive.open(zipfile.ZipInfo('features.npy', NPY_TIME), 'w', force_zip64=True) as file:
+            for place, part in enumerate(parts):
+                if place == 0:
+                    shape = (len(names), part.shape[1])
+                    header = {'descr': '<f4', 'fortran_order': False, 'shape': shape}
+                    np.lib.format.write_array_header_1_0(file, header)
+                file.write(np.ascontiguousarray(part, '<f4').tobytes())
+
+
+def write_csv(
+    path: Path, names: Sequence[str], labels: np.ndarray, classes: Sequence[str], parts: Parts, about: Mapping[str, Any]
+) -> None:
+    """Writes a line for each example: `file`, `label`, `class`, and its features as `f0`, `f1` and so on."""
+    start = 0
+    with path.open('w', newline='', encoding='utf-8') as file:
+        lines = csv.writer(file)
+        for part in parts:
+            if start == 0:
+                lines.writerow(['file', 'label', 'class', *(f'f{column}' for column in range(part.shape[1]))])
+            for row, features in enumerate(part.tolist(), start):
+                label = int(labels[row])
+                values = (f'{value:.9g}' for value in features)  # enough to restore a float32
+                lines.writerow([names[row], label, class_of(label, classes), *values])
+            start += len(part)
+
+
+# To add a format: a function, and a line here with the end of the names of its files.
+WRITERS: dict[str, Callable[..., None]] = {'.parquet': write_parquet, '.npz': write_npz, '.csv': write_csv}
+
+
+def class_of(label: int, classes: Sequence[str]) -> str:
+    """The name of a class; empty for -1 and without names."""
+    return classes[label] if 0 <= label < len(classes) else ''
+
+
+def check_format(output: str) -> str:
+    """The end of the name of an output file, a key of `WRITERS`. Raises UserError if it is another."""
+    suffix = Path(output).suffix.lower()
+    if '://' in output:
+        raise UserError(f'--output={output}: must be a local file; copy it afterwards')
+    if suffix not in WRITERS:
+        raise UserError(f'--output={output}: name it .parquet, .npz or .csv')
+    return suffix
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A context with a path to write to, which replaces the file when everything was written.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    partial = path.with_name(f'.{path.name}.new')
+    try:
+        yield partial
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f'--output={path}: cannot be written ({error.strerror or error}); choose another') from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)

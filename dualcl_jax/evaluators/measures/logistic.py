@@ -1,0 +1,103 @@
+"""Logistic regression of small sets of frozen features by scikit-learn, with its strength chosen on held-out examples.
+
+Dense features are standardised per dimension by the examples that are trained on. Sparse ones are used as they are.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import issparse
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, train_test_split
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+VALIDATION = 0.1
+"""Share of the examples that chooses the strength where there are none for validation."""
+ITERATIONS = 1000
+
+
+class Predicted(NamedTuple):
+    """Predictions for examples that were not trained on.
+
+    Attributes:
+      labels: [M] of the examples predicted.
+      strength: C, the inverse of the weight of the L2 penalty, chosen on held-out examples.
+      unfinished: fits that did not converge within `ITERATIONS` iterations.
+    """
+
+    labels: NDArray
+    strength: float
+    unfinished: int
+
+
+def predict_part(
+    features: Any,
+    labels: NDArray,
+    train: NDArray,
+    validation: NDArray,
+    test: NDArray,
+    strengths: Sequence[float],
+    seed: int,
+) -> Predicted:
+    """Predicts the rows `test` of N features by a classifier of the rows `train` and `validation`.
+
+    The strength is the one, of the first that are equal, with the best accuracy on the rows `validation` if only those
+    of `train` are trained on. Without rows for validation, a share of `train` is held out by class for that.
+    """
+    fit, check = (train, validation) if len(validation) else _hold_out(labels, train, seed)
+    strength, unfinished = _choose(features, labels, fit, check, strengths)
+    model, failed = _fit(features, labels, np.concatenate([fit, check]), strength)
+    return Predicted(model.predict(features[test]), strength, unfinished + failed)
+
+
+def predict_folds(features: Any, labels: NDArray, folds: int, strengths: Sequence[float], seed: int) -> Predicted:
+    """Predicts all N examples by cross-validation, each by the classifier of the folds that it is not in.
+
+    Folds are random and have the classes in their proportions. The strength is chosen once, on a share of the examples
+    outside of the first fold, and used in all of them.
+    """
+    splits = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(labels, labels))
+    fit, check = _hold_out(labels, splits[0][0], seed)
+    strength, unfinished = _choose(features, labels, fit, check, strengths)
+    predicted = np.zeros_like(labels)
+    for train, test in splits:
+        model, failed = _fit(features, labels, train, strength)
+        predicted[test] = model.predict(features[test])
+        unfinished += failed
+    return Predicted(predicted, strength, unfinished)
+
+
+def _hold_out(labels: NDArray, rows: NDArray, seed: int) -> tuple[NDArray, NDArray]:
+    """Divides rows into those to train on and a share for validation, by class."""
+    fit, check = train_test_split(rows, test_size=VALIDATION, stratify=labels[rows], random_state=seed)
+    return fit, check
+
+
+def _choose(
+    features: Any, labels: NDArray, fit: NDArray, check: NDArray, strengths: Sequence[float]
+) -> tuple[float, int]:
+    """The best strength on the rows `check`, and how many fits did not converge."""
+    accuracies, unfinished = [], 0
+    for strength in strengths:
+        model, failed = _fit(features, labels, fit, strength)
+        accuracies.append(model.score(features[check], labels[check]))
+        unfinished += failed
+    return strengths[int(np.argmax(accuracies))], unfinished
+
+
+def _fit(features: Any, labels: NDArray, rows: NDArray, strength: float) -> tuple[Any, int]:
+    """The classifier of some rows, and 1 if it did not converge, else 0."""
+    model: Any = LogisticRegression(C=strength, max_iter=ITERATIONS)
+    if not issparse(features):
+        model = make_pipeline(StandardScaler(), model)
+    with warnings.catch_warnings(record=True) as caught, threadpool_limits(1):  # the same sums on every machine
+        warnings.simplefilter('ignore')
+        warnings.simplefilter('always', ConvergenceWarning)
+        model.fit(features[rows], labels[rows])
+    return model, int(any(issubclass(warning.category, ConvergenceWarning) for warning in caught))

@@ -1,0 +1,126 @@
+"""Near duplicates and outliers among N examples, by the similarity of their features.
+
+Features of a network share a large common part, so that all their cosines are high. Here the mean over the examples is
+subtracted first, and a similarity is the cosine of what remains. An encoder that has learned little, or much that does
+not depend on details, finds many images alike that are no copies. Of images, the similarity of a pair is therefore the
+smaller one of that cosine and the correlation of their pixels, reduced to 16×16 (ours).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dualcl_jax.evaluators.measures.knn import nearest
+from dualcl_jax.evaluators.measures.unit import unit
+
+REDUCED = 16
+"""Side in pixels at which two images are compared."""
+QUERIES = 1024
+"""Rows that are compared with all others at a time."""
+NEIGHBOURS = 10
+"""An outlier is far from so many nearest neighbours, and a row has at most so many near duplicates."""
+
+
+class Neighbours(NamedTuple):
+    """The nearest other rows of each row: similarities float32 [N, k], the largest first, and their rows int32 [N, k].
+
+    k is `NEIGHBOURS`, or N - 1 where that is less.
+    """
+
+    similarities: NDArray
+    rows: NDArray
+
+
+class Pairs(NamedTuple):
+    """Pairs of rows, the most similar first: `first` and `second` int64 [P], first < second; similarities float32."""
+
+    first: NDArray
+    second: NDArray
+    similarities: NDArray
+
+
+def num_blocks(count: int) -> int:
+    """In how many blocks `nearest_others` takes `count` rows."""
+    return -(-count // QUERIES)
+
+
+def nearest_others(features: NDArray, advance: Callable[[], None] = lambda: None) -> Neighbours:
+    """The nearest other rows of each row of features [N, F], N at least 2; `advance` is called after each block."""
+    import jax
+
+    rows = unit(features - features.mean(axis=0, keepdims=True, dtype=np.float64).astype(np.float32))
+    count, k = len(rows), min(NEIGHBOURS, len(rows) - 1)
+    find = jax.jit(nearest, static_argnums=2)
+    bank = jax.device_put(rows)
+    similarities, found = np.empty((count, k), np.float32), np.empty((count, k), np.int32)
+    for start in range(0, count, QUERIES):
+        block = rows[start : start + QUERIES]
+        padded = np.pad(block, ((0, min(QUERIES, count) - len(block)), (0, 0)))
+        values, places = (np.asarray(part)[: len(block)] for part in find(padded, bank, k + 1))
+        # A row is among its own nearest, unless more than k others equal it: then the last one is dropped instead.
+        own = places == np.arange(start, start + len(block))[:, None]
+        own[~own.any(axis=1), -1] = True
+        similarities[start : start + len(block)] = values[~own].reshape(-1, k)
+        found[start : start + len(block)] = places[~own].reshape(-1, k)
+        advance()
+    return Neighbours(similarities, found)
+
+
+def near_duplicates(neighbours: Neighbours, threshold: float) -> Pairs:
+    """The pairs of rows whose similarity is at least `threshold`, in [-1, 1]."""
+    rows, columns = np.nonzero(neighbours.similarities >= threshold)
+    others = neighbours.rows[rows, columns].astype(np.int64)
+    values = neighbours.similarities[rows, columns]
+    pairs = np.stack([np.minimum(rows, others), np.maximum(rows, others)], axis=1)
+    pairs, at = np.unique(pairs, axis=0, return_index=True)
+    order = np.argsort(-values[at], kind='stable')
+    return Pairs(pairs[order, 0], pairs[order, 1], values[at][order])
+
+
+def outlier_scores(neighbours: Neighbours) -> NDArray:
+    """How unusual each row is, float64 [N]: its distance in the units of a normal deviation from the median.
+
+    The distance is 1 minus the mean similarity to the nearest neighbours; the deviation is 1.4826 times the median of
+    the absolute deviations, so that outliers do not change it. 0 for all where all distances are equal.
+    """
+    distance = 1 - neighbours.similarities.mean(axis=1, dtype=np.float64)
+    centre = np.median(distance)
+    deviation = 1.4826 * np.median(np.abs(distance - centre))
+    return (distance - centre) / deviation if deviation > 0 else np.zeros(len(distance))
+
+
+def confirmed(pairs: Pairs, threshold: float, images_at: Callable[[NDArray], NDArray]) -> Pairs:
+    """The pairs whose images are similar in their pixels, too, the most similar first.
+
+    Args:
+      pairs: by their features.
+      threshold: the least similarity of a pair.
+      images_at: the images uint8 [n, H, W, C] at some rows [n].
+
+    Returns:
+      Pairs with the smaller one of both similarities.
+    """
+    rows, places = np.unique(np.concatenate([pairs.first, pairs.second]), return_inverse=True)
+    blocks = [reduced(images_at(rows[start : start + QUERIES])) for start in range(0, len(rows), QUERIES)]
+    if not blocks:
+        return pairs
+    small = np.concatenate(blocks)
+    first, second = places.reshape(2, -1)
+    values = np.minimum(pairs.similarities, np.einsum('pf,pf->p', small[first], small[second]))
+    kept = np.flatnonzero(values >= threshold)
+    order = kept[np.argsort(-values[kept], kind='stable')]
+    return Pairs(pairs.first[order], pairs.second[order], values[order])
+
+
+def reduced(images: NDArray) -> NDArray:
+    """Vectors float32 [n, F] of images uint8 [n, H, W, C]; their products are correlations of reduced pixels."""
+    from PIL import Image
+
+    small = []
+    for image in np.broadcast_to(images, (*images.shape[:3], 3)):
+        picture = Image.fromarray(np.ascontiguousarray(image)).resize((REDUCED, REDUCED), Image.Resampling.BOX)
+        small.append(np.asarray(picture, np.float32).reshape(-1))
+    vectors = np.stack(small)
+    return unit(vectors - vectors.mean(axis=1, keepdims=True))

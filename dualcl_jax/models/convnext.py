@@ -1,0 +1,96 @@
+"""ConvNeXt (arXiv 2201.03545) with timm's names: `stages_0_blocks_1/fc1` is `stages.0.blocks.1.mlp.fc1`."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dualcl_jax.models.layers import bias_init, global_mean
+
+EPSILON = 1e-6
+"""The ε of every layer norm."""
+LEAST = 32
+"""The least side of an image in pixels: four stages halve or quarter it."""
+
+
+def _init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """Normal values with deviation 0.02, truncated at two deviations, drawn flat like `layers.lecun_normal`."""
+    size = 1
+    for length in shape:
+        size *= length
+    return 0.02 * jax.random.truncated_normal(key, -2, 2, (size,), dtype).reshape(shape)
+
+
+def _dense(features: int, *, name: str, dtype: Any) -> nn.Dense:
+    return nn.Dense(features, dtype=dtype, kernel_init=_init, bias_init=bias_init, name=name)
+
+
+def _layer_norm(x: jax.Array, *, name: str) -> jax.Array:
+    """Layer norm over the channels, computed in float32 and returned in the dtype of x."""
+    return nn.LayerNorm(epsilon=EPSILON, name=name)(x.astype(jnp.float32)).astype(x.dtype)
+
+
+def _patches(x: jax.Array, side: int) -> jax.Array:
+    """[N, H, W, C] to [N, H // side, W // side, side · side · C]; rows and columns that are left over are cut off."""
+    count, height, width, channels = x.shape
+    rows, columns = height // side, width // side
+    x = x[:, : rows * side, : columns * side].reshape(count, rows, side, columns, side, channels)
+    return x.swapaxes(2, 3).reshape(count, rows, columns, side * side * channels)
+
+
+class Block(nn.Module):
+    """A 7×7 convolution of each channel and a perceptron, around a shortcut: [N, H, W, D] to the same, in `dtype`.
+
+    Attributes:
+      dtype: of the computation.
+    """
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        dim = x.shape[-1]
+        options = {'feature_group_count': dim, 'dtype': self.dtype, 'kernel_init': _init, 'bias_init': bias_init}
+        y = nn.Conv(dim, (7, 7), padding=3, name='conv_dw', **options)(x)
+        y = _dense(4 * dim, name='fc1', dtype=self.dtype)(_layer_norm(y, name='norm'))
+        y = _dense(dim, name='fc2', dtype=self.dtype)(nn.gelu(y, approximate=False))
+        gamma = self.param('gamma', nn.initializers.constant(1e-6), (dim,), jnp.float32)
+        return x + gamma.astype(self.dtype)[None, None, None] * y
+
+
+class ConvNeXt(nn.Module):
+    """Images float32 [N, H, W, C] to features float32 [N, dims[-1]]; examples never interact, not even in training.
+
+    Attributes:
+      depths, dims: blocks and channels of the four stages.
+      norm, stem, width: not used: there are no batch statistics and one stem.
+      remat: store only the inputs of blocks for the backward pass and recompute the rest.
+      dtype: of the computation; parameters and features are float32.
+    """
+
+    depths: tuple[int, int, int, int]
+    dims: tuple[int, int, int, int]
+    norm: Callable[..., nn.Module]
+    stem: str = 'imagenet'
+    width: int = 64
+    remat: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        x = _dense(self.dims[0], name='stem_0', dtype=self.dtype)(_patches(images.astype(self.dtype), 4))
+        x = _layer_norm(x, name='stem_1')
+        block = nn.remat(Block) if self.remat else Block
+        for stage, (depth, dim) in enumerate(zip(self.depths, self.dims, strict=True)):
+            if stage:
+                x = _patches(_layer_norm(x, name=f'stages_{stage}_downsample_0'), 2)
+                x = _dense(dim, name=f'stages_{stage}_downsample_1', dtype=self.dtype)(x)
+            for index in range(depth):
+                x = block(self.dtype, name=f'stages_{stage}_blocks_{index}')(x)
+        return _layer_norm(global_mean(x), name='head_norm')
+
+
+convnext_t = partial(ConvNeXt, (3, 3, 9, 3), (96, 192, 384, 768))

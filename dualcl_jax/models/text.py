@@ -1,0 +1,121 @@
+"""Encoders of sentences: their geometry, the pooling of token vectors, and the bag of words.
+
+Their input is a tree. With n sentences of at most L tokens:
+
+    tokens   int32 [n, L], rows of the token embedding: the first one and the last one are those that the tokenizer adds
+             to a sentence, [CLS] and [SEP] in BERT; what follows them is not read
+    length   int32 [n], the number of tokens of each sentence, with the first and the last one
+    dropout  uint32 [n, 2], the data of one PRNG key for each sentence; absent: no dropout
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Self
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+KIND = 'text'
+"""The kind of example that these encoders take."""
+
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class TextGeometry:
+    """The sizes of a sentence encoder, beside its width; each is the field of this name in a model config.
+
+    Attributes:
+      vocabulary: rows of the token embedding, at least 1.
+      layers: number of blocks. This and what follows applies to a transformer alone, except `pooling`.
+      heads: attention heads; divides the width.
+      mlp_width: width of the inner layer of each block.
+      max_positions: rows of the position embedding.
+      position_offset: the row of the first token; 0 in BERT, 2 in RoBERTa.
+      token_types: rows of the embedding of token types, of which row 0 is used; 0 for none.
+      norm_epsilon: the ε of every layer norm.
+      pooling: a key of `POOLINGS`.
+      dropout: the share of entries that dropout sets to 0, in [0, 1).
+    """
+
+    vocabulary: int
+    layers: int
+    heads: int
+    mlp_width: int
+    max_positions: int
+    position_offset: int
+    token_types: int
+    norm_epsilon: float
+    pooling: str
+    dropout: float
+
+    @classmethod
+    def of(cls, model_config: Any) -> Self:
+        """The geometry that a model config describes."""
+        return cls(**{name: getattr(model_config, name) for name in FIELDS})
+
+    @property
+    def longest(self) -> int:
+        """The largest number of tokens that a transformer with these positions takes."""
+        return self.max_positions - self.position_offset
+
+
+FIELDS = tuple(field.name for field in dataclasses.fields(TextGeometry))
+
+
+def masked_mean(vectors: jax.Array, length: jax.Array) -> jax.Array:
+    """Mean over the tokens of each sentence: [n, L, D] of any float dtype and int32 [n] to float32 [n, D].
+
+    A sentence without tokens has the mean 0.
+    """
+    inside = jnp.arange(vectors.shape[1])[None] < length[:, None]
+    weights = inside.astype(jnp.float32) / jnp.maximum(length, 1).astype(jnp.float32)[:, None]
+    return jnp.einsum('nl,nld->nd', weights, vectors.astype(jnp.float32))
+
+
+def first_token(vectors: jax.Array, length: jax.Array) -> jax.Array:
+    """The vector of the first token, [CLS] in BERT: [n, L, D] of any float dtype to float32 [n, D]."""
+    del length
+    return vectors[:, 0].astype(jnp.float32)
+
+
+POOLINGS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {'mean': masked_mean, 'cls': first_token}
+"""How token vectors [n, L, D] become one vector of each sentence [n, D], given the lengths [n]."""
+
+
+def embedding_init(deviation: float) -> nn.initializers.Initializer:
+    """Initialiser with normal values, drawn flat like `layers.lecun_normal`."""
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        return deviation * jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
+
+    return init
+
+
+class Bag(nn.Module):
+    """The mean of the embeddings of a sentence's tokens (1511.08198): a tree of n sentences to float32 [n, width].
+
+    The first and the last token, which are the same in all sentences, do not count; the mean of no tokens is 0. There
+    is no dropout, so two views of a sentence must differ in their words.
+
+    Attributes:
+      geometry: of which the vocabulary is used.
+      norm, stem: not used.
+      width: D.
+      dtype: of the embeddings that are averaged.
+    """
+
+    geometry: TextGeometry
+    norm: Callable[..., nn.Module]
+    stem: str
+    width: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, sentences: Tree, *, train: bool) -> jax.Array:
+        shape = self.geometry.vocabulary, self.width
+        table = self.param('words', embedding_init(1 / math.sqrt(self.width)), shape, jnp.float32)
+        words, count = sentences['tokens'][:, 1:-1], sentences['length'] - 2
+        return masked_mean(jnp.take(table.astype(self.dtype), words, axis=0, mode='clip'), count)

@@ -1,0 +1,235 @@
+"""A backbone's variables from a file of weights: our exports, and ResNets, ViTs and ConvNeXts by the names of others.
+
+The others are torchvision's and timm's ResNets, timm's and DINO's ViTs, and timm's ConvNeXt, with any beginning of
+their names in common, such as `module.encoder_q.`. Files are safetensors or .npz; nothing in them is executed.
+"""
+
+import dataclasses
+import math
+import zipfile
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from dualcl_jax.models.vit import PATCHES, sine_cosine_positions
+from dualcl_jax.system.errors import UserError, first_line
+from dualcl_jax.system.files import BROKEN, reachable
+
+Variables = dict[str, Any]
+
+OURS = 'params.backbone.'
+"""How the names of parameters begin in an export with this project's names."""
+PROBES = ('conv1.weight', 'patch_embed.proj.weight', 'stem.0.weight')
+"""The first tensor of each kind of network of others."""
+LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean', 'var': 'running_var'}
+INSIDE_BLOCKS = {'qkv': 'attn.qkv', 'proj': 'attn.proj', 'fc1': 'mlp.fc1', 'fc2': 'mlp.fc2'}
+"""Layers of a block of a ViT or ConvNeXt, and their names in timm."""
+SUFFIXES = ('.safetensors', '.npz')
+
+
+@dataclasses.dataclass(frozen=True)
+class Taken:
+    """What was taken of a file.
+
+    Attributes:
+      variables: of the backbone, by collection, and of the projection where the file has one that fits.
+      source: whose names the file has.
+      skipped: the names of tensors that were not needed.
+      notes: what was changed, or what the file does not tell.
+    """
+
+    variables: Variables
+    source: str
+    skipped: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def describe(self) -> str:
+        """What was taken and skipped, in words."""
+        count = len(jax.tree.leaves(self.variables))
+        parts = [f'{count} tensors taken ({self.source})']
+        if self.skipped:
+            named = ', '.join(self.skipped[:3]) + (', …' if len(self.skipped) > 3 else '')
+            parts.append(f'{len(self.skipped)} skipped ({named})')
+        if 'projection' not in self.variables['params']:
+            parts.append('the projection starts afresh')
+        return '; '.join([*parts, *self.notes])
+
+
+def is_weights_file(path: str) -> bool:
+    """Whether a path is that of a file of weights, not of a workdir."""
+    return path.lower().endswith((*SUFFIXES, '.pt', '.pth', '.bin', '.ckpt'))
+
+
+def take(path: str, template: Variables, model: str, grid: tuple[int, int], *, learned: bool, flag: str) -> Taken:
+    """Reads the variables of an encoder from a file.
+
+    Args:
+      path: local or remote.
+      template: params and batch_stats of a new encoder with that backbone, as arrays or shapes.
+      model: name of the backbone, a key of `MODELS`.
+      grid: rows and columns of patches of a ViT; learned positions of another grid are interpolated.
+      learned: whether the ViT has learned positions.
+      flag: how messages name the path.
+
+    Raises:
+      UserError: no such file, or its tensors are not those of this backbone.
+    """
+    tensors = read_tensors(path, flag)
+    expected = flax.traverse_util.flatten_dict(template, sep='.')
+    backbone = {name: leaf for name, leaf in expected.items() if name.split('.')[1] == 'backbone'}
+    if any(name.startswith(OURS) for name in tensors):
+        return _ours(tensors, expected, backbone, flag)
+    prefix = _prefix(tensors, flag)
+    found, notes = {}, []
+    for name, leaf in backbone.items():
+        given = prefix + torch_name(name)
+        if given not in tensors:
+            if name.endswith('pos_embed'):
+                raise UserError(f'{flag}: has no learned positions; use model.positions=sine_cosine')
+            raise UserError(f'{flag}: has no tensor {given}, which {model} needs; use the model.name of the file')
+        array, note = _converted(tensors[given], name, grid, leaf.shape)
+        notes += [note] if note else []
+        if array.shape != leaf.shape:
+            raise UserError(
+                f'{flag}: {given} is {tensors[given].shape}, and the one of this config would be '
+                f'{_torch_shape(name, leaf.shape)}; use the model.name, stem and width of the file, and its channels'
+            )
+        found[name] = array
+    if model in PATCHES:
+        notes += _check_positions(tensors.get(f'{prefix}pos_embed'), learned, flag)
+        if model.startswith('vit_s16'):
+            notes.append('the file does not tell the heads: vit_s16 has 12 (MoCo v3), vit_s16_h6 has 6 (DINO, timm)')
+    used = {prefix + torch_name(name) for name in backbone}
+    skipped = [name for name in tensors if name not in used and not name.endswith('num_batches_tracked')]
+    source = f'names of torchvision or timm{f" after {prefix}" if prefix else ""}'
+    extra = sorted(name for name in skipped if _in_a_block(name.removeprefix(prefix)))
+    if extra:
+        raise UserError(f'{flag}: has {extra[0]}, which {model} does not; use the model.name of the file')
+    return Taken(flax.traverse_util.unflatten_dict(found, sep='.'), source, tuple(skipped), tuple(notes))
+
+
+def read_tensors(path: str, flag: str) -> dict[str, np.ndarray]:
+    """The tensors of a file of weights, floats as float32. Raises UserError if it cannot be read or is another kind."""
+    if not path.lower().endswith(SUFFIXES):
+        raise UserError(
+            f'{flag}: pickled weights are not read, because they can execute code; convert them where torch is:\n'
+            "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'weights.safetensors')"
+        )
+    try:
+        file = reachable(path, flag)
+        if path.lower().endswith('.npz'):
+            with file.open('rb') as content, np.load(content, allow_pickle=False) as arrays:
+                tensors = {name: arrays[name] for name in arrays.files}
+        else:
+            tensors = safetensors.numpy.load(file.read_bytes())
+    except (*BROKEN, KeyError, safetensors.SafetensorError, zipfile.BadZipFile) as error:
+        raise UserError(f'{flag}: cannot be read ({first_line(error)}); name a file of weights') from error
+    return {
+        name: array.astype(np.float32) if jnp.issubdtype(array.dtype, jnp.floating) else array
+        for name, array in tensors.items()
+    }
+
+
+def torch_name(name: str) -> str:
+    """The name in torchvision or timm of the variable of a backbone that this project calls `name`."""
+    _, _, *path, leaf = name.split('.')
+    if not path:
+        return leaf  # cls_token and pos_embed
+    if path[0] == 'patch_embed':
+        return f'patch_embed.proj.{LEAVES[leaf]}'
+    if path[0].startswith(('blocks_', 'stages_')) or path[0].startswith('stem_'):
+        first = path[0].replace('_', '.')
+        rest = [INSIDE_BLOCKS.get(part, part) for part in path[1:]]
+        return '.'.join([first, *rest, LEAVES.get(leaf, leaf)])
+    return '.'.join(path).replace('_', '.') + f'.{LEAVES.get(leaf, leaf)}'
+
+
+def _in_a_block(name: str) -> bool:
+    """Whether a tensor of the names of others is inside the network, not of a head of it."""
+    return name.startswith(('layer', 'blocks.', 'stages.', 'downsample', 'patch_embed.'))
+
+
+def _ours(tensors: dict[str, np.ndarray], expected: Variables, backbone: Variables, flag: str) -> Taken:
+    """Takes the variables of an export with this project's names."""
+    for name, leaf in backbone.items():
+        if name not in tensors or tensors[name].shape != leaf.shape:
+            found = f'is {tensors[name].shape}, not {leaf.shape}' if name in tensors else 'is not in it'
+            raise UserError(
+                f'{flag}: {name} {found}; use the model.name, width and stem of its run, on images of as many channels'
+            )
+    strange = [name for name in tensors if name.split('.')[1:2] == ['backbone'] and name not in backbone]
+    if strange:
+        raise UserError(f'{flag}: has {strange[0]}, which this config has not; use the model.name of its run')
+    head = {name: leaf for name, leaf in expected.items() if name.split('.')[1] == 'projection'}
+    fits = bool(head) and all(name in tensors and tensors[name].shape == leaf.shape for name, leaf in head.items())
+    used = backbone | (head if fits else {})
+    variables = flax.traverse_util.unflatten_dict({name: tensors[name] for name in used}, sep='.')
+    return Taken(variables, 'an export of dualcl_jax', tuple(name for name in tensors if name not in used), ())
+
+
+def _prefix(tensors: dict[str, np.ndarray], flag: str) -> str:
+    """What the names of one network begin with. Raises UserError where the file has none, or several."""
+    found = sorted(
+        {name.removesuffix(probe) for name in tensors for probe in PROBES if f'.{name}'.endswith(f'.{probe}')}
+    )
+    inner = [prefix for prefix in found if any(prefix.startswith(other) for other in found if other != prefix)]
+    found = [prefix for prefix in found if prefix not in inner and not _in_a_block(prefix)]
+    if not found:
+        raise UserError(
+            f"{flag}: its tensors have the names of no known network; known are dualcl_jax's, torchvision's and timm's "
+            "ResNets, timm's and DINO's ViTs, and timm's ConvNeXt"
+        )
+    if len(found) > 1:
+        raise UserError(f'{flag}: has several networks, {", ".join(found)}*; keep the tensors of one in the file')
+    return found[0]
+
+
+def _converted(
+    array: np.ndarray, name: str, grid: tuple[int, int], shape: tuple[int, ...]
+) -> tuple[np.ndarray, str | None]:
+    """A tensor of others in this project's layout, and a note where it was changed otherwise."""
+    if name.endswith('cls_token'):
+        return array.reshape(-1), None
+    if name.endswith('pos_embed'):
+        return _positions(array, grid)
+    if (array.ndim == 4 and name.split('.')[2] == 'patch_embed') or (array.ndim == 4 and len(shape) == 2):
+        return array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0]), None  # patches row by row, channels last
+    if array.ndim == 4:
+        return array.transpose(2, 3, 1, 0), None
+    return (array.T if array.ndim == 2 else array), None
+
+
+def _torch_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in the layout of others, as far as the transposition tells."""
+    return tuple(np.empty(shape).transpose(3, 2, 0, 1).shape) if len(shape) == 4 else tuple(reversed(shape))
+
+
+def _positions(array: np.ndarray, grid: tuple[int, int]) -> tuple[np.ndarray, str | None]:
+    """Positions [1, 1 + n·n, D] as [1 + rows · columns, D], bicubically interpolated (as timm does) on another grid."""
+    places = array.reshape(-1, array.shape[-1])
+    side = math.isqrt(len(places) - 1)
+    if side * side != len(places) - 1 or (side, side) == grid:
+        return places, None
+    token, patches = places[:1], places[1:].reshape(side, side, -1)
+    resized = jax.image.resize(jnp.asarray(patches), (*grid, patches.shape[-1]), 'cubic', antialias=True)
+    note = f'positions interpolated from {side}×{side} to {grid[0]}×{grid[1]} patches'
+    return np.concatenate([token, np.asarray(resized).reshape(grid[0] * grid[1], -1)]), note
+
+
+def _check_positions(array: np.ndarray | None, learned: bool, flag: str) -> list[str]:
+    """Raises UserError if the file has learned positions and the model has not; returns notes."""
+    if learned or array is None:
+        return []
+    places = array.reshape(-1, array.shape[-1])
+    side = math.isqrt(len(places) - 1)
+    fixed = side * side == len(places) - 1 and np.allclose(
+        places[1:], sine_cosine_positions(side, side, places.shape[-1]), atol=1e-4
+    )
+    if not fixed:
+        raise UserError(f'{flag}: its positions are learned; add --config.model.positions=learned')
+    return ['its positions are sines and cosines']

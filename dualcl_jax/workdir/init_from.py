@@ -1,0 +1,169 @@
+"""Starts a new run from another encoder: of a run, of a file of weights, or a transformer of sentences of Hugging Face.
+
+Of a run or a file it takes the (online) backbone, and the projection if the shapes agree. Of a folder of Hugging Face
+it takes the backbone; the sizes of the network are then those of the folder, and the config of the run stores them.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dualcl_jax.method.build import Method
+from dualcl_jax.method.state import TrainState
+from dualcl_jax.models.images import ImageInput
+from dualcl_jax.models.text import FIELDS
+from dualcl_jax.models.vit import LEARNED, PATCHES
+from dualcl_jax.models.weights_file import Taken, is_weights_file, take
+from dualcl_jax.system.devices import replicate
+from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.files import reachable
+from dualcl_jax.workdir.checkpoint import Checkpoints
+from dualcl_jax.workdir.huggingface import Pretrained, find_pretrained
+from dualcl_jax.workdir.saved_run import find_run, open_saved_run
+
+TRANSFORMER = 'transformer'
+"""The `model.name` that can start from a folder of Hugging Face."""
+SHOWN = 4
+"""Of the tensors without a place, so many are named."""
+
+
+def adopt_geometry(config: ConfigDict, stored: ConfigDict | None) -> ConfigDict:
+    """A config whose model has the sizes of the folder of Hugging Face that `init_from` names.
+
+    If `init_from` is empty or names a run or a file, it is the config itself.
+
+    Args:
+      config: it is not changed.
+      stored: of the run in the workdir, which no longer needs the folder; None for a new run.
+
+    Raises:
+      UserError: the folder cannot be used, or the model of the config is another one.
+    """
+    if not config.init_from or is_weights_file(config.init_from):
+        return config
+    pretrained = find_pretrained(config.init_from)
+    if pretrained is not None:
+        if config.model.name != TRANSFORMER:
+            raise UserError(
+                f'--init_from={config.init_from}: holds a {TRANSFORMER}; set --config.model.name={TRANSFORMER}, not '
+                f'{config.model.name}'
+            )
+        fields = pretrained.fields
+    elif stored is not None and _resumes_without(config, stored):
+        fields = {name: stored.model[name] for name in ('width', *FIELDS) if name != 'dropout'}
+    else:
+        return config
+    adopted = ConfigDict(config.to_dict())
+    adopted.model.update(fields)
+    return adopted
+
+
+def _resumes_without(config: ConfigDict, stored: ConfigDict) -> bool:
+    """Whether the run in the workdir is a transformer that started from a folder that is no longer there."""
+    if (stored.init_from, stored.model.name) != (config.init_from, TRANSFORMER):
+        return False
+    return not reachable(config.init_from, f'--init_from={config.init_from}').expanduser().exists()
+
+
+def check_encoder(method: Method, state: TrainState, path: str) -> str:
+    """Checks that a new run with this state, or its shapes, can start from the encoder that a path names.
+
+    Returns:
+      What the run takes from it, in words.
+
+    Raises:
+      UserError: there is no encoder, it cannot be read, or its backbone has other shapes.
+    """
+    if is_weights_file(path):
+        return (
+            f'{path}: {_take(method, state, path).describe()}; set data.mean and data.std to those it was trained with'
+        )
+    pretrained = find_pretrained(path)
+    if pretrained is not None:
+        return _describe(pretrained, state)
+    folder, steps = find_run(path, flag='--init_from')
+    checkpoints = Checkpoints((folder / 'checkpoints').resolve(), read_only=True)
+    saved = checkpoints.saved_params(steps[-1])
+    checkpoints.close()
+    if _shapes(saved['backbone']) != _shapes(state.params['backbone']):
+        raise UserError(
+            f'--init_from={path}: its backbone has other shapes than the one of this config; '
+            'use the same model.name, width and stem, on images of as many channels'
+        )
+    return f'the encoder of {path}'
+
+
+def with_encoder(method: Method, state: TrainState, path: str, mesh: Mesh) -> TrainState:
+    """Replaces the online and the momentum encoder by the encoder that a path names.
+
+    Of a run, it is the online encoder of the newest checkpoint. The backbones must have the same shapes
+    (`check_encoder`).
+
+    Raises:
+      UserError: the encoder cannot be read.
+    """
+    params, stats = _read(method, state, path, mesh)
+    parts = ['backbone']
+    if 'projection' in params and _shapes(params['projection']) == _shapes(state.params.get('projection')):
+        parts.append('projection')
+    params = state.params | {part: params[part] for part in parts}
+    stats = state.batch_stats | {part: stats[part] for part in parts if part in stats}
+    return dataclasses.replace(
+        state,
+        params=params,
+        batch_stats=stats,
+        momentum_params={part: jax.tree.map(jnp.copy, params[part]) for part in state.momentum_params},
+        momentum_batch_stats={part: jax.tree.map(jnp.copy, stats[part]) for part in state.momentum_batch_stats},
+    )
+
+
+def _read(method: Method, state: TrainState, path: str, mesh: Mesh) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The parameters and batch statistics of the encoder that a path names, by part."""
+    if is_weights_file(path):
+        found = replicate(_take(method, state, path).variables, mesh)
+        return found['params'], found.get('batch_stats', {})
+    pretrained = find_pretrained(path)
+    if pretrained is not None:
+        return {'backbone': replicate(pretrained.load().params, mesh)}, {}
+    other = open_saved_run(path, mesh=mesh, flag='--init_from').state
+    return dict(other.params), dict(other.batch_stats)
+
+
+def _take(method: Method, state: TrainState, path: str) -> Taken:
+    """The variables in a file of weights that this method's encoder needs."""
+    if not isinstance(method.views, ImageInput):
+        raise UserError(f'--init_from={path}: files of weights are for encoders of images; name a folder')
+    encoder = method.encoder
+    side = method.views.size // PATCHES.get(encoder.model, 1)
+    template = {'params': state.params, 'batch_stats': state.batch_stats}
+    learned = encoder.positions == LEARNED
+    return take(path, template, encoder.model, (side, side), learned=learned, flag=f'--init_from={path}')
+
+
+def _describe(pretrained: Pretrained, state: TrainState) -> str:
+    """What a run takes from a folder of Hugging Face, what it leaves out and what is new."""
+    loaded = pretrained.load()
+    left = [*loaded.skipped, *(f'module {name}' for name in pretrained.left_out)]
+    fresh = [part for part in state.params if part != 'backbone']
+    return '; '.join(
+        [
+            pretrained.describe(),
+            f'{len(jax.tree.leaves(loaded.params))} tensors taken',
+            f'left out: {_listed(left)}' if left else 'none left out',
+            f'new: {", ".join(fresh)}' if fresh else 'nothing new',
+        ]
+    )
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.shape, tree)
+
+
+def _listed(names: list[str]) -> str:
+    """The first names, and how many there are besides."""
+    more = len(names) - SHOWN
+    return ', '.join(names[:SHOWN]) + (f' and {more} others' if more > 0 else '')

@@ -1,0 +1,117 @@
+"""The functions train and evaluate: the same runs and errors as the commands, from a thread, and when interrupted."""
+
+import signal
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dualcl_jax
+from configs import default
+from dualcl_jax import evaluate as evaluate_program
+from dualcl_jax import main
+from dualcl_jax.api.train import assignments
+from dualcl_jax.system.config import load_config
+from dualcl_jax.system.errors import RestartError, UserError
+from dualcl_jax.system.processes.stop_signal import StopSignal
+from dualcl_jax.training import loop
+from tests.support.runs import QUICK, REPOSITORY, summary, write_npz
+
+
+@pytest.fixture
+def arrays(tmp_path: Path) -> dict[str, np.ndarray]:
+    return dict(np.load(write_npz(tmp_path / 'given.npz')))
+
+
+@pytest.fixture
+def config(in_process, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The path of the quick configuration; JAX is set up as in the tests of programs."""
+    monkeypatch.setattr('dualcl_jax.api.session.start', lambda *_, **__: None)
+    return f'{REPOSITORY}/{QUICK}'
+
+
+def test_same_run_as_the_command(in_process, config: str, arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
+    own = {'model__name': 'tiny', 'steps': 3, 'data__image_size': 8}
+    found = dualcl_jax.train(arrays, workdir=tmp_path / 'run', config=config, **own)
+    assert found == summary(tmp_path / 'run')
+    flags = ('--config.model.name=tiny', '--config.train.steps=3', f'--config.data.path={tmp_path}/given.npz')
+    done = in_process(main.main, f'--config={QUICK}', f'--workdir={tmp_path}/command', *flags)
+    assert done.status == 0, done
+    assert summary(tmp_path / 'command')['state_sha256'] == found['state_sha256']
+    again = dualcl_jax.train(arrays, workdir=tmp_path / 'run', config=load_config(config), **own)
+    assert again == found
+    assert (tmp_path / 'run' / 'data.npz').exists()
+    records = dualcl_jax.evaluate(tmp_path / 'run', protocols=['knn'], fields={'knn.k': (1, 5)})
+    assert {record['k'] for record in records} == {1, 5}
+    assert dualcl_jax.evaluate is evaluate_program  # one object, whatever was imported first
+
+
+def test_errors_are_those_of_the_command(in_process, config: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        dualcl_jax.train(tmp_path / 'missing.npz', workdir=tmp_path / 'run', config=config)
+    flags = (f'--config={QUICK}', f'--workdir={tmp_path}/run', f'--config.data.path={tmp_path}/missing.npz')
+    assert in_process(main.main, *flags).err == f'error: {error.value}\n'
+    with pytest.raises(UserError, match='either a workdir or exported=FILE'):
+        dualcl_jax.evaluate()
+    with pytest.raises(UserError, match='a tuple of 3'):
+        dualcl_jax.train((np.zeros(1),) * 3, workdir=tmp_path / 'run', config=config)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match='which must be local'):
+        dualcl_jax.train(np.zeros((2, 8, 8, 3), np.uint8), workdir='gs://bucket/run', config=config)
+
+
+def test_from_a_thread(config: str, arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
+    results: list[dict] = []
+    images = arrays['train_images'], arrays['train_labels']
+
+    def work() -> None:
+        results.append(dualcl_jax.train(images, workdir=tmp_path / 'run', config=config, model__name='tiny', steps=2))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert results[0]['step'] == 2
+
+
+def test_interrupted(
+    config: str, arrays: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {'model__name': 'tiny', 'steps': 4, 'config': config}
+    whole = dualcl_jax.train(arrays, workdir=tmp_path / 'whole', **own)
+    measured = loop.InFlight.add
+
+    def interrupt(self, step, metrics):
+        measured(self, step, metrics)
+        if step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.InFlight, 'add', interrupt)
+        with pytest.raises(RestartError, match='call train again with the same arguments'):
+            dualcl_jax.train(arrays, workdir=tmp_path / 'run', **own)
+    assert signal.getsignal(signal.SIGINT) is before
+    resumed = dualcl_jax.train(arrays, workdir=tmp_path / 'run', **own)
+    assert resumed['resumed_from_step'] == 2
+    assert resumed['state_sha256'] == whole['state_sha256']
+
+
+def test_interrupt_in_a_process_of_the_user() -> None:
+    with StopSignal(several_processes=False, ends_process=False) as stop, pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)  # nothing to save yet
+    with StopSignal(several_processes=False, ends_process=False) as stop:
+        assert not stop.after(1)
+        signal.raise_signal(signal.SIGINT)
+        assert stop.after(2)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_names_of_fields() -> None:
+    config = default.get_config()
+    given = {'epochs': 3, 'model__name': 'tiny', 'train.steps': 5, 'crop_scale': (0.2, 1.0)}
+    expected = ['train.epochs=3', 'model.name=tiny', 'train.steps=5', 'views.crop_scale=(0.2, 1.0)']
+    assert assignments(config, given) == expected
+    with pytest.raises(UserError, match='momentum: several fields have this name; choose from ema__momentum'):
+        assignments(config, {'momentum': 0.9})
+    assert assignments(config, {'no_such': 1}) == ['no_such=1']  # which `override` refuses

@@ -1,0 +1,78 @@
+"""Near duplicates and outliers against a direct computation, and copies of photographs that are found."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dualcl_jax.data.images import photo_patches
+from dualcl_jax.evaluators.measures import neighbours
+from dualcl_jax.evaluators.measures.neighbours import Pairs, confirmed, near_duplicates, nearest_others, outlier_scores
+
+
+def direct(features: np.ndarray) -> np.ndarray:
+    """All similarities in float64, with -2 on the diagonal."""
+    rows = features.astype(np.float64)
+    rows = rows - rows.mean(axis=0)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    similarities = rows @ rows.T
+    np.fill_diagonal(similarities, -2)
+    return similarities
+
+
+def test_nearest_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, 'QUERIES', 16)  # three blocks, the last one short
+    features = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32) + 5
+    calls: list[None] = []
+    found = nearest_others(features, lambda: calls.append(None))
+    assert len(calls) == neighbours.num_blocks(40) == 3
+    expected = np.sort(direct(features), axis=1)[:, ::-1][:, : neighbours.NEIGHBOURS]
+    np.testing.assert_allclose(found.similarities, expected, atol=1e-6)
+    np.testing.assert_allclose(np.take_along_axis(direct(features), found.rows, axis=1), expected, atol=1e-6)
+
+
+def test_equal_rows_are_not_their_own_neighbours() -> None:
+    features = np.repeat(np.eye(2, 4, dtype=np.float32), 15, axis=0)  # more equal rows than neighbours
+    found = nearest_others(features)
+    assert (found.rows != np.arange(30)[:, None]).all()
+    np.testing.assert_allclose(found.similarities, 1, atol=1e-6)
+    assert (outlier_scores(found) == 0).all()
+
+
+def test_two_rows() -> None:
+    found = nearest_others(np.array([[1.0, 0], [0, 1]], np.float32))
+    assert found.rows.tolist() == [[1], [0]]
+
+
+def test_pairs_and_outliers() -> None:
+    rng = np.random.default_rng(1)
+    features = rng.normal(size=(60, 16)).astype(np.float32)
+    features[7], features[40] = features[3], features[11] + 1e-3
+    found = near_duplicates(nearest_others(features), 0.99)
+    assert sorted(zip(found.first.tolist(), found.second.tolist(), strict=True)) == [(3, 7), (11, 40)]
+    centre = rng.normal(size=16)
+    cluster = (centre + 0.3 * rng.normal(size=(60, 16))).astype(np.float32)
+    features = np.concatenate([cluster, -cluster, [10 * rng.normal(size=16)]]).astype(np.float32)
+    assert np.argmax(outlier_scores(nearest_others(features))) == 120
+
+
+def copy_of(image: np.ndarray, side: int, quality: int) -> np.ndarray:
+    """An image, resized, compressed, and as large as before."""
+    content = io.BytesIO()
+    Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC).save(content, 'JPEG', quality=quality)
+    return np.asarray(Image.open(content).resize(image.shape[:2]))
+
+
+def test_pixels_confirm_copies() -> None:
+    """Of a patch of each photograph and their copies, every true pair is confirmed and no other one."""
+    photos = photo_patches.load().test.examples(np.arange(0, 2160, 120))
+    copies = np.stack([copy_of(image, *how) for image, how in zip(photos, [(24, 50), (48, 80)] * 9, strict=True)])
+    images = np.concatenate([photos, copies])
+    first, second = np.triu_indices(36, 1)
+    alike = Pairs(first, second, np.ones(len(first), np.float32))  # an encoder that finds all alike
+    found = confirmed(alike, 0.8, lambda rows: images[rows])
+    assert sorted(zip(found.first.tolist(), found.second.tolist(), strict=True)) == [(at, at + 18) for at in range(18)]
+    assert (np.diff(found.similarities) <= 0).all()
+    nothing = Pairs(first[:0], second[:0], np.ones(0, np.float32))
+    assert len(confirmed(nothing, 0.9, lambda rows: images[rows]).first) == 0

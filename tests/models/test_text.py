@@ -1,0 +1,128 @@
+"""Encoders of sentences: shapes, padding, and errors of the config."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dualcl_jax.models.encoder import build_encoder
+from dualcl_jax.models.text import first_token, masked_mean
+from dualcl_jax.models.transformer import product
+from dualcl_jax.system.errors import UserError
+
+FIELDS = {
+    'name': 'bag', 'stem': 'cifar', 'width': 8, 'projection': 'linear', 'dim': 4, 'dtype': 'float32',
+    'predictor': 'none', 'head_width': 16, 'freeze_patches': True, 'remat': False, 'matmul_precision': 'float32',
+    'positions': 'sine_cosine', 'vocabulary': 50, 'layers': 1, 'heads': 2, 'mlp_width': 16, 'max_positions': 12,
+    'position_offset': 0, 'token_types': 2, 'norm_epsilon': 1e-12, 'pooling': 'mean', 'dropout': 0.1,
+}  # fmt: skip
+
+
+def make(**fields):
+    return build_encoder(SimpleNamespace(**{**FIELDS, **fields}))
+
+
+def sentences(lengths=(3, 5, 2), longest=6):
+    tokens = np.random.default_rng(0).integers(50, size=(len(lengths), longest), dtype=np.int32)
+    return {'tokens': tokens, 'length': np.array(lengths, np.int32)}
+
+
+def init(encoder, batch):
+    return jax.jit(lambda key: encoder.init(key, batch, train=True))(jax.random.key(0))
+
+
+def apply(encoder, variables, batch, train=False):
+    return jax.jit(lambda v, b: encoder.apply(v, b, train=train))(variables, batch)
+
+
+NAMES = ('bag', 'transformer')
+
+
+@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_outputs_and_variables_are_float32(name, dtype):
+    encoder = make(name=name, dtype=dtype)
+    variables = init(encoder, sentences())
+    encoded = apply(encoder, variables, sentences(), train=True)
+    assert encoded.backbone.shape == (3, 8)
+    assert encoded.projection.shape == (3, 4)
+    assert {leaf.dtype for leaf in jax.tree.leaves((encoded, variables))} == {jnp.dtype('float32')}
+
+
+@pytest.mark.parametrize(('name', 'pooling'), [('bag', 'mean'), ('transformer', 'mean'), ('transformer', 'cls')])
+def test_what_follows_a_sentence_is_not_read(name, pooling):
+    encoder, batch = make(name=name, pooling=pooling), sentences()
+    variables = init(encoder, batch)
+    other = batch['tokens'].copy()
+    for row, length in zip(other, batch['length'], strict=True):
+        row[length:] = 7
+    changed = apply(encoder, variables, batch | {'tokens': other}, train=False)
+    np.testing.assert_array_equal(apply(encoder, variables, batch, train=False).backbone, changed.backbone)
+
+
+def test_a_bag_is_the_mean_of_its_embeddings():
+    encoder, batch = make(), sentences()
+    variables = init(encoder, batch)
+    table = np.asarray(variables['params']['backbone']['words'])
+    pairs = zip(batch['tokens'], batch['length'], strict=True)
+    expected = [table[tokens[1 : length - 1]].sum(axis=0) / max(length - 2, 1) for tokens, length in pairs]
+    np.testing.assert_allclose(apply(encoder, variables, batch, train=False).backbone, expected, atol=1e-6)
+
+
+def test_pooling():
+    vectors = np.random.default_rng(0).normal(size=(3, 4, 2)).astype(np.float32)
+    length = jnp.array([2, 4, 0])
+    mean = masked_mean(jnp.asarray(vectors), length)
+    np.testing.assert_allclose(mean, [vectors[0, :2].mean(0), vectors[1].mean(0), [0, 0]], atol=1e-6)
+    np.testing.assert_array_equal(first_token(jnp.asarray(vectors), length), vectors[:, 0])
+
+
+def test_a_text_model_needs_a_vocabulary():
+    with pytest.raises(UserError, match=r'model\.vocabulary=0: must be the number of tokens'):
+        make(vocabulary=0)
+
+
+def with_dropout(batch, seed=0):
+    count = len(batch['length'])
+    return batch | {'dropout': np.asarray(jax.random.key_data(jax.random.split(jax.random.key(seed), count)))}
+
+
+def test_dropout_of_a_sentence_does_not_depend_on_the_batch():
+    encoder, batch = make(name='transformer'), with_dropout(sentences())
+    variables = init(encoder, batch)
+    whole = apply(encoder, variables, batch, train=True).backbone
+    one = apply(encoder, variables, {name: leaf[1:2] for name, leaf in batch.items()}, train=True).backbone
+    np.testing.assert_allclose(one[0], whole[1], atol=1e-6)
+    other = apply(encoder, variables, with_dropout(batch, seed=1), train=True).backbone
+    assert not np.allclose(whole, other, atol=1e-3)
+    del batch['dropout']
+    plain = apply(encoder, variables, batch, train=True).backbone
+    np.testing.assert_array_equal(plain, apply(encoder, variables, batch, train=False).backbone)
+    none = apply(make(name='transformer', dropout=0.0), variables, with_dropout(batch), train=True).backbone
+    np.testing.assert_array_equal(plain, none)
+
+
+def test_remat_changes_no_gradient():
+    batch = with_dropout(sentences())
+    variables = init(make(name='transformer'), batch)
+
+    def gradient(encoder):
+        def loss(params):
+            return jnp.sin(encoder.apply({'params': params}, batch, train=True).projection).sum()
+
+        return jax.jit(jax.grad(loss))(variables['params'])
+
+    plain, again = (gradient(make(name='transformer', remat=remat)) for remat in (False, True))
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_product_has_the_gradient_of_a_matrix_product():
+    rng = np.random.default_rng(0)
+    x, kernel, weights = (jnp.asarray(rng.normal(size=size)) for size in ((5, 3), (3, 4), (5, 4)))
+    found = jax.grad(lambda x, kernel: (product(x, kernel, None) * weights).sum(), (0, 1))(x, kernel)
+    expected = jax.grad(lambda x, kernel: ((x @ kernel) * weights).sum(), (0, 1))(x, kernel)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)

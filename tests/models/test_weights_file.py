@@ -1,0 +1,139 @@
+"""Starting from files of weights: features equal those of PyTorch, and errors name what does not fit."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from configs import default
+from dualcl_jax.models.convnext import ConvNeXt
+from dualcl_jax.models.encoder import MODELS, Encoder, build_encoder
+from dualcl_jax.models.weights_file import Taken, take
+from dualcl_jax.system.errors import UserError
+from tests.support.named_weights import images, weights
+
+REFERENCE = np.load(Path(__file__).with_name('torch_features.npz'))
+SHAPES = json.loads(str(REFERENCE['shapes']))
+FLAG = '--init_from=FILE'
+
+
+@pytest.fixture(autouse=True)
+def small_convnext(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, 'convnext_t', partial(ConvNeXt, (1, 1, 2, 1), (8, 16, 24, 32)))
+
+
+def encoder(name: str, **fields: Any) -> Encoder:
+    config = default.get_config().model
+    config.update(name=name, stem='imagenet', **fields)
+    return build_encoder(config)
+
+
+def template(made: Encoder, size: int) -> dict[str, Any]:
+    shapes = jax.eval_shape(lambda key: made.init(key, jnp.zeros((1, size, size, 3)), train=False), jax.random.key(0))
+    return {'params': shapes['params'], 'batch_stats': shapes.get('batch_stats', {})}
+
+
+def taken(path: Path, made: Encoder, size: int, patch: int = 4) -> Taken:
+    grid = (size // patch, size // patch)
+    learned = made.positions == 'learned'
+    return take(str(path), template(made, size), made.model, grid, learned=learned, flag=FLAG)
+
+
+def written(folder: Path, name: str, prefix: str = '', drop: str = 'none') -> Path:
+    tensors = {f'{prefix}{key}': value for key, value in weights(SHAPES[name]).items() if key != drop}
+    path = folder / 'weights.safetensors'
+    safetensors.numpy.save_file(tensors, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ('network', 'model', 'size', 'fields', 'reference'),
+    [
+        ('resnet18 of torchvision', 'resnet18', 32, {}, ''),
+        ('resnet50 of timm', 'resnet50', 32, {}, ''),
+        ('ViT of timm', 'vit_tiny', 16, {'positions': 'learned'}, ''),
+        ('ViT of timm', 'vit_tiny', 24, {'positions': 'learned'}, 'ViT of timm, larger'),
+        ('ConvNeXt of timm', 'convnext_t', 48, {}, ''),
+    ],
+)
+def test_features_equal_those_of_pytorch(
+    network: str, model: str, size: int, fields: dict[str, Any], reference: str, tmp_path: Path
+) -> None:
+    prefix = '' if reference else 'module.encoder_q.'
+    made = encoder(model, **fields)
+    found = taken(written(tmp_path, network, prefix), made, size)
+    assert found.skipped == ()
+    assert ('interpolated' in found.describe()) == bool(reference)
+    variables = {name: tree['backbone'] for name, tree in found.variables.items() if tree}
+    features = jax.jit(partial(made.make_backbone().apply, train=False))(variables, images(size))
+    expected = REFERENCE[reference or network]
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ('network', 'model', 'size', 'fields', 'said'),
+    [
+        ('resnet18 of torchvision', 'resnet50', 32, {}, ['no tensor layer1.0.', 'resnet50', 'model.name']),
+        ('resnet18 of torchvision', 'resnet34', 32, {}, ['no tensor layer1.2', 'resnet34']),
+        ('resnet18 of torchvision', 'resnet18', 32, {'width': 32}, ['(64,)', '(32,)', 'width']),
+        ('ViT of timm', 'vit_tiny', 16, {}, ['positions are learned', 'model.positions=learned']),
+        ('ViT of timm', 'resnet18', 16, {}, ['no tensor', 'resnet18 needs']),
+        ('ConvNeXt of timm', 'vit_tiny', 16, {}, ['no tensor', 'vit_tiny needs']),
+    ],
+)
+def test_wrong_architecture(
+    network: str, model: str, size: int, fields: dict[str, Any], said: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as error:
+        taken(written(tmp_path, network), encoder(model, **fields), size)
+    message = str(error.value)
+    assert message.startswith(FLAG)
+    assert '\n' not in message
+    assert all(word in message for word in said), message
+
+
+def test_smaller_network_than_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, 'convnext_t', partial(ConvNeXt, (1, 1, 1, 1), (8, 16, 24, 32)))
+    with pytest.raises(UserError, match=r'has stages\.2\.blocks\.1'):
+        taken(written(tmp_path, 'ConvNeXt of timm'), encoder('convnext_t'), 48)
+
+
+def test_without_positions(tmp_path: Path) -> None:
+    path = written(tmp_path, 'ViT of timm', drop='pos_embed')
+    with pytest.raises(UserError, match='no learned positions'):
+        taken(path, encoder('vit_tiny', positions='learned'), 16)
+    assert 'pos_embed' not in taken(path, encoder('vit_tiny'), 16).variables['params']['backbone']
+
+
+@pytest.mark.parametrize(
+    ('name', 'content', 'said'),
+    [
+        ('w.pth', b'', ['pickled weights are not read', 'save_file']),
+        ('w.safetensors', b'nothing', ['cannot be read']),
+        ('w.npz', b'nothing', ['cannot be read']),
+        ('missing.npz', None, ['cannot be read']),
+    ],
+)
+def test_files_that_cannot_be_read(name: str, content: bytes | None, said: list[str], tmp_path: Path) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        taken(path, encoder('resnet18'), 32)
+    assert all(word in str(error.value) for word in said)
+
+
+def test_unknown_and_ambiguous_names(tmp_path: Path) -> None:
+    path = tmp_path / 'w.npz'
+    np.savez(path, a=np.zeros(3))
+    with pytest.raises(UserError, match='the names of no known network'):
+        taken(path, encoder('resnet18'), 32)
+    np.savez(path, **{'encoder_q.conv1.weight': np.zeros(3), 'encoder_k.conv1.weight': np.zeros(3)})
+    with pytest.raises(UserError, match=r'several networks, encoder_k\., encoder_q\.'):
+        taken(path, encoder('resnet18'), 32)

@@ -1,0 +1,176 @@
+"""python -m dualcl_jax.embed and dualcl_jax.embed: the files, resuming, near duplicates, and errors."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+import dualcl_jax
+from dualcl_jax import embed, export
+from dualcl_jax.data.images import photo_patches
+from dualcl_jax.evaluators import embed_all
+from dualcl_jax.evaluators.encoder_source import EncoderSource
+from dualcl_jax.system.errors import UserError
+from tests.support.runs import Finished, Trainer
+
+
+@pytest.fixture(scope='module')
+def workdir(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp('embedded') / 'run'
+    trainer.run(workdir, 'model.name=tiny', 'train.steps=4', 'data.image_size=16')
+    return workdir
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """18 photographs in two classes, two exact copies, a recompressed copy, and a file that is no image."""
+    root = tmp_path_factory.mktemp('folder')
+    photos = photo_patches.load().test.examples(np.arange(0, 2160, 120))
+    for number, photo in enumerate(photos):
+        path = root / ('ab'[number % 2]) / f'{number:02d}.png'
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(photo).save(path)
+    for number in (3, 4):
+        (root / f'b/copy_{number}.png').write_bytes((root / 'ab'[number % 2] / f'{number:02d}.png').read_bytes())
+    Image.fromarray(photos[5]).resize((40, 40)).save(root / 'a' / 'small.jpg', quality=85)
+    (root / 'a' / 'broken.jpg').write_bytes(b'\xff\xd8\xff nothing')
+    return root
+
+
+@pytest.fixture
+def run(in_process, workdir: Path, folder: Path):
+    def main(output: Path, *flags: str, source: str = '') -> Finished:
+        given = [source or f'--workdir={workdir}', f'--data={folder}', f'--output={output}', *flags]
+        return in_process(embed.main, *given)
+
+    return main
+
+
+def read(path: Path) -> list[list[str]]:
+    """The lines of a CSV file."""
+    return list(csv.reader(path.read_text().splitlines()))
+
+
+def last_line(done: Finished) -> dict:
+    assert done.status == 0, done
+    return json.loads(done.out.splitlines()[-1])
+
+
+def test_every_format(run, workdir: Path, folder: Path, tmp_path: Path, in_process) -> None:
+    for suffix in ('npz', 'csv', 'parquet'):
+        done = run(tmp_path / f'f.{suffix}')
+        assert last_line(done) == {'output': f'{tmp_path}/f.{suffix}', 'examples': 21, 'features': 8}
+        assert 'left out: 1 files: a/broken.jpg' in done.out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['f.csv', 'f.npz', 'f.parquet']
+    arrays = np.load(tmp_path / 'f.npz')
+    files, labels, features = arrays['files'].tolist(), arrays['labels'], arrays['features']
+    assert files == sorted(files)
+    assert [arrays['class_names'][label] for label in labels] == [name[0] for name in files]
+    table = pyarrow.parquet.read_table(tmp_path / 'f.parquet')
+    assert table['file'].to_pylist() == files
+    assert table['label'].to_pylist() == labels.tolist()
+    assert table['class'].to_pylist() == [name[0] for name in files]
+    np.testing.assert_array_equal(np.array(table['features'].to_pylist(), np.float32), features)
+    rows = read(tmp_path / 'f.csv')
+    assert rows[0] == ['file', 'label', 'class', *(f'f{column}' for column in range(8))]
+    assert [row[0] for row in rows[1:]] == files
+    np.testing.assert_array_equal(np.array([row[3:] for row in rows[1:]], np.float32), features)
+    exact = [row for row, name in enumerate(files) if name in ('b/03.png', 'b/copy_3.png')]
+    np.testing.assert_array_equal(features[exact[0]], features[exact[1]])
+    found = dualcl_jax.embed(workdir, data=folder)
+    assert (found.files, found.class_names) == (files, ('a', 'b'))
+    np.testing.assert_array_equal(found.features, features)
+    encoder = tmp_path / 'encoder.safetensors'
+    in_process(export.main, f'--workdir={workdir}', '--format=safetensors', f'--output={encoder}')
+    last_line(run(tmp_path / 'g.npz', source=f'--encoder={encoder}'))
+    np.testing.assert_allclose(np.load(tmp_path / 'g.npz')['features'], features, rtol=1e-5, atol=1e-6)
+
+
+def test_own_data_and_layers(in_process, workdir: Path, tmp_path: Path) -> None:
+    done = in_process(embed.main, f'--workdir={workdir}', f'--output={tmp_path}/f.npz', '--layer=projection')
+    assert last_line(done) == {'output': f'{tmp_path}/f.npz', 'examples': 320, 'features': 16}
+    query = np.load(tmp_path / 'f.npz')
+    assert query['files'][[0, 255, 256, 319]].tolist() == ['train/0', 'train/255', 'test/0', 'test/63']
+    momentum = dualcl_jax.embed(workdir, layer='projection', momentum=True)
+    assert np.abs(momentum.features - query['features']).max() > 0
+
+
+def test_resumes(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    last_line(run(tmp_path / 'whole.npz'))
+    monkeypatch.setattr(embed_all, 'PART', 8)
+    calls, encode = [], EncoderSource.embed
+
+    def interrupted(self, encoder, examples, rows, advance):
+        calls.append(len(rows))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return encode(self, encoder, examples, rows, advance)
+
+    monkeypatch.setattr(EncoderSource, 'embed', interrupted)
+    assert run(tmp_path / 'f.npz').status == 130
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['f.npz.parts', 'whole.npz']
+    (tmp_path / 'f.npz.parts' / '000001.npy').write_bytes(b'torn')
+    done = run(tmp_path / 'f.npz')
+    assert '2 of 3 parts are done already' in done.out
+    assert calls == [8, 8, 5, 8, 5]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['f.npz', 'whole.npz']
+    assert (tmp_path / 'f.npz').read_bytes() == (tmp_path / 'whole.npz').read_bytes()
+
+
+def test_parts_of_another_encoder_are_not_used(run, tmp_path: Path) -> None:
+    parts = tmp_path / 'f.npz.parts'
+    parts.mkdir()
+    (parts / 'parts.json').write_text('{"encoder": "other"}')
+    np.save(parts / '000000.npy', np.zeros((21, 8), np.float32))
+    done = run(tmp_path / 'f.npz')
+    assert 'parts of another encoder or of other data' in done.out
+    assert np.abs(np.load(tmp_path / 'f.npz')['features']).min(axis=1).max() > 0
+
+
+def test_near_duplicates_and_outliers(run, tmp_path: Path) -> None:
+    found = last_line(run(tmp_path / 'f.csv', '--near_duplicates=0.9', '--outliers=0'))
+    rows = read(tmp_path / 'f.near_duplicates.csv')
+    assert rows[0] == ['file', 'other', 'similarity']
+    pairs = [tuple(row[:2]) for row in rows[1:]]
+    assert set(pairs) >= {('b/03.png', 'b/copy_3.png'), ('a/04.png', 'b/copy_4.png')}
+    assert found['near_duplicates'] == len(pairs)
+    scores = [float(row[1]) for row in read(tmp_path / 'f.outliers.csv')[1:]]
+    assert len(scores) == found['outliers']
+    assert scores == sorted(scores, reverse=True)
+    page = (tmp_path / 'f.html').read_text()
+    assert page.count('<img') == 2 * len(pairs) + len(scores)
+    assert '://' not in page
+    assert set(found['written']) == {f'{tmp_path}/f.{end}' for end in ('near_duplicates.csv', 'outliers.csv', 'html')}
+
+
+@pytest.mark.parametrize(
+    ('flags', 'said'),
+    [
+        (['--output=f.npz'], ['either a workdir or an encoder']),
+        (['--encoder=e', '--output=f.npz'], ['--data']),
+        (['--workdir=W', '--output=f.npz'], ['no run with a checkpoint']),
+        (['--encoder=e', '--data=d', '--momentum', '--output=f.npz'], ['--momentum', 'leave them out']),
+        (['--workdir=W', '--near_duplicates=2', '--output=f.npz'], ['--near_duplicates=2', 'at most 1']),
+        (['--workdir=W', '--config.seed=2', '--output=f.npz'], ['--config.seed=2', 'only fields of the data']),
+    ],
+)
+def test_mistakes(in_process, flags: list[str], said: list[str], tmp_path: Path) -> None:
+    done = in_process(embed.main, *flags)
+    assert (done.status, done.out) == (2, '')
+    assert all(word in done.err for word in said), done
+
+
+def test_mistakes_of_data(run, workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert 'name it .parquet, .npz or .csv' in run(tmp_path / 'f.txt').err
+    empty = tmp_path / 'empty'
+    empty.mkdir()
+    with pytest.raises(UserError, match='no image of at least'):
+        dualcl_jax.embed(workdir, data=empty)
+    gray = tmp_path / 'gray.npz'
+    np.savez(gray, images=np.zeros((9, 16, 16), np.uint8))
+    with pytest.raises(UserError, match='1 channels and the encoder of'):
+        dualcl_jax.embed(workdir, data=gray)

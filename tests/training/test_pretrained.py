@@ -1,0 +1,139 @@
+"""A run that starts from a transformer in a folder of Hugging Face, and stands alone afterwards."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from dualcl_jax import main
+from dualcl_jax.models.huggingface import write_tensors
+from dualcl_jax.workdir.huggingface import find_pretrained
+from dualcl_jax.workdir.saved_run import open_saved_run
+from tests.support.runs import REPOSITORY, checkpoints, summary
+
+MODELS = REPOSITORY / 'tests/data/huggingface'
+SENTENCES = ['a cat sleeps', 'the old dog runs', 'two cats and a dog', 'the red sun', 'the moon', 'a dog sleeps']
+FIELDS = {
+    'data.name': 'text', 'views.preset': 'simcse', 'text.length': 12, 'model.name': 'transformer', 'model.dim': 8,
+    'model.projection': 'linear', 'model.norm': 'local', 'queue.size': 16, 'train.batch_size': 4, 'train.steps': 2,
+    'optimizer.name': 'adamw', 'optimizer.learning_rate': 0.0, 'log.pictures': False, 'monitor.every_epochs': 0,
+    'checkpoint.every_steps': 1, 'checkpoint.keep': 2,
+}  # fmt: skip
+
+
+@pytest.fixture
+def run(in_process, tmp_path):
+    """Trains on a few sentences from the encoder in a folder."""
+    data = tmp_path / 'sentences.txt'
+    data.write_text('\n'.join(SENTENCES) + '\n')
+
+    def train(folder, *flags, status=0, workdir=tmp_path / 'run'):
+        fields = [f'--config.{name}={value}' for name, value in FIELDS.items()] + [f'--config.data.path={data}']
+        done = in_process(
+            main.main, '--config=configs/default.py', f'--workdir={workdir}', f'--init_from={folder}', *fields, *flags
+        )
+        assert done.status == status, done
+        return done
+
+    return train
+
+
+@pytest.mark.parametrize('name', ['bert', 'roberta'])
+def test_a_run_has_the_encoder_of_the_folder_and_stands_alone(run, tmp_path, name):
+    folder, workdir = tmp_path / 'model', tmp_path / 'run'
+    shutil.copytree(MODELS / name, folder)
+    done = run(folder)
+    left = 'pooler.dense.bias, pooler.dense.weight' if name == 'bert' else 'lm_head.bias'
+    assert f'starts from       {name} of {folder}: 2 layers of 16, 4 heads' in done.out
+    assert f'tensors taken; left out: {left}' in done.out
+    assert 'new: projection' in done.out
+    config = json.loads((workdir / 'config.json').read_text())['model']
+    assert (config['width'], config['layers'], config['position_offset']) == (16, 2, 0 if name == 'bert' else 2)
+    assert config['pooling'] == ('cls' if name == 'bert' else 'mean')
+    assert (workdir / 'tokenizer.json').exists()
+
+    stored = safetensors.numpy.load_file(folder / 'model.safetensors')
+    shutil.rmtree(folder)
+    saved = open_saved_run(str(workdir))  # its learning rate is 0
+    encoder = saved.method.encoder
+    for params in (saved.state.params, saved.state.momentum_params):
+        written = write_tensors(jax.device_get(params['backbone']), encoder.text, encoder.width)
+        for key, value in written.items():
+            np.testing.assert_allclose(value, stored.get(key, stored.get(f'{name}.{key}')), rtol=1e-6)
+    if name == 'roberta':  # the rest takes seconds, and is the same
+        return
+    state = summary(workdir)['state_sha256']
+    shutil.rmtree(workdir / 'checkpoints' / '00000002')
+    (workdir / 'summary.json').unlink()
+    assert checkpoints(workdir) == [1]
+    run(folder)
+    assert summary(workdir)['state_sha256'] == state
+
+
+def test_a_dry_run_checks_the_folder(run, tmp_path):
+    workdir = tmp_path / 'run'
+    assert 'starts from       bert of' in run(MODELS / 'bert', '--dry_run').out
+    assert not workdir.exists()
+    said = run(MODELS / 'bert', '--config.model.name=bag', '--config.model.width=8', status=2).err
+    assert (
+        said
+        == f'error: --init_from={MODELS / "bert"}: holds a transformer; set --config.model.name=transformer, not bag\n'
+    )
+    said = run(MODELS / 'bert', '--config.text.length=17', status=2).err
+    assert said == 'error: config.text.length=17: the model has positions for 16 tokens\n'
+
+
+def change_config(folder, **fields):
+    config = json.loads((folder / 'config.json').read_text())
+    (folder / 'config.json').write_text(json.dumps(config | fields))
+
+
+DAMAGES = {
+    'architecture': (lambda folder: change_config(folder, model_type='mpnet'), "model_type is 'mpnet'; only bert"),
+    'sizes': (lambda folder: change_config(folder, intermediate_size=12), 'by its config.json (12, 16)'),
+    'no weights': (lambda folder: (folder / 'model.safetensors').unlink(), 'has no model.safetensors; save'),
+    'pickle': (
+        lambda folder: (folder / 'model.safetensors').rename(folder / 'pytorch_model.bin'),
+        'has no model.safetensors, only pytorch_model.bin, which can execute code; save',
+    ),
+    'cut': (
+        lambda folder: (folder / 'model.safetensors').write_bytes((folder / 'model.safetensors').read_bytes()[:999]),
+        'model.safetensors: ',
+    ),
+    'no tokenizer': (lambda folder: (folder / 'tokenizer.json').unlink(), 'has no tokenizer.json; save'),
+    'no config': (lambda folder: (folder / 'config.json').unlink(), 'model.safetensors without a config.json'),
+    'no JSON': (lambda folder: (folder / 'config.json').write_text('{'), 'config.json cannot be read'),
+    'pooling': (
+        lambda folder: (folder / '1_Pooling/config.json').write_text('{"pooling_mode_max_tokens": true}'),
+        "its pooling is 'max_tokens'; only mean, cls",
+    ),
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGES)
+def test_a_folder_that_cannot_be_used_ends_in_one_line(run, tmp_path, damage):
+    folder = tmp_path / 'model'
+    shutil.copytree(MODELS / 'bert', folder)
+    change, said = DAMAGES[damage]
+    change(folder)
+    done = run(folder, status=2)
+    assert done.err.startswith(f'error: --init_from={folder}: ')
+    assert said in done.err
+    assert done.err.count('\n') == 1
+
+
+def test_poolings_of_sentence_transformers(tmp_path):
+    folder = tmp_path / 'model'
+    shutil.copytree(MODELS / 'bert', folder)
+    assert find_pretrained(str(folder)).fields['pooling'] == 'cls'
+    (folder / '1_Pooling/config.json').write_text('{"pooling_mode": "mean"}')
+    assert find_pretrained(str(folder)).fields['pooling'] == 'mean'
+    modules = json.loads((folder / 'modules.json').read_text())
+    modules.append({'idx': 3, 'path': '3_Dense', 'type': 'sentence_transformers.models.Dense'})
+    (folder / 'modules.json').write_text(json.dumps(modules))
+    assert find_pretrained(str(folder)).left_out == ('Dense',)
+    (folder / 'modules.json').unlink()
+    assert 'pooling' not in find_pretrained(str(folder)).fields

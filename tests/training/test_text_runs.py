@@ -1,0 +1,148 @@
+"""Runs on pairs of sentences: resumed, on several devices and in several processes, from the command line."""
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from configs import sentences, simcse
+from configs.shared import text_recipes
+from dualcl_jax import main
+from dualcl_jax.method.validation import validate
+from dualcl_jax.system.config import flatten, override
+from dualcl_jax.training.ahead_of_time import compile_step
+from dualcl_jax.training.loop import train
+from tests.support.runs import Trainer, checkpoints, column, records, summary
+from tests.support.text_runs import CONFIG, FIELDS, write_pairs
+
+
+@pytest.fixture(scope='module')
+def runs(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdirs of one run on 1 device, on 4 devices, and in 2 processes with 2 devices each."""
+    folder = tmp_path_factory.mktemp('text')
+    fields = [*FIELDS, f'data.path={write_pairs(folder / "pairs.tsv")}']
+
+    def run(layout: str) -> None:
+        if layout == '2x2':
+            flags = (f'--config.{field}' for field in fields)
+            trainer.run_processes(folder / layout, *flags, processes=2, devices=2, config=CONFIG)
+        else:
+            trainer.run(folder / layout, *fields, devices=int(layout), config=CONFIG)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(run, ['1', '4', '2x2']))
+    return folder
+
+
+@pytest.mark.parametrize('layout', ['4', '2x2'])
+def test_any_number_of_devices_has_the_same_losses(runs: Path, layout: str) -> None:
+    expected, losses = (column(runs / name, 'train/loss') for name in ('1', layout))
+    assert len(expected) == 12
+    assert expected[0] == 0  # no negatives yet
+    assert (expected[1:] > 1).all()
+    np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-5)
+    tokenizers = [(runs / name / 'tokenizer.json').read_bytes() for name in ('1', layout)]
+    assert tokenizers[0] == tokenizers[1]
+
+
+def test_what_a_run_says_of_its_data(runs: Path) -> None:
+    report = json.loads((runs / '1' / 'data_report.json').read_text())
+    assert report['train']['kind'] == 'text'
+    assert report['splits']['train'] == {'folder': 'pairs.tsv', 'images': 128, 'labelled': 0}
+    tokens = report['tokens']
+    assert tokens['tokenizer'] == 'trained on the corpus'
+    assert tokens['length'] == 12
+    assert 0 < tokens['cut'] < 1
+    assert 0 < tokens['padding'] < 1
+    assert summary(runs / '1')['config']['model']['vocabulary'] == 220
+
+
+def test_a_run_resumes_to_the_same_state(trainer: Trainer, runs: Path, tmp_path: Path, monkeypatch) -> None:
+    """It reads the tokenizer that the workdir keeps, and trains none."""
+    workdir, data = tmp_path / 'run', tmp_path / 'moved.tsv'
+    shutil.copytree(runs / '1', workdir)
+    shutil.copy(runs / 'pairs.tsv', data)
+    assert checkpoints(workdir) == [6, 12]
+    shutil.rmtree(workdir / 'checkpoints' / '00000012')
+    (workdir / 'summary.json').unlink()
+    kept = (workdir / 'tokenizer.json').read_bytes()
+    found = trainer.run(workdir, *FIELDS, f'data.path={data}', config=CONFIG)
+    assert f'{workdir / "tokenizer.json"}; 12 for each sentence' in ' '.join(found.out.split())
+    ours, theirs = summary(workdir), summary(runs / '1')
+    assert ours['resumed_from_step'] == 6
+    assert ours['state_sha256'] == theirs['state_sha256']
+    assert records(workdir) == records(runs / '1')
+    assert (workdir / 'tokenizer.json').read_bytes() == kept
+
+
+def test_other_sentences_are_refused(in_process, runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / '1', tmp_path / 'run')
+    other = write_pairs(tmp_path / 'other.tsv', seed=1)
+    flags = [f'--config.{field}' for field in (*FIELDS, f'data.path={other}')]
+    refused = in_process(main.main, f'--config={CONFIG}', f'--workdir={tmp_path / "run"}', '--dry_run', *flags)
+    assert refused.status == 2
+    assert refused.err.startswith(f'error: data.path={other}: not the ')
+
+
+@pytest.mark.parametrize('preset', ['contriever', 'esimcse'])
+def test_one_column(tmp_path: Path, preset: str) -> None:
+    config = sentences.get_config()
+    override(config, FIELDS)
+    override(config, [f'views.preset={preset}', 'data.columns=1', 'train.steps=3', 'optimizer.warmup_epochs=0.1'])
+    config.data.path = str(write_pairs(tmp_path / 'pairs.tsv'))
+    assert train(config, str(tmp_path / 'run'))
+    assert np.isfinite(summary(tmp_path / 'run')['loss'])
+
+
+@pytest.mark.parametrize(
+    ('fields', 'said'),
+    [
+        (('views.preset=moco_v2',), 'config.views.preset=moco_v2: is not for text; choose one of'),
+        (('views.preset=simcse',), 'config.views.preset=simcse: takes one column, and data.columns=0,1 names 2'),
+        (('model.dim=8',), 'config.model.dim=8: without a projection it is the number of features; set it to 16'),
+        (('views.hue=0.1',), 'config.views.hue: is not for text; leave it out'),
+        (('text.tokenizer=nowhere',), 'text.tokenizer=nowhere: nowhere cannot be used (No such file'),
+        (('data.columns=0,1,2',), 'data.columns=0,1,2: name one column, two of pairs'),
+    ],
+)
+def test_mistakes(in_process, tmp_path: Path, fields: tuple[str, ...], said: str) -> None:
+    data = write_pairs(tmp_path / 'pairs.tsv', count=32)
+    flags = [f'--config.{field}' for field in (*FIELDS, f'data.path={data}', *fields)]
+    refused = in_process(main.main, f'--config={CONFIG}', f'--workdir={tmp_path / "run"}', '--dry_run', *flags)
+    assert refused.status == 2
+    assert refused.err.startswith(f'error: {said}')
+
+
+def test_a_step_on_pairs_is_compiled_without_data() -> None:
+    """The vocabulary of a tokenizer that is still to be trained is taken to be the default."""
+    config = sentences.get_config()
+    override(config, FIELDS)
+    config.data.path, config.model.vocabulary = '', 0
+    report = compile_step(config, jax.devices()[:1])
+    assert report['global_batch'] == 16
+    assert report['bytes_by_part']['parameters'] == 2 * 4 * 16_384 * 16  # of both encoders
+
+
+@pytest.mark.parametrize('recipe', text_recipes.NAMES)
+def test_recipes(recipe: str) -> None:
+    config = simcse.get_config(recipe)
+    validate(config)
+    fields = dict(flatten(config))
+    family, name = ('dualcl', recipe.removeprefix('dualcl_')) if recipe.startswith('dualcl_') else ('', recipe)
+    assert fields['views.preset'] == name
+    assert fields['loss.symmetric'] == (family == 'dualcl')
+    assert (fields['queue.size'], fields['ema.momentum']) == {
+        'simcse': (0, 0.0),
+        'esimcse': (160, 0.995),
+        'mocose': (256, 0.85),
+        'contriever': (131_072, 0.9995),
+    }[name]
+
+
+def test_an_unknown_recipe() -> None:
+    with pytest.raises(ValueError, match='choose one of simcse, esimcse, '):
+        simcse.get_config('bert')
