@@ -33,7 +33,7 @@ slow: venv
 # A short check that the oldest jax still runs a step and reads what newer versions wrote.
 oldest: $(OLDEST)/installed
 	$(OLDEST)/bin/python -m dualcl_jax.selftest
-	$(OLDEST)/bin/python -m pytest tests/step/test_finite_step.py tests/workdir/test_stored_files.py
+	$(OLDEST)/bin/python -m pytest tests/workdir/test_stored_files.py
 
 $(OLDEST)/installed: pyproject.toml constraints.txt
 	$(OLDEST_PYTHON) -m venv $(OLDEST)

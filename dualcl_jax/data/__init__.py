@@ -38,7 +38,9 @@ SOURCES: dict[str, Callable[[Any], Splits]] = {
 }
 
 
-def data_config(config: Any, workdir: epath.Path | None = None, *, data: Any = None) -> ConfigDict:
+def data_config(
+    config: Any, workdir: epath.Path | None = None, *, data: Any = None, definition: str = ''
+) -> ConfigDict:
     """What `load` takes: the `data` part of a config, and under `text` what else determines the examples of text.
 
     `text.tokenizer` is the path of the tokenizer in the workdir of a run; without one there, that of the config, or
@@ -48,6 +50,7 @@ def data_config(config: Any, workdir: epath.Path | None = None, *, data: Any = N
       config: a whole config; it is not changed.
       workdir: of the run, if it has started before.
       data: replaces the `data` part of the config.
+      definition: the content of a `tokenizer.json` that an encoder needs; it takes the place of all of these paths.
     """
     found = ConfigDict((data or config.data).to_dict())
     kept = kept_tokenizer(workdir) if workdir is not None else ''
@@ -55,7 +58,12 @@ def data_config(config: Any, workdir: epath.Path | None = None, *, data: Any = N
     if not given and config.init_from:
         given = kept_tokenizer(reachable(config.init_from, f'--init_from={config.init_from}').expanduser())
     found.text = ConfigDict(
-        {'tokenizer': kept or given, 'length': config.text.length, 'vocabulary': config.model.vocabulary}
+        {
+            'tokenizer': kept or given,
+            'definition': definition,
+            'length': config.text.length,
+            'vocabulary': config.model.vocabulary,
+        }
     )
     return found
 

@@ -17,6 +17,8 @@ from ml_collections import ConfigDict
 from dualcl_jax.data import Source
 from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.text.source import KIND as TEXT
+from dualcl_jax.data.text.tokens import FILE as TOKENIZER
+from dualcl_jax.data.text.tokens import Tokenizer
 from dualcl_jax.evaluators.derived import Derived
 from dualcl_jax.evaluators.embed import Blocks, Embedder, Features
 from dualcl_jax.method import randomness
@@ -53,6 +55,7 @@ class EncoderSource:
       view_blocks: a function of variables and (examples, keys) to features [n, V, F] of their random views, likewise.
       data_fingerprint: of the training split behind it.
       provenance: what is written beside its results.
+      tokenizer: of an encoder of text; None for others.
       run: the run itself, for what needs more than features; None for an exported encoder.
     """
 
@@ -67,6 +70,7 @@ class EncoderSource:
     view_blocks: Blocks
     data_fingerprint: str
     provenance: Mapping[str, Any]
+    tokenizer: Tokenizer | None = None
     run: SavedRun | None = None
 
     @functools.cached_property
@@ -149,6 +153,7 @@ def from_workdir(workdir: str, step: str) -> EncoderSource:
         view_blocks=_view_blocks(views, encode, run.mesh),
         data_fingerprint=run.data_fingerprint,
         provenance={'step': run.step, 'state_sha256': state_sha256(run.state)},
+        tokenizer=Tokenizer.read(str(run.folder / TOKENIZER), run.config.text.length) if run.kind == TEXT else None,
         run=run,
     )
 
@@ -213,6 +218,7 @@ def from_export(path: str, flag: str = '--exported') -> EncoderSource:
         view_blocks=_view_blocks(views, lambda _, view: (function(_inputs(view)),), mesh, as_pixels=is_images),
         data_fingerprint=data_fingerprint,
         provenance={'step': step, 'file_sha256': hashlib.sha256(epath.Path(path).read_bytes()).hexdigest()},
+        tokenizer=Tokenizer(described.tokenizer, described.length) if isinstance(described, TextDescription) else None,
     )
 
 

@@ -24,7 +24,7 @@ from dualcl_jax.evaluators.task import Task
 from dualcl_jax.method.validation import RULES as CONFIG_RULES
 from dualcl_jax.method.views.images import ImageViews
 from dualcl_jax.system.config import check_fields, override
-from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.errors import UserError, first_line
 from dualcl_jax.system.files import write_json
 from dualcl_jax.system.versions import versions
 from dualcl_jax.workdir.folder import open_workdir
@@ -200,9 +200,8 @@ def evaluate(
     """
     config = resolve(source, overrides)
     benchmarks = read_benchmarks(source, protocols, config)
-    splits = data.load(data.data_config(source.config, source.run.folder if source.run else None, data=config.data))
-    check(source, splits, protocols, named=any(field.startswith('data.') for field in overrides))
-    own = splits.train.fingerprint == source.data_fingerprint
+    splits, absent = _load(source, config, protocols, overrides)
+    own = splits is None or splits.train.fingerprint == source.data_fingerprint
     folder = epath.Path(output) / ('' if own else f'on_{config.data.name.replace("/", "_").replace(":", "_")}')
     writes = jax.process_index() == 0
     if writes:
@@ -211,7 +210,7 @@ def evaluate(
     console = Console(
         highlight=False, markup=False, quiet=not writes, width=None if sys.stdout.isatty() else TABLE_WIDTH
     )
-    for note in notes(task, protocols):
+    for note in (*absent, *notes(task, protocols)):
         console.print(f'note: {note}')
     found: list[dict[str, Any]] = []
     for number, name in enumerate(protocols, start=1):
@@ -227,10 +226,33 @@ def evaluate(
                     f'{folder}/{name}.json: cannot be written ({error.strerror}); choose another --output'
                 ) from error
         found += records
-    where = f'{splits.train.name}, {source.name}' + (f' at step {source.step:,}' if source.step is not None else '')
-    titled = [split.name for split in splits if split is not None]
-    console.print(table(found, where, titled))
+    names = [] if splits is None else [split.name for split in splits if split is not None]
+    where = ', '.join([*names[:1], source.name]) + (f' at step {source.step:,}' if source.step is not None else '')
+    console.print(table(found, where, names))
     return {'output': str(folder), 'records': found}
+
+
+def _load(
+    source: EncoderSource, config: ConfigDict, protocols: Sequence[str], overrides: Sequence[str]
+) -> tuple[Splits | None, list[str]]:
+    """The data of an evaluation, checked, and notes.
+
+    Protocols with files of their own need none; the data are then None, with a note, if they are not at hand.
+
+    Raises:
+      UserError: the data are missing or do not fit.
+    """
+    named = any(field.startswith('data.') for field in overrides)
+    try:
+        definition = source.tokenizer.definition if source.tokenizer else ''
+        splits = data.load(data.data_config(source.config, data=config.data, definition=definition))
+        check(source, splits, protocols, named=named)
+    except UserError as error:
+        known = protocols_of(source.kind)
+        if named or any(known[name].read is None for name in protocols):
+            raise
+        return None, [f'TF-IDF counts the words of the sentences that are measured ({first_line(error)})']
+    return splits, []
 
 
 def _records(task: Task, name: str) -> list[dict[str, Any]]:

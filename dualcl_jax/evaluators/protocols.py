@@ -225,7 +225,7 @@ def robustness(task: Task) -> Results:
 
 def structure(task: Task) -> Results:
     """How the embedding lies on the sphere, for query and momentum encoder side by side, with or without labels."""
-    name = 'test' if task.splits.test is not None else 'train'
+    name = 'test' if 'test' in task.rows else 'train'
     settings, rows = task.settings.structure, task.rows[name]
     chosen = np.sort(np.random.default_rng(task.seed).permutation(len(rows))[: settings.images])
     if len(chosen) < 2:
@@ -260,8 +260,8 @@ class Protocol(NamedTuple):
     """What can be measured of an encoder.
 
     run: a function from a task to its results; needs_labels: in both splits; needs_run: a run, not an export;
-    kind: of the only examples that it is made for; None for all; read: of a protocol with files of its own, which are
-    at `path` in its settings, a function from that path to their content.
+    kind: of the only examples that it is made for; None for all; read: of a protocol that measures files of its own,
+    and not the data of the evaluation, a function from `path` in its settings to their content.
     """
 
     run: Callable[[Task], Results]
@@ -283,7 +283,7 @@ PROTOCOLS: dict[str, Protocol] = {
     'robustness': Protocol(robustness, kind=IMAGES),
     'structure': Protocol(structure, needs_labels=False),
 }
-_of_text = partial(Protocol, needs_labels=False, needs_run=True, kind=TEXT)
+_of_text = partial(Protocol, needs_labels=False, kind=TEXT)
 TEXT_PROTOCOLS: dict[str, Protocol] = {
     'sts': _of_text(text.sts, read=read_sts),
     'retrieval': _of_text(text.retrieval, read=read_passages),

@@ -86,19 +86,19 @@ def check_record(record: Mapping[str, Any]) -> None:
             raise ValueError(f'{name}={value!r}: not finite')
 
 
-def table(records: Iterable[Mapping[str, Any]], title: str, own: Iterable[str] = ()) -> Table:
+def table(records: Iterable[Mapping[str, Any]], title: str, own: Iterable[str] | None = None) -> Table:
     """The records for a terminal, each encoder and layer in a column; ± is half the width of the interval.
 
     Args:
       records: of any protocols.
       title: of the table.
-      own: names of the data that the title names. Other data are named in their rows.
+      own: names of the data that the title names; other data are named in their rows. None: no data are.
     """
-    own = set(own)
+    own = None if own is None else set(own)
     cells: dict[tuple[str, str, str], dict[tuple[str, str], str]] = {}
     for record in records:
         split = '' if record['split'] == 'test' else f' {record["split"]}'
-        elsewhere = [f'{record["data_set"]}{split}'] if own and record['data_set'] not in own else []
+        elsewhere = [f'{record["data_set"]}{split}'] if own is not None and record['data_set'] not in own else []
         of = [f'{name} {record[name]:g}' for name in ('k', 'tau') if record[name] is not None]
         kinds = {name: record['details'][name] for name in DISTINGUISHING if name in record['details']}
         of += [value if isinstance(value, str) else f'{name} {value:g}' for name, value in kinds.items()]

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualcl_jax.data import ArraySource, Source
-from dualcl_jax.data.text.tokens import FILE, Tokenizer
+from dualcl_jax.data.text.tokens import Tokenizer
 from dualcl_jax.evaluators.task import Task
 
 TF_IDF, WORDS = 'tf_idf', 'words'
@@ -38,18 +38,18 @@ def encode_all(task: Task, sentences: Sequence[str]) -> Iterator[Encoded]:
 
     The baselines are those of `EncoderSource.baselines`, and TF-IDF.
     """
-    run = task.source.run
-    assert run is not None  # the protocols of text need one
-    tokenizer = Tokenizer.read(str(run.folder / FILE), run.config.text.length)
+    tokenizer = task.source.tokenizer
+    assert tokenizer is not None  # an encoder of text has one
+    widths = WIDTHS if task.source.run else ()  # an exported encoder takes one length alone
     for encoder in (*task.encoders, *task.source.baselines.encoders):
 
         def embed(examples: Source, rows: NDArray[np.int64], encoder: str = encoder) -> dict[str, np.ndarray]:
             return task.embed(encoder, examples, rows, f'sentences, {encoder}')
 
-        layers = embed_sentences(tokenizer, sentences, embed)
+        layers = embed_sentences(tokenizer, sentences, embed, widths)
         for layer in task.layers:
             yield Encoded(encoder, layer, layers[layer], {})
-    corpus = training_texts(task.splits.train)
+    corpus = training_texts(task.splits.train) if task.splits else None
     about = 'the sentences that are measured' if corpus is None else f'{len(corpus):,} training examples'
     yield Encoded(TF_IDF, WORDS, tf_idf(sentences, corpus), {'idf': about})
 
@@ -58,6 +58,7 @@ def embed_sentences(
     tokenizer: Tokenizer,
     sentences: Sequence[str],
     embed: Callable[[Source, NDArray[np.int64]], Mapping[str, np.ndarray]],
+    widths: Sequence[int] = WIDTHS,
 ) -> dict[str, NDArray[np.float32]]:
     """Features [N, F] by layer of N sentences, without much padding: sentences of similar length are encoded together.
 
@@ -65,13 +66,14 @@ def embed_sentences(
       tokenizer: of the run.
       sentences: N of them.
       embed: a function of examples of text and all of their rows to features by layer.
+      widths: lengths, beside that of the tokenizer, that the encoder takes.
     """
     encoded = tokenizer.encode(sentences)
     lengths, longest = encoded['length'][:, 0], encoded['tokens'].shape[2]
-    widths = [width for width in WIDTHS if width < longest] + [longest]
-    place = np.searchsorted(widths, lengths)
+    taken = [width for width in widths if width < longest] + [longest]
+    place = np.searchsorted(taken, lengths)
     found: dict[str, NDArray[np.float32]] = {}
-    for number, width in enumerate(widths):
+    for number, width in enumerate(taken):
         rows = np.flatnonzero(place == number)
         if not len(rows):
             continue

@@ -27,14 +27,14 @@ class Task:
 
     Attributes:
       source: the encoders.
-      splits: the data.
+      splits: the data; None where all protocols have files of their own and the data are not at hand.
       settings: of `dualcl_jax.evaluators.settings`.
       encoders, layers: the ones to evaluate.
       benchmarks: the content of the files of a protocol, by its name.
     """
 
     source: EncoderSource
-    splits: Splits
+    splits: Splits | None
     settings: ConfigDict
     encoders: tuple[str, ...]
     layers: tuple[str, ...]
@@ -56,7 +56,7 @@ class Task:
 
     def split(self, name: str) -> Source:
         """'train', or 'test', of which there is one."""
-        split = getattr(self.splits, name)
+        split = getattr(self.splits, name, None)
         assert split is not None
         return split
 
@@ -64,7 +64,7 @@ class Task:
     def rows(self) -> dict[str, np.ndarray]:
         """The labelled examples of each split, int64; all of them where none has a label."""
         found = {}
-        for name, split in self.splits._asdict().items():
+        for name, split in self.splits._asdict().items() if self.splits else ():
             if split is not None:
                 labelled = np.flatnonzero(split.labels >= 0)
                 found[name] = labelled if len(labelled) else np.arange(len(split))

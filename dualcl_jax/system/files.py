@@ -153,7 +153,8 @@ def write_output_folder(path: str, files: Mapping[str, bytes]) -> None:
             folder.rmdir()  # it is empty
         partial.rename(folder)
     except OSError as error:
-        partial.rmtree(missing_ok=True)
+        with contextlib.suppress(OSError):  # it may not even exist
+            partial.rmtree(missing_ok=True)
         raise _refusal(path, error) from error
 
 

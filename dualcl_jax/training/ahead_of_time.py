@@ -17,6 +17,7 @@ from rich.table import Table
 
 from dualcl_jax.data import batch_spec
 from dualcl_jax.data.images.source import KIND as IMAGES
+from dualcl_jax.data.text.source import VOCABULARY
 from dualcl_jax.data.tree import ArraySpec, Tree, batch_of, empty
 from dualcl_jax.method.build import Method, build_method
 from dualcl_jax.method.contrast import contrast
@@ -32,7 +33,7 @@ from dualcl_jax.step import train_step
 from dualcl_jax.system.devices import AXIS, MAPPERS, ShardMapMapper, bytes_per_device, shapes
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.training import cost
-from dualcl_jax.workdir.saved_run import sentence
+from dualcl_jax.workdir.saved_run import sentences_of
 
 STEPS_PER_EPOCH = 100
 """An assumption, as no data are read. The length of a run is a constant of the step and does not affect the report."""
@@ -121,6 +122,7 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> dict[str, Any]:
         platform=devices[0].platform,
         num_devices=len(devices),
         statistics=(ASSUMED_MEAN, ASSUMED_STD),
+        vocabulary=VOCABULARY,
     )
     mesh, device, size = Mesh(np.asarray(devices), (AXIS,)), devices[0], config.train.batch_size
     kind, whole, example = _examples(config)
@@ -215,7 +217,7 @@ def _examples(config: ConfigDict) -> tuple[str, Tree, Tree]:
     That is the same of a sentence; of an image, the image, or a crop of it for each view.
     """
     if config.model.name in TEXT_MODELS:
-        return TEXT, sentence(config.text.length), sentence(config.text.length)
+        return TEXT, sentences_of(config), sentences_of(config)
     side, pixels = config.data.image_size, np.dtype(np.uint8)
     of_views = (2,) if side >= CROPPED_FROM else ()
     return IMAGES, ArraySpec((1, 1, 3), pixels), ArraySpec((*of_views, side, side, 3), pixels)

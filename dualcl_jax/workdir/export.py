@@ -18,7 +18,7 @@ from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.versions import versions
 from dualcl_jax.workdir.saved_run import SavedRun
 
-PRIVATE = ('data.data_dir', 'data.path', 'data.labels', 'init_from', 'text.tokenizer')
+PRIVATE = ('data.data_dir', 'data.path', 'data.labels', 'init_from', 'text.tokenizer', 'sts.path')
 """Fields that may hold paths of the machine: an export has them empty."""
 
 

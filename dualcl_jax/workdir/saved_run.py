@@ -133,10 +133,10 @@ def _check_known(path: epath.Path, config: ConfigDict) -> None:
         print(f'note: {path}: this version does not know {named}, and ignores it')
 
 
-def sentence(length: int) -> Tree:
-    """Shapes and dtypes of an example that is one sentence of at most `length` tokens."""
-    whole = np.dtype(np.int32)
-    return {'tokens': ArraySpec((1, length), whole), 'length': ArraySpec((1,), whole)}
+def sentences_of(config: ConfigDict) -> Tree:
+    """Shapes and dtypes of an example of text that a config describes, one sentence or a pair."""
+    whole, count = np.dtype(np.int32), len(config.data.columns.split(','))
+    return {'tokens': ArraySpec((count, config.text.length), whole), 'length': ArraySpec((count,), whole)}
 
 
 def _assumed(params: Any, config: ConfigDict) -> tuple[str, Tree]:
@@ -145,7 +145,7 @@ def _assumed(params: Any, config: ConfigDict) -> tuple[str, Tree]:
     They are sentences, or images with its encoder's channels.
     """
     if config.model.name in TEXT_MODELS:
-        return TEXT, sentence(config.text.length)
+        return TEXT, sentences_of(config)
     side, channels = config.data.image_size, channels_of(params, config.model.name)
     return IMAGES, ArraySpec((side, side, channels), np.dtype(np.uint8))
 

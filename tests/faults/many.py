@@ -77,7 +77,7 @@ def complete(trainer: Trainer, workdir: Path, count: int, *fields: str) -> None:
 
 
 def lost(trainer: Trainer, workdir: Path, count: int, victim: int) -> tuple[list[float], list[Finished]]:
-    """Kills a process with -9 after the first checkpoint; the last process starts late.
+    """Kills a process with -9 after the first checkpoint; the last process starts late. All others name it.
 
     Returns after how many seconds each of the others ended, and how.
     """
@@ -86,7 +86,11 @@ def lost(trainer: Trainer, workdir: Path, count: int, victim: int) -> tuple[list
         processes[victim].send_signal(signal.SIGKILL)
         others = [process for index, process in enumerate(processes) if index != victim]
         seconds = ends(others, time.monotonic())
-        return seconds, [finish(process, 75) for process in others]
+        ended = [finish(process, 75) for process in others]
+    for process in ended:
+        assert f'process {victim} on ' in process.err.splitlines()[0], process
+        assert len(process.err.splitlines()) == 2, process
+    return seconds, ended
 
 
 def missing(trainer: Trainer, workdir: Path, count: int, absent: int) -> list[Finished]:

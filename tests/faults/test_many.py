@@ -16,9 +16,6 @@ def test_one_of_sixteen_is_killed(trainer: Trainer, tmp_path: Path) -> None:
     many.complete(trainer, tmp_path / 'whole', 16)
     _, ended = many.lost(trainer, tmp_path / 'run', 16, victim=5)
     assert len(ended) == 15
-    for process in ended:
-        assert 'process 5 on ' in process.err.splitlines()[0], process
-        assert len(process.err.splitlines()) == 2, process
     many.complete(trainer, tmp_path / 'run', 16)
     assert summary(tmp_path / 'run')['resumed_from_step'] >= 4
     assert summary(tmp_path / 'run')['state_sha256'] == summary(tmp_path / 'whole')['state_sha256']

@@ -5,6 +5,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from configs.shared import text_recipes
 from dualcl_jax import main
 from dualcl_jax.method.validation import validate
 from dualcl_jax.system.config import flatten, override
+from dualcl_jax.training.ahead_of_time import compile_step
 from dualcl_jax.training.loop import train
 from tests.support.runs import Trainer, checkpoints, column, records, summary
 from tests.support.text_runs import CONFIG, FIELDS, write_pairs
@@ -113,6 +115,16 @@ def test_mistakes(in_process, tmp_path: Path, fields: tuple[str, ...], said: str
     refused = in_process(main.main, f'--config={CONFIG}', f'--workdir={tmp_path / "run"}', '--dry_run', *flags)
     assert refused.status == 2
     assert refused.err.startswith(f'error: {said}')
+
+
+def test_a_step_on_pairs_is_compiled_without_data() -> None:
+    """The vocabulary of a tokenizer that is still to be trained is taken to be the default."""
+    config = sentences.get_config()
+    override(config, FIELDS)
+    config.data.path, config.model.vocabulary = '', 0
+    report = compile_step(config, jax.devices()[:1])
+    assert report['global_batch'] == 16
+    assert report['bytes_by_part']['parameters'] == 2 * 4 * 16_384 * 16  # of both encoders
 
 
 @pytest.mark.parametrize('recipe', text_recipes.NAMES)

@@ -224,7 +224,7 @@ def test_fields_that_are_absent_mean_the_behaviour_of_before(earlier):
 
 def method_sha256_of_then(config: ConfigDict) -> str:
     """What versions without a table of added fields stored in their checkpoints."""
-    ignored = ('data.', 'checkpoint.', 'monitor.', 'log.', 'parallel.', 'queue.sharded', 'skip_nonfinite')
+    ignored = ('data.', 'checkpoint.', 'monitor.', 'log.', 'parallel.', 'queue.sharded', 'skip_nonfinite', 'sts.')
     fields = {field: value for field, value in flatten(config) if not field.startswith(ignored)}
     return hashlib.sha256(json.dumps(fields, sort_keys=True, default=list).encode()).hexdigest()
 

@@ -220,6 +220,8 @@ def _divide(data: Any, train: _Part, names: Sequence[str]) -> tuple[_Part, _Part
 def _tokenizer(data: Any, rows: Sequence[Row]) -> tuple[Tokenizer, str]:
     """The tokenizer of a config, or a new one for the rows, and where it comes from."""
     text = data.text
+    if text.definition:
+        return Tokenizer(text.definition, text.length), 'of the encoder'
     if not text.tokenizer:
         sentences = [sentence for row in rows for sentence in row.sentences]
         return train_wordpiece(

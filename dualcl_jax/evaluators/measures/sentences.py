@@ -12,6 +12,8 @@ from scipy.sparse import issparse
 
 from dualcl_jax.evaluators.measures.unit import unit
 
+DECIMALS = 6
+"""Of similarities; those of float32 features are accurate to about this many."""
 BLOCK_BYTES = 64 * 2**20
 """The similarities that are held at a time."""
 
@@ -35,13 +37,15 @@ def paired_cosines(first: Any, second: Any) -> NDArray[np.float64]:
 def rank_correlation(similarities: NDArray, scores: NDArray) -> float:
     """Spearman's rank correlation of N similarities with N scores, in [-1, 1]; ties get their mean rank.
 
-    NaN where all similarities are equal up to rounding, as those of a collapsed encoder are.
+    Similarities are rounded to `DECIMALS`, so that the rounding errors of float32 features do not order equal ones.
+    NaN where all are equal then, as those of a collapsed encoder are.
     """
     from scipy.stats import spearmanr
 
-    if np.ptp(similarities) <= 1e-9 or np.ptp(scores) == 0:
+    rounded = np.round(similarities, DECIMALS)
+    if np.ptp(rounded) == 0 or np.ptp(scores) == 0:
         return math.nan
-    return float(spearmanr(similarities, scores).statistic)
+    return float(spearmanr(rounded, scores).statistic)
 
 
 def own_ranks(queries: Any, passages: Any, own: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -118,7 +118,7 @@ def _kubernetes() -> Place | None:
     pods = kubernetes_pods()
     remedy = (
         'give --coordinator_address, --num_processes and --process_id (experiments/launch/jobset.yaml), '
-        "or pip install 'jax[k8s]' and let the pod read its Job"
+        "or pip install 'dualcl-jax[k8s]' and let the pod read its Job"
     )
     unknown = pods if isinstance(pods, Exception) else None
     if pods == 1 or (unknown and 'JOB_COMPLETION_INDEX' not in os.environ):  # a pod of its own, as far as can be known
