@@ -10,7 +10,7 @@ OLDEST := .venv-oldest
 OLDEST_PYTHON ?= $(shell for p in python3.11 "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.11.*/bin/python $(PYTHON); do \
 	"$$p" -c 'import venv, ensurepip' 2>/dev/null && { echo "$$p"; exit; }; done)
 
-.PHONY: venv demo test slow oldest faults lint clean
+.PHONY: venv demo test slow oldest faults lint docs clean
 
 venv: $(VENV)/installed
 
@@ -49,6 +49,14 @@ lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(VENV)/docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html -d build/doctrees docs build/site
+	@echo build/site/index.html
+
+$(VENV)/docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) $(OLDEST) runs
