@@ -28,7 +28,8 @@ def write(description: Described, variables: Variables) -> bytes:
     """Converts the encoder and compares it with JAX's.
 
     Raises:
-      UserError: it is no encoder of images, a package is missing, or the network cannot be converted or differs.
+      UserError: it is no encoder of images, a package is missing, the network cannot be converted, or its features
+        differ.
     """
     if not isinstance(description, Description):
         raise UserError('--format=onnx: only encoders of images are converted; use safetensors or stablehlo')
