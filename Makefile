@@ -10,7 +10,7 @@ OLDEST := .venv-oldest
 OLDEST_PYTHON ?= $(shell for p in python3.11 "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.11.*/bin/python $(PYTHON); do \
 	"$$p" -c 'import venv, ensurepip' 2>/dev/null && { echo "$$p"; exit; }; done)
 
-.PHONY: venv demo test slow oldest faults lint clean
+.PHONY: venv demo test slow oldest faults lint docs clean
 
 venv: $(VENV)/installed
 
@@ -26,7 +26,7 @@ demo: venv
 test: venv
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
-slow: venv
+slow: venv $(VENV)/docs
 	$(BIN)/python -m pytest -m slow --ignore=tests/method/test_sharded_queue.py
 	TEST_DEVICES=8 $(BIN)/python -m pytest -m slow tests/method/test_sharded_queue.py
 
@@ -49,6 +49,14 @@ lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(VENV)/docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html -d build/doctrees docs build/site
+	@echo build/site/index.html
+
+$(VENV)/docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) $(OLDEST) runs

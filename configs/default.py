@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     # Of a folder: subfolders | none | a CSV file of paths and classes | auto: by subfolder, else by metadata.csv in it.
     data.labels = 'auto'
     data.path_column = ''  # the columns of that CSV file; empty: recognised by their names, such as file_name and label
-    data.label_column = ''
+    data.label_column = ''  # likewise
     # Of text: the column with sentences, by its name or, in a table without a header, by its number; or two for pairs,
     # such as 'term,definition' or '0,1'. Empty: each line is a sentence. data.label_column names the class, if any.
     data.columns = ''
@@ -66,17 +66,17 @@ def get_config() -> ConfigDict:
     # `dualcl_jax.method.views.images.ViewSpec` and, of text, `dualcl_jax.method.views.text.TextSpec`.
     views.crop_scale = config_dict.placeholder(tuple)  # (least, largest) share of the image's area, or of the tokens
     views.crop_ratio = config_dict.placeholder(tuple)  # (least, largest) width / height
-    views.flip = config_dict.placeholder(float)
-    views.jitter_probability = config_dict.placeholder(float)
+    views.flip = config_dict.placeholder(float)  # probability of a horizontal flip
+    views.jitter_probability = config_dict.placeholder(float)  # of the four changes of colour that follow
     views.brightness = config_dict.placeholder(float)  # factor in [max(0, 1 - b), 1 + b]
-    views.contrast = config_dict.placeholder(float)
-    views.saturation = config_dict.placeholder(float)
+    views.contrast = config_dict.placeholder(float)  # likewise
+    views.saturation = config_dict.placeholder(float)  # likewise
     views.hue = config_dict.placeholder(float)  # shift in [-h, h] turns, h at most 0.5
-    views.grayscale = config_dict.placeholder(float)
-    views.blur_probability = config_dict.placeholder(float)
+    views.grayscale = config_dict.placeholder(float)  # probability
+    views.blur_probability = config_dict.placeholder(float)  # in [0, 1]
     views.blur_sigma = config_dict.placeholder(tuple)  # pixels
-    views.solarize_probability = config_dict.placeholder(float)
-    views.solarize_threshold = config_dict.placeholder(float)
+    views.solarize_probability = config_dict.placeholder(float)  # in [0, 1]
+    views.solarize_threshold = config_dict.placeholder(float)  # in [0, 1]: lighter values are inverted
     views.deletion = config_dict.placeholder(float)  # of text: probability of dropping a token
     views.repetition = config_dict.placeholder(float)  # of text: largest share of the tokens that are repeated
 
@@ -164,14 +164,14 @@ def get_config() -> ConfigDict:
     optimizer.reference_batch = 0  # linear rule: the peak is learning_rate × batch_size / this; 0: learning_rate itself
     optimizer.schedule = 'cosine'  # after the warm-up: cosine (to 0) | step (a tenth at 60 % and 80 % of the run)
     optimizer.momentum = 0.9  # of sgd and lars; β1 of adamw
-    optimizer.weight_decay = 5e-4
+    optimizer.weight_decay = 5e-4  # added to the gradient, except of adamw, which decouples it
     optimizer.decay_norm_and_bias = False  # also decay biases and normalisation scales, as MoCo does
     optimizer.warmup_epochs = 0.0  # linear warm-up from 0
     optimizer.clip = 0.0  # scale gradients of a larger norm down to this one; 0: never
 
     config.train = train = ConfigDict()
     train.batch_size = 256  # global: over all devices of all processes
-    train.epochs = 200
+    train.epochs = 200  # passes over the training images
     train.steps = 0  # overrides epochs if positive
     # To save memory, split the batch into this many parts, processed one after the other, whose gradients are averaged
     # into one step. Each part has its own batch statistics, with the groups of model.norm. Keys are encoded first: all
@@ -181,6 +181,9 @@ def get_config() -> ConfigDict:
     config.log = log = ConfigDict()
     log.every_steps = 20  # steps between lines of metrics.jsonl; the first and the last step are always logged
     log.pictures = True  # draw figures/ and write report.html at the end; `dualcl_jax.report` can write it later
+
+    # Also send the records of metrics.jsonl to wandb | mlflow | trackio (optional packages); empty: to none.
+    log.tracker = ''
 
     config.checkpoint = checkpoint = ConfigDict()
     checkpoint.every_steps = 500  # the last step is always saved; 0: only the last

@@ -24,7 +24,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser('python -m dualcl_jax.export', __doc__)
     parser.add_import()
     parser.add_argument('--workdir', required=True, help='folder of a run that has saved a checkpoint')
-    parser.add_argument('--format', required=True, choices=('safetensors', 'stablehlo', 'torchvision', FOLDER))
+    parser.add_argument('--format', required=True, choices=('safetensors', 'stablehlo', 'torchvision', 'onnx', FOLDER))
     parser.add_argument(
         '--output', required=True, metavar='FILE', help=f'the file to write; with {FOLDER} a new folder'
     )
@@ -64,6 +64,8 @@ def main() -> int:
         content = FORMATS[flags.format](description, variables)
         write_output(flags.output, content)
         size, load = len(content), 'dualcl_jax.load_encoder'
+        if flags.format == 'onnx':
+            load = 'onnxruntime.InferenceSession'
     print(
         f'{flags.output}: {description.architecture["name"]} of step {run.step:,}, {description.encoder} encoder, '
         f"{description.output} [N, {description.features}], {size / 1e6:,.1f} MB; load it with {load}('{flags.output}')"

@@ -7,6 +7,7 @@ prints messages, sockets, processor time, and how long it took until all others 
 Not simulated: networks between machines, and JAX's own messages, for which the supervisor runs a service in C++.
 """
 
+import argparse
 import asyncio
 import json
 import os
@@ -15,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,12 +150,17 @@ def processor_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
 
 
-@exits_cleanly
-def main() -> int:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parses the flags. Raises UserError if one is unknown or has an invalid value."""
     parser = Parser('python -m experiments.processes', __doc__)
     parser.add_argument('--count', type=int, default=1024, help='number of processes')
     parser.add_argument('--seconds', type=float, default=20, help='how long to measure the heartbeats')
-    flags = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+@exits_cleanly
+def main() -> int:
+    flags = parse(sys.argv[1:])
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     facts = {name: repr(value) for name, value in flatten(load_config('configs/imagenet.py:moco_v3'))}

@@ -76,9 +76,10 @@ def embed(
     request = Request(run, file, images, layer, str(step), momentum, labels)
     check(request)
     prepare_jax()
+    if output is not None:
+        return embed_to(request, os.fspath(output))[0]
     with tempfile.TemporaryDirectory() as folder:
-        written = os.path.join(folder, 'features.npz') if output is None else os.fspath(output)
-        return embed_to(request, written)[0]
+        return embed_to(request, os.path.join(folder, 'features.npz'), named='in memory')[0]
 
 
 def check(request: Request) -> None:
@@ -93,8 +94,13 @@ def check(request: Request) -> None:
         raise UserError(f'--near_duplicates={request.near_duplicates:g}: must be a similarity above -1, at most 1')
 
 
-def embed_to(request: Request, output: str) -> 'tuple[Embedding, dict[str, Any]]':
+def embed_to(request: Request, output: str, *, named: str | None = None) -> 'tuple[Embedding, dict[str, Any]]':
     """Embeds, writes the file, and looks for near duplicates and outliers.
+
+    Args:
+      request: what to embed.
+      output: the file to write.
+      named: what to call the file where it is a temporary one.
 
     Returns:
       the features; and 'output', 'examples', 'features', and 'near_duplicates' and 'outliers' where asked for.
@@ -129,7 +135,7 @@ def embed_to(request: Request, output: str) -> 'tuple[Embedding, dict[str, Any]]
     shutil.rmtree(folder, ignore_errors=True)
     embedding = Embedding(np.concatenate(kept), examples.names, labels, class_names)
     count, length = embedding.features.shape
-    print(f'{output}: {layer} features [{count:,}, {length:,}] of the {name} encoder')
+    print(f'{named or output}: {layer} features [{count:,}, {length:,}] of the {name} encoder')
     found = {'output': output, 'examples': count, 'features': length}
     return embedding, found | _look(request, path, examples, embedding)
 

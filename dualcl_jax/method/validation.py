@@ -118,7 +118,7 @@ FREE = (
     'init_from', 'data.name', 'data.data_dir', 'data.path', 'data.path_column', 'data.label_column', 'data.columns',
     'text.tokenizer', 'sts.path', 'model.norm', 'model.freeze_patches', 'model.remat',
     'loss.symmetric', 'loss.two_tau', 'loss.shuffle_keys', 'negatives.mask_same_image', 'queue.sharded',
-    'optimizer.decay_norm_and_bias', 'log.pictures', 'parallel.deterministic',
+    'optimizer.decay_norm_and_bias', 'log.pictures', 'log.tracker', 'parallel.deterministic',
 )  # fmt: skip
 """Fields without a rule: any value of their type is valid, or they are checked where they are resolved."""
 

@@ -11,6 +11,7 @@ Their input is a tree. With n sentences of at most L tokens:
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Self
 
 import flax.linen as nn
@@ -63,6 +64,53 @@ class TextGeometry:
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(TextGeometry))
+
+
+@jax.custom_vjp
+def look_up(table: jax.Array, tokens: jax.Array) -> jax.Array:
+    """The rows of a table [V, D] at tokens int32 [n, L], below V: [n, L, D].
+
+    The gradient adds rows in an order that accelerators would choose anew each time; there it sorts them instead.
+    """
+    return jnp.take(table, tokens, axis=0, mode='clip')
+
+
+def _look_up(table: jax.Array, tokens: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return look_up(table, tokens), (table, tokens)
+
+
+def _gradient_of_table(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, None]:
+    table, tokens = saved
+    rows, places = gradient.reshape(-1, table.shape[1]), tokens.reshape(-1)
+    size = table.shape[0]
+    added = jax.lax.platform_dependent(
+        rows, places, cpu=partial(add_rows, size=size), default=partial(add_sorted_rows, size=size)
+    )
+    return added, None
+
+
+look_up.defvjp(_look_up, _gradient_of_table)
+
+
+def add_rows(rows: jax.Array, places: jax.Array, *, size: int) -> jax.Array:
+    """The sum of the rows [N, D] with each place int32 [N], in [0, size): [size, D]."""
+    return jnp.zeros((size, rows.shape[1]), rows.dtype).at[places].add(rows)
+
+
+def add_sorted_rows(rows: jax.Array, places: jax.Array, *, size: int) -> jax.Array:
+    """The same as `add_rows`, within rounding, in an order that is always the same."""
+    order = jnp.argsort(places)
+    places, rows = places[order], rows[order]
+    changes = places[1:] != places[:-1]
+    edge = jnp.ones(1, bool)
+
+    def combine(left: tuple[jax.Array, jax.Array], right: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        return left[0] | right[0], jnp.where(right[0][:, None], right[1], left[1] + right[1])
+
+    _, sums = jax.lax.associative_scan(combine, (jnp.concatenate([edge, changes]), rows))
+    outside = size + jnp.arange(len(places), dtype=places.dtype)  # where sums of a part of a place are dropped
+    targets = jnp.where(jnp.concatenate([changes, edge]), places, outside)
+    return jnp.zeros((size, rows.shape[1]), rows.dtype).at[targets].set(sums, mode='drop', unique_indices=True)
 
 
 def masked_mean(vectors: jax.Array, length: jax.Array) -> jax.Array:
@@ -118,4 +166,4 @@ class Bag(nn.Module):
         shape = self.geometry.vocabulary, self.width
         table = self.param('words', embedding_init(1 / math.sqrt(self.width)), shape, jnp.float32)
         words, count = sentences['tokens'][:, 1:-1], sentences['length'] - 2
-        return masked_mean(jnp.take(table.astype(self.dtype), words, axis=0, mode='clip'), count)
+        return masked_mean(look_up(table.astype(self.dtype), words), count)

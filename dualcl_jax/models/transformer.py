@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from dualcl_jax.models.dropout import dropout
-from dualcl_jax.models.text import POOLINGS, TextGeometry, embedding_init
+from dualcl_jax.models.text import POOLINGS, TextGeometry, embedding_init, look_up
 
 DEVIATION = 0.02
 """Standard deviation of initial weights and embeddings, BERT's."""
@@ -192,7 +192,7 @@ class Embeddings(nn.Module):
         sizes, init = self.geometry, embedding_init(DEVIATION)
         words = self.param('words', init, (sizes.vocabulary, self.width), jnp.float32)
         positions = self.param('positions', init, (sizes.max_positions, self.width), jnp.float32)
-        x = jnp.take(words, tokens, axis=0, mode='clip') + positions[sizes.position_offset :][: tokens.shape[1]][None]
+        x = look_up(words, tokens) + positions[sizes.position_offset :][: tokens.shape[1]][None]
         if sizes.token_types:
             x = x + self.param('types', init, (sizes.token_types, self.width), jnp.float32)[0][None, None]
         return layer_norm(x, sizes.norm_epsilon, name='norm')

@@ -31,6 +31,7 @@ from dualcl_jax.training.run import Run, open_run
 from dualcl_jax.workdir.checksum import state_sha256
 from dualcl_jax.workdir.folder import missing_is_away, read_summary
 from dualcl_jax.workdir.metrics import SCORES, MetricsLog
+from dualcl_jax.workdir.trackers import Tracker
 
 IN_FLIGHT = 2
 """How many steps may be in flight on the devices before the host waits for the oldest."""
@@ -80,7 +81,8 @@ def _train(
 ) -> bool:
     """The steps that are left, and the files of a complete run; see `train`."""
     plan = run.plan
-    log = MetricsLog(plan.folder, plan.start_step, writes=run.writes, waiting=run.past.waiting)
+    tracker = Tracker(plan.config.log.tracker if run.writes else '', plan.folder, plan.config, plan.total_steps)
+    log = MetricsLog(plan.folder, plan.start_step, writes=run.writes, waiting=run.past.waiting, tracker=tracker)
     step = plan.start_step
     heartbeat.enter('compile', step + 1, settled=step)
     step_fn = _compile(run, state, log)
@@ -88,7 +90,7 @@ def _train(
     loader = _loader(run)
     in_flight = InFlight(run, log, console, loader)
     trace = Trace(str(plan.folder / 'profile'), plan.start_step, traced_steps)
-    with run.checkpoints, loader, trace:
+    with run.checkpoints, loader, trace, tracker:
         heartbeat.enter('input', step + 1, settled=step)
         for step, batch in enumerate(loader, start=plan.start_step + 1):
             first = step == plan.start_step + 1  # where pmap compiles in several processes
@@ -116,6 +118,7 @@ def _train(
             heartbeat.enter('input', step + 1, settled=in_flight.settled)
         heartbeat.enter('save', step, settled=step)
         run.checkpoints.finish()
+    console.warn(tracker.problem())
 
     if step < plan.total_steps:
         console.close()

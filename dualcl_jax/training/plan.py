@@ -34,6 +34,7 @@ from dualcl_jax.workdir.folder import (
 )
 from dualcl_jax.workdir.init_from import adopt_geometry, check_encoder
 from dualcl_jax.workdir.saved_run import devices_of, saved_steps
+from dualcl_jax.workdir.trackers import check_tracker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +93,7 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = 
     """
     mesh = device_mesh()
     validate_devices(config, mesh.devices.size)
+    check_tracker(config.log.tracker)
     similar = read_dev(config.sts.path) if config.sts.path else None
     folder = open_workdir(workdir) if writes else existing_or_new(workdir)
     if writes:

@@ -165,7 +165,8 @@ def closing(summary: Mapping[str, Any], workdir: epath.Path) -> str:
         lines.append(f'Spearman on STS-B dev × 100: {found} (TF-IDF {tf_idf}, before training {start})')
     pictures = 'report.html, figures/, ' if (workdir / 'report.html').exists() else ''
     lines.append(f'results in {workdir}: {pictures}summary.json, metrics.jsonl, checkpoints/')
-    lines.append(f'next: dualcl evaluate --workdir={workdir} --protocols=all, or dualcl embed or export')
+    protocols = 'structure' if summary['knn_top1'] is None else 'knn,linear'  # the others need labels
+    lines.append(f'next: dualcl evaluate --workdir={workdir} --protocols={protocols}; dualcl embed; dualcl export')
     return '\n'.join(lines)
 
 

@@ -14,6 +14,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import write_text
+from dualcl_jax.workdir.trackers import Tracker
 
 Record = dict[str, Any]
 
@@ -76,18 +77,26 @@ class MetricsLog:
         run.
       writes: False in a process that keeps the records but writes no files.
       waiting: the result of `waiting` when that step was saved.
+      tracker: receives every record, those of the run before it was resumed included.
 
     Raises:
       UserError: the stored records of the run cannot be read.
     """
 
     def __init__(
-        self, workdir: epath.Path, resume_step: int, *, writes: bool = True, waiting: Sequence[Record] = ()
+        self,
+        workdir: epath.Path,
+        resume_step: int,
+        *,
+        writes: bool = True,
+        waiting: Sequence[Record] = (),
+        tracker: Tracker | None = None,
     ) -> None:
         self._path, self._writes = workdir / 'metrics.jsonl', writes
         self._appends, self._stored = '://' not in str(workdir), time.monotonic()
         self._behind, self._failing, self._problem, self._flushed = False, False, '', 0.0
         self._events: EventsWriter | None = None
+        self._tracker = tracker
         self.records: list[Record] = []
         if resume_step:
             self.records = [record for record in read_records(self._path) if record['step'] <= resume_step]
@@ -100,6 +109,7 @@ class MetricsLog:
             self._events = EventsWriter(os.path.join(str(folder), 'events'))
             start = SessionLog(status=SessionLog.START)
             self._events.write_event(Event(wall_time=time.time(), step=resume_step + 1, session_log=start))
+        self._track(self.records)
 
     def write(self, step: int, wall_time_s: float, scalars: Mapping[str, float], **about: Any) -> Record:
         """Appends one record; a value that is not finite is stored as null. `about` is written to the file only."""
@@ -109,6 +119,7 @@ class MetricsLog:
         if self._writes:
             self._store(record)
             self._draw(step, values)
+        self._track([record])
         return record
 
     def _store(self, record: Record) -> None:
@@ -146,6 +157,11 @@ class MetricsLog:
         if not self._failing:
             self._problem = f'{self._path} cannot be written ({error.strerror}): records are kept until it can be'
         self._behind = self._failing = True
+
+    def _track(self, records: Sequence[Record]) -> None:
+        if self._tracker is not None:
+            self._tracker.add(records)
+            self._problem = self._problem or self._tracker.problem()
 
     def _draw(self, step: int, values: Mapping[str, float | None], *, last: bool = False) -> None:
         """Writes TensorBoard events. No run resumes from them, so they stop after the first failure."""

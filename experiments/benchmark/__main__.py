@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -267,8 +267,12 @@ def show(flags: argparse.Namespace, cases: Cases) -> None:
     print(json.dumps({'cases': cases} | conditions(flags)))
 
 
-@exits_cleanly
-def main() -> int:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parses the flags; `fields` are the overrides of config fields as 'field=value'.
+
+    Raises:
+      UserError: a flag is unknown or missing, or has an invalid value.
+    """
     parser = Parser('python -m experiments.benchmark', __doc__)
     parser.add_argument('name', choices=[*BENCHMARKS, *RUNS])
     parser.add_argument('--rounds', type=int, default=5, help='how often to time each case')
@@ -290,13 +294,19 @@ def main() -> int:
     parser.add_argument(
         '--peak_tflops', type=float, default=0.0, help='peak of one device, to report the share that is used'
     )
-    flags, fields = parser.parse_with_fields(sys.argv[1:])
+    flags, fields = parser.parse_with_fields(arguments)
     flags.fields = fields
     for name in ('rounds', 'steps'):
         if getattr(flags, name) < 1:
             raise UserError(f'--{name}={getattr(flags, name)}: must be at least 1')
     if flags.fields and not (flags.name == 'step' and flags.config):
         raise UserError(f'--config.{flags.fields[0]}: only `step --config=FILE` accepts fields')
+    return flags
+
+
+@exits_cleanly
+def main() -> int:
+    flags = parse(sys.argv[1:])
     if flags.name in RUNS:
         show(flags, RUNS[flags.name](flags))
     else:

@@ -1,5 +1,6 @@
-"""Encoders of sentences: shapes, padding, and errors of the config."""
+"""Encoders of sentences: shapes, padding, gradients, and errors of the config."""
 
+import re
 from types import SimpleNamespace
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from dualcl_jax.models.encoder import build_encoder
-from dualcl_jax.models.text import first_token, masked_mean
+from dualcl_jax.models.text import add_rows, add_sorted_rows, first_token, look_up, masked_mean
 from dualcl_jax.models.transformer import product
 from dualcl_jax.system.errors import UserError
 
@@ -126,3 +127,30 @@ def test_product_has_the_gradient_of_a_matrix_product():
     expected = jax.grad(lambda x, kernel: ((x @ kernel) * weights).sum(), (0, 1))(x, kernel)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_the_gradient_of_a_table_is_that_of_rows_by_token():
+    rng = np.random.default_rng(0)
+    places = jnp.asarray(np.append(rng.integers(6, size=40), [7, 7]), jnp.int32)
+    rows = jnp.asarray(rng.normal(size=(42, 3)), jnp.float32)
+    expected = np.eye(8)[places].T @ np.asarray(rows, np.float64)
+    for add in (add_rows, add_sorted_rows):
+        np.testing.assert_allclose(add(rows, places, size=8), expected, atol=1e-5)
+    tokens, weights = places.reshape(6, 7), rows.reshape(6, 7, 3)
+    found = jax.grad(lambda table: (look_up(table, tokens) * weights).sum())(jnp.ones((8, 3)))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_the_gradient_has_no_order_that_varies_on_gpus(name):
+    """As `tests/step/test_scatters.py` for whole steps."""
+    encoder, batch = make(name=name), with_dropout(sentences())
+    params = jax.eval_shape(lambda: encoder.init(jax.random.key(0), batch, train=True))['params']
+
+    def loss(params):
+        return encoder.apply({'params': params}, batch, train=True).projection.sum()
+
+    text = jax.jit(jax.grad(loss)).trace(params).lower(lowering_platforms=('cuda',)).as_text()
+    unique = re.findall(r'"stablehlo\.scatter".*?unique_indices = (\w+)', text, flags=re.DOTALL)
+    assert len(unique) == text.count('"stablehlo.scatter"') >= 1
+    assert set(unique) == {'true'}

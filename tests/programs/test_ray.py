@@ -11,6 +11,7 @@ import pytest
 from tests.support.runs import (
     QUICK,
     REPOSITORY,
+    TIMEOUT,
     Trainer,
     checkpoints,
     finish,
@@ -30,6 +31,7 @@ def run(trainer: Trainer, workdir: Path, *fields: str) -> subprocess.Popen[str]:
     program = [sys.executable, 'experiments/launch/ray_run.py', '--workers=2', f'--folder={REPOSITORY}', '--']
     given = [f'--config.{field}' for field in (f'data.path={trainer.data}', *fields)]
     own = {'RAY_ADDRESS': '', 'RAY_TMPDIR': '/tmp', 'PYTHONPATH': str(REPOSITORY), 'HOME': str(trainer.folder)}
+    own['RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S'] = str(TIMEOUT)
     with (workdir.parent / f'{workdir.name}.log').open('w') as log:
         return subprocess.Popen(
             [*program, f'--config={QUICK}', f'--workdir={workdir}', *given],

@@ -93,7 +93,7 @@ def test_every_config(path: Path) -> None:
 def test_every_field_is_checked() -> None:
     """Every field has a rule, allows any value of its type, or is checked where it is resolved."""
     elsewhere = {'init_from', 'data.name', 'data.data_dir', 'data.path', 'model.norm'}
-    elsewhere |= {'data.path_column', 'data.label_column', 'data.columns', 'text.tokenizer', 'sts.path'}
+    elsewhere |= {'data.path_column', 'data.label_column', 'data.columns', 'text.tokenizer', 'sts.path', 'log.tracker'}
     for field, value in flatten(default.get_config()):
         assert field in RULES or isinstance(value, bool) or field in elsewhere or field.startswith('views.'), field
     assert unknown_fields(default.get_config()) == []

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from dualcl_jax.models.exports import stablehlo, weights
+from dualcl_jax.models.exports import onnx, stablehlo, weights
 from dualcl_jax.models.exports.encoder import Described, Description, LoadedEncoder, Variables
 from dualcl_jax.models.exports.sentences import LoadedTextEncoder, TextDescription
 from dualcl_jax.system.errors import UserError
@@ -15,13 +15,15 @@ FORMATS: dict[str, Callable[[Described, Variables], bytes]] = {
     'safetensors': weights.write,
     'stablehlo': stablehlo.write,
     'torchvision': weights.write_torchvision,
+    'onnx': onnx.write,
 }
 
 
 def load(path: str) -> LoadedEncoder | LoadedTextEncoder:
-    """Loads the encoder from a file of `python -m dualcl_jax.export`, of any format. Loading executes no code in it.
+    """Loads the encoder from a file of `python -m dualcl_jax.export`, of any format but onnx.
 
-    Calling an encoder of the format stablehlo runs the program in its file: only use files from sources you trust.
+    Loading executes no code in it. Calling an encoder of the format stablehlo runs the program in its file: only
+    use files from sources you trust.
 
     Args:
       path: a local or remote path.

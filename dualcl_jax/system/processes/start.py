@@ -83,7 +83,7 @@ def start(
     getLogger('matplotlib').setLevel('ERROR')  # it warns where its cache cannot be written
     getLogger('jax._src.xla_bridge').addFilter(_shorten)
     warnings.filterwarnings('ignore', message="coroutine 'async_serialize_from_host")
-    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # XLA's own errors are raised, too
     warnings.filterwarnings('ignore', message='Sharding info not provided when restoring')
     sys.unraisablehook = partial(_report_unraisable, sys.unraisablehook)
     cpu_only = _cpu_only()
