@@ -16,7 +16,11 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
+
+from dualcl_jax.system.command_line import Parser
+from dualcl_jax.system.errors import UserError, exits_cleanly
 
 BATCH, LENGTH = 64, 32
 FIELDS = {
@@ -98,17 +102,25 @@ def spread(values: list[float]) -> dict[str, float]:
     return {'median': statistics.median(values), 'smallest': min(values), 'largest': max(values)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parses the flags. Raises UserError if one is unknown or missing, or has an invalid value."""
+    parser = Parser('python -m experiments.benchmark.text_peer', __doc__)
     parser.add_argument('--peer', help='the command of the peer')
     parser.add_argument('--rounds', type=int, default=20)
     parser.add_argument('--core', type=int, default=min(os.sched_getaffinity(0)))
     parser.add_argument('--worker', action='store_true', help=argparse.SUPPRESS)
-    flags = parser.parse_args()
+    flags = parser.parse_args(arguments)
+    if not flags.worker and not flags.peer:
+        raise UserError('--peer: name the command of the peer')
+    return flags
+
+
+@exits_cleanly
+def main() -> int:
+    flags = parse(sys.argv[1:])
     if flags.worker:
-        return work()
-    if not flags.peer:
-        parser.error('--peer: name the command of the peer')
+        work()
+        return 0
     ours = [sys.executable, '-m', 'experiments.benchmark.text_peer', '--worker']
     seconds = compare({'ours': ours, 'peer': shlex.split(flags.peer)}, flags.rounds, flags.core)
     from dualcl_jax.system.machine import processor
@@ -122,7 +134,8 @@ def main() -> None:
         'ratio': spread([peer / own for own, peer in zip(seconds['ours'], seconds['peer'], strict=True)]),
     }
     print(json.dumps(report))
+    return 0
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())
