@@ -210,3 +210,9 @@ def test_named_paths_exist(path):
         links = re.findall(r'\]\(([^)#\s]+)', text)
         missing += [link for link in links if '://' not in link and not (path.parent / link).exists()]
     assert missing == []
+
+
+def test_no_two_test_files_share_a_name():
+    """pytest imports them by their names alone."""
+    names = [path.name for path in (REPOSITORY / 'tests').rglob('test_*.py')]
+    assert sorted(names) == sorted(set(names))
