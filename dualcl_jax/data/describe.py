@@ -16,13 +16,18 @@ def units(kind: str) -> str:
     return 'examples of text' if kind == TEXT else kind
 
 
+def noun(kind: str) -> str:
+    """The shortest plural noun for examples of a kind: images, or examples."""
+    return IMAGES if kind == IMAGES else 'examples'
+
+
 def describe_data(splits: Splits) -> dict[str, str]:
     """What was taken for the splits and the classes, and what was left out, as far as the set says; a fact a line."""
     report = splits.train.report or {}
     facts = {}
     if 'splits' in report:
         taken = {name: about for name, about in report['splits'].items() if name != 'left_out'}
-        unit = IMAGES if splits.train.kind == IMAGES else 'examples'
+        unit = noun(splits.train.kind)
         facts['splits'] = '; '.join(f'{name}: {_split(about, unit)}' for name, about in taken.items())
     if report.get('labels'):
         names = list(splits.train.class_names or ())

@@ -9,7 +9,7 @@ import optax
 from etils import epath
 
 from dualcl_jax.data import Splits
-from dualcl_jax.data.describe import units
+from dualcl_jax.data.describe import noun, units
 from dualcl_jax.data.text.source import KIND as TEXT
 from dualcl_jax.evaluators.monitor import can_monitor
 from dualcl_jax.method.describe import describe_method
@@ -38,7 +38,7 @@ def header(plan: Plan, params: optax.Params, damaged: Mapping[int, str] | None =
     elif method.encoder.span > 1:
         norm = f'over groups of {method.encoder.span} devices'
     else:
-        norm = f'over {share // (parts * groups)} images' + (
+        norm = f'over {share // (parts * groups)} {noun(plan.splits.train.kind)}' + (
             f', {groups} groups a device' if groups > 1 else ' of a device'
         )
     facts = describe_method(config, method, plan.splits, params, plan.total_steps) | {
@@ -88,8 +88,14 @@ def _limits_of_knn(splits: Splits, k: int, bank: int) -> dict[str, str]:
     return {'kNN accuracy': '; '.join(limits)} if limits else {}
 
 
-def status(record: Record, knn_top1: float | None, sts: float | None = None) -> str:
-    """Formats a record of training metrics as a status line, with the newest scores of the encoder."""
+def status(record: Record, kind: str, knn_top1: float | None, sts: float | None = None) -> str:
+    """Formats a record of training metrics as a status line, with the newest scores of the encoder.
+
+    Args:
+      record: of `metrics.jsonl`.
+      kind: of the examples that the run trains on.
+      knn_top1, sts: accuracy and correlation; None where there is none.
+    """
     parts = [f'epoch {record["train/epoch"]:.1f}', f'loss {record["train/loss"]:.3f}']
     parts.append(f'(chance {record["train/loss_chance"]:.2f})')
     if knn_top1 is not None:
@@ -97,7 +103,7 @@ def status(record: Record, knn_top1: float | None, sts: float | None = None) -> 
     if sts is not None:
         parts.append(f'STS-B dev {100 * sts:.1f}')
     if 'time/images_per_second' in record:
-        parts.append(f'{record["time/images_per_second"]:,.0f} images/s')
+        parts.append(f'{record["time/images_per_second"]:,.0f} {noun(kind)}/s')
     return '  '.join(parts)
 
 
