@@ -1,7 +1,8 @@
 """Sentences: selected negatives × view orders × queue size, for a bag of words trained from nothing on WordNet.
 
 The full method at 4,096 keys is `configs/sentences.py` itself, whose settings were chosen for it and not for the other
-arms. One-way arms take twice as many pairs per step: steps, passes, queries and keys per step are equal in all arms.
+arms. One-way arms take twice as many pairs per step: steps, those of the warm-up, passes, and queries and keys per step
+are equal in all arms.
 """
 
 from itertools import product
@@ -11,8 +12,8 @@ from experiments.sweeps.shared.cifar10 import ALL, FEW_SEEDS, hardest
 
 SELECTION = {'all': ALL, 'hardest': hardest(0.25)}
 VIEWS = {
-    'one_way': ('loss.symmetric=False', 'train.batch_size=512'),
-    'dual_view': ('loss.symmetric=True', 'train.batch_size=256'),
+    'one_way': ('loss.symmetric=False', 'train.batch_size=512', 'optimizer.warmup_epochs=0.4'),
+    'dual_view': ('loss.symmetric=True', 'train.batch_size=256', 'optimizer.warmup_epochs=0.2'),
 }
 SIZE = 4096
 OTHER_SIZES = (1024, 16_384)

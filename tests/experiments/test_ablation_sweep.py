@@ -39,7 +39,7 @@ def test_shipped_sweeps(path: Path) -> None:
 
 
 def test_the_sweep_of_sentences() -> None:
-    """All arms take the steps, the passes and the keys per step of the demo."""
+    """All arms take the steps, the passes and the keys per step of the demo, which is the full method."""
     found = load_sweep(str(REPOSITORY / 'experiments' / 'sweeps' / 'sentences.py'))
     jobs = plan(found, ['sts.path=somewhere'])
     assert (found.measure, len(found.arms), len(jobs)) == ('sts', 8, 24)
@@ -49,10 +49,10 @@ def test_the_sweep_of_sentences() -> None:
         views, selection, queue = job.arm.split('-')
         config = configured(found.config, job.fields)
         assert config.train.batch_size == sizes[views]
+        assert config.optimizer.warmup_epochs / config.train.batch_size == 0.2 / 256  # equally many steps
         assert config.loss.symmetric == (views == 'dual_view')
-        assert (config.negatives.selector, config.negatives.fraction) == (
-            ('all', 0.25) if selection == 'all' else ('auto', 0.25)
-        )
+        assert config.negatives.selector == {'all': 'all', 'hardest': 'auto'}[selection]
+        assert config.negatives.fraction == 0.25
         assert config.queue.size == int(queue.removeprefix('queue_'))
     assert [arm.levels for arm in found.arms if arm.levels] == [
         ('one_way', 'all'),
