@@ -107,7 +107,7 @@ def test_a_sweep_of_sentences_needs_the_sets(in_process, tmp_path: Path) -> None
 
 
 def test_a_record_of_another_measure_is_refused(sweep, tmp_path: Path) -> None:
-    job = plan(sweep, [])[0]
+    job = plan(sweep, SMALL)[0]
     knn = MEASURES['knn'].validation.key
     store(tmp_path, job, {'arm': job.arm, 'fields': job.stored_fields, knn: 0.5})
     with pytest.raises(UserError, match='was not measured by sts; use another --output'):
