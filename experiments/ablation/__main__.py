@@ -20,6 +20,7 @@ from rich.table import Table
 from dualcl_jax.system.command_line import Parser
 from dualcl_jax.system.console import duration
 from dualcl_jax.system.errors import EXIT_STOPPED_BY_SIGNAL, UserError, exits_cleanly
+from experiments.ablation.measures import MEASURES
 from experiments.ablation.records import Record, read_all, read_plan, read_record, same_runs, store, write_plan
 from experiments.ablation.runs import run_jobs
 from experiments.ablation.sweep import PLACES, Job, Sweep, load_sweep, plan
@@ -49,7 +50,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         metavar='DIR',
         help='folder of another sweep whose records of equal runs to reuse; may be repeated',
     )
-    run.add_argument('--budget', type=int, help='passes of images through the pair of encoders per run')
+    run.add_argument('--budget', type=int, help='passes of examples through the pair of encoders per run')
     run.add_argument('--seeds', help="such as 0,1,2; default: the sweep's own")
     run.add_argument('--dry_run', action='store_true', help='print the plan and its time without running it')
     draw = commands.add_parser('draw', help='draw tables and plots from stored records')
@@ -123,13 +124,16 @@ def run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
     jobs = chosen(sweep, plan(sweep, overrides), flags.arms)[item(flags.item)]
     found = {job.name: record for job in jobs if (record := read_record(flags.output, job)) is not None}
     new = [job for job in jobs if job.name not in found]
-    taken = {name: record for other in flags.records for name, record in same_runs(new, other, sweep.config).items()}
+    taken = {name: record for other in flags.records for name, record in same_runs(new, other, sweep).items()}
     found |= taken
     if flags.dry_run:
         records = read_all(flags.output, read_plan(flags.output)) if (flags.output / 'sweep.json').exists() else []
         left = [job for job in jobs if job.name not in found]
         describe(sweep, jobs, len(found), time_left(left, records, flags.jobs))
         return 0
+    empty = [field for job in jobs if job.name not in found for field in job.settings if field.endswith('=')]
+    if empty:
+        raise UserError(f'--config.{empty[0]}: the runs are measured with this field; give its value')
     name, public = Path(flags.sweep).stem, [field for field in overrides if field.partition('=')[0] not in PLACES]
     command = ['python -m experiments.ablation run', f'experiments/sweeps/{name}.py', f'--budget={sweep.budget}']
     command += [f'--seeds={",".join(map(str, sweep.seeds))}', *(f'--config.{field}' for field in public)]
@@ -137,8 +141,9 @@ def run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
     for job in new:
         if job.name in taken:
             store(flags.output, job, taken[job.name])
-    done = {name: record['validation_knn_backbone'] for name, record in found.items()}
-    outcome = run_jobs(flags.output, sweep.config, jobs, done, flags.jobs)
+    value = MEASURES[sweep.measure].validation.key
+    done = {name: record[value] for name, record in found.items()}
+    outcome = run_jobs(flags.output, sweep, jobs, done, flags.jobs)
     if outcome.done:
         draw(flags.output)
     for failed, words in outcome.failed.items():

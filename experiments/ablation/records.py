@@ -11,7 +11,7 @@ from etils import epath
 from dualcl_jax.system.config import to_json
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import check_output, write_output
-from dualcl_jax.workdir.metrics import KNN_BACKBONE, read_records
+from dualcl_jax.workdir.metrics import read_records
 from experiments.ablation.sweep import PLACES, Job, Sweep, configured
 
 Record = dict[str, Any]
@@ -31,8 +31,8 @@ def write_plan(folder: Path, sweep: Sweep, name: str, command: str) -> None:
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
-    """Reads the plan that `write_plan` stored. Raises UserError if there is none."""
-    return _read(folder / 'sweep.json', 'no sweep here; give the --output folder of a sweep')
+    """Reads the plan that `write_plan` stored, of kNN accuracy if it names no measure. Raises UserError if absent."""
+    return {'measure': 'knn'} | _read(folder / 'sweep.json', 'no sweep here; give the --output folder of a sweep')
 
 
 def path_of(folder: Path, job: Job) -> Path:
@@ -44,7 +44,7 @@ def read_record(folder: Path, job: Job) -> Record | None:
     """Reads the record of a run; None if the run has not finished.
 
     Raises:
-      UserError: the record is damaged, or belongs to a run with different fields.
+      UserError: the record is damaged, or belongs to a run with different fields or another measure.
     """
     path = path_of(folder, job)
     if not path.exists():
@@ -56,6 +56,8 @@ def read_record(folder: Path, job: Job) -> Record | None:
             f'{path}: belongs to a run with different fields ({", ".join(changed) or "in a different order"})\n'
             'use another --output, or the sweep and flags of that run'
         )
+    if job.measure.validation.key not in record:
+        raise UserError(f'{path}: was not measured by {job.measure.protocol}; use another --output')
     return record
 
 
@@ -67,15 +69,15 @@ def read_all(folder: Path, plan: dict[str, Any]) -> list[Record]:
     return sorted(found, key=lambda record: (order[record['arm']], record['seed']))
 
 
-def same_runs(jobs: Sequence[Job], other: Path, config: str) -> dict[str, Record]:
+def same_runs(jobs: Sequence[Job], other: Path, sweep: Sweep) -> dict[str, Record]:
     """Finds records of another sweep that belong to equal runs, whatever their arms are called there.
 
-    Two runs are equal if their fields give the same config from the same file.
+    Two runs are equal if their fields give the same config from the same file, and the measure is the same.
 
     Args:
       jobs: the jobs of this sweep.
       other: the folder of the other sweep.
-      config: the config file of this sweep, relative to the repository.
+      sweep: this sweep.
 
     Returns:
       The records under the names of these jobs.
@@ -84,11 +86,11 @@ def same_runs(jobs: Sequence[Job], other: Path, config: str) -> dict[str, Record
       UserError: the other folder holds no sweep, or a damaged one.
     """
     plan = read_plan(other)
-    if plan['config'] != config:
+    if (plan['config'], plan['measure']) != (sweep.config, sweep.measure):
         return {}
 
     def run(fields: Sequence[str]) -> str:
-        return to_json(configured(config, fields))
+        return to_json(configured(sweep.config, fields))
 
     stored = {run(record['fields']): record for record in read_all(other, plan)}
     found = {}
@@ -112,14 +114,13 @@ def by_seed(records: Sequence[Record], arm: str, metric: str) -> dict[int, float
 
 
 def write_record(folder: Path, job: Job) -> Record:
-    """Stores the results of a run, read from its workdir: accuracies in [0, 1], measured once at the end.
+    """Stores the results of a run, read from its workdir: shares of 1, measured once at the end.
 
-    `curve` has the measurements during training, on the validation images if the config holds some out.
+    `curve` has the measurements during training, on the validation images if the config holds some out, or STS-B dev.
     """
-    workdir = folder / 'runs' / job.name
+    workdir, measure = folder / 'runs' / job.name, job.measure
     summary = json.loads((workdir / 'summary.json').read_text())
-    evaluated = json.loads((workdir / 'evaluation' / 'knn.json').read_text())['records']
-    test = {found['layer']: found['value'] for found in evaluated if found['metric'] == 'top1'}
+    evaluated = json.loads((workdir / 'evaluation' / f'{measure.protocol}.json').read_text())['records']
     logged = read_records(epath.Path(workdir) / 'metrics.jsonl')
     rates = [record['train/false_negative_rate'] for record in logged if 'train/false_negative_rate' in record]
     config = summary['config']
@@ -131,26 +132,20 @@ def write_record(folder: Path, job: Job) -> Record:
         'fields': job.stored_fields,
         'steps': job.steps,
         'passes': job.passes,
-        'validation_images': bool(config['data']['validation_fraction']),
-        'validation_knn_backbone': summary['knn_top1'],
-        'validation_knn_projection': summary['knn_top1_projection'],
-        'test_knn_backbone': test.get('backbone'),
-        'test_knn_projection': test.get('projection'),
-        'raw_pixels': summary['knn_top1_raw_pixels'],
-        'random_encoder': summary['knn_top1_random_encoder'],
+        **measure.read(summary, evaluated),
         'loss': summary['loss'],
         'false_negative_rate': rates[-1] if rates else None,
-        'images_per_second': summary['images_per_second'],
+        measure.rate: summary['images_per_second'],
         'wall_time_s': summary['wall_time_s'],
         'curve': [
             {
                 'step': found['step'],
                 'passes': round(found['step'] * job.passes / job.steps),
                 'wall_time_s': found['wall_time_s'],
-                'knn_backbone': found[KNN_BACKBONE],
+                measure.curve: found[measure.logged],
             }
             for found in logged
-            if KNN_BACKBONE in found
+            if measure.logged in found
         ],
         'state_sha256': summary['state_sha256'],
         'versions': summary['versions'],

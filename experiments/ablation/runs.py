@@ -16,8 +16,9 @@ from rich.live import Live
 from rich.table import Table
 
 from dualcl_jax.system.errors import EXIT_STOPPED_BY_SIGNAL
+from experiments.ablation.measures import MEASURES, Measure
 from experiments.ablation.records import write_record
-from experiments.ablation.sweep import REPOSITORY, Job
+from experiments.ablation.sweep import REPOSITORY, Job, Sweep
 
 PERIOD = 0.5
 """Seconds between two checks of the processes."""
@@ -41,7 +42,7 @@ class Running:
 
 @dataclasses.dataclass
 class Outcome:
-    """The outcome of the runs: accuracies of those `done`, errors of those `failed`, names of those `stopped`."""
+    """The outcome of the runs: values of those `done`, errors of those `failed`, names of those `stopped`."""
 
     done: dict[str, float | None]
     failed: dict[str, str]
@@ -65,7 +66,7 @@ class Signals:
             signal.signal(number, handler)
 
 
-def run_jobs(folder: Path, config: str, jobs: Sequence[Job], done: dict[str, float | None], at_once: int) -> Outcome:
+def run_jobs(folder: Path, sweep: Sweep, jobs: Sequence[Job], done: dict[str, float | None], at_once: int) -> Outcome:
     """Trains and evaluates the runs that have no record, and writes a record when each is done.
 
     A run that fails does not affect the others. After the first signal the current runs save themselves and no more are
@@ -73,20 +74,21 @@ def run_jobs(folder: Path, config: str, jobs: Sequence[Job], done: dict[str, flo
 
     Args:
       folder: folder of the sweep, for `runs/`, `logs/` and `records/`.
-      config: the config file, relative to the repository.
+      sweep: the sweep.
       jobs: all runs of this call.
-      done: validation accuracies of the runs that have a record.
+      done: validation values of the runs that have a record.
       at_once: number of concurrent processes.
     """
     outcome = Outcome(dict(done), {}, [])
     waiting = [job for job in jobs if job.name not in done]
     running: list[Running] = []
+    measure = MEASURES[sweep.measure]
     (folder / 'logs').mkdir(parents=True, exist_ok=True)
-    with Signals() as signals, _shown(folder, jobs, outcome, running) as show, _ended(running):
+    with Signals() as signals, _shown(folder, measure, jobs, outcome, running) as show, _ended(running):
         obeyed = 0
         while running or (waiting and not signals.count):
             while waiting and len(running) < at_once and not signals.count:
-                running.append(_train(folder, config, waiting.pop(0)))
+                running.append(_train(folder, sweep.config, waiting.pop(0)))
             if signals.count > obeyed:
                 obeyed = signals.count
                 for one in running:
@@ -110,10 +112,9 @@ def _train(folder: Path, config: str, job: Job) -> Running:
 
 
 def _evaluate(folder: Path, job: Job) -> Running:
-    """Measures the kNN accuracy of the final encoder on the test images, which are used nowhere else."""
-    k, temperature = job.knn
-    command = ['dualcl_jax.evaluate', f'--workdir={folder / "runs" / job.name}', '--protocols=knn']
-    command += [f'--config.knn.k={k}', f'--config.knn.temperature={temperature}']
+    """Measures the final encoder on the test data, which are used nowhere else."""
+    command = ['dualcl_jax.evaluate', f'--workdir={folder / "runs" / job.name}', f'--protocols={job.measure.protocol}']
+    command += [f'--config.{field}' for field in job.settings]
     return Running(job, _start(folder, job, command), evaluates=True)
 
 
@@ -133,7 +134,7 @@ def _after(folder: Path, ended: Running, outcome: Outcome, *, stopping: bool) ->
     """Records how a process ended, and starts the process that follows it, if any."""
     job, status = ended.job, ended.process.returncode
     if status == 0 and ended.evaluates:
-        outcome.done[job.name] = write_record(folder, job)['validation_knn_backbone']
+        outcome.done[job.name] = write_record(folder, job)[job.measure.validation.key]
     elif status == 0 and not stopping:
         return _evaluate(folder, job)
     elif stopping or status == EXIT_STOPPED_BY_SIGNAL:
@@ -162,12 +163,12 @@ def _ended(running: list[Running]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _shown(folder: Path, jobs: Sequence[Job], outcome: Outcome, running: list[Running]) -> Iterator:
+def _shown(folder: Path, measure: Measure, jobs: Sequence[Job], outcome: Outcome, running: list[Running]) -> Iterator:
     """Shows a live table on a terminal, elsewhere a line as each run ends; yields a function to call periodically."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
     if console.is_terminal:
         with Live(auto_refresh=False, console=console) as live:
-            yield lambda: live.update(grid(folder, jobs, outcome, running), refresh=True)
+            yield lambda: live.update(grid(folder, measure, jobs, outcome, running), refresh=True)
         return
     printed: set[str] = set(outcome.done)
 
@@ -175,19 +176,21 @@ def _shown(folder: Path, jobs: Sequence[Job], outcome: Outcome, running: list[Ru
         for name in [name for name in (*outcome.done, *outcome.failed) if name not in printed]:
             printed.add(name)
             result = (
-                f'failed: {outcome.failed[name]}' if name in outcome.failed else f'kNN {_percent(outcome.done[name])}'
+                f'failed: {outcome.failed[name]}'
+                if name in outcome.failed
+                else f'{measure.short} {measure.shown(outcome.done[name])}'
             )
             console.print(f'{name}  {result}  ({len(outcome.done)} of {len(jobs)} done)', markup=False)
 
     yield show
 
 
-def grid(folder: Path, jobs: Sequence[Job], outcome: Outcome, running: Sequence[Running]) -> Table:
-    """A table of arms by seeds with the validation kNN accuracy in %, or the progress of a run."""
+def grid(folder: Path, measure: Measure, jobs: Sequence[Job], outcome: Outcome, running: Sequence[Running]) -> Table:
+    """A table of arms by seeds with the validation value × 100, or the progress of a run."""
     seeds = sorted({job.seed for job in jobs})
     under_way = {one.job.name: one for one in running}
     table = Table('arm', *(f'seed {seed}' for seed in seeds))
-    table.caption = f'{len(outcome.done)} of {len(jobs)} runs done; kNN accuracy on validation images'
+    table.caption = f'{len(outcome.done)} of {len(jobs)} runs done; {measure.title} on {measure.validation.label}'
     for arm in dict.fromkeys(job.arm for job in jobs):
         cells = []
         for seed in seeds:
@@ -195,7 +198,7 @@ def grid(folder: Path, jobs: Sequence[Job], outcome: Outcome, running: Sequence[
             if job is None:
                 cells.append('')
             elif job.name in outcome.done:
-                cells.append(_percent(outcome.done[job.name]))
+                cells.append(measure.shown(outcome.done[job.name]))
             elif job.name in outcome.failed:
                 cells.append('failed')
             elif job.name in under_way:
@@ -213,7 +216,3 @@ def _step(folder: Path, job: Job) -> int:
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     whole = [line for line in lines if line.endswith(b'\n')]
     return json.loads(whole[-1])['step'] if whole else 0
-
-
-def _percent(share: float | None) -> str:
-    return 'not measured' if share is None else f'{100 * share:.1f} %'

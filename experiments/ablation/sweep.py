@@ -10,11 +10,12 @@ from ml_collections import ConfigDict
 
 from dualcl_jax.system.config import load_config, override
 from dualcl_jax.system.errors import UserError
+from experiments.ablation.measures import MEASURES, Measure
 
 REPOSITORY = Path(__file__).parents[2]
 OF_THE_SWEEP = ('seed', 'train.steps', 'train.epochs')
 """Fields that seeds and budget determine."""
-PLACES = ('data.data_dir', 'data.path')
+PLACES = ('data.data_dir', 'data.path', 'sts.path')
 """Fields with locations of data on this machine; they are not stored."""
 
 
@@ -47,10 +48,11 @@ class Sweep:
       base: 'field=value' for every arm.
       arms: the methods to compare.
       baseline: name of the arm with which the others are compared.
-      seeds: seeds for every arm; a seed means the same initial encoder, order of images and views in all arms.
-      budget: images that pass through the pair of encoders in a run. A step of both view orders takes two passes per
-        image, a one-way step takes one; this determines the number of steps of an arm.
+      seeds: seeds for every arm; a seed means the same initial encoder, order of examples and views in all arms.
+      budget: examples that pass through the pair of encoders in a run. A step of both view orders takes two passes
+        per example, a one-way step takes one; this determines the number of steps of an arm.
       x_label: label of the axis of `Arm.x`.
+      measure: what runs are compared by, one of `measures.MEASURES`: knn for images with labels, sts for sentences.
     """
 
     title: str
@@ -61,6 +63,7 @@ class Sweep:
     seeds: tuple[int, ...]
     budget: int
     x_label: str = ''
+    measure: str = 'knn'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +74,9 @@ class Job:
       arm, seed: name of the arm, and the seed.
       fields: all 'field=value' on top of the config file, in order.
       steps: training steps.
-      passes: images that pass through the pair of encoders.
-      knn: k and τ of the reported accuracy.
+      passes: examples that pass through the pair of encoders.
+      measure: what the run is measured by.
+      settings: 'field=value' of its evaluation.
     """
 
     arm: str
@@ -80,7 +84,8 @@ class Job:
     fields: tuple[str, ...]
     steps: int
     passes: int
-    knn: tuple[int, float]
+    measure: Measure
+    settings: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -109,6 +114,8 @@ def load_sweep(path: str) -> Sweep:
         raise UserError(f'{path}: {type(error).__name__}: {error}') from error
     if not isinstance(sweep, Sweep):
         raise UserError(f'{path}: get_sweep() must return an experiments.ablation.sweep.Sweep')
+    if sweep.measure not in MEASURES:
+        raise UserError(f'{path}: measure {sweep.measure!r} is not one of: {", ".join(MEASURES)}')
     names = [arm.name for arm in sweep.arms]
     for name in names:
         if not re.fullmatch(r'[\w.-]+', name) or names.count(name) > 1:
@@ -140,7 +147,7 @@ def plan(sweep: Sweep, overrides: Sequence[str]) -> list[Job]:
     Raises:
       UserError: a config is invalid, or the budget is too small for a step.
     """
-    jobs = []
+    jobs, measure = [], MEASURES[sweep.measure]
     for seed in sweep.seeds:
         for arm in sweep.arms:
             fields = (*sweep.base, *arm.fields, *overrides)
@@ -151,12 +158,12 @@ def plan(sweep: Sweep, overrides: Sequence[str]) -> list[Job]:
             steps, passes = length(config, sweep.budget)
             if not config.monitor.every_epochs:
                 raise UserError(
-                    f'arm {arm.name}: monitor.every_epochs=0: the sweep compares kNN accuracy and must measure it'
+                    f'arm {arm.name}: monitor.every_epochs=0: the sweep compares {measure.title} and must measure it'
                 )
             fields = (*fields, f'seed={seed}', f'train.steps={steps}')
             override(config, fields[-2:])
             _validate(config, arm.name)
-            jobs.append(Job(arm.name, seed, fields, steps, passes, (config.monitor.k, config.monitor.temperature)))
+            jobs.append(Job(arm.name, seed, fields, steps, passes, measure, measure.settings(config)))
     return jobs
 
 

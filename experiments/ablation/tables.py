@@ -5,37 +5,38 @@ import dataclasses
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dualcl_jax.system.files import write_output
 from experiments.ablation.effects import Effect, effects
+from experiments.ablation.measures import MEASURES, Measure
 from experiments.ablation.records import Record, by_seed
 from experiments.ablation.statistics import CONFIDENCE, Estimate, estimate, excludes_zero, paired
 
-VALIDATION, TEST = 'validation_knn_backbone', 'test_knn_backbone'
-COLUMNS = (
-    'arm', 'seed', 'steps', 'passes', VALIDATION, 'validation_knn_projection', TEST, 'test_knn_projection',
-    'raw_pixels', 'random_encoder', 'loss', 'false_negative_rate', 'images_per_second', 'wall_time_s', 'state_sha256',
-)  # fmt: skip
-"""Columns of `runs.csv`, which has one row per run."""
-CURVE_COLUMNS = ('arm', 'seed', 'step', 'passes', 'wall_time_s', 'knn_backbone')
-"""Columns of `curves.csv`, which has one row per measurement."""
+
+class Compared(NamedTuple):
+    """A value of an arm, a share of 1, over its seeds, and its difference from the baseline's of the same seeds.
+
+    The difference is None for the baseline, and if no seed is shared.
+    """
+
+    found: Estimate
+    difference: Estimate | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """An arm: accuracies in [0, 1] over its seeds, and their differences from the baseline's of the same seeds.
-
-    The differences are None for the baseline, and if no seed is shared.
-    """
+    """An arm, with the values of the sweep's measure in its order."""
 
     arm: str
     x: float | None
     series: str
-    validation: Estimate
-    validation_difference: Estimate | None
-    test: Estimate
-    test_difference: Estimate | None
+    values: tuple[Compared, ...]
+
+    @property
+    def validation(self) -> Compared:
+        """The value by which arms are chosen."""
+        return self.values[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,44 +49,63 @@ class Comparison:
     effects: list[Effect]
 
     @property
+    def measure(self) -> Measure:
+        """What the runs are compared by."""
+        return MEASURES[self.sweep['measure']]
+
+    @property
+    def headings(self) -> list[str]:
+        """Headings of the values of an arm."""
+        return [value.heading for value in self.measure.values]
+
+    @property
+    def columns(self) -> list[str]:
+        """Headings of the values of an arm, each followed by that of its difference."""
+        return [column for heading in self.headings for column in (heading, 'difference')]
+
+    @property
     def chosen(self) -> Row:
-        """The arm with the highest mean on the validation images."""
-        return max(self.rows, key=lambda row: row.validation.mean)
+        """The arm with the highest mean of the validation value."""
+        return max(self.rows, key=lambda row: row.validation.found.mean)
 
     @property
     def differences(self) -> list[Estimate]:
-        """The differences on validation images of all arms that could be compared."""
-        return [row.validation_difference for row in self.rows if row.validation_difference is not None]
+        """The differences in the validation value of all arms that could be compared."""
+        return [row.validation.difference for row in self.rows if row.validation.difference is not None]
 
 
 def compare(sweep: dict[str, Any], records: list[Record]) -> Comparison:
     """Means and paired differences of every arm that has a finished run."""
-    rows = []
+    rows, keys = [], [value.key for value in MEASURES[sweep['measure']].values]
     for arm in sweep['arms']:
-        found = []
-        for metric in (VALIDATION, TEST):
-            values = by_seed(records, arm['name'], metric)
-            baseline = by_seed(records, sweep['baseline'], metric)
-            found += [estimate(list(values.values())), paired(values, baseline)]
-        validation, validation_difference, test, test_difference = found
-        if validation is None or test is None:
-            continue
-        if arm['name'] == sweep['baseline']:
-            validation_difference = test_difference = None
-        rows.append(Row(arm['name'], arm['x'], arm['series'], validation, validation_difference, test, test_difference))
-    return Comparison(sweep, records, rows, effects(sweep, records, (VALIDATION, TEST)))
+        compared = []
+        for key in keys:
+            values, baseline = by_seed(records, arm['name'], key), by_seed(records, sweep['baseline'], key)
+            found = estimate(list(values.values()))
+            if found is not None:
+                difference = None if arm['name'] == sweep['baseline'] else paired(values, baseline)
+                compared.append(Compared(found, difference))
+        if len(compared) == len(keys):
+            rows.append(Row(arm['name'], arm['x'], arm['series'], tuple(compared)))
+    return Comparison(sweep, records, rows, effects(sweep, records, keys))
 
 
 def write_tables(folder: Path, comparison: Comparison) -> list[str]:
-    """Writes `runs.csv`, `curves.csv`, `table.md` and `table.tex`; returns their names."""
+    """Writes `runs.csv` with a row per run, `curves.csv` with a row per measurement, `table.md` and `table.tex`.
+
+    Returns:
+      Their names.
+    """
+    measure = comparison.measure
+    columns = 'arm', 'seed', 'steps', 'passes', *measure.columns, 'loss', 'false_negative_rate', measure.rate
     curves = [
         {'arm': record['arm'], 'seed': record['seed'], **point}
         for record in comparison.records
         for point in record['curve']
     ]
     contents = {
-        'runs.csv': _csv(COLUMNS, comparison.records),
-        'curves.csv': _csv(CURVE_COLUMNS, curves),
+        'runs.csv': _csv((*columns, 'wall_time_s', 'state_sha256'), comparison.records),
+        'curves.csv': _csv(('arm', 'seed', 'step', 'passes', 'wall_time_s', measure.curve), curves),
         'table.md': markdown(comparison),
         'table.tex': latex(comparison),
     }
@@ -104,28 +124,33 @@ def _csv(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
 
 def markdown(comparison: Comparison) -> str:
     """The table for a README, followed by notes on what it shows and does not show."""
-    lines = [f'**{comparison.sweep["title"]}**', '']
-    lines += ['| arm | n | validation | difference | test | difference |', '|---|---|---|---|---|---|']
-    lines += ['| ' + ' | '.join((f'`{row.arm}`', *_cells(row, '±', '−'))) + ' |' for row in comparison.rows]
+
+    def row(cells: Sequence[str]) -> str:
+        return f'| {" | ".join(cells)} |'
+
+    columns = ['arm', 'n', *comparison.columns]
+    lines = [f'**{comparison.sweep["title"]}**', '', row(columns), '|---' * len(columns) + '|']
+    lines += [row((f'`{arm.arm}`', *_cells(arm, '±', '−'))) for arm in comparison.rows]
     if comparison.effects:
+        columns = ['changed', 'pairs', 'n', *comparison.headings]
         lines += ['', 'Effects, over the arms that differ in this alone:', '']
-        lines += ['| changed | pairs | n | validation | test |', '|---|---|---|---|---|']
+        lines += [row(columns), '|---' * len(columns) + '|']
         for effect in comparison.effects:
             changed = f'`{effect.level}` for `{effect.instead_of}`'
-            lines.append('| ' + ' | '.join((changed, *_effect_cells(effect, '−'))) + ' |')
+            lines.append(row((changed, *_effect_cells(effect, '−'))))
     return '\n'.join([*lines, '', *(f'- {note}' for note in notes(comparison))]) + '\n'
 
 
 def latex(comparison: Comparison) -> str:
     """The tables for a paper, which needs the package booktabs. The notes are comments."""
     lines = [f'% {note}' for note in (comparison.sweep['title'], *notes(comparison))]
-    columns = ('arm', '$n$', 'validation', 'difference', 'test', 'difference')
+    columns = ('arm', '$n$', *comparison.columns)
     lines += _tabular(columns, [[row.arm, *_cells(row, r'$\pm$', '$-$')] for row in comparison.rows])
     if comparison.effects:
         rows = [
             [f'{effect.level} for {effect.instead_of}', *_effect_cells(effect, '$-$')] for effect in comparison.effects
         ]
-        lines += ['', *_tabular(('changed', 'pairs', '$n$', 'validation', 'test'), rows)]
+        lines += ['', *_tabular(('changed', 'pairs', '$n$', *comparison.headings), rows)]
     return '\n'.join(lines) + '\n'
 
 
@@ -142,18 +167,14 @@ def _tabular(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]
 
 
 def _cells(row: Row, plus_minus: str, minus: str) -> list[str]:
-    """The cells of a row: percentages as text."""
+    """The cells of a row: values × 100 as text."""
 
     def mean(found: Estimate) -> str:
-        return f'{100 * found.mean:.2f}' + (f' {plus_minus} {100 * found.error:.2f}' if found.error is not None else '')
+        error = '' if found.error is None else f' {plus_minus} {100 * found.error:.2f}'
+        return f'{100 * found.mean:.2f}'.replace('-', minus) + error
 
-    return [
-        str(row.validation.n),
-        mean(row.validation),
-        _difference(row.validation_difference, minus),
-        mean(row.test),
-        _difference(row.test_difference, minus),
-    ]
+    cells = [(mean(value.found), _difference(value.difference, minus)) for value in row.values]
+    return [str(row.validation.found.n), *(cell for pair in cells for cell in pair)]
 
 
 def _effect_cells(effect: Effect, minus: str) -> list[str]:
@@ -178,23 +199,23 @@ def notes(comparison: Comparison) -> list[str]:
     """Notes on the numbers, the count of comparisons, the choice of an arm, and how to reproduce the results."""
     sweep, chosen, differences = comparison.sweep, comparison.chosen, comparison.differences
     first, planned = comparison.records[0], len(sweep['arms']) * len(sweep['seeds'])
-    settings = first['config']['monitor']
+    measure, validation = comparison.measure, comparison.measure.validation.label
     clear, intervals = sum(map(excludes_zero, differences)), sum(found.low is not None for found in differences)
     found = [
-        f'kNN accuracy of the backbone in % (k {settings["k"]}, τ {settings["temperature"]:g}): mean ± standard error '
-        f'over n seeds; difference: from {sweep["baseline"]}, paired by seed, with its {CONFIDENCE:.0%} t interval.',
-        f'Comparisons with {sweep["baseline"]}: {len(differences)}; intervals that exclude 0 on validation images: '
+        f'{measure.describe(first["config"])}: mean ± standard error over n seeds; difference: from '
+        f'{sweep["baseline"]}, paired by seed, with its {CONFIDENCE:.0%} t interval.',
+        f'Comparisons with {sweep["baseline"]}: {len(differences)}; intervals that exclude 0 on {validation}: '
         f'{clear}. They are not corrected for their number: if nothing made a difference, '
         f'{(1 - CONFIDENCE) * intervals:.2f} would exclude 0 by chance.'
         if differences
         else f'No differences: no seed has a finished run of the baseline {sweep["baseline"]} and of another arm.',
-        f'Best on validation images: {chosen.arm}. Its test accuracy is the result of this choice; those of other arms '
+        f'Best on {validation}: {chosen.arm}. Its {measure.test} is the result of this choice; those of other arms '
         'chose nothing.',
-        f'Each run: {first["passes"]:,} images through the pair of encoders'
+        f'Each run: {first["passes"]:,} {measure.examples} through the pair of encoders'
         + _other_budgets(comparison)
         + f'. {len(comparison.records)} records; {planned} runs are planned.',
     ]
-    if not all(record['validation_images'] for record in comparison.records):
+    if not all(record.get('validation_images', True) for record in comparison.records):  # of images alone
         found.append('No validation images were held out: what is called validation was measured on test images.')
     versions = ', '.join(f'{name} {version}' for name, version in sorted(first['versions'].items()))
     return [*found, f'Command: {sweep["command"]}', f'Versions of the first run: {versions}.']

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from dualcl_jax.models.encoder import MODELS
 from experiments.ablation import __main__ as ablation
+from experiments.ablation.measures import MEASURES
 from experiments.ablation.runs import Outcome, Running, grid
 from experiments.ablation.sweep import Job
 from tests.support.runs import (
@@ -165,14 +166,15 @@ def test_a_plan_alone(here, sweep: Path, tmp_path: Path) -> None:
 
 
 def test_the_live_table_shows_how_far_each_run_is(tmp_path: Path) -> None:
-    jobs = [Job(arm, seed, (), 60, 100, (20, 0.1)) for seed in (0, 1) for arm in ('a', 'b', 'c')][:-1]
+    measure = MEASURES['knn']
+    jobs = [Job(arm, seed, (), 60, 100, measure, ()) for seed in (0, 1) for arm in ('a', 'b', 'c')][:-1]
     (tmp_path / 'runs' / 'c-seed0').mkdir(parents=True)
     (tmp_path / 'runs' / 'c-seed0' / 'metrics.jsonl').write_text('{"step": 8}\n{"step": 1')
     outcome = Outcome({'a-seed0': 0.456}, {'b-seed0': 'error'}, [])
     process = subprocess.Popen(['true'])
     process.wait()
     console = Console(record=True, width=80, file=io.StringIO())
-    console.print(grid(tmp_path, jobs, outcome, [Running(jobs[2], process, evaluates=False)]))
+    console.print(grid(tmp_path, measure, jobs, outcome, [Running(jobs[2], process, evaluates=False)]))
     cells = [line.split('│')[1:4] for line in console.export_text().splitlines() if '│' in line]
     assert [[cell.strip() for cell in row] for row in cells] == [
         ['a', '45.6 %', '·'],

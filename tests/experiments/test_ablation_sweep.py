@@ -7,7 +7,8 @@ import pytest
 from dualcl_jax.system.config import load_config, override, to_json
 from dualcl_jax.system.errors import UserError
 from experiments.ablation.__main__ import chosen, item, parse, time_left
-from experiments.ablation.sweep import Arm, Job, Sweep, load_sweep, plan
+from experiments.ablation.measures import MEASURES
+from experiments.ablation.sweep import Arm, Job, Sweep, configured, load_sweep, plan
 from tests.support.runs import REPOSITORY
 
 SHIPPED = sorted((REPOSITORY / 'experiments' / 'sweeps').glob('*.py'))
@@ -30,11 +31,38 @@ def test_shipped_sweeps(path: Path) -> None:
     for job in jobs:
         config = load_config(str(REPOSITORY / found.config))
         override(config, job.fields)
-        assert config.data.validation_fraction > 0
+        assert config.data.validation_fraction > 0 or found.measure == 'sts'  # which has STS-B dev
         assert job.passes == config.train.steps * config.train.batch_size * (1 + config.loss.symmetric)
         assert found.budget * 0.995 < job.passes <= found.budget
         configs.add(to_json(config))
     assert len(configs) == len(jobs)
+
+
+def test_the_sweep_of_sentences() -> None:
+    """All arms take the steps, the passes and the keys per step of the demo, which is the full method."""
+    found = load_sweep(str(REPOSITORY / 'experiments' / 'sweeps' / 'sentences.py'))
+    jobs = plan(found, ['sts.path=somewhere'])
+    assert (found.measure, len(found.arms), len(jobs)) == ('sts', 8, 24)
+    assert {(job.steps, job.passes, job.settings) for job in jobs} == {(1100, 563_200, ('sts.path=somewhere',))}
+    sizes = {'one_way': 512, 'dual_view': 256}
+    for job in jobs:
+        views, selection, queue = job.arm.split('-')
+        config = configured(found.config, job.fields)
+        assert config.train.batch_size == sizes[views]
+        assert config.optimizer.warmup_epochs / config.train.batch_size == 0.2 / 256  # equally many steps
+        assert config.loss.symmetric == (views == 'dual_view')
+        assert config.negatives.selector == {'all': 'all', 'hardest': 'auto'}[selection]
+        assert config.negatives.fraction == 0.25
+        assert config.queue.size == int(queue.removeprefix('queue_'))
+    assert [arm.levels for arm in found.arms if arm.levels] == [
+        ('one_way', 'all'),
+        ('one_way', 'hardest'),
+        ('dual_view', 'all'),
+        ('dual_view', 'hardest'),
+    ]
+    demo, full = (configured(found.config, fields) for fields in ((), jobs[3].fields))
+    for section in ('data', 'views', 'model', 'loss', 'negatives', 'queue', 'ema', 'optimizer', 'train'):
+        assert demo[section].to_dict() == full[section].to_dict()
 
 
 def test_one_way_takes_twice_the_steps() -> None:
@@ -46,7 +74,7 @@ def test_one_way_takes_twice_the_steps() -> None:
         ('both-seed1', 15, 960),
     ]
     assert jobs[1].fields == ('train.batch_size=32', 'loss.symmetric=True', 'model.dim=8', 'seed=0', 'train.steps=15')
-    assert jobs[0].knn == (200, 0.1)
+    assert jobs[0].settings == ('knn.k=200', 'knn.temperature=0.1')
 
 
 def test_items_are_all_runs_once() -> None:
@@ -65,10 +93,11 @@ def test_some_arms_alone() -> None:
         chosen(found, jobs, 'both,two')
 
 
-def test_places_of_this_machine_are_not_stored() -> None:
-    job = plan(sweep(BOTH), ['data.path=somewhere', 'model.dim=8'])[0]
-    assert 'data.path=somewhere' in job.fields
-    assert job.stored_fields == [field for field in job.fields if field != 'data.path=somewhere']
+@pytest.mark.parametrize('place', ['data.path=somewhere', 'sts.path=somewhere'])
+def test_places_of_this_machine_are_not_stored(place: str) -> None:
+    job = plan(sweep(BOTH), [place, 'model.dim=8'])[0]
+    assert place in job.fields
+    assert job.stored_fields == [field for field in job.fields if field != place]
 
 
 @pytest.mark.parametrize(
@@ -94,6 +123,7 @@ def test_plans_that_cannot_be(arms: list[Arm], overrides: list[str], budget: int
     [
         ('def get_sweep(:', 'SyntaxError'),
         ('def get_sweep(): return 3', 'must return'),
+        ('def get_sweep(): return SWEEP((Arm("a"),), "a", measure="map")', "measure 'map' is not one of: knn, sts"),
         ('def get_sweep(): return SWEEP((Arm("a b"),), "a b")', "arm 'a b'"),
         ('def get_sweep(): return SWEEP((Arm("a"), Arm("a")), "a")', 'names must be unique'),
         ('def get_sweep(): return SWEEP((Arm("a"),), "b")', "baseline 'b' is not one of the arms: a"),
@@ -106,7 +136,7 @@ def test_plans_that_cannot_be(arms: list[Arm], overrides: list[str], budget: int
 )
 def test_files_that_are_no_sweep(tmp_path: Path, text: str, said: str) -> None:
     head = 'from experiments.ablation.sweep import *\n'
-    head += 'def SWEEP(arms, baseline): return Sweep("", "", (), arms, baseline, (0,), 1)\n'
+    head += 'def SWEEP(arms, baseline, **more): return Sweep("", "", (), arms, baseline, (0,), 1, **more)\n'
     (tmp_path / 'sweep.py').write_text(head + text)
     with pytest.raises(UserError, match=r'sweep\.py') as error:
         load_sweep(str(tmp_path / 'sweep.py'))
@@ -128,7 +158,7 @@ def test_wrong_flag(flag: str) -> None:
 
 
 def test_time_left_is_that_of_finished_runs() -> None:
-    jobs = [Job(arm, 0, (), 10, 100, (20, 0.1)) for arm in ('a', 'b')]
+    jobs = [Job(arm, 0, (), 10, 100, MEASURES['knn'], ()) for arm in ('a', 'b')]
     records = [{'arm': arm, 'passes': 10, 'wall_time_s': seconds} for arm, seconds in (('a', 1), ('a', 3), ('c', 6))]
     assert time_left(jobs, [], 2) is None
     assert time_left(jobs, records, 2) == pytest.approx((20 + 30) / 2)  # b is none of them: the median of all

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from experiments.ablation.plots import draw_plots
+from experiments.ablation.records import read_all, read_plan
 from experiments.ablation.tables import compare, latex, markdown, notes, write_tables
-from tests.support.runs import contents
+from tests.support.runs import REPOSITORY, contents
 
 SWEEP = {
     'title': 'Which is better',
@@ -20,6 +21,7 @@ SWEEP = {
     'baseline': 'base_line',
     'seeds': [0, 1, 2],
     'x_label': 'x',
+    'measure': 'knn',
     'command': 'python -m experiments.ablation run x.py',
 }
 ACCURACY = {'base_line': (0.46, 0.47, 0.48), 'worse': (0.43, 0.45, 0.44)}
@@ -44,11 +46,12 @@ def records() -> list[dict]:
 def test_differences_are_paired_by_seed(records) -> None:
     """Differences -3, -2 and -4 points: mean -3, standard error 1/√3, t(0.975; 2) 4.302653."""
     base, worse = compare(SWEEP, records).rows
-    assert base.validation_difference is base.test_difference is None
-    assert worse.validation_difference[:2] == (3, pytest.approx(-0.03))
+    assert base.validation.difference is base.values[1].difference is None
+    difference = worse.validation.difference
+    assert difference[:2] == (3, pytest.approx(-0.03))
     reach = 4.302653 * 0.01 / np.sqrt(3)
-    assert worse.validation_difference[3:] == pytest.approx((-0.03 - reach, -0.03 + reach), abs=1e-8)
-    assert worse.test.mean == pytest.approx(0.43)
+    assert difference[3:] == pytest.approx((-0.03 - reach, -0.03 + reach), abs=1e-8)
+    assert worse.values[1].found.mean == pytest.approx(0.43)
 
 
 def test_what_is_worse_is_shown_as_what_is_better(records) -> None:
@@ -69,7 +72,7 @@ def test_what_is_worse_is_shown_as_what_is_better(records) -> None:
 def test_arms_without_a_pair_or_without_labels_are_told_apart() -> None:
     found = compare(SWEEP, [record('base_line', 0, 0.5), record('worse', 1, 0.4), record('same', 0, None)])
     assert [row.arm for row in found.rows] == ['base_line', 'worse']
-    assert found.rows[1].validation_difference is None
+    assert found.rows[1].validation.difference is None
     assert '| `worse` | 1 | 40.00 |  | 39.00 |  |' in markdown(found)
     assert '- No differences: no seed has a finished run of the baseline base_line' in markdown(found)
 
@@ -114,6 +117,16 @@ def test_effects_of_factors() -> None:
 def test_other_budgets_are_reported(records) -> None:
     records[-1]['passes'] = 650
     assert '640 images through the pair of encoders (worse 650)' in markdown(compare(SWEEP, records))
+
+
+STORED = sorted((REPOSITORY / 'experiments' / 'results' / 'ablations').iterdir())
+
+
+@pytest.mark.parametrize('folder', STORED, ids=lambda folder: folder.name)
+def test_stored_results_are_redrawn(folder: Path, tmp_path: Path) -> None:
+    sweep = read_plan(folder)
+    for name in write_tables(tmp_path, compare(sweep, read_all(folder, sweep))):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
 
 
 def test_files(tmp_path: Path, records) -> None:
