@@ -4,8 +4,9 @@ TEST_DEVICES=8 forces another number, for tests that support it.
 """
 
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('TEST_DEVICES', '4')
@@ -48,12 +49,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(str(item.path), len(places)))
 
 
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    signal.signal(number, handler)  # a shell that starts the tests in the background lets them ignore both
+
+
+@pytest.fixture(autouse=True)
+def same_models() -> Iterator[None]:
+    """Forgets models that a test adds, or replaces by loading a config a second time."""
+    before = dict(MODELS)
+    yield
+    MODELS.clear()
+    MODELS.update(before)
+
+
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
     """Runs the `main` of a program in this process, with the devices, flags and strict types of the tests."""
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.syspath_prepend(REPOSITORY)
-    monkeypatch.setitem(MODELS, 'smooth', MODELS['smooth'])
     monkeypatch.setattr(sys, 'unraisablehook', sys.unraisablehook)
     for lasting in ('_add_xla_flags', '_keep_freed_memory', '_use_compilation_cache'):
         monkeypatch.setattr(start, lasting, lambda *_: None)

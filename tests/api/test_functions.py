@@ -73,6 +73,7 @@ def test_from_a_thread(config: str, arrays: dict[str, np.ndarray], tmp_path: Pat
     assert results[0]['step'] == 2
 
 
+@pytest.mark.slow
 def test_interrupted(
     config: str, arrays: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,6 +96,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     return main
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_stopped_and_killed(start, here, sweep: Path, tmp_path: Path) -> None:
     """Equal arms end in the same bits, although one of them was interrupted."""
     workdirs = [tmp_path / 'runs' / f'{arm}-seed{seed}' for arm in ALIKE for seed in (0, 1)]

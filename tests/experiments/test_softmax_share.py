@@ -15,7 +15,7 @@ TINY = 'model.name=tiny'
 @pytest.fixture
 def program(monkeypatch, capsys):
     """Runs the program with flags; returns its exit status, its output and its error output."""
-    monkeypatch.setattr(start, 'start', lambda *arguments: None)
+    monkeypatch.setattr(start, 'start', lambda *_, **__: None)
 
     def run(*flags):
         monkeypatch.setattr(sys, 'argv', ['softmax_share.py', *flags])

@@ -153,7 +153,9 @@ def pictures(count=256, side=16):
     return coarse.repeat(side // 4, axis=1).repeat(side // 4, axis=2)
 
 
-@pytest.mark.parametrize('name', ['moco_v1', 'moco_v3', 'dualcl_v3', 'moco_v3_vit'])
+@pytest.mark.parametrize(
+    'name', ['moco_v1', 'moco_v3', 'dualcl_v3', pytest.param('moco_v3_vit', marks=pytest.mark.slow)]
+)
 def test_a_few_steps(name):
     assert np.isfinite(losses_of(shrunk(name), 2, pictures(), devices=2)).all()
 

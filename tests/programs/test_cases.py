@@ -117,6 +117,7 @@ def test_names_that_are_no_utf8_from_training_to_packing(trainer, in_process, tm
     assert len(train) + len(test) == 36
 
 
+@pytest.mark.slow
 def test_a_long_tail_is_evaluated(trainer, in_process, tmp_path):
     root = unpacked('lfw', tmp_path)
     trainer.run(tmp_path / 'run', *SMALL, 'data.name=folder', f'data.path={root}', 'data.image_size=16')

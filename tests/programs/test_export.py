@@ -58,7 +58,7 @@ MISTAKES = {
 def test_mistakes(workdir, tmp_path, monkeypatch, capsys, flag):
     given = ['--format=safetensors', f'--workdir={workdir}', f'--output={tmp_path / "file"}', flag]
     monkeypatch.setattr(sys, 'argv', ['export', *given])
-    monkeypatch.setattr(start, 'start', lambda *arguments: None)
+    monkeypatch.setattr(start, 'start', lambda *_, **__: None)
     assert export.main() == 2
     printed = capsys.readouterr()
     assert printed.out == ''
@@ -77,7 +77,7 @@ def test_a_full_disk_leaves_nothing_behind(workdir, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(
         sys, 'argv', ['export', '--format=safetensors', f'--workdir={workdir}', f'--output={tmp_path}/x']
     )
-    monkeypatch.setattr(start, 'start', lambda *arguments: None)
+    monkeypatch.setattr(start, 'start', lambda *_, **__: None)
     assert export.main() == 2
     assert f'--output={tmp_path}/x: cannot be written (No space left on device)' in capsys.readouterr().err
     assert contents(tmp_path) == {}

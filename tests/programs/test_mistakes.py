@@ -352,6 +352,7 @@ def test_as_a_command(tmp_path: Path, flags: tuple[str, ...], said: str) -> None
     assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.slow
 def test_without_labels_it_trains(trainer: Trainer, tmp_path: Path) -> None:
     """Missing labels are no error: results that need them are null, and the pictures are still drawn."""
     data = write_npz(tmp_path / 'data.npz', labels=False)

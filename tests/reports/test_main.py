@@ -37,7 +37,7 @@ def test_two_runs_as_a_command(workdir, tmp_path):
 
 def refused(monkeypatch, capsys, *flags: str) -> str:
     monkeypatch.setattr(sys, 'argv', ['report', *flags])
-    monkeypatch.setattr(start, 'start', lambda *arguments: None)
+    monkeypatch.setattr(start, 'start', lambda *_, **__: None)
     assert report.main() == 2
     printed = capsys.readouterr()
     assert printed.out == ''

@@ -52,7 +52,7 @@ def compile_(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     """Runs the command with flags, and returns its exit status, its output and its error output."""
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.syspath_prepend(REPOSITORY)
-    monkeypatch.setattr('dualcl_jax.system.processes.start.start', lambda *arguments: None)
+    monkeypatch.setattr('dualcl_jax.system.processes.start.start', lambda *_, **__: None)
     for name in ('JAX_PLATFORMS', 'TPU_SKIP_MDS_QUERY'):
         monkeypatch.setenv(name, 'cpu')
 

@@ -44,6 +44,7 @@ def test_losses_of_an_uninterrupted_run(
     np.testing.assert_allclose(losses[6:], expected[6:], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_number_of_devices_that_cannot_keep_the_groups(trainer: Trainer, tmp_path: Path) -> None:
     fields = ('train.steps=2', 'train.batch_size=24', 'model.norm=local')
     trainer.run(tmp_path / 'run', *fields, devices=4)

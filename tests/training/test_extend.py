@@ -53,6 +53,7 @@ def test_a_longer_run(trainer: Trainer, workdir: Path, tmp_path: Path) -> None:
     assert checkpoints(workdir) == [10, 20, 30, 40]
 
 
+@pytest.mark.slow
 def test_epochs_may_be_raised(trainer: Trainer, tmp_path: Path) -> None:
     fields = (*FIELDS, 'train.steps=0')
     trainer.run(tmp_path / 'run', *fields, 'train.epochs=1')
@@ -103,6 +104,7 @@ def test_moved_data(trainer: Trainer, workdir: Path, tmp_path: Path, in_process)
     assert in_process(report.main, *flags, '--config.data.image_size=4').status == 2
 
 
+@pytest.mark.slow
 def test_other_data_with_the_mean_of_the_run(trainer: Trainer, tmp_path: Path) -> None:
     """The fingerprint decides, also if the config has the statistics of the images."""
     fields = (*FIELDS, 'data.mean=0.5', 'data.std=0.2', 'train.steps=10')

@@ -41,7 +41,7 @@ def run(in_process, tmp_path):
     return train
 
 
-@pytest.mark.parametrize('name', ['bert', 'roberta'])
+@pytest.mark.parametrize('name', ['bert', pytest.param('roberta', marks=pytest.mark.slow)])
 def test_a_run_has_the_encoder_of_the_folder_and_stands_alone(run, tmp_path, name):
     folder, workdir = tmp_path / 'model', tmp_path / 'run'
     shutil.copytree(MODELS / name, folder)

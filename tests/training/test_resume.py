@@ -165,6 +165,7 @@ def test_resumes_with_another_mapper_or_other_devices(
     np.testing.assert_allclose(losses[10:], expected[10:], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_sharded_queue_resumes_on_other_devices(trainer: Trainer, complete: Path, halfway: Path) -> None:
     """The run moves from one device to four with a quarter of the slots each, then to two; every slot keeps its age."""
     trainer.run(halfway, *SHORT, 'queue.sharded=True', 'checkpoint.every_steps=5', devices=4)
@@ -204,6 +205,7 @@ def test_changed_data_are_refused(trainer: Trainer, halfway: Path, tmp_path: Pat
     assert contents(halfway) == before
 
 
+@pytest.mark.slow
 def test_relative_workdir(trainer: Trainer) -> None:
     """Orbax accepts only absolute paths."""
     workdir = Path(os.path.relpath(trainer.folder / 'relative', REPOSITORY))

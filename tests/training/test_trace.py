@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.support.runs import Trainer, summary
 
 
@@ -14,6 +16,7 @@ def test_profile(trainer: Trainer, tmp_path: Path) -> None:
     assert summary(traced)['state_sha256'] == summary(plain)['state_sha256']
 
 
+@pytest.mark.slow
 def test_a_run_shorter_than_its_trace(trainer: Trainer, tmp_path: Path) -> None:
     trainer.run(tmp_path, '--profile=100', 'train.steps=8')
     assert list(tmp_path.glob('profile/plugins/profile/*/*.xplane.pb'))

@@ -73,6 +73,7 @@ def unfinished(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return workdir
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_not_finished(unfinished: Path, tmp_path: Path, trainer: Trainer, in_process) -> None:
     """Every program takes the newest finished one, and says which steps there are."""
     assert saved_steps(unfinished) == [8, 12]

@@ -114,6 +114,7 @@ def test_remote_workdir_sends_in_batches(sent: Sent, tmp_path: Path, monkeypatch
     assert [step for step, _ in sent] == [1, 2]
 
 
+@pytest.mark.slow
 def test_whole_run(sent: Sent, in_process: Callable[..., Any], trainer: Trainer, tmp_path: Path) -> None:
     """A run is sent as it is logged; extended, it continues where it ended."""
     flags = (f'--config={QUICK}', f'--workdir={tmp_path / "run"}', f'--config.data.path={trainer.data}')
