@@ -41,7 +41,7 @@ def test_as_a_command(workdir, tmp_path):
 
 
 MISTAKES = {
-    '--format=onnx': 'invalid choice',
+    '--format=pickle': 'invalid choice',
     '--encoder=teacher': 'invalid choice',
     '--no_such_flag=1': 'unrecognized arguments: --no_such_flag=1',
     '--step=9': '--step=9: ',
