@@ -171,8 +171,12 @@ def closing(summary: Mapping[str, Any], workdir: epath.Path) -> str:
         lines.append(f'Spearman on STS-B dev × 100: {found} (TF-IDF {tf_idf}, before training {start})')
     pictures = 'report.html, figures/, ' if (workdir / 'report.html').exists() else ''
     lines.append(f'results in {workdir}: {pictures}summary.json, metrics.jsonl, checkpoints/')
-    protocols = 'structure' if summary['knn_top1'] is None else 'knn,linear'  # the others need labels
-    lines.append(f'next: dualcl evaluate --workdir={workdir} --protocols={protocols}; dualcl embed; dualcl export')
+    if summary['config']['data']['name'] == TEXT:
+        follow = 'sts --config.sts.path=DIR; dualcl export'
+    else:
+        protocols = 'structure' if summary['knn_top1'] is None else 'knn,linear'  # the others need labels
+        follow = f'{protocols}; dualcl embed; dualcl export'
+    lines.append(f'next: dualcl evaluate --workdir={workdir} --protocols={follow}')
     return '\n'.join(lines)
 
 
