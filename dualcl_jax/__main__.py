@@ -10,7 +10,7 @@ from dualcl_jax.system.versions import VERSION
 COMMANDS = {
     'train': ('main', 'trains an encoder, or resumes a run'),
     'evaluate': ('evaluate', 'measures an encoder: kNN, linear probe and more'),
-    'embed': ('embed', 'writes the features of a folder of images to a file'),
+    'embed': ('embed', 'writes the features of images or sentences to a file'),
     'export': ('export', 'writes the encoder of a run to one file'),
     'report': ('report', 'writes a page about a run, or about several'),
     'prepare': ('prepare', 'packs a TFDS set or a folder of images'),

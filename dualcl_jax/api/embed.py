@@ -161,6 +161,7 @@ def _examples(request: Request, source: 'EncoderSource') -> 'Examples':
 
     from dualcl_jax import data
     from dualcl_jax.data.images.every import every_image
+    from dualcl_jax.data.text.source import KIND as TEXT
     from dualcl_jax.evaluators.embed_all import Examples
     from dualcl_jax.evaluators.evaluate import check_examples
     from dualcl_jax.system.config import override
@@ -168,11 +169,19 @@ def _examples(request: Request, source: 'EncoderSource') -> 'Examples':
     config = ConfigDict({'data': source.config.data.to_dict()})
     override(config, request.fields)
     settings = config.data
-    if request.data is None or request.data.endswith('.npz'):
+    text = source.kind == TEXT
+    if request.data is None or text or request.data.endswith('.npz'):
         if request.data is not None:
-            settings.update(name='npz', path=request.data, limit=0, num_examples=0, validation_fraction=0.0)
+            form = 'text' if text else 'npz'
+            settings.update(name=form, path=request.data, limit=0, num_examples=0, validation_fraction=0.0)
+        if text:
+            definition = source.tokenizer.definition if source.tokenizer else ''
+            settings = data.data_config(source.config, data=settings, definition=definition)
         splits = {name: split for name, split in data.load(settings)._asdict().items() if split is not None}
-        names = [f'{name}/{row}' for name, split in splits.items() for row in range(len(split))]
+        names: list[str] = []
+        for name, split in splits.items():
+            shown = split.display(np.arange(len(split)))
+            names += [f'{name}/{row}' for row in range(len(split))] if shown is None else shown
         examples = Examples(list(splits.values()), names)
     else:
         settings.update(name='folder', path=request.data, labels=request.labels, path_column='', label_column='')

@@ -172,7 +172,7 @@ def closing(summary: Mapping[str, Any], workdir: epath.Path) -> str:
     pictures = 'report.html, figures/, ' if (workdir / 'report.html').exists() else ''
     lines.append(f'results in {workdir}: {pictures}summary.json, metrics.jsonl, checkpoints/')
     if summary['config']['data']['name'] == TEXT:
-        follow = 'sts --config.sts.path=DIR; dualcl export'
+        follow = 'sts --config.sts.path=DIR; dualcl embed; dualcl export'
     else:
         protocols = 'structure' if summary['knn_top1'] is None else 'knn,linear'  # the others need labels
         follow = f'{protocols}; dualcl embed; dualcl export'

@@ -15,6 +15,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from dualcl_jax import embed as embed_program
 from dualcl_jax import evaluate, report
 from dualcl_jax.data.text.tokens import Tokenizer
 from dualcl_jax.evaluators import evaluate as evaluation
@@ -258,6 +259,22 @@ def test_the_encoder_that_a_run_started_from_is_a_baseline(workdir, tmp_path):
     found = baselines_of(dataclasses.replace(run, config=config))
     assert set(found.encoders) == {'random'}
     assert found.left_out.startswith('the encoder before training (--init_from=')
+
+
+def test_sentences_are_embedded_under_their_own_text(in_process, workdir, features, tmp_path):
+    lines = ['A cat sleeps.', 'Two dogs run <b>fast</b>.', 'a cat sleeps.']
+    (tmp_path / 'new.txt').write_text('\n'.join(lines))
+    given = (
+        f'--workdir={workdir}',
+        f'--data={tmp_path / "new.txt"}',
+        '--config.data.columns=',
+        '--config.data.label_column=',
+    )
+    finished = in_process(embed_program.main, *given, f'--output={tmp_path / "features.npz"}')
+    assert finished.status == 0, finished
+    with np.load(tmp_path / 'features.npz') as found:
+        assert found['files'].tolist() == lines
+        np.testing.assert_allclose(found['features'], features[0](lines), atol=1e-5)
 
 
 REFUSED = {
