@@ -26,7 +26,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_import()
     parser.add_argument('--workdir', help='folder of a run, local or remote')
     parser.add_argument('--encoder', metavar='FILE', help='a file written by dualcl export')
-    parser.add_argument('--data', help='a folder of images, an .npz file, or a file of sentences; default: the data of the run')
+    parser.add_argument('--data', help='images (a folder or .npz) or sentences (a file); default: those of the run')
     parser.add_argument('--output', required=True, metavar='FILE', help='the file to write: .parquet, .npz or .csv')
     parser.add_argument('--layer', help='backbone (default) or projection')
     parser.add_argument('--step', default='latest', help='a checkpoint: latest (default), best (by kNN) or a number')
