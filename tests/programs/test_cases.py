@@ -100,6 +100,7 @@ def test_what_was_taken_is_said_before_training(trainer, tmp_path):
     assert report['files']['not_taken'] == 10
 
 
+@pytest.mark.slow
 def test_names_that_are_no_utf8_from_training_to_packing(trainer, in_process, tmp_path):
     root = unpacked('latin1', tmp_path)
     done = trainer.run(

@@ -27,6 +27,7 @@ def failed(names: Sequence[str]) -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_it_passes():
     assert failed(tuple(selftest_cases.CASES)) == set()
 

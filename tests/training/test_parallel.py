@@ -17,12 +17,13 @@ from tests.support.runs import Trainer, column, records, summary
 
 STEPS = 20
 REFERENCE = {'all': 'all-pmap-1', 'top_k': 'top_k-pmap-1'}
-MORE = ('all-shard_map-4', 'all-pmap-2x2', 'top_k-shard_map-2x2', 'all-shard_map-8-sharded')
-"""Layouts of the slow tests. The others have every mapper, number of processes and layout of the queue once."""
+MORE = (
+    'all-shard_map-4', 'all-pmap-2x2', 'top_k-shard_map-2x2', 'all-shard_map-8-sharded', 'top_k-pmap-2x2-sharded',
+)  # fmt: skip
+"""Layouts of the slow tests. The others have every mapper and number of processes once."""
 LAYOUTS = [
     'all-pmap-4',
     'all-shard_map-2x2',
-    'top_k-pmap-2x2-sharded',
     *(pytest.param(layout, marks=pytest.mark.slow) for layout in MORE),
 ]
 
