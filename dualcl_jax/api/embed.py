@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from dualcl_jax.api.session import prepare_jax
-from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.errors import UserError, listed
 
 if TYPE_CHECKING:
     from dualcl_jax.evaluators.embed_all import Embedding, Examples
@@ -25,9 +25,9 @@ OUTLIER = 4.0
 class Request(NamedTuple):
     """What to embed, with which encoder, and what to look for.
 
-    workdir or encoder: a run, or a file of `dualcl export`; data: a folder or an .npz file, None for the data of the
-    run; layer, step, momentum: which features; labels: as data.labels of a config; near_duplicates, outliers:
-    thresholds, None to look for none.
+    workdir or encoder: a run, or a file of `dualcl export`; data: a folder or an .npz file, or for text a file or
+    folder of sentences, None for the data of the run; layer, step, momentum: which features; labels: as data.labels
+    of a config; near_duplicates, outliers: thresholds, None to look for none.
     """
 
     workdir: str | None
@@ -53,12 +53,15 @@ def embed(
     momentum: bool = False,
     labels: str = 'auto',
 ) -> 'Embedding':
-    """The features of every image of a folder or an `.npz` file, copies included, as `dualcl embed` computes them.
+    """The features of every image of a folder or an `.npz` file, copies included, or of sentences.
+
+    It does what `dualcl embed` does.
 
     Args:
       workdir: of a run.
       encoder: a file of `dualcl export`, in place of a workdir.
-      data: the folder or file; None: the training and test examples of the run.
+      data: the folder or file, of images or, with an encoder of text, of sentences; None: the training and test
+        examples of the run.
       output: a file to write, too: .parquet, .npz or .csv. What is done is kept beside it until the file is complete,
         so that the same call resumes.
       layer: 'backbone' (default) or 'projection'; of an exported encoder, its own output.
@@ -67,7 +70,7 @@ def embed(
       labels: 'auto', 'subfolders', 'none', or the path of a CSV file.
 
     Returns:
-      `features` float32 [N, F], `files` [N], `labels` int32 [N] and `class_names`.
+      `features` float32 [N, F], `files` [N] (of text the sentences), `labels` int32 [N] and `class_names`.
 
     Raises:
       UserError: a mistake that the user can fix, with the line that the command would print.
@@ -174,10 +177,8 @@ def _examples(request: Request, source: 'EncoderSource') -> 'Examples':
         if request.data is not None:
             form = 'text' if text else 'npz'
             settings.update(name=form, path=request.data, limit=0, num_examples=0, validation_fraction=0.0)
-        if text:
-            definition = source.tokenizer.definition if source.tokenizer else ''
-            settings = data.data_config(source.config, data=settings, definition=definition)
-        splits = {name: split for name, split in data.load(settings)._asdict().items() if split is not None}
+        loaded = data.load(source.data_config(settings))
+        splits = {name: split for name, split in loaded._asdict().items() if split is not None}
         names: list[str] = []
         for name, split in splits.items():
             shown = split.display(np.arange(len(split)))
@@ -187,8 +188,8 @@ def _examples(request: Request, source: 'EncoderSource') -> 'Examples':
         settings.update(name='folder', path=request.data, labels=request.labels, path_column='', label_column='')
         found = every_image(settings)
         if found.skipped:
-            more = f' and {len(found.skipped) - 3:,} more' if len(found.skipped) > 3 else ''
-            print(f'left out: {len(found.skipped):,} files: {"; ".join(found.skipped[:3])}{more}')
+            count = len(found.skipped)
+            print(f'left out: {count:,} files: {listed(found.skipped[:3], count, separator="; ")}')
         examples = Examples([found.source], found.names)
     check_examples(source, examples.sources[0])
     return examples

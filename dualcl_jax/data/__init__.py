@@ -55,7 +55,7 @@ def data_config(
     found = ConfigDict((data or config.data).to_dict())
     kept = kept_tokenizer(workdir) if workdir is not None else ''
     given = config.text.tokenizer
-    if not given and config.init_from:
+    if not given and config.init_from and found.name == text.KIND:
         given = kept_tokenizer(reachable(config.init_from, f'--init_from={config.init_from}').expanduser())
     found.text = ConfigDict(
         {

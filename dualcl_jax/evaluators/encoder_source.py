@@ -14,7 +14,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dualcl_jax.data import Source
+from dualcl_jax.data import Source, data_config
 from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.text.source import KIND as TEXT
 from dualcl_jax.data.text.tokens import FILE as TOKENIZER
@@ -77,6 +77,15 @@ class EncoderSource:
     def baselines(self) -> 'Baselines':
         """The encoders to compare with; none without a run."""
         return Baselines({}) if self.run is None else _baselines(self.run)
+
+    def data_config(self, data: ConfigDict) -> ConfigDict:
+        """What `dualcl_jax.data.load` takes to read a set for these encoders: text with their tokenizer.
+
+        Args:
+          data: the `data` part of a config.
+        """
+        definition = self.tokenizer.definition if self.tokenizer else ''
+        return data_config(self.config, data=data, definition=definition)
 
     def embed(
         self, encoder: str, examples: Source, rows: np.ndarray, advance: Callable[[], None]

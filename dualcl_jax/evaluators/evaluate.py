@@ -244,8 +244,7 @@ def _load(
     """
     named = any(field.startswith('data.') for field in overrides)
     try:
-        definition = source.tokenizer.definition if source.tokenizer else ''
-        splits = data.load(data.data_config(source.config, data=config.data, definition=definition))
+        splits = data.load(source.data_config(config.data))
         check(source, splits, protocols, named=named)
     except UserError as error:
         known = protocols_of(source.kind)

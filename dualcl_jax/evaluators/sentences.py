@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualcl_jax.data import ArraySource, Source
+from dualcl_jax.data.text.source import KIND as TEXT
 from dualcl_jax.data.text.tokens import Tokenizer
 from dualcl_jax.evaluators.task import Task
 
@@ -78,7 +79,7 @@ def embed_sentences(
         if not len(rows):
             continue
         arrays = {'tokens': encoded['tokens'][rows, :, :width], 'length': encoded['length'][rows]}
-        examples = ArraySource('sentences', arrays, np.full(len(rows), -1, np.int32), kind='text')
+        examples = ArraySource('sentences', arrays, np.full(len(rows), -1, np.int32), kind=TEXT)
         for layer, features in embed(examples, np.arange(len(rows))).items():
             if layer not in found:
                 found[layer] = np.zeros((len(sentences), features.shape[1]), np.float32)

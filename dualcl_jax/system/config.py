@@ -208,7 +208,7 @@ def add_absent_fields(config: ConfigDict) -> None:
     with config.unlocked():
         for field, value in ADDED.items():
             section, _, name = field.rpartition('.')
-            if section in ('text', 'sts') and section not in config:
+            if section and section not in config:
                 config[section] = ConfigDict()
             owner = config.get(section) if section else config
             if field not in present and isinstance(owner, ConfigDict):

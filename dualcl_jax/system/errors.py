@@ -3,7 +3,7 @@
 import errno
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from dualcl_jax.system.terminal import lenient_output
 
@@ -39,6 +39,17 @@ def first_line(error: BaseException) -> str:
     """The first line of an exception's message, or its type if the message is empty."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def listed(first: Iterable[str], count: int, *, separator: str = ', ') -> str:
+    """The first names of `count`, and how many there are besides.
+
+    Example:
+      >>> listed(['a', 'b'], 5)
+      'a, b and 3 more'
+    """
+    names = list(first)
+    return separator.join(names) + (f' and {count - len(names):,} more' if count > len(names) else '')
 
 
 def is_away(error: BaseException | None) -> bool:

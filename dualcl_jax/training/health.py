@@ -9,7 +9,7 @@ import jax
 
 from dualcl_jax.data.order import batch_indices
 from dualcl_jax.system.devices import to_host
-from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.errors import UserError, listed
 from dualcl_jax.training.run import Run
 from dualcl_jax.workdir.metrics import MetricsLog
 
@@ -77,7 +77,7 @@ class Skipped:
         self._log.write(step, wall_time_s, {'train/skipped_batches': len(self.steps)}, skipped_ids=ids)
         values = {name: float(to_host(metrics[name]).squeeze()) for name in ('train/loss', 'train/gradient_norm')}
         broken = [f'{name} is {value}' for name, value in values.items() if not math.isfinite(value)]
-        named = ', '.join(map(str, ids[:NAMED])) + (f' and {len(ids) - NAMED:,} more' if len(ids) > NAMED else '')
+        named = listed(map(str, ids[:NAMED]), len(ids))
         what = f'{broken[0] if broken else "the next state is not finite"} at step {step} (examples {named})'
         if len(self.steps) <= allowed:
             return f'{what}: skipped, {len(self.steps)} of --skip_nonfinite={allowed}'

@@ -19,6 +19,7 @@ from dualcl_jax.data.text.tokens import Tokenizer
 from dualcl_jax.system.errors import UserError
 from tests.support.runs import REPOSITORY
 from tests.support.text_runs import pairs
+from tests.support.tfds_sets import MODULE, write_prepared
 
 SHARED = REPOSITORY.parent / 'shared' / 'text'
 TERMS, TEXTS = zip(*pairs(40), strict=True)
@@ -169,33 +170,12 @@ def test_a_folder_with_splits(tmp_path) -> None:
 
 def write_tfds(folder: Path, splits: dict[str, list[tuple[bytes, int]]]) -> Path:
     """A prepared TFDS set with the features text and label, of the classes no and yes."""
-    from array_record.python import array_record_module
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    folder.mkdir(parents=True)
-    infos = []
-    for split, rows in splits.items():
-        path = folder / f'reviews-{split}.array_record-00000-of-00001'
-        writer = array_record_module.ArrayRecordWriter(str(path), 'group_size:1')
-        for text, label in rows:
-            example = tf_example_pb2.Example()
-            example.features.feature['text'].bytes_list.value.append(text)
-            example.features.feature['label'].int64_list.value.append(label)
-            writer.write(example.SerializeToString())
-        writer.close()
-        template = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
-        infos.append({'name': split, 'shardLengths': [str(len(rows))], 'filepathTemplate': template})
-    module = 'tensorflow_datasets.core.features'
     features = {
-        'text': {'pythonClassName': f'{module}.text_feature.Text', 'text': {}},
-        'label': {'pythonClassName': f'{module}.class_label_feature.ClassLabel', 'classLabel': {'numClasses': '2'}},
+        'text': {'pythonClassName': f'{MODULE}.text_feature.Text', 'text': {}},
+        'label': {'pythonClassName': f'{MODULE}.class_label_feature.ClassLabel', 'classLabel': {'numClasses': '2'}},
     }
-    info = {'name': 'reviews', 'version': '1.0.0', 'fileFormat': 'array_record', 'splits': infos}
-    described = {'pythonClassName': f'{module}.features_dict.FeaturesDict', 'featuresDict': {'features': features}}
-    (folder / 'dataset_info.json').write_text(json.dumps(info))
-    (folder / 'features.json').write_text(json.dumps(described))
-    (folder / 'label.labels.txt').write_text('no\nyes\n')
-    return folder
+    rows = {split: [{'text': text, 'label': label} for text, label in found] for split, found in splits.items()}
+    return write_prepared(folder, 'reviews', rows, features, ('no', 'yes'))
 
 
 def test_a_tfds_set(tmp_path) -> None:

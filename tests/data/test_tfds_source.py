@@ -1,7 +1,6 @@
 """TFDS sets: the real sets beside the repository if present, and small ones written here without TensorFlow."""
 
 import io
-import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,14 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from array_record.python import array_record_module
 from PIL import Image
-from tensorflow_datasets.proto import tf_example_pb2
 
 from dualcl_jax import data
 from dualcl_jax.data.images import tfds as tfds_source
 from dualcl_jax.data.images.source import image_shape
 from dualcl_jax.system.errors import UserError
+from tests.support.tfds_sets import write_prepared
 
 SHARED = Path(__file__).resolve().parents[2].parent / 'shared' / 'tfds'
 
@@ -41,30 +39,14 @@ LABEL = {
 
 def write_set(root: Path, splits: dict, features: dict, file_format: str = 'array_record') -> Path:
     """Writes a prepared TFDS folder `tiny/1.0.0` in `root`; `splits` maps a name to its (image array, label) pairs."""
-    folder = root / 'tiny' / '1.0.0'
-    folder.mkdir(parents=True)
-    infos = []
-    for split, examples in splits.items():
-        path = folder / f'tiny-{split}.array_record-00000-of-00001'
-        writer = array_record_module.ArrayRecordWriter(str(path), 'group_size:1')
-        for pixels, label in examples:
-            file = io.BytesIO()
-            Image.fromarray(pixels.squeeze()).save(file, 'PNG')
-            example = tf_example_pb2.Example()
-            example.features.feature['image'].bytes_list.value.append(file.getvalue())
-            if 'label' in features:
-                example.features.feature['label'].int64_list.value.append(label)
-            writer.write(example.SerializeToString())
-        writer.close()
-        template = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
-        infos.append({'name': split, 'shardLengths': [str(len(examples))], 'filepathTemplate': template})
-    info = {'name': 'tiny', 'version': '1.0.0', 'fileFormat': file_format, 'splits': infos}
-    (folder / 'dataset_info.json').write_text(json.dumps(info))
-    python_class = 'tensorflow_datasets.core.features.features_dict.FeaturesDict'
-    described = {'pythonClassName': python_class, 'featuresDict': {'features': features}}
-    (folder / 'features.json').write_text(json.dumps(described))
-    if 'label' in features:
-        (folder / 'label.labels.txt').write_text('ant\nbee\ncat\n')
+
+    def values(pixels: np.ndarray, label: int) -> dict[str, bytes | int]:
+        file = io.BytesIO()
+        Image.fromarray(pixels.squeeze()).save(file, 'PNG')
+        return {'image': file.getvalue()} | ({'label': label} if 'label' in features else {})
+
+    rows = {split: [values(*example) for example in found] for split, found in splits.items()}
+    write_prepared(root / 'tiny' / '1.0.0', 'tiny', rows, features, ('ant', 'bee', 'cat'), file_format)
     return root
 
 

@@ -15,10 +15,10 @@ from dualcl_jax.evaluators import evaluate as evaluation
 from dualcl_jax.evaluators.embed import Embedder
 from dualcl_jax.evaluators.encoder_source import EncoderSource
 from dualcl_jax.evaluators.protocols import PROTOCOLS
-from dualcl_jax.evaluators.records import check_record
 from dualcl_jax.models.exports import FORMATS
 from dualcl_jax.workdir.export import describe
 from dualcl_jax.workdir.saved_run import open_saved_run
+from tests.support.evaluations import printed_records
 from tests.support.runs import Finished, Trainer, contents, write_npz
 
 QUICK = (
@@ -56,18 +56,9 @@ def run(in_process):
     return main
 
 
-def records(done: Finished) -> list[dict]:
-    """The records of the last line, after a check of each."""
-    assert done.status == 0, done
-    found = json.loads(done.out.splitlines()[-1])['records']
-    for record in found:
-        check_record(record)
-    return found
-
-
 def test_every_protocol_twice(run, workdir: Path) -> None:
     before = contents(workdir)
-    first = records(run(workdir, 'all', *QUICK))
+    first = printed_records(run(workdir, 'all', *QUICK))
     folder = workdir / 'evaluation'
     written = contents(folder)
     assert sorted(written) == sorted(f'{name}.json' for name in PROTOCOLS)
@@ -87,7 +78,9 @@ def test_every_protocol_twice(run, workdir: Path) -> None:
 
 
 def test_knn_is_scikit_learns_on_the_encoders_features(run, workdir: Path) -> None:
-    found = records(run(workdir, 'knn', '--config.knn.k=1,7', '--config.knn.temperature=0.3', '--encoders=momentum'))
+    found = printed_records(
+        run(workdir, 'knn', '--config.knn.k=1,7', '--config.knn.temperature=0.3', '--encoders=momentum')
+    )
     opened = open_saved_run(str(workdir))
     train, test = data.load(opened.config.data)
     embed = Embedder(opened.method, opened.mesh)
@@ -116,7 +109,7 @@ def test_another_set_another_step_another_folder(run, workdir: Path, tmp_path: P
     run(workdir, 'clustering')
     before = contents(workdir / 'evaluation')
     done = run(workdir, 'clustering', f'--config.data.path={other}', '--step=2', '--layers=backbone')
-    found = records(done)
+    found = printed_records(done)
     assert {record['step'] for record in found} == {2}
     assert {record['layer'] for record in found} == {'backbone'}
     assert {record['details']['clusters'] for record in found} == {3}
@@ -135,10 +128,10 @@ def test_an_exported_encoder_is_the_runs(run, workdir: Path, tmp_path: Path, for
     file = tmp_path / 'exported' / f'encoder.{format}'
     file.parent.mkdir()
     file.write_bytes(FORMATS[format](*describe(opened, encoder='momentum', projection=True)))
-    own = records(run(workdir, 'knn,structure', '--encoders=momentum', '--layers=projection'))
+    own = printed_records(run(workdir, 'knn,structure', '--encoders=momentum', '--layers=projection'))
     path = f'--config.data.path={opened.config.data.path}'
     done = run('', 'knn,structure', path, f'--exported={file}')
-    found = records(done)
+    found = printed_records(done)
     assert json.loads(done.out.splitlines()[-1])['output'] == str(tmp_path / 'exported' / 'evaluation')
     wanted = [record for record in own if (record['encoder'], record['layer']) == ('momentum', 'projection')]
     assert len(wanted) == len(found) == 12 + 7
@@ -166,7 +159,7 @@ def test_structure_needs_no_labels(run, workdir: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     np.savez(tmp_path / 'plain.npz', images=rng.integers(256, size=(64, 16, 16, 3)).astype(np.uint8))
     plain = f'--config.data.path={tmp_path / "plain.npz"}'
-    found = records(run(workdir, 'structure', plain, '--config.structure.images=20'))
+    found = printed_records(run(workdir, 'structure', plain, '--config.structure.images=20'))
     metrics = {record['metric'] for record in found}
     assert metrics == {'alignment', 'uniformity', 'effective_rank', 'std_per_dimension'}
     assert {(record['split'], record['examples']) for record in found} == {('train', 20)}
@@ -256,7 +249,7 @@ def test_a_long_tail_is_evaluated_for_what_can_be(run, workdir: Path, tmp_path: 
     }
     data = npz(tmp_path / 'tail.npz', train_labels=train, test_labels=test, **arrays)
     done = run(workdir, 'all', data, '--config.knn.k=5,20,100,200', '--config.knn.temperature=0.1', *QUICK)
-    found = records(done)
+    found = printed_records(done)
     reason = 'test images of classes without training images'
     for words in (
         f'left out: 2 {reason}, 2 classes: 8, 9',
@@ -286,7 +279,7 @@ def test_a_long_tail_is_evaluated_for_what_can_be(run, workdir: Path, tmp_path: 
 def test_shots_that_too_few_classes_have_are_left_out(run, workdir: Path, tmp_path: Path) -> None:
     changes = {'train_images': np.zeros((4, 16, 16, 3), np.uint8), 'train_labels': np.arange(4)}
     done = run(workdir, 'few_shot', npz(tmp_path / 'few.npz', **changes), *QUICK)
-    assert {record['details']['shots'] for record in records(done)} == {1}
+    assert {record['details']['shots'] for record in printed_records(done)} == {1}
     assert 'left out: few_shot with 10 images a class' in ' '.join(done.out.split())
 
 
@@ -295,7 +288,7 @@ def test_changed_data_and_a_truncated_checkpoint(run, workdir: Path, tmp_path: P
     config['data']['path'] = str(write_npz(tmp_path / 'changed.npz', seed=1))
     (workdir / 'config.json').write_text(json.dumps(config))
     refused(run(workdir, 'knn'), 'not the images that', '--config.data.name=npz')
-    assert len(records(run(workdir, 'clustering', '--config.data.name=npz'))) == 4
+    assert len(printed_records(run(workdir, 'clustering', '--config.data.name=npz'))) == 4
     for path in (workdir / 'checkpoints' / '00000004' / 'state').rglob('*'):
         if path.is_file():
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

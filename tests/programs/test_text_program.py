@@ -25,7 +25,6 @@ from dualcl_jax.evaluators.benchmarks.sts import read_sts
 from dualcl_jax.evaluators.encoder_source import _baselines as baselines_of
 from dualcl_jax.evaluators.encoder_source import from_export, from_workdir
 from dualcl_jax.evaluators.protocols import NAMES, kind_of, protocols_of
-from dualcl_jax.evaluators.records import check_record
 from dualcl_jax.method.state import create_train_state
 from dualcl_jax.models.exports import FORMATS
 from dualcl_jax.reports.content import describe
@@ -37,8 +36,9 @@ from dualcl_jax.training.plan import make_plan
 from dualcl_jax.workdir.export import describe as exported
 from dualcl_jax.workdir.saved_run import open_saved_run
 from tests.reports.test_page import Parsed
+from tests.support.evaluations import printed_records
 from tests.support.labelled_text import CLASSES, HOSTILE, text_config, write_sentences
-from tests.support.runs import Finished, column, contents, records, summary
+from tests.support.runs import column, contents, records, summary
 from tests.support.text_sets import write_classification, write_passages, write_sts
 
 STS = 'monitor/sts_dev_spearman'
@@ -80,15 +80,6 @@ def features(workdir):
         return np.asarray(run.method.encoder.apply(variables, view, train=False).backbone)
 
     return embed, lambda sentences: embed(sentences, drawn)
-
-
-def done(finished: Finished) -> list[dict]:
-    """The records of the last line, after a check of each."""
-    assert finished.status == 0, finished
-    found = json.loads(finished.out.splitlines()[-1])['records']
-    for record in found:
-        check_record(record)
-    return found
 
 
 @pytest.fixture(scope='module')
@@ -195,7 +186,7 @@ def test_the_table_names_the_sets(in_process, workdir, files, tmp_path):
     found = in_process(
         evaluate.main, f'--workdir={workdir}', '--protocols=sts,retrieval', f'--output={tmp_path}', *flags(files)[:1]
     )
-    assert len(done(found)) > 40
+    assert len(printed_records(found)) > 40
     rows = [' '.join(line.replace('│', ' ').split()) for line in found.out.splitlines()]
     for start in ('sts spearman STS-B dev 0.', 'sts spearman avg7 0.', 'retrieval mrr [bold]passages, k 10 0.'):
         assert any(row.startswith(start) for row in rows), start
@@ -223,7 +214,7 @@ def test_benchmarks_need_no_training_data(in_process, workdir, files, tmp_path):
         )
     finally:
         (tmp_path / 'away.csv').rename(away)
-    (idf,) = {record['details']['idf'] for record in done(found) if record['encoder'] == 'tf_idf'}
+    (idf,) = {record['details']['idf'] for record in printed_records(found) if record['encoder'] == 'tf_idf'}
     assert idf == 'the sentences that are measured'
     printed = ' '.join(found.out.split())
     assert 'note: TF-IDF counts the words of the sentences that are measured (data.path=' in printed
@@ -237,7 +228,7 @@ def test_an_exported_encoder_is_measured_with_its_tokenizer(in_process, workdir,
     file.write_bytes(FORMATS['safetensors'](*exported(open_saved_run(str(workdir)), encoder='query', projection=False)))
     other = tmp_path / 'other.csv'
     other.write_text('sentence,class\n' + '\n'.join(f'a word {number},{number % 2}' for number in range(60)))
-    found = done(in_process(evaluate.main, f'--exported={file}', '--protocols=retrieval', *flags(files)[:1]))
+    found = printed_records(in_process(evaluate.main, f'--exported={file}', '--protocols=retrieval', *flags(files)[:1]))
     wanted = {'protocol': 'retrieval', 'metric': 'mrr', 'encoder': 'query', 'layer': 'backbone'}
     assert value(found, **wanted) == pytest.approx(value(evaluated, **wanted), abs=1e-6)
     assert {record['encoder'] for record in found} == {'query', 'tf_idf'}

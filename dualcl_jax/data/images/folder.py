@@ -24,7 +24,7 @@ from dualcl_jax.data.images.labels import (
 from dualcl_jax.data.images.scan import DUPLICATE, IGNORED, NOT_TAKEN, OUTCOMES, SKIPPED, USED
 from dualcl_jax.data.images.splits import ABOVE, BESIDE, TEST, TRAIN, Layout, described, find_layout
 from dualcl_jax.data.source import RANDOM, Splits, fingerprint, held_out_by_content, limit_indices
-from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.errors import UserError, listed
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -122,12 +122,12 @@ def load_encoded(data: Any) -> tuple[EncodedSource, EncodedSource | None]:
 def check_usable(data: Any, index: Index) -> None:
     used, skipped = int((index.outcomes == USED).sum()), np.flatnonzero(index.outcomes == SKIPPED)
     share = len(skipped) / max(used + len(skipped), 1)
-    named = '; '.join(f'{index.shown(row)} ({index.notes[row]})' for row in skipped[:3].tolist())
-    more = f' and {len(skipped) - 3:,} more' if len(skipped) > 3 else ''
+    first = (f'{index.shown(row)} ({index.notes[row]})' for row in skipped[:3].tolist())
+    named = listed(first, len(skipped), separator='; ')
     if used and share > data.max_skipped:
         raise UserError(
             f'data.path={data.path}: {len(skipped):,} of {used + len(skipped):,} images cannot be used, more than '
-            f'config.data.max_skipped={data.max_skipped:g} of them\n{named}{more}\n'
+            f'config.data.max_skipped={data.max_skipped:g} of them\n{named}\n'
             'mend or remove them, or raise the share; data_report.json then names them all'
         )
     others = _unread_images(index)
@@ -136,7 +136,7 @@ def check_usable(data: Any, index: Index) -> None:
         kinds_found = _reasons(index, np.flatnonzero(index.outcomes == IGNORED))
         raise UserError(
             f'data.path={data.path}: no image of at least {MIN_SIDE} pixels a side in it ({found})'
-            + (f'\n{named}{more}' if named else '')
+            + (f'\n{named}' if named else '')
             + (f'\n{kinds_found}' if kinds_found else '')
         )
     if len(others) > used:

@@ -63,7 +63,7 @@ def load(data: Any) -> Splits:
         train, test = _divide(data, train, names)
     train = train.take(limit_indices(len(train.rows), data.limit))
     parts = {'train': train} | ({'test': test} if test is not None and test.rows else {})
-    _check_memory(data, sum(len(part.rows) for part in parts.values()))
+    _check_memory(data, sum(len(part.rows) for part in parts.values()), max(len(columns.names), 1))
     tokenizer, how = _tokenizer(data, train.rows)
     encoded = {split: _encode(tokenizer, part.rows) for split, part in parts.items()}
     labels = {split: _labels(part.rows, names) for split, part in parts.items()}
@@ -179,9 +179,9 @@ def _check_usable(data: Any, account: Account, used: int) -> None:
         )
 
 
-def _check_memory(data: Any, count: int) -> None:
-    """Checks that the tokens fit in memory."""
-    needed = 4 * count * max(len(_columns(data).names), 1) * (data.text.length + 1)
+def _check_memory(data: Any, count: int, sentences: int) -> None:
+    """Checks that the tokens of `count` examples of some sentences each fit in memory."""
+    needed = 4 * count * sentences * (data.text.length + 1)
     if needed > data.memory_bytes:
         raise UserError(
             f'data.path={data.path}: the tokens of {count:,} examples take {needed:,} bytes of memory; if that is '

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import issparse
 
 from dualcl_jax.evaluators.measures.unit import unit
 
@@ -16,6 +15,13 @@ DECIMALS = 6
 """Of similarities; those of float32 features are accurate to about this many."""
 BLOCK_BYTES = 64 * 2**20
 """The similarities that are held at a time."""
+
+
+def issparse(features: Any) -> bool:
+    """Whether features are a sparse matrix."""
+    from scipy import sparse  # a tenth of a second: only when used
+
+    return bool(sparse.issparse(features))
 
 
 def unit_rows(features: Any) -> Any:
