@@ -1,6 +1,5 @@
 """Every usable image of a folder, copies included, with its name and class: for features, not for training."""
 
-import argparse
 import os
 from typing import Any, NamedTuple
 
@@ -37,7 +36,7 @@ def every_image(data: Any) -> Named:
     if '://' in data.path:
         raise UserError(f'{data.path}: must be a local folder; copy it, or mount it')
     index = open_index(os.path.expanduser(data.path))
-    check_usable(argparse.Namespace(path=data.path, max_skipped=1.0), index)
+    check_usable(data.path, index, max_skipped=1.0)
     rows = np.flatnonzero((index.outcomes == USED) | (index.outcomes == DUPLICATE)).astype(np.int32)
     labels = splits_and_labels(data, index, rows)[1]
     size, class_names = stored_size(data), displayed(labels.names)

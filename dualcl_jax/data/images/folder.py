@@ -87,7 +87,7 @@ def load_encoded(data: Any) -> tuple[EncodedSource, EncodedSource | None]:
     if not data.path:
         raise UserError('data.path is empty: with data.name=folder it names a folder of images')
     index = open_index(os.path.expanduser(data.path))
-    check_usable(data, index)
+    check_usable(data.path, index, max_skipped=data.max_skipped)
     chosen = _choose(data, index)
     index, rows, labels = chosen.index, chosen.rows, chosen.labels.labels
     in_test = chosen.roles == TEST
@@ -119,15 +119,20 @@ def load_encoded(data: Any) -> tuple[EncodedSource, EncodedSource | None]:
     return source(kept), source(np.flatnonzero(in_test)) if in_test.any() else None
 
 
-def check_usable(data: Any, index: Index) -> None:
+def check_usable(path: str, index: Index, *, max_skipped: float) -> None:
+    """Checks that the folder `path` has images, and that at most a share `max_skipped` of them cannot be used.
+
+    Raises:
+      UserError: it has none, too many of them cannot be used, or most are of formats that cannot be read.
+    """
     used, skipped = int((index.outcomes == USED).sum()), np.flatnonzero(index.outcomes == SKIPPED)
     share = len(skipped) / max(used + len(skipped), 1)
     first = (f'{index.shown(row)} ({index.notes[row]})' for row in skipped[:3].tolist())
     named = listed(first, len(skipped), separator='; ')
-    if used and share > data.max_skipped:
+    if used and share > max_skipped:
         raise UserError(
-            f'data.path={data.path}: {len(skipped):,} of {used + len(skipped):,} images cannot be used, more than '
-            f'config.data.max_skipped={data.max_skipped:g} of them\n{named}\n'
+            f'data.path={path}: {len(skipped):,} of {used + len(skipped):,} images cannot be used, more than '
+            f'config.data.max_skipped={max_skipped:g} of them\n{named}\n'
             'mend or remove them, or raise the share; data_report.json then names them all'
         )
     others = _unread_images(index)
@@ -135,13 +140,13 @@ def check_usable(data: Any, index: Index) -> None:
         found = ', '.join(f'{(index.outcomes == code).sum():,} {OUTCOMES[code]}' for code in (SKIPPED, IGNORED))
         kinds_found = _reasons(index, np.flatnonzero(index.outcomes == IGNORED))
         raise UserError(
-            f'data.path={data.path}: no image of at least {MIN_SIDE} pixels a side in it ({found})'
+            f'data.path={path}: no image of at least {MIN_SIDE} pixels a side in it ({found})'
             + (f'\n{named}' if named else '')
             + (f'\n{kinds_found}' if kinds_found else '')
         )
     if len(others) > used:
         raise UserError(
-            f'data.path={data.path}: most of its images are of formats that cannot be read\n'
+            f'data.path={path}: most of its images are of formats that cannot be read\n'
             f'{_reasons(index, others)}; {used:,} can be used\n'
             'convert them to JPEG, PNG or TIFF, or move them elsewhere'
         )
