@@ -26,7 +26,7 @@ demo: venv
 test: venv
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
-slow: venv $(VENV)/docs
+slow: venv $(VENV)/docs $(VENV)/gcs
 	$(BIN)/python -m pytest -m slow --ignore=tests/method/test_sharded_queue.py
 	TEST_DEVICES=8 $(BIN)/python -m pytest -m slow tests/method/test_sharded_queue.py
 
@@ -56,6 +56,12 @@ docs: $(VENV)/docs
 
 $(VENV)/docs: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
+# The slow tests of gs:// need a client and an emulator.
+$(VENV)/gcs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[gcs]' \
+		gcp-storage-emulator
 	@touch $@
 
 clean:

@@ -21,6 +21,7 @@ from dualcl_jax.reports.shown import PICTURES, TEXTS, Shown
 from dualcl_jax.reports.subject import Subject
 from dualcl_jax.system.config import flatten
 from dualcl_jax.system.console import duration
+from dualcl_jax.system.files import absolute
 from dualcl_jax.workdir.metrics import KNN_BACKBONE, STS_BACKBONE, STS_PROJECTION, STS_TF_IDF
 
 Content = dict[str, Any]
@@ -69,7 +70,7 @@ def describe(run: Subject, samples: Samples) -> Content:
     if train.class_names is None:
         missing['classes'] = 'The data set has no labels; the parts that need them are left out'
     return {
-        'name': run.folder.resolve().name or str(run.folder),
+        'name': absolute(run.folder).name or str(run.folder),
         'fingerprint': samples.source.fingerprint,
         'facts': facts,
         'numbers': _numbers(run),

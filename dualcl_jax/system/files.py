@@ -57,6 +57,14 @@ def reachable(path: str, named: str) -> epath.Path:
     return found
 
 
+def absolute(path: epath.Path) -> epath.Path:
+    """The absolute form of a local path; a remote one, such as gs://bucket/run, as it is.
+
+    epath's `resolve` and `absolute` put the working directory before a URL.
+    """
+    return path if '://' in str(path) else path.resolve()
+
+
 def cache_folder() -> Path:
     """The folder of everything that is cached: $XDG_CACHE_HOME/dualcl_jax, by default ~/.cache/dualcl_jax.
 

@@ -153,7 +153,7 @@ def open_run(config: ConfigDict, workdir: str, *, extend: bool = False) -> tuple
 def _checkpoints(plan: Plan) -> Checkpoints:
     """The checkpoints of the workdir."""
     settings = plan.config.checkpoint
-    return Checkpoints((plan.folder / 'checkpoints').resolve(), keep=settings.keep, keep_best=settings.keep_best)
+    return Checkpoints(plan.folder / 'checkpoints', keep=settings.keep, keep_best=settings.keep_best)
 
 
 def _new_state(plan: Plan) -> TrainState:

@@ -23,7 +23,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from dualcl_jax.method.state import TrainState
 from dualcl_jax.system.devices import REPLICATED, Specs, shapes
 from dualcl_jax.system.errors import RestartError, UserError
-from dualcl_jax.system.files import check_writable
+from dualcl_jax.system.files import absolute, check_writable
 from dualcl_jax.workdir.checksum import checksums, is_sealed, seal
 
 BEST = 'knn_top1'
@@ -86,7 +86,7 @@ class Checkpoints:
         self._best = Best(keep_best) if keep_best else None
         if self._best is not None:
             policies.append(self._best)
-        self._directory = directory
+        self._directory = absolute(directory)  # as Orbax requires
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
             step_format_fixed_length=8,

@@ -15,6 +15,7 @@ from dualcl_jax.models.text import FIELDS as TEXT_FIELDS
 from dualcl_jax.models.text import KIND as TEXT
 from dualcl_jax.system.devices import to_host
 from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.files import absolute
 from dualcl_jax.system.versions import versions
 from dualcl_jax.workdir.saved_run import SavedRun
 
@@ -71,7 +72,7 @@ def _provenance(run: SavedRun) -> dict[str, Any]:
     config = run.config.copy_and_resolve_references()
     config.update_from_flattened_dict(dict.fromkeys(PRIVATE, ''))
     return {
-        'run': run.folder.resolve().name,
+        'run': absolute(run.folder).name,
         'step': run.step,
         'data_fingerprint': run.data_fingerprint,
         'config': config.to_dict(),

@@ -86,7 +86,7 @@ def check_encoder(method: Method, state: TrainState, path: str) -> str:
     if pretrained is not None:
         return _describe(pretrained, state)
     folder, steps = find_run(path, flag='--init_from')
-    checkpoints = Checkpoints((folder / 'checkpoints').resolve(), read_only=True)
+    checkpoints = Checkpoints(folder / 'checkpoints', read_only=True)
     saved = checkpoints.saved_params(steps[-1])
     checkpoints.close()
     if _shapes(saved['backbone']) != _shapes(state.params['backbone']):

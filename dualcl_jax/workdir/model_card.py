@@ -1,6 +1,7 @@
 """The model card of an exported encoder of sentences."""
 
 from dualcl_jax.models.exports import TextDescription
+from dualcl_jax.system.files import absolute
 from dualcl_jax.system.versions import versions
 from dualcl_jax.workdir.metrics import SCORES, read_records
 from dualcl_jax.workdir.saved_run import SavedRun
@@ -25,7 +26,7 @@ def model_card(run: SavedRun, description: TextDescription) -> str:
     """The README.md of an exported folder: what the encoder is, how it is used and how it was trained."""
     rows = ''.join(f'| {name} | {value} |\n' for name, value in _facts(run, description).items())
     return (
-        f'{HEAD}# {run.folder.resolve().name}\n\nAn encoder of sentences, trained with momentum contrast by '
+        f'{HEAD}# {absolute(run.folder).name}\n\nAn encoder of sentences, trained with momentum contrast by '
         f'dualcl_jax.\n{USE}\nThe embeddings are not normalised; compare them by their cosine.\n\n'
         f'| | |\n|---|---|\n{rows}'
     )

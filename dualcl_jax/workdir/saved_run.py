@@ -109,7 +109,7 @@ def open_saved_run(workdir: str, step: str = LATEST, *, mesh: Mesh | None = None
     folder, steps = find_run(workdir, flag=flag)
     chosen = _choose(folder, steps, step)
     mesh = mesh or device_mesh()
-    checkpoints = Checkpoints((folder / 'checkpoints').resolve(), read_only=True)
+    checkpoints = Checkpoints(folder / 'checkpoints', read_only=True)
     try:
         config = from_json((folder / 'config.json').read_text())
         _check_known(folder / 'config.json', config)

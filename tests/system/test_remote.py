@@ -1,7 +1,7 @@
 """Workdirs in Google Cloud Storage: the files of a run in an in-memory object store without appending."""
 
-import importlib.util
 import json
+import sys
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
@@ -122,8 +122,9 @@ def test_a_folder_that_cannot_be_reached(buckets):
         workdir.open_workdir('gs://bucket/other')
 
 
-@pytest.mark.skipif(importlib.util.find_spec('gcsfs') is not None, reason='gcsfs is installed')
-def test_without_gcsfs_it_says_what_to_install():
+def test_without_gcsfs_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'gcsfs', None)  # importing it raises ImportError, as without the package
+    monkeypatch.delitem(_registry, 'gcs', raising=False)
     for check in (workdir.open_workdir, workdir.existing_or_new, find_run, check_output, load_encoder, npz_at, tfds_in):
         with pytest.raises(UserError, match=r"gs://bucket/run: .*gcsfs.*pip install 'dualcl-jax\[gcs\]'"):
             check('gs://bucket/run')

@@ -16,7 +16,7 @@ from dualcl_jax.data.images.tfds_features import open_folder
 from dualcl_jax.data.source import fingerprint, limit_indices
 from dualcl_jax.system.console import progress
 from dualcl_jax.system.errors import UserError
-from dualcl_jax.system.files import BROKEN, cache_folder
+from dualcl_jax.system.files import BROKEN, absolute, cache_folder
 
 CHUNK = 256
 TAIL_BYTES = 2**17
@@ -57,7 +57,7 @@ def read_split(builder: Any, split: str, limit: int, stored_size: int) -> Encode
     identity = hashlib.sha256(repr((builder.info.full_name, shards)).encode()).digest()
     labels = np.full(count, -1, np.int32)
     if class_names is not None:
-        here = identity, os.path.realpath(folder), [path.stat().mtime for path in paths]
+        here = identity, str(absolute(epath.Path(folder))), [path.stat().mtime for path in paths]
         labels = _cached_labels(folder, split, count, hashlib.sha256(repr(here).encode()).hexdigest())
     rows = limit_indices(count, limit).astype(np.int32)
     name = builder.info.full_name
