@@ -134,6 +134,15 @@ def no_shared_memory(trainer: Trainer, folder: Path) -> None:
     run(trainer, folder / 'run', *on_folder(folder / 'images'), within=within, TMPDIR=str(folder / 'tmp'))
 
 
+def no_space_but_the_workdir(trainer: Trainer, folder: Path) -> None:
+    """HOME, /dev/shm and TMPDIR are full."""
+    for name in ('home', 'tmp'):
+        (folder / name).mkdir()
+    within = mounted('size=4k', Path('/dev/shm'), folder / 'home', folder / 'tmp')
+    places = {'HOME': str(folder / 'home'), 'TMPDIR': str(folder / 'tmp'), 'XDG_CACHE_HOME': '', 'MPLCONFIGDIR': ''}
+    run(trainer, folder / 'run', *on_folder(folder / 'images'), 'log.pictures=True', within=within, **places)
+
+
 def mounted(options: str, *places: Path) -> list[str]:
     """The start of a command that sees small disks at some places."""
     mounts = ' && '.join(f'mount -t tmpfs -o {options} disk {place}' for place in places)
@@ -198,6 +207,7 @@ CASES: Mapping[str, Callable[[Trainer, Path], None]] = {
     'no lock service': no_lock_service,
     'cache full': cache_full,
     'no shared memory': no_shared_memory,
+    'no space but the workdir': no_space_but_the_workdir,
     'wrong JAX_PLATFORMS': wrong_platform,
     'broken driver': broken_driver,
     'ASCII locale': ascii_locale,
@@ -208,7 +218,7 @@ CASES: Mapping[str, Callable[[Trainer, Path], None]] = {
     'stdout not read': lambda trainer, folder: redirected(trainer, folder, '| true'),
     **{name: lambda trainer, folder, name=name: called(trainer, folder, name) for name in CALLS},
 }
-MOUNTING = ('cache full', 'no shared memory')
+MOUNTING = ('cache full', 'no shared memory', 'no space but the workdir')
 """Cases that need `mounted`."""
 FAST = ('no lock service', 'wrong JAX_PLATFORMS', 'stdout full', 'script without a guard')
 """Cases of the short form; the others are marked slow."""
