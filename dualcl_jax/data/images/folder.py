@@ -37,6 +37,9 @@ class IndexedFiles:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def prepare(self) -> None:
+        pass  # the index is at hand
+
     def read(self, index: int) -> bytes:
         return self.index.read(int(self.rows[index]))
 

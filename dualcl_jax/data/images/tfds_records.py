@@ -35,6 +35,9 @@ class RecordFiles:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def prepare(self) -> None:
+        _records(self.folder, self.split)  # it opens a shard when it is read
+
     def read(self, index: int) -> bytes:
         try:
             return _records(self.folder, self.split)[int(self.rows[index])]['image']
