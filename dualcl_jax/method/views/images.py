@@ -16,6 +16,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -43,6 +44,7 @@ from dualcl_jax.method.views.image_ops import (
     solarize,
     to_grayscale,
 )
+from dualcl_jax.method.views.large_images import LARGE, apply_views
 from dualcl_jax.models.images import ImageInput, resized, to_float
 from dualcl_jax.system.errors import UserError
 
@@ -247,7 +249,7 @@ def make_views(keys: jax.Array, images: jax.Array, specs: Sequence[ViewSpec], si
       >>> make_views(keys, images, PRESETS['moco_v2'], size=16).shape
       (2, 4, 16, 16, 3)
     """
-    images, cropped = to_float(images), images.ndim == 5
+    cropped = images.ndim == 5
     if cropped and images.shape[1:4] != (len(specs), size, size):
         raise ValueError(f'expected crops [B, {len(specs)}, {size}, {size}, C], got {images.shape}')
     height, width = images.shape[-3:-1]
@@ -263,6 +265,13 @@ def make_views(keys: jax.Array, images: jax.Array, specs: Sequence[ViewSpec], si
         return jax.vmap(one)(draws, images)
 
     draws = jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(jnp.arange(len(specs)), keys)
+    if size >= LARGE:
+        parameters = [
+            jax.vmap(partial(draw_view, spec=spec, height=height, width=width))(drawn)
+            for spec, drawn in zip(specs, draws, strict=True)
+        ]
+        return apply_views(images, [p._replace(crop=None) for p in parameters] if cropped else parameters, specs, size)
+    images = to_float(images)
     return jnp.stack(
         [one_view(images[:, view] if cropped else images, draws[view], spec) for view, spec in enumerate(specs)]
     )
