@@ -1,8 +1,9 @@
 """What the views of a batch at 224 pixels cost on a TPU, by libtpu's compiler: python -m experiments.views_tpu
 
-It compiles two views of 64 images ahead of time, from crops that the host has made, for one chip of a topology: as views
-of large images are made, and as those of small ones are. No TPU is needed, only libtpu. The cycles are the compiler's
-estimates, summed over all kernels; the bytes are XLA's count of what the kernels read and write. The last line is JSON.
+It compiles two views of 64 images ahead of time, from crops that the host has made, for one chip of a topology: as
+views of large images are made, and as those of small ones are. No TPU is needed, only libtpu. The cycles are the
+compiler's estimates, summed over all kernels; the bytes are XLA's count of what the kernels read and write. The last
+line is JSON.
 """
 
 import argparse
@@ -41,7 +42,7 @@ def main() -> int:
             images.LARGE = least
             make = partial(images.make_views, specs=images.PRESETS[preset], size=SIZE)
             compiled = jax.jit(make).lower(keys, crops).compile()
-            cycles = [int(found) for found in re.findall(r'"estimated_cycles":"(\d+)"', compiled.as_text())]
+            cycles = [int(found) for found in re.findall(r'"estimated_cycles":"(\d+)"', compiled.as_text() or '')]
             case = {'preset': preset, 'as_images_that_are': way, 'cycles': sum(cycles), 'kernels': len(cycles)}
             case |= {'bytes': round((compiled.cost_analysis() or {})['bytes accessed'])}
             cases.append(case)
