@@ -237,7 +237,7 @@ def make_views(keys: jax.Array, images: jax.Array, specs: Sequence[ViewSpec], si
 
     View v of an example is `augment(fold_in(key, v), image, specs[v], size)`: it depends only on the example's key, on
     v and on its recipe. Images are uint8 or float in [0, 1]; `specs` and `size` are static. It raises the same errors
-    as `augment`.
+    as `augment`. Views of `LARGE` pixels a side or more are computed by `large_images`: the same up to rounding.
 
     If the host has made the crops, images are [B, V, size, size, C], and the rest of each view is drawn as otherwise.
 
