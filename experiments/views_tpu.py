@@ -11,17 +11,27 @@ import json
 import os
 import re
 import sys
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
+
+from dualcl_jax.system.command_line import Parser
+from dualcl_jax.system.errors import exits_cleanly
 
 PAIRS, SIZE = 64, 224
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parses the flags. Raises UserError if one is unknown."""
+    parser = Parser('python -m experiments.views_tpu', __doc__)
     parser.add_argument('--topology', default='v5e:2x2')
     parser.add_argument('--presets', nargs='+', default=['moco_v2', 'moco_v3'])
-    flags = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+@exits_cleanly
+def main() -> int:
+    flags = parse(sys.argv[1:])
     os.environ['JAX_PLATFORMS'] = 'cpu'
     import jax
     import numpy as np

@@ -15,10 +15,14 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from dualcl_jax.system.command_line import Parser
+from dualcl_jax.system.errors import exits_cleanly
 
 BATCH, STEPS, CLASSES = 256, 40, 1000
 
@@ -88,13 +92,23 @@ def make_source(root: Path, count: int, read_ms: float) -> Any:
 
 def measure() -> dict[str, float]:
     """PSS in MB of this process and of all that descend from it, how many these are, and the CPU seconds of all."""
-    workers, pending = list[int](), _children(os.getpid())
-    while pending:
-        workers.append(pending[0])
-        pending = pending[1:] + _children(pending[0])
+    workers = descendants(os.getpid())
     own, theirs = _pss(os.getpid()), sum(map(_pss, workers))
     found = {'trainer_mb': own, 'workers_mb': theirs, 'all_mb': own + theirs}
-    return found | {'processes': len(workers), 'cpu_s': sum(map(_cpu_seconds, (os.getpid(), *workers)))}
+    return found | {'processes': len(workers), 'cpu_s': sum(map(cpu_seconds, (os.getpid(), *workers)))}
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that a process has started, and those that these have started (Linux)."""
+    tasks = Path(f'/proc/{pid}/task').iterdir()
+    children = [int(child) for task in tasks for child in (task / 'children').read_text().split()]
+    return [*children, *(other for child in children for other in descendants(child))]
+
+
+def cpu_seconds(pid: int) -> float:
+    """The CPU time of a process so far (Linux)."""
+    fields = Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
 
 
 def _pss(pid: int) -> float:
@@ -102,23 +116,19 @@ def _pss(pid: int) -> float:
     return int(text.split('\nPss:')[1].split()[0]) * 1024 / 1e6
 
 
-def _cpu_seconds(pid: int) -> float:
-    fields = Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
-
-
-def _children(pid: int) -> list[int]:
-    tasks = Path(f'/proc/{pid}/task').iterdir()
-    return [int(child) for task in tasks for child in (task / 'children').read_text().split()]
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parses the flags. Raises UserError if one is unknown."""
+    parser = Parser('python -m experiments.workers', __doc__)
     parser.add_argument('--workers', type=int, default=64)
     parser.add_argument('--examples', type=int, default=1_281_167)
     parser.add_argument('--read_ms', type=float, default=0.0, help='milliseconds added to the reading of a file')
     parser.add_argument('--batches', type=int, default=8, help='how many to load after the first')
-    flags = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+@exits_cleanly
+def main() -> int:
+    flags = parse(sys.argv[1:])
     import jax
 
     from dualcl_jax.system.machine import processor

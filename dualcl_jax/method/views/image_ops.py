@@ -207,6 +207,12 @@ def _blur_weights(pixels: int, sigma: ArrayLike) -> jax.Array:
 
 
 def apply_separable(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """Applies `rows` [O, H] and `columns` [P, W] to [H, W, C], in full float32; returns [O, P, C]."""
+    """Applies `rows` [O, H] and `columns` [P, W] to [H, W, C], in full float32; returns [O, P, C].
+
+    Example:
+      >>> image = jnp.array([[1.0, 2.0], [3.0, 4.0]])[..., None]
+      >>> apply_separable(image, jnp.full((1, 2), 0.5), jnp.eye(2)[::-1])[..., 0].tolist()  # means of reversed columns
+      [[3.0, 2.0]]
+    """
     image = jnp.einsum('oh,hwc->owc', rows, image, precision=jax.lax.Precision.HIGHEST)
     return jnp.einsum('pw,owc->opc', columns, image, precision=jax.lax.Precision.HIGHEST)

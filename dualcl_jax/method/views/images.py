@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +28,8 @@ from dualcl_jax.data.images.crops import CropRecipe
 from dualcl_jax.method.views.image_draws import (
     CROP_DRAWS,
     JITTER_DRAWS,
-    Crop,
     Jitter,
+    ViewParameters,
     between,
     draw_crop,
     draw_jitter,
@@ -108,22 +108,6 @@ PRESETS: dict[str, tuple[ViewSpec, ViewSpec]] = {
     'moco_v3': (_MOCO_V3_FIRST, _MOCO_V3_SECOND),  # 2104.02057, for ResNet-50; ViTs there crop from scale .08
     'moco_cifar': (_MOCO_CIFAR, _MOCO_CIFAR),  # torchvision's default crop, no blur
 }
-
-
-class ViewParameters(NamedTuple):
-    """All random parameters of one view.
-
-    Attributes:
-      crop: None if the image is already the crop.
-      jitter: of the colours.
-      sigma: of the blur, in pixels.
-      applied: a bool scalar for each of `PROBABILITIES`.
-    """
-
-    crop: Crop | None
-    jitter: Jitter
-    sigma: jax.Array
-    applied: dict[str, jax.Array]
 
 
 def draw_view(draws: jax.Array, spec: ViewSpec, height: int, width: int) -> ViewParameters:
@@ -270,7 +254,14 @@ def make_views(keys: jax.Array, images: jax.Array, specs: Sequence[ViewSpec], si
             jax.vmap(partial(draw_view, spec=spec, height=height, width=width))(drawn)
             for spec, drawn in zip(specs, draws, strict=True)
         ]
-        return apply_views(images, [p._replace(crop=None) for p in parameters] if cropped else parameters, specs, size)
+        return apply_views(
+            images,
+            [drawn._replace(crop=None) for drawn in parameters] if cropped else parameters,
+            used={name for name in PROBABILITIES if any(getattr(spec, name) > 0 for spec in specs)},
+            gray_first=[spec.grayscale_first for spec in specs],
+            thresholds=[spec.solarize_threshold for spec in specs],
+            size=size,
+        )
     images = to_float(images)
     return jnp.stack(
         [one_view(images[:, view] if cropped else images, draws[view], spec) for view, spec in enumerate(specs)]

@@ -10,13 +10,13 @@ shift; its bits are those of all runs on small images, so these keep it. Here
 - an image without blur has the identity as its blur, and a flipped one has the rows of the blur in reverse.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from dualcl_jax.method.views.image_draws import Jitter
+from dualcl_jax.method.views.image_draws import Jitter, ViewParameters
 from dualcl_jax.method.views.image_ops import (
     apply_separable,
     blend,
@@ -28,9 +28,6 @@ from dualcl_jax.method.views.image_ops import (
 )
 from dualcl_jax.models.images import to_float
 
-if TYPE_CHECKING:
-    from dualcl_jax.method.views.images import ViewParameters, ViewSpec
-
 LARGE = 160
 """Views of at least so many pixels a side are large."""
 Planes = tuple[jax.Array, ...]
@@ -40,34 +37,36 @@ NEUTRAL = {'brightness': 1.0, 'contrast': 1.0, 'saturation': 1.0, 'hue': 0.0}
 
 
 def apply_views(
-    images: jax.Array, parameters: Sequence['ViewParameters'], specs: Sequence['ViewSpec'], size: int
+    images: jax.Array,
+    parameters: Sequence[ViewParameters],
+    *,
+    used: Collection[str],
+    gray_first: Sequence[bool],
+    thresholds: Sequence[float],
+    size: int,
 ) -> jax.Array:
     """All views of a batch: float32 [V, B, size, size, C] in [0, 1].
 
     Args:
       images: [B, H, W, C], or crops [B, V, size, size, C] where the parameters have no crop; uint8 or float in [0, 1].
       parameters: for each view those of B images, see `images.draw_view`.
-      specs: of the views.
+      used: the names in `ViewParameters.applied` of the operations that any view has.
+      gray_first, thresholds: `grayscale_first` and `solarize_threshold` of each view, see `images.ViewSpec`.
       size: side of the views.
     """
     cropped = parameters[0].crop is None
-    flags = {
-        'gray_first': jnp.array([spec.grayscale_first for spec in specs]),
-        'threshold': jnp.array([spec.solarize_threshold for spec in specs], jnp.float32),
-    }
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *_with_all_operations(parameters))
-    # Otherwise XLA draws them again for every pixel.
-    stacked = jax.lax.optimization_barrier(stacked)
-    used = {name for name in parameters[0].applied if any(getattr(spec, name) > 0 for spec in specs)}
+    stacked = jax.lax.optimization_barrier(stacked)  # otherwise XLA draws them again for every pixel
 
-    def one(image: jax.Array, drawn: 'ViewParameters', flags: dict[str, jax.Array]) -> jax.Array:
-        return _apply_view(to_float(image), drawn, flags, used, size)
+    def one(image: jax.Array, drawn: ViewParameters, gray_first: jax.Array, threshold: jax.Array) -> jax.Array:
+        return _apply_view(to_float(image), drawn, used, gray_first, threshold, size)
 
-    batch = jax.vmap(one, (0, 0, None))
-    return jax.vmap(batch, (1 if cropped else None, 0, 0))(images, stacked, flags)
+    batch = jax.vmap(one, (0, 0, None, None))
+    views = jax.vmap(batch, (1 if cropped else None, 0, 0, 0))
+    return views(images, stacked, jnp.array(gray_first), jnp.array(thresholds, jnp.float32))
 
 
-def _with_all_operations(parameters: Sequence['ViewParameters']) -> list['ViewParameters']:
+def _with_all_operations(parameters: Sequence[ViewParameters]) -> list[ViewParameters]:
     """The parameters with neutral values for operations of the jitter that only other views have."""
     filled = [drawn.jitter._asdict() for drawn in parameters]
     for name, neutral in NEUTRAL.items():
@@ -79,7 +78,12 @@ def _with_all_operations(parameters: Sequence['ViewParameters']) -> list['ViewPa
 
 
 def _apply_view(
-    image: jax.Array, drawn: 'ViewParameters', flags: dict[str, jax.Array], used: set[str], size: int
+    image: jax.Array,
+    drawn: ViewParameters,
+    used: Collection[str],
+    gray_first: jax.Array,
+    threshold: jax.Array,
+    size: int,
 ) -> jax.Array:
     """One view of one image [H, W, C]; `used` names the operations that any view has."""
     applied = drawn.applied
@@ -87,11 +91,11 @@ def _apply_view(
         image = crop_and_resize(image, *drawn.crop, size)
     planes: Planes = tuple(image[..., channel] for channel in range(image.shape[-1]))
     if 'grayscale' in used:
-        planes = _to_grayscale(planes, applied['grayscale'] & flags['gray_first'])
+        planes = _to_grayscale(planes, applied['grayscale'] & gray_first)
     if 'jitter_probability' in used:
         planes = _color_jitter(planes, drawn.jitter, applied['jitter_probability'])
     if 'grayscale' in used:
-        planes = _to_grayscale(planes, applied['grayscale'] & ~flags['gray_first'])
+        planes = _to_grayscale(planes, applied['grayscale'] & ~gray_first)
     image = jnp.stack(planes, axis=-1)
     flips = applied['flip'] if 'flip' in used else jnp.bool_(False)
     if 'blur_probability' in used:
@@ -103,7 +107,7 @@ def _apply_view(
     elif 'flip' in used:
         image = jnp.where(flips, flip(image), image)
     if 'solarize_probability' in used:
-        image = jnp.where(applied['solarize_probability'], solarize(image, flags['threshold']), image)
+        image = jnp.where(applied['solarize_probability'], solarize(image, threshold), image)
     return jnp.clip(image, 0.0, 1.0)
 
 
