@@ -6,7 +6,10 @@ TEST_DEVICES=8 forces another number, for tests that support it.
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('TEST_DEVICES', '4')
@@ -25,6 +28,7 @@ import jax
 import pytest
 
 from dualcl_jax.models.encoder import MODELS
+from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.processes import start
 from tests.support.runs import REPOSITORY, Finished, Trainer
 
@@ -83,3 +87,51 @@ def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
 def trainer(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     """The training command, on a small data set."""
     return Trainer(tmp_path_factory.mktemp('trainer'))
+
+
+class Client:
+    """The key-value store of several processes, which are threads here."""
+
+    def __init__(self):
+        self.values = {}
+
+    def key_value_set(self, name, value):
+        self.values[name] = value
+
+    def blocking_key_value_get(self, name, wait_ms):
+        end = time.monotonic() + wait_ms / 1000
+        while name not in self.values:
+            if time.monotonic() > end:
+                raise RuntimeError('DEADLINE_EXCEEDED')
+            time.sleep(0.01)
+        return self.values[name]
+
+
+@pytest.fixture
+def two_processes(monkeypatch):
+    """Runs a function of the index in two threads that act as processes; returns their errors."""
+    from jax._src import distributed
+
+    here = threading.local()
+    monkeypatch.setattr(time, 'sleep', lambda seconds, sleep=time.sleep: sleep(min(seconds, 0.05)))
+
+    class State:
+        num_processes = 2
+        client = Client()
+        process_id = property(lambda self: here.index)
+
+    monkeypatch.setattr(distributed, 'global_state', State())
+
+    def run(check, present=(0, 1)):
+        def one(index):
+            here.index = index
+            try:
+                check(index)
+            except UserError as error:
+                return str(error)
+            return None
+
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(one, present))
+
+    return run

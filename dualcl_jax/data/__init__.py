@@ -72,7 +72,9 @@ def load(data: Any, *, validate: bool = False) -> Splits:
     """The splits that a data config asks for.
 
     Args:
-      data: the `data` part of the config, for text from `data_config`; `num_examples` 0 takes whatever is found.
+      data: the `data` part of the config, for text from `data_config`; `num_examples` 0 takes whatever is found. If it
+        has a field `shared`, a folder that all processes of the run share, process 0 examines the images and reads the
+        labels for those that see the same files, see `dualcl_jax.system.processes.agreement.made_once`.
       validate: return the examples that `validation_fraction` holds out, if any, in place of the test split: choices
         are made by them, and a run that trains sees no others.
 

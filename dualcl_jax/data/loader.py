@@ -18,7 +18,7 @@ from dualcl_jax.data.workers import computed
 
 T = TypeVar('T')
 Array = Any  # NumPy in the loader, a device array once it is placed
-CHUNK = 16
+CHUNK = 8
 """Examples of a batch that a worker prepares at a time."""
 
 
@@ -57,45 +57,50 @@ def _batch(source: Source, examples: Tree, indices: np.ndarray, rows: np.ndarray
     return Batch(examples, source.ids[indices], source.labels[indices], rows.astype(np.int32))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Chunks:
-    """What the host makes of a process's rows, `CHUNK` at a time: a function of a chunk's number, over all steps.
+class _Chunk(NamedTuple):
+    """Some of the rows of a batch: `indices` [n] of the examples at positions `rows` [n] of the global batch."""
 
-    It is sent to the workers by pickle.
-    """
+    step: int
+    indices: np.ndarray
+    rows: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _HostWork:
+    """What the host makes of chunks; sent to the workers by pickle."""
 
     views: HostViews
-    rows: np.ndarray
-    num_examples: int
     seed: int
-    batch_size: int
 
-    @property
-    def per_step(self) -> int:
-        return -(-len(self.rows) // CHUNK)
+    def prepare(self) -> None:
+        self.views.prepare()
 
-    def __call__(self, number: int, out: Tree) -> int:
-        step, chunk = divmod(number, self.per_step)
-        rows = self.rows[chunk * CHUNK : (chunk + 1) * CHUNK]
-        indices = batch_indices(self.seed, step, self.num_examples, self.batch_size)[rows]
-        self.views.make(indices, rows, self.seed, step, map_tree(lambda array: array[: len(rows)], out))
-        return len(rows)
+    def __call__(self, chunk: _Chunk, out: Tree) -> int:
+        count = len(chunk.rows)
+        made = map_tree(lambda array: array[:count], out)
+        self.views.make(chunk.indices, chunk.rows, self.seed, chunk.step, made)
+        return count
 
 
 def _host_batches(
-    source: Source, chunks: _Chunks, start_step: int, stop_step: int, workers: int
+    source: Source, views: HostViews, rows: np.ndarray, seed: int, batch_size: int, steps: range, workers: int
 ) -> Generator[Batch, None, None]:
     """The batches of these steps, prepared by `workers` processes."""
-    room = batch_of(row_spec(chunks.views.blank(0)), CHUNK)
-    results = computed(chunks, room, start_step * chunks.per_step, stop_step * chunks.per_step, workers)
+
+    def indices(step: int) -> np.ndarray:
+        return batch_indices(seed, step, len(source), batch_size)[rows]
+
+    parts = [slice(start, start + CHUNK) for start in range(0, len(rows), CHUNK)]
+    # Workers get indices, not the order of an epoch: each would need its own copy, 10 MB for a million examples.
+    chunks = (_Chunk(step, indices(step)[part], rows[part]) for step in steps for part in parts)
+    room = batch_of(row_spec(views.blank(0)), CHUNK)
+    results = computed(_HostWork(views, seed), chunks, room, min(workers, len(steps) * len(parts)))
     with contextlib.closing(results):
-        for step in range(start_step, stop_step):
-            examples = chunks.views.blank(len(chunks.rows))
-            for chunk in range(chunks.per_step):
-                rows = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
-                map_tree(lambda out, made, rows=rows: np.copyto(out[rows], made), examples, next(results))
-            indices = batch_indices(chunks.seed, step, chunks.num_examples, chunks.batch_size)[chunks.rows]
-            yield _batch(source, examples, indices, chunks.rows)
+        for step in steps:
+            examples = views.blank(len(rows))
+            for part in parts:
+                map_tree(lambda out, made, part=part: np.copyto(out[part], made), examples, next(results))
+            yield _batch(source, examples, indices(step), rows)
 
 
 class Loader(Generic[T]):
@@ -149,8 +154,10 @@ class Loader(Generic[T]):
         self._place = place
         views = source.host_views(recipe) if recipe is not None and len(rows) else None
         if views is not None:
-            chunks = _Chunks(views, rows, len(source), seed, batch_size)
-            self._batches: Generator[Batch, None, None] = _host_batches(source, chunks, start_step, stop_step, workers)
+            steps = range(start_step, stop_step)
+            self._batches: Generator[Batch, None, None] = _host_batches(
+                source, views, rows, seed, batch_size, steps, workers
+            )
         else:
             self._batches = (
                 make_batch(source, rows, seed=seed, step=step, batch_size=batch_size)

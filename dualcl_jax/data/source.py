@@ -24,6 +24,10 @@ AUTO, STRATIFIED, RANDOM = HOLD_OUTS = ('auto', 'stratified', 'random')
 class HostViews(Protocol):
     """What the host makes of examples before they go to a device, such as random crops; sent to workers by pickle."""
 
+    def prepare(self) -> None:
+        """Imports and reads what every process that makes views needs. It must not start a thread."""
+        ...
+
     def blank(self, count: int) -> Tree:
         """Uninitialised arrays [count, ...] for `count` examples."""
         ...

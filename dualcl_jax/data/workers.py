@@ -1,12 +1,17 @@
-"""Worker processes that compute arrays ahead. They are spawned, and start no JAX backend.
+"""Worker processes that compute arrays ahead. They start no JAX backend.
+
+One process is spawned, imports and unpickles what the work needs, and forks itself into the workers: they start at
+once, and share one copy of whatever the work holds, such as the columns of an index. The training process itself must
+not be forked, because JAX has threads.
 
 Results are written into memory that the processes share, which costs one copy. Grain's workers send each result
 through a pipe, or make a file of /dev/shm for it: measured, that took a fifth of the time of decoding. The memory here
-is that of an anonymous file, which needs no space in /dev/shm or TMPDIR: writing to a file that they cannot hold would
-kill the process.
+is that of an anonymous file, which needs no space in /dev/shm or TMPDIR and ends with its processes: writing to a file
+that they cannot hold would kill the process.
 """
 
 import contextlib
+import gc
 import math
 import mmap
 import multiprocessing
@@ -15,88 +20,155 @@ import pickle
 import signal
 import sys
 import tempfile
+import traceback
 import types
-from collections.abc import Callable, Generator, Iterator
+import warnings
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import DupFd
-from typing import Any
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from dualcl_jax.data.tree import ArraySpec, Tree, empty, leaves, map_tree
-from dualcl_jax.system.errors import RestartError
-from dualcl_jax.system.processes.supervisor import STOPPING
+from dualcl_jax.system.errors import RestartError, UserError
+from dualcl_jax.system.processes.supervisor import STOPPING, allow_many_sockets
 
-AHEAD = 4
-"""Results that each worker keeps ready."""
+AHEAD = 2
+"""Results that each worker keeps ready, at least."""
+READY = 16
+"""Results that all workers together keep ready, at least."""
+FORKS = sys.platform == 'linux'
+"""Whether workers are forked; elsewhere, where libraries do not allow it, each one is spawned."""
 RETAINED = 31 * 2**20
 """Bytes. Once a block of this size was freed, glibc keeps what is freed later, up to its largest limit."""
 
 ALIGNMENT = 64
 """Bytes of which every array in shared memory begins at a multiple."""
+BLOCK = 2**20
+"""Bytes that are written at a time."""
 
-Work = Callable[[int, Tree], int]
-"""Writes the result for a number into the first rows of a tree of arrays, and returns how many rows these are."""
+T = TypeVar('T')
+Task = TypeVar('Task', contravariant=True)
 
 
-def computed(work: Work, spec: Tree, start: int, stop: int, workers: int) -> Generator[Tree, None, None]:
-    """The results for the numbers from `start` up to, not including, `stop`: by `workers` processes, or here with 0.
+class Work(Protocol[Task]):
+    """What workers do; sent to them by pickle."""
 
-    The results come in this order and depend on the work alone, not on the number of workers: to resume at any number,
-    nothing has to be saved. Each is valid until the next one is asked for. An exception is raised where it happened.
-    Close the generator if it is not used up.
+    def prepare(self) -> None:
+        """Imports and reads what all workers need, before they are forked. It must not start a thread."""
+        ...
+
+    def __call__(self, task: Task, out: Tree, /) -> int:
+        """Writes the result of a task into the first rows of a tree of arrays, and returns how many rows these are."""
+        ...
+
+
+def computed(work: Work[T], tasks: Iterable[T], spec: Tree, workers: int) -> Generator[Tree, None, None]:
+    """The results of tasks, in their order: by `workers` processes, or here with 0.
+
+    They depend on the tasks alone, not on the number of workers. Each is valid until the next one is asked for. An
+    exception is raised where it happened. Close the generator if it is not used up.
 
     Args:
-      work: pure; sent to the workers by pickle.
+      work: pure.
+      tasks: sent to the workers by pickle, a few ahead of the results.
       spec: shapes and dtypes of the largest result, a tree of `ArraySpec`.
+      workers: how many.
 
     Raises:
       RestartError: a worker was killed.
+      UserError: so many processes cannot be started.
     """
-    shared = _allocate(min(workers, stop - start), _num_bytes(spec))
-    if not shared:
+    slots = workers * max(AHEAD, -(-READY // max(workers, 1)))
+    memory = _allocate(slots * _num_bytes(spec))
+    if memory is None:
         out = empty(spec)
-        for number in range(start, stop):
-            yield _first_rows(out, work(number, out))
+        for task in tasks:
+            yield _first_rows(out, work(task, out))
         return
-    workers = len(shared)
-    context = multiprocessing.get_context('spawn')
-    processes, connections, memories = [], [], []
-    try:
-        for index, memory in enumerate(shared):
-            connection, its_end = context.Pipe()
-            arguments = (work, range(start + index, stop, workers), spec, memory, its_end)
-            process = context.Process(target=_work, args=arguments, name=f'dualcl-worker-{index}', daemon=True)
-            _start(process)
-            its_end.close()
-            processes.append(process)
-            connections.append(connection)
-            memories.append(_slots(memory.buffer, spec))
-        for count in range(stop - start):
-            turn, index = divmod(count, workers)
-            yield _first_rows(memories[index][turn % AHEAD], _receive(connections[index], processes[index]))
-            with contextlib.suppress(ConnectionError):  # it was killed; its finished results can still be read
-                connections[index].send(None)  # the slot is free
-    finally:
-        for connection in connections:
-            connection.close()  # which ends its worker
-        for process in processes:
-            process.join()
+    results = _slots(memory.buffer, spec, slots)
+    with _Workers(work, spec, memory, slots, workers) as started:
+        sent = 0
+        for sent, task in enumerate(tasks, start=1):
+            if sent > slots:  # the slot of an earlier result is needed
+                yield _first_rows(results[(sent - 1) % slots], started.receive(sent - 1 - slots))
+            started.send(sent - 1, task)
+        for number in range(max(sent - slots, 0), sent):
+            yield _first_rows(results[number % slots], started.receive(number))
 
 
-def _receive(connection: Connection, process: Any) -> int:
-    """How many rows of the next slot are a result; or raises what the worker raised."""
-    try:
-        answer = connection.recv()
-    except (EOFError, ConnectionError):
-        process.join()
-        raise RestartError(
-            f'parallel.workers: one of the processes that load examples was killed (exit status {process.exitcode})\n'
+class _Group(NamedTuple):
+    """Workers that one process forks: that process, a connection to each of them, and one on which it reports."""
+
+    process: Any
+    connections: Sequence[Connection]
+    report: Connection
+
+
+class _Workers:
+    """Running workers. Task n is the business of worker n modulo their number, and has the slot n modulo the slots."""
+
+    def __init__(self, work: Work[Any], spec: Tree, memory: 'SharedMemory', slots: int, workers: int) -> None:
+        self._groups: list[_Group] = []
+        self._size = workers if FORKS else 1
+        try:
+            for first in range(0, workers, self._size):
+                owned = [range(index, slots, workers) for index in range(first, first + self._size)]
+                self._groups.append(_start(work, spec, memory, slots, owned))
+        except BaseException:
+            self.close()
+            raise
+        self._connections = [connection for group in self._groups for connection in group.connections]
+
+    def __enter__(self) -> '_Workers':
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for group in self._groups:
+            for connection in group.connections:
+                connection.close()  # which ends its worker
+        for group in self._groups:
+            group.process.join()
+            group.report.close()
+
+    def send(self, number: int, task: Any) -> None:
+        with contextlib.suppress(ConnectionError):  # it was killed; its finished results can still be read
+            self._connections[number % len(self._connections)].send(task)
+
+    def receive(self, number: int) -> int:
+        """How many rows a task's slot has; or raises what the worker raised."""
+        worker = number % len(self._connections)
+        try:
+            answer = self._connections[worker].recv()
+        except (EOFError, ConnectionError):
+            raise self._ended(worker) from None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def _ended(self, worker: int) -> Exception:
+        """Why a worker has ended."""
+        group, place = self._groups[worker // self._size], worker % self._size
+        ended: int | None = -1
+        try:
+            while ended not in (place, None):
+                ended, why = group.report.recv()
+        except (EOFError, ConnectionError):  # the process that forks was killed
+            group.process.join()
+            why = group.process.exitcode
+        if ended is None:
+            return UserError(
+                f'parallel.workers: only {why[0]} of {len(self._connections)} processes can be started ({why[1]}); '
+                'set fewer, or raise the limit'
+            )
+        return RestartError(
+            f'parallel.workers: one of the processes that load examples was killed (exit status {why})\n'
             'run the same command to resume from the last checkpoint; if memory ran out, with fewer workers'
-        ) from None
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
+        )
 
 
 def _first_rows(tree: Tree, count: int) -> Tree:
@@ -104,27 +176,26 @@ def _first_rows(tree: Tree, count: int) -> Tree:
 
 
 def _num_bytes(spec: Tree) -> int:
-    """Bytes of `AHEAD` results in shared memory."""
-    return sum(_stacked_bytes(leaf) for leaf in leaves(spec))
+    """Bytes of a slot, the room for one result in shared memory."""
+    return sum(_padded_bytes(leaf) for leaf in leaves(spec))
 
 
-def _stacked_bytes(leaf: ArraySpec) -> int:
-    """Bytes of one array of `AHEAD` results, rounded up to `ALIGNMENT`."""
-    return -(-AHEAD * math.prod(leaf.shape) * leaf.dtype.itemsize // ALIGNMENT) * ALIGNMENT
+def _padded_bytes(leaf: ArraySpec) -> int:
+    """Bytes of one array, rounded up to `ALIGNMENT`."""
+    return -(-math.prod(leaf.shape) * leaf.dtype.itemsize // ALIGNMENT) * ALIGNMENT
 
 
-def _slots(memory: Any, spec: Tree) -> list[Tree]:
-    """The room for `AHEAD` results in shared memory."""
+def _slots(memory: Any, spec: Tree, count: int) -> list[Tree]:
+    """The slots in shared memory."""
     place = 0
 
-    def stack(leaf: ArraySpec) -> np.ndarray:
+    def take(leaf: ArraySpec) -> np.ndarray:
         nonlocal place
-        array = np.frombuffer(memory, leaf.dtype, AHEAD * math.prod(leaf.shape), place)
-        place += _stacked_bytes(leaf)
-        return array.reshape(AHEAD, *leaf.shape)
+        array = np.frombuffer(memory, leaf.dtype, math.prod(leaf.shape), place)
+        place += _padded_bytes(leaf)
+        return array.reshape(leaf.shape)
 
-    stacked = map_tree(stack, spec)
-    return [map_tree(lambda array, slot=slot: array[slot], stacked) for slot in range(AHEAD)]
+    return [map_tree(take, spec) for _ in range(count)]
 
 
 class SharedMemory:
@@ -145,7 +216,8 @@ class SharedMemory:
             os.ftruncate(self._file, size)
         else:
             with tempfile.TemporaryFile() as file:
-                file.write(bytes(size))  # a file with holes would seem to fit anywhere
+                for start in range(0, size, BLOCK):  # a file with holes would seem to fit anywhere
+                    file.write(bytes(min(BLOCK, size - start)))
                 file.flush()
                 self._file = os.dup(file.fileno())
         self.buffer = mmap.mmap(self._file, size)
@@ -167,17 +239,43 @@ def _attach(descriptor: Any, size: int) -> mmap.mmap:
         os.close(file)
 
 
-def _allocate(count: int, size: int) -> list[SharedMemory]:
-    """Shared memory for each of some workers; none where there is no space, which is noted."""
+def _allocate(size: int) -> SharedMemory | None:
+    """Shared memory; None of no bytes, and where there is no space, which is noted."""
     try:
-        return [SharedMemory(size) for _ in range(count)]
+        return SharedMemory(size) if size else None
     except OSError as error:
         print(f'note: no shared memory for parallel.workers ({error.strerror}): the training process decodes by itself')
-        return []
+        return None
 
 
-def _start(process: Any) -> None:
-    """Starts a worker, without the main script unless its work is defined there."""
+def _start(work: Work[Any], spec: Tree, memory: SharedMemory, slots: int, owned: Sequence[range]) -> _Group:
+    """Starts a process that forks workers for the slots that each of them owns.
+
+    Raises:
+      UserError: it cannot be started.
+    """
+    context = multiprocessing.get_context('spawn')
+    with contextlib.ExitStack() as here, contextlib.ExitStack() as theirs:
+        try:
+            pipes = [context.Pipe() for _ in owned]
+            report, its_report = context.Pipe(duplex=False)
+            for connection in (*(mine for mine, _ in pipes), report):
+                here.callback(connection.close)
+            for connection in (*(other for _, other in pipes), its_report):
+                theirs.callback(connection.close)
+            arguments = work, spec, memory, slots, owned, [other for _, other in pipes], its_report
+            process = context.Process(target=_fork, args=arguments, name='dualcl-workers', daemon=True)
+            _spawn(process)
+        except OSError as error:
+            raise UserError(
+                f'parallel.workers: processes cannot be started ({error.strerror}); set fewer, or raise the limit'
+            ) from error
+        here.pop_all()
+        return _Group(process, [mine for mine, _ in pipes], report)
+
+
+def _spawn(process: Any) -> None:
+    """Starts a process, without the main script unless its work is defined there."""
     with _signals_blocked():
         try:
             with _nothing_to_import():
@@ -207,22 +305,82 @@ def _signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _work(work: Work, numbers: range, spec: Tree, memory: Any, connection: Connection) -> None:
-    """The main function of a worker. Signals are left to the training process; the worker ends when its pipe closes."""
+def _fork(
+    work: Work[Any],
+    spec: Tree,
+    memory: Any,
+    slots: int,
+    owned: Sequence[range],
+    connections: Sequence[Connection],
+    report: Connection,
+) -> None:
+    """The main function of the process that forks workers. It ends after all of them, and reports how each ended.
+
+    Signals are left to the training process.
+    """
     for sent in STOPPING:
         signal.signal(sent, signal.SIG_IGN)
+    allow_many_sockets()  # or open files: a set may have a thousand shards
+    results = _slots(memory, spec, slots)
+    work.prepare()
     np.empty(RETAINED, np.uint8)  # or the memory of every decoded image is mapped anew: a quarter of the time
-    slots, free = _slots(memory, spec), AHEAD
-    with contextlib.suppress(EOFError, ConnectionError):
-        for turn, number in enumerate(numbers):
-            if not free:
-                connection.recv()
-                free += 1
+    if not FORKS:
+        _work(work, [results[slot] for slot in owned[0]], connections[0])
+        return
+    gc.collect()
+    gc.freeze()  # a collection would write to every object, and so copy its page
+    workers: dict[int, int] = {}
+    with contextlib.suppress(ConnectionError):
+        for number, slots_of in enumerate(owned):
             try:
-                answer: int | Exception = work(number, slots[turn % AHEAD])
+                pid = _forked()
+            except OSError as error:
+                for connection in connections[number:]:
+                    connection.close()
+                report.send((None, (number, error.strerror)))
+                break
+            if not pid:
+                for other in (*connections[number + 1 :], report):
+                    other.close()
+                _work_and_exit(work, [results[slot] for slot in slots_of], connections[number])
+            connections[number].close()
+            workers[pid] = number
+    while workers:
+        pid, status = os.wait()
+        with contextlib.suppress(ConnectionError):
+            report.send((workers.pop(pid), os.waitstatus_to_exitcode(status)))
+
+
+def _forked() -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', DeprecationWarning)  # the only threads are OpenBLAS's, which handles a fork
+        return os.fork()
+
+
+def _work_and_exit(work: Work[Any], slots: Sequence[Tree], connection: Connection) -> None:
+    """Works, and ends this process without whatever else it would run at its end."""
+    status = 1
+    try:
+        _work(work, slots, connection)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+
+
+def _work(work: Work[Any], slots: Sequence[Tree], connection: Connection) -> None:
+    """Works on tasks, each in the next slot, until the connection is closed."""
+    turn = 0
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            task = connection.recv()
+            try:
+                answer: int | Exception = work(task, slots[turn % len(slots)])
             except Exception as error:
                 answer = error
             connection.send(answer)
-            free -= 1
-        while True:
-            connection.recv()  # until it is closed
+            turn += 1

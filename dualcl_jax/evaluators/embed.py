@@ -1,6 +1,7 @@
 """Features of whole data sets: the encoder in evaluation mode, over all devices of all processes."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dualcl_jax.data import Source
 from dualcl_jax.method.build import Method
-from dualcl_jax.system.devices import AXIS
+from dualcl_jax.system.devices import AXIS, process_rows
 
 BLOCK = 256
 """Images that a device encodes at a time."""
@@ -26,7 +27,8 @@ class Features(NamedTuple):
 class Blocks:
     """Runs a function of images over a source, block by block, on all devices of a mesh.
 
-    Every process must call it, and gets everything.
+    Every process must call it, and gets everything. Each one reads only the images that its own devices take, and reads
+    those of the next block while the devices work.
 
     Args:
       function: of variables and a batch of examples [n, ...] as their source gives them, to a tuple of arrays [n, ...].
@@ -34,29 +36,45 @@ class Blocks:
     """
 
     def __init__(self, function: Callable[[Any, Any], Any], mesh: Mesh) -> None:
+        self._mesh = mesh
         self._rows = NamedSharding(mesh, PartitionSpec(AXIS))
         self._block = BLOCK * mesh.devices.size
-        self._run = jax.jit(function, out_shardings=NamedSharding(mesh, PartitionSpec()))
+        replicated = NamedSharding(mesh, PartitionSpec())
+        self._run = jax.jit(function, out_shardings=replicated)
+        self._gather = jax.jit(lambda rows: rows, out_shardings=replicated)
 
     def num_blocks(self, count: int) -> int:
         """In how many blocks `count` images are taken."""
         return -(-count // self._block)
 
-    def _put(self, leaf: np.ndarray) -> jax.Array:
-        return jax.make_array_from_callback(leaf.shape, self._rows, leaf.__getitem__)
+    def _own(self, source: Source, chosen: np.ndarray, block: int) -> Any:
+        """The examples at `chosen` that this process takes; the last one fills the block."""
+        rows = np.minimum(process_rows(self._mesh, block), len(chosen) - 1)
+        return source.examples(chosen[rows])
+
+    def _put(self, leaf: np.ndarray, block: int) -> jax.Array:
+        return jax.make_array_from_process_local_data(self._rows, leaf, (block, *leaf.shape[1:]))
 
     def __call__(
         self, variables: Any, source: Source, indices: np.ndarray, advance: Callable[[], None] = lambda: None
     ) -> Any:
         """The function's results of the images at `indices` [N], NumPy; `advance` is called after each block."""
-        block = min(self._block, -(-len(indices) // self._rows.mesh.size) * self._rows.mesh.size)
+        devices = self._mesh.size
+        block = min(self._block, -(-len(indices) // devices) * devices)
+
+        def load(start: int) -> Any:
+            examples = self._own(source, indices[start : start + block], block)
+            return jax.tree.map(lambda leaf: self._put(leaf, block), examples)
+
         parts = []
-        for start in range(0, len(indices), block):
-            chosen = indices[start : start + block]
-            examples = source.examples(np.pad(chosen, (0, block - len(chosen)), mode='edge'))
-            on_devices = jax.tree.map(self._put, examples)
-            parts.append(jax.tree.map(np.asarray, self._run(variables, on_devices)))
-            advance()
+        with ThreadPoolExecutor(1) as ahead:
+            loading = ahead.submit(load, 0)
+            for start in range(0, len(indices), block):
+                on_devices = loading.result()
+                if start + block < len(indices):
+                    loading = ahead.submit(load, start + block)
+                parts.append(jax.tree.map(np.asarray, self._run(variables, on_devices)))
+                advance()
         return jax.tree.map(lambda *columns: np.concatenate(columns)[: len(indices)], *parts)
 
 
@@ -80,6 +98,16 @@ class Embedder(Blocks):
 
         None where the views of their kind give none.
         """
-        rows = range(0, max(len(indices), 1), RAW_BLOCK)
-        parts = [self._views.raw(source.examples(indices[start : start + RAW_BLOCK])) for start in rows]
-        return None if parts[0] is None else np.concatenate([np.asarray(part) for part in parts])
+        starts = range(0, max(len(indices), 1), RAW_BLOCK)
+        parts = [self._raw(source, indices[start : start + RAW_BLOCK]) for start in starts]
+        return None if parts[0] is None else np.concatenate([part for part in parts if part is not None])
+
+    def _raw(self, source: Source, chosen: np.ndarray) -> np.ndarray | None:
+        """The vectors of the examples at `chosen` [n]. Of several processes, each one reads its part of them."""
+        if jax.process_count() == 1 or not len(chosen):
+            found = self._views.raw(source.examples(chosen))
+            return None if found is None else np.asarray(found)
+        devices = self._mesh.size
+        block = -(-len(chosen) // devices) * devices
+        own = self._views.raw(self._own(source, chosen, block))
+        return None if own is None else np.asarray(self._gather(self._put(np.asarray(own), block)))[: len(chosen)]

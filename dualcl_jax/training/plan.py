@@ -23,7 +23,7 @@ from dualcl_jax.method.views import VIEWS
 from dualcl_jax.models.norm import LOCAL
 from dualcl_jax.system.devices import device_mesh
 from dualcl_jax.system.errors import UserError
-from dualcl_jax.system.processes.agreement import check_same_data, check_shared
+from dualcl_jax.system.processes.agreement import check_same_data, check_shared, forget_made
 from dualcl_jax.workdir.folder import (
     check_same_images,
     check_same_run,
@@ -103,6 +103,7 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = 
     validate_sizes(config)
     data = data_config(config, folder if stored is not None else None)
     data.hold_out = resolve_hold_out(config, stored)
+    data.shared = str(folder) if writes and jax.process_count() > 1 else ''
     splits = load(data, validate=True)
     if similar is not None and splits.train.kind != TEXT:
         raise UserError(
@@ -112,6 +113,7 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = 
     validate_kind(config, splits.train.kind, splits.train.name)
     if writes:
         check_same_data(config.data.name, ' '.join(split.fingerprint for split in splits if split is not None))
+        forget_made(str(folder))
     statistics = _statistics(config, splits.train)
     resolved = resolve(
         config,

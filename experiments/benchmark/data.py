@@ -25,6 +25,7 @@ from dualcl_jax.method.views import image_ops
 from dualcl_jax.method.views.image_draws import CROP_DRAWS, JITTER_DRAWS, draw_crop, draw_jitter
 from dualcl_jax.method.views.images import ViewSpec, color_jitter
 from dualcl_jax.system.machine import available_cores
+from experiments.workers import cpu_seconds, descendants
 
 Cases = list[dict[str, Any]]
 Compare = Callable[[dict[str, Callable[[], Any]], int], dict[str, tuple[float, float, float]]]
@@ -118,12 +119,8 @@ def decode(rounds: int, compare: Compare) -> Cases:
 
 
 def _cpu_seconds() -> float:
-    """The CPU time of this process and its children so far (Linux)."""
-    tasks = Path('/proc/self/task').iterdir()
-    children = [pid for task in tasks for pid in (task / 'children').read_text().split()]
-    fields = [Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split() for pid in children]
-    ticks = sum(int(user) + int(system) for user, system in (field[11:13] for field in fields))
-    return time.process_time() + ticks / os.sysconf('SC_CLK_TCK')
+    """The CPU time of this process and of all that descend from it so far (Linux)."""
+    return time.process_time() + sum(map(cpu_seconds, descendants(os.getpid())))
 
 
 def _all(decoder: Callable[[bytes], Any], files: list[bytes]) -> None:

@@ -38,6 +38,9 @@ class Repeated:
     tokens: np.ndarray
     scale: float
 
+    def prepare(self) -> None:
+        pass
+
     def blank(self, count: int) -> dict:
         return {'tokens': np.empty((count, 2, 5), np.int32), 'noise': np.empty(count, np.float64)}
 

@@ -1,13 +1,7 @@
 """Sets decoded for every batch: the crops, and that they depend only on (seed, step, position)."""
 
-import contextlib
 import itertools
 import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Generator
 from types import SimpleNamespace
 
 import jax
@@ -17,16 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dualcl_jax import data
-from dualcl_jax.data import Batch, Loader, workers
+from dualcl_jax.data import Batch, Loader
 from dualcl_jax.data.images.crops import CropRecipe, central_square, crop_rng, draw_box
 from dualcl_jax.data.images.decode import Box, cut
 from dualcl_jax.data.images.encoded import EncodedSource
 from dualcl_jax.data.order import batch_indices
-from dualcl_jax.data.tree import ArraySpec
 from dualcl_jax.method.views.image_draws import draw_crop
-from dualcl_jax.system.errors import UserError
 from tests.support.bad_files import encode, photo
-from tests.support.runs import REPOSITORY
 
 N, B, STEPS = 40, 18, 5
 RECIPE = CropRecipe(((0.2, 1.0), (0.1, 0.5)), ((0.75, 4 / 3), (0.5, 2.0)), 12)
@@ -135,78 +126,6 @@ def test_an_error_in_a_worker_is_the_same_error(source, monkeypatch):
             batches(source, workers=1)
     finally:
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-
-
-def test_workers_do_not_import_jax_and_end_with_a_killed_parent(tmp_path):
-    program = tmp_path / 'program.py'
-    program.write_text(
-        'import os, sys, time\n'
-        'import numpy as np\n'
-        'from dualcl_jax.data.tree import ArraySpec\n'
-        'from dualcl_jax.data.workers import computed\n'
-        'def pid(number, out):\n'
-        '    assert not {"jax", "tensorflow"} & set(sys.modules)\n'
-        '    out[0] = os.getpid()\n'
-        '    return 1\n'
-        'if __name__ == "__main__":\n'
-        '    import dualcl_jax.data\n'
-        '    values = computed(pid, ArraySpec((1,), np.dtype(np.int64)), 0, 10**6, 1)\n'
-        '    print(next(values)[0], flush=True)\n'
-        '    time.sleep(100)\n'
-    )
-    environment = os.environ | {'PYTHONPATH': str(REPOSITORY)}
-    with subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, text=True, env=environment) as parent:
-        assert parent.stdout is not None
-        worker = int(parent.stdout.readline())
-        assert worker != parent.pid
-        os.kill(worker, 0)
-        parent.send_signal(signal.SIGKILL)
-    end = time.monotonic() + 20
-    while time.monotonic() < end and _runs(worker):
-        time.sleep(0.1)
-    assert not _runs(worker)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        with open(f'/proc/{pid}/stat') as file:
-            return file.read().rsplit(')', 1)[1].split()[0] != 'Z'
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def pids(count: int) -> Generator[int, None, None]:
-    """The processes that compute results of 1 to 9 rows; each row contains its number and its process."""
-    room = {'number': ArraySpec((9,), np.dtype(np.uint8)), 'by': (ArraySpec((9, 2), np.dtype(np.float64)),)}
-    with contextlib.closing(workers.computed(_pid, room, 0, 10**6, count)) as values:
-        for number, rows in enumerate(values):
-            assert rows['number'].tolist() == [number % 256] * (number % 9 + 1)
-            assert rows['by'][0].tolist() == [[number / 3, rows['by'][0][0, 1]]] * (number % 9 + 1)
-            yield int(rows['by'][0][0, 1])
-
-
-def _pid(number: int, out: dict) -> int:
-    out['number'][:] = number % 256
-    out['by'][0][:] = number / 3, os.getpid()
-    return number % 9 + 1
-
-
-def test_leaving_early_ends_the_workers():
-    values = pids(2)
-    found = [next(values) for _ in range(30)]
-    assert found == found[:2] * 15
-    assert len(set(found)) == 2
-    values.close()
-    assert not any(map(_runs, found))
-
-
-def test_a_killed_worker_is_reported():
-    values = pids(2)
-    first, second = next(values), next(values)
-    os.kill(second, signal.SIGKILL)
-    with pytest.raises(UserError, match=r'parallel\.workers: one of the processes .* was killed \(exit status -9\)'):
-        list(itertools.islice(values, 20))
-    assert not _runs(first)
 
 
 @pytest.mark.parametrize(('height', 'width'), [(32, 32), (48, 20), (24, 60), (10, 90)])

@@ -218,6 +218,31 @@ def test_the_cache_saves_examining_and_follows_changes(images, cache, monkeypatc
         assert index.open_index(str(images)).report() == third.report()
 
 
+@pytest.mark.parametrize('case', ['shared', 'own copies', 'changes meanwhile'])
+def test_one_process_examines_a_folder_that_others_share(images, tmp_path, monkeypatch, two_processes, case):
+    write_classes(images)
+    roots = [str(images), str(images)]
+    if case == 'own copies':
+        roots[1] = shutil.copytree(images, tmp_path / 'copy')
+    for root in roots:
+        for below in ('ant', 'bee', ''):
+            os.utime(os.path.join(root, below), (1, 1))
+    (tmp_path / 'run').mkdir()
+    examined, found, real = [], {}, index.examine_file
+    monkeypatch.setattr(index, 'examine_file', lambda path, entry: examined.append(path) or real(path, entry))
+    monkeypatch.setattr(index, '_save', lambda known, cache: None)  # as if each process had a cache of its own
+    monkeypatch.setattr(index.Index, 'is_fresh', lambda self: case != 'changes meanwhile')
+
+    def load(number):
+        found[number] = index.open_index(str(roots[number]), str(tmp_path / 'run'))
+
+    assert two_processes(load) == [None, None]
+    assert len(examined) == len(found[0]) * (1 if case == 'shared' else 2)
+    np.testing.assert_array_equal(found[0].digests, found[1].digests)
+    np.testing.assert_array_equal(found[0].names, found[1].names)
+    assert (found[0].folders, found[0].notes) == (found[1].folders, found[1].notes)
+
+
 def test_a_file_that_changes_later_is_named(images):
     write_classes(images)
     train, _ = data.load(config(images, memory_bytes=0, labels='none'))

@@ -12,6 +12,7 @@ from PIL import Image
 
 from dualcl_jax import data
 from dualcl_jax.data.images import tfds as tfds_source
+from dualcl_jax.data.images import tfds_records
 from dualcl_jax.data.images.source import image_shape
 from dualcl_jax.system.errors import UserError
 from tests.support.tfds_sets import write_prepared
@@ -265,3 +266,38 @@ def test_real_sets(name, shape, num_train, first_class):
             record = theirs[int(at[index])]
             np.testing.assert_array_equal(ours.examples(np.array([index]))[0], record['image'])
             assert ours.labels[index] == record['label']
+
+
+@pytest.mark.parametrize('case', ['first start', 'labels are cached', 'own copies'])
+def test_labels_are_read_by_one_process(tmp_path, monkeypatch, two_processes, case):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    features = {'image': image_feature(-1, -1, 3), 'label': LABEL}
+    for folder in '01':
+        write_set(tmp_path / folder, {'train': examples(5, 20, 12, 3), 'test': examples(3, 20, 12, 3)}, features)
+    (tmp_path / 'run').mkdir()
+    fields = {'stored_size': 12, 'memory_bytes': 0, 'shared': str(tmp_path / 'run')}
+    if case == 'labels are cached':
+        data.load(config(data_dir=tmp_path / '0', **fields | {'shared': ''}))
+    read, found = [], {}
+    reads = tfds_records._read_labels
+    monkeypatch.setattr(tfds_records, '_read_labels', lambda *given: read.append(given[1]) or reads(*given))
+    # Caches of two machines: what one process saves, the other one does not see.
+    monkeypatch.setattr(tfds_records, '_save', lambda cache, labels: None)
+
+    def load(index):
+        folder = tmp_path / ('1' if case == 'own copies' and index else '0')
+        found[index] = data.load(config(data_dir=folder, **fields))
+
+    assert two_processes(load) == [None, None]
+    assert (
+        sorted(read)
+        == {
+            'first start': ['test', 'train'],
+            'labels are cached': [],
+            'own copies': ['test', 'test', 'train', 'train'],
+        }[case]
+    )
+    for mine, theirs in zip(*found.values(), strict=True):
+        np.testing.assert_array_equal(mine.labels, theirs.labels)
+        assert mine.fingerprint == theirs.fingerprint
+    assert found[0].train.labels.tolist() == [label for _, label in examples(5, 20, 12, 3)]

@@ -219,56 +219,6 @@ def test_missing_process_as_a_command(trainer: Trainer, tmp_path: Path) -> None:
     assert len(done.err.splitlines()) == 1
 
 
-class Client:
-    """The key-value store of several processes, which are threads here."""
-
-    def __init__(self):
-        self.values = {}
-
-    def key_value_set(self, name, value):
-        self.values[name] = value
-
-    def blocking_key_value_get(self, name, wait_ms):
-        end = time.monotonic() + wait_ms / 1000
-        while name not in self.values:
-            if time.monotonic() > end:
-                raise RuntimeError('DEADLINE_EXCEEDED')
-            time.sleep(0.01)
-        return self.values[name]
-
-
-@pytest.fixture
-def two_processes(monkeypatch):
-    """Runs a function of the index in two threads that act as processes; returns their errors."""
-    from threading import local
-
-    from jax._src import distributed
-
-    here = local()
-    monkeypatch.setattr(roll_call.time, 'sleep', lambda seconds, sleep=time.sleep: sleep(min(seconds, 0.05)))
-
-    class State:
-        num_processes = 2
-        client = Client()
-        process_id = property(lambda self: here.index)
-
-    monkeypatch.setattr(distributed, 'global_state', State())
-
-    def run(check, present=(0, 1)):
-        def one(index):
-            here.index = index
-            try:
-                check(index)
-            except UserError as error:
-                return str(error)
-            return None
-
-        with ThreadPoolExecutor(2) as pool:
-            return list(pool.map(one, present))
-
-    return run
-
-
 @pytest.mark.parametrize('case', ['shared', 'apart', 'missing'])
 def test_check_shared(two_processes, tmp_path: Path, case: str) -> None:
     from etils import epath
@@ -352,3 +302,30 @@ def test_views_do_not_depend_on_the_devices() -> None:
     for bits, pixels in found[1:]:
         np.testing.assert_array_equal(bits, found[0][0])
         np.testing.assert_array_equal(pixels, found[0][1])
+
+
+@pytest.mark.parametrize('case', ['same', 'other key', 'has it', 'fails', 'full disk'])
+def test_process_0_makes_what_the_others_need(two_processes, tmp_path: Path, monkeypatch, case: str) -> None:
+    made, found = [], {}
+    if case == 'full disk':
+        monkeypatch.setattr(agreement, 'write_bytes', lambda path, content: (_ for _ in ()).throw(OSError(28, 'full')))
+
+    def check(index):
+        def make() -> bytes:
+            made.append(index)
+            if case == 'fails':
+                raise UserError('no such file')
+            return b'content'
+
+        key = f'key {index}' if case == 'other key' else 'key'
+        needed = not (case == 'has it' and index == 1)
+        found[index] = agreement.made_once('thing', key, str(tmp_path), make, needed=needed)
+
+    said = two_processes(check)
+    assert said == [None, None] if case != 'fails' else ['no such file'] * 2
+    if case != 'fails':
+        assert found == {0: b'content', 1: None if case == 'has it' else b'content'}
+    assert sorted(made) == ([0] if case in ('same', 'has it') else [0, 1])
+    assert bool(contents(tmp_path)) == (case == 'same')
+    two_processes(lambda index: agreement.forget_made(str(tmp_path)))
+    assert not contents(tmp_path)

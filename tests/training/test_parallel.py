@@ -1,6 +1,8 @@
 """The same run on one device, on four, and in two processes with two each has equal losses and equal states."""
 
+import contextlib
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,8 @@ from jax.sharding import Mesh
 from dualcl_jax.data.images.source import image_source
 from dualcl_jax.data.loader import Batch, make_batch
 from dualcl_jax.system.devices import MAPPERS, device_mesh, process_rows, replicate, to_host
-from tests.support.runs import Trainer, column, records, summary
+from tests.support.image_folders import named, write_images
+from tests.support.runs import Trainer, column, finish, free_port, killed_at_last, records, summary
 
 STEPS = 20
 REFERENCE = {'all': 'all-pmap-1', 'top_k': 'top_k-pmap-1'}
@@ -138,3 +141,43 @@ def test_resnet18(trainer: Trainer, tmp_path: Path, mapper: str) -> None:
         ours, expected = column(tmp_path / 'four', name), column(tmp_path / 'one', name)
         assert expected[1] > 1
         np.testing.assert_allclose(ours, expected, rtol=tolerance, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_processes_on_a_folder_measure_what_one_does(trainer: Trainer, tmp_path: Path) -> None:
+    """Each of two processes, with caches of their own, decodes a part of the images for the monitor."""
+    for number, split in enumerate(('train', 'test')):
+        write_images(tmp_path / 'images' / split, named('ab', 20), first=100 * number)
+    for folder in (tmp_path / 'images').rglob(''):
+        os.utime(folder, (1, 1))
+    fields = ['data.name=folder', f'data.path={tmp_path}/images', 'data.memory_bytes=1', 'parallel.workers=1']
+    fields += ['train.steps=2', 'monitor.every_epochs=1', 'negatives.selector=all']
+    trainer.run(tmp_path / 'one', *fields, devices=2)
+    join = (f'--coordinator_address=127.0.0.1:{free_port()}', '--num_processes=2')
+    with contextlib.ExitStack() as stack:
+        started = [
+            stack.enter_context(
+                killed_at_last(
+                    trainer.start(
+                        tmp_path / 'two',
+                        *fields,
+                        *join,
+                        f'--process_id={index}',
+                        within=('env', f'XDG_CACHE_HOME={tmp_path}/cache{index}'),
+                    )
+                )
+            )
+            for index in range(2)
+        ]
+        for process in started:
+            finish(process, 0)
+    assert (summary(tmp_path / 'one')['knn_top1'], summary(tmp_path / 'one')['knn_top1_raw_pixels']) == (
+        pytest.approx(summary(tmp_path / 'two')['knn_top1'], abs=0.03),
+        summary(tmp_path / 'two')['knn_top1_raw_pixels'],
+    )
+    np.testing.assert_allclose(
+        column(tmp_path / 'two', 'train/loss'), column(tmp_path / 'one', 'train/loss'), atol=1e-5
+    )
+    caches = [next((tmp_path / f'cache{index}').rglob('*.npz')).read_bytes() for index in range(2)]
+    assert caches[0] == caches[1]
+    assert not (tmp_path / 'two' / '.from_process_0').exists()

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
+from PIL import Image
 
 from dualcl_jax.data.images.crops import CropRecipe, central_square, crop_rng, draw_boxes
 from dualcl_jax.data.images.decode import Place, cut
@@ -17,13 +18,24 @@ from dualcl_jax.data.source import ArraySource, Splits
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.machine import available_cores
 
+READS = 8
+"""Files that a process reads at a time."""
+
 
 class Files(Protocol):
     """Encoded images by number. Sent to worker processes by pickle."""
 
     def __len__(self) -> int: ...
+    def prepare(self) -> None:
+        """Imports and reads what every process that reads files needs. It must not start a thread."""
+        ...
+
     def read(self, index: int) -> bytes:
-        """The content of a file. Raises UserError where it cannot be read or is not what it was."""
+        """The content of a file; may be called by several threads at once.
+
+        Raises:
+          UserError: it cannot be read or is not what it was.
+        """
         ...
 
     def where(self, index: int) -> str:
@@ -77,7 +89,8 @@ class EncodedSource:
         stored = np.empty((len(indices), self.stored_size, self.stored_size, 3), np.uint8)
 
         def store(row: int) -> None:
-            stored[row] = _cut(self.files, int(indices[row]), central_square, self.stored_size)[0]
+            index = int(indices[row])
+            stored[row] = _cut(self.files, index, self.files.read(index), central_square, self.stored_size)[0]
 
         with ThreadPoolExecutor(available_cores()) as threads:
             for _ in threads.map(store, range(len(indices))):
@@ -109,20 +122,29 @@ class Crops:
     files: Files
     recipe: CropRecipe
 
+    def prepare(self) -> None:
+        self.files.prepare()
+        Image.init()  # Pillow imports its decoders when they are first needed
+
     def blank(self, count: int) -> np.ndarray:
         """uint8 [count, V, size, size, 3], uninitialised."""
         return np.empty((count, *self.recipe.shape), np.uint8)
 
     def make(self, indices: np.ndarray, positions: np.ndarray, seed: int, step: int, out: np.ndarray) -> None:
-        """Writes the crops of the images at `indices` [n] into `out`: uint8 [n, V, size, size, 3]."""
-        for row, (index, position) in enumerate(zip(indices.tolist(), positions.tolist(), strict=True)):
-            place = partial(draw_boxes, crop_rng(seed, step, position), self.recipe)
-            out[row] = _cut(self.files, index, place, self.recipe.size)
+        """Writes the crops of the images at `indices` [n] into `out`: uint8 [n, V, size, size, 3].
+
+        Files are read ahead, `READS` at a time: a file of a network takes as long as its decoding, or longer.
+        """
+        rows = zip(indices.tolist(), positions.tolist(), strict=True)
+        with ThreadPoolExecutor(READS) as threads:
+            contents = threads.map(self.files.read, indices.tolist())
+            for row, ((index, position), encoded) in enumerate(zip(rows, contents, strict=True)):
+                place = partial(draw_boxes, crop_rng(seed, step, position), self.recipe)
+                out[row] = _cut(self.files, index, encoded, place, self.recipe.size)
 
 
-def _cut(files: Files, index: int, place: Place, size: int) -> np.ndarray:
+def _cut(files: Files, index: int, encoded: bytes, place: Place, size: int) -> np.ndarray:
     """The boxes that `place` gives for an image, resized: uint8 [V, size, size, 3]."""
-    encoded = files.read(index)
     try:
         return cut(encoded, place, size)
     except Exception as error:  # any of a decoder's errors; the image could be decoded when it was examined

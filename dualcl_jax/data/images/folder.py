@@ -37,6 +37,9 @@ class IndexedFiles:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def prepare(self) -> None:
+        pass  # the index is at hand
+
     def read(self, index: int) -> bytes:
         return self.index.read(int(self.rows[index]))
 
@@ -86,7 +89,7 @@ def load_encoded(data: Any) -> tuple[EncodedSource, EncodedSource | None]:
         raise UserError(f'data.path={data.path}: must be a local folder; copy it, or mount it')
     if not data.path:
         raise UserError('data.path is empty: with data.name=folder it names a folder of images')
-    index = open_index(os.path.expanduser(data.path))
+    index = open_index(os.path.expanduser(data.path), getattr(data, 'shared', ''))
     check_usable(data.path, index, max_skipped=data.max_skipped)
     chosen = _choose(data, index)
     index, rows, labels = chosen.index, chosen.rows, chosen.labels.labels

@@ -9,12 +9,13 @@ is compared when it is read.
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import PIL
@@ -38,6 +39,7 @@ from dualcl_jax.system.console import progress
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import BROKEN, cache_folder, locked
 from dualcl_jax.system.machine import available_cores
+from dualcl_jax.system.processes.agreement import made_once
 
 FULL_CHECK = 50_000
 LISTED = 10_000
@@ -152,25 +154,58 @@ class Index:
         }
 
 
-def open_index(root: str) -> Index:
+def open_index(root: str, shared: str = '') -> Index:
     """The index of a local folder: from its cache where that is good, else by examining what is new.
+
+    Of the processes of a run that see the same folder, process 0 does this, and the others take its index.
+
+    Args:
+      root: the folder.
+      shared: see `dualcl_jax.data.load`.
 
     Raises:
       UserError: there is no such folder.
     """
     if not os.path.isdir(root):
         raise UserError(f'data.path={root}: no such folder; with data.name=folder it names a local folder of images')
-    cache = _cache_file(root)
+    cache, mine = _cache_file(root), list[Index]()
+    if not shared:
+        return _own_index(root, cache)
+    known = _load(cache, root)
+    fresh = known is not None and known.is_fresh()
+
+    def make() -> bytes:
+        mine.append(_own_index(root, cache))
+        content = io.BytesIO()
+        _write(mine[0], content)
+        return content.getvalue()
+
+    about = os.stat(root)
+    key = repr((os.path.realpath(root), about.st_ino, about.st_mtime_ns))
+    content = made_once('index', key, shared, make, needed=not fresh)
+    if mine:
+        return mine[0]
+    if content is None:
+        assert known is not None
+        return known
+    index = _read(io.BytesIO(content), root)
+    if index is None or not index.is_fresh():  # other files than those of process 0
+        return _own_index(root, cache)
+    with _locked(cache) as writable:
+        if writable:
+            _try_to_save(index, cache)
+    return index
+
+
+def _own_index(root: str, cache: Path) -> Index:
+    """The index of a folder as this process finds it."""
     with _locked(cache) as writable:
         known = _load(cache, root)
         if known and known.is_fresh():
             return known
         index = _examine_all(root, known)
         if writable:
-            try:
-                _save(index, cache)
-            except OSError as error:  # such as a full disk
-                _note_uncached(cache, error)
+            _try_to_save(index, cache)
     return index
 
 
@@ -253,34 +288,50 @@ def _conversions(bits: int) -> str:
     return ', '.join(name for bit, name in enumerate(CONVERSIONS) if bits >> bit & 1)
 
 
+def _try_to_save(index: Index, cache: Path) -> None:
+    """Writes the cache, or says why it cannot be written."""
+    try:
+        _save(index, cache)
+    except OSError as error:  # such as a full disk
+        _note_uncached(cache, error)
+
+
 def _save(index: Index, cache: Path) -> None:
     """Writes the cache, whole or not at all."""
-    arrays = {name: value for name, value in vars(index).items() if isinstance(value, np.ndarray)}
-    about = {'version': VERSION, 'folders': index.folders, 'notes': list(index.notes.items())}
     partial = cache.with_suffix(f'.{os.getpid()}.new')
-    arrays['about'] = np.frombuffer(json.dumps(about).encode(), np.uint8)
     try:
         with partial.open('wb') as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
+            _write(index, file)
         partial.replace(cache)
     except OSError:
         partial.unlink(missing_ok=True)
         raise
 
 
+def _write(index: Index, file: BinaryIO) -> None:
+    arrays = {name: value for name, value in vars(index).items() if isinstance(value, np.ndarray)}
+    about = {'version': VERSION, 'folders': index.folders, 'notes': list(index.notes.items())}
+    arrays['about'] = np.frombuffer(json.dumps(about).encode(), np.uint8)
+    np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
 def _load(cache: Path, root: str) -> Index | None:
     """What the cache holds; None where there is none, or one that cannot be used."""
     try:
-        with cache.open('rb') as file, np.load(file, allow_pickle=False) as archive:
-            about = json.loads(archive['about'].tobytes())
-            if about['version'] != VERSION:
-                return None
-            arrays = {name: archive[name] for name in archive.files if name != 'about'}
-            return Index(
-                root, tuple(about['folders']), **arrays, notes={int(row): note for row, note in about['notes']}
-            )
+        with cache.open('rb') as file:
+            return _read(file, root)
     except FileNotFoundError:
         return None
     except (*BROKEN, LookupError, TypeError) as error:
         print(f'note: {cache} cannot be read ({error}): the images are examined again')
         return None
+
+
+def _read(file: BinaryIO, root: str) -> Index | None:
+    """The index that a file holds; None if another version wrote it. Raises what a damaged file raises."""
+    with np.load(file, allow_pickle=False) as archive:
+        about = json.loads(archive['about'].tobytes())
+        if about['version'] != VERSION:
+            return None
+        arrays = {name: archive[name] for name in archive.files if name != 'about'}
+        return Index(root, tuple(about['folders']), **arrays, notes={int(row): note for row, note in about['notes']})

@@ -48,9 +48,9 @@ def load(data: Any, others: Sequence[str] = ()) -> Splits:
     test_split = next((split for split in ('test', 'validation') if split in splits), None)
     height, width, channels = dict(builder.info.features.items())['image'].shape
     if channels == 3 and None in (height, width):
-        size = stored_size(data)
-        held_out = read_split(builder, test_split, 0, size) if test_split else None
-        return place(data, read_split(builder, 'train', data.limit, size), held_out)
+        size, shared = stored_size(data), getattr(data, 'shared', '')
+        held_out = read_split(builder, test_split, 0, size, shared) if test_split else None
+        return place(data, read_split(builder, 'train', data.limit, size, shared), held_out)
     train = _read_split(data, builder, 'train', data.limit)
     if test_split is None:
         return Splits(train, None)

@@ -17,6 +17,7 @@ from dualcl_jax.data.source import fingerprint, limit_indices
 from dualcl_jax.system.console import progress
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import BROKEN, absolute, cache_folder
+from dualcl_jax.system.processes.agreement import made_once
 
 CHUNK = 256
 TAIL_BYTES = 2**17
@@ -35,6 +36,9 @@ class RecordFiles:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def prepare(self) -> None:
+        _records(self.folder, self.split)  # it opens a shard when it is read
+
     def read(self, index: int) -> bytes:
         try:
             return _records(self.folder, self.split)[int(self.rows[index])]['image']
@@ -45,8 +49,12 @@ class RecordFiles:
         return f'{self.folder}: record {int(self.rows[index])} of {self.split}'
 
 
-def read_split(builder: Any, split: str, limit: int, stored_size: int) -> EncodedSource:
-    """Reads a split of a TFDS builder. Its labels are read once and cached until one of its files changes."""
+def read_split(builder: Any, split: str, limit: int, stored_size: int, shared: str = '') -> EncodedSource:
+    """Reads a split of a TFDS builder. Its labels are read once and cached until one of its files changes.
+
+    Of the processes of a run that have the same files, process 0 reads the labels; see `dualcl_jax.data.load` for
+    `shared`.
+    """
     import tensorflow_datasets as tfds
 
     label = dict(builder.info.features.items()).get('label')
@@ -58,7 +66,7 @@ def read_split(builder: Any, split: str, limit: int, stored_size: int) -> Encode
     labels = np.full(count, -1, np.int32)
     if class_names is not None:
         here = identity, str(absolute(epath.Path(folder))), [path.stat().mtime for path in paths]
-        labels = _cached_labels(folder, split, count, hashlib.sha256(repr(here).encode()).hexdigest())
+        labels = _labels_of(folder, split, count, hashlib.sha256(repr(here).encode()).hexdigest(), shared)
     rows = limit_indices(count, limit).astype(np.int32)
     name = builder.info.full_name
     digest = fingerprint(name, (stored_size, stored_size, 3), class_names, labels[rows], rows, identity)
@@ -81,15 +89,38 @@ def _records(folder: str, split: str) -> Any:
     return builder.as_data_source(split, decoders=decoders, file_format='array_record')
 
 
-def _cached_labels(folder: str, split: str, count: int, key: str) -> np.ndarray:
-    """The label of every record, int32 [N]."""
+def _labels_of(folder: str, split: str, count: int, key: str, shared: str) -> np.ndarray:
+    """The label of every record, int32 [N]: from the cache, from process 0, or from the records.
+
+    Args:
+      folder: of the prepared set.
+      split: of it.
+      count: of records.
+      key: of the files, their places and times.
+      shared: see `dualcl_jax.data.load`.
+    """
     cache = cache_folder() / f'{key[:24]}.npy'
     try:
-        labels = np.load(cache, allow_pickle=False)
+        cached = np.load(cache, allow_pickle=False)
     except BROKEN:  # absent, or cut off
-        labels = np.empty(0, np.int32)
-    if labels.shape == (count,):
-        return labels
+        cached = np.empty(0, np.int32)
+    found = cached.shape == (count,)
+
+    def labels() -> np.ndarray:
+        return cached if found else _read_labels(folder, split, count)
+
+    if shared:
+        content = made_once(f'labels_{split}', key, shared, lambda: labels().tobytes(), needed=not found)
+        known = cached if content is None else np.frombuffer(content, np.int32)
+    else:
+        known = labels()
+    if not found:
+        _save(cache, known)
+    return known
+
+
+def _read_labels(folder: str, split: str, count: int) -> np.ndarray:
+    """Reads all records for their labels, int32 [N]."""
     labels, records = np.empty(count, np.int32), _records(folder, split)
     with progress(count, f'reading labels of {split}') as advance:
         for start in range(0, count, CHUNK):
@@ -97,7 +128,6 @@ def _cached_labels(folder: str, split: str, count: int, key: str) -> np.ndarray:
             for row, record in zip(rows, records.__getitems__(list(rows)), strict=True):
                 labels[row] = record['label']
                 advance()
-    _save(cache, labels)
     return labels
 
 

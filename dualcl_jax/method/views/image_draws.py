@@ -38,6 +38,22 @@ class Jitter(NamedTuple):
     position: jax.Array
 
 
+class ViewParameters(NamedTuple):
+    """All random parameters of one view.
+
+    Attributes:
+      crop: None if the image is already the crop.
+      jitter: of the colours.
+      sigma: of the blur, in pixels.
+      applied: a bool scalar for each of `images.PROBABILITIES`.
+    """
+
+    crop: Crop | None
+    jitter: Jitter
+    sigma: jax.Array
+    applied: dict[str, jax.Array]
+
+
 def draw_crop(
     draws: jax.Array, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> Crop:

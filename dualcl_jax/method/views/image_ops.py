@@ -27,7 +27,7 @@ def crop_and_resize(
     """
     rows = _resize_weights(image.shape[0], top, height, size)
     columns = _resize_weights(image.shape[1], left, width, size)
-    return jnp.clip(_apply_separable(image, rows, columns), 0.0, 1.0)
+    return jnp.clip(apply_separable(image, rows, columns), 0.0, 1.0)
 
 
 def flip(image: jax.Array) -> jax.Array:
@@ -90,7 +90,18 @@ def adjust_hue(image: jax.Array, shift: ArrayLike) -> jax.Array:
     """
     if image.shape[-1] == 1:
         return image
-    red, green, blue = image[..., 0:1], image[..., 1:2], image[..., 2:3]
+    return jnp.concatenate(shift_hue(image[..., 0:1], image[..., 1:2], image[..., 2:3], shift), axis=-1)
+
+
+def shift_hue(
+    red: jax.Array, green: jax.Array, blue: jax.Array, shift: ArrayLike
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`adjust_hue` of channels of any shape.
+
+    Example:
+      >>> [float(channel) for channel in shift_hue(jnp.float32(1), jnp.float32(0), jnp.float32(0), 0.5)]
+      [0.0, 1.0, 1.0]
+    """
     value = jnp.maximum(jnp.maximum(red, green), blue)
     chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
     scale = 1.0 / jnp.where(chroma > 0, chroma, 1.0)
@@ -106,7 +117,7 @@ def adjust_hue(image: jax.Array, shift: ArrayLike) -> jax.Array:
         place = place - 6.0 * jnp.floor(place / 6.0)
         return value - chroma * jnp.clip(jnp.minimum(place, 4.0 - place), 0.0, 1.0)
 
-    return jnp.concatenate([channel(5.0), channel(3.0), channel(1.0)], axis=-1)
+    return channel(5.0), channel(3.0), channel(1.0)
 
 
 def gaussian_blur(image: jax.Array, sigma: ArrayLike) -> jax.Array:
@@ -119,7 +130,7 @@ def gaussian_blur(image: jax.Array, sigma: ArrayLike) -> jax.Array:
       >>> blurred.shape, bool(blurred.max() < 1.0)
       ((1, 3, 1), True)
     """
-    return _apply_separable(image, _blur_weights(image.shape[0], sigma), _blur_weights(image.shape[1], sigma))
+    return apply_separable(image, _blur_weights(image.shape[0], sigma), _blur_weights(image.shape[1], sigma))
 
 
 def solarize(image: jax.Array, threshold: ArrayLike) -> jax.Array:
@@ -141,8 +152,18 @@ def gray(image: jax.Array) -> jax.Array:
     """
     if image.shape[-1] == 1:
         return image
-    red, green, blue = GRAY_WEIGHTS
-    return red * image[..., 0:1] + green * image[..., 1:2] + blue * image[..., 2:3]
+    return luma(image[..., 0:1], image[..., 1:2], image[..., 2:3])
+
+
+def luma(red: jax.Array, green: jax.Array, blue: jax.Array) -> jax.Array:
+    """`gray` of channels of any shape.
+
+    Example:
+      >>> round(float(luma(jnp.float32(0), jnp.float32(1), jnp.float32(0))), 3)
+      0.587
+    """
+    weights = GRAY_WEIGHTS
+    return weights[0] * red + weights[1] * green + weights[2] * blue
 
 
 def blend(image: jax.Array, toward: ArrayLike, factor: ArrayLike) -> jax.Array:
@@ -185,7 +206,13 @@ def _blur_weights(pixels: int, sigma: ArrayLike) -> jax.Array:
     return weights / jnp.sum(weights, axis=1, keepdims=True)
 
 
-def _apply_separable(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """Applies `rows` [O, H] and `columns` [P, W] to [H, W, C], in full float32; returns [O, P, C]."""
+def apply_separable(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """Applies `rows` [O, H] and `columns` [P, W] to [H, W, C], in full float32; returns [O, P, C].
+
+    Example:
+      >>> image = jnp.array([[1.0, 2.0], [3.0, 4.0]])[..., None]
+      >>> apply_separable(image, jnp.full((1, 2), 0.5), jnp.eye(2)[::-1])[..., 0].tolist()  # means of reversed columns
+      [[3.0, 2.0]]
+    """
     image = jnp.einsum('oh,hwc->owc', rows, image, precision=jax.lax.Precision.HIGHEST)
     return jnp.einsum('pw,owc->opc', columns, image, precision=jax.lax.Precision.HIGHEST)

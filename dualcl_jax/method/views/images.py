@@ -16,7 +16,8 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +28,8 @@ from dualcl_jax.data.images.crops import CropRecipe
 from dualcl_jax.method.views.image_draws import (
     CROP_DRAWS,
     JITTER_DRAWS,
-    Crop,
     Jitter,
+    ViewParameters,
     between,
     draw_crop,
     draw_jitter,
@@ -43,6 +44,7 @@ from dualcl_jax.method.views.image_ops import (
     solarize,
     to_grayscale,
 )
+from dualcl_jax.method.views.large_images import LARGE, apply_views
 from dualcl_jax.models.images import ImageInput, resized, to_float
 from dualcl_jax.system.errors import UserError
 
@@ -106,22 +108,6 @@ PRESETS: dict[str, tuple[ViewSpec, ViewSpec]] = {
     'moco_v3': (_MOCO_V3_FIRST, _MOCO_V3_SECOND),  # 2104.02057, for ResNet-50; ViTs there crop from scale .08
     'moco_cifar': (_MOCO_CIFAR, _MOCO_CIFAR),  # torchvision's default crop, no blur
 }
-
-
-class ViewParameters(NamedTuple):
-    """All random parameters of one view.
-
-    Attributes:
-      crop: None if the image is already the crop.
-      jitter: of the colours.
-      sigma: of the blur, in pixels.
-      applied: a bool scalar for each of `PROBABILITIES`.
-    """
-
-    crop: Crop | None
-    jitter: Jitter
-    sigma: jax.Array
-    applied: dict[str, jax.Array]
 
 
 def draw_view(draws: jax.Array, spec: ViewSpec, height: int, width: int) -> ViewParameters:
@@ -235,7 +221,7 @@ def make_views(keys: jax.Array, images: jax.Array, specs: Sequence[ViewSpec], si
 
     View v of an example is `augment(fold_in(key, v), image, specs[v], size)`: it depends only on the example's key, on
     v and on its recipe. Images are uint8 or float in [0, 1]; `specs` and `size` are static. It raises the same errors
-    as `augment`.
+    as `augment`. Views of `LARGE` pixels a side or more are computed by `large_images`: the same up to rounding.
 
     If the host has made the crops, images are [B, V, size, size, C], and the rest of each view is drawn as otherwise.
 
@@ -247,7 +233,7 @@ def make_views(keys: jax.Array, images: jax.Array, specs: Sequence[ViewSpec], si
       >>> make_views(keys, images, PRESETS['moco_v2'], size=16).shape
       (2, 4, 16, 16, 3)
     """
-    images, cropped = to_float(images), images.ndim == 5
+    cropped = images.ndim == 5
     if cropped and images.shape[1:4] != (len(specs), size, size):
         raise ValueError(f'expected crops [B, {len(specs)}, {size}, {size}, C], got {images.shape}')
     height, width = images.shape[-3:-1]
@@ -263,6 +249,20 @@ def make_views(keys: jax.Array, images: jax.Array, specs: Sequence[ViewSpec], si
         return jax.vmap(one)(draws, images)
 
     draws = jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(jnp.arange(len(specs)), keys)
+    if size >= LARGE:
+        parameters = [
+            jax.vmap(partial(draw_view, spec=spec, height=height, width=width))(drawn)
+            for spec, drawn in zip(specs, draws, strict=True)
+        ]
+        return apply_views(
+            images,
+            [drawn._replace(crop=None) for drawn in parameters] if cropped else parameters,
+            used={name for name in PROBABILITIES if any(getattr(spec, name) > 0 for spec in specs)},
+            gray_first=[spec.grayscale_first for spec in specs],
+            thresholds=[spec.solarize_threshold for spec in specs],
+            size=size,
+        )
+    images = to_float(images)
     return jnp.stack(
         [one_view(images[:, view] if cropped else images, draws[view], spec) for view, spec in enumerate(specs)]
     )

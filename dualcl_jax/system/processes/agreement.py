@@ -1,17 +1,21 @@
-"""Checks between joined processes: that they share a workdir and have the same data."""
+"""What joined processes agree on: that they share a workdir and have the same data, which one of them reads."""
 
+import contextlib
 import socket
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from etils import epath
 
 from dualcl_jax.system.errors import RestartError, UserError
+from dualcl_jax.system.files import write_bytes
 from dualcl_jax.system.private_jax import distributed_state
 
 _ONE_WEEK_S = 7 * 24 * 3600.0
 _ANSWER_S = 10.0
+_MADE = '.from_process_0'
 
 
 def check_shared(folder: epath.Path, timeout_s: float) -> None:
@@ -68,6 +72,51 @@ def check_same_data(name: str, fingerprint: str) -> None:
         'give every host the same files, or a folder that they share'
     )
     _compare('data', fingerprint, problem, _ONE_WEEK_S)
+
+
+def made_once(name: str, key: str, folder: str, make: Callable[[], bytes], *, needed: bool = True) -> bytes | None:
+    """What `make` returns: process 0 makes it, and the others that have the same key read it from a shared folder.
+
+    Where process 0 fails, the others make it as well. Every process must call it, after JAX has joined them.
+
+    Args:
+      name: what is made; a process may ask for it once.
+      key: what it is made of. Processes with another key than process 0 make their own.
+      folder: that all processes share; the file is in it until `forget_made`.
+      make: makes it.
+      needed: False if this process has it already; it then gets None, unless it is process 0.
+    """
+    client, index, count = _joined()
+    file = epath.Path(folder) / _MADE / name
+    if index == 0:
+        client.key_value_set(f'dualcl/{name}/key', key)
+        said = 'failed'
+        try:
+            content = make()
+            wanted = [_read(client, f'{name}/{other}', _ONE_WEEK_S, by=other) for other in range(1, count)]
+            with contextlib.suppress(OSError):  # such as a full disk
+                if key in wanted:
+                    file.parent.mkdir(exist_ok=True)
+                    write_bytes(file, content)
+                said = 'made'
+        finally:
+            client.key_value_set(f'dualcl/{name}/made', said)
+        return content
+    client.key_value_set(f'dualcl/{name}/{index}', key if needed else '')
+    if not needed:
+        return None
+    same = _read(client, f'{name}/key', _ONE_WEEK_S, by=0) == key
+    if same and _read(client, f'{name}/made', _ONE_WEEK_S, by=0) == 'made':
+        with contextlib.suppress(OSError):
+            return file.read_bytes()
+    return make()
+
+
+def forget_made(folder: str) -> None:
+    """Removes the files of `made_once`, once every process has what it needs."""
+    if _joined()[1] == 0:
+        with contextlib.suppress(OSError):
+            (epath.Path(folder) / _MADE).rmtree(missing_ok=True)
 
 
 class _MissingError(RuntimeError):
