@@ -1,4 +1,4 @@
-"""Checks between joined processes: that they share a workdir and have the same data."""
+"""Between joined processes: checks that they share a workdir and have the same data, and decisions of process 0."""
 
 import socket
 import time
@@ -68,6 +68,20 @@ def check_same_data(name: str, fingerprint: str) -> None:
         'give every host the same files, or a folder that they share'
     )
     _compare('data', fingerprint, problem, _ONE_WEEK_S)
+
+
+def from_process_0(name: str, text: str) -> str:
+    """Gives every process the text of process 0. Every process must call it, once for a name.
+
+    It waits until process 0 has called it; if that process is lost, the heartbeats or JAX end the wait.
+    """
+    client, index, count = _joined()
+    if count == 1:
+        return text
+    if index == 0:
+        client.key_value_set(f'dualcl/{name}', text)
+        return text
+    return _read(client, name, _ONE_WEEK_S, by=0)
 
 
 class _MissingError(RuntimeError):
