@@ -47,7 +47,7 @@ block and 2.0 ms in blocks of 4 MiB; 4,096 anchors take 5.9 ms, and 7.2 ms in bl
 CPU = Blocks(64 * 2**20, 1, 256 * 2**10)
 """On CPUs a product of few anchors with many keys is slow: in blocks of 16 MiB the head takes a sixth longer. The parts
 fit into a core's cache."""
-SHARDED = Blocks(64 * 2**20, 128, 64 * 2**20)
+SHARDED = Blocks(64 * 2**20, 128)
 """With the slots of one device of a sharded queue: each block needs about ten collectives."""
 
 
