@@ -23,9 +23,9 @@ PROBES = 1
 TPU_PROBES = 8
 """The same on TPUs, where eight cost as much as one by libtpu's estimate, and sixteen 1.7 times as much. The result is
 the same."""
-FIRST_ERROR = 0.05
+FIRST_ERROR = 0.1
 """The error of the first guess, in standard deviations, that the probes of the first pass should cover."""
-ERROR = 0.5
+ERROR = 1.5
 """The error of a guess between two values with n entries between them, in √n entries, that the probes should cover."""
 
 
