@@ -121,67 +121,88 @@ def contrast_with_queue(
       axis_name: the axis of the devices that a sharded queue lies on; each of them has equally many anchors.
     """
     queue = jax.lax.stop_gradient(queue)
-
-    def contrast(
-        anchors: Anchors, positive: jax.Array, similarities: jax.Array, *, closed_form: bool
-    ) -> tuple[QueueContrast, jax.Array, jax.Array]:
-        """The contrast, and the derivatives of each loss by its positive [b] and by its similarities [b, K]."""
-
-        def loss(positive: jax.Array, similarities: jax.Array) -> tuple[jax.Array, Contrast]:
-            allowed = allowed_slots(valid(queue, axis_name), queue.ids, anchors.ids, mask_same_image=mask_same_image)
-            contrast = contrast_similarities(
-                positive,
-                jnp.where(allowed, similarities, -jnp.inf),
-                temperature=temperature,
-                hardness=hardness,
-                select=select,
-                k=k,
-                rngs=anchors.rngs,
-                axis_name=axis_name,
-            )
-            return contrast.loss.sum(), contrast
-
-        if closed_form:  # the loss is -log p, and its derivative (p - 1) / τ, with or without hardness
-            (_, contrast), by_similarity = jax.value_and_grad(loss, argnums=1, has_aux=True)(positive, similarities)
-            by_positive = jnp.expm1(-contrast.loss) / temperature
-        else:
-            differentiated = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-            (_, contrast), (by_positive, by_similarity) = differentiated(positive, similarities)
-        return summarize(contrast, anchors.labels, queue.labels), by_positive, by_similarity
-
-    def block(rows: Rows, *, sizes: Blocks) -> tuple[QueueContrast, jax.Array, jax.Array]:
-        """The contrast, and the derivatives of each loss by its positive [b] and by its anchor through the slots."""
-        anchors, embeddings, positive = rows
-        compared = anchors, positive, cosine(embeddings, queue.keys)
-        of_part = partial(contrast, closed_form=sizes.closed_form)
-        part_bytes = sizes.part_bytes or 4 * compared[2].size
-        summary, by_positive, by_similarity = _in_parts(lambda part: of_part(*part), compared, queue, part_bytes)
-        return summary, by_positive, jnp.matmul(by_similarity, queue.keys, precision=jax.lax.Precision.HIGHEST)
-
-    def in_blocks(rows: Rows, *, sizes: Blocks) -> tuple[QueueContrast, jax.Array, jax.Array]:
-        return _in_parts(partial(block, sizes=sizes), rows, queue, sizes.bytes, sizes.least)
-
+    loss = _Loss(queue, temperature, hardness, select, k, mask_same_image, axis_name)
     held, held_positives = jax.lax.stop_gradient((embeddings, positives))
     positive = (held * held_positives).sum(axis=1)
     if axis_name is None:
         contrasts, by_positive, by_anchor = jax.lax.platform_dependent(
             (anchors, held, positive),
-            cpu=partial(in_blocks, sizes=CPU),
-            tpu=partial(in_blocks, sizes=TPU),
-            default=partial(in_blocks, sizes=GPU),
+            cpu=partial(loss.in_blocks, sizes=CPU),
+            tpu=partial(loss.in_blocks, sizes=TPU),
+            default=partial(loss.in_blocks, sizes=GPU),
         )
     else:
         everyone = jax.lax.all_gather((anchors._replace(rngs=None), held, positive), axis_name, tiled=True)
-        of_slots = in_blocks(everyone, sizes=SHARDED)
-        loss = of_slots[0].loss  # complete on every device; the other values are summed over the devices
+        of_slots = loss.in_blocks(everyone, sizes=SHARDED)
+        losses = of_slots[0].loss  # complete on every device; the other values are summed over the devices
         contrasts, by_positive, by_anchor = jax.lax.psum_scatter(of_slots, axis_name, tiled=True)
         own = jax.lax.axis_index(axis_name) * positive.shape[0]
-        own_loss = jax.lax.dynamic_slice_in_dim(loss, own, positive.shape[0])
+        own_loss = jax.lax.dynamic_slice_in_dim(losses, own, positive.shape[0])
         contrasts = contrasts._replace(loss=own_loss, positive=positive)
     by_anchor += by_positive[:, None] * held_positives
-    loss = _with_gradient(contrasts.loss, embeddings, by_anchor)
-    loss = _with_gradient(loss, positives, by_positive[:, None] * held)
-    return contrasts._replace(loss=loss)
+    losses = _with_gradient(contrasts.loss, embeddings, by_anchor)
+    return contrasts._replace(loss=_with_gradient(losses, positives, by_positive[:, None] * held))
+
+
+class _Loss(NamedTuple):
+    """The loss of anchors against a queue and its derivatives; the fields are arguments of `contrast_with_queue`."""
+
+    queue: Queue
+    temperature: float
+    hardness: float
+    select: Selector
+    k: int | jax.Array
+    mask_same_image: bool
+    axis_name: str | None
+
+    def of_similarities(
+        self, positive: jax.Array, similarities: jax.Array, anchors: Anchors
+    ) -> tuple[jax.Array, Contrast]:
+        """The sum of the losses, and the contrasts, of similarities with positives [b] and with slots [b, K]."""
+        slots_allowed = allowed_slots(
+            valid(self.queue, self.axis_name), self.queue.ids, anchors.ids, mask_same_image=self.mask_same_image
+        )
+        contrast = contrast_similarities(
+            positive,
+            jnp.where(slots_allowed, similarities, -jnp.inf),
+            temperature=self.temperature,
+            hardness=self.hardness,
+            select=self.select,
+            k=self.k,
+            rngs=anchors.rngs,
+            axis_name=self.axis_name,
+        )
+        return contrast.loss.sum(), contrast
+
+    def of_part(self, part: Rows, *, closed_form: bool) -> tuple[QueueContrast, jax.Array, jax.Array]:
+        """The contrast, and the derivatives of each loss by its positive [b] and by its similarities [b, K].
+
+        Args:
+          part: anchors, the similarities with their positives [b], and with all slots [b, K].
+          closed_form: see `Blocks`.
+        """
+        anchors, positive, similarities = part
+        if closed_form:  # the loss is -log p, and its derivative (p - 1) / τ, with or without hardness
+            differentiated = jax.value_and_grad(self.of_similarities, argnums=1, has_aux=True)
+            (_, contrast), by_similarity = differentiated(positive, similarities, anchors)
+            by_positive = jnp.expm1(-contrast.loss) / self.temperature
+        else:
+            differentiated = jax.value_and_grad(self.of_similarities, argnums=(0, 1), has_aux=True)
+            (_, contrast), (by_positive, by_similarity) = differentiated(positive, similarities, anchors)
+        return summarize(contrast, anchors.labels, self.queue.labels), by_positive, by_similarity
+
+    def of_block(self, rows: Rows, *, sizes: Blocks) -> tuple[QueueContrast, jax.Array, jax.Array]:
+        """The contrast, and the derivatives of each loss by its positive [b] and by its anchor through the slots."""
+        anchors, embeddings, positive = rows
+        compared = anchors, positive, cosine(embeddings, self.queue.keys)
+        of_part = partial(self.of_part, closed_form=sizes.closed_form)
+        part_bytes = sizes.part_bytes or 4 * compared[2].size
+        summary, by_positive, by_similarity = _in_parts(of_part, compared, self.queue, part_bytes)
+        return summary, by_positive, jnp.matmul(by_similarity, self.queue.keys, precision=jax.lax.Precision.HIGHEST)
+
+    def in_blocks(self, rows: Rows, *, sizes: Blocks) -> tuple[QueueContrast, jax.Array, jax.Array]:
+        """The same of all rows, one block after the other."""
+        return _in_parts(partial(self.of_block, sizes=sizes), rows, self.queue, sizes.bytes, sizes.least)
 
 
 def _in_parts(function: Callable[[Any], Any], rows: Any, queue: Queue, most_bytes: int, least: int = 1) -> Any:
