@@ -209,7 +209,7 @@ def default_mapper(num_processes: int) -> str:
     """The name of the mapper for a run of this many processes; both give the same states.
 
     In several processes, `jax.pmap` wraps every leaf of the state again in each step, in Python: 709 leaves cost the
-    host about ten times as long as with `jax.shard_map` (`experiments/results/mappers.json`).
+    host about six times as long as with `jax.shard_map` (`experiments/results/mappers.json`).
 
     Example:
       >>> default_mapper(1), default_mapper(2)
