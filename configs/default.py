@@ -187,6 +187,9 @@ def get_config() -> ConfigDict:
 
     config.checkpoint = checkpoint = ConfigDict()
     checkpoint.every_steps = 500  # the last step is always saved; 0: only the last
+    # Also save this many seconds after the last save; 0: off. All processes follow the clock of process 0. With it, a
+    # save that would have to wait until the one before is written is put off.
+    checkpoint.every_seconds = 0.0
     checkpoint.keep = 2  # how many of the newest to keep
     checkpoint.keep_best = 0  # how many of the best by kNN to keep in addition
 
@@ -203,7 +206,7 @@ def get_config() -> ConfigDict:
     sts.path = ''
 
     config.parallel = parallel = ConfigDict()
-    parallel.mapper = 'pmap'  # pmap | shard_map
+    parallel.mapper = 'auto'  # pmap | shard_map | auto: pmap in one process, shard_map in several; the states are equal
     parallel.deterministic = True  # on GPUs, use only kernels with reproducible bits, for an exact resume
     parallel.workers = -1  # decoding processes, for sets that are not in memory; -1: one per core, 0: none
     parallel.timeout_s = 50.0  # how long the processes of a run wait for each other to start

@@ -7,6 +7,7 @@ from dualcl_jax.method.negatives.selectors import AUTO, EXACT, fastest_exact, re
 from dualcl_jax.method.optim import LARS, RATE_LAST
 from dualcl_jax.models.norm import LOCAL
 from dualcl_jax.system.config import flatten
+from dualcl_jax.system.devices import default_mapper
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation per channel, in [0, 1]."""
@@ -17,6 +18,7 @@ def resolve(
     *,
     platform: str,
     num_devices: int,
+    num_processes: int = 1,
     statistics: Statistics | None = None,
     vocabulary: int = 0,
     stored: ConfigDict | None = None,
@@ -24,13 +26,14 @@ def resolve(
     """A frozen copy of a config without open choices.
 
     `negatives.selector`, `optimizer.lars` and `data.hold_out` have a name, `model.norm` has a number of groups,
-    `data.mean` and `data.std` have values, and so has `model.vocabulary` for text. Resolving the result again changes
-    nothing.
+    `data.mean` and `data.std` have values, and so has `model.vocabulary` for text; `parallel.mapper` has a name.
+    Resolving the result again changes nothing.
 
     Args:
       config: validated (`dualcl_jax.method.validation`); it is not changed.
       platform: of the devices of the run, such as 'cpu': decides which selector 'auto' stands for.
       num_devices: of the run: decides how many groups `model.norm='local'` stands for.
+      num_processes: of the run: decides which mapper 'auto' stands for, whatever the run had before.
       statistics: of the training images, for a config whose `data.mean` is empty; None leaves it empty.
       vocabulary: the number of tokens of the tokenizer, for a config whose `model.vocabulary` is 0.
       stored: the resolved config of the run in the workdir. A selector chosen there for 'auto' and the groups chosen
@@ -41,6 +44,8 @@ def resolve(
     fields['model']['norm'] = _norm(config, num_devices, stored)
     fields['optimizer']['lars'] = _lars(config, stored)
     fields['data']['hold_out'] = resolve_hold_out(config, stored)
+    mapper = config.parallel.mapper
+    fields['parallel']['mapper'] = default_mapper(num_processes) if mapper == AUTO else mapper
     fields['model']['vocabulary'] = config.model.vocabulary or vocabulary
     if statistics is not None and not config.data.mean:
         fields['data']['mean'], fields['data']['std'] = statistics

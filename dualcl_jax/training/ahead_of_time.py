@@ -1,6 +1,7 @@
 """What a compiled step needs: memory by part, operations, collectives, and the least time that a device allows."""
 
 import importlib.util
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -105,11 +106,13 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> dict[str, Any]:
       - `flops_per_device`: the operations of one step;
       - `collectives` by kind and `collective_bytes`, as `dualcl_jax.training.cost` counts them;
       - `compute_seconds`: the time of one step's arithmetic at full speed;
-      - `memory_seconds`: the time of the compiled program's reads and writes by XLA's estimate, which counts the body
-        of each loop once;
+      - `accessed_bytes`: the compiled program's reads and writes by XLA's estimate, which counts the body of each loop
+        once, and the further reads of the queue in loops over blocks of anchors;
+      - `memory_seconds`: their time;
       - `roofline_seconds`: the longer of the two;
       - `queue_and_head_bytes`: the memory of the queue and the loss of one view order, compiled alone;
-      - `roofline_head_seconds`: the time of the losses of one step, each of which reads the queue once.
+      - `queue_reads`: how often the losses of one step read the keys of the queue;
+      - `roofline_head_seconds`: the time of these losses: of their arithmetic or of these reads.
 
     Raises:
       UserError: the config has a mistake, or cannot be divided over the devices.
@@ -121,6 +124,7 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> dict[str, Any]:
         config,
         platform=devices[0].platform,
         num_devices=len(devices),
+        num_processes=len({device.process_index for device in devices}),
         statistics=(ASSUMED_MEAN, ASSUMED_STD),
         vocabulary=VOCABULARY,
     )
@@ -134,6 +138,7 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> dict[str, Any]:
     state = shapes(jax.eval_shape(partial(create_train_state, method)), mesh, specs)
     batch = shapes(batch_spec(example, size), mesh, PartitionSpec(AXIS))
     counted = cost.count(ShardMapMapper(mesh, specs).map(step).trace(state, batch).jaxpr, device.platform)
+    head, further = _head(method, mesh, limits, size)
     report = {
         'fits': False,
         'device_kind': device.device_kind,
@@ -151,8 +156,9 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> dict[str, Any]:
         'flops_per_device': counted.flops,
         'collectives': counted.collectives,
         'collective_bytes': sum(kind['bytes'] for kind in counted.collectives.values()),
+        'accessed_bytes': None,
         **_roofline(limits, counted, None),
-        **_head(method, mesh, limits, size),
+        **head,
     }
     try:
         compiled = MAPPERS[config.parallel.mapper](mesh, specs).lower(step, state, batch).compile()
@@ -165,17 +171,27 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> dict[str, Any]:
         'activations and temporaries': used.temp_size_in_bytes,
         'program': used.generated_code_size_in_bytes,
     }
-    total = _total(used)
+    total, accessed = _total(used), (compiled.cost_analysis() or {}).get('bytes accessed')
+    if accessed is not None:
+        accessed = round(accessed) + further
     return report | {
         'fits': None if limits.memory is None else total <= limits.memory,
         'bytes_per_device': total,
-        **_roofline(limits, counted, (compiled.cost_analysis() or {}).get('bytes accessed')),
+        'accessed_bytes': accessed,
+        **_roofline(limits, counted, accessed),
     }
 
 
-def _head(method: Method, mesh: Mesh, limits: Limits, batch_size: int) -> dict[str, Any]:
-    """Reports on the loss of one view order and its gradient, compiled alone with the queue or the keys of a batch."""
-    orders = 2 if method.symmetric else 1
+def _head(method: Method, mesh: Mesh, limits: Limits, batch_size: int) -> tuple[dict[str, Any], int]:
+    """Reports on the loss of one view order and its gradient, compiled alone with the queue or the keys of a batch.
+
+    With accumulation, it is that of one part of the batch.
+
+    Returns:
+      The part of the report, and the bytes of the queue that all losses of a step read in further iterations of loops.
+    """
+    times = (2 if method.symmetric else 1) * (2 if method.key_weight and method.key_term == 'queue' else 1)
+    times, rows = times * method.accumulate_steps, batch_size // method.accumulate_steps
 
     def loss(embeddings: jax.Array, positives: jax.Array, anchors: Anchors, queue: Queue) -> jax.Array:
         return contrast(method, queue, embeddings, positives, anchors=anchors, k=method.num_negatives).loss.sum()
@@ -185,23 +201,29 @@ def _head(method: Method, mesh: Mesh, limits: Limits, batch_size: int) -> dict[s
         return value[None], gradient
 
     def arguments() -> tuple[jax.Array, Anchors, Queue]:
-        embeddings, column = jnp.zeros((batch_size, method.dim)), jnp.zeros(batch_size, jnp.int32)
-        anchors = Anchors(column, column, column, jax.random.split(jax.random.key(0), batch_size))
+        embeddings, column = jnp.zeros((rows, method.dim)), jnp.zeros(rows, jnp.int32)
+        anchors = Anchors(column, column, column, jax.random.split(jax.random.key(0), rows))
         if method.queue_size:
             return embeddings, anchors, empty_queue(method.queue_size, method.dim)
-        return embeddings, anchors, batch_queue(embeddings, column, column, column[0])
+        keys, column = jnp.zeros((batch_size, method.dim)), jnp.zeros(batch_size, jnp.int32)
+        return embeddings, anchors, batch_queue(keys, column, column, column[0])
 
     own = PartitionSpec(AXIS)
     specs = own, own, queue_specs(method)
     described = tuple(shapes(part, mesh, spec) for part, spec in zip(jax.eval_shape(arguments), specs, strict=True))
     mapped = jax.shard_map(head, mesh=mesh, in_specs=specs, out_specs=own, check_vma=False)
     traced = jax.jit(mapped).trace(*described)
-    counted = cost.count(traced.jaxpr, mesh.devices.flat[0].platform)
-    times = _roofline(limits, counted, bytes_per_device(described[2]))['roofline_seconds']
-    return {
+    keys = described[2].keys
+    shape = keys.sharding.shard_shape(keys.shape)
+    counted = cost.count(traced.jaxpr, mesh.devices.flat[0].platform, shape)
+    size = 4 * math.prod(shape)
+    least = _roofline(limits, counted, counted.reads * size)['roofline_seconds']
+    report = {
         'queue_and_head_bytes': _total(traced.lower().compile().memory_analysis()),
-        'roofline_head_seconds': None if times is None else orders * times,
+        'queue_reads': times * counted.reads,
+        'roofline_head_seconds': None if least is None else times * least,
     }
+    return report, times * counted.repeated_reads * size
 
 
 def _roofline(limits: Limits, counted: cost.Cost, accessed: float | None) -> dict[str, float | None]:
@@ -266,6 +288,7 @@ def show(report: dict[str, Any]) -> None:
     table.add_row('operations of a step', f'{report["flops_per_device"]:.3g}')
     for kind, found in report['collectives'].items():
         table.add_row(f'{kind} × {found["count"]:,}', _size(found['bytes']))
+    table.add_row('reads of the queue or the keys', f'{report["queue_reads"]:,}')
     for name, field in (
         ('arithmetic', 'compute_seconds'),
         ('memory', 'memory_seconds'),

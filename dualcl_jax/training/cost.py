@@ -28,25 +28,36 @@ class Cost(NamedTuple):
       flops: the operations of matrix products and convolutions; a multiplication and an addition count as two.
       passes: the same, but each float32 operation counts once for each pass that a TPU needs.
       collectives: for each kind, its `count` and the `bytes` of the results.
+      reads: how many matrix products take the table that was asked for.
+      repeated_reads: how many of them are further iterations of a loop.
     """
 
     flops: int
     passes: int
     collectives: dict[str, dict[str, int]]
+    reads: int
+    repeated_reads: int
 
 
-def count(jaxpr: Any, platform: str) -> Cost:
+def count(jaxpr: Any, platform: str, table: tuple[int, int] | None = None) -> Cost:
     """Counts the cost of a jaxpr on 'cpu', 'gpu' or 'tpu'. A `shard_map` counts as the cost of one device.
 
     A condition counts as its most expensive branch. The body of a loop whose length depends on data counts once.
+
+    Args:
+      jaxpr: of a traced program.
+      platform: decides between branches for different platforms.
+      table: the shape of a matrix, such as the keys of a queue, whose products are counted as `reads`, also if it is
+        transposed.
     """
-    total = _count(jaxpr, platform)
+    total = _count(jaxpr, platform, table)
     kinds = sorted({kind for name, kind in total if name == 'count'})
     collectives = {kind: {name: total[name, kind] for name in ('count', 'bytes')} for kind in kinds}
-    return Cost(total['flops', ''], total['passes', ''], collectives)
+    reads, written = total['reads', ''], total['written', '']
+    return Cost(total['flops', ''], total['passes', ''], collectives, reads, reads - written)
 
 
-def _count(jaxpr: Any, platform: str) -> Counter[tuple[str, str]]:
+def _count(jaxpr: Any, platform: str, table: tuple[int, int] | None) -> Counter[tuple[str, str]]:
     total: Counter[tuple[str, str]] = Counter()
     for equation in getattr(jaxpr, 'jaxpr', jaxpr).eqns:
         name, params = equation.primitive.name, equation.params
@@ -54,18 +65,21 @@ def _count(jaxpr: Any, platform: str) -> Counter[tuple[str, str]]:
             flops = _product_flops(equation)
             total['flops', ''] += flops
             total['passes', ''] += flops * _passes(equation)
+            if table and any(sorted(operand.aval.shape) == sorted(table) for operand in equation.invars):
+                total['reads', ''] += 1
+                total['written', ''] += 1
         elif name in KINDS:
             total['count', KINDS[name]] += 1
             total['bytes', KINDS[name]] += sum(
                 math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in equation.outvars
             )
         elif name == 'cond':
-            branches = [_count(branch, platform) for branch in _branches(params, platform)]
+            branches = [_count(branch, platform, table) for branch in _branches(params, platform)]
             total.update(max(branches, key=lambda found: (found['flops', ''], sum(found.values()))))
         else:
             for part in _jaxprs(params):
-                for key, value in _count(part, platform).items():
-                    total[key] += value * params.get('length', 1)
+                for key, value in _count(part, platform, table).items():
+                    total[key] += value * (1 if key[0] == 'written' else params.get('length', 1))
     return total
 
 

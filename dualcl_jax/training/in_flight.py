@@ -74,6 +74,7 @@ class InFlight:
         plan = self._run.plan
         values = {name: float(value.squeeze()) for name, value in to_host(metrics).items()}
         values |= {'train/epoch': step / plan.steps_per_epoch} | self.pace.recent(self._loader.wait_seconds)
+        values['time/save_wait_seconds'] = self._run.checkpoints.waited_s
         record = self._log.write(step, self._run.wall_time_s(), values)
         text = summary.status(record, plan.splits.train.kind, *(self._log.last(score) for score in SCORES))
         self._console.status(step, text, self.pace.seconds_per_step())

@@ -88,7 +88,7 @@ def _train(
     step_fn = _compile(run, state, log)
     state = run.mapper.put_state(state)  # the step may reuse its buffers, so nothing else may refer to them
     loader = _loader(run)
-    in_flight = InFlight(run, log, console, loader)
+    in_flight, save_schedule = InFlight(run, log, console, loader), run.save_schedule()
     trace = Trace(str(plan.folder / 'profile'), plan.start_step, traced_steps)
     with run.checkpoints, loader, trace, tracker:
         heartbeat.enter('input', step + 1, settled=step)
@@ -100,7 +100,7 @@ def _train(
             trace.after(step, metrics)
             in_flight.add(step, metrics)
             stops = stop.after(step)
-            measures, saves = run.measures_after(step), run.saves_after(step) or stops
+            measures, saves = run.measures_after(step), save_schedule.after(step) or stops
             in_flight.settle(0 if measures or saves or first else IN_FLIGHT)
             console.step(step)
             if measures or saves:

@@ -119,6 +119,7 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = 
         config,
         platform=mesh.devices.flat[0].platform,
         num_devices=mesh.devices.size,
+        num_processes=jax.process_count(),
         statistics=statistics,
         vocabulary=_vocabulary(splits.train),
         stored=stored,

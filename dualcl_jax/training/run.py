@@ -18,6 +18,7 @@ from dualcl_jax.system.config import accepted_sha256, method_sha256
 from dualcl_jax.system.devices import MAPPERS, Mapper, place
 from dualcl_jax.system.files import write_bytes
 from dualcl_jax.training.plan import Plan, make_plan
+from dualcl_jax.training.saves import SaveSchedule
 from dualcl_jax.workdir.checkpoint import Checkpoint, Checkpoints
 from dualcl_jax.workdir.folder import (
     check_same_images,
@@ -85,10 +86,16 @@ class Run:
         period = self.plan.config.monitor.every_epochs * self.plan.steps_per_epoch
         return bool(self.monitors) and (step == self.plan.total_steps or step % period == 0)
 
-    def saves_after(self, step: int) -> bool:
-        """Whether a checkpoint is saved after a step, even if nothing stops the run."""
-        total = self.plan.total_steps
-        return step == total or step % (self.plan.config.checkpoint.every_steps or total) == 0
+    def save_schedule(self) -> SaveSchedule:
+        """After which steps checkpoints are saved, even if nothing stops the run; its clock starts now."""
+        settings = self.plan.config.checkpoint
+        return SaveSchedule(
+            total_steps=self.plan.total_steps,
+            start_step=self.plan.start_step,
+            every_steps=settings.every_steps,
+            every_seconds=settings.every_seconds,
+            busy=self.checkpoints.busy,
+        )
 
 
 def open_run(config: ConfigDict, workdir: str, *, extend: bool = False) -> tuple[Run, TrainState]:

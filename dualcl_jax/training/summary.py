@@ -127,6 +127,7 @@ def results(
         'images_seen': plan.total_steps * plan.config.train.batch_size,
         'images_per_second': rates.get('time/images_per_second', log.last('time/images_per_second')),
         'input_wait_fraction': rates.get('time/input_wait_fraction', log.last('time/input_wait_fraction')),
+        'save_wait_seconds': round(run.checkpoints.waited_s, 3),
         'skipped_steps': list(skipped_steps),
         'extended_at': list(run.past.extended_at),
         'loss': log.last('train/loss'),
@@ -156,6 +157,8 @@ def closing(summary: Mapping[str, Any], workdir: epath.Path) -> str:
     """The last lines that a finished run prints."""
     loss = 'not measured' if summary['loss'] is None else f'{summary["loss"]:.3f}'
     lines = [f'done: {summary["step"]:,} steps in {duration(summary["wall_time_s"])}, loss {loss}']
+    if summary.get('save_wait_seconds') is not None:
+        lines[0] += f'; waited {summary["save_wait_seconds"]:.1f} s for checkpoints'
     if summary['knn_top1'] is not None:
         data = summary['config']['data']
         split = 'validation' if data['validation_fraction'] else 'test'

@@ -8,6 +8,7 @@ checkpoint also stores its kNN accuracy, because Orbax remembers only the accura
 import json
 import os
 import re
+import time
 from collections.abc import Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -79,6 +80,10 @@ class Checkpoints:
       keep: how many of the newest checkpoints to keep.
       keep_best: how many of the best by kNN to keep in addition.
       read_only: change nothing in the directory, not even unfinished checkpoints that a run left there.
+
+    Attributes:
+      waited_s: seconds that saving has held up the caller: copies off the devices, and waiting for the checkpoint
+        before or for the last one.
     """
 
     def __init__(self, directory: epath.Path, *, keep: int = 1, keep_best: int = 0, read_only: bool = False) -> None:
@@ -101,6 +106,7 @@ class Checkpoints:
         self._saved = self._manager.latest_step()
         self._saving: int | None = None
         self._problem, self._usable, self._away = '', True, False
+        self.waited_s = 0.0
 
     def _open(self) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(self._directory, options=self._options)
@@ -130,6 +136,7 @@ class Checkpoints:
         Raises:
           UserError: the copies of the state differ between devices; or saving failed in a run of several processes.
         """
+        began = time.monotonic()
         sealed = seal(record | {'checksums': checksums(state), BEST: knn_top1})
         self._rank(step, sealed)
         before, self._problem = self._wait(), ''
@@ -142,7 +149,12 @@ class Checkpoints:
             )
         except Exception as error:  # Orbax and tensorstore raise many types for one fact
             self._problem = self._failed(error)
+        self.waited_s += time.monotonic() - began
         return self._problem or before
+
+    def busy(self) -> bool:
+        """Whether a checkpoint is still being written, so that `save` would wait."""
+        return self._saving is not None and self._manager.is_saving_in_progress()
 
     def _wait(self) -> str:
         """Waits for the checkpoint that is being saved. Returns what went wrong, or an empty text."""
@@ -183,7 +195,9 @@ class Checkpoints:
         Raises:
           UserError: the checkpoint could not be saved.
         """
+        began = time.monotonic()
         self._problem = self._wait()
+        self.waited_s += time.monotonic() - began
         if self._problem:
             raise self._error(self._problem)
 

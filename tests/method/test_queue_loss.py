@@ -13,6 +13,7 @@ from dualcl_jax.method.negatives import queue_loss
 from dualcl_jax.method.negatives.queue import Queue, empty_queue, enqueue, valid
 from dualcl_jax.method.negatives.queue_loss import Anchors, QueueContrast, contrast_with_queue, summarize
 from dualcl_jax.method.negatives.selectors import SELECTORS, allowed_slots, select_ring
+from dualcl_jax.training import cost
 
 B, K, D, SELECTED = 12, 40, 8, 9
 SELECT: dict[str, Callable] = {**SELECTORS, 'ring': partial(select_ring, skip=3)}
@@ -46,13 +47,20 @@ def as_a_whole(
     return summarize(contrast, rows.labels, queue.labels)
 
 
-@pytest.mark.parametrize(('filled', 'anchors_in_a_block'), [(0, B), (5, 4), (30, B), (30, 1)])
+@pytest.mark.parametrize(
+    ('filled', 'anchors_in_a_block', 'closed_form'),
+    [(0, B, False), (0, B, True), (5, 4, True), (30, B, False), (30, 1, True)],
+)
 @pytest.mark.parametrize(('selector', 'hardness'), [*((selector, 0.0) for selector in SELECT), ('all', 1.5)])
 def test_equals_info_nce(
-    monkeypatch: pytest.MonkeyPatch, selector: str, hardness: float, anchors_in_a_block: int, filled: int
+    monkeypatch: pytest.MonkeyPatch,
+    selector: str,
+    hardness: float,
+    anchors_in_a_block: int,
+    closed_form: bool,
+    filled: int,
 ) -> None:
-    monkeypatch.setattr(queue_loss, 'CPU_BLOCK_BYTES', anchors_in_a_block * K * 4)
-    monkeypatch.setattr(queue_loss, 'CPU_CACHE_BYTES', 2 * K * 4)
+    monkeypatch.setattr(queue_loss, 'CPU', queue_loss.Blocks(anchors_in_a_block * K * 4, 1, 2 * K * 4, closed_form))
     anchors, positives, rows, queue = make(filled)
     weights = jnp.linspace(0.5, 2.0, B)  # so that the gradients of the rows differ
 
@@ -98,3 +106,31 @@ def test_the_queue_gets_no_gradient() -> None:
         return contrast.loss.sum()
 
     assert not jax.jit(jax.grad(loss))(queue.keys).any()
+
+
+@pytest.mark.parametrize(
+    ('bytes_', 'least', 'blocks'), [(4 * K, 1, B), (4 * K, 5, 2), (4 * K, 100, 1), (4 * 4 * K, 1, 3), (2**20, 1, 1)]
+)
+def test_reads_of_the_queue(monkeypatch: pytest.MonkeyPatch, bytes_: int, least: int, blocks: int) -> None:
+    """The roofline counts as many reads as the program makes: two for each block that runs."""
+    runs: list[int] = []
+    whole = queue_loss.cosine
+
+    def observed(anchors: jax.Array, keys: jax.Array) -> jax.Array:
+        jax.debug.callback(lambda: runs.append(len(anchors)))
+        return whole(anchors, keys)
+
+    monkeypatch.setattr(queue_loss, 'CPU', queue_loss.Blocks(bytes_, least, 2 * K * 4))
+    monkeypatch.setattr(queue_loss, 'cosine', observed)
+    anchors, positives, rows, queue = make()
+
+    def loss(anchors: jax.Array) -> jax.Array:
+        return contrast_with_queue(
+            anchors, positives, rows, queue, temperature=0.2, select=SELECT['all'], k=1, mask_same_image=True
+        ).loss.sum()
+
+    traced = jax.jit(jax.grad(loss)).trace(anchors)
+    jax.block_until_ready(traced.lower().compile()(anchors))
+    jax.effects_barrier()
+    assert runs == [B // blocks] * blocks
+    assert cost.count(traced.jaxpr, 'cpu', queue.keys.shape).reads == 2 * blocks

@@ -29,7 +29,8 @@ def test_the_config_given_is_not_changed(fields: tuple[str, ...]) -> None:
     resolved = resolve(config, platform='cpu', num_devices=1, statistics=STATISTICS)
     assert config == config_with(*fields)
     changed = {field for field, value in flatten(resolved) if value != dict(flatten(config))[field]}
-    assert changed <= {'negatives.selector', 'optimizer.lars', 'model.norm', 'data.hold_out', 'data.mean', 'data.std'}
+    filled_in = 'negatives.selector', 'optimizer.lars', 'model.norm', 'data.hold_out', 'parallel.mapper'
+    assert changed <= {*filled_in, 'data.mean', 'data.std'}
     override(config, ['views.hue=0.25', 'seed=9'])
     assert resolved == resolve(
         config_with(*fields), platform='cpu', num_devices=1, statistics=STATISTICS
@@ -70,6 +71,23 @@ def test_resolving_twice_changes_nothing(fields: tuple[str, ...]) -> None:
 )
 def test_selector(platform: str, fields: tuple[str, ...], name: str) -> None:
     assert resolve(config_with(*fields), platform=platform, num_devices=1).negatives.selector == name
+
+
+@pytest.mark.parametrize(
+    ('requested', 'stored', 'processes', 'name'),
+    [
+        ('auto', 'pmap', 1, 'pmap'),
+        ('auto', 'pmap', 2, 'shard_map'),
+        ('auto', 'shard_map', 1, 'pmap'),  # the states are equal, so a run may change it
+        ('pmap', 'shard_map', 2, 'pmap'),
+        ('shard_map', 'pmap', 1, 'shard_map'),
+    ],
+)
+def test_mapper(requested: str, stored: str, processes: int, name: str) -> None:
+    config, before = (config_with(f'parallel.mapper={mapper}') for mapper in (requested, stored))
+    resolved = resolve(config, platform='cpu', num_devices=2, num_processes=processes, stored=before)
+    assert resolved.parallel.mapper == name
+    assert method_sha256(resolved) == method_sha256(resolve(before, platform='cpu', num_devices=2))
 
 
 @pytest.mark.parametrize(
@@ -144,7 +162,7 @@ def test_statistics_fill_a_config_without_them() -> None:
 def test_what_a_workdir_stores() -> None:
     """It stores the same text, with the same hash in every checkpoint, as if the fields had been set by hand."""
     resolved = resolve(config_with(), platform='tpu', num_devices=1, statistics=STATISTICS)
-    config = config_with('negatives.selector=threshold', 'data.hold_out=stratified')
+    config = config_with('negatives.selector=threshold', 'data.hold_out=stratified', 'parallel.mapper=pmap')
     config.data.mean, config.data.std = STATISTICS
     assert to_json(resolved) == to_json(config)
     assert method_sha256(resolved) == method_sha256(config)

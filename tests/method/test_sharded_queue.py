@@ -84,7 +84,8 @@ def differentiated(
 )
 def test_contrast(monkeypatch: pytest.MonkeyPatch, devices: int, selector: str) -> None:
     """There are several blocks of anchors. The queue is empty, nearly empty, or full of different or of equal keys."""
-    monkeypatch.setattr(queue_loss, 'SHARDED_BLOCK_BYTES', 4 * 4 * K // devices)
+    size = 4 * 4 * K // devices
+    monkeypatch.setattr(queue_loss, 'SHARDED', queue_loss.Blocks(size, 1))
     replicated = jax.jit(partial(differentiated, selector, None))
     sharded = on_devices(devices, partial(differentiated, selector, AXIS), (SLOTS, QUEUE, SLOTS), SLOTS)
     weights = jnp.linspace(0.5, 2.0, B)  # so that the gradients of the rows differ

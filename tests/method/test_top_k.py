@@ -1,5 +1,8 @@
 """Compares the k largest entries found by counting with a stable sort in NumPy."""
 
+from collections.abc import Callable
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
+from dualcl_jax.method.negatives import top_k
 from dualcl_jax.method.negatives.top_k import largest
 
 
@@ -18,7 +22,17 @@ def by_sorting(values: np.ndarray, k: int) -> np.ndarray:
     return chosen & (values > -np.inf)
 
 
-find = jax.jit(largest)
+def finder(probes: int) -> Callable[..., jax.Array]:
+    """`largest` with this many probes in a pass."""
+
+    def find(values: jax.Array, k: jax.Array) -> jax.Array:
+        with mock.patch.object(top_k, 'PROBES', probes):
+            return largest(values, k)
+
+    return jax.jit(find)
+
+
+FIND = {probes: finder(probes) for probes in (top_k.PROBES, top_k.TPU_PROBES)}
 
 ENTRIES = st.one_of(
     st.floats(-1.0, 1.0, width=32, allow_subnormal=False).map(lambda x: x + 0.0),
@@ -30,7 +44,8 @@ ENTRIES = st.one_of(
 @settings(max_examples=200)
 @given(st_numpy.arrays(np.float32, (3, 17), elements=ENTRIES), st.integers(0, 20))
 def test_any_values(values: np.ndarray, k: int) -> None:
-    np.testing.assert_array_equal(find(jnp.asarray(values), k), by_sorting(values, k))
+    for find in FIND.values():
+        np.testing.assert_array_equal(find(jnp.asarray(values), k), by_sorting(values, k))
 
 
 @pytest.mark.parametrize('k', [1, 100, 1024, 5000])
@@ -47,7 +62,14 @@ def test_long_rows(kind: str, k: int) -> None:
     elif kind == 'mostly forbidden':
         values = np.where(rng.random(values.shape) < 0.9, -np.inf, values)
     values = values.astype(np.float32)
-    np.testing.assert_array_equal(find(jnp.asarray(values), k), by_sorting(values, k))
+    for find in FIND.values():
+        np.testing.assert_array_equal(find(jnp.asarray(values), k), by_sorting(values, k))
+
+
+def test_several_probes_take_fewer_passes() -> None:
+    values = jnp.asarray(np.random.default_rng(0).normal(size=(64, 2**14)), jnp.float32)
+    passes = [int(top_k._search(values, jnp.int32(4000), None, probes).turn) for probes in FIND]
+    assert passes[1] <= 8 < passes[0]
 
 
 def test_k_may_be_traced() -> None:

@@ -21,11 +21,13 @@ from dualcl_jax.method.negatives.queue import Queue, noise_queue
 from dualcl_jax.method.negatives.queue_loss import Anchors, contrast_with_queue
 from dualcl_jax.method.negatives.selectors import SELECTORS
 from dualcl_jax.system.config import load_config
+from dualcl_jax.training import cost
 from dualcl_jax.training.ahead_of_time import compile_step, topology_devices
 from tests.support.runs import REPOSITORY
 
 FIELDS = {'fits', 'bytes_per_device', 'memory_bytes', 'global_batch', 'flops_per_device', 'collective_bytes'}
 FIELDS |= {'bytes_by_part', 'collectives', 'devices', 'device_kind', 'queue_and_head_bytes', 'roofline_seconds'}
+FIELDS |= {'queue_reads', 'accessed_bytes'}
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec('libtpu') is None, reason="needs libtpu: pip install -e '.[tpu]'"
 )
@@ -45,6 +47,13 @@ def tiny(**fields: Any) -> ConfigDict:
 
 def shaped(tree: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+
+def trips(program: str) -> list[int]:
+    """How often each loop of a compiled program runs whose number of iterations is a constant."""
+    conditions = re.findall(r'-> pred\[\] \{\n(.*?)\n\}', program, flags=re.DOTALL)
+    counted = [text for text in conditions if re.search(r'ROOT \S+ = pred\S* compare\(.*direction=LT', text)]
+    return [int(number) for text in counted for number in re.findall(r's32\[\]\S* constant\((\d+)\)', text)]
 
 
 @pytest.fixture
@@ -82,6 +91,7 @@ def test_the_command_on_this_machine(compile_, tmp_path: Path) -> None:
     assert report['bytes_per_device'] >= sum(parts.values()) - parts['batch']
     assert parts['activations and temporaries'] > 0
     assert report['collectives']['all-reduce']['bytes'] >= 4 * parameters  # the gradient
+    assert report['queue_reads'] == 2 * 2  # for each view order: similarities, and their gradient
     assert report['collective_bytes'] == sum(kind['bytes'] for kind in report['collectives'].values())
     assert (
         report['roofline_seconds'] is report['roofline_head_seconds'] is None
@@ -144,7 +154,10 @@ def test_unknown_topology(compile_) -> None:
 @needs_libtpu
 @pytest.mark.parametrize('k', [1024, 16_384])
 def test_head_on_tpu(k: int) -> None:
-    """Exact hard negatives of 65,536 keys for 256 anchors need little memory, and similarities at full precision."""
+    """Exact hard negatives of 65,536 keys for 256 anchors need little memory, and similarities at full precision.
+
+    The program reads the queue as often as the roofline counts: twice in each of two blocks.
+    """
     one = NamedSharding(Mesh(np.array(topology_devices('v5e:1x1')), ('batch',)), PartitionSpec())
 
     def loss(anchors: jax.Array, rows: Anchors, queue: Queue) -> jax.Array:
@@ -165,11 +178,13 @@ def test_head_on_tpu(k: int) -> None:
         rows = Anchors(column, column, column, jax.random.split(jax.random.key(0), 256))
         return embedding, rows, noise_queue(jax.random.key(0), 65_536, 128)
 
-    lowered = jax.jit(jax.value_and_grad(loss)).lower(*shaped(jax.eval_shape(arguments), one))
-    compiled = lowered.compile()
+    traced = jax.jit(jax.value_and_grad(loss)).trace(*shaped(jax.eval_shape(arguments), one))
+    compiled = traced.lower().compile()
     assert compiled.memory_analysis().temp_size_in_bytes <= 20e6
     products = re.findall(r'= (\w+)\[([\d,]+)\]\S* (?:convolution|dot)\((.*)', compiled.as_text())
-    assert {shape for _, shape, _ in products} == {'16,65536', '16,128'}  # blocks of similarities, and their gradient
+    assert {shape for _, shape, _ in products} == {'128,65536', '128,128'}  # blocks of similarities, and their gradient
+    (blocks,) = trips(compiled.as_text())
+    assert cost.count(traced.jaxpr, 'tpu', (65_536, 128)).reads == len(products) * blocks == 4
     for dtype, _, rest in products:
         assert dtype == 'f32'
         assert 'operand_precision={highest,highest}' in rest
@@ -197,6 +212,16 @@ def test_a_million_keys_on_tpu() -> None:
     assert report['bytes_by_part']['queue'] == 2**16 * (128 + 3) * 4 + 8
     assert report['queue_and_head_bytes'] < 1.5e9
     assert report['fits'] is True
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_replicated_million_keys_on_tpu() -> None:
+    """64 anchors a device read the keys twice in each view order, and the roofline is of these reads."""
+    fields = {'queue__size': 2**20, 'train__batch_size': 256, 'model__dim': 128}
+    report = compile_step(tiny(**fields), topology_devices('v5e:2x2'))
+    assert report['queue_reads'] == 4
+    assert report['roofline_head_seconds'] >= 4 * 2**20 * 128 * 4 / 819e9
 
 
 @needs_libtpu

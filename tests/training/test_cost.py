@@ -50,6 +50,21 @@ def test_convolution_and_its_gradients(stride: int) -> None:
     assert gradients.flops == 3 * forward
 
 
+def test_reads_of_a_table() -> None:
+    """Each product with it counts once, transposed or not, and each iteration of a loop; other products do not."""
+    table, rows = jnp.ones((7, 5)), jnp.ones((12, 5))
+
+    def program(table, rows):
+        def block(rows):
+            return (rows @ table.T) @ table + rows @ rows.T @ rows
+
+        return jax.lax.map(block, rows.reshape(4, 3, 5)).reshape(12, 5) @ table.T
+
+    assert of(program, table, rows).reads == 0
+    cost = count(jax.jit(program).trace(table, rows).jaxpr, 'cpu', table.shape)
+    assert (cost.reads, cost.repeated_reads) == (2 * 4 + 1, 2 * 3)
+
+
 def test_only_the_platforms_own_branch_counts() -> None:
     def program(a):
         return jax.lax.platform_dependent(a, cpu=lambda a: a @ a @ a, default=lambda a: a @ a)

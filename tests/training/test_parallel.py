@@ -16,7 +16,7 @@ from dualcl_jax.data.images.source import image_source
 from dualcl_jax.data.loader import Batch, make_batch
 from dualcl_jax.system.devices import MAPPERS, device_mesh, process_rows, replicate, to_host
 from tests.support.image_folders import named, write_images
-from tests.support.runs import Trainer, column, finish, free_port, killed_at_last, records, summary
+from tests.support.runs import Trainer, checkpoints, column, finish, free_port, killed_at_last, records, summary
 
 STEPS = 20
 REFERENCE = {'all': 'all-pmap-1', 'top_k': 'top_k-pmap-1'}
@@ -44,6 +44,7 @@ def workdir(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Calla
         selector, mapper, devices, *sharded = layout.split('-')
         fields = [f'negatives.selector={selector}', f'parallel.mapper={mapper}', f'queue.sharded={bool(sharded)}']
         if devices == '2x2':
+            fields.append('checkpoint.every_seconds=0.05')
             trainer.run_processes(folder / layout, *fields, processes=2, devices=2)
         else:
             trainer.run(folder / layout, *fields, devices=int(devices))
@@ -65,6 +66,14 @@ def test_equal_losses(workdir: Callable[[str], Path], layout: str) -> None:
     np.testing.assert_allclose(losses[:steps], expected[:steps], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize('devices', [1, 2])
+def test_mappers_give_the_same_bits(trainer: Trainer, tmp_path: Path, devices: int) -> None:
+    """So parallel.mapper='auto' may stand for another one when a run resumes."""
+    for mapper in MAPPERS:
+        trainer.run(tmp_path / mapper, f'parallel.mapper={mapper}', 'train.steps=4', devices=devices)
+    assert len({summary(tmp_path / mapper)['state_sha256'] for mapper in MAPPERS}) == 1
+
+
 @pytest.mark.parametrize('layout', LAYOUTS)
 def test_equal_metrics_at_first(workdir: Callable[[str], Path], layout: str) -> None:
     """Every metric describes the global batch, so none depends on the number of devices."""
@@ -73,6 +82,16 @@ def test_equal_metrics_at_first(workdir: Callable[[str], Path], layout: str) -> 
         assert ours.keys() == theirs.keys()
         for name, value in theirs.items():
             assert ours[name] == (value if value is None else pytest.approx(value, rel=1e-3, abs=1e-5)), name
+
+
+def test_two_processes_save_by_seconds(workdir: Callable[[str], Path]) -> None:
+    """They save more than the last step, although no number of steps asks for it."""
+    run = workdir('all-shard_map-2x2')
+    assert summary(run)['config']['checkpoint']['every_steps'] == 0
+    assert summary(run)['save_wait_seconds'] > 0
+    saved = checkpoints(run)
+    assert len(saved) == 2
+    assert saved[-1] == STEPS
 
 
 @pytest.mark.filterwarnings('ignore:Sharding info not provided')

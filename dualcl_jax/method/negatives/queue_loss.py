@@ -18,18 +18,37 @@ from dualcl_jax.losses import Contrast, Selector, contrast_similarities, cosine
 from dualcl_jax.method.negatives.queue import UNKNOWN, Queue, valid
 from dualcl_jax.method.negatives.selectors import allowed_slots
 
-TPU_BLOCK_BYTES = 4 * 2**20
-"""The size of a block's similarities on TPUs."""
-GPU_BLOCK_BYTES = 256 * 2**20
-"""The same on GPUs and other accelerators. On an H200, 256 anchors with 65,536 keys and the hardest quarter take 0.5 ms
-in one block and 2.0 ms in blocks of 4 MiB; 4,096 anchors take 5.9 ms, and 7.2 ms in blocks of 64 MiB
+
+class Blocks(NamedTuple):
+    """How the anchors are divided: the product of a block with the keys reads the queue once.
+
+    Attributes:
+      bytes: the size of a block's similarities.
+      least: a block has at least this many anchors, where there are as many, whatever its bytes.
+      part_bytes: the size of the similarities that are selected from and scored together; None for those of a block.
+      closed_form: whether the derivative by the positive is computed from the loss. Otherwise it is the sum of the
+        derivatives by the negatives, which takes one more pass over the similarities.
+    """
+
+    bytes: int
+    least: int
+    part_bytes: int | None = None
+    closed_form: bool = False
+
+
+TPU = Blocks(32 * 2**20, 128, closed_form=True)
+"""Similarities of 32 MiB stay in a TPU's vector memory. By libtpu's cycles, 64 anchors with 1,048,576 keys take 4.7 ms
+in one block and 0.8 ms for each pass of the search; in blocks of 4 MiB, one anchor each, they take over 200 ms
+(`experiments/results/blocks.json`)."""
+GPU = Blocks(256 * 2**20, 64)
+"""GPUs and other accelerators. On an H200, 256 anchors with 65,536 keys and the hardest quarter take 0.5 ms in one
+block and 2.0 ms in blocks of 4 MiB; 4,096 anchors take 5.9 ms, and 7.2 ms in blocks of 64 MiB
 (`experiments/results/gpu`)."""
-CPU_BLOCK_BYTES = 64 * 2**20
-"""The same on CPUs, where a product of few anchors with many keys is slow: at 16 MiB the head takes a sixth longer."""
-CPU_CACHE_BYTES = 256 * 2**10
-"""The size of the similarities that CPUs select from and score together: they fit into a core's cache."""
-SHARDED_BLOCK_BYTES = 64 * 2**20
-"""The size of a block's similarities with the slots of one device: each block needs about ten collectives."""
+CPU = Blocks(64 * 2**20, 1, 256 * 2**10)
+"""On CPUs a product of few anchors with many keys is slow: in blocks of 16 MiB the head takes a sixth longer. The parts
+fit into a core's cache."""
+SHARDED = Blocks(64 * 2**20, 128)
+"""With the slots of one device of a sharded queue: each block needs about ten collectives."""
 
 
 class Anchors(NamedTuple):
@@ -102,67 +121,97 @@ def contrast_with_queue(
       axis_name: the axis of the devices that a sharded queue lies on; each of them has equally many anchors.
     """
     queue = jax.lax.stop_gradient(queue)
-
-    def contrast(
-        anchors: Anchors, positive: jax.Array, similarities: jax.Array
-    ) -> tuple[QueueContrast, jax.Array, jax.Array]:
-        """The contrast, and the derivatives of each loss by its positive [b] and by its similarities [b, K]."""
-
-        def loss(positive: jax.Array, similarities: jax.Array) -> tuple[jax.Array, Contrast]:
-            allowed = allowed_slots(valid(queue, axis_name), queue.ids, anchors.ids, mask_same_image=mask_same_image)
-            contrast = contrast_similarities(
-                positive,
-                jnp.where(allowed, similarities, -jnp.inf),
-                temperature=temperature,
-                hardness=hardness,
-                select=select,
-                k=k,
-                rngs=anchors.rngs,
-                axis_name=axis_name,
-            )
-            return contrast.loss.sum(), contrast
-
-        differentiated = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-        (_, contrast), (by_positive, by_similarity) = differentiated(positive, similarities)
-        return summarize(contrast, anchors.labels, queue.labels), by_positive, by_similarity
-
-    def block(rows: Rows, *, cache_bytes: int) -> tuple[QueueContrast, jax.Array, jax.Array]:
-        """The contrast, and the derivatives of each loss by its positive [b] and by its anchor through the slots."""
-        anchors, embeddings, positive = rows
-        compared = anchors, positive, cosine(embeddings, queue.keys)
-        summary, by_positive, by_similarity = _in_parts(lambda part: contrast(*part), compared, queue, cache_bytes)
-        return summary, by_positive, jnp.matmul(by_similarity, queue.keys, precision=jax.lax.Precision.HIGHEST)
-
-    def blocks(rows: Rows, *, block_bytes: int, cache_bytes: int) -> tuple[QueueContrast, jax.Array, jax.Array]:
-        return _in_parts(partial(block, cache_bytes=cache_bytes), rows, queue, block_bytes)
-
+    loss = _Loss(queue, temperature, hardness, select, k, mask_same_image, axis_name)
     held, held_positives = jax.lax.stop_gradient((embeddings, positives))
     positive = (held * held_positives).sum(axis=1)
     if axis_name is None:
         contrasts, by_positive, by_anchor = jax.lax.platform_dependent(
             (anchors, held, positive),
-            cpu=partial(blocks, block_bytes=CPU_BLOCK_BYTES, cache_bytes=CPU_CACHE_BYTES),
-            tpu=partial(blocks, block_bytes=TPU_BLOCK_BYTES, cache_bytes=TPU_BLOCK_BYTES),
-            default=partial(blocks, block_bytes=GPU_BLOCK_BYTES, cache_bytes=GPU_BLOCK_BYTES),
+            cpu=partial(loss.in_blocks, sizes=CPU),
+            tpu=partial(loss.in_blocks, sizes=TPU),
+            default=partial(loss.in_blocks, sizes=GPU),
         )
     else:
         everyone = jax.lax.all_gather((anchors._replace(rngs=None), held, positive), axis_name, tiled=True)
-        of_slots = blocks(everyone, block_bytes=SHARDED_BLOCK_BYTES, cache_bytes=SHARDED_BLOCK_BYTES)
-        loss = of_slots[0].loss  # complete on every device; the other values are summed over the devices
+        of_slots = loss.in_blocks(everyone, sizes=SHARDED)
+        losses = of_slots[0].loss  # complete on every device; the other values are summed over the devices
         contrasts, by_positive, by_anchor = jax.lax.psum_scatter(of_slots, axis_name, tiled=True)
         own = jax.lax.axis_index(axis_name) * positive.shape[0]
-        own_loss = jax.lax.dynamic_slice_in_dim(loss, own, positive.shape[0])
+        own_loss = jax.lax.dynamic_slice_in_dim(losses, own, positive.shape[0])
         contrasts = contrasts._replace(loss=own_loss, positive=positive)
     by_anchor += by_positive[:, None] * held_positives
-    loss = _with_gradient(contrasts.loss, embeddings, by_anchor)
-    loss = _with_gradient(loss, positives, by_positive[:, None] * held)
-    return contrasts._replace(loss=loss)
+    losses = _with_gradient(contrasts.loss, embeddings, by_anchor)
+    return contrasts._replace(loss=_with_gradient(losses, positives, by_positive[:, None] * held))
 
 
-def _in_parts(function: Callable[[Any], Any], rows: Any, queue: Queue, most_bytes: int) -> Any:
-    """Applies a function to all rows, in parts whose similarities with the queue take at most `most_bytes`."""
+class _Loss(NamedTuple):
+    """The loss of anchors against a queue and its derivatives; the fields are arguments of `contrast_with_queue`."""
+
+    queue: Queue
+    temperature: float
+    hardness: float
+    select: Selector
+    k: int | jax.Array
+    mask_same_image: bool
+    axis_name: str | None
+
+    def of_similarities(
+        self, positive: jax.Array, similarities: jax.Array, anchors: Anchors
+    ) -> tuple[jax.Array, Contrast]:
+        """The sum of the losses, and the contrasts, of similarities with positives [b] and with slots [b, K]."""
+        slots_allowed = allowed_slots(
+            valid(self.queue, self.axis_name), self.queue.ids, anchors.ids, mask_same_image=self.mask_same_image
+        )
+        contrast = contrast_similarities(
+            positive,
+            jnp.where(slots_allowed, similarities, -jnp.inf),
+            temperature=self.temperature,
+            hardness=self.hardness,
+            select=self.select,
+            k=self.k,
+            rngs=anchors.rngs,
+            axis_name=self.axis_name,
+        )
+        return contrast.loss.sum(), contrast
+
+    def of_part(self, part: Rows, *, closed_form: bool) -> tuple[QueueContrast, jax.Array, jax.Array]:
+        """The contrast, and the derivatives of each loss by its positive [b] and by its similarities [b, K].
+
+        Args:
+          part: anchors, the similarities with their positives [b], and with all slots [b, K].
+          closed_form: see `Blocks`.
+        """
+        anchors, positive, similarities = part
+        if closed_form:  # the loss is -log p, and its derivative (p - 1) / τ, with or without hardness
+            differentiated = jax.value_and_grad(self.of_similarities, argnums=1, has_aux=True)
+            (_, contrast), by_similarity = differentiated(positive, similarities, anchors)
+            by_positive = jnp.expm1(-contrast.loss) / self.temperature
+        else:
+            differentiated = jax.value_and_grad(self.of_similarities, argnums=(0, 1), has_aux=True)
+            (_, contrast), (by_positive, by_similarity) = differentiated(positive, similarities, anchors)
+        return summarize(contrast, anchors.labels, self.queue.labels), by_positive, by_similarity
+
+    def of_block(self, rows: Rows, *, sizes: Blocks) -> tuple[QueueContrast, jax.Array, jax.Array]:
+        """The contrast, and the derivatives of each loss by its positive [b] and by its anchor through the slots."""
+        anchors, embeddings, positive = rows
+        compared = anchors, positive, cosine(embeddings, self.queue.keys)
+        of_part = partial(self.of_part, closed_form=sizes.closed_form)
+        part_bytes = sizes.part_bytes or 4 * compared[2].size
+        summary, by_positive, by_similarity = _in_parts(of_part, compared, self.queue, part_bytes)
+        return summary, by_positive, jnp.matmul(by_similarity, self.queue.keys, precision=jax.lax.Precision.HIGHEST)
+
+    def in_blocks(self, rows: Rows, *, sizes: Blocks) -> tuple[QueueContrast, jax.Array, jax.Array]:
+        """The same of all rows, one block after the other."""
+        return _in_parts(partial(self.of_block, sizes=sizes), rows, self.queue, sizes.bytes, sizes.least)
+
+
+def _in_parts(function: Callable[[Any], Any], rows: Any, queue: Queue, most_bytes: int, least: int = 1) -> Any:
+    """Applies a function to all rows, in equal parts of at least `least` rows where there are as many.
+
+    Above that, the similarities of a part with the queue take at most `most_bytes`.
+    """
     count = jax.tree.leaves(rows)[0].shape[0]
-    size = _largest_divisor(count, most_bytes // (4 * queue.size))
+    size = part_size(count, most_bytes // (4 * queue.size), least)
     if size == count:
         return function(rows)
     parts = jax.tree.map(lambda values: values.reshape(-1, size, *values.shape[1:]), rows)
@@ -175,9 +224,16 @@ def _with_gradient(values: jax.Array, inputs: jax.Array, gradients: jax.Array) -
     return values + (linear - jax.lax.stop_gradient(linear))
 
 
-def _largest_divisor(number: int, most: int) -> int:
-    """The largest divisor of `number` that is at most `most`, or 1."""
-    return max(size for size in range(1, max(min(number, most), 1) + 1) if number % size == 0)
+def part_size(count: int, most: int, least: int = 1) -> int:
+    """The largest divisor of `count` that is at most `most`; if that is below `least`, the smallest that is not.
+
+    Example:
+      >>> part_size(256, most=20), part_size(256, most=1, least=100), part_size(60, most=1, least=100)
+      (16, 128, 60)
+    """
+    divisors = [size for size in range(1, count + 1) if count % size == 0]
+    fitting = max((size for size in divisors if size <= most), default=1)
+    return fitting if fitting >= least else next((size for size in divisors if size >= least), count)
 
 
 def summarize(contrast: Contrast, labels: jax.Array, slot_labels: jax.Array) -> QueueContrast:

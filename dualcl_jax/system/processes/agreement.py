@@ -1,4 +1,4 @@
-"""What joined processes agree on: that they share a workdir and have the same data, which one of them reads."""
+"""What joined processes agree on: their workdir, their data, what one of them reads, decisions of process 0."""
 
 import contextlib
 import socket
@@ -117,6 +117,20 @@ def forget_made(folder: str) -> None:
     if _joined()[1] == 0:
         with contextlib.suppress(OSError):
             (epath.Path(folder) / _MADE).rmtree(missing_ok=True)
+
+
+def from_process_0(name: str, text: str) -> str:
+    """Gives every process the text of process 0. Every process must call it, once for a name.
+
+    It waits until process 0 has called it; if that process is lost, the heartbeats or JAX end the wait.
+    """
+    client, index, count = _joined()
+    if count == 1:
+        return text
+    if index == 0:
+        client.key_value_set(f'dualcl/{name}', text)
+        return text
+    return _read(client, name, _ONE_WEEK_S, by=0)
 
 
 class _MissingError(RuntimeError):
