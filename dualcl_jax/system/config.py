@@ -84,6 +84,8 @@ ADDED: dict[str, Any] = {
     'model.dropout': 0.1,
     'sts.path': '',
     'log.tracker': '',
+    'data.channels': 0,
+    'data.value_range': (),
 }
 """Fields that were added since the first config was stored, in the order of their addition, with the value that a
 config without the field means. A new field belongs at the end, with the value that keeps the behaviour of before."""

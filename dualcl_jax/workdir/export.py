@@ -55,7 +55,8 @@ def _with_inputs(run: SavedRun, about: dict[str, Any]) -> Description | TextDesc
     """The description of an encoder, from what is the same for every kind of example."""
     views = run.method.views
     if isinstance(views, ImageInput):
-        return Description(**about, image_size=views.size, channels=views.channels, mean=views.mean, std=views.std)
+        inputs = {name: getattr(views, name) for name in ('channels', 'mean', 'std', 'value_range')}
+        return Description(**about, image_size=views.size, **inputs)
     if run.kind != TEXT:
         raise UserError(
             f'--workdir={run.folder}: its encoder takes {run.kind}; only encoders of images and text are exported'

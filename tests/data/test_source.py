@@ -27,7 +27,7 @@ def make_source(num_examples: int = 20, **changes) -> ArraySource:
 
 def config(**changes) -> SimpleNamespace:
     fields = {'name': 'fixed', 'data_dir': '', 'path': '', 'image_size': 32, 'limit': 0, 'num_examples': 0}
-    fields |= {'validation_fraction': 0.0, 'hold_out': 'auto'}
+    fields |= {'validation_fraction': 0.0, 'hold_out': 'auto', 'channels': 0}
     return SimpleNamespace(**(fields | changes))
 
 
@@ -136,7 +136,8 @@ def test_mistakes_name_their_field(fixed, changes, message):
 def test_the_package_starts_neither_jax_nor_tensorflow():
     program = (
         'import sys, types; from dualcl_jax import data;'
-        "data.load(types.SimpleNamespace(name='photo_patches', limit=9, num_examples=9, validation_fraction=0));"
+        "fields = dict(name='photo_patches', channels=0, limit=9, num_examples=9, validation_fraction=0);"
+        'data.load(types.SimpleNamespace(**fields));'
         "sys.exit(' '.join(sorted({'jax', 'tensorflow', 'tensorflow_datasets'} & set(sys.modules))) or 0)"
     )
     result = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, timeout=120)

@@ -92,7 +92,7 @@ def written(folder: Path, name: str, content: bytes) -> Path:
 
 def read_npz(folder: Path, content: bytes) -> Any:
     path = str(written(folder, 'set.npz', content))
-    return npz.load(SimpleNamespace(path=path, memory_bytes=2**24))
+    return npz.load(SimpleNamespace(path=path, memory_bytes=2**24, channels=0))
 
 
 def read_image(folder: Path, content: bytes) -> Any:

@@ -6,13 +6,14 @@ import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from dualcl_jax.data.images import decode, stored
 from dualcl_jax.data.images.crops import CropRecipe, central_square, crop_rng, draw_boxes
-from dualcl_jax.data.images.decode import Place, cut
-from dualcl_jax.data.images.source import KIND, image_shape, image_source
+from dualcl_jax.data.images.decode import Place
+from dualcl_jax.data.images.source import KIND, image_shape, image_source, image_type
 from dualcl_jax.data.source import ArraySource, Splits
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.machine import available_cores
@@ -31,6 +32,33 @@ class Files(Protocol):
         ...
 
 
+class Pixels(NamedTuple):
+    """How the pixels of files are read.
+
+    Attributes:
+      channels: C.
+      dtype: one of `source.TYPES`.
+      as_stored: without conversion, see `stored`; otherwise as 8-bit RGB, see `decode`.
+    """
+
+    channels: int = 3
+    dtype: str = 'uint8'
+    as_stored: bool = False
+
+    def empty(self, *shape: int) -> np.ndarray:
+        """Uninitialised images [*shape, C]."""
+        return np.empty((*shape, self.channels), self.dtype)
+
+    def cut(self, encoded: bytes, place: Place, size: int) -> np.ndarray:
+        """The boxes that `place` gives for an image, each resized to a square: [n, size, size, C]."""
+        if self.as_stored:
+            return stored.cut(encoded, place, size, self.channels)
+        return decode.cut(encoded, place, size)
+
+
+RGB = Pixels()
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class EncodedSource:
     """A split of encoded images, each decoded when it is asked for; the host can cut random crops from them.
@@ -43,6 +71,7 @@ class EncodedSource:
       class_names: the names of the classes, or None without labels.
       fingerprint: SHA-256 hex digest of what determines examples and order.
       report: what `data_report.json` says of the files.
+      pixels: how they are read.
     """
 
     name: str
@@ -52,6 +81,7 @@ class EncodedSource:
     class_names: tuple[str, ...] | None
     fingerprint: str
     report: Mapping[str, Any] | None = dataclasses.field(default=None, repr=False)
+    pixels: Pixels = RGB
 
     @property
     def kind(self) -> str:
@@ -73,23 +103,23 @@ class EncodedSource:
         return len(self.labels)
 
     def examples(self, indices: np.ndarray) -> np.ndarray:
-        """The central squares at `indices`, resized: uint8 [n, S, S, 3]. Decoded in threads."""
-        stored = np.empty((len(indices), self.stored_size, self.stored_size, 3), np.uint8)
+        """The central squares at `indices`, resized: [n, S, S, C]. Decoded in threads."""
+        squares = self.pixels.empty(len(indices), self.stored_size, self.stored_size)
 
         def store(row: int) -> None:
-            stored[row] = _cut(self.files, int(indices[row]), central_square, self.stored_size)[0]
+            squares[row] = _cut(self.files, int(indices[row]), central_square, self.stored_size, self.pixels)[0]
 
         with ThreadPoolExecutor(available_cores()) as threads:
             for _ in threads.map(store, range(len(indices))):
                 pass
-        return stored
+        return squares
 
     def display(self, indices: np.ndarray) -> None:
         del indices  # pictures have no text
 
     def host_views(self, recipe: CropRecipe | None) -> 'Crops | None':
         """Random crops of whole images by a recipe."""
-        return None if recipe is None else Crops(self.files, recipe)
+        return None if recipe is None else Crops(self.files, recipe, self.pixels)
 
     def decoded(self) -> ArraySource:
         """The same split with every image decoded, in memory."""
@@ -104,27 +134,29 @@ class Crops:
     Args:
       files: the encoded images.
       recipe: of the V crops of an image, resized to `size` pixels a side.
+      pixels: how images are read.
     """
 
     files: Files
     recipe: CropRecipe
+    pixels: Pixels = RGB
 
     def blank(self, count: int) -> np.ndarray:
-        """uint8 [count, V, size, size, 3], uninitialised."""
-        return np.empty((count, *self.recipe.shape), np.uint8)
+        """[count, V, size, size, C], uninitialised."""
+        return self.pixels.empty(count, len(self.recipe.scales), self.recipe.size, self.recipe.size)
 
     def make(self, indices: np.ndarray, positions: np.ndarray, seed: int, step: int, out: np.ndarray) -> None:
-        """Writes the crops of the images at `indices` [n] into `out`: uint8 [n, V, size, size, 3]."""
+        """Writes the crops of the images at `indices` [n] into `out`: [n, V, size, size, C]."""
         for row, (index, position) in enumerate(zip(indices.tolist(), positions.tolist(), strict=True)):
             place = partial(draw_boxes, crop_rng(seed, step, position), self.recipe)
-            out[row] = _cut(self.files, index, place, self.recipe.size)
+            out[row] = _cut(self.files, index, place, self.recipe.size, self.pixels)
 
 
-def _cut(files: Files, index: int, place: Place, size: int) -> np.ndarray:
-    """The boxes that `place` gives for an image, resized: uint8 [V, size, size, 3]."""
+def _cut(files: Files, index: int, place: Place, size: int, pixels: Pixels) -> np.ndarray:
+    """The boxes that `place` gives for an image, resized: [V, size, size, C]."""
     encoded = files.read(index)
     try:
-        return cut(encoded, place, size)
+        return pixels.cut(encoded, place, size)
     except Exception as error:  # any of a decoder's errors; the image could be decoded when it was examined
         raise UserError(
             f'{files.where(index)}: cannot be decoded ({error}); remove it or restore it, then run again'
@@ -134,6 +166,7 @@ def _cut(files: Files, index: int, place: Place, size: int) -> np.ndarray:
 def place(data: Any, train: EncodedSource, test: EncodedSource | None) -> Splits:
     """Both splits in memory where they fit into `data.memory_bytes` together, else as they are."""
     needed = (len(train) + (len(test) if test else 0)) * math.prod(image_shape(train))
+    needed *= np.dtype(image_type(train)).itemsize
     if needed > data.memory_bytes:
         return Splits(train, test)
     return Splits(train.decoded(), test.decoded() if test else None)

@@ -20,7 +20,8 @@ import numpy as np
 import PIL
 import simplejpeg
 
-from dualcl_jax.data.images.decode import CONVERSIONS
+from dualcl_jax.data.images import stored
+from dualcl_jax.data.images.decode import CONVERSIONS, CONVERTED
 from dualcl_jax.data.images.display import shown
 from dualcl_jax.data.images.scan import (
     DUPLICATE,
@@ -56,7 +57,8 @@ class Index:
       folder_of: int32 [N] the folder of each file; `names` uint8 all names in a row, `ends` int64 [N] where each ends.
       sizes, times: int64 [N], bytes and nanoseconds.
       shapes: int32 [N, 2], upright height and width of those that can be used.
-      outcomes: uint8 [N], one of `OUTCOMES` but `NOT_TAKEN`; `conversions` uint16 [N], bits of `decode.CONVERSIONS`.
+      outcomes: uint8 [N], one of `OUTCOMES` but `NOT_TAKEN`; `conversions` uint16 [N], bits of `decode.CONVERSIONS`
+        and `stored.TYPE_BITS`.
       digests: uint8 [N, 16], BLAKE2b of the content.
       notes: why a file is not used.
     """
@@ -140,7 +142,7 @@ class Index:
             {'path': self.shown(row), 'outcome': OUTCOMES[self.outcomes[row]], 'reason': self.notes[row]}
             for row in (*others.tolist(), *left_out[:LISTED].tolist())
         ]
-        rows = np.flatnonzero((self.outcomes == USED) & (self.conversions > 0))
+        rows = np.flatnonzero((self.outcomes == USED) & (self.conversions & CONVERTED > 0))
         files += [
             {'path': self.shown(row), 'outcome': 'converted', 'reason': _conversions(int(self.conversions[row]))}
             for row in rows[:LISTED].tolist()
@@ -152,20 +154,24 @@ class Index:
         }
 
 
-def open_index(root: str) -> Index:
+def open_index(root: str, channels: int = 0) -> Index:
     """The index of a local folder: from its cache where that is good, else by examining what is new.
+
+    Args:
+      root: the folder.
+      channels: of the images that can be used, read as they are stored; 0: those that can be converted to RGB.
 
     Raises:
       UserError: there is no such folder.
     """
     if not os.path.isdir(root):
         raise UserError(f'data.path={root}: no such folder; with data.name=folder it names a local folder of images')
-    cache = _cache_file(root)
+    cache = _cache_file(root, channels)
     with _locked(cache) as writable:
         known = _load(cache, root)
         if known and known.is_fresh():
             return known
-        index = _examine_all(root, known)
+        index = _examine_all(root, known, channels)
         if writable:
             try:
                 _save(index, cache)
@@ -174,8 +180,9 @@ def open_index(root: str) -> Index:
     return index
 
 
-def _cache_file(root: str) -> Path:
-    return cache_folder() / f'{hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:24]}.npz'
+def _cache_file(root: str, channels: int) -> Path:
+    key = os.fsencode(os.path.realpath(root)) + (f'\0{channels} {stored.readers()}'.encode() if channels else b'')
+    return cache_folder() / f'{hashlib.sha256(key).hexdigest()[:24]}.npz'
 
 
 @contextlib.contextmanager
@@ -196,7 +203,7 @@ def _note_uncached(cache: Path, error: OSError) -> None:
     print(f'note: {cache.parent} cannot be written ({error.strerror}): images are examined at every start')
 
 
-def _examine_all(root: str, known: Index | None) -> Index:
+def _examine_all(root: str, known: Index | None, channels: int) -> Index:
     folders, folder_times, entries = scan(root)
     before: dict[tuple[str, bytes], int] = {}
     if known:
@@ -209,7 +216,7 @@ def _examine_all(root: str, known: Index | None) -> Index:
             height, width = known.shapes[row].tolist()
             note = known.notes.get(row, '') if outcome != USED else ''
             return Finding(outcome, note, height, width, int(known.conversions[row]), known.digests[row].tobytes())
-        return examine_file(os.path.join(root, folders[entry.folder], os.fsdecode(entry.name)), entry)
+        return examine_file(os.path.join(root, folders[entry.folder], os.fsdecode(entry.name)), entry, channels)
 
     findings: list[Finding] = []
     with ThreadPoolExecutor(available_cores()) as threads, progress(len(entries), f'examining {root}') as advance:
