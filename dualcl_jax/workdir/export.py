@@ -8,7 +8,7 @@ import jax
 
 from dualcl_jax.data.text.tokens import FILE as TOKENIZER
 from dualcl_jax.models.encoder import TEXT_MODELS
-from dualcl_jax.models.exports import Described, Description, TextDescription
+from dualcl_jax.models.exports import Description, TextDescription
 from dualcl_jax.models.exports.encoder import Variables, compute, only_parts
 from dualcl_jax.models.images import ImageInput
 from dualcl_jax.models.text import FIELDS as TEXT_FIELDS
@@ -22,7 +22,7 @@ PRIVATE = ('data.data_dir', 'data.path', 'data.labels', 'init_from', 'text.token
 """Fields that may hold paths of the machine: an export has them empty."""
 
 
-def describe(run: SavedRun, *, encoder: str, projection: bool) -> tuple[Described, Variables]:
+def describe(run: SavedRun, *, encoder: str, projection: bool) -> tuple[Description | TextDescription, Variables]:
     """An encoder of a run and its variables, as NumPy arrays.
 
     Args:

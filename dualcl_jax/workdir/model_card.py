@@ -1,5 +1,7 @@
 """The model card of an encoder that is exported as a folder."""
 
+from typing import Any
+
 from dualcl_jax.models.exports import Description, TextDescription
 from dualcl_jax.models.exports.huggingface_images import FEATURES, class_of, has_processor
 from dualcl_jax.system.versions import versions
@@ -67,7 +69,7 @@ def _use(description: Description) -> str:
     """How the folder of an encoder of images is used."""
     kind = class_of(description)
     options = ', add_pooling_layer=False' if kind == 'ViTModel' else ''
-    about = {'kind': kind, 'options': options, 'features': FEATURES.get(kind, '')}
+    about: dict[str, Any] = {'kind': kind, 'options': options, 'features': FEATURES.get(kind, '')}
     if has_processor(description):
         return USE_OF_IMAGES.format(**about)
     low, high = description.value_range or (0, 255)

@@ -58,8 +58,8 @@ def write_folder(description: Description, variables: Variables, card: str) -> F
         raise UserError(f'--format={FORMAT}: models of transformers have no projection; leave --projection out')
     if isinstance(backbone, ResNet) and backbone.stem != 'imagenet':
         raise UserError(
-            f'--format={FORMAT}: transformers has no {name} with the stem {backbone.stem}; use safetensors, torchvision '
-            'or stablehlo'
+            f'--format={FORMAT}: transformers has no {name} with the stem {backbone.stem}; use safetensors, '
+            'torchvision or stablehlo'
         )
     if type(backbone) not in NETWORKS:
         raise UserError(f'--format={FORMAT}: transformers has no {name}; use safetensors or stablehlo')
