@@ -106,8 +106,8 @@ def run_protocols(
 def _refresh_report(workdir: str, moved: Sequence[str]) -> None:
     """Writes `report.html` of a run again, if it has one, now with the new records.
 
-    `moved` are overrides of the fields that say where its data are. If it cannot be written, such as without the data of
-    the run, a note names the reason: the records are written.
+    `moved` are overrides of the fields that say where its data are. If the report cannot be written, such as without
+    the data of the run, a note names the reason: the records are written.
     """
     import jax
 
