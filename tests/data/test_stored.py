@@ -65,6 +65,7 @@ READ = {
     'compressed': (tif(PLANES, photometric='minisblack', compression='zlib'), FIVE),
     'one page of 16 bits': (tif(FIVE[..., 2], photometric='minisblack'), FIVE[..., 2:3]),
     'colours of 16 bits': (tif(FIVE[..., :3], photometric='rgb'), FIVE[..., :3]),
+    'gray PGM of 16 bits': (b'P5 20 20 65535\n' + FIVE[..., 0].astype('>u2').tobytes(), FIVE[..., :1]),
     'gray PNG of 16 bits': (encode(FIVE[..., 0], 'PNG'), FIVE[..., :1]),
     'colours of a PNG': (encode(photo(3, 20, 20), 'PNG'), photo(3, 20, 20)),
     'colours and transparency': (encode(photo(3, 20, 20, 4), 'PNG'), photo(3, 20, 20, 4)),
@@ -117,6 +118,8 @@ def with_nan() -> np.ndarray:
     return values
 
 
+COLOURS, GRAY = (b'P6 20 20 65535\n' + bytes(2 * 20 * 20 * 3), b'P5 20 20 4095\n' + bytes(2 * 20 * 20))
+
 REFUSED = {
     'empty': (b'', 'empty file'),
     'words': (b'neither an image nor an array', 'not an image'),
@@ -134,6 +137,9 @@ REFUSED = {
     'a TIFF cut short': (tif(PLANES, photometric='minisblack')[:900], 'fewer pages than its description says'),
     'pages of colours': (tif(np.stack([FIVE[..., :3]] * 2), photometric='rgb'), 'pages that are no channels: 2'),
     'two pages': (tif(PLANES[:2], photometric='minisblack'), 'not 5 channels, as data.channels says: 2'),
+    'colours of 16 bits in a PPM': (COLOURS, 'another depth'),
+    'gray of 12 bits in a PGM': (GRAY, 'another depth'),
+    'colours in JPEG 2000': (encode(photo(3, 20, 20), 'JPEG2000'), 'JPEG 2000'),
     'a palette': (encode(Image.fromarray(photo(1, 20, 20)).quantize(16), 'PNG'), 'mode P'),
     'an animation': (
         encode(
@@ -144,11 +150,14 @@ REFUSED = {
 }
 
 
+CHANNELS = {'a palette': 1, 'gray of 12 bits in a PGM': 1, 'colours of 16 bits in a PPM': 3, 'colours in JPEG 2000': 3}
+
+
 @pytest.mark.parametrize('name', REFUSED)
 def test_what_is_refused(name):
     encoded, reason = REFUSED[name]
     with pytest.raises(UnusableError, match=reason):
-        stored.examine(encoded, 1 if name == 'a palette' else 5)
+        stored.examine(encoded, CHANNELS.get(name, 5))
 
 
 def test_pages_that_differ_are_refused():

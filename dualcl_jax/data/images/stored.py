@@ -32,7 +32,7 @@ TYPE_BITS = {'uint8': 0, 'uint16': 1 << 14, 'float32': 1 << 15}
 TYPE_MASK = np.uint16(1 << 14 | 1 << 15)
 MAX_VALUES = 2**29
 """The most values of an image, over all channels."""
-GRAY_OR_COLOURS = ('L', 'LA', 'RGB', 'RGBA', 'CMYK', 'I;16', 'I;16B', 'I;16L')
+GRAY_OR_COLOURS = ('L', 'LA', 'RGB', 'RGBA', 'I;16', 'I;16B', 'I;16L')
 """Pillow's modes whose values are those of the file."""
 
 
@@ -159,8 +159,9 @@ def _read_tiff(encoded: bytes, channels: int) -> np.ndarray:
             planes = [page.asarray() for page in pages]
         except ValueError as error:
             if 'imagecodecs' in str(error):
-                name = getattr(first.compression, 'name', first.compression)
-                raise UnusableError(f"TIFF compressed by {name}: pip install 'dualcl-jax[tiff]' to read it") from error
+                raise UnusableError(
+                    f"a TIFF that needs imagecodecs: pip install 'dualcl-jax[tiff]' ({error})"
+                ) from error
             raise
     if len(planes) > 1:
         return np.stack(planes, axis=-1)
@@ -176,6 +177,10 @@ def _read_with_pillow(encoded: bytes, channels: int) -> tuple[np.ndarray, int]:
                 raise UnusableError('an animation: write its channels as .npy or TIFF')
             if image.format == 'PNG' and encoded[24] == 16 and image.mode[0] != 'I':
                 raise UnusableError('colours of 16 bits in a PNG, of which 8 would be read: write .npy or TIFF')
+            if image.format == 'JPEG2000' and len(image.getbands()) > 1:
+                raise UnusableError('colours in JPEG 2000, of which 8 bits would be read: write .npy or TIFF')
+            if image.format == 'PPM' and image.tile[0][0] != 'raw':
+                raise UnusableError('a PPM of another depth than 8 bits, or 16 of gray: write .npy or TIFF')
             _check(image.height, image.width, len(image.getbands()), channels, np.uint8)
             image.load()
             whole = image.mode == 'I' and image.format in ('PNG', 'PPM')  # 16 bits, in 32
