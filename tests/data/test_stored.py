@@ -131,6 +131,7 @@ REFUSED = {
     'complex': (npy(FIVE.astype(np.complex64)), 'pixels of type complex64'),
     'truth': (npy(FIVE > 0), 'pixels of type bool'),
     'not a number': (npy(with_nan()), 'NaN or infinite'),
+    'beyond float32': (npy(np.full((20, 20, 5), 1e300)), 'NaN or infinite'),
     'infinite in a TIFF': (tif(np.full((5, 20, 20), np.inf, np.float32), photometric='minisblack'), 'NaN or infinite'),
     'tiny': (npy(FIVE[:4]), 'shorter than 8'),
     'cut short': (npy(FIVE)[:-100], 'damaged'),

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from dualcl_jax.data.images.source import image_source
-from dualcl_jax.data.images.stored import TYPES
+from dualcl_jax.data.images.stored import TYPES, as_kept
 from dualcl_jax.data.source import Splits
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import BROKEN, reachable
@@ -144,13 +144,14 @@ def _checked_images(data: Any, name: str, images: np.ndarray) -> np.ndarray:
             f'{stated} is {images.dtype} {list(images.shape)}; it must be {", ".join(types)} [N, H, W] or [N, H, W, C] '
             f'with {remedy} and not empty{hint}'
         )
+    images = as_kept(images)
     if images.dtype.kind == 'f':
         strange = int((~np.isfinite(images).all(axis=(1, 2, 3))).sum())
         if strange:
             raise UserError(
                 f'{stated}: {strange:,} of its {len(images):,} images have NaN or infinite values; repair them'
             )
-    return images.astype(types[images.dtype.name], copy=False)
+    return images
 
 
 def _checked_labels(path: str, name: str, labels: np.ndarray, num_images: int) -> np.ndarray:

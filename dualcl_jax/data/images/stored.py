@@ -105,7 +105,13 @@ def _read(encoded: bytes, channels: int) -> tuple[np.ndarray, int]:
     except Exception as error:  # what a damaged file raises is as varied as the damage
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UnusableError(f'damaged: {reason}') from error
-    return pixels.astype(TYPES[pixels.dtype.name], copy=False), turned
+    return as_kept(pixels), turned
+
+
+def as_kept(pixels: np.ndarray) -> np.ndarray:
+    """Pixels in the type as which they are kept; values beyond that of float32 become infinite."""
+    with np.errstate(over='ignore'):
+        return pixels.astype(TYPES[pixels.dtype.name], copy=False)
 
 
 def _check(height: int, width: int, found: int, channels: int, dtype: Any) -> None:
@@ -173,7 +179,7 @@ def _read_with_pillow(encoded: bytes, channels: int) -> tuple[np.ndarray, int]:
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         with decode.open_image(encoded) as image:
-            if getattr(image, 'is_animated', False):
+            if image.format in ('GIF', 'WEBP', 'PNG') and getattr(image, 'is_animated', False):
                 raise UnusableError('an animation: write its channels as .npy or TIFF')
             if image.format == 'PNG' and encoded[24] == 16 and image.mode[0] != 'I':
                 raise UnusableError('colours of 16 bits in a PNG, of which 8 would be read: write .npy or TIFF')
