@@ -67,7 +67,7 @@ def test_the_fingerprint_is_that_of_the_examples():
 
 def test_arrays_of_another_kind_are_refused():
     with pytest.raises(ValueError, match='pixels'):
-        make_source(pixels=np.zeros((20, 4, 5, 3), np.float32))
+        make_source(pixels=np.zeros((20, 4, 5, 3), np.float64))
     with pytest.raises(ValueError, match='labels'):
         make_source(labels=np.zeros(19, np.int32))
     with pytest.raises(ValueError, match='labels'):

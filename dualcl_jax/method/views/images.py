@@ -305,7 +305,11 @@ class ImageViews(ImageInput):
         """The operations of `OF_COLOURS` that the recipe has and these images have not."""
         if self.channels == 3:
             return ()
-        return tuple(name for name in OF_COLOURS if any(getattr(spec, name) > 0 for spec in self.specs))
+
+        def has(spec: ViewSpec, name: str) -> bool:
+            return getattr(spec, name) > 0 and (name == 'grayscale' or spec.jitter_probability > 0)
+
+        return tuple(name for name in OF_COLOURS if any(has(spec, name) for spec in self.specs))
 
     @property
     def host_recipe(self) -> CropRecipe:
