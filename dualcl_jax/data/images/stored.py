@@ -185,7 +185,7 @@ def _read_with_pillow(encoded: bytes, channels: int) -> tuple[np.ndarray, int]:
                 raise UnusableError('colours of 16 bits in a PNG, of which 8 would be read: write .npy or TIFF')
             if image.format == 'JPEG2000' and len(image.getbands()) > 1:
                 raise UnusableError('colours in JPEG 2000, of which 8 bits would be read: write .npy or TIFF')
-            if image.format == 'PPM' and image.tile[0][0] != 'raw':
+            if image.format == 'PPM' and getattr(image, 'tile', [''])[0][0] != 'raw':
                 raise UnusableError('a PPM of another depth than 8 bits, or 16 of gray: write .npy or TIFF')
             _check(image.height, image.width, len(image.getbands()), channels, np.uint8)
             image.load()
