@@ -49,6 +49,12 @@ def get_config() -> ConfigDict:
     data.stored_size = 0  # side of the central square stored of each image, in pixels; 0: 8/7 of image_size
     data.memory_bytes = 4 * 2**30  # images that fit are stored so in memory; otherwise every batch decodes whole images
     data.max_skipped = 0.05  # stop if more than this share of a folder's images cannot be used
+    # Channels of the images, which are then read as they are stored, of 8 or 16 bits or floating point (docs/data.md).
+    # 0: photographs, which become 8 bits and RGB, and arrays or TFDS sets of 8 bits with 1 or 3 channels.
+    data.channels = 0
+    # (lowest, highest) value of images of 16 bits or floating point, which become 0 and 1; values beyond are clipped.
+    # Empty: measured on the training images and stored in config.json.
+    data.value_range = ()
     data.mean = ()  # per channel, in [0, 1]; empty: measured on the training images and stored in config.json
     data.std = ()  # likewise
 

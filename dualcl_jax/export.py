@@ -3,7 +3,7 @@
     safetensors   weights under this project's names
     stablehlo     a program that contains its weights, for any batch size, on CPU, GPU and TPU
     torchvision   weights with the names and layout of torchvision's ResNet, as safetensors; needs no PyTorch
-    huggingface   of text: a folder that sentence-transformers and transformers load
+    huggingface   a folder that transformers loads or, of text, sentence-transformers
 
 dualcl_jax.load_encoder(FILE) reads all of them but the folder, from which --init_from starts a run.
 """
@@ -43,9 +43,7 @@ def main() -> int:
     (check_output_folder if flags.format == FOLDER else check_output)(flags.output)
     start(None, None, None, several=False)
     import_own(flags.own)
-    from dualcl_jax.models.exports import FORMATS, TextDescription
-    from dualcl_jax.models.exports.huggingface import write_folder
-    from dualcl_jax.system.errors import UserError
+    from dualcl_jax.models.exports import FORMATS, TextDescription, huggingface, huggingface_images
     from dualcl_jax.workdir.export import describe
     from dualcl_jax.workdir.model_card import model_card
     from dualcl_jax.workdir.saved_run import open_saved_run
@@ -53,13 +51,15 @@ def main() -> int:
     run = open_saved_run(flags.workdir, flags.step)
     description, variables = describe(run, encoder=flags.encoder, projection=flags.projection)
     if flags.format == FOLDER:
-        if not isinstance(description, TextDescription):
-            raise UserError(
-                f'--format={FOLDER}: --workdir={flags.workdir} holds an encoder of images; use another format'
-            )
-        files = write_folder(description, variables, model_card(run, description))
+        card = model_card(run, description)
+        if isinstance(description, TextDescription):
+            files = huggingface.write_folder(description, variables, card)
+            load = 'sentence_transformers.SentenceTransformer'
+        else:
+            files = huggingface_images.write_folder(description, variables, card)
+            load = f'transformers.{huggingface_images.class_of(description)}.from_pretrained'
         write_output_folder(flags.output, files)
-        size, load = sum(map(len, files.values())), 'sentence_transformers.SentenceTransformer'
+        size = sum(map(len, files.values()))
     else:
         content = FORMATS[flags.format](description, variables)
         write_output(flags.output, content)

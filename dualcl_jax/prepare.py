@@ -72,7 +72,7 @@ def prepare_folder(flags: argparse.Namespace) -> str:
 
     data = argparse.Namespace(path=flags.folder, labels=flags.labels, test_fraction=flags.test_fraction)
     data.path_column, data.label_column, data.hold_out = flags.path_column, flags.label_column, 'auto'
-    data.limit, data.stored_size, data.max_skipped = 0, 1, flags.max_skipped
+    data.limit, data.stored_size, data.max_skipped, data.channels = 0, 1, flags.max_skipped, 0
     place_of(flags.dataset, flags.data_dir)  # a mistake costs no time
     train, test = folder.load_encoded(data)
     for name, fact in describe_data(Splits(train, test)).items():

@@ -5,7 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dualcl_jax.api.session import prepare_jax
-from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.config import PATHS
+from dualcl_jax.system.errors import UserError, first_line
+
+MOVABLE = (*PATHS, 'data.labels')
+"""Fields that may hold paths of the data."""
 
 
 def evaluate(
@@ -93,6 +97,36 @@ def run_protocols(
     of_layers = chosen(layers, source.layers, '--layers')
     found = run(source, names, of_encoders, of_layers, fields, output or os.path.join(beside, 'evaluation'))
     print(f'results in {found["output"]}')
-    if workdir is not None and output is None and os.path.exists(os.path.join(workdir, 'report.html')):
-        print(f'report.html does not have them yet: dualcl report --workdir={workdir} writes it again')
+    if workdir is not None and output is None:
+        own = os.path.basename(found['output']) == 'evaluation'  # the data of the run, which may have moved
+        _refresh_report(workdir, [field for field in fields if own and field.partition('=')[0] in MOVABLE])
     return found
+
+
+def _refresh_report(workdir: str, moved: Sequence[str]) -> None:
+    """Writes `report.html` of a run again, if it has one, now with the new records.
+
+    `moved` are overrides of the fields that say where its data are. If the report cannot be written, such as without
+    the data of the run, a note names the reason: the records are written.
+    """
+    import jax
+
+    from dualcl_jax.reports.content import describe
+    from dualcl_jax.reports.page import write_page
+    from dualcl_jax.reports.subject import read_subject
+    from dualcl_jax.workdir.folder import existing_or_new
+
+    path = existing_or_new(workdir) / 'report.html'
+    if not path.exists():
+        return
+    by_hand = f'dualcl report --workdir={workdir} writes it again'
+    if jax.process_count() > 1:
+        if jax.process_index() == 0:
+            print(f'report.html does not have them yet: {by_hand}')
+        return
+    try:
+        write_page([describe(*read_subject(workdir, moved))], path)
+    except (UserError, OSError) as error:
+        print(f'note: report.html does not have them yet ({first_line(error)}): {by_hand}')
+        return
+    print(f'{path} has them, too')

@@ -40,7 +40,8 @@ def load_encoder(path: str) -> 'LoadedEncoder | LoadedTextEncoder':
     """Loads the encoder in a file written by `dualcl export`.
 
     The result maps images [N, H, W, C] to features [N, F]. Images are uint8, or floats in [0, 1], of the size
-    `.description.image_size`. The encoder of a run on text maps a list of N sentences instead. JAX is imported by this
+    `.description.image_size`; an encoder with a `.description.value_range` takes the values of files, which it scales
+    from that range. The encoder of a run on text maps a list of N sentences instead. JAX is imported by this
     function, not with the package.
 
     Raises:

@@ -36,9 +36,10 @@ def train(
     Interrupting the kernel, or Ctrl-C, saves after the current step and raises `RestartError`; the same call resumes.
 
     Args:
-      data: a folder of images, an `.npz` file, images uint8 [N, H, W] or [N, H, W, C], (images, labels [N]), or a
-        mapping with the arrays of an `.npz` file (train_images, train_labels, test_images, test_labels). Arrays are
-        stored as data.npz in the workdir. None: the data that the config names.
+      data: a folder of images, an `.npz` file, images [N, H, W] or [N, H, W, C] of 8 or 16 bits or floating point,
+        (images, labels [N]), or a mapping with the arrays of an `.npz` file (train_images, train_labels, test_images,
+        test_labels). Arrays are stored as data.npz in the workdir; `data.channels` is theirs unless they are uint8 with
+        C 1 or 3. None: the data that the config names.
       workdir: folder of the run, local or remote.
       config: a name such as 'quickstart' or 'imagenet:moco_v3', the path of a configuration file, or a config.
       init_from: a workdir or a file of weights; start from its encoder.
@@ -65,8 +66,11 @@ def train(
         from dualcl_jax.workdir.folder import open_workdir, read_summary, unlock
 
         if data is not None:
-            name, path = _stored(data, workdir)
+            name, path, channels = _stored(data, workdir)
             override(chosen, [f'data.name={name}', f'data.path={path}'])
+            if channels and not chosen.data.channels:
+                override(chosen, [f'data.channels={channels}'])
+                print(f'data.channels={channels}, as the images have')
         try:
             complete = loop.train(chosen, workdir, extend=extend, ends_process=False)
             summary = read_summary(open_workdir(workdir)) if complete else None
@@ -104,11 +108,14 @@ def _alone() -> Iterator[None]:
         _training.release()
 
 
-def _stored(data: Data, workdir: str) -> tuple[str, str]:
-    """`data.name` and `data.path` of the data; arrays are written into the workdir first."""
+def _stored(data: Data, workdir: str) -> tuple[str, str, int]:
+    """`data.name` and `data.path` of the data, and their channels where these must be stated; 0 otherwise.
+
+    Arrays are written into the workdir first.
+    """
     if isinstance(data, str | os.PathLike):
         path = os.fspath(data)
-        return ('npz' if path.endswith('.npz') and not os.path.isdir(path) else 'folder'), path
+        return ('npz' if path.endswith('.npz') and not os.path.isdir(path) else 'folder'), path, 0
     if isinstance(data, Mapping):
         arrays = dict(data)
     elif isinstance(data, tuple):
@@ -126,4 +133,7 @@ def _stored(data: Data, workdir: str) -> tuple[str, str]:
     named: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
     np.savez(partial, **named)
     os.replace(partial, path)
-    return 'npz', path
+    images: Any = next((named[name] for name in ('train_images', 'images', 'x_train') if name in named), np.empty(0))
+    channels = images.shape[3] if images.ndim == 4 else 1
+    converted = images.dtype == np.uint8 and channels in (1, 3)
+    return 'npz', path, 0 if converted or images.ndim not in (3, 4) else channels

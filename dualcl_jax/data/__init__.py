@@ -8,6 +8,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from dualcl_jax.data.images import folder, npz, photo_patches, tfds
+from dualcl_jax.data.images.source import KIND as IMAGES
+from dualcl_jax.data.images.source import image_shape
 from dualcl_jax.data.loader import Batch, Loader, batch_spec
 from dualcl_jax.data.source import ArraySource, HostViews, Source, Splits, example_spec, hold_out, limit_train
 from dualcl_jax.data.text import source as text
@@ -86,6 +88,7 @@ def load(data: Any, *, validate: bool = False) -> Splits:
         raise UserError(f'data.name is empty: use one of {", ".join(sorted(SOURCES))}, or a TFDS name')
     read = SOURCES.get(data.name, partial(tfds.load, others=tuple(SOURCES)))
     train, test = read(data)
+    _check_channels(data, train)
     train = limit_train(train, data.limit)
     if data.num_examples and data.num_examples != len(train):
         raise UserError(
@@ -96,3 +99,14 @@ def load(data: Any, *, validate: bool = False) -> Splits:
         return Splits(train, test)
     train, validation = hold_out(train, data.validation_fraction, data.hold_out)
     return Splits(train, validation if validate else test)
+
+
+def _check_channels(data: Any, train: Source) -> None:
+    """Raises UserError if the examples do not have the channels that the config states."""
+    if not data.channels:
+        return
+    if train.kind != IMAGES:
+        raise UserError(f'data.channels={data.channels}: {train.name} holds {train.kind}; use 0')
+    found = image_shape(train)[2]
+    if found != data.channels:
+        raise UserError(f'data.channels={data.channels}: the images of {train.name} have {found}; use {found}, or 0')

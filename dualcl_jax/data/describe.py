@@ -34,6 +34,8 @@ def describe_data(splits: Splits) -> dict[str, str]:
         facts['classes'] = (
             f'{len(names):,}: {_listed(names[:SHOWN_CLASSES], len(names))}; ' if names else ''
         ) + report['labels']
+    if 'pixels' in report:
+        facts['pixels'] = report['pixels']
     if 'tokens' in report:
         tokens = report['tokens']
         facts['tokens'] = (

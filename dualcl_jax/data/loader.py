@@ -25,8 +25,8 @@ CHUNK = 8
 class Batch(NamedTuple):
     """The rows of one global batch that a process owns.
 
-    examples: a tree of arrays [b, ...], whole examples or what the host has made of them: of images uint8 [b, H, W, C]
-    or [b, V, size, size, C]; ids: int32 [b], see `Source.ids`; labels: int32 [b], -1 where unknown;
+    examples: a tree of arrays [b, ...], whole examples or what the host has made of them: of images [b, H, W, C] or
+    [b, V, size, size, C]; ids: int32 [b], see `Source.ids`; labels: int32 [b], -1 where unknown;
     positions: int32 [b], the position in the global batch, from which an example's random key is made.
     """
 

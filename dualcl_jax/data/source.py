@@ -44,16 +44,16 @@ class Source(Protocol):
     """A split: N examples with their labels, read by index.
 
     An example is a pytree of NumPy arrays of fixed shapes and dtypes; n examples are that tree with a leading axis n.
-    Of images the tree is one uint8 array [n, H, W, C], C 1 or 3.
+    Of images the tree is one array [n, H, W, C], uint8, uint16 or float32.
 
     `kind` says what the examples are, such as 'images', and with it which views can be made of them. `labels` is int32
     [N], -1 where unknown; `class_names[label]` is the name of a class, None where the set has no labels. `fingerprint`
     is the SHA-256 hex digest of whatever determines the examples and their order. `in_memory` is whether the examples
     are at hand; others are read and decoded whenever they are asked for. `report` is what `data_report.json` says of
-    the files behind the set, None where there is nothing to say: 'splits', 'labels', 'left_out' and 'tokens', see
-    `docs/data.md`, and anything else by other names. `ids` is int32 [N]: the index of the first example that is equal
-    to an example, for images its own index; examples with the same id are never each other's negatives. `kept_files`
-    is the content, by name, of files that a workdir keeps, with which examples are read the same again.
+    the files behind the set, None where there is nothing to say: 'splits', 'labels', 'left_out', 'tokens' and 'pixels',
+    see `docs/data.md`, and anything else by other names. `ids` is int32 [N]: the index of the first example that is
+    equal to an example, for images its own index; examples with the same id are never each other's negatives.
+    `kept_files` is the content, by name, of files that a workdir keeps, with which examples are read the same again.
     """
 
     @property

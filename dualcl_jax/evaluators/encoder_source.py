@@ -182,7 +182,9 @@ def _view_blocks(
     def function(variables: Variables, inputs: tuple[Any, jax.Array]) -> tuple[jax.Array, ...]:
         examples, keys = inputs[0], jax.random.wrap_key_data(inputs[1])
         if isinstance(views, ImageViews):
-            made: Any = jnp.round(views.augment(keys, examples) * 255) / 255.0  # pictures have 8 bits
+            made: Any = views.augment(keys, examples)
+            if not views.value_range:  # pictures have 8 bits
+                made = jnp.round(made * 255) / 255.0
             made = made if as_pixels else views.standardize(made)
         else:
             made = views.make(keys, examples)

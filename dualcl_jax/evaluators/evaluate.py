@@ -14,7 +14,7 @@ from rich.console import Console
 from dualcl_jax import data
 from dualcl_jax.data import Source, Splits, example_spec
 from dualcl_jax.data.images.source import KIND as IMAGES
-from dualcl_jax.data.images.source import image_shape
+from dualcl_jax.data.images.source import image_shape, image_type
 from dualcl_jax.data.tree import batch_of, empty
 from dualcl_jax.evaluators.encoder_source import EncoderSource
 from dualcl_jax.evaluators.protocols import can_shoot, kind_of, protocols_of
@@ -29,7 +29,7 @@ from dualcl_jax.system.files import write_json
 from dualcl_jax.system.versions import versions
 from dualcl_jax.workdir.folder import open_workdir
 
-OF_THE_ENCODER = ('data.image_size', 'data.mean', 'data.std')
+OF_THE_ENCODER = ('data.image_size', 'data.mean', 'data.std', 'data.value_range')
 """Fields that a trained encoder cannot do without."""
 
 
@@ -92,6 +92,13 @@ def check(source: EncoderSource, splits: Splits, protocols: Sequence[str], *, na
             f'or name the set on purpose: --config.data.name={source.config.data.name}'
         )
     known = protocols_of(source.kind)
+    if 'robustness' in protocols and train.kind == IMAGES:
+        channels, kind = image_shape(train)[2], image_type(train)
+        if channels not in (1, 3) or kind != 'uint8':
+            raise UserError(
+                f'{train.name}: robustness corrupts images of 8 bits with 1 or 3 channels, and these have {channels} '
+                f'of {kind}; leave it out of --protocols'
+            )
     needing = [name for name in protocols if known[name].needs_labels]
     if not needing:
         return
@@ -167,6 +174,7 @@ def check_examples(source: EncoderSource, train: Source) -> None:
                 f'{train.name}: images have {channels} channels and the encoder of {source.name} takes '
                 f'{source.views.channels}; choose another set'
             )
+        _check_values(source, source.views, train)
         return
     one = empty(batch_of(example_spec(train), 1))
     found, expected = (
@@ -176,6 +184,17 @@ def check_examples(source: EncoderSource, train: Source) -> None:
     if found != expected:
         raise UserError(
             f'{train.name}: the encoder of {source.name} takes {source.kind} of another shape; choose another set'
+        )
+
+
+def _check_values(source: EncoderSource, views: ImageViews, train: Source) -> None:
+    """Raises UserError where images have 8 bits and the encoder takes another range, or the other way round."""
+    kind = image_type(train)
+    if (kind == 'uint8') != (not views.value_range):
+        low, high = views.value_range or (0, 255)
+        raise UserError(
+            f'{train.name}: images are {kind} and the encoder of {source.name} takes '
+            f'{"values of" if views.value_range else "8 bits,"} {low:g} to {high:g}; choose another set'
         )
 
 

@@ -23,7 +23,7 @@ def describe_method(
     train, test = splits
     views = method.views
     if isinstance(views, ImageViews):
-        shown = f'{config.views.preset}, {views.size}×{views.size}'
+        shown = f'{config.views.preset}, {views.size}×{views.size}{_without_colours(views)}'
     else:
         shown = f'{config.views.preset}, {views.describe()}' if isinstance(views, TextViews) else ''
     labels = f'{len(train.class_names)} classes' if train.class_names else 'no labels'
@@ -47,6 +47,7 @@ def describe_method(
         'data': f'{train.name}, {len(train):,} {_examples(train)}, {labels}'
         + (f'; {len(test):,} for {"validation" if config.data.validation_fraction else "testing"}' if test else ''),
         **describe_data(splits),
+        **_values(config, views),
         'views': shown or _shapes(jax.tree.map(lambda leaf: leaf[0], views.blank())),
         'encoder': f'{config.model.name}, width {config.model.width}, {stem}{projection}'
         + ('' if config.model.predictor == 'none' else f', {config.model.predictor} predictor')
@@ -56,6 +57,23 @@ def describe_method(
         + (f', weighted by hardness, β {method.hardness:g}' if method.hardness else '')
         + (f', no older key of the same {noun}' if method.mask_same_image else ''),
     }
+
+
+def _without_colours(views: ImageViews) -> str:
+    """What the views leave out of their recipe."""
+    return f'; {", ".join(views.skipped)} skipped: they need red, green and blue' if views.skipped else ''
+
+
+def _values(config: ConfigDict, views: Any) -> dict[str, str]:
+    """How the values of images that are read as stored enter the encoder, and what pictures show of them."""
+    if not isinstance(views, ImageViews) or not config.data.channels:
+        return {}
+    low, high = views.value_range or (0, 255)
+    mean, std = (', '.join(f'{value:.4g}' for value in values) for values in (views.mean, views.std))
+    shown = 'the first three channels' if views.channels > 3 else 'the first channel' if views.channels == 2 else ''
+    stretched = 'each stretched to its own range' if views.value_range else ''
+    pictures = '; pictures show ' + (', '.join(filter(None, (shown, stretched)))) if shown or stretched else ''
+    return {'values': f'{low:g} to {high:g} become 0 to 1; mean {mean}; standard deviation {std}{pictures}'}
 
 
 def _examples(train: Source) -> str:

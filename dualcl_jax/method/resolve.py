@@ -20,14 +20,15 @@ def resolve(
     num_devices: int,
     num_processes: int = 1,
     statistics: Statistics | None = None,
+    value_range: tuple[float, ...] = (),
     vocabulary: int = 0,
     stored: ConfigDict | None = None,
 ) -> FrozenConfigDict:
     """A frozen copy of a config without open choices.
 
     `negatives.selector`, `optimizer.lars` and `data.hold_out` have a name, `model.norm` has a number of groups,
-    `data.mean` and `data.std` have values, and so has `model.vocabulary` for text; `parallel.mapper` has a name.
-    Resolving the result again changes nothing.
+    `data.mean`, `data.std` and, unless images have 8 bits, `data.value_range` have values, and so has
+    `model.vocabulary` for text; `parallel.mapper` has a name. Resolving the result again changes nothing.
 
     Args:
       config: validated (`dualcl_jax.method.validation`); it is not changed.
@@ -35,6 +36,7 @@ def resolve(
       num_devices: of the run: decides how many groups `model.norm='local'` stands for.
       num_processes: of the run: decides which mapper 'auto' stands for, whatever the run had before.
       statistics: of the training images, for a config whose `data.mean` is empty; None leaves it empty.
+      value_range: of the training images, for a config whose `data.value_range` is empty.
       vocabulary: the number of tokens of the tokenizer, for a config whose `model.vocabulary` is 0.
       stored: the resolved config of the run in the workdir. A selector chosen there for 'auto' and the groups chosen
         for 'local' are kept, whatever the devices are now.
@@ -49,6 +51,7 @@ def resolve(
     fields['model']['vocabulary'] = config.model.vocabulary or vocabulary
     if statistics is not None and not config.data.mean:
         fields['data']['mean'], fields['data']['std'] = statistics
+    fields['data']['value_range'] = config.data.value_range or value_range
     return FrozenConfigDict(fields)
 
 

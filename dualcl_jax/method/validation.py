@@ -26,9 +26,14 @@ COUNTED = ('threshold', 'ring', 'random')
 _POSITIVE: Rule = (lambda value: value > 0, 'must be above 0')
 _SHARE: Rule = (lambda value: 0 < value <= 1, 'must be above 0 and at most 1')
 _PER_CHANNEL: Rule = (
-    lambda values: len(values) in (0, 1, 3) and all(0 <= value <= 1 for value in values),
+    lambda values: all(0 <= value <= 1 for value in values),
     'must be empty (measured) or one number in [0, 1] per channel',
 )
+_RANGE: Rule = (
+    lambda values: not values or (len(values) == 2 and values[0] < values[1]),
+    'must be empty (measured) or two numbers, the lowest and the highest value',
+)
+MOST_CHANNELS = 1024
 
 RULES: dict[str, Rule] = {
     'seed': between(0, 2**31 - 1),
@@ -43,6 +48,8 @@ RULES: dict[str, Rule] = {
     'data.stored_size': at_least(0),
     'data.memory_bytes': at_least(0),
     'data.max_skipped': between(0, 1),
+    'data.channels': between(0, MOST_CHANNELS),
+    'data.value_range': _RANGE,
     'data.mean': _PER_CHANNEL,
     'data.std': _PER_CHANNEL,
     'text.length': at_least(3),

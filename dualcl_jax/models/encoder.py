@@ -207,4 +207,6 @@ def channels_of(params: Any, model: str) -> int:
     backbone = params['backbone']
     if model in PATCHES:  # a row of the kernel for each pixel of a patch and channel
         return int(backbone['patch_embed']['kernel'].shape[0]) // PATCHES[model] ** 2
+    if 'stem_0' in backbone:  # of a ConvNeXt, with patches of 4×4
+        return int(backbone['stem_0']['kernel'].shape[0]) // 16
     return int(backbone['conv1']['kernel'].shape[2])

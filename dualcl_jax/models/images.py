@@ -13,24 +13,35 @@ class ImageInput:
 
     Attributes:
       size: the side in pixels.
-      channels: C, 1 or 3.
+      channels: C.
       mean: the mean of each channel, or of all, in [0, 1]; a pixel enters the encoder as (pixel - mean) / std.
       std: the standard deviation of each channel, or of all.
+      value_range: (low, high), the values that become 0 and 1, of images of 16 bits or floating point of any range;
+        empty for images of 8 bits, or floats in [0, 1].
     """
 
     size: int
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    value_range: tuple[float, ...] = dataclasses.field(default=(), kw_only=True)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """The shape [size, size, C] of one image."""
         return self.size, self.size, self.channels
 
+    def scaled(self, images: ArrayLike) -> jax.Array:
+        """Converts images of any shape to float32 in [0, 1]: with `to_float`, or scaled from `value_range`, clipped."""
+        images = jnp.asarray(images)
+        if not self.value_range:
+            return to_float(images)
+        low, high = self.value_range
+        return jnp.clip((images.astype(jnp.float32) - low) / (high - low), 0.0, 1.0)
+
     def pixels(self, images: ArrayLike) -> jax.Array:
-        """Converts images [n, H, W, C] to float32 [n, size, size, C] in [0, 1] with `resized`."""
-        return resized(images, self.size, self.size)
+        """Converts images [n, H, W, C] to float32 [n, size, size, C] in [0, 1]: `scaled`, then `resized`."""
+        return resized(self.scaled(images), self.size, self.size)
 
     def standardize(self, pixels: jax.Array) -> jax.Array:
         """Standardises pixels [..., C] in [0, 1]: (pixels - mean) / std, float32."""

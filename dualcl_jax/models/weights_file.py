@@ -30,6 +30,8 @@ LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'runnin
 INSIDE_BLOCKS = {'qkv': 'attn.qkv', 'proj': 'attn.proj', 'fc1': 'mlp.fc1', 'fc2': 'mlp.fc2'}
 """Layers of a block of a ViT or ConvNeXt, and their names in timm."""
 SUFFIXES = ('.safetensors', '.npz')
+FIRST = {'params.backbone.conv1.kernel': 2, 'params.backbone.patch_embed.kernel': 0, 'params.backbone.stem_0.kernel': 0}
+"""The first layer of each kind of network, and the axis of its kernel that depends on the channels of the images."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Taken:
     """What was taken of a file.
 
     Attributes:
-      variables: of the backbone, by collection, and of the projection where the file has one that fits.
+      variables: of the backbone, by collection, and of the projection where the file has one that fits. The kernel of
+        the first layer is left out where the file is for images of other channels.
       source: whose names the file has.
       skipped: the names of tensors that were not needed.
       notes: what was changed, or what the file does not tell.
@@ -83,7 +86,7 @@ def take(path: str, template: Variables, model: str, grid: tuple[int, int], *, l
     expected = flax.traverse_util.flatten_dict(template, sep='.')
     backbone = {name: leaf for name, leaf in expected.items() if name.split('.')[1] == 'backbone'}
     if any(name.startswith(OURS) for name in tensors):
-        return _ours(tensors, expected, backbone, flag)
+        return _ours(tensors, expected, backbone, model, flag)
     prefix = _prefix(tensors, flag)
     found, notes = {}, []
     for name, leaf in backbone.items():
@@ -94,6 +97,10 @@ def take(path: str, template: Variables, model: str, grid: tuple[int, int], *, l
             raise UserError(f'{flag}: has no tensor {given}, which {model} needs; use the model.name of the file')
         array, note = _converted(tensors[given], name, grid, leaf.shape)
         notes += [note] if note else []
+        fresh = _other_channels(name, array.shape, leaf.shape, model)
+        if fresh:
+            notes.append(f'{given} {fresh}')
+            continue
         if array.shape != leaf.shape:
             raise UserError(
                 f'{flag}: {given} is {tensors[given].shape}, and the one of this config would be '
@@ -154,22 +161,40 @@ def _in_a_block(name: str) -> bool:
     return name.startswith(('layer', 'blocks.', 'stages.', 'downsample', 'patch_embed.'))
 
 
-def _ours(tensors: dict[str, np.ndarray], expected: Variables, backbone: Variables, flag: str) -> Taken:
+def _other_channels(name: str, found: tuple[int, ...], wanted: tuple[int, ...], model: str) -> str:
+    """That the kernel of the first layer starts afresh, where only the channels of its images are others; or ''."""
+    axis, patch = FIRST.get(name), PATCHES.get(model, 4) ** 2
+    if axis is None or len(found) != len(wanted) or found == wanted:
+        return ''
+    if any(a != b for place, (a, b) in enumerate(zip(found, wanted, strict=True)) if place != axis):
+        return ''
+    before, now = (shape[axis] if axis else shape[axis] / patch for shape in (found, wanted))
+    return f'starts afresh: C is {before:g} in the file and {now:g} in the images'
+
+
+def _ours(tensors: dict[str, np.ndarray], expected: Variables, backbone: Variables, model: str, flag: str) -> Taken:
     """Takes the variables of an export with this project's names."""
-    for name, leaf in backbone.items():
+    notes, backbone = [], dict(backbone)
+    for name, leaf in list(backbone.items()):
+        fresh = _other_channels(name, tensors[name].shape, leaf.shape, model) if name in tensors else ''
+        if fresh:
+            notes.append(f'{name} {fresh}')
+            del backbone[name]
+            continue
         if name not in tensors or tensors[name].shape != leaf.shape:
             found = f'is {tensors[name].shape}, not {leaf.shape}' if name in tensors else 'is not in it'
             raise UserError(
                 f'{flag}: {name} {found}; use the model.name, width and stem of its run, on images of as many channels'
             )
-    strange = [name for name in tensors if name.split('.')[1:2] == ['backbone'] and name not in backbone]
+    strange = [name for name in tensors if name.split('.')[1:2] == ['backbone'] and name not in expected]
     if strange:
         raise UserError(f'{flag}: has {strange[0]}, which this config has not; use the model.name of its run')
     head = {name: leaf for name, leaf in expected.items() if name.split('.')[1] == 'projection'}
     fits = bool(head) and all(name in tensors and tensors[name].shape == leaf.shape for name, leaf in head.items())
     used = backbone | (head if fits else {})
     variables = flax.traverse_util.unflatten_dict({name: tensors[name] for name in used}, sep='.')
-    return Taken(variables, 'an export of dualcl_jax', tuple(name for name in tensors if name not in used), ())
+    skipped = tuple(name for name in tensors if name not in used)
+    return Taken(variables, 'an export of dualcl_jax', skipped, tuple(notes))
 
 
 def _prefix(tensors: dict[str, np.ndarray], flag: str) -> str:

@@ -14,6 +14,7 @@ from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.evaluators.embed_all import Examples
 from dualcl_jax.evaluators.measures.neighbours import Pairs
 from dualcl_jax.reports.figures import fit_within
+from dualcl_jax.reports.visible import visible
 from dualcl_jax.system.files import write_output
 
 SIDE = 100
@@ -104,6 +105,6 @@ def _pictures(examples: Examples, rows: np.ndarray) -> list[str]:
     uris = []
     for image in examples.at(rows) if len(rows) else ():
         content = io.BytesIO()
-        Image.fromarray(fit_within(image, SIDE)).save(content, 'JPEG', quality=85)
+        Image.fromarray(fit_within(visible(image), SIDE)).save(content, 'JPEG', quality=85)
         uris.append('data:image/jpeg;base64,' + base64.b64encode(content.getvalue()).decode())
     return uris

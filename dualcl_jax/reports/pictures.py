@@ -12,6 +12,7 @@ from dualcl_jax.reports.page import write_page
 from dualcl_jax.reports.samples import Samples
 from dualcl_jax.reports.subject import Subject
 from dualcl_jax.reports.view_sheet import first_views
+from dualcl_jax.reports.visible import visible
 
 SHEET_IMAGES = 10
 
@@ -42,7 +43,9 @@ def draw_figures(run: Subject, samples: Samples) -> None:
     if isinstance(views, ImageViews):
         chosen = epoch_permutation(run.config.seed, 0, len(train))[:SHEET_IMAGES]
         drawn = first_views(train, chosen, views, run.method.seed)
-        figures.view_pairs(train.examples(chosen), drawn, folder / 'views.png')
+        stretch = bool(views.value_range)
+        shown = visible(train.examples(chosen)), visible(drawn, stretch=stretch)
+        figures.view_pairs(*shown, folder / 'views.png')
         _draw_neighbours(train, samples, folder / 'neighbours.png')
 
 
@@ -50,9 +53,9 @@ def _draw_neighbours(train: Source, samples: Samples, path: epath.Path) -> None:
     """Draws the nearest training images of some of the shown images."""
     labelled, queries = train.class_names is not None, samples.shown[samples.queries]
     figures.neighbours(
-        samples.source.examples(queries),
+        visible(samples.source.examples(queries)),
         samples.source.labels[queries] if labelled else None,
-        np.stack([train.examples(row) for row in samples.found]),
+        visible(np.stack([train.examples(row) for row in samples.found])),
         train.labels[samples.found] if labelled else None,
         samples.similarities,
         train.class_names,

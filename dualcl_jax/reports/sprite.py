@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from dualcl_jax.data import Source
 from dualcl_jax.reports.figures import fit_within
+from dualcl_jax.reports.visible import visible
 
 LARGEST = 64
 """The most pixels of the longer side of an image."""
@@ -31,7 +32,7 @@ class Sprite:
         if new:
             for key, image in zip(new, source.examples(np.array([index for _, index in new])), strict=True):
                 self._places[key] = len(self._images)
-                self._images.append(fit_within(image, LARGEST))
+                self._images.append(fit_within(visible(image), LARGEST))
                 self.side = max(self.side, *self._images[-1].shape[:2])
         return [self._places[key] for key in keys]
 

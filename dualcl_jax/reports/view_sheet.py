@@ -8,11 +8,13 @@ from ml_collections import ConfigDict
 
 from dualcl_jax.data import Source, data_config, load
 from dualcl_jax.data.images.source import KIND
+from dualcl_jax.data.images.statistics import values_in_use
 from dualcl_jax.data.order import epoch_permutation
 from dualcl_jax.method import randomness
 from dualcl_jax.method.validation import validate
 from dualcl_jax.method.views.images import ImageViews, image_views
 from dualcl_jax.reports.figures import view_pairs
+from dualcl_jax.reports.visible import visible
 from dualcl_jax.system.errors import UserError
 
 IMAGES = 10
@@ -31,10 +33,12 @@ def show_views(config: ConfigDict, path: str) -> None:
     if train.kind != KIND:
         raise UserError(f'--show_views={path}: {train.name} holds {train.kind}; only views of images can be drawn')
     ids = epoch_permutation(config.seed, 0, len(train))[:IMAGES]
-    views = first_views(train, ids, image_views(config, train.examples(np.arange(0))), config.seed)
+    config.data.value_range = values_in_use(config.data, train)
+    recipe = image_views(config, train.examples(np.arange(0)))
+    views = visible(first_views(train, ids, recipe, config.seed), stretch=bool(recipe.value_range))
     try:
         epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
-        view_pairs(train.examples(ids), views, path)
+        view_pairs(visible(train.examples(ids)), views, path)
     except OSError as error:
         raise UserError(f'--show_views={path}: cannot be written ({error.strerror}); choose another path') from error
     print(f'{len(ids)} images and their views are in {path}')

@@ -85,6 +85,8 @@ ADDED: dict[str, Any] = {
     'sts.path': '',
     'log.tracker': '',
     'checkpoint.every_seconds': 0.0,
+    'data.channels': 0,
+    'data.value_range': (),
 }
 """Fields that were added since the first config was stored, in the order of their addition, with the value that a
 config without the field means. A new field belongs at the end, with the value that keeps the behaviour of before."""

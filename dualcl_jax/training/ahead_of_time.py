@@ -236,13 +236,13 @@ def _roofline(limits: Limits, counted: cost.Cost, accessed: float | None) -> dic
 def _examples(config: ConfigDict) -> tuple[str, Tree, Tree]:
     """The kind of the examples, one of them, and what the loader is assumed to deliver of it.
 
-    That is the same of a sentence; of an image, the image, or a crop of it for each view.
+    That is the same of a sentence; of an image, the image, or a crop of it for each view, of 8 bits.
     """
     if config.model.name in TEXT_MODELS:
         return TEXT, sentences_of(config), sentences_of(config)
-    side, pixels = config.data.image_size, np.dtype(np.uint8)
+    side, pixels, channels = config.data.image_size, np.dtype(np.uint8), config.data.channels or 3
     of_views = (2,) if side >= CROPPED_FROM else ()
-    return IMAGES, ArraySpec((1, 1, 3), pixels), ArraySpec((*of_views, side, side, 3), pixels)
+    return IMAGES, ArraySpec((1, 1, channels), pixels), ArraySpec((*of_views, side, side, channels), pixels)
 
 
 def _total(used: Any) -> int:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from dualcl_jax.data import Batch, Source, Splits, batch_spec, data_config, example_spec, load
 from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.images.source import image_shape
-from dualcl_jax.data.images.statistics import channel_statistics
+from dualcl_jax.data.images.statistics import channel_statistics, values_in_use
 from dualcl_jax.data.text.source import KIND as TEXT
 from dualcl_jax.evaluators.benchmarks.sts import Pairs, read_dev
 from dualcl_jax.method.build import Method, build_method
@@ -114,13 +114,15 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = 
     if writes:
         check_same_data(config.data.name, ' '.join(split.fingerprint for split in splits if split is not None))
         forget_made(str(folder))
-    statistics = _statistics(config, splits.train)
+    value_range = values_in_use(config.data, splits.train)
+    statistics = _statistics(config, splits.train, value_range)
     resolved = resolve(
         config,
         platform=mesh.devices.flat[0].platform,
         num_devices=mesh.devices.size,
         num_processes=jax.process_count(),
         statistics=statistics,
+        value_range=value_range,
         vocabulary=_vocabulary(splits.train),
         stored=stored,
     )
@@ -181,7 +183,7 @@ def _vocabulary(train: Source) -> int:
     return int((train.report or {})['tokens']['vocabulary']) if train.kind == TEXT else 0
 
 
-def _statistics(config: ConfigDict, train: Source) -> Statistics | None:
+def _statistics(config: ConfigDict, train: Source, value_range: tuple[float, ...]) -> Statistics | None:
     """Mean and standard deviation per channel: those of the config, or of the images where it has none.
 
     None where the examples are not images.
@@ -193,7 +195,7 @@ def _statistics(config: ConfigDict, train: Source) -> Statistics | None:
         return None
     mean, std = config.data.mean, config.data.std
     if not mean:
-        return channel_statistics(train)
+        return channel_statistics(train, value_range)
     channels = image_shape(train)[2]
     if len(mean) not in (1, channels):
         raise UserError(

@@ -8,7 +8,7 @@ import jax
 
 from dualcl_jax.data.text.tokens import FILE as TOKENIZER
 from dualcl_jax.models.encoder import TEXT_MODELS
-from dualcl_jax.models.exports import Described, Description, TextDescription
+from dualcl_jax.models.exports import Description, TextDescription
 from dualcl_jax.models.exports.encoder import Variables, compute, only_parts
 from dualcl_jax.models.images import ImageInput
 from dualcl_jax.models.text import FIELDS as TEXT_FIELDS
@@ -23,7 +23,7 @@ PRIVATE = ('data.data_dir', 'data.path', 'data.labels', 'init_from', 'text.token
 """Fields that may hold paths of the machine: an export has them empty."""
 
 
-def describe(run: SavedRun, *, encoder: str, projection: bool) -> tuple[Described, Variables]:
+def describe(run: SavedRun, *, encoder: str, projection: bool) -> tuple[Description | TextDescription, Variables]:
     """An encoder of a run and its variables, as NumPy arrays.
 
     Args:
@@ -56,7 +56,8 @@ def _with_inputs(run: SavedRun, about: dict[str, Any]) -> Description | TextDesc
     """The description of an encoder, from what is the same for every kind of example."""
     views = run.method.views
     if isinstance(views, ImageInput):
-        return Description(**about, image_size=views.size, channels=views.channels, mean=views.mean, std=views.std)
+        inputs = {name: getattr(views, name) for name in ('channels', 'mean', 'std', 'value_range')}
+        return Description(**about, image_size=views.size, **inputs)
     if run.kind != TEXT:
         raise UserError(
             f'--workdir={run.folder}: its encoder takes {run.kind}; only encoders of images and text are exported'

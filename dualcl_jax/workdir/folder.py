@@ -238,7 +238,7 @@ def write_data_report(workdir: epath.Path, splits: Splits) -> None:
     report |= {'splits': _plain_splits(splits), 'labels': None, 'left_out': {}}
     report['classes'] = count_classes(labels, splits.train.class_names)
     about = dict(splits.train.report or {})
-    report |= {name: about.pop(name) for name in ('splits', 'labels', 'left_out', 'tokens') if name in about}
+    report |= {name: about.pop(name) for name in ('splits', 'labels', 'left_out', 'tokens', 'pixels') if name in about}
     if about:
         report['files'] = about
     write_json(workdir / 'data_report.json', report)

@@ -7,6 +7,7 @@ it takes the backbone; the sizes of the network are then those of the folder, an
 import dataclasses
 from typing import Any
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -101,7 +102,7 @@ def with_encoder(method: Method, state: TrainState, path: str, mesh: Mesh) -> Tr
     """Replaces the online and the momentum encoder by the encoder that a path names.
 
     Of a run, it is the online encoder of the newest checkpoint. The backbones must have the same shapes
-    (`check_encoder`).
+    (`check_encoder`); the first layer keeps the values of the state where a file is for images of other channels.
 
     Raises:
       UserError: the encoder cannot be read.
@@ -110,7 +111,7 @@ def with_encoder(method: Method, state: TrainState, path: str, mesh: Mesh) -> Tr
     parts = ['backbone']
     if 'projection' in params and _shapes(params['projection']) == _shapes(state.params.get('projection')):
         parts.append('projection')
-    params = state.params | {part: params[part] for part in parts}
+    params = state.params | {part: _completed(state.params[part], params[part]) for part in parts}
     stats = state.batch_stats | {part: stats[part] for part in parts if part in stats}
     return dataclasses.replace(
         state,
@@ -119,6 +120,12 @@ def with_encoder(method: Method, state: TrainState, path: str, mesh: Mesh) -> Tr
         momentum_params={part: jax.tree.map(jnp.copy, params[part]) for part in state.momentum_params},
         momentum_batch_stats={part: jax.tree.map(jnp.copy, stats[part]) for part in state.momentum_batch_stats},
     )
+
+
+def _completed(whole: Any, found: Any) -> Any:
+    """The parameters that were found, and of the others those of `whole`."""
+    flatten = flax.traverse_util.flatten_dict
+    return flax.traverse_util.unflatten_dict(flatten(whole) | flatten(found))
 
 
 def _read(method: Method, state: TrainState, path: str, mesh: Mesh) -> tuple[dict[str, Any], dict[str, Any]]:

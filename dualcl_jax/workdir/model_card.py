@@ -1,48 +1,99 @@
-"""The model card of an exported encoder of sentences."""
+"""The model card of an encoder that is exported as a folder."""
 
-from dualcl_jax.models.exports import TextDescription
+from typing import Any
+
+from dualcl_jax.models.exports import Description, TextDescription
+from dualcl_jax.models.exports.huggingface_images import FEATURES, class_of, has_processor
 from dualcl_jax.system.files import absolute
 from dualcl_jax.system.versions import versions
 from dualcl_jax.workdir.metrics import SCORES, read_records
 from dualcl_jax.workdir.saved_run import SavedRun
 
-HEAD = """---
+OF_TEXT = """---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
 tags: [sentence-transformers, sentence-similarity, feature-extraction]
 ---
 """
-USE = """
+USE_OF_TEXT = """
 ```python
 from sentence_transformers import SentenceTransformer
 
 model = SentenceTransformer('PATH OF THIS FOLDER')
 embeddings = model.encode(['a sentence', 'another one'])
 ```
+
+The embeddings are not normalised; compare them by their cosine.
+"""
+OF_IMAGES = """---
+library_name: transformers
+pipeline_tag: image-feature-extraction
+tags: [image-feature-extraction, self-supervised]
+---
+"""
+USE_OF_IMAGES = """
+```python
+from transformers import AutoImageProcessor, {kind}
+
+processor, model = AutoImageProcessor.from_pretrained(FOLDER), {kind}.from_pretrained(FOLDER{options})
+features = model.eval()(**processor(images, return_tensors='pt')).{features}
+```
+
+`FOLDER` is the path of this folder. The features are not normalised; compare them by their cosine.
+"""
+USE_OF_VALUES = """
+```python
+from transformers import {kind}
+
+model = {kind}.from_pretrained(FOLDER{options})
+features = model.eval()(pixel_values=pixels).{features}
+```
+
+`FOLDER` is the path of this folder, and `pixels` float32 [N, {channels}, {size}, {size}]: values of {low:g} to {high:g}
+scaled to [0, 1] and clipped, less the mean {mean}, divided by {std}, by channel. No image processor of transformers
+does this. The features are not normalised; compare them by their cosine.
 """
 
 
-def model_card(run: SavedRun, description: TextDescription) -> str:
+def model_card(run: SavedRun, description: Description | TextDescription) -> str:
     """The README.md of an exported folder: what the encoder is, how it is used and how it was trained."""
+    text = isinstance(description, TextDescription)
+    head, use = (OF_TEXT, USE_OF_TEXT) if isinstance(description, TextDescription) else (OF_IMAGES, _use(description))
     rows = ''.join(f'| {name} | {value} |\n' for name, value in _facts(run, description).items())
     return (
-        f'{HEAD}# {absolute(run.folder).name}\n\nAn encoder of sentences, trained with momentum contrast by '
-        f'dualcl_jax.\n{USE}\nThe embeddings are not normalised; compare them by their cosine.\n\n'
-        f'| | |\n|---|---|\n{rows}'
+        f'{head}# {absolute(run.folder).name}\n\nAn encoder of {"sentences" if text else "images"}, trained with '
+        f'momentum contrast by dualcl_jax.\n{use}\n| | |\n|---|---|\n{rows}'
     )
 
 
-def _facts(run: SavedRun, description: TextDescription) -> dict[str, str]:
+def _use(description: Description) -> str:
+    """How the folder of an encoder of images is used."""
+    kind = class_of(description)
+    options = ', add_pooling_layer=False' if kind == 'ViTModel' else ''
+    about: dict[str, Any] = {'kind': kind, 'options': options, 'features': FEATURES.get(kind, '')}
+    if has_processor(description):
+        return USE_OF_IMAGES.format(**about)
+    low, high = description.value_range or (0, 255)
+    about |= {'mean': list(description.mean), 'std': list(description.std)}
+    return USE_OF_VALUES.format(**about, low=low, high=high, channels=description.channels, size=description.image_size)
+
+
+def _facts(run: SavedRun, description: Description | TextDescription) -> dict[str, str]:
     """What the record of the run says, without paths."""
     config, network = run.config, description.architecture
     optimizer, loss = config.optimizer, config.loss
     kind = network['name']
-    if kind != 'bag':
-        kind = f'{kind} of {network["layers"]} layers, width {network["width"]}, pooling {network["pooling"]}'
+    if isinstance(description, TextDescription):
+        if kind != 'bag':
+            kind = f'{kind} of {network["layers"]} layers, width {network["width"]}, pooling {network["pooling"]}'
+        inputs = {'length': f'{description.length} tokens; longer sentences are cut'}
+    else:
+        shape = '×'.join(map(str, description.images.shape))
+        inputs = {'images': f'{shape}; others are resized bilinearly, without cropping'}
     views = 'both views are queries' if loss.symmetric else 'one view is the query'
     return {
         'encoder': f'{kind}; {description.encoder} encoder, {description.output}, {description.features} numbers',
-        'length': f'{description.length} tokens; longer sentences are cut',
+        **inputs,
         'initial weights': 'of a pretrained encoder' if config.init_from else 'random',
         'data': f'SHA-256 {run.data_fingerprint}',
         'views': config.views.preset,

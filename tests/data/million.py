@@ -55,7 +55,7 @@ def main(folder: Path) -> None:
 
     fields = {'name': 'folder', 'path': str(folder), 'image_size': 224, 'limit': 0, 'num_examples': FOLDERS * EACH}
     fields |= {'labels': 'auto', 'test_fraction': 0.0, 'validation_fraction': 0.0, 'stored_size': 0}
-    fields |= {'path_column': '', 'label_column': '', 'hold_out': 'auto'}
+    fields |= {'path_column': '', 'label_column': '', 'hold_out': 'auto', 'channels': 0}
     fields |= {'memory_bytes': 2**30, 'max_skipped': 0.05}
     train, _ = data.load(SimpleNamespace(**fields))
     seconds = time.process_time() - began

@@ -35,7 +35,7 @@ def source(tmp_path_factory) -> EncodedSource:
         patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
         fields = {'name': 'folder', 'path': str(root), 'image_size': 12, 'limit': 0, 'num_examples': 0}
         fields |= {'labels': 'none', 'test_fraction': 0.0, 'validation_fraction': 0.0, 'stored_size': 0}
-        fields |= {'memory_bytes': 0, 'max_skipped': 0.0}
+        fields |= {'memory_bytes': 0, 'max_skipped': 0.0, 'channels': 0}
         train, _ = data.load(SimpleNamespace(**fields))
     assert isinstance(train, EncodedSource)
     return train

@@ -20,7 +20,7 @@ SHARED = REPOSITORY.parent / 'shared' / 'tfds'
 def config(name: str, **fields) -> SimpleNamespace:
     defaults = {'data_dir': '', 'path': '', 'image_size': 12, 'limit': 0, 'num_examples': 0, 'labels': 'none'}
     defaults |= {'test_fraction': 0.0, 'validation_fraction': 0.0, 'stored_size': 0, 'memory_bytes': 2**30}
-    defaults |= {'max_skipped': 0.0}
+    defaults |= {'max_skipped': 0.0, 'channels': 0}
     return SimpleNamespace(**defaults | fields, name=name)
 
 

@@ -41,6 +41,7 @@ def config(path, **changes) -> SimpleNamespace:
         'stored_size': 0,
         'memory_bytes': 2**30,
         'max_skipped': 0.05,
+        'channels': 0,
     }
     return SimpleNamespace(**(fields | changes))
 
@@ -198,7 +199,7 @@ def test_the_cache_saves_examining_and_follows_changes(images, cache, monkeypatc
     assert list(cache.glob('*.npz'))
     examined = []
     real = index.examine_file
-    monkeypatch.setattr(index, 'examine_file', lambda path, entry: examined.append(path) or real(path, entry))
+    monkeypatch.setattr(index, 'examine_file', lambda path, *rest: examined.append(path) or real(path, *rest))
     again = index.open_index(str(images))
     assert examined == []
     assert again.report() == first.report()
@@ -234,7 +235,7 @@ def test_one_process_examines_a_folder_that_others_share(images, tmp_path, monke
     monkeypatch.setattr(index.Index, 'is_fresh', lambda self: case != 'changes meanwhile')
 
     def load(number):
-        found[number] = index.open_index(str(roots[number]), str(tmp_path / 'run'))
+        found[number] = index.open_index(str(roots[number]), shared=str(tmp_path / 'run'))
 
     assert two_processes(load) == [None, None]
     assert len(examined) == len(found[0]) * (1 if case == 'shared' else 2)

@@ -18,7 +18,7 @@ LABELS = np.arange(12) % 4
 
 
 def config(path) -> SimpleNamespace:
-    fields = {'limit': 0, 'num_examples': 0, 'validation_fraction': 0.0, 'memory_bytes': 2**30}
+    fields = {'limit': 0, 'num_examples': 0, 'validation_fraction': 0.0, 'memory_bytes': 2**30, 'channels': 0}
     return SimpleNamespace(name='npz', path=str(path), data_dir='', **fields)
 
 

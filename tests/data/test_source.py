@@ -27,7 +27,7 @@ def make_source(num_examples: int = 20, **changes) -> ArraySource:
 
 def config(**changes) -> SimpleNamespace:
     fields = {'name': 'fixed', 'data_dir': '', 'path': '', 'image_size': 32, 'limit': 0, 'num_examples': 0}
-    fields |= {'validation_fraction': 0.0, 'hold_out': 'auto'}
+    fields |= {'validation_fraction': 0.0, 'hold_out': 'auto', 'channels': 0}
     return SimpleNamespace(**(fields | changes))
 
 
@@ -67,7 +67,7 @@ def test_the_fingerprint_is_that_of_the_examples():
 
 def test_arrays_of_another_kind_are_refused():
     with pytest.raises(ValueError, match='pixels'):
-        make_source(pixels=np.zeros((20, 4, 5, 3), np.float32))
+        make_source(pixels=np.zeros((20, 4, 5, 3), np.float64))
     with pytest.raises(ValueError, match='labels'):
         make_source(labels=np.zeros(19, np.int32))
     with pytest.raises(ValueError, match='labels'):
@@ -136,7 +136,8 @@ def test_mistakes_name_their_field(fixed, changes, message):
 def test_the_package_starts_neither_jax_nor_tensorflow():
     program = (
         'import sys, types; from dualcl_jax import data;'
-        "data.load(types.SimpleNamespace(name='photo_patches', limit=9, num_examples=9, validation_fraction=0));"
+        "fields = dict(name='photo_patches', channels=0, limit=9, num_examples=9, validation_fraction=0);"
+        'data.load(types.SimpleNamespace(**fields));'
         "sys.exit(' '.join(sorted({'jax', 'tensorflow', 'tensorflow_datasets'} & set(sys.modules))) or 0)"
     )
     result = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, timeout=120)

@@ -22,7 +22,7 @@ SHARED = Path(__file__).resolve().parents[2].parent / 'shared' / 'tfds'
 
 def config(name='tiny', data_dir='', **changes) -> SimpleNamespace:
     fields = {'name': name, 'data_dir': str(data_dir), 'path': '', 'image_size': 32, 'limit': 0, 'num_examples': 0}
-    return SimpleNamespace(**(fields | changes), validation_fraction=0.0)
+    return SimpleNamespace(**(fields | changes), validation_fraction=0.0, channels=0)
 
 
 def image_feature(*dimensions, dtype='uint8') -> dict:

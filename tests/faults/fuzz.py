@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import safetensors.numpy
+import tifffile
 from etils import epath
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from configs import default
-from dualcl_jax.data.images import npz
+from dualcl_jax.data.images import npz, stored
 from dualcl_jax.data.images.decode import Box, UnusableError, cut, examine
 from dualcl_jax.data.images.index import _load
 from dualcl_jax.data.images.table import Names, match, read_table
@@ -92,12 +93,34 @@ def written(folder: Path, name: str, content: bytes) -> Path:
 
 def read_npz(folder: Path, content: bytes) -> Any:
     path = str(written(folder, 'set.npz', content))
-    return npz.load(SimpleNamespace(path=path, memory_bytes=2**24))
+    return npz.load(SimpleNamespace(path=path, memory_bytes=2**24, channels=0))
 
 
 def read_image(folder: Path, content: bytes) -> Any:
     facts = examine(content)
     return cut(content, lambda height, width: [Box(0, 0, height, width)], 8), facts
+
+
+def read_stored(folder: Path, content: bytes) -> Any:
+    facts = stored.examine(content, 3)
+    return stored.cut(content, lambda height, width: [Box(0, 0, height, width)], 8, 3), facts
+
+
+def plain_files() -> list[bytes]:
+    """Files of three channels that are read as they are stored."""
+    values = photo(1, 24, 24).astype(np.uint16) << 4
+    planes, file = np.ascontiguousarray(values.transpose(2, 0, 1)), io.BytesIO()
+    np.save(file, values.astype(np.float32))
+    found = [file.getvalue(), encode(photo(1, 24, 24), 'PNG')]
+    for pixels, options in (
+        (planes, {}),
+        (planes, {'planarconfig': 'separate'}),
+        (values, {'planarconfig': 'contig', 'compression': 'zlib', 'predictor': True}),
+    ):
+        file = io.BytesIO()
+        tifffile.imwrite(file, pixels, photometric='minisblack', **options)
+        found.append(file.getvalue())
+    return found
 
 
 def read_csv(folder: Path, content: bytes) -> Any:
@@ -182,7 +205,7 @@ ARCHITECTURE = {
     'name': 'tiny', 'stem': 'cifar', 'width': 1, 'projection': 'mlp2_bn', 'predictor': 'none', 'dim': 2,
     'head_width': 2, 'dtype': 'float32', 'remat': False, 'freeze_patches': True, 'positions': 'sine_cosine',
 }  # fmt: skip
-ENCODER = Description(ARCHITECTURE, 'query', 'projection', 2, 8, 3, (0.5,) * 3, (0.2,) * 3, {'step': 7})
+ENCODER = Description(ARCHITECTURE, 'query', 'projection', 2, 8, 3, (0.5,) * 3, (0.2,) * 3, {'step': 7}, (0.0, 9.0))
 PICTURES = [encode(photo(1, 24, 24), kind) for kind in ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'JPEG2000')]
 FIELDS = st.sampled_from([name for name, _ in flatten(CONFIG)]) | st.text(max_size=12)
 WORDS = st.text(max_size=12) | st.from_regex(r'[-+(]?\d{0,30}[.,e]?\d{0,4}', fullmatch=True)
@@ -191,6 +214,7 @@ LABELS = b'path,label\na.png,cat\nb/c.png,dog\n'
 READERS = {
     'npz': Reader(one_of(archive(images=IMAGES, labels=np.arange(12)), archive(train_images=IMAGES)), read_npz),
     'image': Reader(one_of(*PICTURES), read_image),
+    'stored image': Reader(one_of(*plain_files()), read_stored),
     'CSV': Reader(
         one_of(LABELS) | st.text().map(lambda text: text.encode('utf-16')),
         read_csv,

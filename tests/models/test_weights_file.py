@@ -34,8 +34,9 @@ def encoder(name: str, **fields: Any) -> Encoder:
     return build_encoder(config)
 
 
-def template(made: Encoder, size: int) -> dict[str, Any]:
-    shapes = jax.eval_shape(lambda key: made.init(key, jnp.zeros((1, size, size, 3)), train=False), jax.random.key(0))
+def template(made: Encoder, size: int, channels: int = 3) -> dict[str, Any]:
+    blank = jnp.zeros((1, size, size, channels))
+    shapes = jax.eval_shape(lambda key: made.init(key, blank, train=False), jax.random.key(0))
     return {'params': shapes['params'], 'batch_stats': shapes.get('batch_stats', {})}
 
 
@@ -96,6 +97,25 @@ def test_wrong_architecture(
     assert message.startswith(FLAG)
     assert '\n' not in message
     assert all(word in message for word in said), message
+
+
+@pytest.mark.parametrize(
+    ('network', 'model', 'first'),
+    [
+        ('resnet18 of torchvision', 'resnet18', 'conv1'),
+        ('ViT of timm', 'vit_tiny', 'patch_embed'),
+        ('ConvNeXt of timm', 'convnext_t', 'stem_0'),
+    ],
+)
+def test_other_channels_leave_the_first_layer_fresh(network: str, model: str, first: str, tmp_path: Path) -> None:
+    made = encoder(model, **({'positions': 'learned'} if model == 'vit_tiny' else {}))
+    path, expected = written(tmp_path, network), template(made, 32, channels=5)
+    found = take(str(path), expected, model, (8, 8), learned=model == 'vit_tiny', flag=FLAG)
+    assert 'starts afresh: C is 3 in the file and 5 in the images' in found.describe()
+    backbone, whole = found.variables['params']['backbone'], expected['params']['backbone']
+    assert 'kernel' not in backbone.get(first, {})
+    rest = {name for name in whole if name != first}
+    assert rest <= backbone.keys()
 
 
 def test_smaller_network_than_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from dualcl_jax.evaluators.embed import Embedder
 from dualcl_jax.evaluators.encoder_source import EncoderSource
 from dualcl_jax.evaluators.protocols import PROTOCOLS
 from dualcl_jax.models.exports import FORMATS
+from dualcl_jax.system.errors import UserError
 from dualcl_jax.workdir.export import describe
 from dualcl_jax.workdir.saved_run import open_saved_run
 from tests.support.evaluations import printed_records
@@ -120,6 +121,28 @@ def test_another_set_another_step_another_folder(run, workdir: Path, tmp_path: P
     moved = shutil.copy(json.loads((workdir / 'config.json').read_text())['data']['path'], tmp_path / 'moved.npz')
     own = json.loads(run(workdir, 'clustering', f'--config.data.path={moved}').out.splitlines()[-1])
     assert own['output'] == str(workdir / 'evaluation')
+
+
+def test_the_report_of_the_run_gets_the_results(run, workdir: Path, tmp_path: Path, monkeypatch) -> None:
+    page = workdir / 'report.html'
+    page.write_text('old')
+    done = run(workdir, 'clustering', f'--output={tmp_path / "elsewhere"}')
+    assert (done.status, page.read_text()) == (0, 'old')
+    moved = shutil.move(json.loads((workdir / 'config.json').read_text())['data']['path'], tmp_path / 'moved.npz')
+    try:
+        done = run(workdir, 'clustering', f'--config.data.path={moved}')
+    finally:
+        shutil.move(moved, json.loads((workdir / 'config.json').read_text())['data']['path'])
+    assert f'{page} has them, too' in done.out, done
+    assert 'clustering' in page.read_text()
+
+    def absent(*_: object) -> None:
+        raise UserError('the data are away')
+
+    monkeypatch.setattr('dualcl_jax.reports.subject.read_subject', absent)
+    done = run(workdir, 'clustering')
+    assert done.status == 0
+    assert 'note: report.html does not have them yet (the data are away): dualcl report' in done.out
 
 
 @pytest.mark.parametrize('format', ['safetensors', 'stablehlo'])

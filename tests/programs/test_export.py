@@ -47,7 +47,7 @@ MISTAKES = {
     '--step=9': '--step=9: ',
     '--workdir=/no/such/run': '--workdir=/no/such/run: no run with a checkpoint',
     '--format=torchvision': '--format=torchvision: torchvision has no tiny; use safetensors or stablehlo',
-    '--format=huggingface': 'holds an encoder of images; use another format',
+    '--format=huggingface': '--format=huggingface: transformers has no tiny; use safetensors or stablehlo',
     '--output=': '--output=: cannot be written',
     '--output=.': '--output=.: cannot be written',
     '--output=/dev/null/file': '--output=/dev/null/file: cannot be written (a file is in the place of its folder)',

@@ -11,7 +11,7 @@ from dualcl_jax.system.devices import to_host
 from dualcl_jax.workdir.export import describe
 from dualcl_jax.workdir.saved_run import open_saved_run
 from tests.support.random_run import random_run
-from tests.support.runs import Finished, contents
+from tests.support.runs import Finished, contents, write_npz
 
 SMALL = ('model.name=tiny', 'optimizer.learning_rate=0', 'optimizer.weight_decay=0', 'ema.momentum=1')
 
@@ -48,6 +48,20 @@ def test_starts_from_an_export(projection: bool, start, tmp_path: Path) -> None:
         assert same == projection
     file.unlink()
     assert start(file).status == 0  # a finished run does not read it again
+
+
+def test_starts_on_images_of_other_channels(start, tmp_path: Path) -> None:
+    run = random_run(tmp_path, 'model.name=tiny', channels=1)
+    file = tmp_path / 'encoder.safetensors'
+    file.write_bytes(FORMATS['safetensors'](*describe(run, encoder='query', projection=False)))
+    write_npz(tmp_path / 'data.npz')
+    done = start(file)
+    assert done.status == 0, done
+    said = ' '.join(done.out.split())
+    assert 'conv1.kernel starts afresh: C is 1 in the file and 3 in the images' in said
+    found, before = to_host(open_saved_run(f'{tmp_path}/new').state).params, to_host(run.state).params
+    assert found['backbone']['conv1']['kernel'].shape[2] == 3
+    np.testing.assert_array_equal(found['backbone']['conv2']['kernel'], before['backbone']['conv2']['kernel'])
 
 
 def test_wrong_files(start, tmp_path: Path) -> None:

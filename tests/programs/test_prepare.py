@@ -42,6 +42,7 @@ def config(**changes) -> SimpleNamespace:
         'stored_size': 0,
         'memory_bytes': 2**30,
         'max_skipped': 0.05,
+        'channels': 0,
     }
     return SimpleNamespace(**(fields | changes))
 

@@ -31,5 +31,5 @@ def folder_config(path: Path | str, **changes: Any) -> SimpleNamespace:
     """The data part of a config that reads a folder at 16 pixels."""
     fields = {'name': 'folder', 'path': str(path), 'image_size': 16, 'limit': 0, 'num_examples': 0, 'labels': 'auto'}
     fields |= {'test_fraction': 0.2, 'validation_fraction': 0.0, 'stored_size': 0, 'memory_bytes': 2**30}
-    fields |= {'max_skipped': 0.05, 'path_column': '', 'label_column': '', 'hold_out': 'auto'}
+    fields |= {'max_skipped': 0.05, 'path_column': '', 'label_column': '', 'hold_out': 'auto', 'channels': 0}
     return SimpleNamespace(**(fields | changes))

@@ -32,8 +32,10 @@ def random_run(folder: Path, *fields: str, channels: int = 3, labels: bool = Tru
     data = write_npz(folder / 'data.npz', channels=channels, labels=labels)
     small = ('model.width=4', 'model.dim=8', 'model.head_width=16', 'queue.size=64', 'train.batch_size=16')
     override(config, ['data.name=npz', f'data.path={data}', 'data.image_size=16', *small, 'train.steps=24', *fields])
+    config.data.channels = 0 if channels in (1, 3) else channels
     train = load(config.data).train
-    config.data.mean, config.data.std = (0.4,) * channels, (0.3,) * channels
+    if not config.data.mean:
+        config.data.mean, config.data.std = (0.4,) * channels, (0.3,) * channels
     config = from_json(to_json(resolve(config, platform='cpu', num_devices=1)))  # as if read from a workdir
     method = image_method(config, channels=channels, total_steps=STEP, steps_per_epoch=16, num_devices=1)
     mesh = device_mesh()

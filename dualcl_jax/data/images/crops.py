@@ -21,11 +21,6 @@ class CropRecipe(NamedTuple):
     ratios: tuple[tuple[float, float], ...]
     size: int
 
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """[V, size, size, 3], the crops of one image."""
-        return len(self.scales), self.size, self.size, 3
-
 
 def crop_rng(seed: int, step: int, position: int) -> np.random.Generator:
     """The generator of one example's crops, the same in every process."""

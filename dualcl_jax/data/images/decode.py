@@ -47,6 +47,7 @@ CONVERSIONS = (
     'scaled from the fewer than 16 bits that it uses',
 )
 """What may be done to an image that is used; the i-th is bit i of `Facts.conversions`."""
+CONVERTED = (1 << len(CONVERSIONS)) - 1
 ANIMATED, PAGES, SIXTEEN_BIT, CMYK, PALETTE, ALPHA, GRAY, TURNED, TOLERATED, SCALED = (
     1 << i for i in range(len(CONVERSIONS))
 )
@@ -93,7 +94,7 @@ def examine(encoded: bytes) -> Facts:
         jpeg = _jpeg_header(encoded)
         if jpeg:
             height, width, orientation, gray = jpeg
-            _check_size(height, width)
+            check_size(height, width)
             conversions = (GRAY if gray else 0) | (TURNED if orientation > 1 else 0)
             try:
                 _decode_jpeg(encoded, height, width, 8)
@@ -128,7 +129,7 @@ def cut(encoded: bytes, place: Place, size: int) -> np.ndarray:
         needed = min(min(box.height, box.width) for box in boxes) / size
         try:
             pixels = _decode_jpeg(encoded, height, width, max(k for k in (1, 2, 4, 8) if k <= max(needed, 1)))
-            pixels = _turn(pixels, orientation)
+            pixels = turn(pixels, orientation)
         except ValueError:
             pixels, _ = _decode_with_pillow(encoded)
     else:
@@ -159,8 +160,8 @@ def _jpeg_header(encoded: bytes) -> tuple[int, int, int, bool] | None:
     if b'Exif\0\0' in encoded[: 1 << 16]:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            with _open(encoded) as image:
-                orientation = _orientation(image)
+            with open_image(encoded) as image:
+                orientation = orientation_of(image)
     return height, width, orientation, colours == 'Gray'
 
 
@@ -176,19 +177,19 @@ def _decode_with_pillow(encoded: bytes) -> tuple[np.ndarray, int]:
         raise UnusableError(reason)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        with _open(encoded) as image:
-            _check_size(image.height, image.width)
+        with open_image(encoded) as image:
+            check_size(image.height, image.width)
             conversions = 0
             if image.format in ('GIF', 'WEBP', 'PNG', 'TIFF') and getattr(image, 'is_animated', False):
                 conversions |= PAGES if image.format == 'TIFF' else ANIMATED
                 image.seek(0)
             image.load()
-            orientation = _orientation(image)
+            orientation = orientation_of(image)
             pixels, more = _to_rgb(image, *_depth(image.format, encoded))
-    return _turn(pixels, orientation), conversions | more | (TURNED if orientation > 1 else 0)
+    return turn(pixels, orientation), conversions | more | (TURNED if orientation > 1 else 0)
 
 
-def _open(encoded: bytes) -> Image.Image:
+def open_image(encoded: bytes) -> Image.Image:
     """The image in a file. The texts and the colour profile of a PNG are dropped where Pillow does not take them."""
     try:
         return Image.open(io.BytesIO(encoded), formats=FORMATS)
@@ -263,14 +264,15 @@ def _check_alpha(alpha: np.ndarray) -> None:
         )
 
 
-def _check_size(height: int, width: int) -> None:
+def check_size(height: int, width: int) -> None:
+    """Raises UnusableError for an image that is too small or too large."""
     if min(height, width) < MIN_SIDE:
         raise UnusableError(f'{width}×{height} pixels: a side is shorter than {MIN_SIDE}')
     if height * width > MAX_PIXELS:
         raise UnusableError(f'{width}×{height} pixels: more than {MAX_PIXELS:,}')
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
     """EXIF orientation 1 to 8; 1 where there is none, or EXIF that cannot be parsed."""
     try:
         value = image.getexif().get(ORIENTATION, 1)
@@ -279,7 +281,7 @@ def _orientation(image: Image.Image) -> int:
     return value if value in range(1, 9) else 1
 
 
-def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
+def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """The image upright."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)

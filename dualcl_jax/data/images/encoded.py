@@ -6,14 +6,15 @@ import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
 
+from dualcl_jax.data.images import decode, stored
 from dualcl_jax.data.images.crops import CropRecipe, central_square, crop_rng, draw_boxes
-from dualcl_jax.data.images.decode import Place, cut
-from dualcl_jax.data.images.source import KIND, image_shape, image_source
+from dualcl_jax.data.images.decode import Place
+from dualcl_jax.data.images.source import KIND, image_shape, image_source, image_type
 from dualcl_jax.data.source import ArraySource, Splits
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.machine import available_cores
@@ -43,6 +44,33 @@ class Files(Protocol):
         ...
 
 
+class Pixels(NamedTuple):
+    """How the pixels of files are read.
+
+    Attributes:
+      channels: C.
+      dtype: one of `source.TYPES`.
+      as_stored: without conversion, see `stored`; otherwise as 8-bit RGB, see `decode`.
+    """
+
+    channels: int = 3
+    dtype: str = 'uint8'
+    as_stored: bool = False
+
+    def empty(self, *shape: int) -> np.ndarray:
+        """Uninitialised images [*shape, C]."""
+        return np.empty((*shape, self.channels), self.dtype)
+
+    def cut(self, encoded: bytes, place: Place, size: int) -> np.ndarray:
+        """The boxes that `place` gives for an image, each resized to a square: [n, size, size, C]."""
+        if self.as_stored:
+            return stored.cut(encoded, place, size, self.channels)
+        return decode.cut(encoded, place, size)
+
+
+RGB = Pixels()
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class EncodedSource:
     """A split of encoded images, each decoded when it is asked for; the host can cut random crops from them.
@@ -55,6 +83,7 @@ class EncodedSource:
       class_names: the names of the classes, or None without labels.
       fingerprint: SHA-256 hex digest of what determines examples and order.
       report: what `data_report.json` says of the files.
+      pixels: how they are read.
     """
 
     name: str
@@ -64,6 +93,7 @@ class EncodedSource:
     class_names: tuple[str, ...] | None
     fingerprint: str
     report: Mapping[str, Any] | None = dataclasses.field(default=None, repr=False)
+    pixels: Pixels = RGB
 
     @property
     def kind(self) -> str:
@@ -85,24 +115,25 @@ class EncodedSource:
         return len(self.labels)
 
     def examples(self, indices: np.ndarray) -> np.ndarray:
-        """The central squares at `indices`, resized: uint8 [n, S, S, 3]. Decoded in threads."""
-        stored = np.empty((len(indices), self.stored_size, self.stored_size, 3), np.uint8)
+        """The central squares at `indices`, resized: [n, S, S, C]. Decoded in threads."""
+        squares = self.pixels.empty(len(indices), self.stored_size, self.stored_size)
 
         def store(row: int) -> None:
             index = int(indices[row])
-            stored[row] = _cut(self.files, index, self.files.read(index), central_square, self.stored_size)[0]
+            encoded = self.files.read(index)
+            squares[row] = _cut(self.files, index, encoded, central_square, self.stored_size, self.pixels)[0]
 
         with ThreadPoolExecutor(available_cores()) as threads:
             for _ in threads.map(store, range(len(indices))):
                 pass
-        return stored
+        return squares
 
     def display(self, indices: np.ndarray) -> None:
         del indices  # pictures have no text
 
     def host_views(self, recipe: CropRecipe | None) -> 'Crops | None':
         """Random crops of whole images by a recipe."""
-        return None if recipe is None else Crops(self.files, recipe)
+        return None if recipe is None else Crops(self.files, recipe, self.pixels)
 
     def decoded(self) -> ArraySource:
         """The same split with every image decoded, in memory."""
@@ -117,21 +148,23 @@ class Crops:
     Args:
       files: the encoded images.
       recipe: of the V crops of an image, resized to `size` pixels a side.
+      pixels: how images are read.
     """
 
     files: Files
     recipe: CropRecipe
+    pixels: Pixels = RGB
 
     def prepare(self) -> None:
         self.files.prepare()
         Image.init()  # Pillow imports its decoders when they are first needed
 
     def blank(self, count: int) -> np.ndarray:
-        """uint8 [count, V, size, size, 3], uninitialised."""
-        return np.empty((count, *self.recipe.shape), np.uint8)
+        """[count, V, size, size, C], uninitialised."""
+        return self.pixels.empty(count, len(self.recipe.scales), self.recipe.size, self.recipe.size)
 
     def make(self, indices: np.ndarray, positions: np.ndarray, seed: int, step: int, out: np.ndarray) -> None:
-        """Writes the crops of the images at `indices` [n] into `out`: uint8 [n, V, size, size, 3].
+        """Writes the crops of the images at `indices` [n] into `out`: [n, V, size, size, C].
 
         Files are read ahead, `READS` at a time: a file of a network takes as long as its decoding, or longer.
         """
@@ -140,13 +173,13 @@ class Crops:
             contents = threads.map(self.files.read, indices.tolist())
             for row, ((index, position), encoded) in enumerate(zip(rows, contents, strict=True)):
                 place = partial(draw_boxes, crop_rng(seed, step, position), self.recipe)
-                out[row] = _cut(self.files, index, encoded, place, self.recipe.size)
+                out[row] = _cut(self.files, index, encoded, place, self.recipe.size, self.pixels)
 
 
-def _cut(files: Files, index: int, encoded: bytes, place: Place, size: int) -> np.ndarray:
-    """The boxes that `place` gives for an image, resized: uint8 [V, size, size, 3]."""
+def _cut(files: Files, index: int, encoded: bytes, place: Place, size: int, pixels: Pixels) -> np.ndarray:
+    """The boxes that `place` gives for an image, resized: [V, size, size, C]."""
     try:
-        return cut(encoded, place, size)
+        return pixels.cut(encoded, place, size)
     except Exception as error:  # any of a decoder's errors; the image could be decoded when it was examined
         raise UserError(
             f'{files.where(index)}: cannot be decoded ({error}); remove it or restore it, then run again'
@@ -156,6 +189,7 @@ def _cut(files: Files, index: int, encoded: bytes, place: Place, size: int) -> n
 def place(data: Any, train: EncodedSource, test: EncodedSource | None) -> Splits:
     """Both splits in memory where they fit into `data.memory_bytes` together, else as they are."""
     needed = (len(train) + (len(test) if test else 0)) * math.prod(image_shape(train))
+    needed *= np.dtype(image_type(train)).itemsize
     if needed > data.memory_bytes:
         return Splits(train, test)
     return Splits(train.decoded(), test.decoded() if test else None)

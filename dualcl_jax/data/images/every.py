@@ -7,7 +7,7 @@ import numpy as np
 
 from dualcl_jax.data.images.display import shown
 from dualcl_jax.data.images.encoded import EncodedSource, stored_size
-from dualcl_jax.data.images.folder import IndexedFiles, check_usable, splits_and_labels
+from dualcl_jax.data.images.folder import IndexedFiles, check_usable, pixels_of, splits_and_labels
 from dualcl_jax.data.images.index import open_index
 from dualcl_jax.data.images.labels import displayed
 from dualcl_jax.data.images.scan import DUPLICATE, SKIPPED, USED
@@ -28,19 +28,23 @@ def every_image(data: Any) -> Named:
     """The usable images of the folder `data.path` in the order of their paths; splits do not count, labels do.
 
     Args:
-      data: the `data` part of a config; `path`, `labels`, the columns of a table, `image_size` and `stored_size` count.
+      data: the `data` part of a config; `path`, `labels`, the columns of a table, `image_size`,
+        `stored_size` and `channels` count.
 
     Raises:
       UserError: no such folder, no images in it, or labels that do not fit.
     """
     if '://' in data.path:
         raise UserError(f'{data.path}: must be a local folder; copy it, or mount it')
-    index = open_index(os.path.expanduser(data.path))
-    check_usable(data.path, index, max_skipped=1.0)
+    index = open_index(os.path.expanduser(data.path), data.channels)
+    check_usable(data.path, index, max_skipped=1.0, channels=data.channels)
     rows = np.flatnonzero((index.outcomes == USED) | (index.outcomes == DUPLICATE)).astype(np.int32)
     labels = splits_and_labels(data, index, rows)[1]
     size, class_names = stored_size(data), displayed(labels.names)
-    digest = fingerprint('every', (size, size, 3), class_names, labels.labels, index.digests[rows])
-    source = EncodedSource('folder', IndexedFiles(index, rows), labels.labels, size, class_names, digest)
+    pixels = pixels_of(data, index, rows)
+    how = b'as stored' if pixels.as_stored else b''
+    shape = (size, size, pixels.channels)
+    digest = fingerprint('every', shape, class_names, labels.labels, index.digests[rows], how)
+    source = EncodedSource('folder', IndexedFiles(index, rows), labels.labels, size, class_names, digest, pixels=pixels)
     skipped = [f'{index.shown(row)} ({index.notes[row]})' for row in np.flatnonzero(index.outcomes == SKIPPED).tolist()]
     return Named(source, [shown(index.path(row)) for row in rows.tolist()], skipped)

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from dualcl_jax.data.images import account, kinds
+from dualcl_jax.data.images import account, kinds, stored
 from dualcl_jax.data.images.decode import MIN_SIDE, SCALED
 from dualcl_jax.data.images.display import shown
-from dualcl_jax.data.images.encoded import EncodedSource, place, stored_size
+from dualcl_jax.data.images.encoded import RGB, EncodedSource, Pixels, place, stored_size
 from dualcl_jax.data.images.index import LISTED, Index, mark_duplicates, open_index
 from dualcl_jax.data.images.labels import (
     Labels,
@@ -89,8 +89,8 @@ def load_encoded(data: Any) -> tuple[EncodedSource, EncodedSource | None]:
         raise UserError(f'data.path={data.path}: must be a local folder; copy it, or mount it')
     if not data.path:
         raise UserError('data.path is empty: with data.name=folder it names a folder of images')
-    index = open_index(os.path.expanduser(data.path), getattr(data, 'shared', ''))
-    check_usable(data.path, index, max_skipped=data.max_skipped)
+    index = open_index(os.path.expanduser(data.path), data.channels, getattr(data, 'shared', ''))
+    check_usable(data.path, index, max_skipped=data.max_skipped, channels=data.channels)
     chosen = _choose(data, index)
     index, rows, labels = chosen.index, chosen.rows, chosen.labels.labels
     in_test = chosen.roles == TEST
@@ -103,27 +103,49 @@ def load_encoded(data: Any) -> tuple[EncodedSource, EncodedSource | None]:
             f'data.path={data.path}: no image is left for training; all are for testing, or are copies of those'
         )
     kept = kept[limit_indices(len(kept), data.limit)]
-    size, names = stored_size(data), displayed(chosen.labels.names)
+    size, names, pixels = stored_size(data), displayed(chosen.labels.names), pixels_of(data, index, rows)
     labels_of = {'train': labels[kept], 'test': labels[in_test]}
     report = index.report() | {
         'splits': _splits_report(chosen, labels_of, data.test_fraction if held_out else 0.0),
         'labels': chosen.labels.how,
         'left_out': account.left_out(index, chosen.left_out, chosen.unmatched),
     }
+    if pixels.as_stored:
+        report['pixels'] = f'as stored, {pixels.channels} channels of {pixels.dtype}'
 
     def source(positions: np.ndarray) -> EncodedSource:
         content = [index.digests[rows[positions]]]
         if (index.conversions[rows[positions]] & SCALED).any():
             content.append(np.frombuffer(b'scaled', np.uint8))  # earlier versions took other bits of the same files
-        digest = fingerprint('folder', (size, size, 3), chosen.labels.names, labels[positions], *content)
+        if pixels.as_stored:
+            content.append(np.frombuffer(b'as stored', np.uint8))
+        digest = fingerprint('folder', (size, size, pixels.channels), chosen.labels.names, labels[positions], *content)
         files = IndexedFiles(index, rows[positions])
-        return EncodedSource('folder', files, labels[positions], size, names, digest, report)
+        return EncodedSource('folder', files, labels[positions], size, names, digest, report, pixels)
 
     return source(kept), source(np.flatnonzero(in_test)) if in_test.any() else None
 
 
-def check_usable(path: str, index: Index, *, max_skipped: float) -> None:
+def pixels_of(data: Any, index: Index, rows: np.ndarray) -> Pixels:
+    """How the images at `rows` are read, as `data.channels` says.
+
+    Raises:
+      UserError: they are read as stored, and are not all of one type.
+    """
+    if not data.channels:
+        return RGB
+    bits, counts = np.unique(index.conversions[rows] & stored.TYPE_MASK, return_counts=True)
+    types = [stored.type_of(int(bit)) for bit in bits]
+    if len(types) > 1:
+        found = ' and '.join(f'{count:,} of {name}' for name, count in zip(types, counts.tolist(), strict=True))
+        raise UserError(f'data.path={data.path}: its images are of several types, {found}; convert them to one')
+    return Pixels(data.channels, types[0], as_stored=True)
+
+
+def check_usable(path: str, index: Index, *, max_skipped: float, channels: int = 0) -> None:
     """Checks that the folder `path` has images, and that at most a share `max_skipped` of them cannot be used.
+
+    `channels` are those with which the index was opened.
 
     Raises:
       UserError: it has none, too many of them cannot be used, or most are of formats that cannot be read.
@@ -132,11 +154,12 @@ def check_usable(path: str, index: Index, *, max_skipped: float) -> None:
     share = len(skipped) / max(used + len(skipped), 1)
     first = (f'{index.shown(row)} ({index.notes[row]})' for row in skipped[:3].tolist())
     named = listed(first, len(skipped), separator='; ')
+    hint = '' if channels else _hint(index)
     if used and share > max_skipped:
         raise UserError(
             f'data.path={path}: {len(skipped):,} of {used + len(skipped):,} images cannot be used, more than '
             f'config.data.max_skipped={max_skipped:g} of them\n{named}\n'
-            'mend or remove them, or raise the share; data_report.json then names them all'
+            f'mend or remove them, or raise the share; data_report.json then names them all{hint}'
         )
     others = _unread_images(index)
     if not used:
@@ -145,7 +168,7 @@ def check_usable(path: str, index: Index, *, max_skipped: float) -> None:
         raise UserError(
             f'data.path={path}: no image of at least {MIN_SIDE} pixels a side in it ({found})'
             + (f'\n{named}' if named else '')
-            + (f'\n{kinds_found}' if kinds_found else '')
+            + (f'\n{kinds_found}{hint}' if kinds_found else hint)
         )
     if len(others) > used:
         raise UserError(
@@ -153,6 +176,13 @@ def check_usable(path: str, index: Index, *, max_skipped: float) -> None:
             f'{_reasons(index, others)}; {used:,} can be used\n'
             'convert them to JPEG, PNG or TIFF, or move them elsewhere'
         )
+
+
+def _hint(index: Index) -> str:
+    """How images can be read that are left out for their channels or types; empty where there are none."""
+    unconverted = ('NumPy array', 'channels', 'floating-point', 'signed', 'declared as transparency', 'few of their 16')
+    found = any(word in note for note in index.notes.values() for word in unconverted)
+    return '; data.channels=C reads images of C channels as they are stored' if found else ''
 
 
 def _unread_images(index: Index) -> np.ndarray:

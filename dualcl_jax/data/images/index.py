@@ -21,7 +21,8 @@ import numpy as np
 import PIL
 import simplejpeg
 
-from dualcl_jax.data.images.decode import CONVERSIONS
+from dualcl_jax.data.images import stored
+from dualcl_jax.data.images.decode import CONVERSIONS, CONVERTED
 from dualcl_jax.data.images.display import shown
 from dualcl_jax.data.images.scan import (
     DUPLICATE,
@@ -58,7 +59,8 @@ class Index:
       folder_of: int32 [N] the folder of each file; `names` uint8 all names in a row, `ends` int64 [N] where each ends.
       sizes, times: int64 [N], bytes and nanoseconds.
       shapes: int32 [N, 2], upright height and width of those that can be used.
-      outcomes: uint8 [N], one of `OUTCOMES` but `NOT_TAKEN`; `conversions` uint16 [N], bits of `decode.CONVERSIONS`.
+      outcomes: uint8 [N], one of `OUTCOMES` but `NOT_TAKEN`; `conversions` uint16 [N], bits of `decode.CONVERSIONS`
+        and `stored.TYPE_BITS`.
       digests: uint8 [N, 16], BLAKE2b of the content.
       notes: why a file is not used.
     """
@@ -142,7 +144,7 @@ class Index:
             {'path': self.shown(row), 'outcome': OUTCOMES[self.outcomes[row]], 'reason': self.notes[row]}
             for row in (*others.tolist(), *left_out[:LISTED].tolist())
         ]
-        rows = np.flatnonzero((self.outcomes == USED) & (self.conversions > 0))
+        rows = np.flatnonzero((self.outcomes == USED) & (self.conversions & CONVERTED > 0))
         files += [
             {'path': self.shown(row), 'outcome': 'converted', 'reason': _conversions(int(self.conversions[row]))}
             for row in rows[:LISTED].tolist()
@@ -154,13 +156,14 @@ class Index:
         }
 
 
-def open_index(root: str, shared: str = '') -> Index:
+def open_index(root: str, channels: int = 0, shared: str = '') -> Index:
     """The index of a local folder: from its cache where that is good, else by examining what is new.
 
     Of the processes of a run that see the same folder, process 0 does this, and the others take its index.
 
     Args:
       root: the folder.
+      channels: of the images that can be used, read as they are stored; 0: those that can be converted to RGB.
       shared: see `dualcl_jax.data.load`.
 
     Raises:
@@ -168,20 +171,20 @@ def open_index(root: str, shared: str = '') -> Index:
     """
     if not os.path.isdir(root):
         raise UserError(f'data.path={root}: no such folder; with data.name=folder it names a local folder of images')
-    cache, mine = _cache_file(root), list[Index]()
+    cache, mine = _cache_file(root, channels), list[Index]()
     if not shared:
-        return _own_index(root, cache)
+        return _own_index(root, cache, channels)
     known = _load(cache, root)
     fresh = known is not None and known.is_fresh()
 
     def make() -> bytes:
-        mine.append(_own_index(root, cache))
+        mine.append(_own_index(root, cache, channels))
         content = io.BytesIO()
         _write(mine[0], content)
         return content.getvalue()
 
     about = os.stat(root)
-    key = repr((os.path.realpath(root), about.st_ino, about.st_mtime_ns))
+    key = repr((os.path.realpath(root), about.st_ino, about.st_mtime_ns, channels))
     content = made_once('index', key, shared, make, needed=not fresh)
     if mine:
         return mine[0]
@@ -190,27 +193,28 @@ def open_index(root: str, shared: str = '') -> Index:
         return known
     index = _read(io.BytesIO(content), root)
     if index is None or not index.is_fresh():  # other files than those of process 0
-        return _own_index(root, cache)
+        return _own_index(root, cache, channels)
     with _locked(cache) as writable:
         if writable:
             _try_to_save(index, cache)
     return index
 
 
-def _own_index(root: str, cache: Path) -> Index:
+def _own_index(root: str, cache: Path, channels: int) -> Index:
     """The index of a folder as this process finds it."""
     with _locked(cache) as writable:
         known = _load(cache, root)
         if known and known.is_fresh():
             return known
-        index = _examine_all(root, known)
+        index = _examine_all(root, known, channels)
         if writable:
             _try_to_save(index, cache)
     return index
 
 
-def _cache_file(root: str) -> Path:
-    return cache_folder() / f'{hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:24]}.npz'
+def _cache_file(root: str, channels: int) -> Path:
+    key = os.fsencode(os.path.realpath(root)) + (f'\0{channels} {stored.readers()}'.encode() if channels else b'')
+    return cache_folder() / f'{hashlib.sha256(key).hexdigest()[:24]}.npz'
 
 
 @contextlib.contextmanager
@@ -231,7 +235,7 @@ def _note_uncached(cache: Path, error: OSError) -> None:
     print(f'note: {cache.parent} cannot be written ({error.strerror}): images are examined at every start')
 
 
-def _examine_all(root: str, known: Index | None) -> Index:
+def _examine_all(root: str, known: Index | None, channels: int) -> Index:
     folders, folder_times, entries = scan(root)
     before: dict[tuple[str, bytes], int] = {}
     if known:
@@ -244,7 +248,7 @@ def _examine_all(root: str, known: Index | None) -> Index:
             height, width = known.shapes[row].tolist()
             note = known.notes.get(row, '') if outcome != USED else ''
             return Finding(outcome, note, height, width, int(known.conversions[row]), known.digests[row].tobytes())
-        return examine_file(os.path.join(root, folders[entry.folder], os.fsdecode(entry.name)), entry)
+        return examine_file(os.path.join(root, folders[entry.folder], os.fsdecode(entry.name)), entry, channels)
 
     findings: list[Finding] = []
     with ThreadPoolExecutor(available_cores()) as threads, progress(len(entries), f'examining {root}') as advance:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from dualcl_jax.data.images.source import image_source
+from dualcl_jax.data.images.stored import TYPES, as_kept
 from dualcl_jax.data.source import Splits
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import BROKEN, reachable
@@ -18,7 +19,8 @@ ALIASES = {'x_train': 'train_images', 'y_train': 'train_labels', 'x_test': 'test
 def load(data: Any) -> Splits:
     """Reads the file at `data.path` (local or gs://), with arrays named train_images, images or x_train.
 
-    Images are uint8 [N, H, W] or [N, H, W, C] with C 1 or 3, of one shape in both splits; labels are integers [N] or
+    Images are uint8 [N, H, W] or [N, H, W, C] with C 1 or 3, or with `data.channels` so many channels of a type in
+    `stored.TYPES`; they are of one shape and type in both splits. Labels are integers [N] or
     [N, 1], -1 where unknown. Other arrays in the file are left out; nothing in it is unpickled.
 
     Raises:
@@ -39,16 +41,18 @@ def load(data: Any) -> Splits:
     splits = {}
     for split, start in (('train', prefix), ('test', 'test_')):
         if f'{start}images' in arrays:
-            images = _checked_images(data.path, stored[f'{start}images'], arrays[f'{start}images'])
+            images = _checked_images(data, stored[f'{start}images'], arrays[f'{start}images'])
             labels = np.full(len(images), -1, np.int32)
             if f'{start}labels' in arrays:
                 labels = _checked_labels(data.path, stored[f'{start}labels'], arrays[f'{start}labels'], len(images))
             splits[split] = images, labels
-    if 'test' in splits and splits['test'][0].shape[1:] != splits['train'][0].shape[1:]:
-        shapes = ' and '.join(str(images.shape[1:]) for images, _ in splits.values())
-        raise UserError(
-            f'data.path={data.path}: images of train and test differ in shape, {shapes}; make them the same'
-        )
+    for what, of in (('shape', lambda images: images.shape[1:]), ('type', lambda images: images.dtype)):
+        found = [str(of(images)) for images, _ in splits.values()]
+        if len(set(found)) > 1:
+            raise UserError(
+                f'data.path={data.path}: images of train and test differ in {what}, {" and ".join(found)}; '
+                'make them the same'
+            )
 
     num_classes = 1 + int(np.concatenate([labels for _, labels in splits.values()]).max())
     class_names = tuple(str(label) for label in range(num_classes)) or None
@@ -65,6 +69,8 @@ def load(data: Any) -> Splits:
         | {'left_out': unused},
         'left_out': {'other arrays': {'count': len(unused), 'names': unused[:3]}} if unused else {},
     }
+    if data.channels:
+        report['pixels'] = f'as stored, {data.channels} channels of {splits["train"][0].dtype}'
     sources = {
         split: image_source('npz', images, labels, class_names, report=report)
         for split, (images, labels) in splits.items()
@@ -125,15 +131,26 @@ def _claimed_bytes(archive: Any, name: str) -> int:
     return abs(math.prod(shape)) * max(dtype.itemsize, 1)
 
 
-def _checked_images(path: str, name: str, images: np.ndarray) -> np.ndarray:
-    """uint8 [N, H, W, C] from an array of the file."""
+def _checked_images(data: Any, name: str, images: np.ndarray) -> np.ndarray:
+    """[N, H, W, C] from an array of the file, of one of the types that are kept."""
+    stated, channels = f'data.path={data.path}: array {name!r}', data.channels
     if images.ndim == 3:
         images = images[..., None]
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
+    types, allowed = (TYPES, (channels,)) if channels else ({'uint8': 'uint8'}, (1, 3))
+    if images.dtype.name not in types or images.ndim != 4 or images.shape[-1] not in allowed or 0 in images.shape:
+        remedy = f'C {channels}, as data.channels says,' if channels else 'C 1 or 3,'
+        hint = '' if channels or images.ndim != 4 else '; data.channels=C reads other channels and types'
         raise UserError(
-            f'data.path={path}: array {name!r} is {images.dtype} {list(images.shape)}; '
-            'it must be uint8 [N, H, W] or [N, H, W, C] with C 1 or 3, and not empty'
+            f'{stated} is {images.dtype} {list(images.shape)}; it must be {", ".join(types)} [N, H, W] or [N, H, W, C] '
+            f'with {remedy} and not empty{hint}'
         )
+    images = as_kept(images)
+    if images.dtype.kind == 'f':
+        strange = int((~np.isfinite(images).all(axis=(1, 2, 3))).sum())
+        if strange:
+            raise UserError(
+                f'{stated}: {strange:,} of its {len(images):,} images have NaN or infinite values; repair them'
+            )
     return images
 
 

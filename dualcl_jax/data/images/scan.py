@@ -6,7 +6,7 @@ import stat
 import time
 from typing import NamedTuple
 
-from dualcl_jax.data.images import kinds
+from dualcl_jax.data.images import kinds, stored
 from dualcl_jax.data.images.decode import UnusableError, examine
 from dualcl_jax.system.errors import UserError
 
@@ -108,8 +108,8 @@ def _identity(found: os.stat_result) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def examine_file(path: str, entry: Entry) -> Finding:
-    """Examines one file."""
+def examine_file(path: str, entry: Entry, channels: int = 0) -> Finding:
+    """Examines one file: as an image of so many channels, read as it is stored, or with 0 as one to convert to RGB."""
     if entry.problem:
         ignored = entry.problem in (HIDDEN, THUMBNAIL, LISTED_ELSEWHERE)
         return Finding(IGNORED if ignored else SKIPPED, entry.problem)
@@ -117,10 +117,11 @@ def examine_file(path: str, entry: Entry) -> Finding:
     try:
         with open(path, 'rb') as file:
             start = file.read(kinds.START_BYTES)
-            foreign = kinds.foreign(name, start)
+            array = bool(channels) and name.lower().endswith(stored.SUFFIX)
+            foreign = None if array else kinds.foreign(name, start)
             if foreign is not None:
                 return Finding(SKIPPED if foreign.skipped else IGNORED, foreign.name)
-            named = kinds.named_as_image(name)
+            named = array or kinds.named_as_image(name)
             if not named and not start.startswith(kinds.MAGIC):
                 return Finding(IGNORED, NO_IMAGE)
             if entry.size > MAX_BYTES:
@@ -130,6 +131,7 @@ def examine_file(path: str, entry: Entry) -> Finding:
         return Finding(SKIPPED, f'cannot be read: {error.strerror}')
     digest = hashlib.blake2b(encoded, digest_size=16).digest()
     try:
-        return Finding(USED, '', *examine(encoded), digest)
+        facts = stored.examine(encoded, channels) if channels else examine(encoded)
+        return Finding(USED, '', *facts, digest)
     except UnusableError as error:
         return Finding(SKIPPED if named else IGNORED, str(error), digest=digest)

@@ -1,4 +1,4 @@
-"""Sources of images: uint8 arrays [n, H, W, C], C 1 or 3, all of one size."""
+"""Sources of images: arrays [n, H, W, C] of one of `TYPES`, all of one size."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +9,8 @@ from dualcl_jax.data.source import ArraySource, Source, example_spec
 
 KIND = 'images'
 """The `kind` of every source of images."""
+TYPES = ('uint8', 'uint16', 'float32')
+"""The types of pixels: 8 bits, 16 bits, and floating point of any range."""
 
 
 def image_source(
@@ -19,13 +21,13 @@ def image_source(
     fingerprint: str = '',
     report: Mapping[str, Any] | None = None,
 ) -> ArraySource:
-    """A split of images in memory: pixels uint8 [N, H, W, C]; for the other arguments see `ArraySource`.
+    """A split of images in memory: pixels [N, H, W, C] of one of `TYPES`; for the other arguments see `ArraySource`.
 
     Raises:
       ValueError: pixels or labels of another shape or type.
     """
-    if pixels.dtype != np.uint8 or pixels.ndim != 4:
-        raise ValueError(f'pixels: expected uint8 [N, H, W, C], got {pixels.dtype} {pixels.shape}')
+    if pixels.dtype.name not in TYPES or pixels.ndim != 4:
+        raise ValueError(f'pixels: expected [N, H, W, C] of {", ".join(TYPES)}, got {pixels.dtype} {pixels.shape}')
     return ArraySource(name, pixels, labels, class_names, fingerprint, report, kind=KIND)
 
 
@@ -39,3 +41,8 @@ def image_shape(source: Source) -> tuple[int, int, int]:
         raise ValueError(f'{source.name}: expected {KIND}, got {source.kind}')
     height, width, channels = example_spec(source).shape
     return height, width, channels
+
+
+def image_type(source: Source) -> str:
+    """Which of `TYPES` the images of a source have."""
+    return str(example_spec(source).dtype.name)

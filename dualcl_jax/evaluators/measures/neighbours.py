@@ -97,7 +97,7 @@ def confirmed(pairs: Pairs, threshold: float, images_at: Callable[[NDArray], NDA
     Args:
       pairs: by their features.
       threshold: the least similarity of a pair.
-      images_at: the images uint8 [n, H, W, C] at some rows [n].
+      images_at: the images [n, H, W, C] at some rows [n].
 
     Returns:
       Pairs with the smaller one of both similarities.
@@ -115,12 +115,17 @@ def confirmed(pairs: Pairs, threshold: float, images_at: Callable[[NDArray], NDA
 
 
 def reduced(images: NDArray) -> NDArray:
-    """Vectors float32 [n, F] of images uint8 [n, H, W, C]; their products are correlations of reduced pixels."""
+    """Vectors float32 [n, F] of images [n, H, W, C]; their products are correlations of reduced pixels."""
     from PIL import Image
 
-    small = []
-    for image in np.broadcast_to(images, (*images.shape[:3], 3)):
+    def reduce(image: NDArray) -> NDArray:
         picture = Image.fromarray(np.ascontiguousarray(image)).resize((REDUCED, REDUCED), Image.Resampling.BOX)
-        small.append(np.asarray(picture, np.float32).reshape(-1))
+        return np.asarray(picture, np.float32).reshape(-1)
+
+    if images.dtype == np.uint8 and images.shape[3] in (1, 3):
+        small = [reduce(image) for image in np.broadcast_to(images, (*images.shape[:3], 3))]
+    else:
+        planes = np.moveaxis(images.astype(np.float32), 3, 1)
+        small = [np.concatenate([reduce(plane) for plane in image]) for image in planes]
     vectors = np.stack(small)
     return unit(vectors - vectors.mean(axis=1, keepdims=True))

@@ -1,13 +1,14 @@
 """Random views of images on the device: crop, colour jitter, grayscale, blur, solarize and flip, as pure functions.
 
-Images are float32 [H, W, C] in [0, 1] with C = 1 or 3, one example at a time; `make_views` maps over a batch. Every
+Images are float32 [H, W, C] in [0, 1], one example at a time; `make_views` maps over a batch. Every
 example has its own PRNG key, so a view depends only on that key, not on the batch or the number of devices. (This holds
 for JAX's default generator, threefry; the `rbg` generators do not separate the keys of a mapped batch.)
 
 A view is first drawn, then applied: `draw_view` turns uniform numbers into parameters, `apply_view` is deterministic.
 
-One-channel images remain one-channel: the operations that need three channels (hue, saturation, grayscale) are skipped,
-and brightness, contrast, blur, solarize, crop and flip act as usual. The draws are the same for 1 and 3 channels.
+Three channels are red, green and blue. Images of any other number keep it: the operations that are defined for colours
+(`OF_COLOURS`) are skipped, crop, blur, solarize and flip treat all channels alike, brightness multiplies all of them by
+one factor, and contrast draws each channel towards its own mean. The draws are the same for any number of channels.
 
 The draws of the crop and of the colour jitter are in `image_draws`, the conventions for pixels in `image_ops`.
 """
@@ -51,6 +52,8 @@ from dualcl_jax.system.errors import UserError
 RAW_SIDE = 32
 """Largest side of raw images in pixels; a bank of larger images would not fit in memory."""
 PROBABILITIES = ('jitter_probability', 'grayscale', 'blur_probability', 'solarize_probability', 'flip')
+OF_COLOURS = ('saturation', 'hue', 'grayscale')
+"""The operations of which images without red, green and blue have none."""
 VIEW_DRAWS = CROP_DRAWS + JITTER_DRAWS + 1 + len(PROBABILITIES)
 
 
@@ -147,12 +150,13 @@ def color_jitter(image: jax.Array, jitter: Jitter) -> jax.Array:
     def blend_in_order(image: jax.Array, applied: dict[str, ArrayLike]) -> jax.Array:
         for slot in range(len(factors)):
             here = {name: rank == slot for name, rank in ranks.items()}
-            luma = gray(image)
+            luma = gray(image) if image.shape[-1] in (1, 3) else image
             factor, toward = jnp.float32(1.0), jnp.zeros_like(luma)
             for name in factors:
                 factor = jnp.where(here[name] & applied[name], factors[name], factor)
             if 'contrast' in factors:
-                toward = jnp.where(here['contrast'], jnp.mean(luma), toward)
+                mean = jnp.mean(luma) if luma.shape[-1] == 1 else jnp.mean(luma, axis=(0, 1), keepdims=True)
+                toward = jnp.where(here['contrast'], mean, toward)
             if 'saturation' in factors:
                 toward = jnp.where(here['saturation'], luma, toward)
             # The barrier keeps XLA from recomputing a slot for every use in the next one.
@@ -173,7 +177,6 @@ def apply_view(image: jax.Array, parameters: ViewParameters, spec: ViewSpec, siz
     solarize, flip. (The others commute with the flip, so recipes that flip first give the same.)
 
     Raises:
-      UserError: the image does not have 1 or 3 channels.
       TypeError: the image is neither uint8 nor floating point.
 
     Example:
@@ -182,8 +185,6 @@ def apply_view(image: jax.Array, parameters: ViewParameters, spec: ViewSpec, siz
       >>> apply_view(jnp.zeros((32, 48, 3)), parameters, spec, size=16).shape
       (16, 16, 3)
     """
-    if image.shape[-1] not in (1, 3):
-        raise UserError(f'images have {image.shape[-1]} channels: convert them to 1 or 3')
     parameters = jax.lax.optimization_barrier(parameters)  # otherwise XLA draws them again for every pixel
     steps: list[tuple[str, Callable[[jax.Array], jax.Array]]] = [
         ('jitter_probability', lambda image: color_jitter(image, parameters.jitter)),
@@ -199,7 +200,7 @@ def apply_view(image: jax.Array, parameters: ViewParameters, spec: ViewSpec, siz
         image = crop_and_resize(image, *parameters.crop, size)
     for name, operation in steps:
         probability = getattr(spec, name)
-        if probability > 0:
+        if probability > 0 and (name not in OF_COLOURS or image.shape[-1] == 3):
             changed = operation(image)
             image = changed if probability == 1 else jnp.where(parameters.applied[name], changed, image)
     return jnp.clip(image, 0.0, 1.0)
@@ -291,13 +292,24 @@ def resolve_views(views: Any) -> tuple[ViewSpec, ViewSpec]:
 
 @dataclass(frozen=True)
 class ImageViews(ImageInput):
-    """Views of images, `dualcl_jax.method.views.Views` of uint8 [n, H, W, C], or of floating point in [0, 1].
+    """Views of images, `dualcl_jax.method.views.Views` of [n, H, W, C] as `ImageInput.scaled` takes them.
 
     Attributes:
       specs: the augmentation of each view; for the others see `ImageInput`.
     """
 
     specs: tuple[ViewSpec, ...]
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """The operations of `OF_COLOURS` that the recipe has and these images have not."""
+        if self.channels == 3:
+            return ()
+
+        def has(spec: ViewSpec, name: str) -> bool:
+            return getattr(spec, name) > 0 and (name == 'grayscale' or spec.jitter_probability > 0)
+
+        return tuple(name for name in OF_COLOURS if any(has(spec, name) for spec in self.specs))
 
     @property
     def host_recipe(self) -> CropRecipe:
@@ -307,7 +319,7 @@ class ImageViews(ImageInput):
 
     def augment(self, keys: jax.Array, images: jax.Array) -> jax.Array:
         """Views as images, from `make_views`: float32 [V, n, size, size, C] in [0, 1]."""
-        return make_views(keys, images, self.specs, self.size)
+        return make_views(keys, self.scaled(images), self.specs, self.size)
 
     def make(self, keys: jax.Array, examples: jax.Array) -> jax.Array:
         """The same, standardised as the encoder takes them."""
@@ -316,7 +328,7 @@ class ImageViews(ImageInput):
     def raw(self, examples: ArrayLike) -> jax.Array:
         """The pixels, standardised: [n, H * W * C]. A side of more than `RAW_SIDE` pixels is reduced to it."""
         height, width, _ = np.shape(examples)[1:]
-        pixels = self.standardize(resized(examples, min(height, RAW_SIDE), min(width, RAW_SIDE)))
+        pixels = self.standardize(resized(self.scaled(examples), min(height, RAW_SIDE), min(width, RAW_SIDE)))
         return pixels.reshape(pixels.shape[0], math.prod(pixels.shape[1:]))
 
 
@@ -325,11 +337,12 @@ def image_views(config: Any, examples: Any) -> ImageViews:
 
     Example:
       >>> from ml_collections import ConfigDict
-      >>> data = {'image_size': 24, 'mean': (0.5,), 'std': (0.5,)}
+      >>> data = {'image_size': 24, 'mean': (0.5,), 'std': (0.5,), 'value_range': ()}
       >>> views = image_views(ConfigDict({'data': data, 'views': {'preset': 'moco_v2'}}), jnp.zeros((2, 32, 32, 3)))
       >>> views.plain(jnp.zeros((2, 32, 32, 3))).shape
       (2, 24, 24, 3)
     """
     data = config.data
     specs, channels = resolve_views(config.views), examples.shape[-1]
-    return ImageViews(data.image_size, channels, tuple(data.mean), tuple(data.std), specs)
+    size, mean, std = data.image_size, tuple(data.mean), tuple(data.std)
+    return ImageViews(size, channels, mean, std, specs, value_range=tuple(data.value_range))

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from dualcl_jax.models.encoder import FIELDS, Encoder, build_encoder
-from dualcl_jax.models.images import ImageInput, to_float
+from dualcl_jax.models.images import ImageInput
 from dualcl_jax.models.vit import LEARNED, PATCHES
 from dualcl_jax.system.config import ADDED
 from dualcl_jax.system.errors import UserError, first_line
@@ -23,6 +23,8 @@ VERSION = 1
 """The version of the metadata; a reader refuses any other."""
 ENCODERS = ('query', 'momentum')
 OUTPUTS = ('backbone', 'projection')
+OPTIONAL = ('value_range',)
+"""Fields that were added since the first file was written. They are empty where they are absent."""
 
 Variables = dict[str, Any]
 Tree = Any
@@ -72,12 +74,14 @@ class Described(abc.ABC):
     def to_metadata(self) -> dict[str, str]:
         """Encodes each field as JSON."""
         fields = {'version': VERSION} | {field.name: getattr(self, field.name) for field in _fields(self)}
+        fields = {name: value for name, value in fields.items() if name not in OPTIONAL or value}
         return {name: json.dumps(value, default=list) for name, value in fields.items()}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Self:
         """The inverse of `to_metadata`. Raises ValueError if a field is missing or has an impossible value."""
         names = [field.name for field in _fields(cls)]
+        metadata = dict.fromkeys(OPTIONAL, '[]') | dict(metadata)
         missing = [name for name in ['version', *names] if name not in metadata]
         if missing:
             raise ValueError(f'its metadata have no {missing[0]}')
@@ -147,9 +151,10 @@ class Description(Described):
 
     Attributes:
       image_size: the side of the images in pixels.
-      channels: 1 or 3.
+      channels: C.
       mean: the mean of each channel; pixels in [0, 1] enter the network as (pixel - mean) / std.
       std: the standard deviation of each channel.
+      value_range: (low, high), the values of its training images that are 0 and 1; empty of images of 8 bits.
     """
 
     architecture: dict[str, Any]
@@ -161,11 +166,12 @@ class Description(Described):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     provenance: dict[str, Any] = dataclasses.field(repr=False)
+    value_range: tuple[float, ...] = ()
 
     @property
     def images(self) -> ImageInput:
         """The images that the encoder takes."""
-        return ImageInput(self.image_size, self.channels, self.mean, self.std)
+        return ImageInput(self.image_size, self.channels, self.mean, self.std, value_range=self.value_range)
 
     def inputs(self, count: Any) -> jax.ShapeDtypeStruct:
         """Pixels float32 [count, size, size, C] in [0, 1]."""
@@ -188,7 +194,10 @@ class Description(Described):
         mean, std = (_numbers(values[name]) for name in ('mean', 'std'))
         if len(mean) != len(std) or len(mean) not in (1, values['channels']) or min(std) <= 0:
             raise ValueError('mean and std do not fit its channels')
-        return {'mean': mean, 'std': std}
+        ends = _numbers(values['value_range']) if values['value_range'] else ()
+        if ends and (len(ends) != 2 or ends[0] >= ends[1]):
+            raise ValueError('value_range is no range')
+        return {'mean': mean, 'std': std, 'value_range': ends}
 
 
 def check_positive(values: Mapping[str, Any], *names: str) -> None:
@@ -249,7 +258,9 @@ class LoadedEncoder:
     function: Callable[[jax.Array], jax.Array] = dataclasses.field(repr=False)
 
     def __call__(self, images: ArrayLike) -> jax.Array:
-        """Computes features float32 [N, F] of images [N, H, W, C], uint8 or floats in [0, 1].
+        """Computes features float32 [N, F] of images [N, H, W, C].
+
+        They are uint8, or floats in [0, 1]; with a `value_range`, the values of files, which are scaled and clipped.
 
         Raises:
           UserError: the images have another size, number of channels or type.
@@ -258,8 +269,11 @@ class LoadedEncoder:
         if len(found) != 4 or found[1:] != expected:
             shape = ', '.join(map(str, expected))
             raise UserError(f'images of shape {found}: this encoder takes [N, {shape}]; resize them')
+        if self.description.value_range and jnp.result_type(images) == jnp.uint8:
+            low, high = self.description.value_range
+            raise UserError(f'images of type uint8: this encoder takes values of {low:g} to {high:g}')
         try:
-            pixels = to_float(jnp.asarray(images))
+            pixels = self.description.images.scaled(images)
         except TypeError:
             raise UserError(f'images of type {jnp.result_type(images)}: use uint8, or floats in [0, 1]') from None
         return self.function(pixels)

@@ -1,0 +1,133 @@
+"""Encoders of images as folders for transformers, which computes the same features."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from dualcl_jax.models.convnext import ConvNeXt
+from dualcl_jax.models.encoder import MODELS
+from dualcl_jax.models.exports import load
+from dualcl_jax.models.exports.huggingface_images import FEATURES, class_of, write_folder
+from dualcl_jax.models.exports.weights import write
+from dualcl_jax.system.errors import UserError
+from dualcl_jax.workdir.export import describe
+from dualcl_jax.workdir.model_card import model_card
+from tests.support.random_run import random_run
+
+PYTHON = os.environ.get('TORCH_PYTHON', sys.executable)
+"""A Python with torch and transformers; TORCH_PYTHON names that of another environment."""
+NETWORKS = {
+    'ViT': ('vit_tiny',),
+    'ViT with learned positions': ('vit_tiny', 'model.positions=learned'),
+    'ConvNeXt': ('convnext_t', 'data.image_size=32'),
+    'ResNet of basic blocks': ('resnet18', 'model.stem=imagenet'),
+    'ResNet of bottlenecks': ('resnet50', 'model.stem=imagenet'),
+}
+CODE = """
+import sys, numpy, torch, transformers
+folder, kind, features = sys.argv[1:]
+options = {'add_pooling_layer': False} if kind == 'ViTModel' else {}
+model, about = getattr(transformers, kind).from_pretrained(folder, output_loading_info=True, **options)
+assert not any(about[name] for name in ('missing_keys', 'unexpected_keys', 'mismatched_keys')), about
+given = numpy.load(f'{folder}/given.npz')
+with torch.no_grad():
+    output = model.eval()(pixel_values=torch.from_numpy(given['pixels']))
+found, expected = eval(f'output.{features}').numpy(), given['expected']
+assert found.shape == expected.shape, (found.shape, expected.shape)
+difference = abs(found - expected).max() / abs(expected).max()
+assert difference < 1e-4, difference
+print(f'{kind} {difference:.1e}')
+"""
+
+
+@pytest.fixture(autouse=True)
+def small_convnext(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, 'convnext_t', partial(ConvNeXt, (1, 1, 2, 1), (8, 16, 24, 32)))
+
+
+def exported(folder: Path, *fields: str, channels: int = 3, projection: bool = False) -> tuple[Any, dict[str, bytes]]:
+    """The description of a run's encoder, and the files of its folder, which are written with those of a comparison."""
+    folder.mkdir()
+    run = random_run(folder, f'model.name={fields[0]}', *fields[1:], channels=channels)
+    description, variables = describe(run, encoder='query', projection=projection)
+    files = write_folder(description, variables, model_card(run, description))
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    side = description.image_size
+    pixels = np.random.default_rng(0).uniform(size=(3, side, side, channels)).astype(np.float32)
+    (folder / 'ours.safetensors').write_bytes(write(description, variables))
+    expected = np.asarray(load(str(folder / 'ours.safetensors'))(pixels))
+    standard = np.asarray(description.images.standardize(jnp.asarray(pixels))).transpose(0, 3, 1, 2)
+    np.savez(folder / 'given.npz', pixels=standard, expected=expected)
+    return description, files
+
+
+@pytest.mark.parametrize('channels', [3, 5])
+@pytest.mark.parametrize('name', NETWORKS)
+def test_transformers_computes_the_same(name: str, channels: int, tmp_path: Path) -> None:
+    if sys.executable == PYTHON:
+        for package in ('torch', 'transformers'):
+            if importlib.util.find_spec(package) is None:
+                pytest.skip(f'needs {package}, here or in the Python that TORCH_PYTHON names')
+    description, _ = exported(tmp_path / 'run', *NETWORKS[name], channels=channels)
+    kind = class_of(description)
+    done = subprocess.run(
+        [PYTHON, '-c', CODE, str(tmp_path / 'run'), kind, FEATURES[kind]],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
+
+
+def test_files_of_a_folder(tmp_path: Path) -> None:
+    description, files = exported(tmp_path / 'run', 'vit_tiny', 'data.mean=0.5', 'data.std=0.25')
+    assert set(files) == {'config.json', 'model.safetensors', 'preprocessor_config.json', 'README.md'}
+    config, processor = (json.loads(files[name]) for name in ('config.json', 'preprocessor_config.json'))
+    assert (config['architectures'], config['num_channels'], config['image_size']) == (['ViTModel'], 3, 16)
+    assert processor['size'] == {'height': 16, 'width': 16}
+    assert len(processor['image_mean']) == len(processor['image_std']) == 3
+    tensors = safetensors.numpy.load(files['model.safetensors'])
+    assert tensors['embeddings.position_embeddings'].shape == (1, 1 + 16, 64)
+    assert tensors['encoder.layer.1.attention.attention.key.weight'].shape == (64, 64)
+    card = files['README.md'].decode()
+    assert 'ViTModel.from_pretrained(FOLDER, add_pooling_layer=False)' in card
+    assert '16×16×3' in card
+    assert str(tmp_path) not in card
+    assert description.features == config['hidden_size']
+
+
+def test_a_folder_without_a_processor(tmp_path: Path) -> None:
+    _, files = exported(tmp_path / 'run', 'resnet18', 'model.stem=imagenet', channels=5)
+    assert set(files) == {'config.json', 'model.safetensors', 'README.md'}
+    assert json.loads(files['config.json'])['num_channels'] == 5
+    card = files['README.md'].decode()
+    assert 'float32 [N, 5, 16, 16]: values of 0 to 255' in card
+    assert 'ResNetModel.from_pretrained(FOLDER)' in card
+
+
+@pytest.mark.parametrize(
+    ('fields', 'projection', 'words'),
+    [
+        (('resnet18',), False, 'transformers has no resnet18 with the stem cifar; use safetensors, torchvision or'),
+        (('tiny',), False, 'transformers has no tiny; use safetensors or stablehlo'),
+        (('vit_tiny',), True, 'models of transformers have no projection; leave --projection out'),
+    ],
+)
+def test_what_transformers_has_not(fields: tuple[str, ...], projection: bool, words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        exported(tmp_path / 'run', *fields, projection=projection)
+    assert str(error.value).startswith('--format=huggingface: ')
+    assert words in str(error.value)
