@@ -74,8 +74,8 @@ class Scale(NamedTuple):
 
 CPU = Scale(
     {
-        'data.image_size': 32,
-        'views.preset': 'moco_cifar',
+        'data.image_size': 24,
+        'views.preset': 'small',
         'model.stem': 'cifar',
         'model.width': 16,
         'loss.temperature': 0.1,
@@ -83,8 +83,8 @@ CPU = Scale(
     batch_size=32,
     rate=0.015,
     queue=1024,
-    images=225_000,
-    epochs=(10, 200),
+    images=350_000,
+    epochs=(10, 400),
 )
 ACCELERATOR = Scale(
     {
@@ -128,7 +128,7 @@ def choose(config: ConfigDict, num_images: int, machine: Machine) -> dict[str, A
       >>> from configs import folder
       >>> chosen = choose(folder.get_config(), 3000, Machine('cpu', 1))
       >>> chosen['train.batch_size'], chosen['queue.size'], chosen['train.epochs']
-      (32, 1024, 75)
+      (32, 1024, 117)
     """
     set_ = {field: value for field, value in flatten(config) if field not in open_fields(config)}
     scale = CPU if machine.platform == 'cpu' else ACCELERATOR
