@@ -125,7 +125,7 @@ def choose(config: ConfigDict, num_images: int, machine: Machine) -> dict[str, A
       machine: that the run starts on.
 
     Example:
-      >>> from configs import folder
+      >>> from dualcl_jax.configs import folder
       >>> chosen = choose(folder.get_config(), 3000, Machine('cpu', 1))
       >>> chosen['train.batch_size'], chosen['queue.size'], chosen['train.epochs']
       (32, 1024, 117)
