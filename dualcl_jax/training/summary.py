@@ -84,8 +84,8 @@ def _first_run(plan: Plan) -> dict[str, str]:
     count = len(plan.splits.train)
     facts = {
         'chosen': plan.chosen,
-        'first look': f'after step {plan.first_look:,} of {plan.total_steps:,}; the accuracy may fall before it rises, '
-        'and rises until the end',
+        'first look': f'after step {plan.first_look:,} of {plan.total_steps:,}; earlier, accuracy may be below that of '
+        'the random encoder',
     }
     if count < FEW_IMAGES and not plan.config.init_from:
         facts['few images'] = (
