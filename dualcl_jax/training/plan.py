@@ -1,6 +1,7 @@
 """The plan of a run: everything that can be checked before anything is compiled or trained."""
 
 import dataclasses
+import math
 
 import jax
 import numpy as np
@@ -76,7 +77,7 @@ class Plan:
     @property
     def first_look(self) -> int:
         """The step after which accuracy first says something, of a run whose length was chosen; 0 for others."""
-        return round(FIRST_LOOK * self.total_steps) if self.chosen else 0
+        return math.ceil(FIRST_LOOK * self.total_steps) if self.chosen else 0
 
     def create(self) -> TrainState:
         """The state of a new run."""

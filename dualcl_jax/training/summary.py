@@ -89,7 +89,7 @@ def _first_run(plan: Plan) -> dict[str, str]:
     }
     if count < FEW_IMAGES and not plan.config.init_from:
         facts['few images'] = (
-            f'{count:,} teach an encoder little; one that starts from pretrained weights serves better: '
+            f'{count:,} teach an encoder little; starting from pretrained weights usually serves better: '
             '--init_from=FILE (docs/python.md)'
         )
     return facts

@@ -33,6 +33,7 @@ def test_choices_are_printed_stored_and_kept(command, tmp_path: Path) -> None:
     assert 'images on ' in facts['chosen']
     assert 'train.batch_size=' in facts['chosen']
     assert 'temperature' not in facts['chosen']
+    assert 'after step 1 of 2' in first.out
     assert '--init_from' in first.out
     stored = json.loads((tmp_path / 'run' / 'config.json').read_text())
     assert stored['loss']['temperature'] == 0.3
