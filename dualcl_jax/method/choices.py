@@ -89,7 +89,7 @@ CPU = Scale(
 ACCELERATOR = Scale(
     {
         'data.image_size': 64,
-        'views.preset': 'moco_v2',
+        'views.preset': 'small',
         'model.stem': 'cifar',
         'model.width': 64,
         'loss.temperature': 0.1,
