@@ -2,27 +2,23 @@
 
     python -m dualcl_jax.main --config=configs/folder.py --config.data.path=DIR --workdir=runs/mine
 
-The full method on a ResNet-18 at 64 pixels, for a first run on any machine. For a larger one, add
---config.data.image_size=224 --config.model.stem=imagenet --config.model.width=64. Time and accuracy depend on the
-images.
+The full method on a ResNet-18. The fields of `dualcl_jax.method.choices.OPEN` are open: the run chooses batch, queue,
+learning rate, size of the views, width and length from the number of images and the devices, prints what it chose and
+stores it. Any of them can be set. For a larger network on larger views, add --config.data.image_size=224
+--config.model.stem=imagenet --config.model.width=64. docs/how_to/own_images.md has measurements.
 """
 
 from ml_collections import ConfigDict
 
 from dualcl_jax.configs import default
+from dualcl_jax.method.choices import leave_open
 
 
 def get_config() -> ConfigDict:
     config = default.get_config()
     config.data.name = 'folder'
-    config.data.image_size = 64
-    config.model.stem = 'imagenet'
-    config.model.width = 32
     config.model.norm = 'local'
-    config.model.dtype = 'bfloat16'
-    config.loss.temperature = 0.2
-    config.train.batch_size = 128
-    config.train.epochs = 20
-    config.checkpoint.every_steps = 100
+    config.checkpoint.every_steps = 500
     config.monitor.k = 20
+    leave_open(config)
     return config

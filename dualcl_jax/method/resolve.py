@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from dualcl_jax.data import source as data
+from dualcl_jax.method.choices import TYPICAL_IMAGES, Machine, fill
 from dualcl_jax.method.negatives.selectors import AUTO, EXACT, fastest_exact, resolve_k
 from dualcl_jax.method.optim import LARS, RATE_LAST
 from dualcl_jax.models.norm import LOCAL
@@ -19,6 +20,8 @@ def resolve(
     platform: str,
     num_devices: int,
     num_processes: int = 1,
+    num_images: int = TYPICAL_IMAGES,
+    bfloat16: bool = False,
     statistics: Statistics | None = None,
     value_range: tuple[float, ...] = (),
     vocabulary: int = 0,
@@ -26,21 +29,25 @@ def resolve(
 ) -> FrozenConfigDict:
     """A frozen copy of a config without open choices.
 
-    `negatives.selector`, `optimizer.lars` and `data.hold_out` have a name, `model.norm` has a number of groups,
-    `data.mean`, `data.std` and, unless images have 8 bits, `data.value_range` have values, and so has
-    `model.vocabulary` for text; `parallel.mapper` has a name. Resolving the result again changes nothing.
+    The fields of `dualcl_jax.method.choices.OPEN` that are open are chosen, `negatives.selector`, `optimizer.lars` and
+    `data.hold_out` have a name, `model.norm` has a number of groups, `data.mean`, `data.std` and, unless images have 8
+    bits, `data.value_range` have values, and so has `model.vocabulary` for text; `parallel.mapper` has a name. Resolving
+    the result again changes nothing.
 
     Args:
       config: validated (`dualcl_jax.method.validation`); it is not changed.
       platform: of the devices of the run, such as 'cpu': decides which selector 'auto' stands for.
       num_devices: of the run: decides how many groups `model.norm='local'` stands for.
       num_processes: of the run: decides which mapper 'auto' stands for, whatever the run had before.
+      num_images: for training, and
+      bfloat16: whether a CPU multiplies it in hardware: both decide what open fields stand for.
       statistics: of the training images, for a config whose `data.mean` is empty; None leaves it empty.
       value_range: of the training images, for a config whose `data.value_range` is empty.
       vocabulary: the number of tokens of the tokenizer, for a config whose `model.vocabulary` is 0.
-      stored: the resolved config of the run in the workdir. A selector chosen there for 'auto' and the groups chosen
-        for 'local' are kept, whatever the devices are now.
+      stored: the resolved config of the run in the workdir. A selector chosen there for 'auto', the groups chosen for
+        'local' and the values of open fields are kept, whatever the devices are now.
     """
+    config = fill(config, num_images, Machine(platform, num_devices, bfloat16), stored)
     fields = config.to_dict()
     fields['negatives']['selector'] = _selector(config, platform, stored)
     fields['model']['norm'] = _norm(config, num_devices, stored)

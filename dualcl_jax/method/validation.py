@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from dualcl_jax.data.source import HOLD_OUTS
+from dualcl_jax.method.choices import provisional
 from dualcl_jax.method.negatives.selectors import AUTO, SELECTORS, SHARDED
 from dualcl_jax.method.optim import LARS, LEARNING_RATE_SCHEDULES, MOMENTUM_SCHEDULES, OPTIMIZERS
 from dualcl_jax.method.views.images import PRESETS, resolve_views
@@ -143,9 +144,12 @@ def unknown_fields(config: ConfigDict) -> list[str]:
 def validate(config: ConfigDict) -> None:
     """Checks every field alone, then the combinations that need neither data nor devices.
 
+    Open fields (`dualcl_jax.method.choices`) count as if they were chosen for a typical set.
+
     Raises:
       UserError: naming the field, its value and what it may be.
     """
+    config = provisional(config)
     check_fields(config, RULES)
     (resolve_text_views if config.views.preset in TEXT_PRESETS else resolve_views)(config.views)
     if not config.train.epochs and not config.train.steps:
@@ -244,6 +248,7 @@ def validate_devices(config: ConfigDict, num_devices: int) -> None:
     Raises:
       UserError: the batch, the BN groups, or a sharded queue cannot be divided.
     """
+    config = provisional(config, num_devices)
     batch = config.train.batch_size
     if batch % num_devices:
         near = max(batch // num_devices, 1) * num_devices

@@ -11,6 +11,7 @@ from dualcl_jax.data.images.source import KIND
 from dualcl_jax.data.images.statistics import values_in_use
 from dualcl_jax.data.order import epoch_permutation
 from dualcl_jax.method import randomness
+from dualcl_jax.method.choices import TYPICAL_IMAGES, Machine, fill
 from dualcl_jax.method.validation import validate
 from dualcl_jax.method.views.images import ImageViews, image_views
 from dualcl_jax.reports.figures import view_pairs
@@ -29,6 +30,7 @@ def show_views(config: ConfigDict, path: str) -> None:
     validate(config)
     if not path.endswith('.png'):
         raise UserError(f'--show_views={path}: name a file that ends in .png')
+    config = fill(config, TYPICAL_IMAGES, Machine(jax.default_backend(), jax.device_count()))
     train = load(data_config(config)).train
     if train.kind != KIND:
         raise UserError(f'--show_views={path}: {train.name} holds {train.kind}; only views of images can be drawn')

@@ -7,10 +7,19 @@ from pathlib import Path
 
 def processor() -> str:
     """The processor's model name on Linux; elsewhere its architecture."""
+    return _about_processor('model name') or platform.machine()
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for matrices of bfloat16 (AMX); False where Linux does not say."""
+    return 'amx_bf16' in _about_processor('flags').split()
+
+
+def _about_processor(field: str) -> str:
+    """What Linux says in a field about the first processor; empty elsewhere."""
     about = Path('/proc/cpuinfo')
     lines = about.read_text().splitlines() if about.exists() else []
-    names = (line.partition(':')[2].strip() for line in lines if line.startswith('model name'))
-    return next(names, platform.machine())
+    return next((line.partition(':')[2].strip() for line in lines if line.startswith(field)), '')
 
 
 def available_cores() -> int:

@@ -21,6 +21,7 @@ from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.text.source import VOCABULARY
 from dualcl_jax.data.tree import ArraySpec, Tree, batch_of, empty
 from dualcl_jax.method.build import Method, build_method
+from dualcl_jax.method.choices import TYPICAL_IMAGES
 from dualcl_jax.method.contrast import contrast
 from dualcl_jax.method.negatives.queue import Queue, batch_queue, empty_queue
 from dualcl_jax.method.negatives.queue_loss import Anchors
@@ -125,6 +126,7 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> dict[str, Any]:
         platform=devices[0].platform,
         num_devices=len(devices),
         num_processes=len({device.process_index for device in devices}),
+        num_images=config.data.num_examples or TYPICAL_IMAGES,
         statistics=(ASSUMED_MEAN, ASSUMED_STD),
         vocabulary=VOCABULARY,
     )

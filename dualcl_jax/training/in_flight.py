@@ -5,7 +5,7 @@ import collections
 import jax
 
 from dualcl_jax.data import Loader
-from dualcl_jax.system.console import Console
+from dualcl_jax.system.console import Console, duration
 from dualcl_jax.system.devices import to_host
 from dualcl_jax.training import summary
 from dualcl_jax.training.health import Skipped, warning
@@ -77,5 +77,8 @@ class InFlight:
         values['time/save_wait_seconds'] = self._run.checkpoints.waited_s
         record = self._log.write(step, self._run.wall_time_s(), values)
         text = summary.status(record, plan.splits.train.kind, *(self._log.last(score) for score in SCORES))
-        self._console.status(step, text, self.pace.seconds_per_step())
+        seconds = self.pace.seconds_per_step()
+        if seconds is not None and step < plan.first_look:
+            text += f'  first look in {duration(seconds * (plan.first_look - step))}'
+        self._console.status(step, text, seconds)
         self._console.warn(warning(self._log.records, plan.total_steps))

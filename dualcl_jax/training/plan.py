@@ -1,6 +1,7 @@
 """The plan of a run: everything that can be checked before anything is compiled or trained."""
 
 import dataclasses
+import math
 
 import jax
 import numpy as np
@@ -15,14 +16,16 @@ from dualcl_jax.data.images.statistics import channel_statistics, values_in_use
 from dualcl_jax.data.text.source import KIND as TEXT
 from dualcl_jax.evaluators.benchmarks.sts import Pairs, read_dev
 from dualcl_jax.method.build import Method, build_method
+from dualcl_jax.method.choices import FIRST_LOOK, TYPICAL_IMAGES, Machine, describe, fill, open_fields
 from dualcl_jax.method.length import run_length
 from dualcl_jax.method.resolve import Statistics, resolve, resolve_hold_out
 from dualcl_jax.method.state import TrainState, create_train_state
-from dualcl_jax.method.validation import validate_devices, validate_kind, validate_schedule, validate_sizes
+from dualcl_jax.method.validation import validate, validate_devices, validate_kind, validate_schedule, validate_sizes
 from dualcl_jax.method.views import VIEWS
 from dualcl_jax.models.norm import LOCAL
 from dualcl_jax.system.devices import device_mesh
 from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.machine import multiplies_bfloat16
 from dualcl_jax.system.processes.agreement import check_same_data, check_shared, forget_made
 from dualcl_jax.workdir.folder import (
     check_same_images,
@@ -51,6 +54,7 @@ class Plan:
       resumed_from: step of the checkpoint that the run resumes from; None for a new run.
       similar: the pairs of STS-B dev, which an encoder of text is measured on; None where the config names none.
       origin: the encoder that a new run starts from, in words; empty where its parameters are random.
+      chosen: what was chosen for the fields that the config leaves open, in words; empty if it leaves none open.
     """
 
     config: FrozenConfigDict
@@ -63,11 +67,17 @@ class Plan:
     resumed_from: int | None
     similar: Pairs | None = None
     origin: str = ''
+    chosen: str = ''
 
     @property
     def start_step(self) -> int:
         """How many steps were taken before."""
         return self.resumed_from or 0
+
+    @property
+    def first_look(self) -> int:
+        """The step after which accuracy first says something, of a run whose length was chosen; 0 for others."""
+        return math.ceil(FIRST_LOOK * self.total_steps) if self.chosen else 0
 
     def create(self) -> TrainState:
         """The state of a new run."""
@@ -101,7 +111,9 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = 
     stored = stored_config(folder)
     config = adopt_geometry(config, stored)
     validate_sizes(config)
-    data = data_config(config, folder if stored is not None else None)
+    opened, machine = open_fields(config), _machine(mesh)
+    settled = fill(config, TYPICAL_IMAGES, machine, stored)  # of its fields, those of the data are final
+    data = data_config(settled, folder if stored is not None else None)
     data.hold_out = resolve_hold_out(config, stored)
     data.shared = str(folder) if writes and jax.process_count() > 1 else ''
     splits = load(data, validate=True)
@@ -111,6 +123,8 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = 
             f'{splits.train.kind}; leave it empty'
         )
     validate_kind(config, splits.train.kind, splits.train.name)
+    if opened and splits.train.kind != IMAGES:
+        raise UserError(f'config.{opened[0]}: is chosen for images only; set a value')
     if writes:
         check_same_data(config.data.name, ' '.join(split.fingerprint for split in splits if split is not None))
         forget_made(str(folder))
@@ -118,14 +132,19 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = 
     statistics = _statistics(config, splits.train, value_range)
     resolved = resolve(
         config,
-        platform=mesh.devices.flat[0].platform,
-        num_devices=mesh.devices.size,
+        platform=machine.platform,
+        num_devices=machine.num_devices,
         num_processes=jax.process_count(),
+        num_images=len(splits.train),
+        bfloat16=machine.bfloat16,
         statistics=statistics,
         value_range=value_range,
         vocabulary=_vocabulary(splits.train),
         stored=stored,
     )
+    if opened:
+        validate(resolved)
+        validate_devices(resolved, machine.num_devices)
     check_same_run(folder, stored, resolved, extend=extend)
     resumed_from = max(saved_steps(folder), default=None)
     if stored is not None:  # its groups may be those of another number of devices
@@ -139,13 +158,20 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = 
     method = build_method(
         resolved, views, total_steps=total_steps, steps_per_epoch=epoch, num_devices=mesh.devices.size
     )
-    plan = Plan(resolved, folder, splits, mesh, method, epoch, total_steps, resumed_from, similar)
+    chosen = describe(resolved, opened, len(splits.train), machine) if opened else ''
+    plan = Plan(resolved, folder, splits, mesh, method, epoch, total_steps, resumed_from, similar, chosen=chosen)
     if plan.resumed_from is not None and (trained_on := read_fingerprints(folder)[0]) is not None:
         check_same_images(folder, resolved, trained_on, splits.train.fingerprint)
     if not resolved.init_from or plan.resumed_from is not None:
         return plan
     origin = check_encoder(method, jax.eval_shape(plan.create), resolved.init_from)
     return dataclasses.replace(plan, origin=origin)
+
+
+def _machine(mesh: Mesh) -> Machine:
+    """What the run starts on. Of several processes, whose processors may differ, none multiplies bfloat16."""
+    bfloat16 = jax.process_count() == 1 and multiplies_bfloat16()
+    return Machine(mesh.devices.flat[0].platform, mesh.devices.size, bfloat16)
 
 
 def _check_local_norm(config: FrozenConfigDict, folder: epath.Path, step: int | None, num_devices: int) -> None:

@@ -12,6 +12,7 @@ from dualcl_jax.data import Splits
 from dualcl_jax.data.describe import noun, units
 from dualcl_jax.data.text.source import KIND as TEXT
 from dualcl_jax.evaluators.monitor import can_monitor
+from dualcl_jax.method.choices import FEW_IMAGES
 from dualcl_jax.method.describe import describe_method
 from dualcl_jax.system.console import duration
 from dualcl_jax.system.versions import versions
@@ -64,6 +65,8 @@ def header(plan: Plan, params: optax.Params, damaged: Mapping[int, str] | None =
         facts[f'damaged checkpoint {step}'] = f'{reason}; moved to {plan.folder / "damaged"}'
     if plan.origin:
         facts['starts from'] = plan.origin
+    if plan.chosen:
+        facts |= _first_run(plan)
     if config.loss.shuffle_keys and devices * groups == method.encoder.span:
         facts['warning'] = 'loss.shuffle_keys changes nothing with one BN group'
     return facts
@@ -74,6 +77,22 @@ def _repeats(config: Any, platform: str) -> str:
     if platform not in ('gpu', 'cuda', 'rocm'):
         return ''
     return ', deterministic kernels' if config.parallel.deterministic else ', kernels that differ from run to run'
+
+
+def _first_run(plan: Plan) -> dict[str, str]:
+    """What was chosen for the set, and when to look at the results."""
+    count = len(plan.splits.train)
+    facts = {
+        'chosen': plan.chosen,
+        'first look': f'after step {plan.first_look:,} of {plan.total_steps:,}; earlier, accuracy may be below that of '
+        'the random encoder',
+    }
+    if count < FEW_IMAGES and not plan.config.init_from:
+        facts['few images'] = (
+            f'{count:,} teach an encoder little; starting from pretrained weights usually serves better: '
+            '--init_from=FILE (docs/python.md)'
+        )
+    return facts
 
 
 def _limits_of_knn(splits: Splits, k: int, bank: int) -> dict[str, str]:

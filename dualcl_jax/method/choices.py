@@ -1,0 +1,183 @@
+"""Chooses what a config of images leaves open, from the number of images and the devices.
+
+A first run on a small set is worth it if the encoder takes many steps: of small batches, against a queue of young keys,
+on small views. The rule is a pure function. A run stores what it chose in its config.json, and keeps it when it
+resumes, whatever the devices are then. Source: ours; docs/how_to/own_images.md has the measurements.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict, config_dict
+
+from dualcl_jax.system.config import flatten
+
+TYPICAL_IMAGES = 10_000
+"""Takes the place of the number of images where a config is checked or compiled without its data."""
+
+OPEN: dict[str, type] = {
+    'data.image_size': int,
+    'views.preset': str,
+    'model.stem': str,
+    'model.width': int,
+    'model.dtype': str,
+    'loss.temperature': float,
+    'queue.size': int,
+    'train.batch_size': int,
+    'train.epochs': int,
+    'optimizer.learning_rate': float,
+    'monitor.every_epochs': int,
+}
+"""The fields that a config may leave open, with their types. An open field has no value (None)."""
+
+SMALLEST_QUEUE = 64
+MEASUREMENTS = 10
+"""How many times a run measures its encoder, about."""
+FIRST_LOOK = 0.25
+"""Share of the run after which the accuracy first says something."""
+FEW_IMAGES = 1000
+"""Fewer teach an encoder little."""
+
+
+class Machine(NamedTuple):
+    """What a run starts on.
+
+    Attributes:
+      platform: of the devices, such as 'cpu'.
+      num_devices: of all processes.
+      bfloat16: whether a CPU multiplies bfloat16 in hardware.
+    """
+
+    platform: str
+    num_devices: int
+    bfloat16: bool = False
+
+
+class Scale(NamedTuple):
+    """What does not depend on the number of images, on one platform.
+
+    Attributes:
+      fixed: the values of fields.
+      batch_size: images in a batch, of all devices together.
+      rate: learning rate of such a batch; it is proportional to the batch.
+      queue: the most keys.
+      images: how many a run sees, as far as `epochs`, the fewest and the most, allow.
+    """
+
+    fixed: dict[str, Any]
+    batch_size: int
+    rate: float
+    queue: int
+    images: int
+    epochs: tuple[int, int]
+
+
+CPU = Scale(
+    {
+        'data.image_size': 24,
+        'views.preset': 'small',
+        'model.stem': 'cifar',
+        'model.width': 16,
+        'loss.temperature': 0.1,
+    },
+    batch_size=32,
+    rate=0.015,
+    queue=1024,
+    images=350_000,
+    epochs=(10, 400),
+)
+ACCELERATOR = Scale(
+    {
+        'data.image_size': 64,
+        'views.preset': 'small',
+        'model.stem': 'cifar',
+        'model.width': 64,
+        'loss.temperature': 0.1,
+    },
+    batch_size=128,
+    rate=0.06,
+    queue=4096,
+    images=1_000_000,
+    epochs=(20, 400),
+)
+"""Not measured."""
+
+
+def leave_open(config: ConfigDict) -> None:
+    """Takes the value of every field of `OPEN`; flags can still set one."""
+    for field, kind in OPEN.items():
+        section, _, name = field.rpartition('.')
+        config[section][name] = config_dict.placeholder(kind)
+
+
+def open_fields(config: ConfigDict) -> tuple[str, ...]:
+    """The fields that a config leaves open, in the order of `OPEN`."""
+    fields = dict(flatten(config))
+    return tuple(field for field in OPEN if fields.get(field, '') is None)
+
+
+def choose(config: ConfigDict, num_images: int, machine: Machine) -> dict[str, Any]:
+    """A value for every field of `OPEN`; those that depend on others follow what the config sets.
+
+    Args:
+      config: its fields may be open.
+      num_images: for training, at least 1.
+      machine: that the run starts on.
+
+    Example:
+      >>> from dualcl_jax.configs import folder
+      >>> chosen = choose(folder.get_config(), 3000, Machine('cpu', 1))
+      >>> chosen['train.batch_size'], chosen['queue.size'], chosen['train.epochs']
+      (32, 1024, 117)
+    """
+    set_ = {field: value for field, value in flatten(config) if field not in open_fields(config)}
+    scale = CPU if machine.platform == 'cpu' else ACCELERATOR
+    devices = machine.num_devices
+    batch = set_.get('train.batch_size', max(min(scale.batch_size, num_images) // devices, 1) * devices)
+    fewest, most = scale.epochs
+    epochs = set_.get('train.epochs', min(max(round(scale.images / num_images), fewest), most))
+    return scale.fixed | {
+        'model.dtype': 'bfloat16' if machine.bfloat16 or machine.platform != 'cpu' else 'float32',
+        'train.batch_size': batch,
+        'queue.size': min(max(2 ** (num_images.bit_length() - 1), SMALLEST_QUEUE), scale.queue),
+        'optimizer.learning_rate': scale.rate * batch / scale.batch_size,
+        'train.epochs': epochs,
+        'monitor.every_epochs': max(epochs // MEASUREMENTS, 1),
+    }
+
+
+def fill(config: ConfigDict, num_images: int, machine: Machine, stored: ConfigDict | None = None) -> ConfigDict:
+    """A copy of a config with a value in every open field: that of the stored run, or one by `choose`.
+
+    Args:
+      config: it is not changed; without open fields it is returned itself.
+      num_images, machine: see `choose`.
+      stored: the resolved config of the run in the workdir.
+    """
+    opened = open_fields(config)
+    if not opened:
+        return config
+    filled = ConfigDict(config.to_dict())
+    before = {} if stored is None else dict(flatten(stored))
+    _set(filled, {field: before[field] for field in opened if before.get(field) is not None})
+    chosen = choose(filled, num_images, machine)
+    _set(filled, {field: chosen[field] for field in open_fields(filled)})
+    return filled
+
+
+def _set(config: ConfigDict, values: Mapping[str, Any]) -> None:
+    for field, value in values.items():
+        section, _, name = field.rpartition('.')
+        config[section][name] = value
+
+
+def provisional(config: ConfigDict, num_devices: int = 1) -> ConfigDict:
+    """`fill` for a typical set on CPUs: for checks of what a config does set."""
+    return fill(config, TYPICAL_IMAGES, Machine('cpu', num_devices))
+
+
+def describe(config: ConfigDict, opened: Collection[str], num_images: int, machine: Machine) -> str:
+    """What was chosen for the open fields of a run, and why, in a line."""
+    fields = dict(flatten(config))
+    values = ' '.join(f'{field}={fields[field]}' for field in opened)
+    return f'for {num_images:,} images on {machine.platform}: {values}; set a field with --config.FIELD=VALUE'

@@ -1,0 +1,69 @@
+"""Measures a first run on folders of images: accuracy beside raw pixels and the random encoder, and CPU time.
+
+    python -m experiments.first_run --data=DIR [--data=DIR ...] --workdirs=WORK --output=FILE [--config.FIELD=VALUE ...]
+
+Each folder is trained on with `configs/folder.py` in a process of its own; `experiments/small_sets.py` writes such
+folders. FILE is a JSON list of records, to which those of this command are added.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from dualcl_jax.system.machine import processor
+
+TAKEN = (
+    'step', 'images_seen', 'loss', 'knn_top1', 'knn_top1_projection', 'knn_top1_raw_pixels', 'knn_top1_random_encoder',
+    'wall_time_s', 'state_sha256', 'versions',
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--data', type=Path, action='append', required=True, help='folder of images; repeatable')
+    parser.add_argument('--workdirs', type=Path, required=True, help='folder for the workdirs of the runs')
+    parser.add_argument('--output', type=Path, required=True, help='JSON file of records')
+    flags, overrides = parser.parse_known_args()
+    for data in flags.data:
+        records = json.loads(flags.output.read_text()) if flags.output.exists() else []
+        record = measure(data, flags.workdirs / data.name, overrides)
+        flags.output.write_text(json.dumps([*records, record], indent=1) + '\n')
+
+
+def measure(data: Path, workdir: Path, overrides: list[str]) -> dict[str, Any]:
+    """Trains on a folder in a process, and returns what its summary and its metrics say, with its CPU time."""
+    command = [sys.executable, '-m', 'dualcl_jax.main', '--config=configs/folder.py', f'--config.data.path={data}']
+    before = _cpu_seconds()
+    subprocess.run([*command, f'--workdir={workdir}', *overrides], check=True)
+    summary = json.loads((workdir / 'summary.json').read_text())
+    metrics = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    return {
+        'data': data.name,
+        'overrides': overrides,
+        'seed': summary['config']['seed'],
+        'cpu_seconds': round(_cpu_seconds() - before, 1),
+        'cores': len(os.sched_getaffinity(0)),
+        'processor': processor(),
+        **{name: summary[name] for name in TAKEN},
+        'curve': {record['step']: record['monitor/knn_top1_backbone'] for record in metrics if _measured(record)},
+        'config': summary['config'] | {'data': summary['config']['data'] | {'path': data.name}},
+    }
+
+
+def _measured(record: dict[str, Any]) -> bool:
+    return 'monitor/knn_top1_backbone' in record
+
+
+def _cpu_seconds() -> float:
+    """CPU time of all processes that this one has started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+if __name__ == '__main__':
+    main()

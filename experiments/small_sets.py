@@ -1,0 +1,65 @@
+"""Writes small labelled folders of images, to try a first run as a new user would.
+
+    python -m experiments.small_sets --set=cifar10 --train=3000 --test=1000 --data_dir=TFDS --output=DIR
+
+Each folder has `train/CLASS` and `test/CLASS` with PNG files of the images' own size, equally many of each class, drawn
+with seed 0 from the two splits of the set. `cifar100` has the first ten of its classes, and `photo_patches` the first
+ten photographs of the quick start; the other sets have ten classes.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from dualcl_jax.data.images import photo_patches
+
+CLASSES = 10
+SETS = ('cifar10', 'cifar100', 'fashion_mnist', 'photo_patches')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--set', choices=SETS, required=True)
+    parser.add_argument('--train', type=int, default=3000, help='images for training')
+    parser.add_argument('--test', type=int, default=1000, help='images for testing')
+    parser.add_argument('--data_dir', default='', help='TFDS directory, except for photo_patches')
+    parser.add_argument('--output', type=Path, required=True)
+    flags = parser.parse_args()
+    for split, count in (('train', flags.train), ('test', flags.test)):
+        images, labels, names = _split(flags.set, split, flags.data_dir)
+        for index in choose(labels, count // CLASSES):
+            folder = flags.output / split / names[labels[index]]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(images[index].squeeze()).save(folder / f'{index:05}.png')
+
+
+def choose(labels: np.ndarray, each: int) -> np.ndarray:
+    """Indices of `each` examples of each of the first `CLASSES` classes, drawn with seed 0.
+
+    Raises:
+      ValueError: a class has fewer.
+    """
+    rng = np.random.default_rng(0)
+    found = [rng.permutation(np.flatnonzero(labels == label))[:each] for label in range(CLASSES)]
+    if min(map(len, found)) < each:
+        raise ValueError(f'a class has {min(map(len, found))} images, fewer than {each}')
+    return np.concatenate(found)
+
+
+def _split(name: str, split: str, data_dir: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Images uint8 [N, H, W, C], labels [N] and the names of the classes."""
+    if name == 'photo_patches':
+        patches = photo_patches.cut_all()[split == 'test']
+        return patches.images, patches.labels, [Path(photo.file).stem for photo in photo_patches.PHOTOS]
+    builder = tfds.builder(name, data_dir=data_dir)
+    records = builder.as_data_source(split=split)
+    examples = [records[index] for index in range(len(records))]
+    labels = np.array([example['label'] for example in examples])
+    return np.stack([example['image'] for example in examples]), labels, builder.info.features['label'].names
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,85 @@
+"""Open fields of a config are chosen from the number of images and the devices, once, unless they are set."""
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import cifar10, folder
+from dualcl_jax.data.order import steps_per_epoch
+from dualcl_jax.method.choices import OPEN, Machine, choose, fill, open_fields
+from dualcl_jax.method.resolve import resolve
+from dualcl_jax.method.validation import validate, validate_devices
+from dualcl_jax.system.config import differing_fields, flatten, from_json, method_sha256, override, to_json
+from dualcl_jax.system.errors import UserError
+
+CPU = Machine('cpu', 1)
+
+
+def config_with(*fields: str) -> ConfigDict:
+    config = folder.get_config()
+    override(config, fields)
+    return config
+
+
+@pytest.mark.parametrize('num_images', [1, 20, 300, 1000, 3000, 10_000, 1_300_000])
+@pytest.mark.parametrize('machine', [CPU, Machine('cpu', 3), Machine('gpu', 1), Machine('tpu', 16)])
+def test_every_choice_is_valid(num_images: int, machine: Machine) -> None:
+    config = fill(config_with(), num_images, machine)
+    assert not open_fields(config)
+    validate(config)
+    validate_devices(config, machine.num_devices)
+    if num_images >= machine.num_devices:
+        assert steps_per_epoch(num_images, config.train.batch_size) >= 1
+    assert config.queue.size <= max(num_images, 64)
+
+
+def test_choices_of_cpus() -> None:
+    small, medium, large = (choose(config_with(), count, CPU) for count in (20, 3000, 1_000_000))
+    assert set(medium) == set(OPEN)
+    assert (small['train.batch_size'], medium['train.batch_size']) == (20, 32)
+    assert (small['queue.size'], medium['queue.size'], large['queue.size']) == (64, 1024, 1024)
+    assert small['train.epochs'] > medium['train.epochs'] > large['train.epochs']
+    assert choose(config_with(), 3000, CPU._replace(bfloat16=True))['model.dtype'] == 'bfloat16'
+    assert medium['model.dtype'] == 'float32'
+
+
+def test_what_is_set_is_kept_and_the_rate_follows_the_batch() -> None:
+    config = config_with('train.batch_size=64', 'data.image_size=48', 'train.epochs=4')
+    chosen = fill(config, 3000, CPU)
+    usual = fill(config_with(), 3000, CPU)
+    assert (chosen.train.batch_size, chosen.data.image_size, chosen.train.epochs) == (64, 48, 4)
+    assert chosen.optimizer.learning_rate == pytest.approx(2 * usual.optimizer.learning_rate)
+    assert chosen.monitor.every_epochs == 1
+    assert open_fields(config), 'the config given has changed'
+
+
+def test_other_configs_leave_nothing_open() -> None:
+    config = cifar10.get_config()
+    assert not open_fields(config)
+    assert fill(config, 3000, CPU) is config
+
+
+def test_a_stored_run_keeps_its_choices() -> None:
+    """Also one of a version that chose nothing: its values take the place of the open fields."""
+    first = resolve(config_with(), platform='cpu', num_devices=1, num_images=3000)
+    stored = from_json(to_json(first))
+    again = resolve(config_with(), platform='gpu', num_devices=4, num_images=99, bfloat16=True, stored=stored)
+    assert again == first
+    assert method_sha256(again) == method_sha256(stored)
+    stored.train.batch_size, stored.model.stem = 128, 'imagenet'
+    again = resolve(config_with('loss.temperature=0.5'), platform='cpu', num_devices=1, num_images=3000, stored=stored)
+    assert (again.train.batch_size, again.model.stem) == (128, 'imagenet')
+    assert [field.split()[0] for field in differing_fields(stored, again)] == ['loss.temperature']
+
+
+@pytest.mark.parametrize('field', ['queue.size=-1', 'train.batch_size=0', 'negatives.k=4096', 'model.width=0'])
+def test_mistakes_are_found_before_the_data_are_read(field: str) -> None:
+    with pytest.raises(UserError, match=field.replace('.', r'\.')):
+        validate(config_with(field))
+
+
+def test_flags_set_open_fields_by_their_type() -> None:
+    for field, kind in OPEN.items():
+        assert type(dict(flatten(config_with(f'{field}=7')))[field]) is kind
+        if kind is not str:
+            with pytest.raises(UserError, match=field):
+                override(config_with(), [f'{field}=some'])
