@@ -140,6 +140,7 @@ def test_recipes(recipe: str) -> None:
         'esimcse': (160, 0.995),
         'mocose': (256, 0.85),
         'contriever': (131_072, 0.9995),
+        'pair': (2048, 0.99),
     }[name]
 
 
