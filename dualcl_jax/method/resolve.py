@@ -31,8 +31,8 @@ def resolve(
 
     The fields of `dualcl_jax.method.choices.OPEN` that are open are chosen, `negatives.selector`, `optimizer.lars` and
     `data.hold_out` have a name, `model.norm` has a number of groups, `data.mean`, `data.std` and, unless images have 8
-    bits, `data.value_range` have values, and so has `model.vocabulary` for text; `parallel.mapper` has a name. Resolving
-    the result again changes nothing.
+    bits, `data.value_range` have values, and so has `model.vocabulary` for text; `parallel.mapper` has a name.
+    Resolving the result again changes nothing.
 
     Args:
       config: validated (`dualcl_jax.method.validation`); it is not changed.
