@@ -230,7 +230,7 @@ def test_one_process_examines_a_folder_that_others_share(images, tmp_path, monke
             os.utime(os.path.join(root, below), (1, 1))
     (tmp_path / 'run').mkdir()
     examined, found, real = [], {}, index.examine_file
-    monkeypatch.setattr(index, 'examine_file', lambda path, entry: examined.append(path) or real(path, entry))
+    monkeypatch.setattr(index, 'examine_file', lambda path, *rest: examined.append(path) or real(path, *rest))
     monkeypatch.setattr(index, '_save', lambda known, cache: None)  # as if each process had a cache of its own
     monkeypatch.setattr(index.Index, 'is_fresh', lambda self: case != 'changes meanwhile')
 
