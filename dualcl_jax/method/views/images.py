@@ -237,6 +237,8 @@ def make_views(keys: jax.Array, images: jax.Array, specs: Sequence[ViewSpec], si
       (2, 4, 16, 16, 3)
     """
     cropped = images.ndim == 5
+    if size < LARGE:
+        images = to_float(images)
     if cropped and images.shape[1:4] != (len(specs), size, size):
         raise ValueError(f'expected crops [B, {len(specs)}, {size}, {size}, C], got {images.shape}')
     height, width = images.shape[-3:-1]
@@ -265,7 +267,6 @@ def make_views(keys: jax.Array, images: jax.Array, specs: Sequence[ViewSpec], si
             thresholds=[spec.solarize_threshold for spec in specs],
             size=size,
         )
-    images = to_float(images)
     return jnp.stack(
         [one_view(images[:, view] if cropped else images, draws[view], spec) for view, spec in enumerate(specs)]
     )
