@@ -65,8 +65,8 @@ def get_config() -> ConfigDict:
     text.length = 32  # tokens of a sentence, with the first and the last one ([CLS] and [SEP]); longer ones are cut
 
     config.views = views = ConfigDict()
-    # Augmentation of the two views. Of images: moco_v1 | moco_v2 | moco_v3 | moco_cifar | small. Of text: simcse |
-    # esimcse | mocose | contriever, or pair: the two columns of data.columns.
+    # Augmentation of the two views. Of images: moco_v1 | moco_v2 | moco_v3 | moco_cifar | small | small_gray. Of text:
+    # simcse | esimcse | mocose | contriever, or pair: the two columns of data.columns.
     views.preset = 'moco_v2'
     # Each of these, if set, replaces the preset's value in both views. Ranges:
     # `dualcl_jax.method.views.images.ViewSpec` and, of text, `dualcl_jax.method.views.text.TextSpec`.

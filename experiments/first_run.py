@@ -12,6 +12,7 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,17 @@ TAKEN = (
 )  # fmt: skip
 
 
-def main() -> None:
+def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The flags, and those of the training command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data', type=Path, action='append', required=True, help='folder of images; repeatable')
     parser.add_argument('--workdirs', type=Path, required=True, help='folder for the workdirs of the runs')
     parser.add_argument('--output', type=Path, required=True, help='JSON file of records')
-    flags, overrides = parser.parse_known_args()
+    return parser.parse_known_args(arguments)
+
+
+def main() -> None:
+    flags, overrides = parse(sys.argv[1:])
     for data in flags.data:
         records = json.loads(flags.output.read_text()) if flags.output.exists() else []
         record = measure(data, flags.workdirs / data.name, overrides)

@@ -8,6 +8,8 @@ ten photographs of the quick start; the other sets have ten classes.
 """
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +22,18 @@ CLASSES = 10
 SETS = ('cifar10', 'cifar100', 'fashion_mnist', 'photo_patches')
 
 
-def main() -> None:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--set', choices=SETS, required=True)
     parser.add_argument('--train', type=int, default=3000, help='images for training')
     parser.add_argument('--test', type=int, default=1000, help='images for testing')
     parser.add_argument('--data_dir', default='', help='TFDS directory, except for photo_patches')
     parser.add_argument('--output', type=Path, required=True)
-    flags = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    flags = parse(sys.argv[1:])
     for split, count in (('train', flags.train), ('test', flags.test)):
         images, labels, names = _split(flags.set, split, flags.data_dir)
         for index in choose(labels, count // CLASSES):

@@ -1,6 +1,7 @@
 """`dualcl_jax.train`: a training run from Python."""
 
 import contextlib
+import copy
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -55,7 +56,8 @@ def train(
       RestartError: the run was interrupted; the same call resumes it.
     """
     workdir = os.fspath(workdir)
-    chosen = ConfigDict(config) if isinstance(config, ConfigDict) else load_config(os.fspath(config))
+    own = copy.deepcopy(config) if isinstance(config, ConfigDict) else load_config(os.fspath(config))
+    chosen = ConfigDict(own)
     override(chosen, assignments(chosen, {**dict.fromkeys(LIMITS, 0), **overrides}))
     if init_from:
         chosen.init_from = os.fspath(init_from)

@@ -35,6 +35,8 @@ MEASUREMENTS = 10
 """How many times a run measures its encoder, about."""
 FIRST_LOOK = 0.25
 """Share of the run after which the accuracy first says something."""
+GRAY = 1e-6
+"""Channels whose statistics differ by less are alike."""
 FEW_IMAGES = 1000
 """Fewer teach an encoder little."""
 
@@ -75,7 +77,6 @@ class Scale(NamedTuple):
 CPU = Scale(
     {
         'data.image_size': 24,
-        'views.preset': 'small',
         'model.stem': 'cifar',
         'model.width': 16,
         'loss.temperature': 0.1,
@@ -89,7 +90,6 @@ CPU = Scale(
 ACCELERATOR = Scale(
     {
         'data.image_size': 64,
-        'views.preset': 'small',
         'model.stem': 'cifar',
         'model.width': 64,
         'loss.temperature': 0.1,
@@ -116,13 +116,24 @@ def open_fields(config: ConfigDict) -> tuple[str, ...]:
     return tuple(field for field in OPEN if fields.get(field, '') is None)
 
 
-def choose(config: ConfigDict, num_images: int, machine: Machine) -> dict[str, Any]:
+def is_gray(statistics: tuple[tuple[float, ...], tuple[float, ...]]) -> bool:
+    """Whether images with this mean and standard deviation per channel have no colours: all channels are alike.
+
+    Example:
+      >>> is_gray(((0.5, 0.5, 0.5), (0.2, 0.2, 0.2))), is_gray(((0.5, 0.4, 0.5), (0.2, 0.2, 0.2)))
+      (True, False)
+    """
+    return all(max(values) - min(values) < GRAY for values in statistics)
+
+
+def choose(config: ConfigDict, num_images: int, machine: Machine, *, gray: bool = False) -> dict[str, Any]:
     """A value for every field of `OPEN`; those that depend on others follow what the config sets.
 
     Args:
       config: its fields may be open.
       num_images: for training, at least 1.
       machine: that the run starts on.
+      gray: whether the images have no colours, see `is_gray`.
 
     Example:
       >>> from dualcl_jax.configs import folder
@@ -137,6 +148,7 @@ def choose(config: ConfigDict, num_images: int, machine: Machine) -> dict[str, A
     fewest, most = scale.epochs
     epochs = set_.get('train.epochs', min(max(round(scale.images / num_images), fewest), most))
     return scale.fixed | {
+        'views.preset': 'small_gray' if gray else 'small',
         'model.dtype': 'bfloat16' if machine.bfloat16 or machine.platform != 'cpu' else 'float32',
         'train.batch_size': batch,
         'queue.size': min(max(2 ** (num_images.bit_length() - 1), SMALLEST_QUEUE), scale.queue),
@@ -146,12 +158,14 @@ def choose(config: ConfigDict, num_images: int, machine: Machine) -> dict[str, A
     }
 
 
-def fill(config: ConfigDict, num_images: int, machine: Machine, stored: ConfigDict | None = None) -> ConfigDict:
+def fill(
+    config: ConfigDict, num_images: int, machine: Machine, stored: ConfigDict | None = None, *, gray: bool = False
+) -> ConfigDict:
     """A copy of a config with a value in every open field: that of the stored run, or one by `choose`.
 
     Args:
       config: it is not changed; without open fields it is returned itself.
-      num_images, machine: see `choose`.
+      num_images, machine, gray: see `choose`.
       stored: the resolved config of the run in the workdir.
     """
     opened = open_fields(config)
@@ -160,7 +174,7 @@ def fill(config: ConfigDict, num_images: int, machine: Machine, stored: ConfigDi
     filled = ConfigDict(config.to_dict())
     before = {} if stored is None else dict(flatten(stored))
     _set(filled, {field: before[field] for field in opened if before.get(field) is not None})
-    chosen = choose(filled, num_images, machine)
+    chosen = choose(filled, num_images, machine, gray=gray)
     _set(filled, {field: chosen[field] for field in open_fields(filled)})
     return filled
 

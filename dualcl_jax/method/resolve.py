@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from dualcl_jax.data import source as data
-from dualcl_jax.method.choices import TYPICAL_IMAGES, Machine, fill
+from dualcl_jax.method.choices import TYPICAL_IMAGES, Machine, fill, is_gray
 from dualcl_jax.method.negatives.selectors import AUTO, EXACT, fastest_exact, resolve_k
 from dualcl_jax.method.optim import LARS, RATE_LAST
 from dualcl_jax.models.norm import LOCAL
@@ -41,13 +41,15 @@ def resolve(
       num_processes: of the run: decides which mapper 'auto' stands for, whatever the run had before.
       num_images: for training, and
       bfloat16: whether a CPU multiplies it in hardware: both decide what open fields stand for.
-      statistics: of the training images, for a config whose `data.mean` is empty; None leaves it empty.
+      statistics: of the training images, for a config whose `data.mean` is empty; None leaves it empty. They also say
+        whether the images are gray, which decides an open `views.preset`.
       value_range: of the training images, for a config whose `data.value_range` is empty.
       vocabulary: the number of tokens of the tokenizer, for a config whose `model.vocabulary` is 0.
       stored: the resolved config of the run in the workdir. A selector chosen there for 'auto', the groups chosen for
         'local' and the values of open fields are kept, whatever the devices are now.
     """
-    config = fill(config, num_images, Machine(platform, num_devices, bfloat16), stored)
+    gray = statistics is not None and not config.data.mean and is_gray(statistics)
+    config = fill(config, num_images, Machine(platform, num_devices, bfloat16), stored, gray=gray)
     fields = config.to_dict()
     fields['negatives']['selector'] = _selector(config, platform, stored)
     fields['model']['norm'] = _norm(config, num_devices, stored)

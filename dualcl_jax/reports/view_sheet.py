@@ -8,10 +8,10 @@ from ml_collections import ConfigDict
 
 from dualcl_jax.data import Source, data_config, load
 from dualcl_jax.data.images.source import KIND
-from dualcl_jax.data.images.statistics import values_in_use
+from dualcl_jax.data.images.statistics import channel_statistics, values_in_use
 from dualcl_jax.data.order import epoch_permutation
 from dualcl_jax.method import randomness
-from dualcl_jax.method.choices import TYPICAL_IMAGES, Machine, fill
+from dualcl_jax.method.choices import TYPICAL_IMAGES, Machine, fill, is_gray
 from dualcl_jax.method.validation import validate
 from dualcl_jax.method.views.images import ImageViews, image_views
 from dualcl_jax.reports.figures import view_pairs
@@ -30,12 +30,15 @@ def show_views(config: ConfigDict, path: str) -> None:
     validate(config)
     if not path.endswith('.png'):
         raise UserError(f'--show_views={path}: name a file that ends in .png')
-    config = fill(config, TYPICAL_IMAGES, Machine(jax.default_backend(), jax.device_count()))
-    train = load(data_config(config)).train
+    machine = Machine(jax.default_backend(), jax.device_count())
+    train = load(data_config(fill(config, TYPICAL_IMAGES, machine))).train
     if train.kind != KIND:
         raise UserError(f'--show_views={path}: {train.name} holds {train.kind}; only views of images can be drawn')
+    values = values_in_use(config.data, train)
+    gray = not config.data.mean and is_gray(channel_statistics(train, values))
+    config = fill(config, len(train), machine, gray=gray)
+    config.data.value_range = values
     ids = epoch_permutation(config.seed, 0, len(train))[:IMAGES]
-    config.data.value_range = values_in_use(config.data, train)
     recipe = image_views(config, train.examples(np.arange(0)))
     views = visible(first_views(train, ids, recipe, config.seed), stretch=bool(recipe.value_range))
     try:

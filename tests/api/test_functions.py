@@ -116,3 +116,10 @@ def test_names_of_fields() -> None:
     with pytest.raises(UserError, match='momentum: several fields have this name; choose from ema__momentum'):
         assignments(config, {'momentum': 0.9})
     assert assignments(config, {'no_such': 1}) == ['no_such=1']  # which `override` refuses
+
+
+def test_a_config_given_keeps_its_open_fields(config: str, tmp_path: Path) -> None:
+    given = load_config('folder')
+    with pytest.raises(UserError, match='missing'):
+        dualcl_jax.train(tmp_path / 'missing', workdir=tmp_path / 'run', config=given, batch_size=8)
+    assert given.train.batch_size is None

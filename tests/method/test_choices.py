@@ -52,6 +52,18 @@ def test_what_is_set_is_kept_and_the_rate_follows_the_batch() -> None:
     assert open_fields(config), 'the config given has changed'
 
 
+def test_gray_images_have_views_of_their_own() -> None:
+    gray, coloured = ((0.4, 0.4, 0.4), (0.2, 0.2, 0.2)), ((0.4, 0.5, 0.4), (0.2, 0.2, 0.2))
+    one_channel = ((0.4,), (0.2,))
+    for statistics, preset in ((gray, 'small_gray'), (one_channel, 'small_gray'), (coloured, 'small'), (None, 'small')):
+        found = resolve(config_with(), platform='cpu', num_devices=1, statistics=statistics)
+        assert found.views.preset == preset
+    given = config_with('data.mean=0.5,0.5,0.5', 'data.std=0.5,0.5,0.5')  # says nothing about the images
+    assert resolve(given, platform='cpu', num_devices=1, statistics=gray).views.preset == 'small'
+    given = config_with('views.preset=moco_v2')
+    assert resolve(given, platform='cpu', num_devices=1, statistics=gray).views.preset == 'moco_v2'
+
+
 def test_other_configs_leave_nothing_open() -> None:
     config = cifar10.get_config()
     assert not open_fields(config)

@@ -105,6 +105,15 @@ _MOCO_V3_FIRST = ViewSpec(saturation=0.2, blur_probability=1.0)
 _MOCO_V3_SECOND = ViewSpec(saturation=0.2, blur_probability=0.1, solarize_probability=0.2)
 _MOCO_CIFAR = ViewSpec(crop_scale=(0.08, 1.0), blur_probability=0.0)
 _SMALL = ViewSpec(crop_scale=(0.5, 1.0), blur_probability=0.0)
+_SMALL_GRAY = ViewSpec(
+    crop_scale=(0.7, 1.0),
+    brightness=0.8,
+    contrast=0.8,
+    saturation=0.0,
+    hue=0.0,
+    grayscale=0.0,
+    blur_probability=0.0,
+)
 
 PRESETS: dict[str, tuple[ViewSpec, ViewSpec]] = {
     'moco_v1': (_MOCO_V1, _MOCO_V1),  # 1911.05722, after 1805.01978: grayscale before the jitter
@@ -112,6 +121,7 @@ PRESETS: dict[str, tuple[ViewSpec, ViewSpec]] = {
     'moco_v3': (_MOCO_V3_FIRST, _MOCO_V3_SECOND),  # 2104.02057, for ResNet-50; ViTs there crop from scale .08
     'moco_cifar': (_MOCO_CIFAR, _MOCO_CIFAR),  # torchvision's default crop, no blur
     'small': (_SMALL, _SMALL),  # ours: larger crops, with which small encoders of small images learn sooner
+    'small_gray': (_SMALL_GRAY, _SMALL_GRAY),  # ours: of images without colours
 }
 
 

@@ -6,7 +6,7 @@ shift; its bits are those of all runs on small images, so these keep it. Here
 - all views are one batch, with the parameters of each, so that nothing is cut out of the batch or stacked;
 - the channels are separate arrays, which a pass over all of them can compute together;
 - the colour jitter takes one pass for each operation, the hue shift or a blend, whichever is due;
-- the mean luma, which the next contrast needs, is summed up by the pass that makes the pixels;
+- the means that the next contrast needs are summed up by the pass that makes the pixels;
 - an image without blur has the identity as its blur, and a flipped one has the rows of the blur in reverse.
 """
 
@@ -90,11 +90,12 @@ def _apply_view(
     if drawn.crop is not None:
         image = crop_and_resize(image, *drawn.crop, size)
     planes: Planes = tuple(image[..., channel] for channel in range(image.shape[-1]))
-    if 'grayscale' in used:
+    has_grayscale = 'grayscale' in used and len(planes) == 3
+    if has_grayscale:
         planes = _to_grayscale(planes, applied['grayscale'] & gray_first)
     if 'jitter_probability' in used:
         planes = _color_jitter(planes, drawn.jitter, applied['jitter_probability'])
-    if 'grayscale' in used:
+    if has_grayscale:
         planes = _to_grayscale(planes, applied['grayscale'] & ~gray_first)
     image = jnp.stack(planes, axis=-1)
     flips = applied['flip'] if 'flip' in used else jnp.bool_(False)
@@ -111,13 +112,16 @@ def _apply_view(
     return jnp.clip(image, 0.0, 1.0)
 
 
-def _luma(planes: Planes) -> jax.Array:
-    return luma(*planes) if len(planes) == 3 else planes[0]
-
-
 def _to_grayscale(planes: Planes, applied: jax.Array) -> Planes:
-    brightness = _luma(planes)
+    brightness = luma(*planes)
     return tuple(jnp.where(applied, brightness, plane) for plane in planes)
+
+
+def _means(planes: Planes) -> Planes:
+    """What contrast draws each channel towards: the mean luma of three channels, of others the mean of each."""
+    if len(planes) == 3:
+        return (jnp.mean(luma(*planes)),) * 3
+    return tuple(jnp.mean(plane) for plane in planes)
 
 
 def _color_jitter(planes: Planes, jitter: Jitter, applied: jax.Array) -> Planes:
@@ -127,24 +131,24 @@ def _color_jitter(planes: Planes, jitter: Jitter, applied: jax.Array) -> Planes:
     position = dict(zip(Jitter._fields[:4], jitter.position, strict=True))
     values: dict[str, Any] = {name: getattr(jitter, name) for name in names if getattr(jitter, name) is not None}
     ranks = {name: jnp.sum(jnp.stack([position[other] < position[name] for other in values])) for name in values}
-    mean = jnp.mean(_luma(planes))
+    means = _means(planes)
     for turn in range(len(values)):
         due = {name: applied & (rank == turn) for name, rank in ranks.items()}
-        brightness, factor = _luma(planes), jnp.float32(1.0)
-        toward = jnp.zeros_like(brightness)
+        factor, towards = jnp.float32(1.0), (jnp.zeros_like(planes[0]),) * len(planes)
         for name in values.keys() - {'hue'}:
             factor = jnp.where(due[name], values[name], factor)
         if 'contrast' in values:
-            toward = jnp.where(due['contrast'], mean, toward)
+            towards = tuple(jnp.where(due['contrast'], *both) for both in zip(means, towards, strict=True))
         if 'saturation' in values:
-            toward = jnp.where(due['saturation'], brightness, toward)
-        changed = tuple(blend(plane, toward, factor) for plane in planes)
+            brightness = luma(*planes)
+            towards = tuple(jnp.where(due['saturation'], brightness, toward) for toward in towards)
+        changed = tuple(blend(plane, toward, factor) for plane, toward in zip(planes, towards, strict=True))
         if 'hue' in values:
             red, green, blue = planes
             shifted = shift_hue(red, green, blue, values['hue'])
             changed = tuple(jnp.where(due['hue'], *both) for both in zip(shifted, changed, strict=True))
         # The barrier keeps XLA from computing a turn once more for every use in the next one.
-        planes, mean = jax.lax.optimization_barrier((changed, jnp.mean(_luma(changed))))
+        planes, means = jax.lax.optimization_barrier((changed, _means(changed)))
     return planes
 
 
