@@ -57,9 +57,9 @@ def test_views_match_float64(monkeypatch, recipe, channels):
             np.testing.assert_allclose(view, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize('recipe', ['moco_v2', 'unlike'])
-def test_crops_of_the_host_give_the_views_of_small_images(monkeypatch, recipe):
-    crops = np.stack([uint8(16, 16, 3), 255 - uint8(16, 16, 3)], axis=1)
+@pytest.mark.parametrize(('recipe', 'channels'), [('moco_v2', 3), ('unlike', 3), ('unlike', 5)])
+def test_crops_of_the_host_give_the_views_of_small_images(monkeypatch, recipe, channels):
+    crops = np.stack([uint8(16, 16, channels), 255 - uint8(16, 16, channels)], axis=1)
     small, large = (make(monkeypatch, crops, RECIPES[recipe], 16, large=large) for large in (False, True))
     apart = np.abs(np.asarray(small) - np.asarray(large))
     assert np.mean(apart > 1e-5) < 1e-3  # pixels at the threshold of solarize
