@@ -4,7 +4,6 @@ TEST_DEVICES=8 forces another number, for tests that support it.
 """
 
 import os
-import signal
 import sys
 import threading
 import time
@@ -30,7 +29,7 @@ import pytest
 from dualcl_jax.models.encoder import MODELS
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.processes import start
-from tests.support.runs import REPOSITORY, Finished, Trainer
+from tests.support.runs import REPOSITORY, Finished, Trainer, heed_signals
 
 MODELS['smooth'] = MODELS['tiny']  # an allowed name; tests/support/quick_config.py provides its network
 
@@ -53,8 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(str(item.path), len(places)))
 
 
-for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
-    signal.signal(number, handler)  # a shell that starts the tests in the background lets them ignore both
+heed_signals()
 
 
 @pytest.fixture(autouse=True)

@@ -34,7 +34,7 @@ from damaged import damaged_checkpoints  # noqa: E402
 from fuzz import READERS, fuzz  # noqa: E402
 
 from dualcl_jax.system.machine import processor  # noqa: E402
-from tests.support.runs import Trainer, killed_at_last, wait_until  # noqa: E402
+from tests.support.runs import Trainer, heed_signals, killed_at_last, wait_until  # noqa: E402
 
 FOLDER = REPOSITORY / 'runs' / 'faults'
 RESULTS = FOLDER / 'results.json'
@@ -335,6 +335,7 @@ def main() -> None:
     parser.add_argument('--rounds', type=int, default=6, help='rounds of the overhead')
     parser.add_argument('--only', choices=PARTS, help='run only this part')
     flags = parser.parse_args()
+    heed_signals()
     FOLDER.mkdir(parents=True, exist_ok=True)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     numbers_of = {'kills': flags.kills, 'inputs': flags.examples, 'soak': flags.steps, 'overhead': flags.rounds}

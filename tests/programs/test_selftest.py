@@ -61,7 +61,7 @@ def test_reduced_precision_of_views(monkeypatch: pytest.MonkeyPatch):
     def rough(image, rows, columns):
         return jnp.einsum('oh,pw,hwc->opc', *map(as_bfloat16, (rows, columns, image)))
 
-    monkeypatch.setattr(image_ops, '_apply_separable', rough)
+    monkeypatch.setattr(image_ops, 'apply_separable', rough)
     assert failed(('draws', 'views', 'queue')) == {'views'}
 
 

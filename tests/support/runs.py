@@ -110,6 +110,12 @@ class Trainer:
             return [finish(process, 0) for process in started]
 
 
+def heed_signals() -> None:
+    """Undoes that a shell that starts a program in the background lets it and its children ignore two signals."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @contextlib.contextmanager
 def killed_at_last(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
     """Kills the process at the end of a test."""
