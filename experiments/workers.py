@@ -131,27 +131,16 @@ def main() -> int:
     flags = parse(sys.argv[1:])
     import jax
 
+    import dualcl_jax.training.loop  # noqa: F401  as a training process has
     from dualcl_jax.system.machine import processor
     from dualcl_jax.system.versions import versions
-    from dualcl_jax.training import loop
-    from experiments.benchmark.data import RECIPE
+    from experiments.benchmark.data import crop_loader
 
     jax.devices()
     with tempfile.TemporaryDirectory() as folder:
         source = make_source(Path(folder), flags.examples, flags.read_ms)
         before, began = measure(), time.monotonic()
-        loader = loop.Loader(
-            source,
-            rows=np.arange(BATCH),
-            seed=0,
-            batch_size=BATCH,
-            start_step=0,
-            stop_step=10**6,
-            place=lambda batch: batch,
-            recipe=RECIPE,
-            workers=flags.workers,
-        )
-        with loader as batches:
+        with crop_loader(source, BATCH, flags.workers) as batches:
             first = next(batches)
             seconds = time.monotonic() - began
             after = measure()

@@ -128,6 +128,7 @@ def _stored(data: Data, workdir: str) -> tuple[str, str, int]:
         arrays = {'train_images': data}
     if '://' in workdir:
         raise UserError(f'workdir={workdir}: arrays are stored in the workdir, which must be local; or name a file')
+    from dualcl_jax.data.images.source import is_photographic
     from dualcl_jax.workdir.folder import open_workdir
 
     path = os.path.join(open_workdir(workdir), 'data.npz')
@@ -137,5 +138,5 @@ def _stored(data: Data, workdir: str) -> tuple[str, str, int]:
     os.replace(partial, path)
     images: Any = next((named[name] for name in ('train_images', 'images', 'x_train') if name in named), np.empty(0))
     channels = images.shape[3] if images.ndim == 4 else 1
-    converted = images.dtype == np.uint8 and channels in (1, 3)
-    return 'npz', path, 0 if converted or images.ndim not in (3, 4) else channels
+    stated = images.ndim in (3, 4) and not is_photographic(images.dtype.name, channels)
+    return 'npz', path, channels if stated else 0

@@ -14,7 +14,7 @@ from rich.console import Console
 from dualcl_jax import data
 from dualcl_jax.data import Source, Splits, example_spec
 from dualcl_jax.data.images.source import KIND as IMAGES
-from dualcl_jax.data.images.source import image_shape, image_type
+from dualcl_jax.data.images.source import image_shape, image_type, is_photographic
 from dualcl_jax.data.tree import batch_of, empty
 from dualcl_jax.evaluators.encoder_source import EncoderSource
 from dualcl_jax.evaluators.protocols import can_shoot, kind_of, protocols_of
@@ -94,7 +94,7 @@ def check(source: EncoderSource, splits: Splits, protocols: Sequence[str], *, na
     known = protocols_of(source.kind)
     if 'robustness' in protocols and train.kind == IMAGES:
         channels, kind = image_shape(train)[2], image_type(train)
-        if channels not in (1, 3) or kind != 'uint8':
+        if not is_photographic(kind, channels):
             raise UserError(
                 f'{train.name}: robustness corrupts images of 8 bits with 1 or 3 channels, and these have {channels} '
                 f'of {kind}; leave it out of --protocols'

@@ -143,21 +143,25 @@ def _photographs(count: int) -> list[bytes]:
     return files
 
 
-def _load(source: EncodedSource, workers: int) -> tuple[float, float]:
-    """Wall and CPU seconds of 2 * BATCHES batches of two crops from the loader's running workers, without transfer."""
-    warm = 4
-    load = Loader(
+def crop_loader(source: EncodedSource, batch_size: int, workers: int) -> Loader:
+    """The loader of two crops per image, as long as one likes, without the transfer to devices."""
+    return Loader(
         source,
-        rows=np.arange(BATCH),
+        rows=np.arange(batch_size),
         seed=0,
-        batch_size=BATCH,
+        batch_size=batch_size,
         start_step=0,
         stop_step=10**6,
         place=lambda batch: batch,
         recipe=RECIPE,
         workers=workers,
     )
-    with load as batches:
+
+
+def _load(source: EncodedSource, workers: int) -> tuple[float, float]:
+    """Wall and CPU seconds of 2 * BATCHES batches of two crops from the loader's running workers, without transfer."""
+    warm = 4
+    with crop_loader(source, BATCH, workers) as batches:
         for _ in range(warm):
             next(batches)
         began, used = time.perf_counter(), _cpu_seconds()

@@ -31,6 +31,16 @@ def image_source(
     return ArraySource(name, pixels, labels, class_names, fingerprint, report, kind=KIND)
 
 
+def is_photographic(dtype: str, channels: int) -> bool:
+    """Whether images have 8 bits and are gray or RGB: what is read, shown and corrupted without `data.channels`.
+
+    Example:
+      >>> is_photographic('uint8', 3), is_photographic('uint16', 3), is_photographic('uint8', 5)
+      (True, False, False)
+    """
+    return dtype == 'uint8' and channels in (1, 3)
+
+
 def image_shape(source: Source) -> tuple[int, int, int]:
     """(H, W, C) of the images of a source.
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from dualcl_jax.data.images.source import is_photographic
 from dualcl_jax.evaluators.measures.knn import nearest
 from dualcl_jax.evaluators.measures.unit import unit
 
@@ -122,7 +123,7 @@ def reduced(images: NDArray) -> NDArray:
         picture = Image.fromarray(np.ascontiguousarray(image)).resize((REDUCED, REDUCED), Image.Resampling.BOX)
         return np.asarray(picture, np.float32).reshape(-1)
 
-    if images.dtype == np.uint8 and images.shape[3] in (1, 3):
+    if is_photographic(images.dtype.name, images.shape[3]):
         small = [reduce(image) for image in np.broadcast_to(images, (*images.shape[:3], 3))]
     else:
         planes = np.moveaxis(images.astype(np.float32), 3, 1)
