@@ -1,20 +1,30 @@
-"""Compares the convolution and its gradients on a CPU with XLA's own."""
+"""Compares the convolution and its gradients on a CPU with sums over the kernel in float64."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dualcl_jax.models.convolution import FEW_CHANNELS, conv, input_gradient, kernel_gradient, space_to_depth
 
 
-def plain(x, kernel, stride, padding):
-    pads = ((padding, padding), (padding, padding))
-    return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), pads, dimension_numbers=('NHWC', 'HWIO', 'NHWC'), precision='highest'
-    )
+def reference(x, kernel, grad, stride, padding):
+    """The output, and the gradients of the input and the kernel: sums over the positions of the kernel in float64.
+
+    Not XLA's own gradients: of some geometries, such as (6, 1) with side 2, stride 2 and padding 1, it aborts (0.12).
+    """
+    x, kernel, grad = (np.asarray(a.astype(jnp.float32), np.float64) for a in (x, kernel, grad))
+    (height, width), (rows, columns) = x.shape[1:3], grad.shape[1:3]
+    padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    out, grad_x, grad_kernel = np.zeros_like(grad), np.zeros_like(padded), np.zeros_like(kernel)
+    for i, j in np.ndindex(kernel.shape[:2]):
+        seen = np.s_[:, i : i + stride * rows : stride, j : j + stride * columns : stride]
+        out += padded[seen] @ kernel[i, j]
+        grad_x[seen] += grad @ kernel[i, j].T
+        grad_kernel[i, j] = np.einsum('nhwi,nhwo->io', padded[seen], grad)
+    return out, grad_x[:, padding : padding + height, padding : padding + width], grad_kernel
 
 
 def make_case(shape, side, features, stride, padding, dtype=np.float32):
@@ -26,14 +36,12 @@ def make_case(shape, side, features, stride, padding, dtype=np.float32):
 
 
 def close(got, want, tolerance):
-    scale = max(1, float(jnp.abs(want).max()))
-    np.testing.assert_allclose(got.astype(jnp.float32), want.astype(jnp.float32), atol=tolerance * scale)
+    np.testing.assert_allclose(got.astype(jnp.float32), want, atol=tolerance * max(1, np.abs(want).max()))
 
 
 def check(x, kernel, grad, stride, padding):
-    out, pull = jax.vjp(lambda x, kernel: plain(x, kernel, stride, padding), x, kernel)
-    want_x, want_kernel = pull(grad)
-    close(conv(x, kernel, stride, padding), out, 1e-5)
+    want, want_x, want_kernel = reference(x, kernel, grad, stride, padding)
+    close(conv(x, kernel, stride, padding), want, 1e-5)
     close(input_gradient(grad, kernel, stride, padding, x.shape[1:3]), want_x, 1e-5)
     close(kernel_gradient(x, grad, stride, padding, kernel.shape[0]), want_kernel, 1e-5)
 
@@ -57,12 +65,12 @@ def test_gradients_of_the_networks_convolutions(shape, side, features, stride, p
     x, kernel, grad = make_case(shape, side, features, stride, padding)
     check(x, kernel, grad, stride, padding)
     got = jax.jit(lambda *a: jax.vjp(lambda x, k: conv(x, k, stride, padding), *a[:2])[1](a[2]))(x, kernel, grad)
-    want = jax.vjp(lambda x, k: plain(x, k, stride, padding), x, kernel)[1](grad)
-    for a, b in zip(got, want, strict=True):
+    for a, b in zip(got, reference(x, kernel, grad, stride, padding)[1:], strict=True):
         close(a, b, 1e-5)
 
 
 @settings(max_examples=10)
+@example(height=6, width=1, side=2, stride=2, padding=1)
 @given(
     height=st.integers(1, 7),
     width=st.integers(1, 7),
@@ -81,9 +89,7 @@ def test_gradients_of_any_geometry(height, width, side, stride, padding):
 def test_bfloat16_gradients(stride):
     x, kernel, grad = make_case((4, 8, 8, 4), 3, 4, stride, 1, jnp.bfloat16)
     got = jax.vjp(lambda x, k: conv(x, k, stride, 1), x, kernel)[1](grad)
-    wide = [a.astype(jnp.float32) for a in (x, kernel, grad)]
-    want = jax.vjp(lambda x, k: plain(x, k, stride, 1), *wide[:2])[1](wide[2])
-    for a, b in zip(got, want, strict=True):
+    for a, b in zip(got, reference(x, kernel, grad, stride, 1)[1:], strict=True):
         assert a.dtype == jnp.bfloat16
         close(a, b, 2**-7)
 
@@ -106,13 +112,9 @@ def test_only_a_cpu_gets_these_gradients():
 )
 def test_space_to_depth(shape, side, stride, padding):
     x, kernel, grad = make_case(shape, side, 6, stride, padding)
-    (want, pull), (got, pull_ours) = (
-        jax.vjp(lambda x, kernel, run=run: run(x, kernel, stride, padding), x, kernel)
-        for run in (plain, space_to_depth)
-    )
-    close(got, want, 1e-5)
-    for ours, theirs in zip(pull_ours(grad), pull(grad), strict=True):
-        close(ours, theirs, 1e-5)
+    out, pull = jax.vjp(lambda x, kernel: space_to_depth(x, kernel, stride, padding), x, kernel)
+    for got, want in zip((out, *pull(grad)), reference(x, kernel, grad, stride, padding), strict=True):
+        close(got, want, 1e-5)
 
 
 @pytest.mark.parametrize('channels', [3, FEW_CHANNELS + 1])
