@@ -7,15 +7,13 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
+from dualcl_jax.api import given
 from dualcl_jax.api.session import prepare_jax
 from dualcl_jax.system.command_line import import_own, own_module
 from dualcl_jax.system.config import flatten, load_config, override
 from dualcl_jax.system.errors import RestartError, UserError
-
-Data = str | os.PathLike[str] | np.ndarray | tuple[np.ndarray, np.ndarray] | Mapping[str, np.ndarray]
 
 LIMITS = tuple(f'parallel.{phase}_s' for phase in ('compile', 'input', 'step', 'save', 'evaluate'))
 """Fields with the time after which a hanging run ends its process; in a process of the user's they are 0."""
@@ -24,7 +22,7 @@ _training = threading.Lock()
 
 
 def train(
-    data: Data | None = None,
+    data: given.Data | None = None,
     *,
     workdir: str | os.PathLike[str],
     config: str | os.PathLike[str] | ConfigDict = 'folder',
@@ -40,7 +38,8 @@ def train(
       data: a folder of images, an `.npz` file, images [N, H, W] or [N, H, W, C] of 8 or 16 bits or floating point,
         (images, labels [N]), or a mapping with the arrays of an `.npz` file (train_images, train_labels, test_images,
         test_labels). Arrays are stored as data.npz in the workdir; `data.channels` is theirs unless they are uint8 with
-        C 1 or 3. None: the data that the config names.
+        C 1 or 3. With a config of text: a file or a folder of sentences, a list of sentences, or a list of pairs of
+        them, which is stored as data.jsonl. None: the data that the config names.
       workdir: folder of the run, local or remote.
       config: a name such as 'quickstart' or 'imagenet:moco_v3', the path of a configuration file, or a config.
       init_from: a workdir or a file of weights; start from its encoder.
@@ -68,8 +67,9 @@ def train(
         from dualcl_jax.workdir.folder import open_workdir, read_summary, unlock
 
         if data is not None:
-            name, path, channels = _stored(data, workdir)
-            override(chosen, [f'data.name={name}', f'data.path={path}'])
+            found = given.fields(data, workdir, of_text=chosen.data.name == 'text')
+            channels = found.pop('data.channels', 0)
+            override(chosen, [f'{field}={value}' for field, value in found.items()])
             if channels and not chosen.data.channels:
                 override(chosen, [f'data.channels={channels}'])
                 print(f'data.channels={channels}, as the images have')
@@ -108,35 +108,3 @@ def _alone() -> Iterator[None]:
         yield
     finally:
         _training.release()
-
-
-def _stored(data: Data, workdir: str) -> tuple[str, str, int]:
-    """`data.name` and `data.path` of the data, and their channels where these must be stated; 0 otherwise.
-
-    Arrays are written into the workdir first.
-    """
-    if isinstance(data, str | os.PathLike):
-        path = os.fspath(data)
-        return ('npz' if path.endswith('.npz') and not os.path.isdir(path) else 'folder'), path, 0
-    if isinstance(data, Mapping):
-        arrays = dict(data)
-    elif isinstance(data, tuple):
-        if len(data) != 2:
-            raise UserError(f'data: a tuple of {len(data)}; give (images, labels)')
-        arrays = {'train_images': data[0], 'train_labels': data[1]}
-    else:
-        arrays = {'train_images': data}
-    if '://' in workdir:
-        raise UserError(f'workdir={workdir}: arrays are stored in the workdir, which must be local; or name a file')
-    from dualcl_jax.data.images.source import is_photographic
-    from dualcl_jax.workdir.folder import open_workdir
-
-    path = os.path.join(open_workdir(workdir), 'data.npz')
-    partial = f'{path}.new.npz'
-    named: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
-    np.savez(partial, **named)
-    os.replace(partial, path)
-    images: Any = next((named[name] for name in ('train_images', 'images', 'x_train') if name in named), np.empty(0))
-    channels = images.shape[3] if images.ndim == 4 else 1
-    stated = images.ndim in (3, 4) and not is_photographic(images.dtype.name, channels)
-    return 'npz', path, channels if stated else 0
