@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from dualcl_jax.system.command_line import Parser
-from dualcl_jax.system.errors import exits_cleanly
+from dualcl_jax.system.errors import UserError, exits_cleanly
 
 BATCH, STEPS, CLASSES = 256, 40, 1000
 
@@ -117,13 +117,16 @@ def _pss(pid: int) -> float:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parses the flags. Raises UserError if one is unknown."""
+    """Parses the flags. Raises UserError if one is unknown, or the set so small that an image would come twice."""
     parser = Parser('python -m experiments.workers', __doc__)
     parser.add_argument('--workers', type=int, default=64)
     parser.add_argument('--examples', type=int, default=1_281_167)
     parser.add_argument('--read_ms', type=float, default=0.0, help='milliseconds added to the reading of a file')
     parser.add_argument('--batches', type=int, default=8, help='how many to load after the first')
-    return parser.parse_args(arguments)
+    flags = parser.parse_args(arguments)
+    if flags.examples < BATCH * STEPS:
+        raise UserError(f'--examples={flags.examples}: at least {BATCH * STEPS:,}, so that no image is loaded twice')
+    return flags
 
 
 @exits_cleanly
