@@ -1,9 +1,11 @@
 """Measures a first run on folders of images: accuracy beside raw pixels and the random encoder, and CPU time.
 
-    python -m experiments.first_run --data=DIR [--data=DIR ...] --workdirs=WORK --output=FILE [--config.FIELD=VALUE ...]
+    python -m experiments.first_run --data=DIR [--data=DIR ...] [--seeds 0 1 2] --workdirs=WORK --output=FILE \\
+        [--config.FIELD=VALUE ...]
 
-Each folder is trained on with `configs/folder.py` in a process of its own; `experiments/small_sets.py` writes such
-folders. FILE is a JSON list of records, to which those of this command are added.
+Each folder is trained on with `configs/folder.py`, in a process for each seed; `experiments/small_sets.py` writes such
+folders. FILE is a JSON list of records, to which those of this command are added; what is in it already, with the same
+fields, is not measured again.
 """
 
 import argparse
@@ -13,9 +15,12 @@ import resource
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+from dualcl_jax.system.command_line import Parser
+from dualcl_jax.system.errors import exits_cleanly
 from dualcl_jax.system.machine import processor
 
 TAKEN = (
@@ -25,33 +30,47 @@ TAKEN = (
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The flags, and those of the training command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """The flags, and the fields of the config as 'FIELD=VALUE'. Raises UserError if a flag is wrong."""
+    parser = Parser('python -m experiments.first_run', __doc__)
     parser.add_argument('--data', type=Path, action='append', required=True, help='folder of images; repeatable')
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0])
     parser.add_argument('--workdirs', type=Path, required=True, help='folder for the workdirs of the runs')
     parser.add_argument('--output', type=Path, required=True, help='JSON file of records')
-    return parser.parse_known_args(arguments)
+    return parser.parse_with_fields(arguments)
 
 
-def main() -> None:
-    flags, overrides = parse(sys.argv[1:])
-    for data in flags.data:
+@exits_cleanly
+def main() -> int:
+    flags, fields = parse(sys.argv[1:])
+    overrides = [f'--config.{field}' for field in fields]
+    for seed, data in product(flags.seeds, flags.data):
         records = json.loads(flags.output.read_text()) if flags.output.exists() else []
-        record = measure(data, flags.workdirs / data.name, overrides)
+        if any((data.name, seed, overrides) == (old['data'], old['seed'], old['overrides']) for old in records):
+            print(f'{data.name}, seed {seed}: is in {flags.output}')
+            continue
+        try:
+            record = measure(data, seed, flags.workdirs / f'{data.name}-seed{seed}', overrides)
+        except subprocess.CalledProcessError as error:  # it has said why
+            return error.returncode
         flags.output.write_text(json.dumps([*records, record], indent=1) + '\n')
+    return 0
 
 
-def measure(data: Path, workdir: Path, overrides: list[str]) -> dict[str, Any]:
-    """Trains on a folder in a process, and returns what its summary and its metrics say, with its CPU time."""
+def measure(data: Path, seed: int, workdir: Path, overrides: list[str]) -> dict[str, Any]:
+    """Trains on a folder in a process, and returns what its summary and its metrics say, with its CPU time.
+
+    Raises:
+      subprocess.CalledProcessError: the run failed.
+    """
     command = [sys.executable, '-m', 'dualcl_jax.main', '--config=configs/folder.py', f'--config.data.path={data}']
     before = _cpu_seconds()
-    subprocess.run([*command, f'--workdir={workdir}', *overrides], check=True)
+    subprocess.run([*command, f'--config.seed={seed}', f'--workdir={workdir}', *overrides], check=True)
     summary = json.loads((workdir / 'summary.json').read_text())
     metrics = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
     return {
         'data': data.name,
         'overrides': overrides,
-        'seed': summary['config']['seed'],
+        'seed': seed,
         'cpu_seconds': round(_cpu_seconds() - before, 1),
         'cores': len(os.sched_getaffinity(0)),
         'processor': processor(),
@@ -72,4 +91,4 @@ def _cpu_seconds() -> float:
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

@@ -17,13 +17,15 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from dualcl_jax.data.images import photo_patches
+from dualcl_jax.system.command_line import Parser
+from dualcl_jax.system.errors import UserError, exits_cleanly
 
 CLASSES = 10
 SETS = ('cifar10', 'cifar100', 'fashion_mnist', 'photo_patches')
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser('python -m experiments.small_sets', __doc__)
     parser.add_argument('--set', choices=SETS, required=True)
     parser.add_argument('--train', type=int, default=3000, help='images for training')
     parser.add_argument('--test', type=int, default=1000, help='images for testing')
@@ -32,7 +34,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main() -> None:
+@exits_cleanly
+def main() -> int:
     flags = parse(sys.argv[1:])
     for split, count in (('train', flags.train), ('test', flags.test)):
         images, labels, names = _split(flags.set, split, flags.data_dir)
@@ -40,18 +43,19 @@ def main() -> None:
             folder = flags.output / split / names[labels[index]]
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(images[index].squeeze()).save(folder / f'{index:05}.png')
+    return 0
 
 
 def choose(labels: np.ndarray, each: int) -> np.ndarray:
     """Indices of `each` examples of each of the first `CLASSES` classes, drawn with seed 0.
 
     Raises:
-      ValueError: a class has fewer.
+      UserError: a class has fewer.
     """
     rng = np.random.default_rng(0)
     found = [rng.permutation(np.flatnonzero(labels == label))[:each] for label in range(CLASSES)]
     if min(map(len, found)) < each:
-        raise ValueError(f'a class has {min(map(len, found))} images, fewer than {each}')
+        raise UserError(f'a class has {min(map(len, found))} images, fewer than {each}; ask for fewer')
     return np.concatenate(found)
 
 
@@ -68,4 +72,4 @@ def _split(name: str, split: str, data_dir: str) -> tuple[np.ndarray, np.ndarray
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dualcl_jax.system.errors import UserError
 from experiments import first_run, small_sets
 from tests.support.image_folders import named, write_images
 
@@ -16,7 +17,7 @@ def test_each_class_gives_equally_many() -> None:
     chosen = small_sets.choose(labels, 5)
     assert len(set(chosen.tolist())) == 50
     assert np.bincount(labels[chosen]).tolist() == [5] * 10
-    with pytest.raises(ValueError, match='7 images, fewer than 8'):
+    with pytest.raises(UserError, match='7 images, fewer than 8'):
         small_sets.choose(labels, 8)
 
 
@@ -24,7 +25,7 @@ def test_a_folder_of_photo_patches(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     pytest.importorskip('skimage')
     flags = ('--set=photo_patches', '--train=20', '--test=10', f'--output={tmp_path}')
     monkeypatch.setattr(sys, 'argv', ['small_sets.py', *flags])
-    small_sets.main()
+    assert small_sets.main() == 0
     assert len(list(tmp_path.glob('train/*'))) == 10
     assert len(list(tmp_path.glob('train/*/*.png'))) == 20
     assert len(list(tmp_path.glob('test/*/*.png'))) == 10
@@ -36,7 +37,8 @@ def test_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fields = ('model.name=tiny', 'train.epochs=2', 'log.pictures=False')
     flags = (f'--data={tmp_path}/photos', f'--workdirs={tmp_path}/runs', f'--output={tmp_path}/records.json')
     monkeypatch.setattr(sys, 'argv', ['first_run.py', *flags, *(f'--config.{field}' for field in fields)])
-    first_run.main()
+    assert first_run.main() == 0
+    assert first_run.main() == 0  # and measures nothing again
     (record,) = json.loads((tmp_path / 'records.json').read_text())
     assert record['data'] == record['config']['data']['path'] == 'photos'
     assert record['cpu_seconds'] > 0
