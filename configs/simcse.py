@@ -3,10 +3,10 @@
     python -m dualcl_jax.main --config=configs/simcse.py --init_from=MODEL --config.data.path=FILE --workdir=runs/simcse
 
 MODEL is a folder in Hugging Face's format with BERT's architecture (config.json, model.safetensors, tokenizer.json).
-Recipes, after the colon of --config=configs/simcse.py:RECIPE: simcse (the default), esimcse, mocose, contriever, pair
-(of queries and passages), and dualcl_simcse and so on, with both views as query and key and the hardest quarter of the
-negatives. The sizes of the model are those of MiniLM-L6. Time and accuracy of dualcl_pair: `docs/text.md`; of the
-others: unmeasured.
+Recipes, after the colon of --config=configs/simcse.py:RECIPE: simcse (the default), esimcse, mocose, contriever, crop
+(of passages), pair (of queries and passages), and dualcl_simcse and so on, with both views as query and key and the
+hardest quarter of the negatives. The sizes of the model are those of MiniLM-L6. Time and accuracy of crop and
+dualcl_pair: `docs/text.md`; of the others: unmeasured.
 """
 
 from ml_collections import ConfigDict

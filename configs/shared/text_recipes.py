@@ -1,4 +1,4 @@
-"""Recipes for tuning or training sentence encoders, as changes of a config; all but `pair` are published.
+"""Recipes for tuning or training sentence encoders, as changes of a config; all but `pair` and `crop` are published.
 
 Sizes and rates are those of the papers. What differs here: the learning rate falls by a cosine, not linearly, and keys
 have no gradient, also in SimCSE, whose two views share one encoder (momentum 0).
@@ -87,6 +87,15 @@ def pair(config: ConfigDict) -> None:
     config.train.steps = 50
 
 
+def crop(config: ConfigDict) -> None:
+    """Ours: two crops of a passage are the two views; for texts without queries, or before `pair`."""
+    pair(config)
+    config.views.preset = 'contriever'
+    config.data.columns = ''
+    config.optimizer.learning_rate = 3e-5
+    config.train.steps = 100
+
+
 def dual_view(config: ConfigDict) -> None:
     """2501.16360 on any of them: both views as query and key, and the hardest quarter of the negatives."""
     config.loss.symmetric = True
@@ -100,6 +109,7 @@ TEXT: dict[str, Callable[[ConfigDict], None]] = {
     'mocose': mocose,
     'contriever': contriever,
     'pair': pair,
+    'crop': crop,
 }
 NAMES = (*TEXT, *(f'dualcl_{name}' for name in TEXT))
 
