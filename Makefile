@@ -39,7 +39,7 @@ $(OLDEST)/installed: pyproject.toml constraints.txt
 	$(OLDEST_PYTHON) -m venv $(OLDEST)
 	grep -v '^jax' constraints.txt >$(OLDEST)/constraints.txt
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(OLDEST)/constraints.txt \
-		--editable '.[dev]' "jax==$$(sed -n 's/.*"jax>=\([0-9.]*\)".*/\1/p' pyproject.toml).0"
+		--no-compile --editable . hypothesis pytest "jax==$$(sed -n 's/.*"jax>=\([0-9.]*\)".*/\1/p' pyproject.toml).0"
 	@touch $@
 
 faults: venv

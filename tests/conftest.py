@@ -5,6 +5,7 @@ TEST_DEVICES=8 forces another number, for tests that support it.
 
 import os
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -37,14 +38,20 @@ hypothesis.settings.register_profile('busy', deadline=None)  # for a machine wit
 hypothesis.settings.load_profile('busy')
 
 LONGEST = (
-    'experiments/test_ablation.py', 'programs/test_evaluate.py', 'training/test_resume.py', 'training/test_parallel.py',
-    'reports/test_page.py', 'programs/test_mistakes.py', 'models/exports/test_exports.py', 'faults/test_crashes.py',
-    'training/test_plan.py', 'training/test_golden.py', 'method/test_sharded_queue.py',
+    'faults/test_crashes.py', 'training/test_resume.py', 'programs/test_evaluate.py', 'method/test_queue_loss.py',
+    'programs/test_text_program.py', 'training/test_extend.py', 'reports/test_page.py', 'method/test_sharded_queue.py',
+    'training/test_parallel.py', 'training/test_golden.py', 'training/test_text_runs.py', 'training/test_pretrained.py',
+    'models/exports/test_exports.py', 'training/test_elastic.py', 'test_any_example.py', 'test_doctests.py',
 )  # fmt: skip
 """The slowest files, which start first so that both processes finish at about the same time."""
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
+
+PROGRAMS = tempfile.TemporaryDirectory()
+"""The programs that this process has compiled: many tests compile the same ones. No other process uses the folder."""
+jax.config.update('jax_compilation_cache_dir', PROGRAMS.name)
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -56,7 +56,7 @@ def test_predictions_equal_scikit_learn(k, temperature):
     assert 0.3 < accuracy < 1  # neither chance nor trivial
 
 
-@settings(max_examples=25, derandomize=True)
+@settings(max_examples=15, derandomize=True)
 @given(
     seed=st.integers(0, 10**6),
     num_bank=st.sampled_from([1, 2, 9, 40]),

@@ -131,15 +131,19 @@ def refused_records(trainer: Trainer, workdir: Path, expected: Path) -> None:
 
 def second_run(trainer: Trainer, workdir: Path) -> None:
     """Two runs in one workdir: the second is rejected, the first is unaffected."""
-    with killed_at_last(trainer.start(workdir, 'train.steps=100000')) as process:
+    os.environ['DUALCL_HANG'] = '0:30'  # so that it is there for as long as the second needs
+    try:
+        process = trainer.start(workdir, *LONG, config=CONFIG)
+    finally:
+        del os.environ['DUALCL_HANG']
+    with killed_at_last(process):
         wait_until(lambda: logged(workdir), process)
-        refused = trainer.run(workdir, 'train.steps=100000', status=2)
+        refused = trainer.run(workdir, *LONG, config=CONFIG, status=2)
         assert process.poll() is None
         kill(process)
     assert f'--workdir={workdir}: another process ({process.pid}) trains in it' in refused.err, refused
     assert len(refused.err.splitlines()) == 1
-    with killed_at_last(trainer.start(workdir, 'train.steps=100000')) as process:  # a lock dies with its process
-        wait_until(lambda: logged(workdir), process)
+    trainer.run(workdir, *LONG, config=CONFIG)  # a lock dies with its process
 
 
 def torn_record(trainer: Trainer, workdir: Path, expected: Path) -> None:

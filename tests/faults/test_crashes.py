@@ -99,10 +99,15 @@ def test_stopped_by_other_signals(trainer: Trainer, expected: Path, tmp_path: Pa
     injected.stopped(trainer, tmp_path / 'run', number, expected)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ('number', 'whom'),
-    [(signal.SIGTERM, (0, 1)), (signal.SIGINT, (0,)), (signal.SIGUSR1, (0, 1)), (signal.SIGHUP, (1,))],
+    [
+        (signal.SIGTERM, (1,)),
+        pytest.param(signal.SIGTERM, (0, 1), marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, (0,), marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, (0, 1), marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, (1,), marks=pytest.mark.slow),
+    ],
 )
 def test_processes_stop_together(trainer: Trainer, tmp_path: Path, number: int, whom: tuple[int, ...]) -> None:
     injected.stopped_together(trainer, tmp_path / 'run', number, whom)

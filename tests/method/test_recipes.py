@@ -154,7 +154,8 @@ def pictures(count=256, side=16):
 
 
 @pytest.mark.parametrize(
-    'name', ['moco_v1', 'moco_v3', 'dualcl_v3', pytest.param('moco_v3_vit', marks=pytest.mark.slow)]
+    'name',
+    ['moco_v1', 'dualcl_v3', *(pytest.param(name, marks=pytest.mark.slow) for name in ('moco_v3', 'moco_v3_vit'))],
 )
 def test_a_few_steps(name):
     assert np.isfinite(losses_of(shrunk(name), 2, pictures(), devices=2)).all()

@@ -149,7 +149,6 @@ def test_checkpoints_and_hash(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ('selector', 'key_term', 'mapper', 'devices'),
     [
-        ('all', 'batch', 'pmap', 4),
         ('top_k', 'queue', 'shard_map', 4),
         ('threshold', 'batch', 'pmap', 2),
         *(

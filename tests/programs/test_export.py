@@ -19,7 +19,7 @@ from tests.support.runs import REPOSITORY, Trainer, contents
 @pytest.fixture(scope='module')
 def workdir(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp('export') / 'run'
-    trainer.run(workdir, 'model.name=tiny', 'train.steps=2')
+    trainer.run(workdir, 'model.name=tiny', 'train.steps=4')
     return workdir
 
 
@@ -29,7 +29,7 @@ def test_as_a_command(workdir, tmp_path):
     flags = ['--format=safetensors', '--encoder=momentum', '--projection']
     done = subprocess.run([*command, *flags], cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stderr) == (0, '')
-    assert done.stdout.startswith(f'{output}: tiny of step 2, momentum encoder, projection [N, 16]')
+    assert done.stdout.startswith(f'{output}: tiny of step 4, momentum encoder, projection [N, 16]')
     assert contents(workdir) == before
     assert [path.name for path in output.parent.iterdir()] == ['encoder.safetensors']
     run = open_saved_run(str(workdir))

@@ -245,13 +245,13 @@ def test_file_in_the_way_of_the_workdir(refused, tmp_path: Path, below: str) -> 
 
 @pytest.fixture(scope='module')
 def complete(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two steps."""
+    """A run of four steps."""
     workdir = tmp_path_factory.mktemp('mistakes') / 'run'
-    trainer.run(workdir, *TWO_STEPS)
+    trainer.run(workdir, *FOUR_STEPS)
     return workdir
 
 
-TWO_STEPS = ('model.name=tiny', 'train.steps=2')
+FOUR_STEPS = ('model.name=tiny', 'train.steps=4')
 
 
 @pytest.fixture
@@ -261,7 +261,7 @@ def workdir(complete: Path, tmp_path: Path) -> Path:
 
 
 def same_run(trainer: Trainer) -> list[str]:
-    return [f'--config={QUICK}', *TWO_STEPS, f'data.path={trainer.data}']
+    return [f'--config={QUICK}', *FOUR_STEPS, f'data.path={trainer.data}']
 
 
 @pytest.mark.parametrize(
@@ -290,24 +290,24 @@ def test_damaged_config_in_the_workdir(refused, trainer: Trainer, workdir: Path,
 
 @pytest.mark.parametrize('damage', ['truncated', 'missing'])
 def test_damaged_record_of_a_checkpoint(refused, trainer: Trainer, workdir: Path, damage: str) -> None:
-    file = workdir / 'checkpoints' / '00000002' / 'run' / 'metadata'
+    file = workdir / 'checkpoints' / '00000004' / 'run' / 'metadata'
     if damage == 'truncated':
         file.write_text(file.read_text()[:10])
     else:
         file.unlink()
     said = refused(*same_run(trainer))
-    assert f'{workdir}/checkpoints/00000002: cannot be read' in said
+    assert f'{workdir}/checkpoints/00000004: cannot be read' in said
     assert 'move it away' in said
 
 
 def test_damaged_arrays_of_a_checkpoint(trainer: Trainer, workdir: Path) -> None:
     """As a command: if one of many reads has failed, the others must add nothing to the message."""
-    for file in (workdir / 'checkpoints' / '00000002' / 'state').glob('**/d/*'):
+    for file in (workdir / 'checkpoints' / '00000004' / 'state').glob('**/d/*'):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     before = contents(workdir)
-    refused = trainer.run(workdir, *TWO_STEPS, status=2)
+    refused = trainer.run(workdir, *FOUR_STEPS, status=2)
     said, remedy = refused.err.splitlines()
-    assert said.startswith(f'error: {workdir}/checkpoints/00000002: cannot be read')
+    assert said.startswith(f'error: {workdir}/checkpoints/00000004: cannot be read')
     assert 'move it away' in remedy
     assert contents(workdir) == before
 

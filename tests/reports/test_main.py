@@ -16,7 +16,7 @@ from tests.support.runs import REPOSITORY, Trainer, contents
 @pytest.fixture(scope='module')
 def workdir(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp('reports') / 'a <b>&'
-    trainer.run(workdir, 'model.name=tiny', 'train.steps=2')
+    trainer.run(workdir, 'model.name=tiny', 'train.steps=4')
     return workdir
 
 

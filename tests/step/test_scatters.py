@@ -10,12 +10,16 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from dualcl_jax.data.loader import Batch
+from dualcl_jax.method.negatives.queue import Queue, empty_queue
+from dualcl_jax.method.negatives.queue_loss import Anchors, contrast_with_queue
+from dualcl_jax.method.negatives.selectors import build_selector
 from dualcl_jax.method.state import create_train_state, state_specs
 from dualcl_jax.step import train_step
 from dualcl_jax.system.devices import AXIS, ShardMapMapper, device_mesh, shapes
 from tests.support.methods import image_method
 
 BATCH, SIDE = 32, 32
+SELECTED = ('top_k', 'threshold', 'approx_max_k', 'ring', 'random')
 STEPS = {
     'full method': ('cifar10', '', {}),
     'max pooling': ('imagenet', 'dualcl_v2', {'model.name': 'resnet18'}),
@@ -25,11 +29,10 @@ STEPS = {
     'key term, queue': ('cifar10', '', {'loss.key_weight': 0.5, 'loss.key_term': 'queue'}),
     'in parts': ('cifar10', '', {'train.accumulate_steps': 2, 'model.norm': 'local'}),
     'sharded queue': ('cifar10', '', {'queue.sharded': True}),
-    **{
-        f'selector {name}': ('cifar10', '', {'negatives.selector': name})
-        for name in ('top_k', 'threshold', 'approx_max_k', 'ring', 'random')
-    },
+    **{f'selector {name}': ('cifar10', '', {'negatives.selector': name}) for name in SELECTED},
 }
+SLOW = [f'selector {name}' for name in SELECTED]
+"""Selectors in the whole step; `test_a_selector_alone` looks at each alone."""
 
 
 def program(config_name: str, recipe: str, fields: dict[str, object]) -> str:
@@ -50,21 +53,43 @@ def program(config_name: str, recipe: str, fields: dict[str, object]) -> str:
     return traced.lower(lowering_platforms=('cuda',)).as_text()
 
 
-@pytest.mark.parametrize('name', STEPS)
-def test_every_scatter_has_unique_indices(name: str) -> None:
-    text = program(*STEPS[name])
+def unique_indices(text: str) -> set[str]:
+    """What the scatters of a program say of their indices, 'true' or 'false'."""
     assert 'select_and_scatter' not in text
     unique = re.findall(r'"stablehlo\.scatter".*?unique_indices = (\w+)', text, flags=re.DOTALL)
     assert len(unique) == text.count('"stablehlo.scatter"')
-    assert set(unique) <= {'true'}
-    assert unique or name == 'without a queue'
+    return set(unique)
+
+
+@pytest.mark.parametrize(
+    'name', [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in STEPS]
+)
+def test_every_scatter_has_unique_indices(name: str) -> None:
+    assert unique_indices(program(*STEPS[name])) == ({'true'} if name != 'without a queue' else set())
+
+
+@pytest.mark.parametrize('name', SELECTED)
+def test_a_selector_alone(name: str) -> None:
+    """The gradient of the contrast with a queue, which is where a step has its selector, lowered for CUDA."""
+    select = build_selector(name, 3, None)
+
+    def loss(anchors: jax.Array, positives: jax.Array, rows: Anchors, queue: Queue) -> jax.Array:
+        return contrast_with_queue(
+            anchors, positives, rows, queue, temperature=0.2, select=select, k=9, mask_same_image=True
+        ).loss.sum()
+
+    vectors, column = jax.ShapeDtypeStruct((BATCH, 8), jnp.float32), jax.ShapeDtypeStruct((BATCH,), jnp.int32)
+    rngs = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), BATCH))
+    queue = jax.eval_shape(partial(empty_queue, 64, 8))
+    traced = jax.jit(jax.grad(loss, (0, 1))).trace(vectors, vectors, Anchors(column, column, column, rngs), queue)
+    assert unique_indices(traced.lower(lowering_platforms=('cuda',)).as_text()) <= {'true'}
 
 
 def test_a_scatter_whose_order_matters_is_found() -> None:
-    """JAX writes such a scatter in the form that the test above looks for."""
+    """JAX writes such a scatter in the form that the tests above look for."""
 
     def gradient(x: jax.Array) -> jax.Array:
         return jax.grad(lambda x: (jax.lax.top_k(x, 3)[0] ** 2).sum())(x)
 
     text = jax.jit(gradient).trace(jnp.zeros((2, 8))).lower(lowering_platforms=('cuda',)).as_text()
-    assert re.findall(r'"stablehlo\.scatter".*?unique_indices = (\w+)', text, flags=re.DOTALL) == ['false']
+    assert unique_indices(text) == {'false'}

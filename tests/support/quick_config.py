@@ -49,6 +49,7 @@ def get_config() -> ConfigDict:
     config.model.projection = 'linear'
     config.model.dim = 16
     config.queue.size = 64
+    config.negatives.selector = 'top_k'
     config.optimizer.learning_rate = 0.01
     config.train.batch_size = 32
     config.train.steps = 20

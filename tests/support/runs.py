@@ -15,10 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from tests.support import forked
+
 REPOSITORY = Path(__file__).parents[2]
 QUICK = 'tests/support/quick_config.py'
 TIMEOUT = 300
 """Seconds that any process of a test may take on a busy machine."""
+
+Process = subprocess.Popen[str] | forked.Forked
 
 
 def write_npz(path: Path, *, labels: bool = True, channels: int = 3, seed: int = 0) -> Path:
@@ -51,26 +55,38 @@ class Trainer:
     """Runs python -m dualcl_jax.main on one data set, each run in its own process.
 
     Compiled programs are shared through JAX's persistent cache in `folder`, so that the second run of a program starts
-    in seconds.
+    in seconds. Where that is possible, a process that has imported everything forks for each run; see `forked`.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.server: forked.Server | None = None
         self.data = write_npz(folder / 'data.npz')
 
     def start(
-        self, workdir: Path, *flags: str, config: str = QUICK, devices: int = 1, within: Sequence[str] = ()
-    ) -> subprocess.Popen[str]:
-        """Starts a run; `flags` are those of the command line, with fields written without --config.
+        self,
+        workdir: Path,
+        *flags: str,
+        config: str = QUICK,
+        devices: int = 1,
+        within: Sequence[str] = (),
+        folder: Path = REPOSITORY,
+    ) -> Process:
+        """Starts a run in `folder`; `flags` are those of the command line, with fields written without --config.
 
         `within` is a command that runs it, such as one that enters a namespace.
         """
         flags = tuple(flag if flag.startswith('--') else f'--config.{flag}' for flag in flags)
-        command = [sys.executable, '-m', 'dualcl_jax.main', f'--config={config}', f'--workdir={workdir}']
+        arguments = [f'--config={config}', f'--workdir={workdir}', f'--config.data.path={self.data}', *flags]
+        environment = self.environment(devices)
+        if forked.POSSIBLE and not within:
+            self.server = self.server or forked.Server(environment, REPOSITORY)
+            if self.server.suits(environment):
+                return self.server.start(arguments, environment, folder)
         return subprocess.Popen(
-            [*within, *command, f'--config.data.path={self.data}', *flags],
-            cwd=REPOSITORY,
-            env=self.environment(devices),
+            [*within, sys.executable, '-m', 'dualcl_jax.main', *arguments],
+            cwd=folder,
+            env=environment if folder == REPOSITORY else environment | {'PYTHONPATH': str(REPOSITORY)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -117,7 +133,7 @@ def heed_signals() -> None:
 
 
 @contextlib.contextmanager
-def killed_at_last(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+def killed_at_last(process: Process) -> Iterator[Process]:
     """Kills the process at the end of a test."""
     try:
         yield process
@@ -126,7 +142,7 @@ def killed_at_last(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[
         process.communicate()
 
 
-def finish(process: subprocess.Popen[str], status: int) -> Finished:
+def finish(process: Process, status: int) -> Finished:
     """Waits for the end and asserts the exit status."""
     out, err = process.communicate(timeout=TIMEOUT)
     finished = Finished(process.returncode, out, err)
@@ -134,7 +150,7 @@ def finish(process: subprocess.Popen[str], status: int) -> Finished:
     return finished
 
 
-def kill(process: subprocess.Popen[str]) -> None:
+def kill(process: Process) -> None:
     """kill -9, as by a power cut or the out-of-memory killer."""
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=TIMEOUT)
@@ -153,7 +169,7 @@ def checkpoints(workdir: Path) -> list[int]:
     return sorted(int(path.name) for path in found if re.fullmatch(r'\d+', path.name))
 
 
-def wait_until(condition: Any, process: subprocess.Popen[str] | None) -> None:
+def wait_until(condition: Any, process: Process | None) -> None:
     """Waits until `condition()` is true, while the process runs, if one is named."""
     end = time.monotonic() + TIMEOUT
     while not condition():

@@ -294,14 +294,13 @@ def test_views_do_not_depend_on_the_devices() -> None:
         return bits, make_views(rngs, images, PRESETS['moco_v3'], 10).swapaxes(0, 1)
 
     found = []
-    for devices in (1, 2, 4):
+    for devices in (1, 4):
         positions = np.arange(16, dtype=np.int32)
         parts = [rows.reshape(devices, -1, *rows.shape[1:]) for rows in (images, positions)]
         bits, pixels = jax.pmap(views, devices=jax.devices()[:devices])(*parts)
         found.append((np.asarray(bits).reshape(16, -1), np.asarray(pixels).reshape(16, -1)))
-    for bits, pixels in found[1:]:
-        np.testing.assert_array_equal(bits, found[0][0])
-        np.testing.assert_array_equal(pixels, found[0][1])
+    for one, four in zip(*found, strict=True):
+        np.testing.assert_array_equal(four, one)
 
 
 @pytest.mark.parametrize('case', ['same', 'other key', 'has it', 'fails', 'full disk'])

@@ -23,7 +23,7 @@ def run_to_half(trainer: Trainer, whole: Path, workdir: Path, *fields: str, devi
 @pytest.mark.parametrize(
     ('before', 'after', 'fields'),
     [
-        (1, 4, ('model.norm=local',)),
+        pytest.param(1, 4, ('model.norm=local',), marks=pytest.mark.slow),
         (4, 1, ('model.norm=local', 'loss.shuffle_keys=True', 'train.accumulate_steps=2')),
         pytest.param(4, 2, ('model.norm=local', 'parallel.mapper=shard_map'), marks=pytest.mark.slow),
         pytest.param(1, 4, ('model.norm=sync', 'train.accumulate_steps=2'), marks=pytest.mark.slow),

@@ -20,7 +20,7 @@ from tests.support.runs import QUICK, Finished, Trainer, contents, summary
 @pytest.fixture(scope='module')
 def first(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp('first') / 'run'
-    trainer.run(workdir, 'train.steps=2')
+    trainer.run(workdir, 'train.steps=2', 'negatives.selector=auto')
     return workdir
 
 
@@ -30,7 +30,8 @@ def here(in_process, trainer: Trainer) -> Callable[..., Finished]:
 
     def run(workdir: Path, *flags: str, status: int = 0) -> Finished:
         given = [
-            flag if flag.startswith('--') else f'--config.{flag}' for flag in (f'data.path={trainer.data}', *flags)
+            flag if flag.startswith('--') else f'--config.{flag}'
+            for flag in (f'data.path={trainer.data}', 'negatives.selector=auto', *flags)
         ]
         done = in_process(main.main, f'--config={QUICK}', f'--workdir={workdir}', *given)
         assert done.status == status, done
@@ -53,6 +54,7 @@ def test_dry_run(here, first: Path, tmp_path: Path) -> None:
 def test_a_plan_does_not_change_the_config(trainer: Trainer, tmp_path: Path) -> None:
     config, before = quick_config.get_config(), quick_config.get_config()
     config.data.path = before.data.path = str(trainer.data)
+    config.negatives.selector = before.negatives.selector = 'auto'
     plan = make_plan(config, str(tmp_path / 'run'), writes=False)
     assert config == before
     assert isinstance(plan.config, FrozenConfigDict)
@@ -85,13 +87,13 @@ def test_init_from(here, trainer: Trainer, first: Path, tmp_path: Path) -> None:
     source = tmp_path / 'source'
     shutil.copytree(first, source)
     fields = (f'--init_from={source}', 'train.steps=1', 'optimizer.learning_rate=0', 'seed=5')
-    trainer.run(tmp_path / 'run', *fields)
+    trainer.run(tmp_path / 'run', *fields, 'negatives.selector=auto')
     start = params(first, 2, 'params')
     for part in ('params', 'momentum_params'):
         found = params(tmp_path / 'run', 1, part)
         chex.assert_trees_all_close(found, start, rtol=1e-6)
     shutil.rmtree(source)  # a run that has saved a checkpoint no longer needs it
-    trainer.run(tmp_path / 'run', *fields)
+    trainer.run(tmp_path / 'run', *fields, 'negatives.selector=auto')
     done = summary(tmp_path / 'run')
     assert done['step'] == 1
     assert done['knn_top1_random_encoder'] is None

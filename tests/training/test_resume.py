@@ -5,7 +5,6 @@ import random
 import shutil
 import signal
 import time
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,6 @@ from tests.support.runs import (
     column,
     contents,
     finish,
-    free_port,
     kill,
     killed_at_last,
     records,
@@ -108,25 +106,6 @@ def test_stopped_by_sigterm(trainer: Trainer, uninterrupted: Path, tmp_path: Pat
     trainer.run(workdir, *LONG, 'checkpoint.every_steps=0')
     assert_same_end(workdir, uninterrupted)
     assert summary(workdir)['resumed_from_step'] == step
-
-
-def test_processes_stop_together(trainer: Trainer, tmp_path: Path) -> None:
-    """One of two processes receives a signal; both stop after the same step, and resume from there."""
-    workdir = tmp_path / 'run'
-    fields = ('train.steps=400', 'log.every_steps=1')
-    join = (f'--coordinator_address=127.0.0.1:{free_port()}', '--num_processes=2')
-    with ExitStack() as stack:
-        first, second = (
-            stack.enter_context(killed_at_last(trainer.start(workdir, *fields, *join, f'--process_id={index}')))
-            for index in range(2)
-        )
-        wait_until(lambda: (workdir / 'metrics.jsonl').exists() and len(records(workdir)) > 3, first)
-        second.send_signal(signal.SIGTERM)
-        stopped = finish(first, status=75)
-        finish(second, status=75)
-    [step] = checkpoints(workdir)
-    assert f'stopped after step {step} of 400' in stopped.out
-    assert len(records(workdir)) == step < 400
 
 
 def test_another_seed_ends_elsewhere(trainer: Trainer, complete: Path, tmp_path: Path) -> None:

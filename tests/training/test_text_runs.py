@@ -88,7 +88,7 @@ def test_other_sentences_are_refused(in_process, runs: Path, tmp_path: Path) -> 
     assert refused.err.startswith(f'error: data.path={other}: not the ')
 
 
-@pytest.mark.parametrize('preset', ['contriever', 'esimcse'])
+@pytest.mark.parametrize('preset', [pytest.param('contriever', marks=pytest.mark.slow), 'esimcse'])
 def test_one_column(tmp_path: Path, preset: str) -> None:
     config = sentences.get_config()
     override(config, FIELDS)

@@ -9,8 +9,8 @@ from tests.support.runs import Trainer, summary
 
 def test_profile(trainer: Trainer, tmp_path: Path) -> None:
     traced, plain = tmp_path / 'traced', tmp_path / 'plain'
-    trainer.run(traced, '--profile=2', 'train.steps=8')
-    trainer.run(plain, 'train.steps=8')
+    trainer.run(traced, '--profile=2')
+    trainer.run(plain)
     assert list(traced.glob('profile/plugins/profile/*/*.xplane.pb'))
     assert not (plain / 'profile').exists()
     assert summary(traced)['state_sha256'] == summary(plain)['state_sha256']

@@ -7,8 +7,6 @@ of all 20.
 
 import hashlib
 import json
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -25,7 +23,7 @@ from dualcl_jax.system.errors import UserError
 from dualcl_jax.workdir.folder import read_summary
 from dualcl_jax.workdir.metrics import read_records
 from dualcl_jax.workdir.saved_run import open_saved_run
-from tests.support.runs import QUICK, REPOSITORY, TIMEOUT, Trainer, contents, write_npz
+from tests.support.runs import QUICK, REPOSITORY, Finished, Trainer, contents, finish, killed_at_last, write_npz
 
 GOLDEN = REPOSITORY / 'tests/data/golden'
 
@@ -106,29 +104,20 @@ def test_a_stored_run_is_evaluated_as_it_was(in_process, workdir, tmp_path):
     assert contents(workdir) == before
 
 
-def train(trainer: Trainer, folder: Path, *fields: str) -> subprocess.CompletedProcess[str]:
+def train(trainer: Trainer, folder: Path, *fields: str, status: int = 0) -> Finished:
     """Runs the command that made the runs, in the parent of a run."""
     write_npz(folder / 'data.npz')  # the path in their configs
     chosen = ('data.path=data.npz', 'model.name=tiny', 'negatives.selector=top_k', 'checkpoint.every_steps=10', *fields)
-    return subprocess.run(
-        [
-            *(sys.executable, '-m', 'dualcl_jax.main', f'--config={REPOSITORY / QUICK}', '--workdir=run'),
-            *(f'--config.{field}' for field in chosen),
-        ],
-        cwd=folder,
-        env=trainer.environment() | {'PYTHONPATH': str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-    )
+    config = str(REPOSITORY / QUICK)
+    with killed_at_last(trainer.start(Path('run'), *chosen, config=config, folder=folder)) as process:
+        return finish(process, status)
 
 
 def test_a_stored_run_is_complete(trainer: Trainer, workdir):
     """The command that made the run finds it finished, and changes no stored file."""
     before = contents(workdir)
     done = train(trainer, workdir.parent, 'checkpoint.keep=1')
-    assert done.returncode == 0, done
-    assert 'done: 20 steps' in done.stdout
+    assert 'done: 20 steps' in done.out
     after = contents(workdir)
     for name in ('summary.json', 'metrics.jsonl', 'evaluation/knn.json'):
         assert after[name] == before[name]
@@ -149,12 +138,11 @@ def test_a_run_of_an_earlier_commit_resumes(trainer: Trainer, earlier):
 
     before = losses()
     done = train(trainer, earlier, 'log.every_steps=1', 'monitor.every_epochs=1', 'checkpoint.keep=2')
-    assert done.returncode == 0, done
-    assert 'resuming from step 10' in done.stdout
+    assert 'resuming from step 10' in done.out
     assert len(before) == 20
     np.testing.assert_allclose(losses(), before, rtol=1e-4)
     assert (earlier / 'run/checkpoints/00000020').is_dir()
-    assert train(trainer, earlier, 'log.every_steps=1', 'monitor.every_epochs=1', 'checkpoint.keep=2').returncode == 0
+    train(trainer, earlier, 'log.every_steps=1', 'monitor.every_epochs=1', 'checkpoint.keep=2')
 
 
 def test_a_run_of_an_earlier_commit_is_evaluated_exported_and_reported(in_process, monkeypatch, earlier):
@@ -236,10 +224,9 @@ def test_fields_of_a_later_version_are_named(trainer: Trainer, in_process, earli
     section, _, name = field.partition('.')
     config[section][name] = 'new'
     path.write_text(json.dumps(config))
-    done = train(trainer, earlier, 'log.every_steps=1', 'monitor.every_epochs=1', 'checkpoint.keep=2')
-    assert done.returncode == 2, done
-    assert len(done.stderr.splitlines()) == 1
-    assert f'holds a run with {field}, unknown to this version' in done.stderr
+    done = train(trainer, earlier, 'log.every_steps=1', 'monitor.every_epochs=1', 'checkpoint.keep=2', status=2)
+    assert len(done.err.splitlines()) == 1
+    assert f'holds a run with {field}, unknown to this version' in done.err
     done = in_process(export.main, f'--workdir={path.parent}', '--format=safetensors', f'--output={earlier}/x')
     assert f'this version does not know {field}' in done.err + done.out
     assert done.status == (2 if section == 'model' else 0)

@@ -43,10 +43,12 @@ def written(folder: Path, run, form: str, *, encoder='query', projection=False) 
 
 SMALL = 'model.name=tiny'
 CASES = [
-    ('safetensors', 'query', False, ()),
+    ('safetensors', 'query', False, (SMALL,)),
+    pytest.param('safetensors', 'query', False, (), marks=pytest.mark.slow),
     ('safetensors', 'momentum', True, (SMALL, 'model.projection=mlp2_bn', 'model.predictor=mlp2')),
     ('stablehlo', 'query', True, ('model.stem=imagenet', 'model.remat=True')),
-    ('stablehlo', 'momentum', False, ('model.dtype=bfloat16',)),
+    ('stablehlo', 'momentum', False, (SMALL, 'model.dtype=bfloat16')),
+    pytest.param('stablehlo', 'momentum', False, ('model.dtype=bfloat16',), marks=pytest.mark.slow),
     ('stablehlo', 'query', False, ('model.name=vit_tiny',)),
     ('torchvision', 'momentum', True, ('model.projection=mlp3_bn', 'model.stem=imagenet')),
     pytest.param('stablehlo', 'query', True, ('model.name=resnet50',), marks=pytest.mark.slow),

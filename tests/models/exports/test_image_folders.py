@@ -56,20 +56,24 @@ def small_convnext(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def exported(folder: Path, *fields: str, channels: int = 3, projection: bool = False) -> tuple[Any, dict[str, bytes]]:
-    """The description of a run's encoder, and the files of its folder, which are written with those of a comparison."""
+    """The description of a run's encoder, and the files of its folder, which are written, as is an export of ours."""
     folder.mkdir()
     run = random_run(folder, f'model.name={fields[0]}', *fields[1:], channels=channels)
     description, variables = describe(run, encoder='query', projection=projection)
     files = write_folder(description, variables, model_card(run, description))
     for name, content in files.items():
         (folder / name).write_bytes(content)
+    (folder / 'ours.safetensors').write_bytes(write(description, variables))
+    return description, files
+
+
+def write_comparison(folder: Path, description: Any, channels: int) -> None:
+    """Writes images as transformers takes them, and the features that our export has for them."""
     side = description.image_size
     pixels = np.random.default_rng(0).uniform(size=(3, side, side, channels)).astype(np.float32)
-    (folder / 'ours.safetensors').write_bytes(write(description, variables))
     expected = np.asarray(load(str(folder / 'ours.safetensors'))(pixels))
     standard = np.asarray(description.images.standardize(jnp.asarray(pixels))).transpose(0, 3, 1, 2)
     np.savez(folder / 'given.npz', pixels=standard, expected=expected)
-    return description, files
 
 
 @pytest.mark.parametrize('channels', [3, 5])
@@ -80,6 +84,7 @@ def test_transformers_computes_the_same(name: str, channels: int, tmp_path: Path
             if importlib.util.find_spec(package) is None:
                 pytest.skip(f'needs {package}, here or in the Python that TORCH_PYTHON names')
     description, _ = exported(tmp_path / 'run', *NETWORKS[name], channels=channels)
+    write_comparison(tmp_path / 'run', description, channels)
     kind = class_of(description)
     done = subprocess.run(
         [PYTHON, '-c', CODE, str(tmp_path / 'run'), kind, FEATURES[kind]],
