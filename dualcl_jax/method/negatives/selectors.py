@@ -95,12 +95,12 @@ SELECTORS: dict[str, Selector] = {
 AUTO = 'auto'
 """The value of a config field that stands for `EXACT[0]`, or for the one that a stored run chose for it."""
 EXACT = ('threshold', 'top_k')
-"""Selectors of exactly the k hardest; the first was never slower (`python -m experiments.benchmark head`).
+"""Selectors of exactly the k hardest; on CPUs the first is never slower (`python -m experiments.benchmark head`).
 
 On one core of a Xeon, 16 of 65,536 keys take 127 ms with `threshold` and 131 ms with `top_k`, 512 of them 125 and
-205 ms (256 anchors, CPU time). On an H200, 16,384 of 65,536 take 0.49 and 1.21 ms, and 1,024 of 4,096 0.26 and 0.23 ms.
-TPUs sort whole rows for `top_k`; `compile` shows the memory. The choice does not depend on the machine: both select the
-same negatives, but add their losses in another order, so the last bits of a state would depend on a measured choice."""
+205 ms (256 anchors, CPU time). TPUs sort whole rows for `top_k`; `compile` shows the memory. GPUs: not measured. The
+choice does not depend on the machine: both select the same negatives, but add their losses in another order, so a
+choice by measurement would change the last bits of a state from machine to machine, and from start to start."""
 
 
 SHARDED = ('all', 'top_k', 'threshold', 'ring')
