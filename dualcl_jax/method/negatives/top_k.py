@@ -106,6 +106,7 @@ def _boundary(values: jax.Array, k: int | jax.Array, axis_name: str | None) -> t
     return lower, upper, jax.lax.cond(ties.any(), last_of_ties, no_ties, values)
 
 
+@partial(jax.jit, static_argnames=('axis_name', 'probes', 'folds'), inline=True)  # so that it is traced only once
 def _search(values: jax.Array, k: jax.Array, axis_name: str | None, probes: int, folds: int = 1) -> _Bracket:
     """Narrows the bracket of every row until min(k, allowed) entries reach `lower`, or no value lies in the bracket.
 
