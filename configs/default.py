@@ -135,9 +135,8 @@ def get_config() -> ConfigDict:
     loss.shuffle_keys = False  # encode keys in other BN groups and devices than their queries (MoCo's shuffling BN)
 
     config.negatives = negatives = ConfigDict()
-    # auto (top_k or threshold, whichever is faster here; config.json records the choice) | all | top_k (jax.lax.top_k)
-    # | threshold (the same set, without a sort) | approx_max_k (fast on TPU, finds 95 % of the set) | ring (k after the
-    # `skip` hardest) | random
+    # auto (threshold; a run that chose top_k keeps it) | all | top_k (jax.lax.top_k) | threshold (the same set, without
+    # a sort) | approx_max_k (fast on TPU, finds 95 % of the set) | ring (k after the `skip` hardest) | random
     negatives.selector = 'auto'
     negatives.k = 0  # how many; 0: use the fraction
     # Of queue.size, or of the batch without a queue, in (0, 1]; used if k is 0. experiments/softmax_share.py measures

@@ -4,7 +4,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from dualcl_jax.data import source as data
 from dualcl_jax.method.choices import TYPICAL_IMAGES, Machine, fill, is_gray
-from dualcl_jax.method.negatives.selectors import AUTO, EXACT, fastest_exact, resolve_k
+from dualcl_jax.method.negatives.selectors import AUTO, EXACT
 from dualcl_jax.method.optim import LARS, RATE_LAST
 from dualcl_jax.models.norm import LOCAL
 from dualcl_jax.system.config import flatten
@@ -36,8 +36,8 @@ def resolve(
 
     Args:
       config: validated (`dualcl_jax.method.validation`); it is not changed.
-      platform: of the devices of the run, such as 'cpu': decides which selector 'auto' stands for.
-      num_devices: of the run: decides how many groups `model.norm='local'` stands for.
+      platform: of the devices of the run, such as 'cpu': decides what open fields stand for, and
+      num_devices: of the run, as well: also decides how many groups `model.norm='local'` stands for.
       num_processes: of the run: decides which mapper 'auto' stands for, whatever the run had before.
       num_images: for training, and
       bfloat16: whether a CPU multiplies it in hardware: both decide what open fields stand for.
@@ -51,7 +51,7 @@ def resolve(
     gray = statistics is not None and not config.data.mean and is_gray(statistics)
     config = fill(config, num_images, Machine(platform, num_devices, bfloat16), stored, gray=gray)
     fields = config.to_dict()
-    fields['negatives']['selector'] = _selector(config, platform, stored)
+    fields['negatives']['selector'] = _selector(config, stored)
     fields['model']['norm'] = _norm(config, num_devices, stored)
     fields['optimizer']['lars'] = _lars(config, stored)
     fields['data']['hold_out'] = resolve_hold_out(config, stored)
@@ -80,17 +80,12 @@ def _lars(config: ConfigDict, stored: ConfigDict | None) -> str:
     return before if before in LARS else RATE_LAST
 
 
-def _selector(config: ConfigDict, platform: str, stored: ConfigDict | None) -> str:
-    """The name of the config's selector; for 'auto' one that selects exactly the k hardest."""
-    negatives, candidates = config.negatives, config.queue.size or config.train.batch_size
-    if negatives.selector != AUTO:
-        return negatives.selector
+def _selector(config: ConfigDict, stored: ConfigDict | None) -> str:
+    """The name of the config's selector; for 'auto' that of the stored run, if it is exact, or else the fastest."""
+    if config.negatives.selector != AUTO:
+        return config.negatives.selector
     before = None if stored is None else dict(flatten(stored)).get('negatives.selector')
-    if before in EXACT:
-        return before
-    if negatives.schedule != 'constant':
-        return 'threshold'  # the only exact one whose count may change from step to step
-    return fastest_exact(platform, resolve_k(negatives.k, negatives.fraction, candidates), candidates)
+    return before if before in EXACT else EXACT[0]
 
 
 def _norm(config: ConfigDict, num_devices: int, stored: ConfigDict | None) -> str:

@@ -108,12 +108,12 @@ def _head(selector: str, k: int) -> Callable:
     """Value and gradient by the queries, computed as in a training step."""
 
     def loss(queries: jax.Array, keys: jax.Array, queue: Queue) -> jax.Array:
-        unlabelled = jnp.full(queries.shape[:1], UNKNOWN, jnp.int32)
+        ids = jnp.arange(len(queries), dtype=jnp.int32)  # those of noise are unknown, so that every key is allowed
         rngs = jax.random.split(jax.random.key(0), len(queries))
         contrast = contrast_with_queue(
             queries,
             keys,
-            Anchors(unlabelled, unlabelled, unlabelled, rngs),
+            Anchors(ids, ids, jnp.full_like(ids, UNKNOWN), rngs),
             queue,
             temperature=0.1,
             select=SELECTORS[selector],

@@ -4,10 +4,14 @@ import json
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
+from dualcl_jax.losses import info_nce, normalize, select_top_k
+from dualcl_jax.method.negatives.queue import noise_queue
 from experiments.benchmark import runs
-from experiments.benchmark.__main__ import main
+from experiments.benchmark.__main__ import _head, main
 
 SMALL = (
     'data.image_size=32',
@@ -41,6 +45,15 @@ def test_step_of_a_config(in_process) -> None:
     assert views['tflops_per_device'] * views['seconds'] > plain['tflops_per_device'] * plain['seconds']
     assert '--config.queue.size=64' in printed['command']
     assert {'machine', 'devices', 'versions'} <= printed.keys()
+
+
+def test_the_timed_head_has_negatives() -> None:
+    queries, keys, noise = jax.random.split(jax.random.key(0), 3)
+    queries, keys = (normalize(jax.random.normal(rng, (4, 8))) for rng in (queries, keys))
+    queue = noise_queue(noise, 64, 8)
+    loss, _ = _head('threshold', 16)(queries, keys, queue)
+    expected = info_nce(queries, keys, queue.keys, temperature=0.1, select=select_top_k, k=16).loss.mean()
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from dualcl_jax.method.negatives.queue import UNKNOWN, empty_queue, enqueue, val
 from dualcl_jax.method.negatives.selectors import (
     SELECTORS,
     allowed_slots,
-    fastest_exact,
     resolve_k,
     select_approx_max_k,
     select_random,
@@ -162,19 +161,3 @@ def test_slots_not_filled_yet_are_never_allowed():
 )
 def test_resolve_k(k, fraction, size, expected):
     assert resolve_k(k, fraction, size) == expected
-
-
-@pytest.mark.parametrize(
-    ('platform', 'k', 'candidates', 'name'),
-    [
-        ('cpu', 1024, 4096, 'threshold'),
-        ('cpu', 1024, 65_536, 'threshold'),
-        ('cpu', 256, 65_536, 'top_k'),
-        ('cpu', 16, 4096, 'top_k'),
-        ('cpu', 16_384, 65_536, 'threshold'),
-        ('tpu', 1024, 65_536, 'threshold'),
-        ('gpu', 1024, 65_536, 'threshold'),
-    ],
-)
-def test_fastest_exact(platform: str, k: int, candidates: int, name: str) -> None:
-    assert fastest_exact(platform, k, candidates) == name

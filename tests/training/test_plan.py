@@ -64,7 +64,7 @@ def test_a_plan_does_not_change_the_config(trainer: Trainer, tmp_path: Path) -> 
 
 
 def test_a_selector_is_chosen_once(here, first: Path, tmp_path: Path) -> None:
-    """A selector that was chosen for `auto` is kept when the run resumes on a machine that would choose another."""
+    """A selector that was chosen for `auto` is kept when the run resumes with a version that would choose another."""
     stored = first / 'config.json'
     chosen = json.loads(stored.read_text())['negatives']['selector']
     assert chosen in ('top_k', 'threshold')

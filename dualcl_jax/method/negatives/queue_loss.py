@@ -43,10 +43,12 @@ in one block and 0.8 ms for each pass of the search; in blocks of 4 MiB, one anc
 GPU = Blocks(256 * 2**20, 64)
 """GPUs and other accelerators. On an H200, 256 anchors with 65,536 keys and the hardest quarter take 0.5 ms in one
 block and 2.0 ms in blocks of 4 MiB; 4,096 anchors take 5.9 ms, and 7.2 ms in blocks of 64 MiB
-(`experiments/results/gpu`)."""
-CPU = Blocks(64 * 2**20, 1, 256 * 2**10)
+(`experiments/results/gpu`; without the passes of the search)."""
+CPU = Blocks(64 * 2**20, 1, 128 * 2**10)
 """On CPUs a product of few anchors with many keys is slow: in blocks of 16 MiB the head takes a sixth longer. The parts
-fit into a core's cache."""
+fit into a core's cache. XLA divides an operation on more than 256 KiB, in and out, among threads, which costs
+such short ones more than it saves: with parts of 256 KiB the head takes 1.4 times as long on two busy cores (4,096
+keys, the hardest quarter)."""
 SHARDED = Blocks(64 * 2**20, 128)
 """With the slots of one device of a sharded queue: each block needs about ten collectives."""
 

@@ -93,23 +93,14 @@ SELECTORS: dict[str, Selector] = {
 
 
 AUTO = 'auto'
-"""The value of a config field that stands for the result of `fastest_exact`."""
-EXACT = ('top_k', 'threshold')
-"""Selectors of exactly the k hardest."""
+"""The value of a config field that stands for `EXACT[0]`, or for the one that a stored run chose for it."""
+EXACT = ('threshold', 'top_k')
+"""Selectors of exactly the k hardest; on CPUs the first is never slower (`python -m experiments.benchmark head`).
 
-
-def fastest_exact(platform: str, k: int, candidates: int) -> str:
-    """The name of the fastest selector of exactly the k hardest, as measured by `python -m experiments.benchmark head`.
-
-    On CPUs a sort is faster only for few of many keys. On GPUs `threshold` takes 0.4 of the time of `top_k` for 16,384
-    of 65,536 keys (H200, 0.49 and 1.21 ms), and about as long for 1,024 of 4,096 (0.26 and 0.23 ms). TPUs sort whole
-    rows for `top_k`; `compile` shows the memory.
-
-    Example:
-      >>> fastest_exact('cpu', k=16, candidates=65_536), fastest_exact('gpu', k=1024, candidates=4096)
-      ('top_k', 'threshold')
-    """
-    return 'top_k' if platform == 'cpu' and k <= candidates // 128 else 'threshold'
+On one core of a Xeon, 16 of 65,536 keys take 127 ms with `threshold` and 131 ms with `top_k`, 512 of them 125 and
+205 ms (256 anchors, CPU time). TPUs sort whole rows for `top_k`; `compile` shows the memory. GPUs: not measured. The
+choice does not depend on the machine: both select the same negatives, but add their losses in another order, so a
+choice by measurement would change the last bits of a state from machine to machine, and from start to start."""
 
 
 SHARDED = ('all', 'top_k', 'threshold', 'ring')
