@@ -2,7 +2,7 @@
 
 XLA lowers the gradient of `reduce_window` to select-and-scatter, which has no deterministic implementation on GPUs:
 such a program does not compile with `--xla_gpu_exclude_nondeterministic_ops`. On GPUs and CPUs the gradient is a sum
-over the positions in the window, in a fixed order. TPUs keep select-and-scatter, which needs less memory there: MEMORY
+over the positions in the window, in a fixed order. TPUs keep select-and-scatter, which needs less memory there.
 
 On two cores of a Xeon with AVX-512, with jax 0.12, for 32 maps of 112×112 with 16 channels and 3×3 windows with
 stride 2, it takes 52 ms in float32 and 170 ms in bfloat16. XLA's own gradient takes 220 ms and 210 ms.

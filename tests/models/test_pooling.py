@@ -47,3 +47,13 @@ def test_bfloat16_is_summed_in_float32() -> None:
     found = float(pull(grad)[0][0, 1, 1, 0])
     exact = float(np.asarray(grad, np.float64)[0, :3, :3, 0].sum())
     assert found == float(jnp.asarray(exact, jnp.bfloat16))
+
+
+def test_the_gradient_of_tpus() -> None:
+    """Only TPUs keep XLA's own gradient: it needs less memory there, and is not deterministic on GPUs."""
+    gradient = jax.jit(jax.grad(lambda x: max_pool(x, 3, 2, 1).sum()))
+    traced = gradient.trace(jnp.zeros((2, 8, 8, 4)))
+    scattered = {
+        p: 'select_and_scatter' in traced.lower(lowering_platforms=(p,)).as_text() for p in ('cpu', 'cuda', 'tpu')
+    }
+    assert scattered == {'cpu': False, 'cuda': False, 'tpu': True}
