@@ -36,8 +36,8 @@ def resolve(
 
     Args:
       config: validated (`dualcl_jax.method.validation`); it is not changed.
-      platform: of the devices of the run, such as 'cpu': decides what open fields stand for, and
-      num_devices: of the run, as well: also decides how many groups `model.norm='local'` stands for.
+      platform: of the devices of the run, such as 'cpu': decides what open fields stand for.
+      num_devices: of the run: decides the same, and how many groups `model.norm='local'` stands for.
       num_processes: of the run: decides which mapper 'auto' stands for, whatever the run had before.
       num_images: for training, and
       bfloat16: whether a CPU multiplies it in hardware: both decide what open fields stand for.
