@@ -88,7 +88,7 @@ def pair(config: ConfigDict) -> None:
 
 
 def crop(config: ConfigDict) -> None:
-    """Ours: two crops of a passage are the two views; for texts without queries, or before `pair`."""
+    """Ours: two crops of a passage are the two views; for texts without queries, or after `pair`."""
     pair(config)
     config.views.preset = 'contriever'
     config.data.columns = ''
