@@ -1,8 +1,8 @@
 """Sentences: selected negatives × view orders × queue size, for a bag of words trained from nothing on WordNet.
 
-The full method at 4,096 keys is `configs/sentences.py` itself, whose settings were chosen for it and not for the other
-arms. One-way arms take twice as many pairs per step: steps, those of the warm-up, passes, and queries and keys per step
-are equal in all arms.
+Widths and learning rate are those that `configs/sentences.py` had before; they were chosen for the full method at 4,096
+keys and not for the other arms. One-way arms take twice as many pairs per step: steps, those of the warm-up, passes,
+and queries and keys per step are equal in all arms.
 """
 
 from itertools import product
@@ -19,8 +19,9 @@ SIZE = 4096
 OTHER_SIZES = (1024, 16_384)
 LINES = {('one_way', 'all'): 'baseline', ('dual_view', 'hardest'): 'full method'}
 """The arms that are compared at all sizes of the queue."""
+BEFORE = ('model.width=256', 'model.dim=256', 'optimizer.learning_rate=0.003')
 BUDGET = 2 * 256 * 1100
-"""Passes through the pair of encoders: those of the config, 1,100 steps of 256 pairs in both view orders."""
+"""Passes through the pair of encoders: 1,100 steps of 256 pairs in both view orders."""
 
 
 def arm(views: str, selection: str, size: int) -> Arm:
@@ -40,7 +41,7 @@ def get_sweep() -> Sweep:
     return Sweep(
         title='Sentences: selected negatives × view orders, and queue size',
         config='configs/sentences.py',
-        base=('log.pictures=False', 'checkpoint.every_steps=500', 'checkpoint.keep=1'),
+        base=('log.pictures=False', 'checkpoint.every_steps=500', 'checkpoint.keep=1', *BEFORE),
         arms=tuple(arms),
         baseline=f'one_way-all-queue_{SIZE}',
         seeds=FEW_SEEDS,

@@ -39,16 +39,16 @@ def test_shipped_sweeps(path: Path) -> None:
 
 
 def test_the_sweep_of_sentences() -> None:
-    """All arms take the steps, the passes and the keys per step of the demo, which is the full method."""
+    """All arms take the same steps, passes and keys per step; the full method differs from the demo only in sizes."""
     found = load_sweep(str(REPOSITORY / 'experiments' / 'sweeps' / 'sentences.py'))
     jobs = plan(found, ['sts.path=somewhere'])
     assert (found.measure, len(found.arms), len(jobs)) == ('sts', 8, 24)
     assert {(job.steps, job.passes, job.settings) for job in jobs} == {(1100, 563_200, ('sts.path=somewhere',))}
-    sizes = {'one_way': 512, 'dual_view': 256}
+    pairs = {'one_way': 512, 'dual_view': 256}
     for job in jobs:
         views, selection, queue = job.arm.split('-')
         config = configured(found.config, job.fields)
-        assert config.train.batch_size == sizes[views]
+        assert config.train.batch_size == pairs[views]
         assert config.optimizer.warmup_epochs / config.train.batch_size == 0.2 / 256  # equally many steps
         assert config.loss.symmetric == (views == 'dual_view')
         assert config.negatives.selector == {'all': 'all', 'hardest': 'auto'}[selection]
@@ -60,7 +60,8 @@ def test_the_sweep_of_sentences() -> None:
         ('dual_view', 'all'),
         ('dual_view', 'hardest'),
     ]
-    demo, full = (configured(found.config, fields) for fields in ((), jobs[3].fields))
+    sizes = ('model.width=512', 'model.dim=512', 'queue.size=1024', 'optimizer.learning_rate=0.005', 'train.steps=1500')
+    demo, full = (configured(found.config, fields) for fields in ((), (*jobs[3].fields, *sizes)))
     for section in ('data', 'views', 'model', 'loss', 'negatives', 'queue', 'ema', 'optimizer', 'train'):
         assert demo[section].to_dict() == full[section].to_dict()
 
