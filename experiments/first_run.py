@@ -36,7 +36,10 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument('--seeds', type=int, nargs='+', default=[0])
     parser.add_argument('--workdirs', type=Path, required=True, help='folder for the workdirs of the runs')
     parser.add_argument('--output', type=Path, required=True, help='JSON file of records')
-    return parser.parse_with_fields(arguments)
+    flags, fields = parser.parse_with_fields(arguments)
+    if any(field.startswith('seed=') for field in fields):
+        parser.error('--config.seed: give --seeds, by which the records are named')
+    return flags, fields
 
 
 @exits_cleanly

@@ -2,13 +2,11 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import IO, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from dualcl_jax.data.images.npz import ALIASES
-from dualcl_jax.data.images.source import is_photographic
 from dualcl_jax.system.errors import UserError
 
 Images = np.ndarray | tuple[np.ndarray, np.ndarray] | Mapping[str, np.ndarray]
@@ -45,20 +43,19 @@ def fields(data: Data, workdir: str, *, of_text: bool) -> dict[str, Any]:
 
 
 def _sentences(data: Any, workdir: str) -> dict[str, Any]:
+    from dualcl_jax.system.files import write_text
+    from dualcl_jax.workdir.folder import open_workdir
+
     rows: list[Any] = list(data) if isinstance(data, Sequence) else [None]
     columns: tuple[str, ...] = (TEXT,) if all(isinstance(row, str) for row in rows) else PAIR
     if len(columns) == 2 and not all(_is_pair(row) for row in rows):
         raise UserError(
             'data: the config trains on sentences; give a file, a list of strings, or one of pairs of strings'
         )
-
-    def write(file: IO[bytes]) -> None:
-        for row in rows:
-            values = (row,) if isinstance(row, str) else row
-            file.write(json.dumps(dict(zip(columns, values, strict=True))).encode() + b'\n')
-
-    path = _store(workdir, 'data.jsonl', write)
-    return {'data.name': 'text', 'data.path': path, 'data.columns': ','.join(columns)}
+    lines = [json.dumps(dict(zip(columns, (row,) if isinstance(row, str) else row, strict=True))) for row in rows]
+    path = open_workdir(workdir) / 'data.jsonl'
+    write_text(path, ''.join(f'{line}\n' for line in lines))
+    return {'data.name': 'text', 'data.path': str(path), 'data.columns': ','.join(columns)}
 
 
 def _is_pair(row: Any) -> bool:
@@ -66,21 +63,28 @@ def _is_pair(row: Any) -> bool:
 
 
 def _images(data: Any, workdir: str) -> dict[str, Any]:
+    from dualcl_jax.data.images.npz import ALIASES
+    from dualcl_jax.data.images.source import is_photographic
+    from dualcl_jax.workdir.folder import open_workdir
+
     if isinstance(data, Mapping):
         arrays = dict(data)
     elif isinstance(data, tuple):
         if len(data) != 2:
             raise UserError(f'data: a tuple of {len(data)}; give (images, labels)')
         arrays = {'train_images': data[0], 'train_labels': data[1]}
-    elif isinstance(data, np.ndarray):
-        arrays = {'train_images': data}
     else:
+        arrays = {'train_images': data}
+    named: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
+    if any(array.dtype.kind in 'OU' for array in named.values()):
         raise UserError(
             f'data: {type(data).__name__}; give a path, an array of images, (images, labels) or a mapping of arrays; '
             "sentences need a config of text, such as config='sentences'"
         )
-    named: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
-    path = _store(workdir, 'data.npz', lambda file: np.savez(file, **named))
+    path = os.path.join(open_workdir(workdir), 'data.npz')
+    partial = f'{path}.new.npz'  # written from the arrays: a copy of them may not fit into memory
+    np.savez(partial, **named)
+    os.replace(partial, path)
     found: dict[str, Any] = {'data.name': 'npz', 'data.path': path}
     ours = {ALIASES.get(name.lower(), name): array for name, array in named.items()}
     images = ours.get('train_images', ours.get('images', np.empty(0)))
@@ -88,14 +92,3 @@ def _images(data: Any, workdir: str) -> dict[str, Any]:
     if images.ndim in (3, 4) and not is_photographic(images.dtype.name, channels):
         found['data.channels'] = channels
     return found
-
-
-def _store(workdir: str, name: str, write: Callable[[IO[bytes]], None]) -> str:
-    """Writes a file of the workdir whole or not at all, and returns its path."""
-    from dualcl_jax.workdir.folder import open_workdir
-
-    path = os.path.join(open_workdir(workdir), name)
-    with open(f'{path}.new', 'wb') as file:
-        write(file)
-    os.replace(f'{path}.new', path)
-    return path

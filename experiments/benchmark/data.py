@@ -144,7 +144,7 @@ def _photographs(count: int) -> list[bytes]:
 
 
 def crop_loader(source: EncodedSource, batch_size: int, workers: int) -> Loader:
-    """The loader of two crops per image, as long as one likes, without the transfer to devices."""
+    """A loader of two crops per image for a million steps, without the transfer to devices."""
     return Loader(
         source,
         rows=np.arange(batch_size),

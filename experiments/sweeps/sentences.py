@@ -19,7 +19,6 @@ SIZE = 4096
 OTHER_SIZES = (1024, 16_384)
 LINES = {('one_way', 'all'): 'baseline', ('dual_view', 'hardest'): 'full method'}
 """The arms that are compared at all sizes of the queue."""
-BEFORE = ('model.width=256', 'model.dim=256', 'optimizer.learning_rate=0.003')
 BUDGET = 2 * 256 * 1100
 """Passes through the pair of encoders: 1,100 steps of 256 pairs in both view orders."""
 
@@ -41,7 +40,10 @@ def get_sweep() -> Sweep:
     return Sweep(
         title='Sentences: selected negatives × view orders, and queue size',
         config='configs/sentences.py',
-        base=('log.pictures=False', 'checkpoint.every_steps=500', 'checkpoint.keep=1', *BEFORE),
+        base=(
+            *('model.width=256', 'model.dim=256', 'optimizer.learning_rate=0.003'),
+            *('log.pictures=False', 'checkpoint.every_steps=500', 'checkpoint.keep=1'),
+        ),
         arms=tuple(arms),
         baseline=f'one_way-all-queue_{SIZE}',
         seeds=FEW_SEEDS,

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -20,10 +21,8 @@ def test_pairs_train_as_their_file_does(in_process, monkeypatch: pytest.MonkeyPa
     pairs = text_runs.pairs(64)
     summary = dualcl_jax.train(pairs, workdir=tmp_path / 'memory', config=config, **own)
     file = text_runs.write_pairs(tmp_path / 'pairs.tsv', 64)
-    assert (
-        dualcl_jax.train(file, workdir=tmp_path / 'file', config=config, **own)['state_sha256']
-        == (summary['state_sha256'])
-    )
+    of_file = dualcl_jax.train(file, workdir=tmp_path / 'file', config=config, **own)
+    assert of_file['state_sha256'] == summary['state_sha256']
     assert summary['config']['data']['columns'] == 'first,second'
 
 
@@ -46,6 +45,12 @@ def test_channels_under_any_name(name: str, tmp_path: Path) -> None:
     found = given.fields({name: np.zeros((2, 8, 8, 5), np.uint16)}, str(tmp_path), of_text=False)
     assert found['data.channels'] == 5
     assert list(np.load(tmp_path / 'data.npz')) == [name]
+
+
+def test_arrays_of_jax(tmp_path: Path) -> None:
+    found = given.fields(jnp.zeros((2, 8, 8, 3), jnp.uint8), str(tmp_path), of_text=False)
+    assert found == {'data.name': 'npz', 'data.path': str(tmp_path / 'data.npz')}
+    assert np.load(tmp_path / 'data.npz')['train_images'].shape == (2, 8, 8, 3)
 
 
 @pytest.mark.parametrize(

@@ -37,27 +37,19 @@ PAGES = (
     'docs/evaluation.md',
 )
 TINY = ('train.steps=2', 'train.batch_size=8', 'queue.size=16')
+FOLDER = (*TINY, 'model.width=4', 'monitor.every_epochs=0')
+SENTENCES = (*TINY, 'model.vocabulary=220', 'optimizer.warmup_epochs=0.0', 'data.path=FILE.tsv', 'data.columns=2,3')
+BERT = (*TINY, 'text.length=12', 'model.dim=16')
 SHORT = {
-    '--config=folder': (*TINY, 'model.width=4', 'monitor.every_epochs=0'),
-    '--config=configs/folder.py': (*TINY, 'model.width=4', 'monitor.every_epochs=0'),
+    '--config=folder': FOLDER,
+    '--config=configs/folder.py': FOLDER,
     '--config=configs/quickstart.py': (*TINY, 'model.width=4', 'data.limit=64'),
     '--config=configs/cifar10.py': (*TINY, 'model.width=4', 'checkpoint.keep_best=1'),
-    '--config=sentences': (
-        *TINY,
-        'model.vocabulary=220',
-        'optimizer.warmup_epochs=0.0',
-        'data.path=FILE.tsv',
-        'data.columns=2,3',
-    ),
-    '--config=configs/sentences.py': (
-        *TINY,
-        'model.vocabulary=220',
-        'optimizer.warmup_epochs=0.0',
-        'data.path=FILE.tsv',
-        'data.columns=2,3',
-    ),
+    '--config=sentences': SENTENCES,
+    '--config=configs/sentences.py': SENTENCES,
     '--config=simcse': ('train.batch_size=8', 'text.length=12'),
-    '--config=configs/simcse.py:dualcl_pair': (*TINY, 'text.length=12', 'model.dim=16'),
+    '--config=configs/simcse.py:dualcl_pair': BERT,
+    '--config=configs/simcse.py:crop': BERT,
 }
 """Fields that make a run with a config short."""
 PLACES = {
