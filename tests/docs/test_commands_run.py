@@ -40,6 +40,14 @@ TINY = ('train.steps=2', 'train.batch_size=8', 'queue.size=16')
 FOLDER = (*TINY, 'model.width=4', 'monitor.every_epochs=0')
 SENTENCES = (*TINY, 'model.vocabulary=220', 'optimizer.warmup_epochs=0.0', 'data.path=FILE.tsv', 'data.columns=2,3')
 BERT = (*TINY, 'text.length=12', 'model.dim=16')
+SIZES = (
+    'model.width=16',
+    'model.layers=2',
+    'model.heads=4',
+    'model.mlp_width=24',
+    'model.max_positions=16',
+    'model.vocabulary=20',
+)  # of MODEL, which a run that starts from a run does not take from it
 SHORT = {
     '--config=folder': FOLDER,
     '--config=configs/folder.py': FOLDER,
@@ -49,7 +57,7 @@ SHORT = {
     '--config=configs/sentences.py': SENTENCES,
     '--config=simcse': ('train.batch_size=8', 'text.length=12'),
     '--config=configs/simcse.py:dualcl_pair': BERT,
-    '--config=configs/simcse.py:crop': BERT,
+    '--config=configs/simcse.py:crop': (*BERT, *SIZES),
 }
 """Fields that make a run with a config short."""
 PLACES = {
