@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.model.width = config.model.dim = 512
     config.model.projection = 'none'
     config.model.norm = 'local'
-    config.loss.temperature = 0.05
+    config.loss.temperature = 0.1
     config.queue.size = 1024
     config.ema.momentum = 0.99
     config.optimizer.name = 'adamw'

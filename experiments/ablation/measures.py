@@ -28,10 +28,10 @@ class Value(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """A protocol of `dualcl_jax.evaluate` that measures the final encoder of a run, and the words for its values.
+    """Protocols of `dualcl_jax.evaluate` that measure the final encoder of a run, and the words for their values.
 
     Attributes:
-      protocol: name of the protocol.
+      protocols: names of the protocols.
       title: name of the values × 100.
       short: a shorter one, for the lines that a sweep prints.
       unit: unit of the values × 100, after a space, or nothing.
@@ -45,7 +45,7 @@ class Measure:
       read: the measured part of a record, from the `summary.json` of a run and the records of its evaluation.
     """
 
-    protocol: str
+    protocols: tuple[str, ...]
     title: str
     short: str
     unit: str
@@ -102,6 +102,22 @@ def _read_knn(summary: dict[str, Any], evaluated: Evaluated) -> dict[str, Any]:
     }
 
 
+def _describe_probe(config: dict[str, Any]) -> str:
+    return f'{_describe_knn(config)}, and accuracy of a linear probe of the backbone'
+
+
+def _read_probe(summary: dict[str, Any], evaluated: Evaluated) -> dict[str, Any]:
+    """As `_read_knn`, with the accuracies of linear probes."""
+    by_protocol: dict[str, list[dict[str, Any]]] = {'knn': [], 'linear': []}
+    for record in evaluated:
+        by_protocol[record['protocol']].append(record)
+    test = {found['layer']: found['value'] for found in by_protocol['linear']}
+    return _read_knn(summary, by_protocol['knn']) | {
+        'test_linear_backbone': test.get('backbone'),
+        'test_linear_projection': test.get('projection'),
+    }
+
+
 def _sts_settings(config: ConfigDict) -> tuple[str, ...]:
     return (f'sts.path={config.sts.path}',)
 
@@ -129,30 +145,40 @@ def _read_sts(summary: dict[str, Any], evaluated: Evaluated) -> dict[str, Any]:
     }
 
 
+_KNN = Measure(
+    protocols=('knn',),
+    title='kNN accuracy',
+    short='kNN',
+    unit=' %',
+    test='test accuracy',
+    examples='images',
+    values=(
+        Value('validation_knn_backbone', 'validation', 'validation images'),
+        Value('test_knn_backbone', 'test', 'test images'),
+    ),
+    columns=(
+        'validation_knn_backbone', 'validation_knn_projection', 'test_knn_backbone', 'test_knn_projection',
+        'raw_pixels', 'random_encoder',
+    ),
+    logged=KNN_BACKBONE,
+    curve='knn_backbone',
+    settings=_knn_settings,
+    describe=_describe_knn,
+    read=_read_knn,
+)  # fmt: skip
 MEASURES = {
-    'knn': Measure(
-        protocol='knn',
-        title='kNN accuracy',
-        short='kNN',
-        unit=' %',
-        test='test accuracy',
-        examples='images',
-        values=(
-            Value('validation_knn_backbone', 'validation', 'validation images'),
-            Value('test_knn_backbone', 'test', 'test images'),
-        ),
-        columns=(
-            'validation_knn_backbone', 'validation_knn_projection', 'test_knn_backbone', 'test_knn_projection',
-            'raw_pixels', 'random_encoder',
-        ),
-        logged=KNN_BACKBONE,
-        curve='knn_backbone',
-        settings=_knn_settings,
-        describe=_describe_knn,
-        read=_read_knn,
+    'knn': _KNN,
+    'probe': dataclasses.replace(
+        _KNN,
+        protocols=('knn', 'linear'),
+        title='accuracy',
+        values=(*_KNN.values, Value('test_linear_backbone', 'test, linear', 'test images, linear probe')),
+        columns=(*_KNN.columns, 'test_linear_backbone', 'test_linear_projection'),
+        describe=_describe_probe,
+        read=_read_probe,
     ),
     'sts': Measure(
-        protocol='sts',
+        protocols=('sts',),
         title='Spearman × 100',
         short='STS-B dev',
         unit='',
@@ -171,4 +197,4 @@ MEASURES = {
         read=_read_sts,
     ),
 }  # fmt: skip
-"""The measures by the name that a sweep gives: images with labels, and sentences."""
+"""The measures by the name that a sweep gives: of images with labels (knn, probe) and of sentences (sts)."""

@@ -57,7 +57,7 @@ def read_record(folder: Path, job: Job) -> Record | None:
             'use another --output, or the sweep and flags of that run'
         )
     if job.measure.validation.key not in record:
-        raise UserError(f'{path}: was not measured by {job.measure.protocol}; use another --output')
+        raise UserError(f'{path}: was not measured by {" and ".join(job.measure.protocols)}; use another --output')
     return record
 
 
@@ -120,7 +120,11 @@ def write_record(folder: Path, job: Job) -> Record:
     """
     workdir, measure = folder / 'runs' / job.name, job.measure
     summary = json.loads((workdir / 'summary.json').read_text())
-    evaluated = json.loads((workdir / 'evaluation' / f'{measure.protocol}.json').read_text())['records']
+    evaluated = [
+        record
+        for protocol in measure.protocols
+        for record in json.loads((workdir / 'evaluation' / f'{protocol}.json').read_text())['records']
+    ]
     logged = read_records(epath.Path(workdir) / 'metrics.jsonl')
     rates = [record['train/false_negative_rate'] for record in logged if 'train/false_negative_rate' in record]
     config = summary['config']

@@ -113,7 +113,8 @@ def _train(folder: Path, config: str, job: Job) -> Running:
 
 def _evaluate(folder: Path, job: Job) -> Running:
     """Measures the final encoder on the test data, which are used nowhere else."""
-    command = ['dualcl_jax.evaluate', f'--workdir={folder / "runs" / job.name}', f'--protocols={job.measure.protocol}']
+    protocols = ','.join(job.measure.protocols)
+    command = ['dualcl_jax.evaluate', f'--workdir={folder / "runs" / job.name}', f'--protocols={protocols}']
     command += [f'--config.{field}' for field in job.settings]
     return Running(job, _start(folder, job, command), evaluates=True)
 

@@ -52,7 +52,8 @@ class Sweep:
       budget: examples that pass through the pair of encoders in a run. A step of both view orders takes two passes
         per example, a one-way step takes one; this determines the number of steps of an arm.
       x_label: label of the axis of `Arm.x`.
-      measure: what runs are compared by, one of `measures.MEASURES`: knn for images with labels, sts for sentences.
+      measure: what runs are compared by, one of `measures.MEASURES`: knn or probe for images with labels,
+        sts for sentences.
     """
 
     title: str

@@ -1,6 +1,6 @@
 """Sentences: selected negatives × view orders × queue size, for a bag of words trained from nothing on WordNet.
 
-Widths and learning rate are those that `configs/sentences.py` had before; they were chosen for the full method at 4,096
+Widths, learning rate and temperature are those that `configs/sentences.py` had before; they were chosen for the full method at 4,096
 keys and not for the other arms. One-way arms take twice as many pairs per step: steps, those of the warm-up, passes,
 and queries and keys per step are equal in all arms.
 """
@@ -41,7 +41,7 @@ def get_sweep() -> Sweep:
         title='Sentences: selected negatives × view orders, and queue size',
         config='configs/sentences.py',
         base=(
-            *('model.width=256', 'model.dim=256', 'optimizer.learning_rate=0.003'),
+            *('model.width=256', 'model.dim=256', 'optimizer.learning_rate=0.003', 'loss.temperature=0.05'),
             *('log.pictures=False', 'checkpoint.every_steps=500', 'checkpoint.keep=1'),
         ),
         arms=tuple(arms),

@@ -12,7 +12,7 @@ from experiments.ablation.sweep import Arm, Job, Sweep, configured, load_sweep, 
 from tests.support.runs import REPOSITORY
 
 SHIPPED = sorted((REPOSITORY / 'experiments' / 'sweeps').glob('*.py'))
-TUNING = 'learning_rate', 'small_batch', 'small_batch_key'
+TUNING = 'learning_rate', 'small_batch', 'small_batch_key', 'cifar100_settings'
 ONE_WAY, BOTH = Arm('one-way', ('loss.symmetric=False',)), Arm('both', ('loss.symmetric=True',))
 
 
@@ -39,7 +39,7 @@ def test_shipped_sweeps(path: Path) -> None:
 
 
 def test_the_sweep_of_sentences() -> None:
-    """All arms take the same steps, passes and keys per step; the full method differs from the demo only in sizes."""
+    """All arms take the same steps, passes and keys per step; the full method differs from the demo only in sizes and τ."""
     found = load_sweep(str(REPOSITORY / 'experiments' / 'sweeps' / 'sentences.py'))
     jobs = plan(found, ['sts.path=somewhere'])
     assert (found.measure, len(found.arms), len(jobs)) == ('sts', 8, 24)
@@ -61,6 +61,7 @@ def test_the_sweep_of_sentences() -> None:
         ('dual_view', 'hardest'),
     ]
     sizes = ('model.width=512', 'model.dim=512', 'queue.size=1024', 'optimizer.learning_rate=0.005', 'train.steps=1500')
+    sizes += ('loss.temperature=0.1',)
     demo, full = (configured(found.config, fields) for fields in ((), (*jobs[3].fields, *sizes)))
     for section in ('data', 'views', 'model', 'loss', 'negatives', 'queue', 'ema', 'optimizer', 'train'):
         assert demo[section].to_dict() == full[section].to_dict()

@@ -1,0 +1,31 @@
+"""Batch, queue and learning rate of plain MoCo and of the full method on CIFAR-100, tuned equally.
+
+A quarter of the passes of `cifar100.py`, which takes over what is best for each on validation images.
+"""
+
+from experiments.ablation.sweep import Arm, Sweep
+from experiments.sweeps.shared.cifar100 import BASE, CONFIG, METHODS, fields
+
+SETTINGS = (
+    (128, 4096, 0.03),
+    (128, 4096, 0.06),
+    (32, 1024, 0.0075),
+    (32, 1024, 0.015),
+)
+"""Keys that enter the queue in a step, size of the queue, learning rate."""
+
+
+def get_sweep() -> Sweep:
+    return Sweep(
+        title='Settings of MoCo and of the full method on CIFAR-100, 200,000 passes',
+        config=CONFIG,
+        base=BASE,
+        arms=tuple(
+            Arm(f'{method}-keys_{keys}-queue_{queue}-lr_{rate}', fields(method, keys, queue, rate))
+            for keys, queue, rate in SETTINGS
+            for method in METHODS
+        ),
+        baseline='moco-keys_128-queue_4096-lr_0.03',
+        seeds=(100,),  # used by no sweep that compares methods
+        budget=200_000,
+    )
