@@ -139,8 +139,8 @@ def get_config() -> ConfigDict:
     # a sort) | approx_max_k (fast on TPU, finds 95 % of the set) | ring (k after the `skip` hardest) | random
     negatives.selector = 'auto'
     negatives.k = 0  # how many; 0: use the fraction
-    # Of queue.size, or of the batch without a queue, in (0, 1]; used if k is 0. experiments/softmax_share.py measures
-    # how much of the softmax a share holds: at τ 0.1 the hardest quarter held 92 % by itself.
+    # Of queue.size, or of the batch without a queue, in (0, 1]; used if k is 0. experiments/ablation/softmax_share.py
+    # measures how much of the softmax a share holds: at τ 0.1 the hardest quarter held 92 % by itself.
     negatives.fraction = 0.25
     negatives.skip = 0  # for selector='ring': how many of the hardest to leave out
     # constant | linear | cosine: k over the run, from start_fraction to k; with threshold, ring or random.

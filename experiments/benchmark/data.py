@@ -25,7 +25,7 @@ from dualcl_jax.method.views import image_ops
 from dualcl_jax.method.views.image_draws import CROP_DRAWS, JITTER_DRAWS, draw_crop, draw_jitter
 from dualcl_jax.method.views.images import ViewSpec, color_jitter
 from dualcl_jax.system.machine import available_cores
-from experiments.workers import cpu_seconds, descendants
+from experiments.benchmark.workers import cpu_seconds, descendants
 
 Cases = list[dict[str, Any]]
 Compare = Callable[[dict[str, Callable[[], Any]], int], dict[str, tuple[float, float, float]]]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dualcl_jax.system.errors import UserError
-from experiments import first_run, small_sets
+from experiments.benchmark import first_run, small_sets
 from tests.support.image_folders import named, write_images
 
 

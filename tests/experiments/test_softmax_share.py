@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from dualcl_jax.system.processes import start
-from experiments import softmax_share
+from experiments.ablation import softmax_share
 from tests.support.random_run import random_run
 
 TINY = 'model.name=tiny'

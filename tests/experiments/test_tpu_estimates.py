@@ -1,6 +1,6 @@
 """The programs that estimate and time steps: the sum of libtpu's cycles, the table of topologies, the mappers."""
 
-from experiments import cycles, mappers, topologies
+from experiments.benchmark import cycles, mappers, topologies
 
 PROGRAM = """HloModule jit_loss
 

@@ -1,4 +1,6 @@
-"""libtpu's estimate of the time of the loss on a TPU: python -m experiments.cycles [--keys=1048576 --anchors=64].
+"""libtpu's estimate of the time of the loss on a TPU.
+
+    python -m experiments.benchmark.cycles [--keys=1048576 --anchors=64]
 
 Compiles the loss of one view order and its gradient, with the hardest quarter of the queue, for one device of a v5e,
 and adds up the cycles that libtpu writes beside each instruction of the program. A loop counts as often as it runs. The
@@ -119,7 +121,7 @@ def describe(flags: argparse.Namespace) -> dict[str, Any]:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parses the flags. Raises UserError if one is unknown or has an invalid value."""
-    parser = Parser('python -m experiments.cycles', __doc__)
+    parser = Parser('python -m experiments.benchmark.cycles', __doc__)
     parser.add_argument('--keys', type=int, default=2**20, help='size of the queue')
     parser.add_argument('--anchors', type=int, default=64, help='number of anchors')
     parser.add_argument('--passes', type=int, default=5, help='how many passes the search is assumed to take')
@@ -135,7 +137,7 @@ def main() -> int:
     found = describe(flags)
     for name, value in found.items():
         print(f'{name:30} {value:,.6g}')
-    command = ' '.join(['python -m experiments.cycles', *sys.argv[1:]])
+    command = ' '.join(['python -m experiments.benchmark.cycles', *sys.argv[1:]])
     versions = {name: version(name) for name in ('jax', 'jaxlib', 'libtpu')}
     print(json.dumps(found | {'command': command, 'versions': versions}))
     return 0

@@ -1,11 +1,11 @@
 """Measures a first run on folders of images: accuracy beside raw pixels and the random encoder, and CPU time.
 
-    python -m experiments.first_run --data=DIR [--data=DIR ...] [--seeds 0 1 2] --workdirs=WORK --output=FILE \\
-        [--config.FIELD=VALUE ...]
+    python -m experiments.benchmark.first_run --data=DIR [--data=DIR ...] [--seeds 0 1 2] --workdirs=WORK \\
+        --output=FILE [--config.FIELD=VALUE ...]
 
-Each folder is trained on with `configs/folder.py`, in a process for each seed; `experiments/small_sets.py` writes such
-folders. FILE is a JSON list of records, to which those of this command are added; what is in it already, with the same
-fields, is not measured again.
+Each folder is trained on with `configs/folder.py`, in a process for each seed; `small_sets.py` writes such folders.
+FILE is a JSON list of records, to which those of this command are added; what is in it already, with the same fields,
+is not measured again.
 """
 
 import argparse
@@ -31,7 +31,7 @@ TAKEN = (
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The flags, and the fields of the config as 'FIELD=VALUE'. Raises UserError if a flag is wrong."""
-    parser = Parser('python -m experiments.first_run', __doc__)
+    parser = Parser('python -m experiments.benchmark.first_run', __doc__)
     parser.add_argument('--data', type=Path, action='append', required=True, help='folder of images; repeatable')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0])
     parser.add_argument('--workdirs', type=Path, required=True, help='folder for the workdirs of the runs')

@@ -1,4 +1,6 @@
-"""What a step costs the host with each mapper: python -m experiments.mappers [--processes=2 --leaves=709 --rounds=51].
+"""What a step costs the host with each mapper.
+
+    python -m experiments.benchmark.mappers [--processes=2 --leaves=709 --rounds=51]
 
 Starts the processes of a run on this machine, with a CPU device each. Their step adds one to every leaf of a state as
 it is in training: compiled as a run compiles it, and donated from step to step. After a warm-up the mappers take turns,
@@ -69,7 +71,7 @@ def _summary(times: Sequence[tuple[float, float]]) -> dict[str, float]:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parses the flags. Raises UserError if one is unknown or has an invalid value."""
-    parser = Parser('python -m experiments.mappers', __doc__)
+    parser = Parser('python -m experiments.benchmark.mappers', __doc__)
     parser.add_argument('--processes', type=int, default=2, help='number of processes')
     parser.add_argument('--leaves', type=int, default=709, help='number of arrays of the state')
     parser.add_argument('--rounds', type=int, default=51, help='how often to time each mapper')
@@ -103,7 +105,7 @@ def main() -> int:
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         address = '{}:{}'.format(*free.getsockname())
-    itself = [sys.executable, '-m', 'experiments.mappers', *sys.argv[1:], '--place', address]
+    itself = [sys.executable, '-m', 'experiments.benchmark.mappers', *sys.argv[1:], '--place', address]
     environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_force_host_platform_device_count=1'}
     started = [
         subprocess.Popen([*itself, str(index)], env=environment, stdout=subprocess.PIPE, text=True)
@@ -116,7 +118,7 @@ def main() -> int:
     found = json.loads(printed[0].splitlines()[-1])
     for case in found['cases']:
         print('  '.join(f'{name} {value:.3g}' if name != 'mapper' else f'{value:10}' for name, value in case.items()))
-    command = f'python -m experiments.mappers --processes={flags.processes} --leaves={flags.leaves}'
+    command = f'python -m experiments.benchmark.mappers --processes={flags.processes} --leaves={flags.leaves}'
     about = {'command': f'{command} --rounds={flags.rounds}', 'machine': f'{os.cpu_count()} cores of {processor()}'}
     print(json.dumps({'cases': found['cases'], **about, 'versions': found['versions']}))
     return 0

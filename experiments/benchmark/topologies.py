@@ -1,4 +1,6 @@
-"""What a step of ResNet-50 needs on TPU slices that are not here: python -m experiments.topologies --output=FILE.
+"""What a step of ResNet-50 needs on TPU slices that are not here.
+
+    python -m experiments.benchmark.topologies --output=FILE
 
 Compiles the step of `configs/imagenet.py` (both view orders, the hardest quarter of the queue) at a global batch of
 4,096 for each topology, one after the other, and prints a table in Markdown: memory, collectives, and the least times
@@ -71,7 +73,7 @@ def _milliseconds(seconds: float | None) -> str:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parses the flags. Raises UserError if one is unknown or has an invalid value."""
-    parser = Parser('python -m experiments.topologies', __doc__)
+    parser = Parser('python -m experiments.benchmark.topologies', __doc__)
     parser.add_argument('--output', type=Path, required=True, help='JSON file of the reports')
     parser.add_argument('--topologies', nargs='+', default=TOPOLOGIES, help='the topologies, in the order of the table')
     return parser.parse_args(arguments)

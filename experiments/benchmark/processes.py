@@ -1,4 +1,6 @@
-"""What many processes cost process 0 and the supervisor beside it: python -m experiments.processes --count=1024.
+"""What many processes cost process 0 and the supervisor beside it.
+
+    python -m experiments.benchmark.processes --count=1024
 
 Process 0 and the supervisor are real; the others are simulated by one process over the loopback interface: each answers
 the roll call, then sends a heartbeat a second. After `--seconds` one of them disconnects without a word. The program
@@ -152,7 +154,7 @@ def processor_seconds(pid: int) -> float:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parses the flags. Raises UserError if one is unknown or has an invalid value."""
-    parser = Parser('python -m experiments.processes', __doc__)
+    parser = Parser('python -m experiments.benchmark.processes', __doc__)
     parser.add_argument('--count', type=int, default=1024, help='number of processes')
     parser.add_argument('--seconds', type=float, default=20, help='how long to measure the heartbeats')
     return parser.parse_args(arguments)
@@ -170,7 +172,7 @@ def main() -> int:
     for part in ('roll_call', 'heartbeats'):
         for name, value in found[part].items():
             print(f'{part}  {name:35} {value:,.6g}')
-    command = f'python -m experiments.processes --count={flags.count} --seconds={flags.seconds:g}'
+    command = f'python -m experiments.benchmark.processes --count={flags.count} --seconds={flags.seconds:g}'
     machine = f'{os.cpu_count()} cores of {processor()}'
     print(json.dumps(found | {'command': command, 'machine': machine, 'versions': versions()}))
     return 0

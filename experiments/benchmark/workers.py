@@ -1,6 +1,6 @@
 """What many data workers cost: the time to the first batch, and the memory of all processes.
 
-    python -m experiments.workers --workers=64 [--examples=1281167] [--read_ms=0]
+    python -m experiments.benchmark.workers --workers=64 [--examples=1281167] [--read_ms=0]
 
 The set is made up: its index has the columns of a folder of so many images in 1,000 classes, and the files that the
 first batches need are 32 photographs of 500×375 under many names. The memory is the proportional set size (PSS) of this
@@ -118,7 +118,7 @@ def _pss(pid: int) -> float:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parses the flags. Raises UserError if one is unknown, or the set so small that an image would come twice."""
-    parser = Parser('python -m experiments.workers', __doc__)
+    parser = Parser('python -m experiments.benchmark.workers', __doc__)
     parser.add_argument('--workers', type=int, default=64)
     parser.add_argument('--examples', type=int, default=1_281_167)
     parser.add_argument('--read_ms', type=float, default=0.0, help='milliseconds added to the reading of a file')
@@ -156,7 +156,7 @@ def main() -> int:
             stages = {'before': before, 'first_batch': after, 'all_ready': measure()}
             digest = hashlib.sha256(first.examples).hexdigest()
     case: dict[str, Any] = vars(flags) | found | stages | {'images_per_second': rate, 'first_batch_sha256': digest}
-    about: dict[str, Any] = {'command': f'python -m experiments.workers {" ".join(sys.argv[1:])}'.strip()}
+    about: dict[str, Any] = {'command': f'python -m experiments.benchmark.workers {" ".join(sys.argv[1:])}'.strip()}
     about |= {'machine': f'{os.cpu_count()} cores of {processor()}', 'versions': versions()}
     print(json.dumps(case | about))
     return 0

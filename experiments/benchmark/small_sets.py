@@ -1,6 +1,6 @@
 """Writes small labelled folders of images, to try a first run as a new user would.
 
-    python -m experiments.small_sets --set=cifar10 --train=3000 --test=1000 --data_dir=TFDS --output=DIR
+    python -m experiments.benchmark.small_sets --set=cifar10 --train=3000 --test=1000 --data_dir=TFDS --output=DIR
 
 Each folder has `train/CLASS` and `test/CLASS` with PNG files of the images' own size, equally many of each class, drawn
 with seed 0 from the two splits of the set. `cifar100` has the first ten of its classes, and `photo_patches` the first
@@ -25,7 +25,7 @@ SETS = ('cifar10', 'cifar100', 'fashion_mnist', 'photo_patches')
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = Parser('python -m experiments.small_sets', __doc__)
+    parser = Parser('python -m experiments.benchmark.small_sets', __doc__)
     parser.add_argument('--set', choices=SETS, required=True)
     parser.add_argument('--train', type=int, default=3000, help='images for training')
     parser.add_argument('--test', type=int, default=1000, help='images for testing')

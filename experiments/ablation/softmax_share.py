@@ -1,6 +1,6 @@
 """Measures which share of the softmax the hardest negatives hold, and so how much selecting them can change.
 
-    python experiments/softmax_share.py --workdir=DIR [--workdir=DIR ...]
+    python -m experiments.ablation.softmax_share --workdir=DIR [--workdir=DIR ...]
 
 For finished runs with a queue, the program prints the share of the sum of exp(s/τ) over a query's negatives that the
 hardest 1/64 to 1/2 of them hold. It averages over `IMAGES` training images, with the encoders in evaluation mode, at
@@ -30,7 +30,7 @@ TIMES = (1, 2, 4)
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parses the flags. Raises UserError if one is unknown or missing."""
-    parser = Parser('python experiments/softmax_share.py', __doc__)
+    parser = Parser('python -m experiments.ablation.softmax_share', __doc__)
     parser.add_argument('--workdir', action='append', required=True, help='folder of a finished run; may be repeated')
     return parser.parse_args(arguments)
 

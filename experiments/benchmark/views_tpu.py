@@ -1,4 +1,6 @@
-"""What the views of a batch at 224 pixels cost on a TPU, by libtpu's compiler: python -m experiments.views_tpu
+"""What the views of a batch at 224 pixels cost on a TPU, by libtpu's compiler.
+
+    python -m experiments.benchmark.views_tpu
 
 It compiles two views of 64 images ahead of time, from crops that the host has made, for one chip of a topology: as
 views of large images are made, and as those of small ones are. No TPU is needed, only libtpu. The cycles are the
@@ -23,7 +25,7 @@ PAIRS, SIZE = 64, 224
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parses the flags. Raises UserError if one is unknown."""
-    parser = Parser('python -m experiments.views_tpu', __doc__)
+    parser = Parser('python -m experiments.benchmark.views_tpu', __doc__)
     parser.add_argument('--topology', default='v5e:2x2')
     parser.add_argument('--presets', nargs='+', default=['moco_v2', 'moco_v3'])
     return parser.parse_args(arguments)
@@ -57,7 +59,8 @@ def main() -> int:
             case |= {'bytes': round((compiled.cost_analysis() or {})['bytes accessed'])}
             cases.append(case)
             print(case, flush=True)
-    about = {'command': 'python -m experiments.views_tpu', 'device': device.device_kind, 'pairs': PAIRS, 'size': SIZE}
+    command = 'python -m experiments.benchmark.views_tpu'
+    about = {'command': command, 'device': device.device_kind, 'pairs': PAIRS, 'size': SIZE}
     print(json.dumps({'cases': cases} | about | {'versions': versions() | {'libtpu': _version()}}))
     return 0
 
