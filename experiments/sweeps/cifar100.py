@@ -1,1 +1,26 @@
-"""MoCo and the full method on CIFAR-100, each with its best settings of `cifar100_settings.py`, at four times its length."""
+"""MoCo and the full method on CIFAR-100, each with its best settings of `cifar100_settings.py`, four times as long."""
+
+from experiments.ablation.sweep import Arm, Sweep
+from experiments.sweeps.shared.cifar10 import MORE_SEEDS
+from experiments.sweeps.shared.cifar100 import BASE, CONFIG, METHODS, fields
+
+SETTINGS = {'moco': (128, 4096, 0.03), 'full': (128, 4096, 0.06)}
+"""Keys that enter the queue in a step, size of the queue, learning rate."""
+MEASURED_EPOCHS = 4
+"""One-way epochs between two points of the curves; both view orders take as many passes in half as many."""
+
+
+def get_sweep() -> Sweep:
+    return Sweep(
+        title='MoCo and the full method on CIFAR-100, 800,000 passes',
+        config=CONFIG,
+        base=(*BASE, 'checkpoint.every_steps=500'),
+        arms=tuple(
+            Arm(method, (*fields(method, *SETTINGS[method]), f'monitor.every_epochs={MEASURED_EPOCHS // orders}'))
+            for method, (orders, _) in METHODS.items()
+        ),
+        baseline='moco',
+        seeds=tuple(seed + 30 for seed in MORE_SEEDS),
+        budget=800_000,
+        measure='probe',
+    )

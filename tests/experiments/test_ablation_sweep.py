@@ -125,7 +125,10 @@ def test_plans_that_cannot_be(arms: list[Arm], overrides: list[str], budget: int
     [
         ('def get_sweep(:', 'SyntaxError'),
         ('def get_sweep(): return 3', 'must return'),
-        ('def get_sweep(): return SWEEP((Arm("a"),), "a", measure="map")', "measure 'map' is not one of: knn, probe, sts"),
+        (
+            'def get_sweep(): return SWEEP((Arm("a"),), "a", measure="map")',
+            "measure 'map' is not one of: knn, probe, sts",
+        ),
         ('def get_sweep(): return SWEEP((Arm("a b"),), "a b")', "arm 'a b'"),
         ('def get_sweep(): return SWEEP((Arm("a"), Arm("a")), "a")', 'names must be unique'),
         ('def get_sweep(): return SWEEP((Arm("a"),), "b")', "baseline 'b' is not one of the arms: a"),
