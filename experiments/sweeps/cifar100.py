@@ -4,7 +4,7 @@ from experiments.ablation.sweep import Arm, Sweep
 from experiments.sweeps.shared.cifar10 import MORE_SEEDS
 from experiments.sweeps.shared.cifar100 import BASE, CONFIG, METHODS, fields
 
-SETTINGS = {'moco': (128, 4096, 0.03), 'full': (128, 4096, 0.06)}
+SETTINGS = {'moco': (32, 1024, 0.0075), 'full': (32, 1024, 0.0075)}
 """Keys that enter the queue in a step, size of the queue, learning rate."""
 MEASURED_EPOCHS = 4
 """One-way epochs between two points of the curves; both view orders take as many passes in half as many."""
@@ -14,7 +14,7 @@ def get_sweep() -> Sweep:
     return Sweep(
         title='MoCo and the full method on CIFAR-100, 800,000 passes',
         config=CONFIG,
-        base=(*BASE, 'checkpoint.every_steps=500'),
+        base=(*BASE, 'checkpoint.every_steps=2000'),
         arms=tuple(
             Arm(method, (*fields(method, *SETTINGS[method]), f'monitor.every_epochs={MEASURED_EPOCHS // orders}'))
             for method, (orders, _) in METHODS.items()
