@@ -1,11 +1,12 @@
 """What a step costs the host with each mapper.
 
-    python -m experiments.benchmark.mappers [--processes=2 --leaves=709 --rounds=51]
+    python -m experiments.benchmark.mappers [--mappers shard_map] [--processes=2 --leaves=709 --rounds=51]
 
 Starts the processes of a run on this machine, with a CPU device each. Their step adds one to every leaf of a state as
 it is in training: compiled as a run compiles it, and donated from step to step. After a warm-up the mappers take turns,
-one call each in a round. The program prints the median and the smallest time until a call returns to process 0, and of
-the processor time of its main thread. The last line is JSON.
+one call each in a round; a mapper alone finds its code and data in the processor's caches, as it does in a run. The
+program prints the median and the smallest time until a call returns to process 0, and of the processor time of its main
+thread. The last line is JSON.
 """
 
 import argparse
@@ -25,10 +26,11 @@ from dualcl_jax.system.machine import processor
 from dualcl_jax.system.versions import versions
 
 Cases = list[dict[str, Any]]
+NAMES = 'pmap', 'shard_map'
 
 
-def measure(leaves: int, rounds: int) -> Cases:
-    """Times the calls of a step in the processes that are joined. Every process must call it."""
+def measure(names: Sequence[str], leaves: int, rounds: int) -> Cases:
+    """Times the calls of a step by the named mappers in the processes that are joined. Every process must call it."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -39,7 +41,7 @@ def measure(leaves: int, rounds: int) -> Cases:
         return jax.tree.map(lambda leaf: leaf + 1.0, state), jax.lax.pmean(batch.sum(), AXIS)
 
     mesh = device_mesh()
-    mappers: dict[str, Mapper] = {name: mapper(mesh) for name, mapper in MAPPERS.items()}
+    mappers: dict[str, Mapper] = {name: MAPPERS[name](mesh) for name in names}
     batch = np.zeros((len(mesh.local_devices), 8), np.float32)
     shape = jax.ShapeDtypeStruct((mesh.size, 8), jnp.float32)
     state = replicate([np.zeros(8, np.float32) for _ in range(leaves)], mesh)
@@ -72,6 +74,7 @@ def _summary(times: Sequence[tuple[float, float]]) -> dict[str, float]:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parses the flags. Raises UserError if one is unknown or has an invalid value."""
     parser = Parser('python -m experiments.benchmark.mappers', __doc__)
+    parser.add_argument('--mappers', nargs='+', choices=NAMES, default=NAMES, help='the mappers that take turns')
     parser.add_argument('--processes', type=int, default=2, help='number of processes')
     parser.add_argument('--leaves', type=int, default=709, help='number of arrays of the state')
     parser.add_argument('--rounds', type=int, default=51, help='how often to time each mapper')
@@ -91,7 +94,7 @@ def one_process(flags: argparse.Namespace) -> int:
         start(None, None, None, several=False)
     else:
         start(flags.place[0], flags.processes, int(flags.place[1]))
-    cases = measure(flags.leaves, flags.rounds)
+    cases = measure(flags.mappers, flags.leaves, flags.rounds)
     if flags.place[1] == '0':
         print(json.dumps({'cases': cases, 'versions': versions()}))
     return 0
@@ -118,8 +121,8 @@ def main() -> int:
     found = json.loads(printed[0].splitlines()[-1])
     for case in found['cases']:
         print('  '.join(f'{name} {value:.3g}' if name != 'mapper' else f'{value:10}' for name, value in case.items()))
-    command = f'python -m experiments.benchmark.mappers --processes={flags.processes} --leaves={flags.leaves}'
-    about = {'command': f'{command} --rounds={flags.rounds}', 'machine': f'{os.cpu_count()} cores of {processor()}'}
+    command = ' '.join(['python -m experiments.benchmark.mappers', *sys.argv[1:]])
+    about = {'command': command, 'machine': f'{os.cpu_count()} cores of {processor()}'}
     print(json.dumps({'cases': found['cases'], **about, 'versions': found['versions']}))
     return 0
 
