@@ -1,5 +1,6 @@
 """The site and the README: generated pages are complete, links hold, and both render without a warning."""
 
+import importlib
 import os
 import re
 import subprocess
@@ -112,13 +113,14 @@ def test_readme_links_on_an_index() -> None:
     assert [link for link in LINK.findall(text) if '://' not in link and not link.startswith('#')] == []
 
 
-def test_picture_of_the_method(tmp_path: Path) -> None:
-    """It is drawn by its script; pixels may differ by fonts."""
-    import draw_method
+@pytest.mark.parametrize('name', ['method', 'accuracy'])
+def test_pictures(tmp_path: Path, name: str) -> None:
+    """Each is drawn by its script; pixels may differ by fonts."""
     from PIL import Image
 
-    draw_method.draw(tmp_path / 'method.png')
-    with Image.open(tmp_path / 'method.png') as drawn, Image.open(DOCS / 'method.png') as stored:
+    script = importlib.import_module({'method': 'draw_method', 'accuracy': 'draw_results'}[name])
+    script.draw(tmp_path / 'drawn.png')
+    with Image.open(tmp_path / 'drawn.png') as drawn, Image.open(DOCS / f'{name}.png') as stored:
         assert abs(drawn.width - stored.width) < 40
         assert abs(drawn.height - stored.height) < 40
 
