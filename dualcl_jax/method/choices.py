@@ -84,7 +84,7 @@ CPU = Scale(
     batch_size=32,
     rate=0.015,
     queue=1024,
-    images=350_000,
+    images=300_000,
     epochs=(10, 400),
 )
 ACCELERATOR = Scale(
