@@ -106,7 +106,7 @@ _MOCO_V3_SECOND = ViewSpec(saturation=0.2, blur_probability=0.1, solarize_probab
 _MOCO_CIFAR = ViewSpec(crop_scale=(0.08, 1.0), blur_probability=0.0)
 _SMALL = ViewSpec(crop_scale=(0.5, 1.0), blur_probability=0.0)
 _SMALL_GRAY = ViewSpec(
-    crop_scale=(0.7, 1.0),
+    crop_scale=(0.4, 1.0),
     brightness=0.8,
     contrast=0.8,
     saturation=0.0,
