@@ -108,13 +108,11 @@ def _describe_probe(config: dict[str, Any]) -> str:
 
 def _read_probe(summary: dict[str, Any], evaluated: Evaluated) -> dict[str, Any]:
     """As `_read_knn`, with the accuracies of linear probes."""
-    by_protocol: dict[str, list[dict[str, Any]]] = {'knn': [], 'linear': []}
-    for record in evaluated:
-        by_protocol[record['protocol']].append(record)
-    test = {found['layer']: found['value'] for found in by_protocol['linear']}
-    return _read_knn(summary, by_protocol['knn']) | {
-        'test_linear_backbone': test.get('backbone'),
-        'test_linear_projection': test.get('projection'),
+    knn = [found for found in evaluated if found['protocol'] == 'knn']
+    linear = {found['layer']: found['value'] for found in evaluated if found['protocol'] == 'linear'}
+    return _read_knn(summary, knn) | {
+        'test_linear_backbone': linear.get('backbone'),
+        'test_linear_projection': linear.get('projection'),
     }
 
 
