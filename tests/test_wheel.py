@@ -42,6 +42,18 @@ except dualcl_jax.UserError as error:
 """
 
 
+LOADS = """
+import sys
+sys.modules['configs'] = None  # the top-level folder, which an editable installation may add to the path
+from dualcl_jax import configs
+from dualcl_jax.system.config import load_config
+assert configs.__file__.startswith(sys.argv[1])
+for name in configs.names():
+    load_config(name)
+    print(name)
+"""
+
+
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of a copy of the checkout."""
@@ -77,6 +89,21 @@ def test_contents(wheel: Path) -> None:
     readme = metadata.get_payload()
     assert 'pip install' in readme
     assert WRITES.findall(readme) == []  # a package index has no files beside the text
+
+
+def test_every_config_loads_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / 'site')
+    done = subprocess.run(
+        [sys.executable, '-c', LOADS, str(tmp_path / 'site')],
+        cwd=tmp_path,
+        env=os.environ | {'PYTHONPATH': str(tmp_path / 'site'), 'JAX_PLATFORMS': 'cpu'},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == configs.names()
 
 
 @pytest.mark.slow
