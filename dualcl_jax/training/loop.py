@@ -72,21 +72,22 @@ def train(
             return True
         console.facts(summary.header(plan, state.params, run.past.damaged))
         console.start(plan.total_steps, plan.start_step)
+        state = run.mapper.put_state(state)  # drops the global state, so that the devices hold one state and not two
         with missing_is_away(plan.folder):
             return _train(run, state, console, stop, heartbeat, traced_steps)
 
 
-def _train(
-    run: Run, state: TrainState, console: Console, stop: StopSignal, heartbeat: Heartbeat, traced_steps: int
-) -> bool:
-    """The steps that are left, and the files of a complete run; see `train`."""
+def _train(run: Run, state: Any, console: Console, stop: StopSignal, heartbeat: Heartbeat, traced_steps: int) -> bool:
+    """Takes the remaining steps, and writes the files of a complete run; see `train`.
+
+    `state` is in the form of the run's mapper. The first step reuses its buffers.
+    """
     plan = run.plan
     tracker = Tracker(plan.config.log.tracker if run.writes else '', plan.folder, plan.config, plan.total_steps)
     log = MetricsLog(plan.folder, plan.start_step, writes=run.writes, waiting=run.past.waiting, tracker=tracker)
     step = plan.start_step
     heartbeat.enter('compile', step + 1, settled=step)
-    step_fn = _compile(run, state, log)
-    state = run.mapper.put_state(state)  # the step may reuse its buffers, so nothing else may refer to them
+    step_fn = _compile(run, run.mapper.global_state(state), log)
     loader = _loader(run)
     in_flight, save_schedule = InFlight(run, log, console, loader), run.save_schedule()
     trace = Trace(str(plan.folder / 'profile'), plan.start_step, traced_steps)

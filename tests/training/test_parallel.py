@@ -3,8 +3,10 @@
 import contextlib
 import functools
 import os
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,11 +14,24 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import Mesh
 
+from dualcl_jax import main
 from dualcl_jax.data.images.source import image_source
 from dualcl_jax.data.loader import Batch, make_batch
 from dualcl_jax.system.devices import MAPPERS, device_mesh, process_rows, replicate, to_host
+from dualcl_jax.training.in_flight import InFlight
 from tests.support.image_folders import named, write_images
-from tests.support.runs import Trainer, checkpoints, column, finish, free_port, killed_at_last, records, summary
+from tests.support.runs import (
+    QUICK,
+    Finished,
+    Trainer,
+    checkpoints,
+    column,
+    finish,
+    free_port,
+    killed_at_last,
+    records,
+    summary,
+)
 
 STEPS = 20
 REFERENCE = {'all': 'all-pmap-1', 'top_k': 'top_k-pmap-1'}
@@ -200,3 +215,28 @@ def test_processes_on_a_folder_measure_what_one_does(trainer: Trainer, tmp_path:
     caches = [next((tmp_path / f'cache{index}').rglob('*.npz')).read_bytes() for index in range(2)]
     assert caches[0] == caches[1]
     assert not (tmp_path / 'two' / '.from_process_0').exists()
+
+
+@pytest.mark.parametrize('mapper', MAPPERS)
+def test_the_devices_hold_one_state(
+    in_process: Callable[..., Finished], trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mapper: str
+) -> None:
+    """The global state that a run starts from is freed when the mapper has its own."""
+    given, alive = list[weakref.ref[jax.Array]](), list[int]()
+    put, add = MAPPERS[mapper].put_state, InFlight.add
+
+    def put_state(self: Any, state: Any) -> Any:
+        given.extend(weakref.ref(leaf) for leaf in jax.tree.leaves(state))
+        return put(self, state)
+
+    def add_step(self: InFlight, *arguments: Any) -> None:
+        alive.append(sum(leaf() is not None for leaf in given))
+        add(self, *arguments)
+
+    monkeypatch.setattr(MAPPERS[mapper], 'put_state', put_state)
+    monkeypatch.setattr(InFlight, 'add', add_step)
+    fields = (f'data.path={trainer.data}', f'parallel.mapper={mapper}', 'train.steps=3')
+    flags = (f'--config={QUICK}', f'--workdir={tmp_path / "run"}', *(f'--config.{field}' for field in fields))
+    assert in_process(main.main, *flags).status == 0
+    assert given
+    assert alive == [0, 0, 0]
