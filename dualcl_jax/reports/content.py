@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -55,9 +56,7 @@ def describe(run: Subject, samples: Samples) -> Content:
         facts['ran on'] = ', '.join(f'{name} {run.versions[name]}' for name in ('device', 'python', 'jax'))
     predictions = _predictions(run, samples, missing)
     selector = build_selector(run.config.negatives.selector, run.config.negatives.skip)
-    method = dataclasses.replace(
-        run.method, select=selector
-    )  # selects from the whole queue, even if the run's was sharded
+    method = dataclasses.replace(run.method, select=selector)  # a queue that was sharded is whole here
     queue = negatives_of(method, run.state, train, run.config.train.batch_size)
     count = _selected_count(run)
     losses = image_losses(
@@ -107,57 +106,56 @@ def describe(run: Subject, samples: Samples) -> Content:
 
 def _numbers(run: Subject) -> list[dict[str, str]]:
     """The numbers at the top of the page, each with name, value and remark. Omits those that were not measured."""
-
     start = next((record for record in run.records if record['step'] == 0), dict[str, Any]())
-
-    def last(name: str) -> float | None:
-        found = (record[name] for record in reversed(run.records) if record['step'] and record.get(name) is not None)
-        return next(found, None)
-
-    found: list[dict[str, str]] = []
-
-    def written(value: float, form: str) -> str:
-        if form.endswith(TIMES):
-            return form.removesuffix(TIMES).format(100 * value)
-        return form.format(100 * value if form.endswith('%') else value)
-
-    def add(name: str, value: float | None, form: str, remark: str = '') -> None:
-        if value is not None:
-            found.append({'name': name, 'value': written(value, form), 'remark': remark})
-
-    def beside(name: str, form: str, value: float | None) -> str:
-        return '' if value is None else f'{name} {written(value, form)}'
-
+    last = partial(_last, run.records)
     knn, percent = f'k {run.config.monitor.k}, τ {run.config.monitor.temperature:g}', '{:.1f} %'
-    add('kNN, backbone', last(KNN_BACKBONE), percent, knn)
-    add('kNN, projection', last('monitor/knn_top1_projection'), percent, knn)
+    spearman, times = f'Spearman{TIMES}', '{:.1f}' + TIMES
     origin = 'the encoder it starts from' if run.config.init_from else 'random encoder'
-    add('kNN, before training', start.get(KNN_BACKBONE), percent, origin)
     kind = run.splits.train.kind
     raw = {IMAGES: 'raw pixels', TEXT: 'bag of words'}.get(kind, 'raw values')
-    add(f'kNN, {raw}', start.get('monitor/knn_top1_raw_pixels'), percent, 'no encoder')
-    spearman, times = f'Spearman{TIMES}', '{:.1f}' + TIMES
-    add('STS-B dev, backbone', last(STS_BACKBONE), times, spearman)
-    add('STS-B dev, projection', last(STS_PROJECTION), times, spearman)
-    add('STS-B dev, before training', start.get(STS_BACKBONE), times, origin)
-    add('STS-B dev, TF-IDF', start.get(STS_TF_IDF), times, 'no encoder')
-    add('contrastive loss', last('train/loss'), '{:.3f}', beside('chance', '{:.2f}', last('train/loss_chance')))
-    add(
-        'same-class negatives',
-        last('train/false_negative_rate'),
-        percent,
-        beside('in all of the queue', percent, last('train/same_class_rate')),
-    )
-    add('effective rank', last('train/effective_rank'), '{:.1f}', f'of {run.method.dim}, queries')
-    add(
-        'images a second' if kind == IMAGES else 'examples a second',
-        last('time/images_per_second'),
-        '{:,.0f}',
-        'in training',
-    )
+    chance = _beside('chance', '{:.2f}', last('train/loss_chance'))
+    of_queue = _beside('in all of the queue', percent, last('train/same_class_rate'))
+    rate = 'images a second' if kind == IMAGES else 'examples a second'
+    measured: list[tuple[str, float | None, str, str]] = [
+        ('kNN, backbone', last(KNN_BACKBONE), percent, knn),
+        ('kNN, projection', last('monitor/knn_top1_projection'), percent, knn),
+        ('kNN, before training', start.get(KNN_BACKBONE), percent, origin),
+        (f'kNN, {raw}', start.get('monitor/knn_top1_raw_pixels'), percent, 'no encoder'),
+        ('STS-B dev, backbone', last(STS_BACKBONE), times, spearman),
+        ('STS-B dev, projection', last(STS_PROJECTION), times, spearman),
+        ('STS-B dev, before training', start.get(STS_BACKBONE), times, origin),
+        ('STS-B dev, TF-IDF', start.get(STS_TF_IDF), times, 'no encoder'),
+        ('contrastive loss', last('train/loss'), '{:.3f}', chance),
+        ('same-class negatives', last('train/false_negative_rate'), percent, of_queue),
+        ('effective rank', last('train/effective_rank'), '{:.1f}', f'of {run.method.dim}, queries'),
+        (rate, last('time/images_per_second'), '{:,.0f}', 'in training'),
+    ]
+    found = [
+        {'name': name, 'value': _written(value, form), 'remark': remark}
+        for name, value, form, remark in measured
+        if value is not None
+    ]
     if run.records:
         found.append({'name': 'time', 'value': duration(run.records[-1]['wall_time_s']), 'remark': 'with evaluation'})
     return found
+
+
+def _last(records: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    """The newest value of a metric after the start; None if it was not measured."""
+    found = (record[name] for record in reversed(records) if record['step'] and record.get(name) is not None)
+    return next(found, None)
+
+
+def _written(value: float, form: str) -> str:
+    """Formats a value; `form` ends with '%' or `TIMES` if the value is shown a hundred times as large."""
+    if form.endswith(TIMES):
+        return form.removesuffix(TIMES).format(100 * value)
+    return form.format(100 * value if form.endswith('%') else value)
+
+
+def _beside(name: str, form: str, value: float | None) -> str:
+    """A remark with another number; empty if that was not measured."""
+    return '' if value is None else f'{name} {_written(value, form)}'
 
 
 def _series(records: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
@@ -262,7 +260,7 @@ def _neighbours(run: Subject, samples: Samples, shown: Shown) -> list[Content]:
 
 
 def _anchor(run: Subject, anchor: Anchor, shown: Shown) -> Content:
-    """An anchor with what is shown of its negatives; of a negative without an example, that is nothing."""
+    """An anchor, and what is shown of its negatives: nothing for a negative without an example."""
     train = run.splits.train
     (example,) = shown.show(train, np.array([anchor.image]))
     fields = dataclasses.asdict(anchor)

@@ -2,12 +2,13 @@
 
 `jax.lax.top_k` sorts (on TPU, the whole row). A loss over a set of negatives needs only the set, not its order, and the
 set follows from a comparison with a threshold. Counting the entries above a guess takes one pass over a row. Cosine
-similarities are approximately normally distributed, which makes the first guess good, and the counts make the next ones
-better: for most rows the search takes about six passes where bisection takes thirty, for 64 rows about seventeen, and
-with eight guesses in a pass six. The algorithm is this project's own.
+similarities are approximately normally distributed, which makes the first guess good, and the counts improve the next
+ones. For most rows the search takes about six passes, where bisection takes thirty. For 64 rows it takes about
+seventeen passes, or six with eight guesses in each pass. The algorithm is this project's own.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -19,31 +20,31 @@ from jax.scipy.stats import norm
 SAMPLE = 2048
 """Number of entries of a row on which the first guess is based."""
 BISECT_EVERY = 4
-"""One in this many passes divides the bracket evenly, whatever the distribution: at most 32 of them end a search."""
+"""One in this many passes divides the bracket evenly, whatever the distribution. At most 32 of them end a search."""
 PROBES = 1
-"""How many guesses for each row one pass counts."""
+"""The number of guesses for each row in one pass."""
 TPU_PROBES = 8
-"""The same on TPUs, where eight cost as much as one by libtpu's estimate, and sixteen 1.7 times as much. The result is
-the same."""
+"""`PROBES` on TPUs, where eight guesses cost as much as one by libtpu's estimate, and sixteen 1.7 times as much. The
+result is the same."""
 CPU_FOLDS = 16
-"""On CPUs, the entries of so many equal parts of a row are compared and added to each other first.
+"""On CPUs, a row is divided into this many equal parts, whose entries are first compared and added to each other.
 
 XLA:CPU writes the comparisons of a sum along rows to memory and reads them again. Sums of parts are one vectorized
 loop: a pass over 16 rows of 4,096 entries takes 4 instead of 20 µs (CPU time, a Xeon with AVX-512)."""
 FIRST_ERROR = 0.1
 """The error of the first guess, in standard deviations, that the probes of the first pass should cover."""
 ERROR = 1.5
-"""The error of a guess between two values with n entries between them, in √n entries, that the probes should cover."""
+"""The error of a guess in a bracket with n entries, in units of √n entries, that the probes should cover."""
 LEAN = 0.5
-"""How far beyond the expected place a single guess aims, in standard deviations of its count: then the k-th largest
-most likely lies between this guess and the nearer end of the bracket."""
+"""How far beyond the expected place a single guess aims, in standard deviations of its count. The k-th largest entry
+then most likely lies between this guess and the nearer end of the bracket."""
 
 
 class _Bracket(NamedTuple):
     """For each row [b]: at least k entries reach `lower`, fewer reach `upper`; both are ordered integers.
 
-    `at_lower`, `at_upper`: how many entries reach them. `guess`: where the next probes are, `apart` float32 from each
-    other. `turn`: [] number of passes so far.
+    `at_lower`, `at_upper`: how many entries reach them. `guess`: the place of the next probes, which are `apart`
+    (float32) from each other. `turn`: [] number of passes so far.
     """
 
     lower: jax.Array
@@ -56,7 +57,7 @@ class _Bracket(NamedTuple):
 
 
 def largest(values: jax.Array, k: int | jax.Array, axis_name: str | None = None) -> jax.Array:
-    """Which entries of each row are its k largest: the set that `jax.lax.top_k` finds.
+    """Marks the k largest entries of each row: the set that `jax.lax.top_k` finds.
 
     Args:
       values: [B, K] float32, -inf for entries that may not be chosen; no NaN.
@@ -64,8 +65,8 @@ def largest(values: jax.Array, k: int | jax.Array, axis_name: str | None = None)
       axis_name: name of the mapped axis if rows lie on its devices, K/n columns on each in order.
 
     Returns:
-      [B, K] bool, with k true entries per row, or all entries that may be chosen if they are fewer. Of equal entries
-      the one with the lower index is chosen.
+      [B, K] bool, with k true entries per row, or all entries that may be chosen if they are fewer. Of equal entries,
+      those with lower indices are chosen.
 
     Example:
       >>> largest(jnp.array([[0.1, 0.9, 0.5], [0.3, -jnp.inf, -jnp.inf]]), 2).tolist()
@@ -78,7 +79,7 @@ def largest(values: jax.Array, k: int | jax.Array, axis_name: str | None = None)
 
 
 def _boundary(values: jax.Array, k: int | jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """For each row [b]: entries that reach `upper` are chosen, and those that reach `lower` up to the index `last`."""
+    """Finds (lower, upper, last) [b]: entries >= upper are chosen, and those >= lower up to the index `last`."""
     found = jax.lax.platform_dependent(
         values,
         jnp.asarray(k, jnp.int32),
@@ -110,90 +111,124 @@ def _boundary(values: jax.Array, k: int | jax.Array, axis_name: str | None) -> t
 def _search(values: jax.Array, k: jax.Array, axis_name: str | None, probes: int, folds: int = 1) -> _Bracket:
     """Narrows the bracket of every row until min(k, allowed) entries reach `lower`, or no value lies in the bracket.
 
-    Each pass over the values counts the entries that reach each of `probes` values of a row. The next ones follow from
-    the counts: linearly between the ends of the bracket, or, while it is open at an end, from the normal density.
+    Each pass over the values counts the entries that reach each of `probes` values of a row. The next values follow
+    from the counts: linearly between the ends of the bracket, or, while it is open at an end, from the normal density.
     """
     rows, columns = values.shape
-
-    def on_all_devices(sums: jax.Array) -> jax.Array:
-        return sums if axis_name is None else jax.lax.psum(sums, axis_name)
-
-    def count(thresholds: jax.Array) -> jax.Array:
-        """How many entries of each row reach its thresholds: [b, n] int32."""
-        each = [_count(values, column, folds) for column in thresholds.T]
-        return on_all_devices(jnp.stack(each, axis=1))
-
-    allowed = count(jnp.full((rows, 1), jnp.finfo(jnp.float32).min))[:, 0]
+    reaching = partial(_count_reaching, values, axis_name=axis_name, folds=folds)
+    allowed = reaching(jnp.full((rows, 1), jnp.finfo(jnp.float32).min))[:, 0]
     wanted = jnp.minimum(k, allowed)
-    sample = values[:, :: -(-columns // SAMPLE)]
-    weights = (sample > -jnp.inf).astype(jnp.float32)
-    finite = jnp.where(sample > -jnp.inf, sample, 0.0)
-    total, sum_ = on_all_devices(jnp.stack([weights.sum(axis=1), finite.sum(axis=1)]))
-    total = jnp.maximum(total, 1.0)
-    mean = sum_ / total
-    squares = on_all_devices((weights * (finite - mean[:, None]) ** 2).sum(axis=1))
-    spread = jnp.sqrt(squares / total)
-    bottom, top = jnp.full((rows,), _BOTTOM, jnp.int32), jnp.full((rows,), _TOP, jnp.int32)
+    mean, spread = _moments(values[:, :: -(-columns // SAMPLE)], axis_name)
     aim = -ndtri((wanted.astype(jnp.float32) + 0.5) / (allowed.astype(jnp.float32) + 1.0))
     density = allowed.astype(jnp.float32) * norm.pdf(aim) / spread
-    places = jnp.arange(probes, dtype=jnp.int32)[None, :]
-    from_middle = places.astype(jnp.float32) - (probes - 1) / 2
-
-    def open_(bracket: _Bracket) -> jax.Array:
-        return (bracket.at_lower != wanted) & (bracket.upper - 1 > bracket.lower)
-
-    def probe(bracket: _Bracket) -> jax.Array:
-        """Values inside the bracket, in ascending order: around the guess, or now and then evenly spaced. [b, n]"""
-        lower, upper = bracket.lower[:, None], bracket.upper[:, None]
-        around = _float(bracket.guess)[:, None] + from_middle * bracket.apart[:, None]
-        evenly = lower + (places + 1) * (upper // (probes + 1) - lower // (probes + 1))
-        halves = (bracket.turn > 0) & (bracket.turn % BISECT_EVERY == 0)
-        return jnp.clip(jnp.where(halves, evenly, _ordered(around)), lower + 1, upper - 1)
-
-    def narrow(bracket: _Bracket) -> _Bracket:
-        probed = probe(bracket)
-        reached = count(_float(probed))
-        enough, open_row = reached >= wanted[:, None], open_(bracket)
-        raises, lowers = open_row[:, None] & enough, open_row[:, None] & ~enough
-        lower = jnp.maximum(bracket.lower, jnp.where(raises, probed, _BOTTOM).max(axis=1))
-        at_lower = jnp.minimum(bracket.at_lower, jnp.where(raises, reached, allowed[:, None]).min(axis=1))
-        upper = jnp.minimum(bracket.upper, jnp.where(lowers, probed, _TOP).min(axis=1))
-        at_upper = jnp.maximum(bracket.at_upper, jnp.where(lowers, reached, 0).max(axis=1))
-        left, right = _float(lower), _float(upper)
-        above, below = (at_lower - wanted).astype(jnp.float32), (wanted - at_upper).astype(jnp.float32)
-        inside = jnp.maximum(above + below, 1.0)
-        share = (above + 0.5) / inside
-        lean = LEAN * jnp.sqrt(jnp.maximum(share * (1.0 - share), 0.0) / inside) if probes == 1 else 0.0
-        share = jnp.clip(share + jnp.where(share < 0.5, lean, -lean), 0.02, 0.98)
-        down, up = (right - _beyond(below) / density), (left + _beyond(above) / density)
-        closed = (lower > bottom) & (upper < top)
-        between = left + (right - left) * share
-        guess = _ordered(jnp.where(closed, between, jnp.where(upper < top, down, up)))
-        error = jnp.where(closed, ERROR / jnp.sqrt(inside) * (right - left), FIRST_ERROR * spread)
-        return _Bracket(lower, upper, at_lower, at_upper, guess, 2.0 * error / probes, bracket.turn + 1)
-
     start = _Bracket(
-        bottom,
-        top,
+        jnp.full((rows,), _BOTTOM, jnp.int32),
+        jnp.full((rows,), _TOP, jnp.int32),
         allowed,
         jnp.zeros_like(allowed),
         _ordered(mean + spread * aim),
         2.0 * FIRST_ERROR * spread / probes,
         jnp.zeros((), jnp.int32),
     )
-    return jax.lax.while_loop(lambda bracket: open_(bracket).any(), narrow, start)
+    search = _Search(reaching, allowed, wanted, spread, density, probes)
+    return jax.lax.while_loop(lambda bracket: search.is_open(bracket).any(), search.narrow, start)
+
+
+class _Search(NamedTuple):
+    """What stays the same during a search in b rows.
+
+    Attributes:
+      reaching: a function of thresholds [b, n] that counts the entries of each row that reach them, [b, n] int32.
+      allowed: [b] int32, how many entries may be chosen.
+      wanted: [b] int32, how many are chosen.
+      spread: [b] float32, the standard deviation of a row.
+      density: [b] float32, how many entries there are per unit near the boundary if a row is normally distributed.
+      probes: how many thresholds one pass counts for each row.
+    """
+
+    reaching: Callable[[jax.Array], jax.Array]
+    allowed: jax.Array
+    wanted: jax.Array
+    spread: jax.Array
+    density: jax.Array
+    probes: int
+
+    def is_open(self, bracket: _Bracket) -> jax.Array:
+        """Which rows need another pass, [b] bool."""
+        return (bracket.at_lower != self.wanted) & (bracket.upper - 1 > bracket.lower)
+
+    def narrow(self, bracket: _Bracket) -> _Bracket:
+        """Takes one pass over the values: moves the ends of each bracket to the nearest probes, and guesses again."""
+        probed = self.probe(bracket)
+        reached = self.reaching(_float(probed))
+        enough, is_open = reached >= self.wanted[:, None], self.is_open(bracket)
+        raises, lowers = is_open[:, None] & enough, is_open[:, None] & ~enough
+        lower = jnp.maximum(bracket.lower, jnp.where(raises, probed, _BOTTOM).max(axis=1))
+        at_lower = jnp.minimum(bracket.at_lower, jnp.where(raises, reached, self.allowed[:, None]).min(axis=1))
+        upper = jnp.minimum(bracket.upper, jnp.where(lowers, probed, _TOP).min(axis=1))
+        at_upper = jnp.maximum(bracket.at_upper, jnp.where(lowers, reached, 0).max(axis=1))
+        guess, apart = self.guess(lower, upper, at_lower, at_upper)
+        return _Bracket(lower, upper, at_lower, at_upper, guess, apart, bracket.turn + 1)
+
+    def probe(self, bracket: _Bracket) -> jax.Array:
+        """Values inside the bracket, in ascending order: around the guess, or now and then evenly spaced. [b, n]"""
+        places = jnp.arange(self.probes, dtype=jnp.int32)[None, :]
+        from_middle = places.astype(jnp.float32) - (self.probes - 1) / 2
+        lower, upper = bracket.lower[:, None], bracket.upper[:, None]
+        around = _float(bracket.guess)[:, None] + from_middle * bracket.apart[:, None]
+        evenly = lower + (places + 1) * (upper // (self.probes + 1) - lower // (self.probes + 1))
+        halves = (bracket.turn > 0) & (bracket.turn % BISECT_EVERY == 0)
+        return jnp.clip(jnp.where(halves, evenly, _ordered(around)), lower + 1, upper - 1)
+
+    def guess(
+        self, lower: jax.Array, upper: jax.Array, at_lower: jax.Array, at_upper: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """The fields `guess` and `apart` of the bracket with these ends."""
+        left, right = _float(lower), _float(upper)
+        above, below = (at_lower - self.wanted).astype(jnp.float32), (self.wanted - at_upper).astype(jnp.float32)
+        inside = jnp.maximum(above + below, 1.0)
+        share = (above + 0.5) / inside
+        lean = LEAN * jnp.sqrt(jnp.maximum(share * (1.0 - share), 0.0) / inside) if self.probes == 1 else 0.0
+        share = jnp.clip(share + jnp.where(share < 0.5, lean, -lean), 0.02, 0.98)
+        down, up = (right - _beyond(below) / self.density), (left + _beyond(above) / self.density)
+        closed = (lower > _BOTTOM) & (upper < _TOP)
+        between = left + (right - left) * share
+        error = jnp.where(closed, ERROR / jnp.sqrt(inside) * (right - left), FIRST_ERROR * self.spread)
+        guess = _ordered(jnp.where(closed, between, jnp.where(upper < _TOP, down, up)))
+        return guess, 2.0 * error / self.probes
+
+
+def _moments(sample: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
+    """Mean and standard deviation of the finite entries of each row, over all devices: float32 [b]."""
+    weights = (sample > -jnp.inf).astype(jnp.float32)
+    finite = jnp.where(sample > -jnp.inf, sample, 0.0)
+    total, sum_ = _over_devices(jnp.stack([weights.sum(axis=1), finite.sum(axis=1)]), axis_name)
+    total = jnp.maximum(total, 1.0)
+    mean = sum_ / total
+    squares = _over_devices((weights * (finite - mean[:, None]) ** 2).sum(axis=1), axis_name)
+    return mean, jnp.sqrt(squares / total)
+
+
+def _count_reaching(values: jax.Array, thresholds: jax.Array, *, axis_name: str | None, folds: int) -> jax.Array:
+    """How many entries of each row, over all devices, reach its thresholds [b, n]: int32 [b, n]."""
+    each = [_count(values, column, folds) for column in thresholds.T]
+    return _over_devices(jnp.stack(each, axis=1), axis_name)
+
+
+def _over_devices(sums: jax.Array, axis_name: str | None) -> jax.Array:
+    return sums if axis_name is None else jax.lax.psum(sums, axis_name)
 
 
 def _beyond(entries: jax.Array) -> jax.Array:
-    """A number of entries, and `LEAN` of its standard deviations more: float32."""
+    """Adds `LEAN` of its standard deviations to a number of entries: float32."""
     return entries + LEAN * jnp.sqrt(entries)
 
 
 def _count(values: jax.Array, thresholds: jax.Array, folds: int) -> jax.Array:
-    """How many entries of each row [b, K] reach its threshold [b]: int32 [b]. `folds`: see `CPU_FOLDS`."""
+    """Counts the entries of each row [b, K] that reach its threshold [b]: int32 [b]. `folds`: see `CPU_FOLDS`."""
     rows, columns = values.shape
     folds = math.gcd(columns, folds)
-    if folds == 1 or columns > 2**24:  # float32 counts up to there
+    if folds == 1 or columns > 2**24:  # float32 counts exactly up to 2**24
         return (values >= thresholds[:, None]).sum(axis=1, dtype=jnp.int32)
     folded = values.reshape(rows, folds, columns // folds)
     reached = [(folded[:, i] >= thresholds[:, None]).astype(jnp.int32) for i in range(folds)]
