@@ -1,12 +1,12 @@
 # make demo: a first run, from nothing to pictures.   make test: the whole suite.   Both install what they need.
-# The newest Python that works, of 3.13 to 3.11, on PATH or among pyenv's; or say make PYTHON=... .
+# The newest working Python, from 3.13 to 3.11, on PATH or among pyenv's; make PYTHON=... sets another one.
 PYTHON ?= $(shell for v in 3.13 3.12 3.11; do for p in python$$v "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/$$v.*/bin/python; do \
 	"$$p" -c 'import venv, ensurepip' 2>/dev/null && { echo "$$p"; exit; }; done; done)
 VENV := .venv
 BIN := $(VENV)/bin
 
 OLDEST := .venv-oldest
-# The oldest jax that pyproject.toml allows, on the oldest Python that is at hand.
+# The oldest jax that pyproject.toml allows, on the oldest available Python.
 OLDEST_PYTHON ?= $(shell for p in python3.11 "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.11.*/bin/python $(PYTHON); do \
 	"$$p" -c 'import venv, ensurepip' 2>/dev/null && { echo "$$p"; exit; }; done)
 
@@ -24,6 +24,7 @@ demo: venv
 	$(BIN)/python -m dualcl_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
 test: venv
+	$(BIN)/python -m compileall -q dualcl_jax configs experiments tests  # for the many processes of the tests
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 slow: venv $(VENV)/docs $(VENV)/gcs

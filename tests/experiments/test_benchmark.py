@@ -23,6 +23,7 @@ SMALL = (
 )
 
 
+@pytest.mark.slow
 def test_step_of_a_config(in_process) -> None:
     """Without views the step has fewer operations. Times are positive, and the command that repeats it is printed."""
     fields = [f'--config.{field}' for field in SMALL]

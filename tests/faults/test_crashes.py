@@ -27,6 +27,7 @@ def test_killed(trainer: Trainer, expected: Path, tmp_path: Path) -> None:
     injected.assert_same_end(tmp_path / 'run', expected)
 
 
+@pytest.mark.slow
 def test_interrupted_twice_while_a_step_hangs(trainer: Trainer, tmp_path: Path) -> None:
     injected.interrupted_twice(trainer, tmp_path / 'run')
 
@@ -45,6 +46,7 @@ def test_records_refused_to_the_end(trainer: Trainer, expected: Path, tmp_path: 
     storage.refused_records(trainer, tmp_path / 'run', expected)
 
 
+@pytest.mark.slow
 def test_workdir_vanishes(trainer: Trainer, expected: Path, tmp_path: Path) -> None:
     ended = storage.vanished(trainer, tmp_path / 'run', expected)
     assert 'Not a directory' in ended.err
@@ -85,6 +87,7 @@ def test_a_process_that_hangs_is_named(trainer: Trainer, tmp_path: Path) -> None
     injected.hung_process(trainer, tmp_path / 'run', 1)
 
 
+@pytest.mark.slow
 def test_a_step_that_hangs_in_all_processes(trainer: Trainer, tmp_path: Path) -> None:
     injected.hung_step(trainer, tmp_path / 'run')
 

@@ -50,7 +50,13 @@ def as_a_whole(
 
 @pytest.mark.parametrize(
     ('filled', 'anchors_in_a_block', 'closed_form'),
-    [(0, B, False), (0, B, True), (5, 4, True), (30, B, False), (30, 1, True)],
+    [
+        (0, B, True),
+        (5, 4, True),
+        (30, B, False),
+        pytest.param(0, B, False, marks=pytest.mark.slow),
+        pytest.param(30, 1, True, marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize(('selector', 'hardness'), [*((selector, 0.0) for selector in SELECT), ('all', 1.5)])
 def test_equals_info_nce(

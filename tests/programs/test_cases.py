@@ -133,7 +133,7 @@ def test_a_long_tail_is_evaluated(trainer, in_process, tmp_path):
     assert 'few_shot with 5 images a class: without 40 classes that have fewer' in said
 
 
-@pytest.mark.parametrize('old', [False, True])
+@pytest.mark.parametrize('old', [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_stored_run_keeps_its_hold_out(trainer, in_process, tmp_path, old):
     """A run of a version that held out at random resumes with the same images; a new one is stratified."""
     write_images(tmp_path / 'images', named(('a', 'b', 'c'), 12))

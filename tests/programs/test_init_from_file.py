@@ -30,7 +30,7 @@ def start(in_process, tmp_path: Path):
     return run
 
 
-@pytest.mark.parametrize('projection', [True, False])
+@pytest.mark.parametrize('projection', [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_starts_from_an_export(projection: bool, start, tmp_path: Path) -> None:
     run = random_run(tmp_path, 'model.name=tiny')
     file = tmp_path / 'encoder.safetensors'

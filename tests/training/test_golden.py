@@ -61,6 +61,8 @@ RECIPES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
 }
 """The configuration file and the fields of each run, which has one CPU device."""
+FAST = ('dual_view', 'one_way')
+"""The runs that are not marked as slow."""
 
 
 @functools.cache
@@ -88,7 +90,7 @@ def stored() -> Mapping[str, Any]:
 
 
 @pytest.mark.parametrize(
-    'recipe', [pytest.param(name, marks=pytest.mark.slow) if name == 'quickstart' else name for name in RECIPES]
+    'recipe', [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES]
 )
 def test_a_run_ends_in_the_stored_state(trainer, tmp_path, recipe):
     here, golden = machine(), stored()

@@ -108,6 +108,7 @@ def test_stopped_by_sigterm(trainer: Trainer, uninterrupted: Path, tmp_path: Pat
     assert summary(workdir)['resumed_from_step'] == step
 
 
+@pytest.mark.slow
 def test_another_seed_ends_elsewhere(trainer: Trainer, complete: Path, tmp_path: Path) -> None:
     trainer.run(tmp_path / 'other', *SHORT, 'seed=1')
     assert summary(tmp_path / 'other')['state_sha256'] != summary(complete)['state_sha256']
@@ -131,7 +132,7 @@ def test_operational_fields_may_change(trainer: Trainer, complete: Path, halfway
     assert steps == [*range(1, 11), 12, 15, 18, 20]
 
 
-@pytest.mark.parametrize(('mapper', 'devices'), [('shard_map', 1), ('pmap', 4)])
+@pytest.mark.parametrize(('mapper', 'devices'), [pytest.param('shard_map', 1, marks=pytest.mark.slow), ('pmap', 4)])
 def test_resumes_with_another_mapper_or_other_devices(
     trainer: Trainer, complete: Path, halfway: Path, mapper: str, devices: int
 ) -> None:
