@@ -1,7 +1,7 @@
 """The loss: InfoNCE against selected negatives, made symmetric over two views, with a term anchored at the key.
 
-Every similarity and softmax is computed in float32 at `Precision.HIGHEST`, whatever the encoder computes in:
-accelerators would otherwise round the inputs of the product to bfloat16, and thereby change the order of the negatives.
+Every similarity and softmax is computed in float32 at `Precision.HIGHEST`, whatever the dtype of the encoder.
+Accelerators would otherwise round the inputs of the product to bfloat16, which changes the order of the negatives.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ class Selection(NamedTuple):
     slots: jax.Array | None
 
     def take(self, table: jax.Array) -> jax.Array:
-        """Entries [B, K'] of a table [K], one for each selected negative."""
+        """Looks up the entry of a table [K] for each selected negative: [B, K']."""
         if self.slots is None:
             return jnp.broadcast_to(table[None, :], self.similarities.shape)
         return table[self.slots]
@@ -68,7 +68,7 @@ def select_top_k(similarities: jax.Array, k: int, rngs: jax.Array | None = None)
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def pick(similarities: jax.Array, find: Callable[[jax.Array], tuple]) -> tuple[jax.Array, jax.Array]:
-    """Values and slots [B, k] that `find`, such as a partial `jax.lax.top_k`, picks from each row of [B, K].
+    """Picks values and slots [B, k] from each row of [B, K] with `find`, such as a partial `jax.lax.top_k`.
 
     The gradient declares that the slots of a row are distinct. JAX's own gradient does not, so on GPUs XLA would sum
     with atomic operations, in an order that changes from run to run.
@@ -99,7 +99,7 @@ pick.defvjp(_pick_forward, _pick_backward)
 
 
 class HasLoss(Protocol):
-    """Anything with the loss of B anchors."""
+    """Any object that has the losses of B anchors."""
 
     @property
     def loss(self) -> jax.Array:
@@ -147,7 +147,7 @@ def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def sum_over(values: jax.Array, axis_name: str) -> jax.Array:
-    """The sum over the devices of an axis, as part of one loss that all of them share.
+    """Sums values over the devices of an axis, as part of one loss that all of them share.
 
     The gradient with respect to the values of a device is that of this one loss. `jax.lax.psum` would give the gradient
     of the sum of all devices' copies of the loss.
@@ -170,14 +170,14 @@ def cross_entropy(
     axis_name: str | None = None,
     hardness: float = 0.0,
 ) -> jax.Array:
-    """-log of the positive's share of the softmax over itself and its negatives.
+    """Computes -log of the positive's share of the softmax over the positive and its negatives.
 
     With hardness β the N negatives are weighted by their hardness, w = N·exp(β·s/τ) / Σ exp(β·s/τ), after 2010.04592
     (with its τ⁺ = 0): loss = log(1 + Σ w·exp((s - positive)/τ)). The gradient flows through the weights.
 
     Args:
       positive: [B] similarities.
-      negatives: [B, K'] similarities, -inf for none. A row without negatives has loss 0 and gradient 0.
+      negatives: [B, K'] similarities, -inf where there is none. A row without negatives has loss 0 and gradient 0.
       temperature: τ > 0.
       axis_name: name of the axis of devices if the negatives of a row lie on several devices, K'/n on each. The
         gradient on a device is then the contribution of its own negatives.
@@ -235,7 +235,7 @@ def info_nce(
     k: int | jax.Array = 0,
     rngs: jax.Array | None = None,
 ) -> Contrast:
-    """InfoNCE of each anchor against its positive and its selected negatives (1807.03748; selection: 2501.16360).
+    """Computes InfoNCE of anchors with their positives and selected negatives (1807.03748; selection: 2501.16360).
 
     -log( exp(a·p/τ) / (exp(a·p/τ) + Σ_{n ∈ N(a)} exp(a·n/τ)) ), N(a) = select(allowed negatives of a, k).
 
@@ -243,15 +243,15 @@ def info_nce(
       anchors: [B, D] unit vectors.
       positives: [B, D] unit vectors, row i the positive of anchor i.
       negatives: [K, D] unit vectors shared by all anchors, such as the keys of the queue.
-      allowed: [B, K] bool, which negatives an anchor may see; None for all.
+      allowed: [B, K] bool, which negatives each anchor may use; None for all.
       temperature: τ > 0.
       hardness: β >= 0 of `cross_entropy`.
       select: a selector of `dualcl_jax.method.negatives.selectors`.
       k: how many negatives to select; `select_all` ignores it.
-      rngs: [B] keys, for a selector that draws.
+      rngs: [B] keys, for a selector that draws at random.
 
     Raises:
-      AssertionError: the shapes do not fit each other.
+      AssertionError: the shapes do not match.
 
     Example:
       >>> rng = jax.random.key(0)
@@ -284,7 +284,7 @@ def contrast_similarities(
     rngs: jax.Array | None = None,
     axis_name: str | None = None,
 ) -> Contrast:
-    """`info_nce` from similarities: [B] with the positives, and [B, K] with all candidates, -inf for those not allowed.
+    """Computes `info_nce` from similarities with the positives [B] and all candidates [B, K], -inf where not allowed.
 
     With `axis_name` the candidates lie on several devices, as in `cross_entropy`; the selector must support this.
 
@@ -306,21 +306,25 @@ def dual_view_loss(
     key_contrast: Callable[[jax.Array, jax.Array], HasLoss] | None = None,
     key_weight: float = 0.0,
 ) -> tuple[jax.Array, list[AnyContrast]]:
-    """The dual-view loss: the mean over view orders of (1 - w)·InfoNCE(q, k) + w·[key anchored, query its positive].
+    """Computes the dual-view loss: the mean over view orders of (1 - w)·InfoNCE(q, k) + w·InfoNCE(k, q).
 
-    With two views both act as query and as key, ½ InfoNCE(q_1, k_2) + ½ InfoNCE(q_2, k_1). This is the balance of query
-    and key embeddings that 2501.16360 proposes. With one view order (MoCo), q_1 is only compared with k_2.
+    The second term is anchored at the key, with the query as its positive. With two views, both act as query and as
+    key: ½ InfoNCE(q_1, k_2) + ½ InfoNCE(q_2, k_1). This is the balance of query and key embeddings that 2501.16360
+    proposes. With one view order (MoCo), q_1 is only compared with k_2.
 
     Args:
       queries: [V, B, D] unit vectors, V view orders.
       keys: [V, B, D] unit vectors without gradient; `keys[v]` is the positive of `queries[v]`.
       contrast: (anchors, positives) -> Contrast for queries as anchors, such as a partial `info_nce`;
         or one for each view order.
-      key_contrast: the same for keys as anchors; required if key_weight > 0.
+      key_contrast: like `contrast`, for keys as anchors; required if key_weight > 0.
       key_weight: w in [0, 1].
 
     Returns:
       The loss, [] float32, and the query-anchored Contrast of each view order.
+
+    Raises:
+      ValueError: key_weight > 0 without key_contrast.
 
     Example:
       >>> views, queue = normalize(jax.random.normal(jax.random.key(0), (2, 4, 8))), jnp.eye(8)
@@ -333,7 +337,9 @@ def dual_view_loss(
     each = contrast if isinstance(contrast, Sequence) else [contrast] * len(pairs)
     contrasts = [compare(query, key) for compare, (query, key) in zip(each, pairs, strict=True)]
     loss = jnp.stack([c.loss.mean() for c in contrasts]).mean()
-    if key_weight and key_contrast is not None:
+    if key_weight:
+        if key_contrast is None:
+            raise ValueError(f'key_weight={key_weight} needs a key_contrast')
         key_loss = jnp.stack([key_contrast(key, query).loss.mean() for query, key in pairs]).mean()
         loss = (1.0 - key_weight) * loss + key_weight * key_loss
     return loss, contrasts

@@ -380,3 +380,10 @@ def test_a_custom_selector():
     contrast = info_nce(*jnp32(anchors, positives, negatives), temperature=0.5, select=easiest)
     margins = ((anchors @ negatives.T).min(1) - (anchors * positives).sum(1)) / 0.5
     np.testing.assert_allclose(contrast.loss, np.log1p(np.exp(margins)), rtol=1e-5)
+
+
+def test_a_key_weight_needs_a_term():
+    views = normalize(jax.random.normal(jax.random.key(0), (1, 4, 8)))
+    compare = partial(info_nce, negatives=views[0], temperature=0.1, select=SELECTORS['all'], k=4)
+    with pytest.raises(ValueError, match='needs a key_contrast'):
+        dual_view_loss(views, views, compare, key_weight=0.5)

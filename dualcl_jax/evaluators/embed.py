@@ -13,7 +13,7 @@ from dualcl_jax.method.build import Method
 from dualcl_jax.system.devices import AXIS, process_rows
 
 BLOCK = 256
-"""Images that a device encodes at a time."""
+"""How many images a device encodes at a time."""
 RAW_BLOCK = 1024
 
 
@@ -25,13 +25,13 @@ class Features(NamedTuple):
 
 
 class Blocks:
-    """Runs a function of images over a source, block by block, on all devices of a mesh.
+    """Applies a function to the images of a source, block by block, on all devices of a mesh.
 
-    Every process must call it, and gets everything. Each one reads only the images that its own devices take, and reads
+    Every process must call it, and gets all results. Each process reads only the images of its own devices, and reads
     those of the next block while the devices work.
 
     Args:
-      function: of variables and a batch of examples [n, ...] as their source gives them, to a tuple of arrays [n, ...].
+      function: maps variables and a batch of examples [n, ...] from their source to a tuple of arrays [n, ...].
       mesh: the devices.
     """
 
@@ -44,11 +44,11 @@ class Blocks:
         self._gather = jax.jit(lambda rows: rows, out_shardings=replicated)
 
     def num_blocks(self, count: int) -> int:
-        """In how many blocks `count` images are taken."""
+        """The number of blocks for `count` images."""
         return -(-count // self._block)
 
     def _own(self, source: Source, chosen: np.ndarray, block: int) -> Any:
-        """The examples at `chosen` that this process takes; the last one fills the block."""
+        """The examples at `chosen` that this process reads; the last one is repeated to fill the block."""
         rows = np.minimum(process_rows(self._mesh, block), len(chosen) - 1)
         return source.examples(chosen[rows])
 
@@ -58,7 +58,7 @@ class Blocks:
     def __call__(
         self, variables: Any, source: Source, indices: np.ndarray, advance: Callable[[], None] = lambda: None
     ) -> Any:
-        """The function's results of the images at `indices` [N], NumPy; `advance` is called after each block."""
+        """The results for the images at `indices` [N], as NumPy arrays; `advance` is called after each block."""
         devices = self._mesh.size
         block = min(self._block, -(-len(indices) // devices) * devices)
 
@@ -66,23 +66,26 @@ class Blocks:
             examples = self._own(source, indices[start : start + block], block)
             return jax.tree.map(lambda leaf: self._put(leaf, block), examples)
 
-        parts = []
+        parts: list[Any] = []
         with ThreadPoolExecutor(1) as ahead:
             loading = ahead.submit(load, 0)
             for start in range(0, len(indices), block):
                 on_devices = loading.result()
                 if start + block < len(indices):
                     loading = ahead.submit(load, start + block)
-                parts.append(jax.tree.map(np.asarray, self._run(variables, on_devices)))
+                parts.append(self._run(variables, on_devices))
+                if start:  # the devices compute this block while the results of the one before are copied
+                    parts[-2] = jax.tree.map(np.asarray, parts[-2])
                 advance()
+        parts[-1:] = [jax.tree.map(np.asarray, part) for part in parts[-1:]]
         return jax.tree.map(lambda *columns: np.concatenate(columns)[: len(indices)], *parts)
 
 
 class Embedder(Blocks):
-    """`Features` of the images of a source by the method's encoder in evaluation mode; it changes nothing.
+    """Computes `Features` of the images of a source with the method's encoder in evaluation mode; it changes nothing.
 
     Args:
-      method: whose encoder and normalisation to use.
+      method: the method whose encoder and normalisation to use.
       mesh: all devices.
     """
 
@@ -94,16 +97,16 @@ class Embedder(Blocks):
         self._views = method.views
 
     def raw(self, source: Source, indices: np.ndarray) -> np.ndarray | None:
-        """The examples at `indices` [N] themselves as vectors [N, F] float32, to compare features with.
+        """The examples at `indices` [N] themselves as vectors [N, F] float32, for comparison with features.
 
-        None where the views of their kind give none.
+        None if the views of their kind provide no vectors.
         """
         starts = range(0, max(len(indices), 1), RAW_BLOCK)
         parts = [self._raw(source, indices[start : start + RAW_BLOCK]) for start in starts]
         return None if parts[0] is None else np.concatenate([part for part in parts if part is not None])
 
     def _raw(self, source: Source, chosen: np.ndarray) -> np.ndarray | None:
-        """The vectors of the examples at `chosen` [n]. Of several processes, each one reads its part of them."""
+        """The vectors of the examples at `chosen` [n]. With several processes, each one reads its part of them."""
         if jax.process_count() == 1 or not len(chosen):
             found = self._views.raw(source.examples(chosen))
             return None if found is None else np.asarray(found)

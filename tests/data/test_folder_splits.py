@@ -7,7 +7,7 @@ import pytest
 
 from dualcl_jax import data
 from dualcl_jax.data.describe import describe_data
-from dualcl_jax.data.images.splits import split_name
+from dualcl_jax.data.images.splits import find_layout, split_name
 from dualcl_jax.data.source import held_out_by_content
 from dualcl_jax.system.errors import UserError
 from tests.support.image_folders import folder_config, named, ppm, write_images
@@ -169,6 +169,14 @@ def test_layouts(root, name):
     assert train_folder in said['splits']
     for folder in beside:
         assert f'in {folder}' in said['left out']
+
+
+@pytest.mark.parametrize(('wrappers', 'test'), [(0, 'test'), (1, 'x/test'), (2, 'x/x/test'), (3, None)])
+def test_splits_below_folders_that_contain_everything(wrappers, test):
+    prefix = 'x/' * wrappers
+    folders = ['', *('x/' * n + 'x' for n in range(wrappers)), *(f'{prefix}{name}' for name in ('test', 'train'))]
+    counts = np.array([2 * ('t' in folder) for folder in folders])
+    assert find_layout(folders, counts, np.array([False] * len(folders))).test == test
 
 
 def test_a_folder_called_train_is_a_class_among_others(root):

@@ -1,4 +1,4 @@
-"""Which folders of a folder of images are its splits, by their names."""
+"""Finds the splits of a folder of images by the names of its folders."""
 
 import dataclasses
 import os
@@ -10,13 +10,14 @@ import numpy as np
 from dualcl_jax.data.images.display import shown
 
 TRAIN, TEST, BESIDE, ABOVE = range(4)
-"""What the images of a folder are: for training, for testing, or left out beside the split folders or above them."""
+"""The role of the images of a folder: training, testing, or left out beside the split folders or above them."""
 TRAIN_NAMES = ('train', 'training')
 TEST_NAMES = ('test', 'val', 'valid', 'validation', 'testing', 'eval', 'evaluation', 'dev')
-"""In the order in which they are preferred, if a set has several and all have labels or none has."""
+"""In the order of preference, if a set has several and all of them or none have labels."""
 UNLABELLED_NAMES = ('unlabeled', 'unlabelled', 'unsup', 'unsupervised')
-"""Folders that are no classes."""
-MAX_WRAPPERS = 3
+"""Folders that are not classes."""
+MAX_WRAPPERS = 2
+"""The most nested folders above the splits that contain everything else."""
 
 _NAME = re.compile(r'([a-z]+?)(?:[ _-]?(?:set|data|images|imgs|split))?(?:[ _-]?(?:19|20)\d\d)?')
 
@@ -26,10 +27,10 @@ class Layout:
     """The splits of a folder of images.
 
     Attributes:
-      train, test: the folders of the splits, relative to the root, '' the root itself; test is None without one.
-      depths: how many folders of a path lead to each of the two.
+      train, test: the folders of the splits, relative to the root, '' for the root itself; test is None without one.
+      depths: the number of folders in the paths of the two.
       beside: folders with images that are neither.
-      roles: int8 [F], of each folder of the index.
+      roles: int8 [F], the role of each folder of the index.
     """
 
     train: str
@@ -47,21 +48,21 @@ def split_name(folder: str) -> str:
 
 
 def find_layout(folders: Sequence[str], counts: np.ndarray, labelled: np.ndarray | None) -> Layout:
-    """The splits by the names of folders: of the root, or below single folders that wrap everything.
+    """Finds the splits by the names of folders, in the root or below single folders that wrap everything.
 
-    A folder for training and at least one other folder of a split are the splits, and so is a folder for training
+    A folder for training and at least one other folder of a split are the splits. A folder for training is also a split
     alone, or with folders that hold images without classes, if it has class folders itself. Of several folders for
-    testing one with labels is preferred. Without split folders, all images are for training.
+    testing, one with labels is preferred. Without split folders, all images are for training.
 
     Args:
       folders: relative paths of all folders; '' is the root.
       counts: int [F], images directly in each.
-      labelled: bool [F], whether images in it have labels by other means than the names of folders; None where the
+      labelled: bool [F], whether images in it have labels by other means than the names of folders; None if the
         names of folders are the labels.
     """
     tree = _Tree(folders, counts, labelled)
     prefix: tuple[str, ...] = ()
-    for _ in range(MAX_WRAPPERS):
+    for _ in range(MAX_WRAPPERS + 1):
         found = _splits_in(tree, prefix)
         if found:
             return _layout(tree, prefix, *found)
@@ -101,7 +102,7 @@ class _Tree:
         return [name for name in self.below(prefix) if name.lower() not in UNLABELLED_NAMES]
 
     def inner(self, prefix: tuple[str, ...]) -> tuple[str, ...]:
-        """The folder of a split, below a folder of the same name that holds nothing else."""
+        """The folder of a split, one level deeper if it holds nothing but a folder of the same name."""
         below = self.below(prefix)
         repeated = len(below) == 1 and not self.direct.get(prefix) and split_name(below[0]) == split_name(prefix[-1])
         return (*prefix, below[0]) if repeated else prefix
@@ -114,7 +115,7 @@ class _Tree:
 
 
 def _splits_in(tree: _Tree, prefix: tuple[str, ...]) -> tuple[str, str | None] | None:
-    """The names of the folders for training and for testing in a folder; None where they are no splits."""
+    """The names of the folders for training and for testing in a folder; None if these are not splits."""
     below = tree.below(prefix)
     trains = [name for name in below if split_name(name) == 'train']
     tests = [name for name in below if split_name(name) in TEST_NAMES]

@@ -35,17 +35,17 @@ AVX-512).
 Optimization level 1 instead of 3 compiles the step in 0.8 of the time (CPU time on a shared AMD EPYC). The step ran no
 slower; the loss head alone took 1.1 times as long."""
 CPU_FLAGS_KNOWN_TO = ((0, 12), (0, 13))
-"""The range of jaxlib versions [from, below) known to accept these flags: XLA aborts on a flag it does not know."""
+"""The range of jaxlib versions [from, below) known to accept these flags: XLA aborts on an unknown flag."""
 
 JAX_LIMIT_S = 240.0
-"""Seconds, less than those after which JAX aborts with a stack trace when it cannot join the processes."""
+"""Time limit in seconds, below the time after which JAX aborts with a stack trace when it cannot join the processes."""
 
 GPU_FLAGS = ('--xla_gpu_exclude_nondeterministic_ops=true',)
-"""With these a program on GPUs gives the same bits each time it runs. A program with an operation that has no such
-implementation fails to compile; a training step has none.
+"""With these flags, a program on GPUs gives the same bits each time it runs. A program fails to compile if one of its
+operations has no such implementation; a training step has no such operation.
 
-On an H200 with jax 0.11.2, 60 steps of ResNet-18 and 24 of ResNet-50, in bfloat16, end in the same state twice, each
-compiled anew, and once more when killed and resumed. Without the flags two runs differ."""
+On an H200 with jax 0.11.2, two runs of 60 steps of ResNet-18, or of 24 steps of ResNet-50, in bfloat16, each compiled
+anew, end in the same state, as does a run that is killed and resumed. Without the flags, two runs differ."""
 GPU_PLUGINS = ('jax_cuda12_plugin', 'jax_cuda13_plugin', 'jax_rocm60_plugin', 'jax_rocm7_plugin')
 """Packages of which JAX needs one to find a GPU."""
 
@@ -68,7 +68,7 @@ def start(
     Args:
       coordinator_address: HOST:PORT of process 0; None for one process, or where a scheduler provides it (`places`).
       num_processes: how many processes run the same command.
-      process_id: which of them this is.
+      process_id: the index of this process.
       facts: what must be equal in all processes besides the versions, such as the fields of the config.
       timeout_s: how long to wait for the others.
       deterministic: on GPUs, whether XLA uses only kernels that give the same bits each time.
@@ -78,12 +78,12 @@ def start(
       UserError: a process is different, or the flags contradict each other.
       RestartError: a process is missing or late.
     """
-    logging.set_verbosity(logging.FATAL)  # Orbax's threads log at length what it raises and we report in one line
+    logging.set_verbosity(logging.FATAL)  # Orbax's threads log at length what is raised and reported in one line
     getLogger('asyncio').setLevel('CRITICAL')  # likewise
     getLogger('matplotlib').setLevel('ERROR')  # it warns where its cache cannot be written
     getLogger('jax._src.xla_bridge').addFilter(_shorten)
     warnings.filterwarnings('ignore', message="coroutine 'async_serialize_from_host")
-    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # XLA's own errors are raised, too
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # XLA's own errors are also raised
     warnings.filterwarnings('ignore', message='Sharding info not provided when restoring')
     sys.unraisablehook = partial(_report_unraisable, sys.unraisablehook)
     cpu_only = _cpu_only()
@@ -152,7 +152,7 @@ def _give_up(problem: str) -> None:
 
 
 def _bypass_proxy(host: str) -> None:
-    """Makes gRPC connect to a host directly where a proxy is configured, and JAX not warn of it."""
+    """Makes gRPC bypass a configured proxy for a host, and suppresses JAX's warning about the proxy."""
     getLogger('jax._src.distributed').addFilter(lambda record: 'proxy variable' not in record.getMessage())
     if not any(name in os.environ for name in ('grpc_proxy', 'https_proxy', 'http_proxy')):
         return
@@ -161,7 +161,7 @@ def _bypass_proxy(host: str) -> None:
 
 
 def _start_devices() -> None:
-    """Makes JAX find its devices.
+    """Initialises the devices of JAX.
 
     Raises:
       UserError: there are none, or their driver fails.
@@ -206,9 +206,10 @@ def _set_cpu_flags() -> None:
 
 
 def _add_xla_flags(flags: Sequence[str]) -> None:
-    """Puts flags before the user's own in XLA_FLAGS, except those that the user set."""
-    given = os.environ.get('XLA_FLAGS', '')
-    os.environ['XLA_FLAGS'] = ' '.join([*(flag for flag in flags if flag.split('=')[0] not in given), given]).strip()
+    """Prepends flags to the user's own in XLA_FLAGS, except those that the user has set."""
+    given = os.environ.get('XLA_FLAGS', '').split()
+    names = {flag.partition('=')[0] for flag in given}
+    os.environ['XLA_FLAGS'] = ' '.join([*(flag for flag in flags if flag.partition('=')[0] not in names), *given])
 
 
 def _use_compilation_cache(name: str) -> None:
