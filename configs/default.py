@@ -11,12 +11,12 @@ from ml_collections import ConfigDict, config_dict
 
 
 def get_config() -> ConfigDict:
-    """The defaults. The type of a field is that of its default: an int field rejects 0.25."""
+    """Returns the defaults. The type of a field is that of its default: an int field rejects 0.25."""
     config = ConfigDict()
 
     config.seed = 0  # for initialisation, order, views and shuffling; at least 0
 
-    # Workdir of a run, or a file of weights (.safetensors or .npz), from whose encoder this one starts; empty: random
+    # Workdir of a run, or a file of weights (.safetensors or .npz), whose encoder initialises this run's; empty: random
     # (--init_from=DIR_OR_FILE).
     config.init_from = ''
 
@@ -41,16 +41,17 @@ def get_config() -> ConfigDict:
     data.columns = ''
     data.test_fraction = 0.1  # share of a folder's labelled images to hold out, by content, if it has no test split
     # A fixed random share of the training images, after data.limit, that is not trained on. The monitor measures on it,
-    # and all test figures that a run reports are then of these images; only `dualcl_jax.evaluate` sees the test split.
+    # and all test figures that a run reports then refer to these images. Only `dualcl_jax.evaluate` uses the test
+    # split.
     data.validation_fraction = 0.0
-    # How both fractions choose: stratified (of each class its share, as far as numbers allow; no class is held out
-    # whole) | random | auto (stratified in a new run; a stored one keeps what it has).
+    # How both fractions choose: stratified (the same share of every class, as far as numbers allow; no class is held
+    # out whole) | random | auto (stratified in a new run; a stored run keeps its value).
     data.hold_out = 'auto'
     data.stored_size = 0  # side of the central square stored of each image, in pixels; 0: 8/7 of image_size
-    data.memory_bytes = 4 * 2**30  # images that fit are stored so in memory; otherwise every batch decodes whole images
+    data.memory_bytes = 4 * 2**30  # squares that fit are kept in memory; otherwise every batch decodes whole images
     data.max_skipped = 0.05  # stop if more than this share of a folder's images cannot be used
     # Channels of the images, which are then read as they are stored, of 8 or 16 bits or floating point (docs/data.md).
-    # 0: photographs, which become 8 bits and RGB, and arrays or TFDS sets of 8 bits with 1 or 3 channels.
+    # 0: photographs, which are converted to 8-bit RGB, and arrays or TFDS sets of 8 bits with 1 or 3 channels.
     data.channels = 0
     # (lowest, highest) value of images of 16 bits or floating point, which become 0 and 1; values beyond are clipped.
     # Empty: measured on the training images and stored in config.json.
@@ -62,7 +63,7 @@ def get_config() -> ConfigDict:
     # A tokenizer.json of Hugging Face, or a folder that has one. Empty: that of init_from, or else a WordPiece that is
     # trained on the corpus. The workdir keeps it as tokenizer.json.
     text.tokenizer = ''
-    text.length = 32  # tokens of a sentence, with the first and the last one ([CLS] and [SEP]); longer ones are cut
+    text.length = 32  # tokens of a sentence, including the first and the last ([CLS] and [SEP]); longer ones are cut
 
     config.views = views = ConfigDict()
     # Augmentation of the two views. Of images: moco_v1 | moco_v2 | moco_v3 | moco_cifar | small | small_gray. Of text:
@@ -102,7 +103,7 @@ def get_config() -> ConfigDict:
     model.predictor = 'none'  # on the query side only: none | mlp2 (MoCo v3 after a ResNet) | mlp2_bn (after a ViT)
     model.head_width = 4096  # width of the inner layers of v3's projections and predictors
     model.freeze_patches = True  # the patch projection of a ViT keeps its initial values; other models have none
-    model.positions = 'sine_cosine'  # of a ViT: sine_cosine (fixed, MoCo v3's) | learned (those of weights of others)
+    model.positions = 'sine_cosine'  # of a ViT: sine_cosine (fixed, MoCo v3's) | learned (as in weights of others)
     model.remat = False  # recompute activations inside blocks in the backward pass: less memory, more time
     model.dim = 128  # D, length of queries and keys
     model.dtype = 'float32'  # of the encoder's computation: float32 | bfloat16; the loss is always float32
@@ -111,7 +112,7 @@ def get_config() -> ConfigDict:
     model.matmul_precision = 'float32'
     # Of models of text. All but the vocabulary apply to a transformer alone; their defaults are those of MiniLM-L6.
     # Rows of the token embedding, and the size of a tokenizer that is trained; 0: as many as the tokenizer has tokens,
-    # 16,384 of one that is trained.
+    # 16,384 for one that is trained.
     model.vocabulary = 0
     model.layers = 6
     model.heads = 12  # of the attention; divides model.width
@@ -169,7 +170,7 @@ def get_config() -> ConfigDict:
     optimizer.reference_batch = 0  # linear rule: the peak is learning_rate × batch_size / this; 0: learning_rate itself
     optimizer.schedule = 'cosine'  # after the warm-up: cosine (to 0) | step (a tenth at 60 % and 80 % of the run)
     optimizer.momentum = 0.9  # of sgd and lars; β1 of adamw
-    optimizer.weight_decay = 5e-4  # added to the gradient, except of adamw, which decouples it
+    optimizer.weight_decay = 5e-4  # added to the gradient, except for adamw, which decouples it
     optimizer.decay_norm_and_bias = False  # also decay biases and normalisation scales, as MoCo does
     optimizer.warmup_epochs = 0.0  # linear warm-up from 0
     optimizer.clip = 0.0  # scale gradients of a larger norm down to this one; 0: never
@@ -187,13 +188,13 @@ def get_config() -> ConfigDict:
     log.every_steps = 20  # steps between lines of metrics.jsonl; the first and the last step are always logged
     log.pictures = True  # draw figures/ and write report.html at the end; `dualcl_jax.report` can write it later
 
-    # Also send the records of metrics.jsonl to wandb | mlflow | trackio (optional packages); empty: to none.
+    # Also send the records of metrics.jsonl to wandb | mlflow | trackio (optional packages); empty: none.
     log.tracker = ''
 
     config.checkpoint = checkpoint = ConfigDict()
     checkpoint.every_steps = 500  # the last step is always saved; 0: only the last
     # Also save this many seconds after the last save; 0: off. All processes follow the clock of process 0. With it, a
-    # save that would have to wait until the one before is written is put off.
+    # save is postponed if it would have to wait for the previous one.
     checkpoint.every_seconds = 0.0
     checkpoint.keep = 2  # how many of the newest to keep
     checkpoint.keep_best = 0  # how many of the best by kNN to keep in addition
@@ -216,9 +217,9 @@ def get_config() -> ConfigDict:
     parallel.workers = -1  # decoding processes, for sets that are not in memory; -1: one per core, 0: none
     parallel.timeout_s = 50.0  # how long the processes of a run wait for each other to start
     parallel.silence_s = 30.0  # a process without a heartbeat for this long is lost: the others stop and name it
-    parallel.stall_s = 600.0  # so is one with heartbeats that stays behind the steps of the others for this long
+    parallel.stall_s = 600.0  # a process with heartbeats that stays behind the others' steps for this long is lost, too
     # The longest time, in seconds, of a phase: compilation with the first step, waiting for a batch, a step, saving,
-    # measuring accuracy. After it the run, of whatever number of processes, is taken to hang: it says so and exits with
+    # measuring accuracy. After it the run, with any number of processes, counts as hung: it prints this and exits with
     # status 75. 0: no limit.
     parallel.compile_s = 7200.0
     parallel.input_s = 1800.0

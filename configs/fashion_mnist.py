@@ -1,4 +1,4 @@
-"""The full method on Fashion-MNIST: one-channel images, so views without hue, saturation and grayscale.
+"""The full method on Fashion-MNIST: one-channel images, whose views skip hue, saturation and grayscale.
 
     python -m dualcl_jax.main --config=configs/fashion_mnist.py --config.data.data_dir=DIR --workdir=runs/fashion_mnist
 

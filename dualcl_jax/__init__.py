@@ -6,8 +6,8 @@
     dualcl_jax.evaluate('runs/photos', protocols='knn')
     features = dualcl_jax.embed('runs/photos', data='photos').features
 
-The commands `dualcl train`, `dualcl evaluate` and `dualcl embed` do the same. JAX is imported by the first call, not
-with the package.
+The commands `dualcl train`, `dualcl evaluate` and `dualcl embed` do the same. JAX is imported on the first call, not
+when the package is imported.
 """
 
 import importlib

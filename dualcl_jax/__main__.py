@@ -1,4 +1,4 @@
-"""The command `dualcl`, with one subcommand for each program; python -m dualcl_jax is the same."""
+"""The command `dualcl`, with one subcommand for each program. `python -m dualcl_jax` runs it, too."""
 
 import importlib
 import sys
@@ -21,7 +21,7 @@ COMMANDS = {
 
 
 def usage() -> str:
-    """The help of the command itself."""
+    """The help text of the command itself."""
     lines = [f'  {name:<10}{what}' for name, (_, what) in COMMANDS.items()]
     return '\n'.join(
         [

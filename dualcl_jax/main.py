@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from dualcl_jax import configs
 from dualcl_jax.system.command_line import Parser, import_own, own_module
-from dualcl_jax.system.errors import EXIT_STOPPED_BY_SIGNAL, exits_cleanly
+from dualcl_jax.system.errors import EXIT_RESTART, exits_cleanly
 from dualcl_jax.system.processes.stop_signal import exits_on_signals
 
 
@@ -86,9 +86,7 @@ def _main(flags: argparse.Namespace, overrides: list[str]) -> int:
         return 0
     from dualcl_jax.training.loop import train
 
-    return (
-        0 if train(config, flags.workdir, traced_steps=flags.profile, extend=flags.extend) else EXIT_STOPPED_BY_SIGNAL
-    )
+    return 0 if train(config, flags.workdir, traced_steps=flags.profile, extend=flags.extend) else EXIT_RESTART
 
 
 if __name__ == '__main__':

@@ -53,12 +53,12 @@ def prepare_stock(name: str, data_dir: str) -> str:
     from dualcl_jax.data.images.tfds_features import check_versions
 
     try:
-        check_versions(name, data_dir)  # TFDS opens the ones that are there
+        check_versions(name, data_dir)  # TFDS opens the versions that exist
         builder = tfds.builder(name, data_dir=data_dir, file_format='array_record')
         builder.download_and_prepare()
     except UserError:
         raise
-    except Exception as error:  # TFDS does not document what it raises for a bad name, a network or a disk
+    except Exception as error:  # TFDS does not document its errors for a bad name, a network or a disk
         raise UserError(f'--dataset={name}: cannot be prepared ({first_line(error)})') from error
     return str(builder.data_path)
 
@@ -73,7 +73,7 @@ def prepare_folder(flags: argparse.Namespace) -> str:
     data = argparse.Namespace(path=flags.folder, labels=flags.labels, test_fraction=flags.test_fraction)
     data.path_column, data.label_column, data.hold_out = flags.path_column, flags.label_column, 'auto'
     data.limit, data.stored_size, data.max_skipped, data.channels = 0, 1, flags.max_skipped, 0
-    place_of(flags.dataset, flags.data_dir)  # a mistake costs no time
+    place_of(flags.dataset, flags.data_dir)  # fails early if the set cannot be written there
     train, test = folder.load_encoded(data)
     for name, fact in describe_data(Splits(train, test)).items():
         print(f'{name}: {fact}')

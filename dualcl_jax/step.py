@@ -25,7 +25,7 @@ from dualcl_jax.system.devices import AXIS
 
 Tree = Any
 Part = tuple[Tree, jax.Array, Anchors]
-"""Query views, a tree [V, b, ...]; their positive keys [V, b, D]; and what else is known about the anchors, [b]."""
+"""Query views, a tree [V, b, ...]; their positive keys [V, b, D]; and the metadata of the anchors, [b]."""
 
 
 def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -113,10 +113,10 @@ def view_orders(views: Tree, *, symmetric: bool) -> tuple[Tree, Tree]:
 def differentiate(
     method: Method, candidates: Candidates, state: TrainState, part: Part
 ) -> tuple[optax.Updates, Variables, Comparison]:
-    """Computes the gradient of the loss on one device, in the parts of gradient accumulation.
+    """Computes the gradient of the loss on one device, one part of gradient accumulation after the other.
 
     Returns:
-      The gradient, the new running statistics of the online encoder, and the comparison that the metrics are about.
+      The gradient, the new running statistics of the online encoder, and the comparison that the metrics describe.
     """
     loss_fn = partial(_loss, method, candidates)
     if method.accumulate_steps == 1:
@@ -134,7 +134,7 @@ def differentiate(
 def _loss(
     method: Method, candidates: Candidates, params: optax.Params, batch_stats: Variables, part: Part
 ) -> tuple[jax.Array, tuple[Variables, Comparison]]:
-    """Encodes the queries of one part and compares them. Returns the loss, then new running statistics and details."""
+    """Encodes the queries of one part and compares them. Returns the loss, running statistics and the comparison."""
     views, keys, anchors = part
     queries, batch_stats = encode(method, {'params': params, 'batch_stats': batch_stats}, views, predict=True)
     compared = compare(method, candidates, queries, keys, anchors)

@@ -2,7 +2,7 @@
 
 `large` means ImageNet with ResNet-50; there every number is from the paper or its published code. For small images the
 method is the same, and sizes and rates are those of MoCo's published CIFAR demo (ResNet-18, batch 512, queue 4,096,
-learning rate .06, decay 5e-4, 200 epochs, momentum .99, τ .1); what else v3 needs there (LARS batch and rate) is this
+learning rate .06, decay 5e-4, 200 epochs, momentum .99, τ .1). Other v3 settings there (LARS batch and rate) are this
 project's choice. The loss is the mean over view orders. MoCo v3 sums the two, which makes no difference to the steps of
 LARS and AdamW for kernels.
 """

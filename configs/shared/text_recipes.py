@@ -72,7 +72,7 @@ def contriever(config: ConfigDict) -> None:
 
 
 def pair(config: ConfigDict) -> None:
-    """Ours: a query and its passage are the two views; minutes on one core for an encoder that is good already."""
+    """Ours: a query and its passage are the two views; takes minutes on one core for an already good encoder."""
     simcse(config)
     config.views.preset = 'pair'
     config.data.columns = '0,1'

@@ -1,4 +1,4 @@
-"""`dualcl_jax.embed`: the features of a set from Python, and what `dualcl embed` does with them."""
+"""`dualcl_jax.embed`: computes the features of a set from Python, and does the work of `dualcl embed`."""
 
 import os
 import shutil
@@ -25,9 +25,13 @@ OUTLIER = 4.0
 class Request(NamedTuple):
     """What to embed, with which encoder, and what to look for.
 
-    workdir or encoder: a run, or a file of `dualcl export`; data: a folder or an .npz file, or for text a file or
-    folder of sentences, None for the data of the run; layer, step, momentum: which features; labels: as data.labels
-    of a config; near_duplicates, outliers: thresholds, None to look for none.
+    Attributes:
+      workdir, encoder: a run, or a file of `dualcl export`.
+      data: a folder or an .npz file; for text, a file or folder of sentences; None for the data of the run.
+      layer, step, momentum: which features.
+      labels: as `data.labels` of a config.
+      near_duplicates, outliers: thresholds; None to look for none.
+      fields: fields of the run's config that are replaced, as 'FIELD=VALUE'.
     """
 
     workdir: str | None
@@ -58,19 +62,19 @@ def embed(
     It does what `dualcl embed` does.
 
     Args:
-      workdir: of a run.
+      workdir: workdir of a run.
       encoder: a file of `dualcl export`, in place of a workdir.
       data: the folder or file, of images or, with an encoder of text, of sentences; None: the training and test
         examples of the run.
-      output: a file to write, too: .parquet, .npz or .csv. What is done is kept beside it until the file is complete,
-        so that the same call resumes.
+      output: a file to write as well: .parquet, .npz or .csv. Finished parts are kept beside it until the file is
+        complete, so that the same call resumes.
       layer: 'backbone' (default) or 'projection'; of an exported encoder, its own output.
-      step: of the checkpoint: 'latest', 'best' or a number.
+      step: step of the checkpoint: 'latest', 'best' or a number.
       momentum: use the momentum encoder in place of the query encoder.
       labels: 'auto', 'subfolders', 'none', or the path of a CSV file.
 
     Returns:
-      `features` float32 [N, F], `files` [N] (of text the sentences), `labels` int32 [N] and `class_names`.
+      `features` float32 [N, F], `files` [N] (the sentences for text), `labels` int32 [N] and `class_names`.
 
     Raises:
       UserError: a mistake that the user can fix, with the line that the command would print.
@@ -86,7 +90,7 @@ def embed(
 
 
 def check(request: Request) -> None:
-    """Raises UserError where the parts of a request do not go together."""
+    """Raises UserError if the parts of a request do not go together."""
     if (request.workdir is None) == (request.encoder is None):
         raise UserError('give either a workdir or an encoder')
     if request.data is None and request.workdir is None:
@@ -103,13 +107,14 @@ def embed_to(request: Request, output: str, *, named: str | None = None) -> 'tup
     Args:
       request: what to embed.
       output: the file to write.
-      named: what to call the file where it is a temporary one.
+      named: what to call the file if it is a temporary one.
 
     Returns:
-      the features; and 'output', 'examples', 'features', and 'near_duplicates' and 'outliers' where asked for.
+      The features; and a dict of 'output', 'examples', 'features', 'near_duplicates' and 'outliers' if requested, and
+      'written', the other files.
 
     Raises:
-      UserError: what the user can mend.
+      UserError: a mistake that the user can fix.
     """
     import jax
 
@@ -196,7 +201,7 @@ def _examples(request: Request, source: 'EncoderSource') -> 'Examples':
 
 
 def _look(request: Request, path: Path, examples: 'Examples', embedding: 'Embedding') -> dict[str, Any]:
-    """Near duplicates and outliers, where asked for: writes their tables and the page, and counts them."""
+    """Finds near duplicates and outliers, if requested: writes their tables and the page, and counts them."""
     if request.near_duplicates is None and request.outliers is None:
         return {}
     if len(embedding.features) < 2:

@@ -1,4 +1,4 @@
-"""`dualcl_jax.evaluate`: the protocols of an evaluation from Python."""
+"""`dualcl_jax.evaluate`: runs the protocols of an evaluation from Python."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -26,10 +26,10 @@ def evaluate(
     """Evaluates the encoders of a run, or an exported one, as `dualcl evaluate` does, and writes the same files.
 
     Args:
-      workdir: of the run.
+      workdir: workdir of the run.
       exported: a file of `dualcl export`, in place of a workdir.
       protocols: names of `dualcl_jax.evaluators.protocols.PROTOCOLS`, or 'all'.
-      step: of the checkpoint: 'latest', 'best' or a number.
+      step: step of the checkpoint: 'latest', 'best' or a number.
       encoders: 'query' (default), 'momentum' or 'all'.
       layers: 'backbone', 'projection' or 'all'.
       output: folder of the results; by default `evaluation` in the workdir or beside the file.
@@ -73,13 +73,13 @@ def run_protocols(
     output: str | None,
     fields: Sequence[str],
 ) -> dict[str, Any]:
-    """Runs protocols on one of a workdir and an exported file, with the names and fields as their flags have them.
+    """Runs protocols on either a workdir or an exported file, with names and fields in the form of their flags.
 
     Returns:
       {'output': the folder, 'records': all records}.
 
     Raises:
-      UserError: what the user can mend.
+      UserError: a mistake that the user can fix.
     """
     from dualcl_jax.evaluators import encoder_source
     from dualcl_jax.evaluators.evaluate import chosen
@@ -104,10 +104,10 @@ def run_protocols(
 
 
 def _refresh_report(workdir: str, moved: Sequence[str]) -> None:
-    """Writes `report.html` of a run again, if it has one, now with the new records.
+    """Rewrites `report.html` of a run, if it has one, with the new records.
 
-    `moved` are overrides of the fields that say where its data are. If the report cannot be written, such as without
-    the data of the run, a note names the reason: the records are written.
+    `moved` are overrides of the fields with the location of its data. If the report cannot be written, for instance
+    without the data of the run, a note gives the reason; the records are written anyway.
     """
     import jax
 

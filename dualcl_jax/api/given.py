@@ -1,4 +1,4 @@
-"""The data that a call of `dualcl_jax.train` names: files, or arrays and sentences for a file of the workdir."""
+"""The data given to `dualcl_jax.train`: files, or arrays and sentences to store in a file of the workdir."""
 
 import json
 import os
@@ -15,11 +15,11 @@ Data = str | os.PathLike[str] | Images | Sentences
 
 TEXT = 'text'
 PAIR = ('first', 'second')
-"""The columns of the file that keeps sentences, and pairs of them."""
+"""The columns of the file that stores sentences, or pairs of them."""
 
 
 def fields(data: Data, workdir: str, *, of_text: bool) -> dict[str, Any]:
-    """Fields of the config that say where the data is; arrays and sentences are first written into the workdir.
+    """Fields of the config with the location of the data; arrays and sentences are first written into the workdir.
 
     Args:
       data: see `dualcl_jax.train`.
@@ -27,10 +27,10 @@ def fields(data: Data, workdir: str, *, of_text: bool) -> dict[str, Any]:
       of_text: whether the config trains on sentences (`data.name=text`).
 
     Returns:
-      `data.name` and `data.path`; `data.columns` of sentences; `data.channels` of images for which it must be stated.
+      `data.name` and `data.path`; `data.columns` for sentences; `data.channels` for images if it must be stated.
 
     Raises:
-      UserError: the data is neither; the line says what to give.
+      UserError: the data is none of these; the message says what to give.
     """
     if isinstance(data, str | os.PathLike):
         path = os.fspath(data)

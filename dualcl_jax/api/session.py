@@ -1,4 +1,4 @@
-"""What the functions share: JAX is set up once for the process, and one of them trains at a time."""
+"""State that the functions share: JAX is set up once for the process."""
 
 import os
 import threading
@@ -10,14 +10,14 @@ from dualcl_jax.system.processes.start import start
 if TYPE_CHECKING:
     from dualcl_jax.models.exports import LoadedEncoder, LoadedTextEncoder
 
-_started = threading.Lock()
-_done: list[str] = []
+_starting = threading.Lock()
+_started = threading.Event()
 
 
 def prepare_jax(*, deterministic: bool = True) -> None:
     """Sets up JAX as the commands do, once for a process that the user started.
 
-    Options of XLA have no effect where JAX has used a device before; a note says so.
+    Options of XLA have no effect if JAX has used a device before; a note is then printed.
 
     Args:
       deterministic: on GPUs, whether XLA uses only kernels that give the same bits each time.
@@ -25,15 +25,15 @@ def prepare_jax(*, deterministic: bool = True) -> None:
     Raises:
       UserError: JAX finds no devices, or their driver fails.
     """
-    with _started:
-        if _done:
+    with _starting:
+        if _started.is_set():
             return
         before = os.environ.get('XLA_FLAGS', '')
         used = backends_started()
         start(None, None, None, deterministic=deterministic)
         if used and os.environ.get('XLA_FLAGS', '') != before:
             print('note: JAX was in use before, without the options of XLA that dualcl_jax sets: call it first')
-        _done.append('done')
+        _started.set()
 
 
 def load_encoder(path: str) -> 'LoadedEncoder | LoadedTextEncoder':

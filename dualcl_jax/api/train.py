@@ -16,7 +16,7 @@ from dualcl_jax.system.config import flatten, load_config, override
 from dualcl_jax.system.errors import RestartError, UserError
 
 LIMITS = tuple(f'parallel.{phase}_s' for phase in ('compile', 'input', 'step', 'save', 'evaluate'))
-"""Fields with the time after which a hanging run ends its process; in a process of the user's they are 0."""
+"""Fields with the time after which a hanging run ends its process; in a user's own process they are 0."""
 
 _training = threading.Lock()
 
@@ -38,7 +38,7 @@ def train(
       data: a folder of images, an `.npz` file, images [N, H, W] or [N, H, W, C] of 8 or 16 bits or floating point,
         (images, labels [N]), or a mapping with the arrays of an `.npz` file (train_images, train_labels, test_images,
         test_labels). Arrays are stored as data.npz in the workdir; `data.channels` is theirs unless they are uint8 with
-        C 1 or 3. With a config of text: a file or a folder of sentences, a list of sentences, or a list of pairs of
+        C 1 or 3. With a text config: a file or a folder of sentences, a list of sentences, or a list of pairs of
         them, which is stored as data.jsonl. None: the data that the config names.
       workdir: folder of the run, local or remote.
       config: a name such as 'quickstart' or 'imagenet:moco_v3', the path of a configuration file, or a config.
@@ -101,7 +101,7 @@ def assignments(config: ConfigDict, overrides: Mapping[str, Any]) -> list[str]:
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    """A context that one thread is in. Raises UserError if another one is."""
+    """A context for one thread at a time. Raises UserError if another thread is in it."""
     if not _training.acquire(blocking=False):
         raise UserError('another call of train runs in this process; wait until it ends')
     try:

@@ -4,7 +4,7 @@ A configuration of your own can start from one of them, wherever it is:
 
     from dualcl_jax.configs import default
 
-In a checkout the files are in the folder `configs` at its top, and a wheel has them in this package.
+In a checkout the files are in its top-level folder `configs`; in a wheel they are in this package.
 """
 
 import typing
@@ -22,7 +22,7 @@ if (_CHECKOUT / 'default.py').is_file():
     __path__.append(str(_CHECKOUT))
 
 FOLDER = Path(__path__[-1])
-"""Where the files are."""
+"""The folder of the files."""
 
 
 def names() -> list[str]:

@@ -31,7 +31,7 @@ __all__ = [
     'load',
 ]
 
-# To add a data set: a function from the data config to its splits, and a line here. Any other name is a TFDS set.
+# To add a data set, write a function from the data config to its splits and add a line here. Other names are TFDS sets.
 SOURCES: dict[str, Callable[[Any], Splits]] = {
     'folder': folder.load,
     'npz': npz.load,
@@ -43,16 +43,17 @@ SOURCES: dict[str, Callable[[Any], Splits]] = {
 def data_config(
     config: Any, workdir: epath.Path | None = None, *, data: Any = None, definition: str = ''
 ) -> ConfigDict:
-    """What `load` takes: the `data` part of a config, and under `text` what else determines the examples of text.
+    """Makes the argument of `load`: the `data` part of a config, and under `text` the other settings of text examples.
 
-    `text.tokenizer` is the path of the tokenizer in the workdir of a run; without one there, that of the config, or
-    the one in the folder of `init_from`, whose encoder needs it; or empty, for one that is trained on the corpus.
+    `text.tokenizer` is the path of the tokenizer in the workdir of a run. Without one there, it is that of the config,
+    or else the one in the folder of `init_from`, whose encoder needs it. It is empty for a tokenizer that is trained on
+    the corpus.
 
     Args:
       config: a whole config; it is not changed.
-      workdir: of the run, if it has started before.
+      workdir: the workdir of the run, if it has started before.
       data: replaces the `data` part of the config.
-      definition: the content of a `tokenizer.json` that an encoder needs; it takes the place of all of these paths.
+      definition: the content of a `tokenizer.json` that an encoder needs; it replaces all of these paths.
     """
     found = ConfigDict((data or config.data).to_dict())
     kept = kept_tokenizer(workdir) if workdir is not None else ''
@@ -71,18 +72,18 @@ def data_config(
 
 
 def load(data: Any, *, validate: bool = False) -> Splits:
-    """The splits that a data config asks for.
+    """Loads the splits that a data config describes.
 
     Args:
-      data: the `data` part of the config, for text from `data_config`; `num_examples` 0 takes whatever is found. If it
-        has a field `shared`, a folder that all processes of the run share, process 0 examines the images and reads the
-        labels for those that see the same files, see `dualcl_jax.system.processes.agreement.made_once`.
-      validate: return the examples that `validation_fraction` holds out, if any, in place of the test split: choices
-        are made by them, and a run that trains sees no others.
+      data: the `data` part of the config, for text from `data_config`; `num_examples` 0 accepts any number. If it has a
+        field `shared`, a folder that all processes of the run share, process 0 examines the images and reads the
+        labels for all processes with the same files, see `dualcl_jax.system.processes.agreement.made_once`.
+      validate: return the examples that `validation_fraction` holds out, if any, in place of the test split. Choices
+        are made on them, and a training run is measured on no others.
 
     Raises:
-      UserError: the set is missing or malformed, or does not have `data.num_examples` training examples,
-        or they cannot be divided.
+      UserError: the set is missing or malformed, does not have `data.num_examples` training examples, or cannot be
+        divided.
     """
     if not data.name:
         raise UserError(f'data.name is empty: use one of {", ".join(sorted(SOURCES))}, or a TFDS name')

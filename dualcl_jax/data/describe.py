@@ -1,4 +1,4 @@
-"""What a data set was taken for, in words."""
+"""Describes in words how a data set was interpreted."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from dualcl_jax.data.source import Splits
 from dualcl_jax.data.text.source import KIND as TEXT
 
 SHOWN_CLASSES = 5
-"""So many names of classes are listed."""
+"""The number of class names that are listed."""
 
 
 def units(kind: str) -> str:
@@ -22,7 +22,7 @@ def noun(kind: str) -> str:
 
 
 def describe_data(splits: Splits) -> dict[str, str]:
-    """What was taken for the splits and the classes, and what was left out, as far as the set says; a fact a line."""
+    """Describes the splits, the classes and what was left out, as far as the set reports it, one fact per line."""
     report = splits.train.report or {}
     facts = {}
     if 'splits' in report:
@@ -55,5 +55,5 @@ def _split(about: Mapping[str, Any], unit: str) -> str:
 
 
 def _listed(names: Sequence[str], count: int) -> str:
-    """The first names of `count`."""
+    """Joins the first of `count` names."""
     return ', '.join(names) + (', …' if count > len(names) else '')

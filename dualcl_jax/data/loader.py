@@ -25,7 +25,7 @@ CHUNK = 8
 class Batch(NamedTuple):
     """The rows of one global batch that a process owns.
 
-    examples: a tree of arrays [b, ...], whole examples or what the host has made of them: of images [b, H, W, C] or
+    examples: a tree of arrays [b, ...], whole examples or the views that the host has made: for images [b, H, W, C] or
     [b, V, size, size, C]; ids: int32 [b], see `Source.ids`; labels: int32 [b], -1 where unknown;
     positions: int32 [b], the position in the global batch, from which an example's random key is made.
     """
@@ -40,7 +40,7 @@ def batch_spec(example: Tree, size: int) -> Batch:
     """Shapes and dtypes of a batch of `size` examples: a `Batch` of `ArraySpec`.
 
     Args:
-      example: of one example, such as `example_spec(source, recipe)` with the recipe that the loader is given.
+      example: those of one example, such as `example_spec(source, recipe)` with the recipe of the loader.
       size: b.
     """
     column = ArraySpec((size,), np.dtype(np.int32))
@@ -48,7 +48,7 @@ def batch_spec(example: Tree, size: int) -> Batch:
 
 
 def make_batch(source: Source, rows: np.ndarray, *, seed: int, step: int, batch_size: int) -> Batch:
-    """Whole examples of the global batch at `step`: those at `rows`, integers [b], positions in that batch."""
+    """Makes a batch of whole examples: those at `rows`, integers [b], positions in the global batch at `step`."""
     indices = batch_indices(seed, step, len(source), batch_size)[rows]
     return _batch(source, source.examples(indices), indices, rows)
 
@@ -67,7 +67,7 @@ class _Chunk(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _HostWork:
-    """What the host makes of chunks; sent to the workers by pickle."""
+    """Makes the host's views of chunks; sent to the workers by pickle."""
 
     views: HostViews
     seed: int
@@ -85,7 +85,7 @@ class _HostWork:
 def _host_batches(
     source: Source, views: HostViews, rows: np.ndarray, seed: int, batch_size: int, steps: range, workers: int
 ) -> Generator[Batch, None, None]:
-    """The batches of these steps, prepared by `workers` processes."""
+    """Yields the batches of these steps, prepared by `workers` processes."""
 
     def indices(step: int) -> np.ndarray:
         return batch_indices(seed, step, len(source), batch_size)[rows]
@@ -107,25 +107,27 @@ class Loader(Generic[T]):
     """Iterates over `place(batch)` for the steps from `start_step` up to, not including, `stop_step`.
 
     At most `depth` batches are prepared ahead, each passed through `place` in the same background thread, so that the
-    transfer overlaps with the step. To be used as a context manager, once: the thread starts on entry and has ended
-    after exit, also in the middle. An exception in the thread is raised by `next` at the batch where it happened, after
-    all batches before it. What comes out depends on the arguments alone.
+    transfer overlaps with the step. Use it as a context manager, once: the thread starts on entry and has ended after
+    exit, also before the last batch. An exception in the thread is raised by `next` at the batch where it happened,
+    after all batches before it. The batches depend on the arguments alone.
 
     Args:
       source: the training split.
       rows: integers [b]: the positions in the global batch that this process owns, in any order, each at most once.
-      seed: of the data order.
-      batch_size: of the global batch.
+      seed: the seed of the data order.
+      batch_size: the size of the global batch.
       place: moves a batch to where the step wants it; called from the background thread.
+      start_step, stop_step: the steps whose batches are loaded, from start_step >= 0 on, without stop_step.
       depth: how many batches to prepare ahead, at least 1.
-      recipe: for the source's `host_views`; where these are None the batches hold whole examples.
-      workers: processes that make the host's views; with 0 the thread makes them.
+      recipe: for the source's `host_views`; if these are None, the batches hold whole examples.
+      workers: the number of processes that make the host's views; with 0 the thread makes them.
 
     Attributes:
-      wait_seconds: the time that `next` has spent waiting for the thread, in all.
+      wait_seconds: the total time that `next` has spent waiting for the thread.
 
     Raises:
       UserError: the split has fewer examples than one batch takes.
+      ValueError: rows that are not distinct positions in a batch, a negative start_step, or depth below 1.
     """
 
     def __init__(
@@ -142,7 +144,7 @@ class Loader(Generic[T]):
         recipe: Any = None,
         workers: int = 0,
     ) -> None:
-        steps_per_epoch(len(source), batch_size)  # raises here, not in the thread, where the set is too small
+        steps_per_epoch(len(source), batch_size)  # raises here, not in the thread, if the set is too small
         rows = np.asarray(rows)
         if rows.ndim != 1 or not np.issubdtype(rows.dtype, np.integer) or len(np.unique(rows)) != len(rows):
             raise ValueError(f'rows: expected distinct integers [b], got {rows.dtype} {rows.shape}')
@@ -194,7 +196,7 @@ class Loader(Generic[T]):
     ) -> None:
         self._stopping.set()
         self._next_step = self._stop_step
-        self._free.release()  # wakes the thread where it waits for room
+        self._free.release()  # wakes the thread if it waits for room
         self._thread.join()
 
     def __iter__(self) -> Iterator[T]:

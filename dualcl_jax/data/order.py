@@ -1,4 +1,4 @@
-"""Which examples each step sees: a pure function of (seed, step), the same on every process, with no state to save."""
+"""The examples of each step: a pure function of (seed, step), the same on every process, with no state to save."""
 
 import functools
 
@@ -8,7 +8,7 @@ from dualcl_jax.system.errors import UserError
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
-    """Whole batches in an epoch; the examples left over sit this epoch out (another few in each).
+    """The number of whole batches in an epoch. The leftover examples, others in each epoch, are skipped.
 
     Raises:
       UserError: there are fewer examples than one batch takes.

@@ -1,4 +1,4 @@
-"""What a data set is: examples of any kind, integer labels or none, and a fingerprint. NumPy only."""
+"""Data sets: examples of any kind, integer labels or none, and a fingerprint. NumPy only."""
 
 import dataclasses
 import hashlib
@@ -12,17 +12,17 @@ from dualcl_jax.data.tree import Tree, describe, leaves, map_tree, num_rows, row
 from dualcl_jax.system.errors import UserError
 
 LIMIT_SEED = 0
-"""Of the subset that data.limit keeps; never the run's seed, so that runs with other seeds see the same examples."""
+"""The seed of the subset that data.limit keeps, never that of the run: runs with other seeds use the same examples."""
 VALIDATION_SEED = 1
-"""Of the examples that data.validation_fraction holds out; likewise."""
+"""The seed of the examples that data.validation_fraction holds out, likewise never that of the run."""
 
 
 AUTO, STRATIFIED, RANDOM = HOLD_OUTS = ('auto', 'stratified', 'random')
-"""Values of data.hold_out. A new run takes 'auto' for 'stratified'; a stored one keeps what it has."""
+"""Values of data.hold_out. In a new run 'auto' means 'stratified'; a stored run keeps its value."""
 
 
 class HostViews(Protocol):
-    """What the host makes of examples before they go to a device, such as random crops; sent to workers by pickle."""
+    """Views that the host makes of examples for a device, such as random crops; sent to workers by pickle."""
 
     def prepare(self) -> None:
         """Imports and reads what every process that makes views needs. It must not start a thread."""
@@ -33,9 +33,9 @@ class HostViews(Protocol):
         ...
 
     def make(self, indices: np.ndarray, positions: np.ndarray, seed: int, step: int, out: Tree) -> None:
-        """Writes what is made of the examples at `indices` [n] into `out`, arrays [n, ...].
+        """Writes the views of the examples at `indices` [n] into `out`, arrays [n, ...].
 
-        What is random in it depends on the seed, the step and the `positions` [n] in the global batch alone.
+        Their randomness depends only on the seed, the step and the `positions` [n] in the global batch.
         """
         ...
 
@@ -44,16 +44,16 @@ class Source(Protocol):
     """A split: N examples with their labels, read by index.
 
     An example is a pytree of NumPy arrays of fixed shapes and dtypes; n examples are that tree with a leading axis n.
-    Of images the tree is one array [n, H, W, C], uint8, uint16 or float32.
+    For images, the tree is one array [n, H, W, C], uint8, uint16 or float32.
 
-    `kind` says what the examples are, such as 'images', and with it which views can be made of them. `labels` is int32
-    [N], -1 where unknown; `class_names[label]` is the name of a class, None where the set has no labels. `fingerprint`
-    is the SHA-256 hex digest of whatever determines the examples and their order. `in_memory` is whether the examples
-    are at hand; others are read and decoded whenever they are asked for. `report` is what `data_report.json` says of
-    the files behind the set, None where there is nothing to say: 'splits', 'labels', 'left_out', 'tokens' and 'pixels',
-    see `docs/data.md`, and anything else by other names. `ids` is int32 [N]: the index of the first example that is
-    equal to an example, for images its own index; examples with the same id are never each other's negatives.
-    `kept_files` is the content, by name, of files that a workdir keeps, with which examples are read the same again.
+    `kind` is the kind of the examples, such as 'images', which determines the views that can be made of them. `labels`
+    is int32 [N], -1 where unknown. `class_names[label]` is the name of a class; `class_names` is None if the set has no
+    labels. `fingerprint` is the SHA-256 hex digest of whatever determines the examples and their order. `in_memory` is
+    whether the examples are in memory; others are read and decoded at each access. `report` describes the files behind
+    the set for `data_report.json`, or is None: 'splits', 'labels', 'left_out', 'tokens' and 'pixels', see
+    `docs/data.md`, and other entries by other names. `ids` is int32 [N]: for each example, the index of the first
+    example that equals it; for images, its own index. Examples with the same id are never each other's negatives.
+    `kept_files` is the content, by name, of files that a workdir keeps, so that examples are read the same way again.
     """
 
     @property
@@ -76,7 +76,7 @@ class Source(Protocol):
     def kept_files(self) -> Mapping[str, bytes]: ...
     def __len__(self) -> int: ...
     def examples(self, indices: np.ndarray) -> Tree:
-        """The examples at `indices` (integers [n]): arrays [n, ...]; with n = 0 their shapes and dtypes alone."""
+        """Reads the examples at `indices` (integers [n]): arrays [n, ...]; n = 0 gives shapes and dtypes alone."""
         ...
 
     def display(self, indices: np.ndarray) -> list[str] | None:
@@ -84,14 +84,14 @@ class Source(Protocol):
         ...
 
     def host_views(self, recipe: Any) -> HostViews | None:
-        """What the host makes of examples by a recipe of the method's views; None where whole examples are loaded."""
+        """The views that the host makes by a recipe of the method's views; None if whole examples are loaded."""
         ...
 
 
 def example_spec(source: Source, recipe: Any = None) -> Tree:
     """Shapes and dtypes of one example: a tree of `ArraySpec`.
 
-    With a recipe those of what the host makes of an example, where the source does that.
+    With a recipe, they are those of the views that the host makes of an example, if it makes any for this source.
     """
     views = source.host_views(recipe) if recipe is not None else None
     return row_spec(source.examples(np.arange(0)) if views is None else views.blank(0))
@@ -106,12 +106,12 @@ class ArraySource:
       arrays: the examples, a tree of arrays [N, ...].
       labels: int32 [N], -1 where unknown.
       class_names: the names of the classes, or None without labels.
-      fingerprint: SHA-256 hex digest; computed from everything above where left empty.
-      report: of the files behind it.
-      kind: what the examples are.
+      fingerprint: SHA-256 hex digest; if left empty, it is computed from everything above.
+      report: describes the files behind the split, see `Source`.
+      kind: the kind of the examples.
       ids: int32 [N], see `Source`; by default all examples differ.
-      kept_files: of which the workdir keeps a copy, see `Source`.
-      texts: [N], the text of each example for people; None if it has none.
+      kept_files: the files of which the workdir keeps a copy, see `Source`.
+      texts: [N], the text of each example for display; None if there is none.
 
     Raises:
       ValueError: labels or ids of another length or type, or arrays without a leading axis in common.
@@ -158,7 +158,7 @@ class ArraySource:
 
 
 class Splits(NamedTuple):
-    """What a run trains on and what it is measured on; `test` is None where the set has no such split."""
+    """The examples for training and those for measuring; `test` is None if the set has no such split."""
 
     train: Source
     test: Source | None
@@ -171,12 +171,12 @@ def fingerprint(
     labels: np.ndarray,
     *content: np.ndarray | bytes,
 ) -> str:
-    """SHA-256 hex digest of a split.
+    """Computes the SHA-256 hex digest of a split.
 
     Args:
-      name: of the set.
-      shapes: of an example, as JSON values, see `tree.describe`.
-      class_names: of the classes.
+      name: the name of the set.
+      shapes: the shapes of an example, as JSON values, see `tree.describe`.
+      class_names: the names of the classes.
       labels: int32 [N].
       content: the bytes of the examples, or what determines them, in order.
     """
@@ -187,11 +187,11 @@ def fingerprint(
 
 
 def count_classes(labels: Mapping[str, np.ndarray], names: tuple[str, ...] | None) -> dict[str, dict[str, int]] | None:
-    """The examples of each class by split; None without classes.
+    """Counts the examples of each class by split; None without classes.
 
     Args:
       labels: int32 [N] by split, -1 where unknown.
-      names: of the classes.
+      names: the names of the classes.
     """
     if names is None:
         return None
@@ -202,7 +202,8 @@ def count_classes(labels: Mapping[str, np.ndarray], names: tuple[str, ...] | Non
 def limit_indices(num_examples: int, limit: int) -> np.ndarray:
     """The examples that `data.limit` keeps, in the order in which they are kept: int64 [min(limit, N)].
 
-    A fixed random subset, the same in every run; limit 0, or one that the set does not reach, keeps all of it as it is.
+    They are a fixed random subset, the same in every run. With limit 0, or a limit that the set does not exceed,
+    all examples are kept in their order.
 
     Raises:
       UserError: limit is negative.
@@ -215,7 +216,10 @@ def limit_indices(num_examples: int, limit: int) -> np.ndarray:
 
 
 def limit_train(train: Source, limit: int) -> Source:
-    """The first `limit` examples of a fixed random order of the training split (see `limit_indices`), in memory."""
+    """The first `limit` examples of a fixed random order of the training split (see `limit_indices`).
+
+    They are in memory if that is not the whole split.
+    """
     indices = limit_indices(len(train), limit)
     if len(indices) == len(train):
         return train
@@ -223,7 +227,7 @@ def limit_train(train: Source, limit: int) -> Source:
 
 
 def _some(source: Source, rows: np.ndarray, name: str, report: Mapping[str, Any] | None) -> ArraySource:
-    """The examples of a source at `rows`, int [N], in memory, under a name and with a report."""
+    """Copies the examples of a source at `rows`, int [N], to memory, under a name and with a report."""
     return ArraySource(
         name,
         source.examples(rows),
@@ -248,14 +252,14 @@ def first_equal(values: np.ndarray) -> np.ndarray:
     return first[which].astype(np.int32)
 
 
-def hold_out(train: Source, fraction: float, how: str = RANDOM) -> tuple[Source, Source]:
+def hold_out(train: Source, fraction: float, how: str) -> tuple[Source, Source]:
     """Holds a fixed random share of the training examples out, for validation; both parts are in memory.
 
     Args:
       train: N examples.
       fraction: share in (0, 1).
       how: 'random', or 'stratified': the same share of every class, as far as numbers allow, and never a whole class.
-        Examples without a label count as one class. 'auto' is 'stratified'.
+        Examples without a label count as one class. 'auto' means 'stratified'.
 
     Returns:
       The remaining examples, and those held out, round(fraction · N) of them.
@@ -284,7 +288,7 @@ def hold_out(train: Source, fraction: float, how: str = RANDOM) -> tuple[Source,
 
 
 def _with_validation(train: Source, kept: np.ndarray, held_out: np.ndarray) -> Mapping[str, Any] | None:
-    """The report of a split of which a part is held out: its counts are those of the two parts."""
+    """The report of a split of which a part is held out, with the counts of the two parts."""
     if train.report is None or 'splits' not in train.report:
         return train.report
     before = train.report['splits']['train']
@@ -295,10 +299,10 @@ def _with_validation(train: Source, kept: np.ndarray, held_out: np.ndarray) -> M
 
 
 def stratified(order: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
-    """An order of N examples whose first `count` have the classes in their proportions.
+    """Reorders N examples so that the first `count` have the classes in their proportions.
 
     Every class gives its share of the count, rounded down, and the rest comes from the classes with the largest
-    remainders. The last example of a class is taken only where there are no others.
+    remainders. The last example of a class is taken only if there are no others.
 
     Args:
       order: int [N], a random order.
@@ -324,13 +328,13 @@ def stratified(order: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
 
 
 def held_out_by_content(digests: np.ndarray, labels: np.ndarray, fraction: float, *, cover: bool) -> np.ndarray:
-    """Which examples are for testing: a share of the labelled ones, chosen by their content.
+    """Marks the examples for testing: a share of the labelled ones, chosen by their content.
 
     Args:
-      digests: uint8 [N, 8 or more] of the contents.
+      digests: uint8 [N, 8 or more], the digests of the contents.
       labels: int32 [N], -1 where unknown.
       fraction: the share.
-      cover: keep an example of every class for training, and hold one out of every class of which the share is one.
+      cover: keep an example of every class for training, and hold out one of every class whose share is at least one.
 
     Returns:
       bool [N].

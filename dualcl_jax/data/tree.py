@@ -30,7 +30,7 @@ def leaves(tree: Tree) -> Iterator[Any]:
 
 
 def map_tree(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
-    """A tree like the first, of the function of the leaves at the same place in each tree."""
+    """Applies a function to the leaves at the same place in each tree, and returns a tree like the first."""
     if isinstance(tree, dict):
         return {key: map_tree(function, tree[key], *(other[key] for other in others)) for key in sorted(tree)}
     if isinstance(tree, list | tuple):
@@ -40,7 +40,7 @@ def map_tree(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
 
 
 def num_rows(tree: Tree) -> int:
-    """n of a batch of n examples, the length of the leading axis of every leaf.
+    """The number of examples in a batch, the length of the leading axis of every leaf.
 
     Raises:
       ValueError: the leaves have no such axis in common.
@@ -67,7 +67,7 @@ def empty(spec: Tree) -> Tree:
 
 
 def describe(spec: Tree) -> Any:
-    """A tree of `ArraySpec` as JSON values; of one uint8 array its shape alone, such as [32, 32, 3] of an image."""
+    """Converts a tree of `ArraySpec` to JSON values; one uint8 array to its shape alone, such as [32, 32, 3]."""
     if isinstance(spec, ArraySpec) and spec.dtype == np.uint8:
         return list(spec.shape)
     return _describe(spec)

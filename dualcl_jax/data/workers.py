@@ -5,9 +5,9 @@ once, and share one copy of whatever the work holds, such as the columns of an i
 not be forked, because JAX has threads.
 
 Results are written into memory that the processes share, which costs one copy. Grain's workers send each result
-through a pipe, or make a file of /dev/shm for it: measured, that took a fifth of the time of decoding. The memory here
-is that of an anonymous file, which needs no space in /dev/shm or TMPDIR and ends with its processes: writing to a file
-that they cannot hold would kill the process.
+through a pipe, or make a file in /dev/shm for it, which took a fifth of the time of decoding when it was measured. The
+memory here is an anonymous file, which needs no space in /dev/shm or TMPDIR and ends with its processes. Writing to a
+file for which those folders have no space would kill the process.
 """
 
 import contextlib
@@ -35,16 +35,16 @@ from dualcl_jax.system.errors import RestartError, UserError
 from dualcl_jax.system.processes.supervisor import STOPPING, allow_many_sockets
 
 AHEAD = 2
-"""Results that each worker keeps ready, at least."""
+"""The least number of results that each worker keeps ready."""
 READY = 16
-"""Results that all workers together keep ready, at least."""
+"""The least number of results that all workers together keep ready."""
 FORKS = sys.platform == 'linux'
-"""Whether workers are forked; elsewhere, where libraries do not allow it, each one is spawned."""
+"""Whether workers are forked. On other systems, whose libraries do not allow it, each one is spawned."""
 RETAINED = 31 * 2**20
-"""Bytes. Once a block of this size was freed, glibc keeps what is freed later, up to its largest limit."""
+"""Bytes. Once a block of this size has been freed, glibc keeps memory that is freed later, up to its largest limit."""
 
 ALIGNMENT = 64
-"""Bytes of which every array in shared memory begins at a multiple."""
+"""Every array in shared memory begins at a multiple of this many bytes."""
 BLOCK = 2**20
 """Bytes that are written at a time."""
 
@@ -53,32 +53,32 @@ Task = TypeVar('Task', contravariant=True)
 
 
 class Work(Protocol[Task]):
-    """What workers do; sent to them by pickle."""
+    """The work of workers; sent to them by pickle."""
 
     def prepare(self) -> None:
         """Imports and reads what all workers need, before they are forked. It must not start a thread."""
         ...
 
     def __call__(self, task: Task, out: Tree, /) -> int:
-        """Writes the result of a task into the first rows of a tree of arrays, and returns how many rows these are."""
+        """Writes the result of a task into the first rows of a tree of arrays, and returns their number."""
         ...
 
 
 def computed(work: Work[T], tasks: Iterable[T], spec: Tree, workers: int) -> Generator[Tree, None, None]:
-    """The results of tasks, in their order: by `workers` processes, or here with 0.
+    """Computes the results of tasks, in order, in `workers` processes, or in this process with 0.
 
-    They depend on the tasks alone, not on the number of workers. Each is valid until the next one is asked for. An
-    exception is raised where it happened. Close the generator if it is not used up.
+    They depend on the tasks alone, not on the number of workers. Each is valid until the next one is requested. An
+    exception is raised at the task where it happened. Close the generator if it is not exhausted.
 
     Args:
-      work: pure.
+      work: the work, a pure function of a task.
       tasks: sent to the workers by pickle, a few ahead of the results.
       spec: shapes and dtypes of the largest result, a tree of `ArraySpec`.
-      workers: how many.
+      workers: the number of processes.
 
     Raises:
       RestartError: a worker was killed.
-      UserError: so many processes cannot be started.
+      UserError: this many processes cannot be started.
     """
     slots = workers * max(AHEAD, -(-READY // max(workers, 1)))
     memory = _allocate(slots * _num_bytes(spec))
@@ -91,7 +91,7 @@ def computed(work: Work[T], tasks: Iterable[T], spec: Tree, workers: int) -> Gen
     with _Workers(work, spec, memory, slots, workers) as started:
         sent = 0
         for sent, task in enumerate(tasks, start=1):
-            if sent > slots:  # the slot of an earlier result is needed
+            if sent > slots:  # the next task needs the slot of an earlier result
                 yield _first_rows(results[(sent - 1) % slots], started.receive(sent - 1 - slots))
             started.send(sent - 1, task)
         for number in range(max(sent - slots, 0), sent):
@@ -107,7 +107,7 @@ class _Group(NamedTuple):
 
 
 class _Workers:
-    """Running workers. Task n is the business of worker n modulo their number, and has the slot n modulo the slots."""
+    """Running workers. Task n goes to worker n modulo their number, and has slot n modulo the number of slots."""
 
     def __init__(self, work: Work[Any], spec: Tree, memory: 'SharedMemory', slots: int, workers: int) -> None:
         self._groups: list[_Group] = []
@@ -136,11 +136,11 @@ class _Workers:
             group.report.close()
 
     def send(self, number: int, task: Any) -> None:
-        with contextlib.suppress(ConnectionError):  # it was killed; its finished results can still be read
+        with contextlib.suppress(ConnectionError):  # the worker was killed; its finished results can still be read
             self._connections[number % len(self._connections)].send(task)
 
     def receive(self, number: int) -> int:
-        """How many rows a task's slot has; or raises what the worker raised."""
+        """Returns the number of rows in a task's slot, or raises what the worker raised."""
         worker = number % len(self._connections)
         try:
             answer = self._connections[worker].recv()
@@ -151,7 +151,7 @@ class _Workers:
         return answer
 
     def _ended(self, worker: int) -> Exception:
-        """Why a worker has ended."""
+        """The error to raise for a worker that has ended."""
         group, place = self._groups[worker // self._size], worker % self._size
         ended: int | None = -1
         try:
@@ -199,10 +199,10 @@ def _slots(memory: Any, spec: Tree, count: int) -> list[Tree]:
 
 
 class SharedMemory:
-    """Memory that a process shares with those that it starts.
+    """Memory that a process shares with the processes that it starts.
 
     Args:
-      size: bytes.
+      size: the number of bytes.
 
     Attributes:
       buffer: the memory.
@@ -216,7 +216,7 @@ class SharedMemory:
             os.ftruncate(self._file, size)
         else:
             with tempfile.TemporaryFile() as file:
-                for start in range(0, size, BLOCK):  # a file with holes would seem to fit anywhere
+                for start in range(0, size, BLOCK):  # a sparse file would seem to fit anywhere
                     file.write(bytes(min(BLOCK, size - start)))
                 file.flush()
                 self._file = os.dup(file.fileno())
@@ -231,7 +231,7 @@ class SharedMemory:
 
 
 def _attach(descriptor: Any, size: int) -> mmap.mmap:
-    """The same memory in a process that was started; the descriptor is a `DupFd`."""
+    """Maps shared memory in a process that was started; the descriptor is a `DupFd`."""
     file = descriptor.detach()
     try:
         return mmap.mmap(file, size)
@@ -240,7 +240,7 @@ def _attach(descriptor: Any, size: int) -> mmap.mmap:
 
 
 def _allocate(size: int) -> SharedMemory | None:
-    """Shared memory; None of no bytes, and where there is no space, which is noted."""
+    """Allocates shared memory. Returns None for no bytes, or if there is no space, which is noted."""
     try:
         return SharedMemory(size) if size else None
     except OSError as error:
@@ -252,7 +252,7 @@ def _start(work: Work[Any], spec: Tree, memory: SharedMemory, slots: int, owned:
     """Starts a process that forks workers for the slots that each of them owns.
 
     Raises:
-      UserError: it cannot be started.
+      UserError: the process cannot be started.
     """
     context = multiprocessing.get_context('spawn')
     with contextlib.ExitStack() as here, contextlib.ExitStack() as theirs:
@@ -297,7 +297,7 @@ def _nothing_to_import() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """A context in which new processes start with the signals blocked that stop a run."""
+    """A context in which new processes start with the signals that stop a run blocked."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield
@@ -316,19 +316,19 @@ def _fork(
 ) -> None:
     """The main function of the process that forks workers. It ends after all of them, and reports how each ended.
 
-    Signals are left to the training process.
+    The training process alone handles signals.
     """
     for sent in STOPPING:
         signal.signal(sent, signal.SIG_IGN)
-    allow_many_sockets()  # or open files: a set may have a thousand shards
+    allow_many_sockets()  # and open files: a set may have a thousand shards
     results = _slots(memory, spec, slots)
     work.prepare()
-    np.empty(RETAINED, np.uint8)  # or the memory of every decoded image is mapped anew: a quarter of the time
+    np.empty(RETAINED, np.uint8)  # else the memory of every decoded image is mapped anew, a quarter of the time
     if not FORKS:
         _work(work, [results[slot] for slot in owned[0]], connections[0])
         return
     gc.collect()
-    gc.freeze()  # a collection would write to every object, and so copy its page
+    gc.freeze()  # a collection would write to every object and so copy its page
     workers: dict[int, int] = {}
     with contextlib.suppress(ConnectionError):
         for number, slots_of in enumerate(owned):
@@ -358,7 +358,7 @@ def _forked() -> int:
 
 
 def _work_and_exit(work: Work[Any], slots: Sequence[Tree], connection: Connection) -> None:
-    """Works, and ends this process without whatever else it would run at its end."""
+    """Works, then ends this process without running its exit handlers."""
     status = 1
     try:
         _work(work, slots, connection)

@@ -1,1 +1,1 @@
-"""Evaluators: what the features of a frozen encoder are worth."""
+"""Evaluators: measure the quality of the features of a frozen encoder."""

@@ -15,7 +15,7 @@ from dualcl_jax.data.tree import Tree
 class Derived:
     """The examples of a source at `rows` [N], each changed by a function of n examples and their rows [n].
 
-    The fingerprint stays that of the source.
+    The fingerprint remains that of the source.
     """
 
     source: Source
@@ -69,4 +69,4 @@ class Derived:
         return self.source.display(self.rows[indices])
 
     def host_views(self, recipe: Any) -> None:
-        del recipe  # examples that were changed are loaded whole
+        del recipe  # changed examples are loaded whole

@@ -1,4 +1,4 @@
-"""The features of every example of a set, part by part: what is done is kept, and an interrupted command resumes."""
+"""The features of every example of a set, part by part: finished parts are kept, so an interrupted command resumes."""
 
 import contextlib
 import hashlib
@@ -19,14 +19,17 @@ from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import write_bytes, write_json
 
 PART = 4096
-"""Examples in a part: an interruption loses at most so many."""
+"""Examples in a part; an interruption loses at most this many."""
 
 
 class Embedding(NamedTuple):
     """Features of N examples.
 
-    features: float32 [N, F], not normalised; files: a name for each; labels: int32 [N], -1 where unknown; class_names:
-    of the labels, empty without classes.
+    Attributes:
+      features: float32 [N, F], not normalised.
+      files: a name for each example.
+      labels: int32 [N], -1 where unknown.
+      class_names: names of the labels; empty without classes.
     """
 
     features: np.ndarray
@@ -43,7 +46,7 @@ class Examples(NamedTuple):
 
     @property
     def labels(self) -> np.ndarray:
-        """int32 [N], -1 where unknown."""
+        """The labels, int32 [N], -1 where unknown."""
         return np.concatenate([source.labels for source in self.sources])
 
     @property
@@ -63,14 +66,14 @@ class Examples(NamedTuple):
 
 
 def parts_of(encoder: EncoderSource, name: str, layer: str, examples: Examples, folder: Path) -> Iterator[np.ndarray]:
-    """Features [n, F] of each part in order; parts that `folder` has from before are read, others are kept in it.
+    """Yields features [n, F] of each part in order; parts that are already in `folder` are read, others are kept in it.
 
     Args:
       encoder: where the encoder comes from.
       name: which of its encoders.
       layer: which of its layers.
       examples: what to embed.
-      folder: for the parts; one of other examples or another encoder is emptied first.
+      folder: folder for the parts; if its parts are of other examples or another encoder, it is emptied first.
 
     Raises:
       UserError: the features are not finite, or the folder cannot be written.
@@ -125,7 +128,7 @@ def _open(folder: Path, identity: dict[str, Any]) -> None:
 
 
 def _read(path: Path, count: int) -> np.ndarray | None:
-    """The features of a part; None if it has not been written, or not whole."""
+    """The features of a part; None if it has not been written, or not completely."""
     try:
         features = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):

@@ -1,4 +1,4 @@
-"""Where an encoder that is evaluated comes from: a run, or an exported file."""
+"""The source of an encoder that is evaluated: a run, or an exported file."""
 
 import dataclasses
 import functools
@@ -44,19 +44,19 @@ class EncoderSource:
     """Encoders that can be evaluated, all of one architecture.
 
     Attributes:
-      name: how the user named it, for messages.
-      config: of the run it comes from; its data and views are the ones to evaluate with.
-      kind: of the examples that it takes.
-      views: of them.
-      step: training steps behind it; None where not known.
+      name: the user's name for it, for messages.
+      config: config of the run it comes from; its data and views are used for evaluation.
+      kind: kind of the examples that it takes.
+      views: views of these examples.
+      step: training steps of the encoders; None if unknown.
       encoders: their variables by name: query, momentum, or both.
-      layers: which of `LAYERS` it gives.
-      blocks: a function of variables and examples [n, ...] to features [n, F], a tuple of one for each layer.
-      view_blocks: a function of variables and (examples, keys) to features [n, V, F] of their random views, likewise.
-      data_fingerprint: of the training split behind it.
-      provenance: what is written beside its results.
-      tokenizer: of an encoder of text; None for others.
-      run: the run itself, for what needs more than features; None for an exported encoder.
+      layers: which of `LAYERS` it provides.
+      blocks: maps variables and examples [n, ...] to a tuple of features [n, F], one for each layer.
+      view_blocks: likewise maps variables and (examples, keys) to features [n, V, F] of their random views.
+      data_fingerprint: fingerprint of the split that it was trained on.
+      provenance: facts about its origin, written beside its results.
+      tokenizer: tokenizer of an encoder of text; None for others.
+      run: the run itself, for protocols that need more than features; None for an exported encoder.
     """
 
     name: str
@@ -79,7 +79,7 @@ class EncoderSource:
         return Baselines({}) if self.run is None else _baselines(self.run)
 
     def data_config(self, data: ConfigDict) -> ConfigDict:
-        """What `dualcl_jax.data.load` takes to read a set for these encoders: text with their tokenizer.
+        """The config with which `dualcl_jax.data.load` reads a set for these encoders: text with their tokenizer.
 
         Args:
           data: the `data` part of a config.
@@ -103,7 +103,7 @@ class EncoderSource:
     ) -> dict[str, np.ndarray]:
         """Features float32 [N, V, F] by layer of random views of the examples at `rows` [N].
 
-        The views of an example depend on the seed and its row alone. `advance` is called after each block.
+        The views of an example depend only on the seed and its row. `advance` is called after each block.
         """
 
         def with_keys(examples: Any, rows: np.ndarray) -> tuple[Any, np.ndarray]:
@@ -173,10 +173,10 @@ def _view_blocks(
     """Features of the random views of examples.
 
     Args:
-      views: of the examples.
+      views: views of the examples.
       encode: a function of variables and one view [n, ...] to a tuple of features [n, F].
       mesh: the devices.
-      as_pixels: the views are of images, and `encode` takes them as pixels in [0, 1].
+      as_pixels: whether the views are of images and `encode` takes them as pixels in [0, 1].
     """
 
     def function(variables: Variables, inputs: tuple[Any, jax.Array]) -> tuple[jax.Array, ...]:
@@ -198,12 +198,13 @@ def _view_blocks(
 def from_export(path: str, flag: str = '--exported') -> EncoderSource:
     """The encoder in a file of `python -m dualcl_jax.export`, with the data and views of its run.
 
-    The file does not say where the data lie: `data.data_dir` and `data.path` are empty, and `data.labels` is auto.
+    The file does not contain the location of the data: `data.data_dir` and `data.path` are empty, and `data.labels` is
+    auto.
 
-    Messages name the path as `flag`.
+    Messages refer to the path by `flag`.
 
     Raises:
-      UserError: no such file, or one that is damaged or of another kind.
+      UserError: the file does not exist, is damaged or is of another kind.
     """
     encoder = load(path)
     described, origin = encoder.description, encoder.description.provenance
@@ -241,5 +242,5 @@ def _views_of(described: Description | TextDescription, config: ConfigDict) -> I
 
 
 def _inputs(view: Any) -> Any:
-    """What an exported encoder takes of a view: pixels as they are, sentences without the key of dropout."""
+    """The part of a view that an exported encoder takes: pixels as they are, sentences without the key of dropout."""
     return {name: view[name] for name in ('tokens', 'length')} if isinstance(view, dict) else view

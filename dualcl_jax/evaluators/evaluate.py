@@ -1,4 +1,4 @@
-"""One evaluation: everything checked first, then protocol by protocol, each written as it is done."""
+"""One evaluation: checks everything first, then runs the protocols in turn and writes the results of each."""
 
 import difflib
 import sys
@@ -30,18 +30,18 @@ from dualcl_jax.system.versions import versions
 from dualcl_jax.workdir.folder import open_workdir
 
 OF_THE_ENCODER = ('data.image_size', 'data.mean', 'data.std', 'data.value_range')
-"""Fields that a trained encoder cannot do without."""
+"""Fields that belong to a trained encoder and cannot be changed."""
 
 
 TABLE_WIDTH = 140
-"""Characters of a line where there is no terminal."""
+"""Characters of a line if there is no terminal."""
 
 
 def resolve(source: EncoderSource, overrides: Sequence[str]) -> ConfigDict:
     """The config of an evaluation: the run's data, and the settings of the protocols, with overrides of both.
 
     Raises:
-      UserError: a field that does not exist, or has no such value.
+      UserError: a field does not exist, or cannot have this value.
     """
     config = default_settings()
     with config.unlocked():
@@ -52,7 +52,7 @@ def resolve(source: EncoderSource, overrides: Sequence[str]) -> ConfigDict:
         if field in OF_THE_ENCODER:
             raise UserError(f'--config.{field}: belongs to the encoder, which was trained with it; leave it out')
     if 'data.name' in fields:
-        config.data.limit = config.data.num_examples = 0  # these three are of the run's own set
+        config.data.limit = config.data.num_examples = 0  # these three apply to the run's own set
         config.data.validation_fraction = 0.0
     override(config, overrides)
     check_fields(config, RULES | {field: rule for field, rule in CONFIG_RULES.items() if field.startswith('data.')})
@@ -62,10 +62,10 @@ def resolve(source: EncoderSource, overrides: Sequence[str]) -> ConfigDict:
 
 
 def chosen(given: str, choices: Iterable[str], flag: str, every: Iterable[str] | None = None) -> tuple[str, ...]:
-    """The names in 'a,b' or 'all', each once, in the order given; `all` stands for `every` choice, by default.
+    """The names in 'a,b' or 'all', each once, in the order given; 'all' stands for `every`, by default all choices.
 
     Raises:
-      UserError: one is none of the choices.
+      UserError: a name is not among the choices.
     """
     choices = list(choices)
     names = list(dict.fromkeys(name.strip() for name in given.split(',') if name.strip()))
@@ -80,7 +80,7 @@ def chosen(given: str, choices: Iterable[str], flag: str, every: Iterable[str] |
 
 
 def check(source: EncoderSource, splits: Splits, protocols: Sequence[str], *, named: bool) -> None:
-    """Raises UserError where these protocols cannot be run on these data with this encoder.
+    """Raises UserError if these protocols cannot be run on these data with this encoder.
 
     Data that the user has not `named` must be those that the encoder was trained on.
     """
@@ -119,7 +119,7 @@ def check(source: EncoderSource, splits: Splits, protocols: Sequence[str], *, na
 
 
 def read_benchmarks(source: EncoderSource, protocols: Sequence[str], settings: ConfigDict) -> dict[str, Any]:
-    """The content of the files that protocols have of their own, by protocol.
+    """The content of the protocols' own files, by protocol.
 
     Raises:
       UserError: a protocol cannot measure this encoder, or one of its files is missing or malformed.
@@ -134,7 +134,7 @@ def read_benchmarks(source: EncoderSource, protocols: Sequence[str], settings: C
 
 
 def notes(task: Task, protocols: Sequence[str]) -> list[str]:
-    """What an evaluation leaves out, a line each."""
+    """What an evaluation leaves out, one line for each item."""
     known = protocols_of(task.source.kind)
     unscored = [f'{of.without_score:,} of {of.name}' for of in task.benchmarks.get('sts', ()) if of.without_score]
     found = [f'left out: pairs without a score, {", ".join(unscored)}'] if unscored else []
@@ -162,7 +162,7 @@ def notes(task: Task, protocols: Sequence[str]) -> list[str]:
 
 
 def check_examples(source: EncoderSource, train: Source) -> None:
-    """Raises UserError where an encoder does not take the examples of a set."""
+    """Raises UserError if an encoder does not take the examples of a set."""
     if train.kind != source.kind:
         raise UserError(
             f'{train.name}: holds {train.kind} and the encoder of {source.name} takes {source.kind}; choose another set'
@@ -188,7 +188,7 @@ def check_examples(source: EncoderSource, train: Source) -> None:
 
 
 def _check_values(source: EncoderSource, views: ImageViews, train: Source) -> None:
-    """Raises UserError where images have 8 bits and the encoder takes another range, or the other way round."""
+    """Raises UserError if images have 8 bits and the encoder takes another range, or vice versa."""
     kind = image_type(train)
     if (kind == 'uint8') != (not views.value_range):
         low, high = views.value_range or (0, 255)
@@ -206,16 +206,16 @@ def evaluate(
     overrides: Sequence[str],
     output: str,
 ) -> dict[str, Any]:
-    """Runs protocols and writes OUTPUT/PROTOCOL.json for each, replaced whole; prints the table of all.
+    """Runs protocols, writes OUTPUT/PROTOCOL.json for each, replacing an earlier one, and prints the table of all.
 
-    Results on data that the encoder was not trained on go to OUTPUT/on_NAME. What is written depends on checkpoint,
-    data, settings, versions and kind of device alone: two evaluations give the same bytes.
+    Results on data that the encoder was not trained on go to OUTPUT/on_NAME. The output depends only on checkpoint,
+    data, settings, versions and kind of device: two evaluations give the same bytes.
 
     Returns:
       {'output': the folder, 'records': all records}.
 
     Raises:
-      UserError: what the user can mend; found before anything is computed where that is possible.
+      UserError: a mistake that the user can fix; it is found before anything is computed, if possible.
     """
     config = resolve(source, overrides)
     benchmarks = read_benchmarks(source, protocols, config)
@@ -254,9 +254,9 @@ def evaluate(
 def _load(
     source: EncoderSource, config: ConfigDict, protocols: Sequence[str], overrides: Sequence[str]
 ) -> tuple[Splits | None, list[str]]:
-    """The data of an evaluation, checked, and notes.
+    """Loads and checks the data of an evaluation; also returns notes.
 
-    Protocols with files of their own need none; the data are then None, with a note, if they are not at hand.
+    Protocols with files of their own need no data; the data are then None, with a note, if they are not available.
 
     Raises:
       UserError: the data are missing or do not fit.

@@ -14,7 +14,7 @@ import numpy as np
 from dualcl_jax.system.errors import UserError
 
 NPY_TIME = (1980, 1, 1, 0, 0, 0)
-"""Of the entries of an `.npz` file, so that the same features give the same bytes."""
+"""The fixed time of the entries of an `.npz` file, so that the same features give the same bytes."""
 
 Parts = Iterable[np.ndarray]
 
@@ -87,7 +87,7 @@ def write_csv(
             start += len(part)
 
 
-# To add a format: a function, and a line here with the end of the names of its files.
+# To add a format, write a function and add a line here with the suffix of its files.
 WRITERS: dict[str, Callable[..., None]] = {'.parquet': write_parquet, '.npz': write_npz, '.csv': write_csv}
 
 
@@ -97,7 +97,7 @@ def class_of(label: int, classes: Sequence[str]) -> str:
 
 
 def check_format(output: str) -> str:
-    """The end of the name of an output file, a key of `WRITERS`. Raises UserError if it is another."""
+    """The suffix of an output file, a key of `WRITERS`. Raises UserError if it is another."""
     suffix = Path(output).suffix.lower()
     if '://' in output:
         raise UserError(f'--output={output}: must be a local file; copy it afterwards')
@@ -108,7 +108,7 @@ def check_format(output: str) -> str:
 
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A context with a path to write to, which replaces the file when everything was written.
+    """A context with a path to write to, which replaces the file once everything is written.
 
     Raises:
       UserError: it cannot be written.

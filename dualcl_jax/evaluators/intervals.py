@@ -1,4 +1,4 @@
-"""95 % confidence intervals of what an evaluation reports."""
+"""95 % confidence intervals of the numbers that an evaluation reports."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ Z = 1.959963984540054
 
 
 class Interval(NamedTuple):
-    """From `low` to `high`, by `method`: 'wilson', 'normal' or 'fisher'."""
+    """The interval from `low` to `high`, by `method`: 'wilson', 'normal' or 'fisher'."""
 
     low: float
     high: float
@@ -20,9 +20,9 @@ class Interval(NamedTuple):
 
 
 def wilson(share: float, count: int) -> Interval:
-    """Of a share in [0, 1] of `count` independent examples (Wilson, J. Am. Stat. Assoc. 22, 1927).
+    """The interval of a share in [0, 1] of `count` independent examples (Wilson, J. Am. Stat. Assoc. 22, 1927).
 
-    It says how far another test set of this size would move the number, not another training run.
+    It covers the variation between test sets of this size, not between training runs.
     """
     shrink = 1 + Z**2 / count
     centre = (share + Z**2 / (2 * count)) / shrink
@@ -31,7 +31,7 @@ def wilson(share: float, count: int) -> Interval:
 
 
 def normal(values: ArrayLike) -> Interval | None:
-    """Of the mean of independent values [N], mean ± z·s/√N; None for a single one."""
+    """The interval of the mean of independent values [N], mean ± z·s/√N; None for a single value."""
     values = np.asarray(values, np.float64)
     if values.size < 2:
         return None
@@ -40,7 +40,9 @@ def normal(values: ArrayLike) -> Interval | None:
 
 
 def fisher(correlation: float, count: int) -> Interval | None:
-    """Of Spearman's rank correlation in [-1, 1] of `count` independent pairs, by Fisher's z; None where it has none.
+    """The interval, by Fisher's z, of Spearman's rank correlation in [-1, 1] of `count` independent pairs.
+
+    None if the correlation has no interval.
 
     The variance of z = artanh(correlation) is (1 + correlation² / 2) / (count - 3) (Bonett and Wright, Psychometrika
     65, 2000).
@@ -52,7 +54,9 @@ def fisher(correlation: float, count: int) -> Interval | None:
 
 
 def fisher_mean(correlations: Sequence[float], counts: Sequence[int]) -> Interval | None:
-    """Of the mean of rank correlations of independent sets of pairs, each as for `fisher`; None where one has none.
+    """The interval of the mean of rank correlations, each as for `fisher`; None if one has no interval.
+
+    The correlations are of independent sets of pairs.
 
     The variance of a correlation is (1 - correlation²)² times that of its z, to first order.
     """

@@ -1,4 +1,4 @@
-"""What is measured while a run trains: of the encoder's features, and once of a baseline for comparison."""
+"""Measurements while a run trains: of the encoder's features, and once of a baseline for comparison."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -32,11 +32,11 @@ class KnnMonitor:
     """Classifies the labelled test examples by their nearest labelled training examples.
 
     Args:
-      embed: makes features.
+      embed: computes features.
       splits: the data; both splits need labels.
-      k: neighbours.
-      temperature: votes weigh exp(cosine / temperature).
-      bank: at most so many training images; 0 for all. The same fixed random subset for everything that is compared.
+      k: number of neighbours.
+      temperature: a vote has the weight exp(cosine / temperature).
+      bank: the most training images to use; 0 for all. A fixed random subset, the same for everything compared.
     """
 
     def __init__(self, embed: Embedder, splits: Splits, *, k: int, temperature: float, bank: int) -> None:
@@ -80,15 +80,15 @@ class KnnMonitor:
 
 
 class StsMonitor:
-    """Spearman's correlation of cosine similarity with the scores of people, on STS-B dev; test sets are never used.
+    """Spearman's correlation of cosine similarity with human scores, on STS-B dev; test sets are never used.
 
     It is NaN if all similarities are equal.
 
     Args:
-      embed: makes features.
-      tokenizer: of the run.
+      embed: computes features.
+      tokenizer: tokenizer of the run.
       pairs: STS-B dev.
-      train: the training split, whose texts give the frequencies of words for TF-IDF.
+      train: the training split, whose texts provide the frequencies of words for TF-IDF.
     """
 
     def __init__(self, embed: Embedder, tokenizer: Tokenizer, pairs: Pairs, train: Source) -> None:

@@ -1,4 +1,4 @@
-"""The protocols: what is measured of frozen features, of a fine-tuned network, and of the embedding itself."""
+"""The protocols: measurements of frozen features, of a fine-tuned network, and of the embedding itself."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
@@ -50,9 +50,9 @@ def _details(task: Task, details: Mapping[str, Any] | None = None) -> dict[str, 
 
 
 def knn(task: Task) -> Results:
-    """Weighted kNN (1805.01978) over a grid of k and τ: test images among the training images.
+    """Weighted kNN (1805.01978) of test images among the training images, over a grid of k and τ.
 
-    A k above their number stands for all of them, once.
+    A k above the number of training images stands for all of them, once.
     """
     asked: dict[int, list[int]] = {}
     for k in whole(task.settings.knn.k):
@@ -77,7 +77,7 @@ def knn(task: Task) -> Results:
 
 
 def linear(task: Task) -> Results:
-    """Linear probe of frozen features, its learning rate and decay chosen on held-out training images."""
+    """Linear probe of frozen features, with learning rate and decay chosen on held-out training images."""
     for encoder, layer in task.places:
         choice = task.probe(encoder, layer)
         predicted = probes.predict(choice.probe, task.queries(encoder, layer))[0]
@@ -108,7 +108,7 @@ def semi(task: Task) -> Results:
 
 
 def _tuned(task: Task, encoder: str, chosen: np.ndarray, recipe: Recipe, details: dict[str, Any]) -> Result:
-    """Accuracy after fine-tuning on the chosen ones of the labelled training images."""
+    """Accuracy after fine-tuning on the chosen labelled training images."""
     run = task.source.run
     assert run is not None  # the protocol needs one
     images = task.labelled('train', chosen)
@@ -133,7 +133,7 @@ def _tuned(task: Task, encoder: str, chosen: np.ndarray, recipe: Recipe, details
 def few_shot(task: Task) -> Results:
     """Nearest class centroid from n images of each class: the mean over many draws.
 
-    Of the classes that have n training images; without two of them, or test images of them, n is left out.
+    Only classes with n training images take part; without two of them, or test images of them, n is left out.
     """
     settings, train = task.settings.few_shot, task.labels('train')
     for count in whole(settings.shots):
@@ -162,14 +162,14 @@ def few_shot(task: Task) -> Results:
 
 
 def can_shoot(train: np.ndarray, test: np.ndarray, count: int) -> bool:
-    """Whether two classes have `count` training images, and a test image is of one of them; of the labels of both."""
+    """Whether two classes have `count` training images and a test image is of one of them, by the labels of both."""
     classes, sizes = np.unique(train[train >= 0], return_counts=True)
     enough = classes[sizes >= count]
     return len(enough) > 1 and bool(np.isin(test, enough).any())
 
 
 def _among(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """The place of each label among sorted classes, -1 where it is none of them."""
+    """The place of each label among sorted classes; -1 if it is none of them."""
     places = np.minimum(np.searchsorted(classes, labels), len(classes) - 1)
     return np.where(classes[places] == labels, places, -1).astype(np.int32)
 
@@ -259,9 +259,13 @@ def structure(task: Task) -> Results:
 class Protocol(NamedTuple):
     """What can be measured of an encoder.
 
-    run: a function from a task to its results; needs_labels: in both splits; needs_run: a run, not an export;
-    kind: of the only examples that it is made for; None for all; read: of a protocol that measures files of its own,
-    and not the data of the evaluation, a function from `path` in its settings to their content.
+    Attributes:
+      run: maps a task to its results.
+      needs_labels: whether it needs labels in both splits.
+      needs_run: whether it needs a run, so that an export does not suffice.
+      kind: the only kind of examples that it is made for; None for all kinds.
+      read: maps `path` in its settings to the content of its own files, for a protocol that measures these and not
+        the data of the evaluation; None for others.
     """
 
     run: Callable[[Task], Results]
@@ -271,7 +275,7 @@ class Protocol(NamedTuple):
     read: Callable[[str], Any] | None = None
 
 
-# To add a protocol: a function, and a line here.
+# To add a protocol, write a function and add a line here.
 PROTOCOLS: dict[str, Protocol] = {
     'knn': Protocol(knn),
     'linear': Protocol(linear),
@@ -289,7 +293,7 @@ TEXT_PROTOCOLS: dict[str, Protocol] = {
     'retrieval': _of_text(text.retrieval, read=read_passages),
     'transfer': _of_text(text.transfer, read=read_classification),
 }
-"""Protocols of text alone. For text they take the place of those of the same name above."""
+"""Protocols for text only. For text, they replace those of the same name above."""
 NAMES = tuple(PROTOCOLS | TEXT_PROTOCOLS)
 
 

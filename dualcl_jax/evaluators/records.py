@@ -1,4 +1,4 @@
-"""What an evaluation says: records of one number each, by a schema that is checked, and their table."""
+"""The results of an evaluation: records of one number each, checked against a schema, and their table."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ from rich.table import Table
 from dualcl_jax.evaluators.intervals import Interval
 
 VERSION = 1
-"""Of the schema; another number where a field changes its meaning."""
+"""Version of the schema; it changes when a field changes its meaning."""
 
 _number, _text, _whole = (int, float), str, int
 SCHEMA: dict[str, tuple[tuple[type, ...] | type, bool, str]] = {
@@ -32,17 +32,17 @@ SCHEMA: dict[str, tuple[tuple[type, ...] | type, bool, str]] = {
     'details': (dict, False, 'what else decides the value, by protocol'),
     'versions': (dict, False, 'of Python and packages, and the device'),
 }
-"""The fields of a record, all of them in each."""
+"""The fields of a record; every record has all of them."""
 DISTINGUISHING = ('fraction', 'shots', 'corruption', 'strength')
-"""Details that tell apart records which are otherwise of one kind."""
+"""Details that distinguish records that are otherwise of one kind."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """One number of a protocol, before what is the same for all of them is added; fields as in `SCHEMA`.
+    """One number of a protocol, before the fields common to all numbers are added; fields as in `SCHEMA`.
 
-    `examples` None stands for all labelled images of the split, or for all where there are no labels. `data_set` and
-    `data_fingerprint` are of what it was measured on if that is no split of the data of the evaluation.
+    `examples` None stands for all labelled images of the split, or for all images if there are no labels. `data_set`
+    and `data_fingerprint` describe what it was measured on if that is not a split of the data of the evaluation.
     """
 
     metric: str
@@ -73,7 +73,7 @@ def make_record(result: Result, **common: Any) -> dict[str, Any]:
 
 
 def check_record(record: Mapping[str, Any]) -> None:
-    """Raises ValueError where a record is not of the schema."""
+    """Raises ValueError if a record does not conform to the schema."""
     if record.keys() != SCHEMA.keys():
         raise ValueError(f'fields missing or unknown: {sorted(record.keys() ^ SCHEMA.keys())}')
     for name, (types, nullable, _) in SCHEMA.items():
@@ -87,12 +87,12 @@ def check_record(record: Mapping[str, Any]) -> None:
 
 
 def table(records: Iterable[Mapping[str, Any]], title: str, own: Iterable[str] | None = None) -> Table:
-    """The records for a terminal, each encoder and layer in a column; ± is half the width of the interval.
+    """A table of records for a terminal, each encoder and layer in a column; ± is half the width of the interval.
 
     Args:
-      records: of any protocols.
-      title: of the table.
-      own: names of the data that the title names; other data are named in their rows. None: no data are.
+      records: records of any protocols.
+      title: title of the table.
+      own: names of the data that the title names; other data are named in their rows. None: no data are named.
     """
     own = None if own is None else set(own)
     cells: dict[tuple[str, str, str], dict[tuple[str, str], str]] = {}

@@ -12,9 +12,9 @@ from dualcl_jax.data.text.tokens import Tokenizer
 from dualcl_jax.evaluators.task import Task
 
 TF_IDF, WORDS = 'tf_idf', 'words'
-"""The encoder and the layer of the baseline without an encoder."""
+"""The names of encoder and layer for the baseline without an encoder."""
 CORPUS = 200_000
-"""At most so many training examples give the frequencies of words."""
+"""The most training examples from which the frequencies of words are taken."""
 WIDTHS = (16, 32, 64, 128, 256)
 """Sentences are encoded at the smallest of these lengths that holds them, or at that of the run."""
 
@@ -25,7 +25,7 @@ class Encoded(NamedTuple):
     Attributes:
       encoder, layer: what they come from, as in a record.
       features: [N, F], float32 or a sparse matrix.
-      details: of a record, of what decides them.
+      details: details of a record about what determines them.
     """
 
     encoder: str
@@ -41,7 +41,7 @@ def encode_all(task: Task, sentences: Sequence[str]) -> Iterator[Encoded]:
     """
     tokenizer = task.source.tokenizer
     assert tokenizer is not None  # an encoder of text has one
-    widths = WIDTHS if task.source.run else ()  # an exported encoder takes one length alone
+    widths = WIDTHS if task.source.run else ()  # an exported encoder takes only one length
     for encoder in (*task.encoders, *task.source.baselines.encoders):
 
         def embed(examples: Source, rows: NDArray[np.int64], encoder: str = encoder) -> dict[str, np.ndarray]:
@@ -64,10 +64,10 @@ def embed_sentences(
     """Features [N, F] by layer of N sentences, without much padding: sentences of similar length are encoded together.
 
     Args:
-      tokenizer: of the run.
+      tokenizer: tokenizer of the run.
       sentences: N of them.
-      embed: a function of examples of text and all of their rows to features by layer.
-      widths: lengths, beside that of the tokenizer, that the encoder takes.
+      embed: maps examples of text and all of their rows to features by layer.
+      widths: lengths that the encoder takes in addition to that of the tokenizer.
     """
     encoded = tokenizer.encode(sentences)
     lengths, longest = encoded['length'][:, 0], encoded['tokens'].shape[2]

@@ -11,7 +11,7 @@ from dualcl_jax.system.config import Rule, at_least, between, one_of
 def default_settings() -> ConfigDict:
     """Every setting of every protocol. A field's type is that of its default; whole numbers in tuples stay whole."""
     settings = ConfigDict()
-    settings.seed = 0  # of everything that is drawn: validation images, labelled images, noise, initial centres
+    settings.seed = 0  # for everything that is drawn: validation images, labelled images, noise, initial centres
 
     settings.knn = ConfigDict({'k': (1, 5, 20, 200), 'temperature': (0.05, 0.1, 0.2)})
 
@@ -20,7 +20,7 @@ def default_settings() -> ConfigDict:
     linear.weight_decays = (0.0, 1e-5, 1e-4, 1e-3)
     linear.epochs = 100
     linear.batch_size = 256
-    linear.validation = 0.1  # share of the labelled training images that chooses between them
+    linear.validation = 0.1  # share of the labelled training images for choosing between them
 
     settings.finetune = finetune = ConfigDict()
     finetune.epochs = 10
@@ -35,14 +35,14 @@ def default_settings() -> ConfigDict:
     settings.semi = ConfigDict({'fractions': (0.01, 0.1), 'epochs': (60, 20)})  # fine-tuning on a share of the labels
 
     settings.few_shot = ConfigDict({'shots': (1, 5, 10), 'draws': 100})  # images of a class; draws of them
-    settings.retrieval = ConfigDict({'recall_at': (1, 5, 10), 'path': ''})  # of text: file of queries and passages
+    settings.retrieval = ConfigDict({'recall_at': (1, 5, 10), 'path': ''})  # for text: file of queries and passages
     settings.clustering = ConfigDict({'starts': 10})  # of k-means; the tightest is taken
-    settings.structure = ConfigDict({'images': 10_000, 'k': 10})  # at most so many; neighbours of the purity
+    settings.structure = ConfigDict({'images': 10_000, 'k': 10})  # the most images; neighbours for the purity
 
-    settings.sts = ConfigDict({'path': ''})  # of text: folder of the sets of semantic similarity
+    settings.sts = ConfigDict({'path': ''})  # for text: folder of the sets of semantic similarity
     settings.transfer = transfer = ConfigDict()
-    transfer.path = ''  # of text: folder of the sets of sentences with classes
-    transfer.folds = 10  # of the sets without a part for testing
+    transfer.path = ''  # for text: folder of the sets of sentences with classes
+    transfer.folds = 10  # for the sets without a part for testing
     transfer.strengths = (0.001, 0.01, 0.1, 1.0, 10.0)  # C of the logistic regression; one is chosen by set
     settings.lock()
     return settings
@@ -95,5 +95,5 @@ RULES: dict[str, Rule] = {
 
 
 def whole(values: Any) -> tuple[int, ...]:
-    """Numbers of a tuple field, which come from a flag as floats, as integers."""
+    """Converts the numbers of a tuple field, which a flag gives as floats, to integers."""
     return tuple(int(value) for value in values)

@@ -16,7 +16,7 @@ from dualcl_jax.system.console import progress
 from dualcl_jax.system.errors import UserError
 
 NAMED = 3
-"""So many classes that are left out are named."""
+"""The most classes that are named of those left out."""
 Place = tuple[str, str]
 """An encoder and a layer of it."""
 
@@ -27,8 +27,8 @@ class Task:
 
     Attributes:
       source: the encoders.
-      splits: the data; None where all protocols have files of their own and the data are not at hand.
-      settings: of `dualcl_jax.evaluators.settings`.
+      splits: the data; None if all protocols have files of their own and the data are not available.
+      settings: the settings of `dualcl_jax.evaluators.settings`.
       encoders, layers: the ones to evaluate.
       benchmarks: the content of the files of a protocol, by its name.
     """
@@ -46,7 +46,7 @@ class Task:
 
     @property
     def seed(self) -> int:
-        """Of everything that is drawn."""
+        """The seed of everything that is drawn."""
         return self.settings.seed
 
     @property
@@ -55,14 +55,14 @@ class Task:
         return [(encoder, layer) for encoder in self.encoders for layer in self.layers]
 
     def split(self, name: str) -> Source:
-        """'train', or 'test', of which there is one."""
+        """The split 'train' or 'test', which must exist."""
         split = getattr(self.splits, name, None)
         assert split is not None
         return split
 
     @functools.cached_property
     def rows(self) -> dict[str, np.ndarray]:
-        """The labelled examples of each split, int64; all of them where none has a label."""
+        """Indices of the labelled examples of each split, int64; of all examples if none has a label."""
         found = {}
         for name, split in self.splits._asdict().items() if self.splits else ():
             if split is not None:
@@ -76,12 +76,12 @@ class Task:
 
     @functools.cached_property
     def known(self) -> np.ndarray:
-        """Positions among the `rows` for testing whose class is one of the training images: int64 [Q]."""
+        """Positions, among the `rows` for testing, of images whose class has training images: int64 [Q]."""
         return np.flatnonzero(np.isin(self.labels('test'), self.labels('train')))
 
     @property
     def query_labels(self) -> np.ndarray:
-        """Of the images at `known`, int32 [Q]."""
+        """Labels of the images at `known`, int32 [Q]."""
         return self.labels('test')[self.known]
 
     def queries(self, encoder: str, layer: str) -> np.ndarray:
@@ -104,7 +104,7 @@ class Task:
 
     @functools.cached_property
     def num_classes(self) -> int:
-        """Labels lie in [0, num_classes) in both splits."""
+        """The number of classes: labels lie in [0, num_classes) in both splits."""
         return 1 + int(max(np.max(self.labels(split)) for split in self.rows))
 
     def features(self, split: str, encoder: str, layer: str) -> np.ndarray:
@@ -134,7 +134,7 @@ class Task:
             return self._finite(encoder, self.source.embed_views(encoder, examples, rows, self.seed, advance))
 
     def _finite(self, encoder: str, found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The features. Raises UserError where they are not finite."""
+        """Returns the features. Raises UserError if they are not finite."""
         for layer, features in found.items():
             if not np.isfinite(features).all():
                 raise UserError(

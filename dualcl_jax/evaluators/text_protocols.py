@@ -32,7 +32,7 @@ SIMILAR = 4.0
 
 
 class Rows:
-    """The distinct ones of sentences, and the row of each sentence among them."""
+    """The distinct sentences, and the row of each sentence among them."""
 
     def __init__(self, *sentences: Sequence[str]) -> None:
         self._rows: dict[str, int] = {}
@@ -47,10 +47,10 @@ class Rows:
 
 
 def sts(task: Task) -> Results:
-    """Spearman's correlation of cosine similarity with the scores of people, and their mean over seven test sets.
+    """Spearman's correlation of cosine similarity with human scores, and its mean over seven test sets.
 
-    Of STS-B also the alignment of pairs with a score above 4 and the uniformity of all sentences (2005.10242). A
-    correlation is 0 if all similarities are equal; the details say so.
+    For STS-B also the alignment of pairs with a score above 4 and the uniformity of all sentences (2005.10242). A
+    correlation is 0 if all similarities are equal; the details then note this.
     """
     sets: list[Pairs] = task.benchmarks['sts']
     rows = Rows(*(part for pairs in sets for part in (pairs.first, pairs.second)))
@@ -100,7 +100,7 @@ def _result(
     details: dict[str, Any] | None = None,
     **more: Any,
 ) -> Result:
-    """A number of a set of sentences."""
+    """The result that holds one number for a set of sentences."""
     return Result(
         metric,
         value,

@@ -1,1 +1,1 @@
-"""The method: what a config chooses, and the parts of a training step."""
+"""The method: the choices of a config, and the parts of a training step."""

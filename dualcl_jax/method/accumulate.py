@@ -42,7 +42,7 @@ def average_gradient(
     Args:
       loss_fn: (params, carry, part) -> loss, (next carry, output).
       params: the parameters to differentiate by.
-      carry: what one part passes to the next, such as running statistics.
+      carry: the values that one part passes to the next, such as running statistics.
       parts: a tree of arrays whose first axis counts the parts.
 
     Returns:

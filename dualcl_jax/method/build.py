@@ -27,15 +27,15 @@ class Method:
 
     Attributes:
       encoder: the Flax module of the query encoder and the key encoder.
-      views: makes the views that the encoders see of an example.
+      views: makes the views of an example for the encoders.
       seed: the seed of all randomness.
       symmetric: whether both views act as query and key; otherwise view 1 is the query and view 2 the key.
       temperature: τ.
-      hardness: β, how much more a harder negative weighs; at 0 all negatives weigh the same.
+      hardness: β, how strongly harder negatives are weighted; at 0 all negatives have the same weight.
       loss_scale: the factor of the loss that is differentiated; the logged loss has no factor.
       key_weight: w, the share of the term anchored at the key.
       key_term: the negatives of that term: 'batch' (the other queries of the global batch) or 'queue'.
-      shuffle_keys: whether keys are encoded in other BN groups than their queries, on other devices.
+      shuffle_keys: whether keys are encoded in other BN groups and on other devices than their queries.
       select: the selector of negatives.
       num_negatives: k, how many negatives it selects; with a schedule, at the end of the run.
       count_negatives: the schedule of k; None if k is constant.
@@ -43,7 +43,7 @@ class Method:
       queue_size: K, the number of keys in the queue; 0 if the negatives come from the batch.
       queue_init: the initial content of the queue, 'empty' or 'noise'.
       queue_axis: the axis of devices that the queue is sharded over; None if every device holds all of it.
-      accumulate_steps: in how many parts the batch is processed; their gradients are averaged into one step.
+      accumulate_steps: the number of parts in which the batch is processed; their gradients are averaged into one step.
       ema: the schedule of the momentum encoder's momentum.
       learning_rate: the schedule of the learning rate.
       optimizer: the optimizer, which follows that schedule.
@@ -81,11 +81,11 @@ def build_method(config: Any, views: Views, *, total_steps: int, steps_per_epoch
     """Builds the method that a config describes.
 
     Args:
-      config: validated and resolved (`dualcl_jax.method.resolve`); `configs/default.py` documents its fields.
+      config: a validated and resolved config (`dualcl_jax.method.resolve`); `configs/default.py` documents its fields.
       views: the views of its examples, from the table `dualcl_jax.method.views.VIEWS`.
       total_steps: the length of the run, which the schedules follow.
       steps_per_epoch: the length of an epoch, which the warm-up follows.
-      num_devices: how many devices share the global batch.
+      num_devices: the number of devices that share the global batch.
     """
     groups, span = norm_layout(config.model.norm, num_devices)
     optimizer = config.optimizer

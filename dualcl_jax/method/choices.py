@@ -1,8 +1,8 @@
-"""Chooses what a config of images leaves open, from the number of images and the devices.
+"""Chooses the fields that a config of images leaves open, from the number of images and the devices.
 
-A first run on a small set is worth it if the encoder takes many steps: of small batches, against a queue of young keys,
-on small views. The rule is a pure function. A run stores what it chose in its config.json, and keeps it when it
-resumes, whatever the devices are then. Source: ours; docs/how_to/own_images.md has the measurements.
+A first run on a small set succeeds if the encoder takes many steps, with small batches, a queue of recent keys and
+small views. The rule is a pure function. A run stores its choices in config.json and keeps them when it resumes, even
+on other devices. Source: ours; docs/how_to/own_images.md has the measurements.
 """
 
 from collections.abc import Collection, Mapping
@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, config_dict
 from dualcl_jax.system.config import flatten
 
 TYPICAL_IMAGES = 10_000
-"""Takes the place of the number of images where a config is checked or compiled without its data."""
+"""The number of images that is assumed when a config is checked or compiled without its data."""
 
 OPEN: dict[str, type] = {
     'data.image_size': int,
@@ -32,21 +32,21 @@ OPEN: dict[str, type] = {
 
 SMALLEST_QUEUE = 64
 MEASUREMENTS = 10
-"""How many times a run measures its encoder, about."""
+"""The approximate number of times that a run measures its encoder."""
 FIRST_LOOK = 0.25
-"""Share of the run after which the accuracy first says something."""
+"""Share of the run after which the accuracy first becomes meaningful."""
 GRAY = 1e-6
-"""Channels whose statistics differ by less are alike."""
+"""Channels whose statistics differ by less than this are alike."""
 FEW_IMAGES = 1000
-"""Fewer teach an encoder little."""
+"""An encoder learns little from fewer images than this."""
 
 
 class Machine(NamedTuple):
-    """What a run starts on.
+    """The machine on which a run starts.
 
     Attributes:
-      platform: of the devices, such as 'cpu'.
-      num_devices: of all processes.
+      platform: the platform of the devices, such as 'cpu'.
+      num_devices: the number of devices of all processes.
       bfloat16: whether a CPU multiplies bfloat16 in hardware.
     """
 
@@ -56,14 +56,15 @@ class Machine(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """What does not depend on the number of images, on one platform.
+    """The choices for one platform that do not depend on the number of images.
 
     Attributes:
       fixed: the values of fields.
-      batch_size: images in a batch, of all devices together.
-      rate: learning rate of such a batch; it is proportional to the batch.
-      queue: the most keys.
-      images: how many a run sees, as far as `epochs`, the fewest and the most, allow.
+      batch_size: the number of images in a global batch.
+      rate: the learning rate for this batch size; it scales linearly with the batch size.
+      queue: the largest number of keys.
+      images: the number of images that a run processes, within the limits of `epochs`.
+      epochs: the fewest and the most epochs.
     """
 
     fixed: dict[str, Any]
@@ -100,11 +101,11 @@ ACCELERATOR = Scale(
     images=1_000_000,
     epochs=(20, 400),
 )
-"""Not measured."""
+"""These values have not been measured."""
 
 
 def leave_open(config: ConfigDict) -> None:
-    """Takes the value of every field of `OPEN`; flags can still set one."""
+    """Removes the value of every field of `OPEN`; flags can still set one."""
     for field, kind in OPEN.items():
         section, _, name = field.rpartition('.')
         config[section][name] = config_dict.placeholder(kind)
@@ -127,12 +128,12 @@ def is_gray(statistics: tuple[tuple[float, ...], tuple[float, ...]]) -> bool:
 
 
 def choose(config: ConfigDict, num_images: int, machine: Machine, *, gray: bool = False) -> dict[str, Any]:
-    """A value for every field of `OPEN`; those that depend on others follow what the config sets.
+    """Chooses a value for every field of `OPEN`. Values that depend on other fields follow those that the config sets.
 
     Args:
-      config: its fields may be open.
-      num_images: for training, at least 1.
-      machine: that the run starts on.
+      config: a config, whose fields may be open.
+      num_images: the number of training images, at least 1.
+      machine: the machine on which the run starts.
       gray: whether the images have no colours, see `is_gray`.
 
     Example:
@@ -161,10 +162,10 @@ def choose(config: ConfigDict, num_images: int, machine: Machine, *, gray: bool 
 def fill(
     config: ConfigDict, num_images: int, machine: Machine, stored: ConfigDict | None = None, *, gray: bool = False
 ) -> ConfigDict:
-    """A copy of a config with a value in every open field: that of the stored run, or one by `choose`.
+    """Copies a config and fills every open field with the value of the stored run, or else that of `choose`.
 
     Args:
-      config: it is not changed; without open fields it is returned itself.
+      config: a config, which is not changed. Without open fields it is returned itself.
       num_images, machine, gray: see `choose`.
       stored: the resolved config of the run in the workdir.
     """
@@ -186,12 +187,12 @@ def _set(config: ConfigDict, values: Mapping[str, Any]) -> None:
 
 
 def provisional(config: ConfigDict, num_devices: int = 1) -> ConfigDict:
-    """`fill` for a typical set on CPUs: for checks of what a config does set."""
+    """Applies `fill` for a typical set on CPUs, to check the fields that a config does set."""
     return fill(config, TYPICAL_IMAGES, Machine('cpu', num_devices))
 
 
 def describe(config: ConfigDict, opened: Collection[str], num_images: int, machine: Machine) -> str:
-    """What was chosen for the open fields of a run, and why, in a line."""
+    """Describes in one line what was chosen for the open fields of a run, and why."""
     fields = dict(flatten(config))
     values = ' '.join(f'{field}={fields[field]}' for field in opened)
     return f'for {num_images:,} images on {machine.platform}: {values}; set a field with --config.FIELD=VALUE'

@@ -99,7 +99,7 @@ def contrast(
     """Computes InfoNCE of anchors [b, D] with positives [b, D] and the negatives that the method selects.
 
     The negatives come from the memory queue. If the method has none, `queue` holds the keys of the batch, and
-    `allowed` [b, B] says which of them may be negatives.
+    `allowed` [b, B] marks which of them may be negatives.
     """
     if method.queue_size:
         return contrast_with_queue(
@@ -131,14 +131,14 @@ def contrast(
 def _contrast_keys(
     method: Method, candidates: Candidates, anchors: Anchors, allowed: jax.Array, keys: jax.Array, queries: jax.Array
 ) -> HasLoss:
-    """Computes the term anchored at the key: the query is its positive, the queue or other queries its negatives."""
+    """Computes the term anchored at the key, with the query as positive and the queue or other queries as negatives."""
     if method.key_term == 'queue':
         return contrast(method, candidates.queues[0], keys, queries, anchors=anchors, k=candidates.k, allowed=allowed)
     return info_nce(keys, queries, in_global_order(queries, candidates.order), allowed, temperature=method.temperature)
 
 
 def _others(method: Method, everyone: Anchors, anchors: Anchors) -> jax.Array:
-    """Which examples of the global batch may be negatives of which anchor, [b, B] bool."""
+    """Marks which examples of the global batch may be negatives of each anchor, [b, B] bool."""
     allowed = anchors.positions[:, None] != everyone.positions[None, :]
     if method.mask_same_image:
         allowed &= anchors.ids[:, None] != everyone.ids[None, :]

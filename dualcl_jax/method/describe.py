@@ -60,12 +60,12 @@ def describe_method(
 
 
 def _without_colours(views: ImageViews) -> str:
-    """What the views leave out of their recipe."""
+    """Describes the operations of the recipe that the views skip."""
     return f'; {", ".join(views.skipped)} skipped: they need red, green and blue' if views.skipped else ''
 
 
 def _values(config: ConfigDict, views: Any) -> dict[str, str]:
-    """How the values of images that are read as stored enter the encoder, and what pictures show of them."""
+    """Describes how the values of images read as stored enter the encoder, and how pictures show them."""
     if not isinstance(views, ImageViews) or not config.data.channels:
         return {}
     low, high = views.value_range or (0, 255)
@@ -77,7 +77,7 @@ def _values(config: ConfigDict, views: Any) -> dict[str, str]:
 
 
 def _examples(train: Source) -> str:
-    """What the examples of a split are."""
+    """Describes the examples of a split."""
     example = example_spec(train)
     if train.kind == TEXT:
         return 'pairs of sentences' if example['tokens'].shape[0] == 2 else 'sentences'

@@ -15,7 +15,7 @@ class Length(NamedTuple):
 
 
 def run_length(config: ConfigDict, num_examples: int) -> Length:
-    """Computes the length of a run on `num_examples` training examples, from `train.steps` if set, or `train.epochs`.
+    """Computes the length of a run on `num_examples` training examples, from `train.steps` if set, else `train.epochs`.
 
     Raises:
       UserError: there are fewer examples than one batch needs.

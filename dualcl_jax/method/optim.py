@@ -65,13 +65,13 @@ def count_schedule(name: str, first: int, last: int, total_steps: int) -> Schedu
 
 
 def constant_momentum(momentum: float, total_steps: int) -> Schedule:
-    """The same m at every step (1911.05722)."""
+    """Schedules the same m at every step (1911.05722)."""
     del total_steps
     return lambda step: jnp.full((), momentum, jnp.float32)
 
 
 def cosine_momentum(momentum: float, total_steps: int) -> Schedule:
-    """m rises from `momentum` to 1 as half a cosine: 1 - (1 - m)·(1 + cos(πt/T))/2 (2006.07733; 2104.02057, §A)."""
+    """Raises m from `momentum` to 1 as half a cosine: 1 - (1 - m)·(1 + cos(πt/T))/2 (2006.07733; 2104.02057, §A)."""
 
     def schedule(step: jax.Array) -> jax.Array:
         progress = jnp.asarray(step, jnp.float32) / total_steps
@@ -90,7 +90,7 @@ Mask = Callable[[optax.Params], optax.Params]
 
 
 def is_weight(params: optax.Params) -> optax.Params:
-    """Marks kernels as True, biases and the scales of normalisation layers as False, in the structure of `params`."""
+    """Marks kernels as True, and biases and normalisation scales as False, in the structure of `params`."""
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
@@ -177,8 +177,8 @@ def build_optimizer(
       weight_decay: at least 0.
       decay_norm_and_bias: whether every parameter decays (MoCo); otherwise only kernels decay.
       frozen: names of layers without gradient. They do not decay either, and so never change.
-      lars: of 'lars', one of `LARS`.
-      clip: gradients of a larger norm are first scaled down to this one; 0 for none.
+      lars: a key of `LARS`, for 'lars'.
+      clip: the norm to which larger gradients are first scaled down; 0 for no clipping.
       layer_decay: the learning rate of each layer relative to that of the next, see `layer_rates`; 1 for equal rates.
     """
     mask = decay_mask(decay_norm_and_bias=decay_norm_and_bias, frozen=frozen)
@@ -194,10 +194,10 @@ _FIRST = ('conv1', 'bn1', 'patch_embed', 'cls_token')
 
 
 def layer_rates(params: optax.Params, decay: float) -> optax.Params:
-    """Factors of the learning rate for fine-tuning, floats in the structure of `params` (1905.12174; 2106.08254, §A).
+    """Computes learning rate factors for fine-tuning, in the structure of `params` (1905.12174; 2106.08254, §A).
 
-    The factor is decay^(L + 1 - l) for block l = 1 ... L of a ResNet or ViT. Layers before the blocks (the stem, the
-    patch projection, the class token) have l = 0. Layers after them (the last norm, heads) have the factor 1.
+    The factor, a float, is decay^(L + 1 - l) for block l = 1 ... L of a ResNet or ViT. Layers before the blocks (the
+    stem, the patch projection, the class token) have l = 0. Layers after them (the last norm, heads) have the factor 1.
     """
 
     def block(path: tuple[Any, ...]) -> tuple[int, int] | None:

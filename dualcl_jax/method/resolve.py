@@ -1,4 +1,4 @@
-"""Resolving a config: every choice that it leaves open is made once, and nothing changes it afterwards."""
+"""Resolves a config: makes every choice that it leaves open once. Nothing changes the choice afterwards."""
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
@@ -27,23 +27,24 @@ def resolve(
     vocabulary: int = 0,
     stored: ConfigDict | None = None,
 ) -> FrozenConfigDict:
-    """A frozen copy of a config without open choices.
+    """Makes all open choices of a config, and returns a frozen copy with them.
 
-    The fields of `dualcl_jax.method.choices.OPEN` that are open are chosen, `negatives.selector`, `optimizer.lars` and
-    `data.hold_out` have a name, `model.norm` has a number of groups, `data.mean`, `data.std` and, unless images have 8
-    bits, `data.value_range` have values, and so has `model.vocabulary` for text; `parallel.mapper` has a name.
-    Resolving the result again changes nothing.
+    In the copy, the open fields of `dualcl_jax.method.choices.OPEN` have values. `negatives.selector`,
+    `optimizer.lars`, `data.hold_out` and `parallel.mapper` have a name, and `model.norm` has a number of groups.
+    `data.mean`, `data.std` and, unless images have 8 bits, `data.value_range` have values, and so has
+    `model.vocabulary` for text. Resolving the result again changes nothing.
 
     Args:
-      config: validated (`dualcl_jax.method.validation`); it is not changed.
-      platform: of the devices of the run, such as 'cpu': decides what open fields stand for.
-      num_devices: of the run: decides the same, and how many groups `model.norm='local'` stands for.
-      num_processes: of the run: decides which mapper 'auto' stands for, whatever the run had before.
-      num_images: for training, and
-      bfloat16: whether a CPU multiplies it in hardware: both decide what open fields stand for.
-      statistics: of the training images, for a config whose `data.mean` is empty; None leaves it empty. They also say
-        whether the images are gray, which decides an open `views.preset`.
-      value_range: of the training images, for a config whose `data.value_range` is empty.
+      config: a validated config (`dualcl_jax.method.validation`); it is not changed.
+      platform: the platform of the run's devices, such as 'cpu'; determines the values of open fields.
+      num_devices: the number of devices of the run; determines the values of open fields, and the number of groups for
+        `model.norm='local'`.
+      num_processes: the number of processes of the run; determines the mapper for 'auto', whatever the run had before.
+      num_images: the number of training images; determines the values of open fields.
+      bfloat16: whether a CPU multiplies bfloat16 in hardware; determines the values of open fields.
+      statistics: those of the training images, for a config whose `data.mean` is empty; None leaves it empty. They also
+        show whether the images are gray, which determines an open `views.preset`.
+      value_range: that of the training images, for a config whose `data.value_range` is empty.
       vocabulary: the number of tokens of the tokenizer, for a config whose `model.vocabulary` is 0.
       stored: the resolved config of the run in the workdir. A selector chosen there for 'auto', the groups chosen for
         'local' and the values of open fields are kept, whatever the devices are now.
@@ -65,7 +66,7 @@ def resolve(
 
 
 def resolve_hold_out(config: ConfigDict, stored: ConfigDict | None) -> str:
-    """The config's `data.hold_out`; for 'auto' that of the stored run, or 'stratified' where there is none."""
+    """The config's `data.hold_out`; for 'auto', that of the stored run, or 'stratified' if there is none."""
     if config.data.hold_out != data.AUTO:
         return config.data.hold_out
     before = None if stored is None else dict(flatten(stored)).get('data.hold_out')
@@ -73,7 +74,7 @@ def resolve_hold_out(config: ConfigDict, stored: ConfigDict | None) -> str:
 
 
 def _lars(config: ConfigDict, stored: ConfigDict | None) -> str:
-    """The config's `optimizer.lars`; for 'auto' that of the stored run, or 'rate_last' where there is none."""
+    """The config's `optimizer.lars`; for 'auto', that of the stored run, or 'rate_last' if there is none."""
     if config.optimizer.lars != AUTO:
         return config.optimizer.lars
     before = None if stored is None else dict(flatten(stored)).get('optimizer.lars')
@@ -81,7 +82,7 @@ def _lars(config: ConfigDict, stored: ConfigDict | None) -> str:
 
 
 def _selector(config: ConfigDict, stored: ConfigDict | None) -> str:
-    """The name of the config's selector; for 'auto' that of the stored run, if it is exact, or else the fastest."""
+    """The name of the config's selector; for 'auto', that of the stored run if it is exact, else the fastest."""
     if config.negatives.selector != AUTO:
         return config.negatives.selector
     before = None if stored is None else dict(flatten(stored)).get('negatives.selector')
@@ -89,7 +90,7 @@ def _selector(config: ConfigDict, stored: ConfigDict | None) -> str:
 
 
 def _norm(config: ConfigDict, num_devices: int, stored: ConfigDict | None) -> str:
-    """The groups of the config's batch statistics; for 'local' as many as the run had devices when it started.
+    """The groups of the config's batch statistics; for 'local', as many as the run had devices when it started.
 
     Version 0.1.0 stored 'local' itself. Such a run keeps it, and `dualcl_jax.training.plan` rejects another number of
     devices.

@@ -1,8 +1,8 @@
-"""Shuffled keys (1911.05722, §3.3): each key is encoded in a batch of other images than its query.
+"""Shuffled keys (1911.05722, §3.3): each key is encoded in a batch with other images than its query.
 
 Otherwise the batch statistics would reveal which key belongs to which query. MoCo gathers the images of all devices and
 draws a random permutation. Here the permutation is fixed, because the data order is random already, and each device
-sends and receives b images instead of the whole batch. Ours.
+sends and receives b images instead of the whole batch. The fixed permutation is ours.
 """
 
 import jax
@@ -13,9 +13,9 @@ import numpy as np
 def destinations(batch: int, groups: int, parts: int = 1) -> np.ndarray:
     """The destination of each row of a batch that consists of equal, consecutive groups, int64 [B].
 
-    Row r of a group becomes row r of the group that lies r groups further. So no two rows of a group meet in another
-    group; if a group has more rows than there are groups, its rows are spread evenly over all groups. If a batch is
-    processed in parts (`dualcl_jax.method.accumulate`), this holds for the rows of a group within each part.
+    Row r of a group becomes row r of the group that lies r groups further. So no two rows of a group move to the
+    same group. If a group has more rows than there are groups, its rows are spread evenly over all groups. If a batch
+    is processed in parts (`dualcl_jax.method.accumulate`), this holds for the rows of a group within each part.
     """
     group, row = np.divmod(np.arange(batch), batch // groups)
     return (group + row // parts) % groups * (batch // groups) + row

@@ -49,7 +49,7 @@ class TrainState:
 
 
 def create_train_state(method: Method) -> TrainState:
-    """Creates the state before the first step from `method.seed` alone. ξ is θ; the queue is empty or full of noise."""
+    """Creates the state before the first step from `method.seed`. ξ equals θ; the queue is empty or full of noise."""
     key, view = randomness.key(method.seed, randomness.INIT), method.views.blank()
     variables = method.encoder.init(key, view, train=False, predict=True)
     params, batch_stats = variables['params'], variables.get('batch_stats', {})
@@ -70,7 +70,7 @@ def create_train_state(method: Method) -> TrainState:
 
 
 def state_specs(method: Method) -> Any:
-    """How a state is laid out on the devices: one `PartitionSpec` for the whole state, or one for each part."""
+    """The layout of a state on the devices: one `PartitionSpec` for the whole state, or one for each part."""
     whole: Any = PartitionSpec()
     if method.queue_axis is None:
         return whole
@@ -78,7 +78,7 @@ def state_specs(method: Method) -> Any:
 
 
 def queue_specs(method: Method) -> Any:
-    """How the queue of a state is laid out on the devices: a `PartitionSpec` for each of its arrays."""
+    """The layout of the queue of a state on the devices: a `PartitionSpec` for each of its arrays."""
     whole: Any = PartitionSpec()
     slots: Any = PartitionSpec(method.queue_axis)
     return Queue(keys=slots, ids=slots, labels=slots, enqueued_at=slots, cursor=whole, filled=whole)

@@ -1,4 +1,4 @@
-"""The values that a config may have, checked before anything is compiled."""
+"""Checks the values of a config before anything is compiled."""
 
 from ml_collections import ConfigDict
 
@@ -21,7 +21,7 @@ from dualcl_jax.system.devices import MAPPERS
 from dualcl_jax.system.errors import UserError
 
 COUNTED = ('threshold', 'ring', 'random')
-"""Selectors whose k may change from step to step: its value decides, not a shape."""
+"""Selectors whose k may change from step to step, because it is a value and not a shape."""
 
 
 _POSITIVE: Rule = (lambda value: value > 0, 'must be above 0')
@@ -56,7 +56,7 @@ RULES: dict[str, Rule] = {
     'text.length': at_least(3),
     'views.preset': one_of(*PRESETS, *TEXT_PRESETS),
     'model.name': (
-        lambda name: name in MODELS or ':' in name,  # also of those added later, and of the user's own
+        lambda name: name in MODELS or ':' in name,  # also models added later, and the user's own
         'choose one of ' + ', '.join(MODELS),
     ),
     'model.stem': one_of(*STEMS),
@@ -69,7 +69,7 @@ RULES: dict[str, Rule] = {
     'model.dtype': one_of(*DTYPES),
     'model.matmul_precision': one_of(*PRECISIONS),
     'model.vocabulary': at_least(0),
-    'model.layers': between(1, 80),  # more would need masks of dropout with numbers beyond 8 bits
+    'model.layers': between(1, 80),  # more would need dropout masks with numbers beyond 8 bits
     'model.heads': at_least(1),
     'model.mlp_width': at_least(1),
     'model.max_positions': at_least(1),
@@ -133,7 +133,7 @@ FREE = (
 
 
 def unknown_fields(config: ConfigDict) -> list[str]:
-    """The fields of a config that this version does not know."""
+    """The fields of a config that do not exist in this version."""
     return [
         field
         for field, _ in flatten(config)
@@ -147,7 +147,7 @@ def validate(config: ConfigDict) -> None:
     Open fields (`dualcl_jax.method.choices`) count as if they were chosen for a typical set.
 
     Raises:
-      UserError: naming the field, its value and what it may be.
+      UserError: a value is invalid. The message names the field, its value and the valid values.
     """
     config = provisional(config)
     check_fields(config, RULES)
@@ -178,7 +178,7 @@ def validate_sizes(config: ConfigDict) -> None:
     """Checks that the sizes of a transformer of sentences fit each other and the sentences.
 
     Raises:
-      UserError: naming the field.
+      UserError: a size does not fit. The message names the field.
     """
     model = config.model
     if model.name != 'transformer':
@@ -226,9 +226,9 @@ def validate_kind(config: ConfigDict, kind: str, name: str) -> None:
     """Checks that the encoder takes the examples of a data set.
 
     Args:
-      config: whose model is checked.
-      kind: of the examples.
-      name: of the data set, for the message.
+      config: the config whose model is checked.
+      kind: the kind of the examples.
+      name: the name of the data set, for the message.
 
     Raises:
       UserError: a model of text is to be trained on something else, or another model on text.
@@ -243,7 +243,7 @@ def validate_kind(config: ConfigDict, kind: str, name: str) -> None:
 
 
 def validate_devices(config: ConfigDict, num_devices: int) -> None:
-    """Checks what depends on the number of devices.
+    """Checks the values that depend on the number of devices.
 
     Raises:
       UserError: the batch, the BN groups, or a sharded queue cannot be divided.
@@ -275,7 +275,7 @@ def validate_devices(config: ConfigDict, num_devices: int) -> None:
 
 
 def validate_schedule(config: ConfigDict, total_steps: int, steps_per_epoch: int) -> None:
-    """Checks what depends on the length of the run.
+    """Checks the values that depend on the length of the run.
 
     Raises:
       UserError: the warm-up is as long as the run.

@@ -34,7 +34,7 @@ def _layer_norm(x: jax.Array, *, name: str) -> jax.Array:
 
 
 def _patches(x: jax.Array, side: int) -> jax.Array:
-    """[N, H, W, C] to [N, H // side, W // side, side · side · C]; rows and columns that are left over are cut off."""
+    """Splits [N, H, W, C] into [N, H // side, W // side, side · side · C]; cuts off leftover rows and columns."""
     count, height, width, channels = x.shape
     rows, columns = height // side, width // side
     x = x[:, : rows * side, : columns * side].reshape(count, rows, side, columns, side, channels)
@@ -42,10 +42,10 @@ def _patches(x: jax.Array, side: int) -> jax.Array:
 
 
 class Block(nn.Module):
-    """A 7×7 convolution of each channel and a perceptron, around a shortcut: [N, H, W, D] to the same, in `dtype`.
+    """A 7×7 convolution of each channel and a perceptron, around a shortcut: [N, H, W, D] to [N, H, W, D] in `dtype`.
 
     Attributes:
-      dtype: of the computation.
+      dtype: the dtype of the computation.
     """
 
     dtype: Any = jnp.float32
@@ -66,9 +66,9 @@ class ConvNeXt(nn.Module):
 
     Attributes:
       depths, dims: blocks and channels of the four stages.
-      norm, stem, width: not used: there are no batch statistics and one stem.
+      norm, stem, width: not used: there are no batch statistics, and there is only one stem.
       remat: store only the inputs of blocks for the backward pass and recompute the rest.
-      dtype: of the computation; parameters and features are float32.
+      dtype: the dtype of the computation; parameters and features are float32.
     """
 
     depths: tuple[int, int, int, int]

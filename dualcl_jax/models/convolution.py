@@ -1,16 +1,16 @@
 """Convolution with gradients that run fast on a CPU, and a stem that runs fast on accelerators.
 
 On a CPU, XLA computes the gradient of the kernel as a convolution over transposed copies of both arrays, and the
-gradient of the input of a strided convolution as one over interleaved zeros. Here both have forms that its libraries
-run fast: one matrix product, and plain convolutions with stride 1.
+gradient of the input of a strided convolution as one over interleaved zeros. Here both have forms that XLA's
+libraries run fast: one matrix product, and plain convolutions with stride 1.
 
 The gradient of a 3×3 kernel at batch 256 was measured with jax 0.12 and the flags of
 `dualcl_jax.system.processes.start`, with freed memory kept, on one core of a Xeon with AVX-512 that other programs
-shared. In float32 it takes 31 ms, and XLA's own 70 ms (32×32 positions, 16 channels); 19 and 42 (16×16, 32); 13 and 30
-(8×8, 64); 9.5 and 11 (4×4, 128).
-In bfloat16 at batch 128, on a Xeon with AMX, it takes 66 ms of CPU time and XLA's own, a convolution of oneDNN with a
-window of the whole map, 287 (32×32, 64); 45 and 80 (16×16, 128); 46 and 79 (8×8, 256); 43 and 72 (4×4, 512); 9 and 17
-(32×32, 16); 5 and 6 (16×16, 32).
+shared. In float32 it takes 31 ms, and XLA's own gradient 70 ms (32×32 positions, 16 channels). The other pairs of times
+are 19 and 42 ms (16×16, 32), 13 and 30 ms (8×8, 64), and 9.5 and 11 ms (4×4, 128).
+In bfloat16 at batch 128, on a Xeon with AMX, it takes 66 ms of CPU time. XLA's own gradient, a convolution of oneDNN
+with a window of the whole map, takes 287 ms (32×32, 64). The other pairs are 45 and 80 ms (16×16, 128), 46 and 79 ms
+(8×8, 256), 43 and 72 ms (4×4, 512), 9 and 17 ms (32×32, 16), and 5 and 6 ms (16×16, 32).
 """
 
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ def _few_channels(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
 def space_to_depth(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
     """Computes `conv` as a convolution with stride 1, where a block of stride × stride positions becomes one position.
 
-    Matrix units multiply many channels at a time, but an image has only three. The sums are the same in another order.
+    Matrix units multiply many channels at a time, but an image has only three. The sums have the same terms, reordered.
     """
     n, height, width, channels = x.shape
     side, features = kernel.shape[0], kernel.shape[3]
@@ -114,7 +114,7 @@ class _Phase(NamedTuple):
     """The rows (or columns) of the input with one remainder modulo the stride.
 
     Attributes:
-      taps: the taps of the kernel that see them.
+      taps: the taps of the kernel that apply to them.
       pad: how many zeros surround the gradient of the output.
       place: the padding that interleaves them: before, after, and between two of them.
     """
@@ -144,8 +144,8 @@ def _phases(size: int, out: int, side: int, stride: int, padding: int) -> list[_
 def input_gradient(grad: jax.Array, kernel: jax.Array, stride: int, padding: int, size: Sequence[int]) -> jax.Array:
     """Computes the input's gradient [N, H, W, I], of height and width `size`, from the output's gradient [N, h, w, O].
 
-    The same taps of the kernel see all input rows with the same remainder modulo the stride; likewise for columns. So
-    each pair of remainders is a convolution of `grad` with stride 1, and the results are interleaved.
+    The same taps of the kernel apply to all input rows with the same remainder modulo the stride, and likewise for
+    columns. So each pair of remainders is a convolution of `grad` with stride 1, and the results are interleaved.
     """
     rows = _phases(size[0], grad.shape[1], kernel.shape[0], stride, padding)
     columns = _phases(size[1], grad.shape[2], kernel.shape[1], stride, padding)
@@ -178,7 +178,7 @@ def kernel_gradient(x: jax.Array, grad: jax.Array, stride: int, padding: int, si
     shifted = []
     for i in range(side):
         shifted.append(_pad(x, (padding - i, stride * rows - height - padding + i), (0, 0))[:, ::stride])
-    # Column group a + t holds at place b the input that tap padding + stride * t + b sees for output column a.
+    # At place b, column group a + t holds the input to which tap padding + stride * t + b applies for output column a.
     first, last = -((stride - 1 + padding) // stride), (side - 1 - padding) // stride
     moved = [_pad(grad, (0, 0), (t, groups - columns - t)) for t in range(first, last + 1)]
     product = _product(_side_by_side(shifted), _side_by_side(moved))
@@ -195,7 +195,7 @@ def _pad(x: jax.Array, rows: tuple[int, int], columns: tuple[int, int]) -> jax.A
 def _side_by_side(parts: list[jax.Array]) -> jax.Array:
     """Concatenates along the channels, as a sum of padded arrays, which XLA:CPU runs four times faster.
 
-    Numbers of bfloat16 are added as integers, since XLA:CPU converts them to float32 and back.
+    Numbers of bfloat16 are added as integers, since XLA:CPU would convert them to float32 and back.
     """
     dtype, channels = parts[0].dtype, parts[0].shape[-1]
     if dtype == jnp.bfloat16:

@@ -16,7 +16,7 @@ LEVELS = 256
 
 
 def dropout(x: jax.Array, keys: jax.Array | None, layer: int, rate: float) -> jax.Array:
-    """Sets a share of entries to 0 and scales the others, so that the expected value stays.
+    """Sets a share of entries to 0 and scales the others, so that the expected value is unchanged.
 
     Args:
       x: [n, ...], of any float dtype.
@@ -36,13 +36,13 @@ def dropout(x: jax.Array, keys: jax.Array | None, layer: int, rate: float) -> ja
 
 
 def keep_mask(keys: jax.Array, layer: int, shape: tuple[int, ...], dropped: int) -> jax.Array:
-    """Which entries of n examples are kept: bool [n, *shape], False with probability dropped / 256.
+    """Draws which entries of n examples are kept: bool [n, *shape], False with probability dropped / 256.
 
     Args:
       keys: uint32 [n, 2].
       layer: the number of the mask.
-      shape: of one example.
-      dropped: in [0, 256].
+      shape: the shape of one example.
+      dropped: an integer in [0, 255].
     """
     count = math.prod(shape)
     words = random_words(keys, layer, -(-count // 4))
@@ -51,7 +51,7 @@ def keep_mask(keys: jax.Array, layer: int, shape: tuple[int, ...], dropped: int)
 
 
 def random_words(keys: jax.Array, layer: int, count: int) -> jax.Array:
-    """Random words uint32 [n, count] of keys uint32 [n, 2] and the number of a layer."""
+    """Computes random words uint32 [n, count] from keys uint32 [n, 2] and the number of a layer."""
     place = jax.lax.iota(jnp.uint32, count)[None] + np.uint32(layer << 24)
     return mix(mix(place ^ keys[:, :1]) + keys[:, 1:])
 

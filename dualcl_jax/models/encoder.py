@@ -20,8 +20,8 @@ from dualcl_jax.models.transformer import Transformer
 from dualcl_jax.models.vit import PATCHES, POSITIONS, SINE_COSINE, vit_b16, vit_l16, vit_s16, vit_s16_h6, vit_tiny
 from dualcl_jax.system.errors import UserError
 
-# Each entry takes norm, stem, width, dtype, name and, if it has blocks, remat; those of `TEXT_MODELS` also geometry. It
-# maps a view, such as images, and `train` to float32 features [N, F].
+# Each entry takes norm, stem, width, dtype, name and, if it has blocks, remat; those of `TEXT_MODELS` also take
+# geometry. It maps a view, such as images, and `train` to float32 features [N, F].
 MODELS: dict[str, Callable[..., nn.Module]] = {
     'resnet18': resnet18,
     'resnet34': resnet34,
@@ -79,7 +79,7 @@ class Encoder(nn.Module):
       freeze_patches: for a ViT, see `VisionTransformer`.
       positions: for a ViT, one of `POSITIONS`.
       remat: recompute activations inside blocks in the backward pass.
-      dtype: of the computation; parameters, statistics and outputs are float32.
+      dtype: the dtype of the computation; parameters, statistics and outputs are float32.
       matmul_precision: one of `PRECISIONS`, for convolutions and matrix products if dtype is float32.
       text: the geometry of a model in `TEXT_MODELS`; None for others.
       groups, span, axis_name: see `BatchNorm`.
@@ -138,10 +138,10 @@ def find_model(name: str) -> Callable[..., nn.Module]:
 
     Args:
       name: a key of `MODELS`, or 'module:Class' of a module that the program has imported. It is never imported here:
-        stored configs and files of weights have names, too, and must not execute code.
+        stored configs and files of weights contain names, too, and must not execute code.
 
     Raises:
-      UserError: there is none.
+      UserError: there is no such model.
     """
     if name in MODELS:
         return MODELS[name]
@@ -203,7 +203,7 @@ def build_encoder(model_config: Any, *, groups: int = 1, span: int = 1, axis_nam
 
 
 def channels_of(params: Any, model: str) -> int:
-    """Input channels of an encoder of images with these parameters; `model` is a key of `MODELS`."""
+    """The number of input channels of an image encoder with these parameters; `model` is a key of `MODELS`."""
     backbone = params['backbone']
     if model in PATCHES:  # a row of the kernel for each pixel of a patch and channel
         return int(backbone['patch_embed']['kernel'].shape[0]) // PATCHES[model] ** 2

@@ -15,10 +15,10 @@ from dualcl_jax.system.errors import UserError
 def identity(
     x: jax.Array, *, dim: int, hidden: int, dtype: Any, norm: Callable[..., nn.Module], train: bool
 ) -> jax.Array:
-    """No projection: the features [N, F] themselves, F = dim.
+    """Returns the features [N, F] without a projection; F must be `dim`.
 
     Raises:
-      UserError: F differs.
+      UserError: F is not `dim`.
     """
     if x.shape[-1] != dim:
         raise UserError(
@@ -72,7 +72,7 @@ PROJECTIONS: dict[str, Callable[..., jax.Array]] = {
     'mlp2_bn': partial(mlp_bn, layers=2, last_bn=True),
     'mlp3_bn': partial(mlp_bn, layers=3, last_bn=True),
 }
-# Its predictor has two layers, without the last normalisation after a ResNet.
+# MoCo v3's predictor has two layers, without the last normalisation after a ResNet.
 PREDICTORS: dict[str, Callable[..., jax.Array] | None] = {
     'none': None,
     'mlp2': partial(mlp_bn, layers=2, last_bn=False),
@@ -88,7 +88,7 @@ class Head(nn.Module):
       dim: length of the result.
       hidden: width of the inner layers of MoCo v3's kinds.
       norm: makes a normalisation layer from `name`, for the kinds that use one.
-      dtype: of the computation.
+      dtype: the dtype of the computation.
     """
 
     compute: Callable[..., jax.Array]

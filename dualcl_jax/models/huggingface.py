@@ -1,7 +1,7 @@
-"""BERT and RoBERTa of Hugging Face's `transformers`: their configs and names of tensors, from and to this project's.
+"""BERT and RoBERTa of Hugging Face's `transformers`: converts configs and tensor names from and to this project's.
 
 A folder of such a model holds `config.json` and `model.safetensors`, JSON and plain arrays, so reading it executes no
-code. Names are with or without the prefix that a model with another head has, such as 'bert.' of BertForMaskedLM.
+code. Names may have the prefix of a model with another head, such as 'bert.' of BertForMaskedLM.
 """
 
 import re
@@ -17,7 +17,7 @@ Tensors = dict[str, np.ndarray]
 
 BERT, ROBERTA = 'bert', 'roberta'
 FAMILY = {BERT: BERT, ROBERTA: ROBERTA, 'xlm-roberta': ROBERTA, 'camembert': ROBERTA}
-"""By the `model_type` of a config: the model with the same network."""
+"""For each `model_type` of a config, the model with the same network."""
 SUPPORTED = {
     'hidden_act': ('gelu',),
     'position_embedding_type': ('absolute', None),
@@ -34,7 +34,7 @@ SIZES = {
     'max_positions': 'max_position_embeddings',
     'token_types': 'type_vocab_size',
 }
-"""The field of a model config, and that of a config of `transformers`."""
+"""The fields of a model config, and those of a config of `transformers`."""
 BLOCK = {
     'query': 'attention.self.query',
     'key': 'attention.self.key',
@@ -45,7 +45,7 @@ BLOCK = {
     'fc2': 'output.dense',
     'norm2': 'output.LayerNorm',
 }
-"""The layers of a block by their names here and there."""
+"""The layers of a block, by their names here and in `transformers`."""
 EMBEDDINGS = {'words': 'word_embeddings', 'positions': 'position_embeddings', 'types': 'token_type_embeddings'}
 NORM, DENSE = {'scale': 'weight', 'bias': 'bias'}, {'kernel': 'weight', 'bias': 'bias'}
 OLD_NAMES = {'LayerNorm.gamma': 'LayerNorm.weight', 'LayerNorm.beta': 'LayerNorm.bias'}
@@ -58,7 +58,7 @@ class Loaded(NamedTuple):
     """Parameters of a backbone, and the tensors of a file that have no place in it.
 
     Attributes:
-      params: of `Transformer`, NumPy float32.
+      params: the parameters of `Transformer`, NumPy float32.
       skipped: names of tensors, such as those of a pooler or another head.
     """
 
@@ -67,10 +67,10 @@ class Loaded(NamedTuple):
 
 
 def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a model config that a config of `transformers` determines: the sizes, offset and ε.
+    """Reads the fields of a model config from a config of `transformers`: the sizes, offset and ε.
 
     Raises:
-      ValueError: it describes another network, or a size is missing or impossible.
+      ValueError: the config describes another network, or a size is missing or impossible.
     """
     kind = config.get('model_type')
     if kind not in FAMILY:
@@ -123,7 +123,7 @@ def write_config(geometry: TextGeometry, width: int, *, pad: int) -> dict[str, A
 
 
 def _names(geometry: TextGeometry) -> Iterator[tuple[tuple[str, ...], str]]:
-    """The path of each parameter, and the name of its tensor; a tensor is a transposed kernel if the path ends so."""
+    """Yields each parameter's path and the name of its tensor, a transposed kernel if the path ends in 'kernel'."""
     for name, theirs in EMBEDDINGS.items():
         if name != 'types' or geometry.token_types:
             yield ('embeddings', name), f'embeddings.{theirs}.weight'
@@ -136,7 +136,7 @@ def _names(geometry: TextGeometry) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 def read_tensors(tensors: Mapping[str, np.ndarray], geometry: TextGeometry, width: int) -> Loaded:
-    """The parameters of `Transformer` from the tensors of a file.
+    """Reads the parameters of `Transformer` from the tensors of a file.
 
     Raises:
       ValueError: a tensor is missing or has another shape.

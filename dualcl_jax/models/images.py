@@ -16,7 +16,7 @@ class ImageInput:
       channels: C.
       mean: the mean of each channel, or of all, in [0, 1]; a pixel enters the encoder as (pixel - mean) / std.
       std: the standard deviation of each channel, or of all.
-      value_range: (low, high), the values that become 0 and 1, of images of 16 bits or floating point of any range;
+      value_range: (low, high), the values that become 0 and 1, for images of 16 bits or floating point of any range;
         empty for images of 8 bits, or floats in [0, 1].
     """
 

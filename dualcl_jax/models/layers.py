@@ -35,7 +35,7 @@ class Conv(nn.Module):
       size: side of the kernel.
       stride: step in both directions.
       padding: zeros on each side; None means size // 2, torchvision's choice.
-      dtype: of the computation and the output.
+      dtype: the dtype of the computation and the output.
     """
 
     features: int

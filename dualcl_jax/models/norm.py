@@ -52,20 +52,21 @@ class BatchNorm(nn.Module):
     statistics follow r <- momentum * r + (1 - momentum) * s, where s is the average over all groups of all devices,
     hence the same on each, and uses the unbiased variance, as PyTorch does. Gradients flow through the statistics,
     also across devices: with the mean loss of each device's part, averaging the gradients over the axis gives the
-    gradient of the mean loss of the whole batch. Evaluation uses the running statistics and communicates nothing;
-    so does initialisation.
+    gradient of the mean loss of the whole batch. Evaluation uses the running statistics. Neither
+    evaluation nor initialisation communicates.
 
     Parameters, where `affine`: `scale`, `bias`, float32 [C]. Collection `batch_stats`: `mean`, `var`, float32 [C].
 
     Attributes:
       groups: equal contiguous parts of the leading axis on this device, for instance views times splits.
-      span: consecutive devices along the axis whose equally placed groups form one: 1 communicates only for the
-        running statistics, the size of the axis means synchronised statistics. It must divide the size of the axis.
+      span: the number of consecutive devices along the axis whose equally placed groups form one group. 1 communicates
+        only for the running statistics; the size of the axis synchronises the statistics. It must divide the size of
+        the axis.
       axis_name: name of the mapped data axis; None on one device.
       momentum: weight of the old running statistics in the update.
       epsilon: added to the variance.
       affine: learn a scale and a bias; otherwise they are 1 and 0.
-      dtype: of the output.
+      dtype: the dtype of the output.
     """
 
     groups: int = 1

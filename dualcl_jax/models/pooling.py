@@ -5,7 +5,7 @@ such a program does not compile with `--xla_gpu_exclude_nondeterministic_ops`. O
 over the positions in the window, in a fixed order. TPUs keep select-and-scatter, which needs less memory there.
 
 On two cores of a Xeon with AVX-512, with jax 0.12, for 32 maps of 112×112 with 16 channels and 3×3 windows with
-stride 2, it takes 52 ms in float32 and 170 ms in bfloat16. XLA's own gradient takes 220 ms and 210 ms.
+stride 2, this sum takes 52 ms in float32 and 170 ms in bfloat16. XLA's own gradient takes 220 ms and 210 ms.
 """
 
 from functools import partial
@@ -57,7 +57,7 @@ def _summed(x: jax.Array, largest: jax.Array, grad: jax.Array, *, size: int, str
     height, width = x.shape[1:3]
 
     def borders(row: int, column: int) -> tuple[int, int, int, int]:
-        """How many rows of x lie above and below those at this position of the windows, and how many columns beside."""
+        """The number of rows of x above and below those at this position of the windows, and of columns beside."""
         top, left = row - padding, column - padding
         return top, height - top - (rows - 1) * stride - 1, left, width - left - (columns - 1) * stride - 1
 

@@ -24,9 +24,9 @@ class BasicBlock(nn.Module):
 
     Attributes:
       width: channels of both convolutions.
-      stride: of the first convolution and the shortcut.
+      stride: the stride of the first convolution and the shortcut.
       norm: makes a normalisation layer from `name`; the layer is called with `train`.
-      dtype: of the computation and the output.
+      dtype: the dtype of the computation and the output.
     """
 
     width: int
@@ -68,7 +68,7 @@ class Bottleneck(nn.Module):
 
 
 def _shortcut(block: BasicBlock | Bottleneck, x: jax.Array, features: int, *, train: bool) -> jax.Array:
-    """x itself if the shape is unchanged, otherwise a strided 1×1 convolution and a norm. Called inside `block`."""
+    """Returns x if the shape is unchanged, else applies a strided 1×1 convolution and a norm. Called inside `block`."""
     if block.stride == 1 and x.shape[-1] == features:
         return x
     x = Conv(features, 1, block.stride, dtype=block.dtype, name='downsample_0')(x)
@@ -76,7 +76,7 @@ def _shortcut(block: BasicBlock | Bottleneck, x: jax.Array, features: int, *, tr
 
 
 class ResNet(nn.Module):
-    """Residual network up to the global average: images float32 [N, H, W, 3] to features float32 [N, F].
+    """Residual network up to the global average: images float32 [N, H, W, C] to features float32 [N, F].
 
     F is 8 * width for basic blocks and 32 * width for bottlenecks.
 
@@ -88,7 +88,7 @@ class ResNet(nn.Module):
         pooling with stride 2).
       width: channels of the first stage.
       remat: store only the inputs of blocks for the backward pass and recompute the rest.
-      dtype: of the computation; parameters and features are float32.
+      dtype: the dtype of the computation; parameters and features are float32.
     """
 
     depths: tuple[int, int, int, int]

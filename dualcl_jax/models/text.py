@@ -2,9 +2,9 @@
 
 Their input is a tree. With n sentences of at most L tokens:
 
-    tokens   int32 [n, L], rows of the token embedding: the first one and the last one are those that the tokenizer adds
-             to a sentence, [CLS] and [SEP] in BERT; what follows them is not read
-    length   int32 [n], the number of tokens of each sentence, with the first and the last one
+    tokens   int32 [n, L], rows of the token embedding: the tokenizer adds the first and the last one to a sentence,
+             [CLS] and [SEP] in BERT; tokens after the last one are not read
+    length   int32 [n], the number of tokens of each sentence, including the first and the last one
     dropout  uint32 [n, 2], the data of one PRNG key for each sentence; absent: no dropout
 """
 
@@ -26,11 +26,11 @@ Tree = Any
 
 @dataclasses.dataclass(frozen=True)
 class TextGeometry:
-    """The sizes of a sentence encoder, beside its width; each is the field of this name in a model config.
+    """The sizes of a sentence encoder besides its width; each is the field of this name in a model config.
 
     Attributes:
       vocabulary: rows of the token embedding, at least 1.
-      layers: number of blocks. This and what follows applies to a transformer alone, except `pooling`.
+      layers: number of blocks. This and all following fields apply to a transformer alone.
       heads: attention heads; divides the width.
       mlp_width: width of the inner layer of each block.
       max_positions: rows of the position embedding.
@@ -68,9 +68,9 @@ FIELDS = tuple(field.name for field in dataclasses.fields(TextGeometry))
 
 @jax.custom_vjp
 def look_up(table: jax.Array, tokens: jax.Array) -> jax.Array:
-    """The rows of a table [V, D] at tokens int32 [n, L], below V: [n, L, D].
+    """Looks up the rows of a table [V, D] at tokens int32 [n, L], which are below V: [n, L, D].
 
-    The gradient adds rows in an order that accelerators would choose anew each time; there it sorts them instead.
+    The gradient adds rows. Accelerators would add them in a new order each time, so there it sorts them first.
     """
     return jnp.take(table, tokens, axis=0, mode='clip')
 
@@ -93,12 +93,12 @@ look_up.defvjp(_look_up, _gradient_of_table)
 
 
 def add_rows(rows: jax.Array, places: jax.Array, *, size: int) -> jax.Array:
-    """The sum of the rows [N, D] with each place int32 [N], in [0, size): [size, D]."""
+    """Sums the rows [N, D] that have the same place, int32 [N] in [0, size): [size, D]."""
     return jnp.zeros((size, rows.shape[1]), rows.dtype).at[places].add(rows)
 
 
 def add_sorted_rows(rows: jax.Array, places: jax.Array, *, size: int) -> jax.Array:
-    """The same as `add_rows`, within rounding, in an order that is always the same."""
+    """Computes `add_rows`, within rounding, in an order that is always the same."""
     order = jnp.argsort(places)
     places, rows = places[order], rows[order]
     changes = places[1:] != places[:-1]
@@ -108,7 +108,7 @@ def add_sorted_rows(rows: jax.Array, places: jax.Array, *, size: int) -> jax.Arr
         return left[0] | right[0], jnp.where(right[0][:, None], right[1], left[1] + right[1])
 
     _, sums = jax.lax.associative_scan(combine, (jnp.concatenate([edge, changes]), rows))
-    outside = size + jnp.arange(len(places), dtype=places.dtype)  # where sums of a part of a place are dropped
+    outside = size + jnp.arange(len(places), dtype=places.dtype)  # partial sums of a place go there and are dropped
     targets = jnp.where(jnp.concatenate([changes, edge]), places, outside)
     return jnp.zeros((size, rows.shape[1]), rows.dtype).at[targets].set(sums, mode='drop', unique_indices=True)
 
@@ -130,7 +130,7 @@ def first_token(vectors: jax.Array, length: jax.Array) -> jax.Array:
 
 
 POOLINGS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {'mean': masked_mean, 'cls': first_token}
-"""How token vectors [n, L, D] become one vector of each sentence [n, D], given the lengths [n]."""
+"""Functions that reduce token vectors [n, L, D] and lengths [n] to one vector for each sentence [n, D]."""
 
 
 def embedding_init(deviation: float) -> nn.initializers.Initializer:
@@ -149,10 +149,10 @@ class Bag(nn.Module):
     is no dropout, so two views of a sentence must differ in their words.
 
     Attributes:
-      geometry: of which the vocabulary is used.
+      geometry: the sizes, of which only the vocabulary is used.
       norm, stem: not used.
       width: D.
-      dtype: of the embeddings that are averaged.
+      dtype: the dtype of the embeddings that are averaged.
     """
 
     geometry: TextGeometry

@@ -1,7 +1,8 @@
 """Transformer encoder of sentences with the geometry of BERT (1810.04805) and RoBERTa (1907.11692).
 
-Layer norm after each branch, exact GELU, learned positions, and attention to the tokens of the sentence only. With the
-weights of a model of Hugging Face's `transformers` it computes the same vectors, see `dualcl_jax.models.huggingface`.
+It has layer norm after each branch, exact GELU, learned positions, and attention to the tokens of the sentence only.
+With the weights of a model of Hugging Face's `transformers` it computes the same vectors, see
+`dualcl_jax.models.huggingface`.
 """
 
 import math
@@ -20,8 +21,6 @@ DEVIATION = 0.02
 """Standard deviation of initial weights and embeddings, BERT's."""
 
 Tree = Any
-Drop = Callable[[jax.Array, int], jax.Array]
-"""Dropout of an array [n, ...] by the number of the mask."""
 
 
 class Dense(nn.Module):
@@ -29,7 +28,7 @@ class Dense(nn.Module):
 
     Attributes:
       features: length of the result.
-      dtype: of the computation; the parameters are float32.
+      dtype: the dtype of the computation; the parameters are float32.
     """
 
     features: int
@@ -47,15 +46,15 @@ class Dense(nn.Module):
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def product(x: jax.Array, kernel: jax.Array, precision: str | None) -> jax.Array:
-    """The product of x [N, I] and a kernel [I, O], whose gradient is two products without copies on a CPU.
+    """Computes the product of x [N, I] and a kernel [I, O]. Its gradient is two products without copies on a CPU.
 
-    JAX writes the gradient of the kernel as that of its transpose, for which XLA:CPU first copies transposed arrays
-    and computes again what they are made of.
+    JAX writes the gradient of the kernel as that of its transpose. For this, XLA:CPU first copies transposed arrays
+    and recomputes the values in them.
 
     Args:
-      x: of any float dtype.
-      kernel: of the dtype of x.
-      precision: of all three products, as for `jax.default_matmul_precision`.
+      x: an array of any float dtype.
+      kernel: an array of the dtype of x.
+      precision: the precision of all three products, as for `jax.default_matmul_precision`.
     """
     return jnp.matmul(x, kernel, precision=precision)
 
@@ -94,7 +93,7 @@ class Block(nn.Module):
     Attributes:
       geometry: the sizes.
       index: the number of the block, from 0.
-      dtype: of the computation, except softmax and layer norm, which are float32.
+      dtype: the dtype of the computation, except softmax and layer norm, which are float32.
     """
 
     geometry: TextGeometry
@@ -129,8 +128,8 @@ def attend(
     Args:
       query, key, value: [n, L, D].
       bias: float32 [n, 1, 1, L], added to the scores.
-      heads: their number, which divides D.
-      drop: dropout of weights [n, heads, L, L].
+      heads: the number of heads, which divides D.
+      drop: applies dropout to weights [n, heads, L, L].
 
     Returns:
       [n, L, D] in the dtype of the query.
@@ -149,7 +148,7 @@ class Transformer(nn.Module):
       norm, stem: not used.
       width: D, a multiple of `geometry.heads`.
       remat: store only the inputs of blocks for the backward pass and recompute the rest.
-      dtype: of the computation; parameters and the result are float32.
+      dtype: the dtype of the computation; parameters and the result are float32.
     """
 
     geometry: TextGeometry
@@ -164,7 +163,7 @@ class Transformer(nn.Module):
 
     @nn.compact
     def token_vectors(self, sentences: Tree) -> jax.Array:
-        """The vectors of all tokens [n, L, D] after the last block, in `dtype`; those after a sentence mean nothing."""
+        """The vectors of all tokens [n, L, D] after the last block, in `dtype`; meaningless after a sentence's end."""
         sizes, tokens, keys = self.geometry, sentences['tokens'], sentences.get('dropout')
         x = Embeddings(sizes, self.width, name='embeddings')(tokens)
         x = dropout(x, keys, 0, sizes.dropout).astype(self.dtype)

@@ -1,6 +1,6 @@
 """Vision transformer (arXiv 2010.11929) as MoCo v3 trains it (arXiv 2104.02057, §5 and its published code).
 
-Two-dimensional sine-cosine positions, fixed, or learned ones; a class token as the feature, layer norm before each
+It has fixed two-dimensional sine-cosine positions or learned ones, a class token as the feature, layer norm before each
 branch, and a patch projection that may keep its initial values (§4.2: learning it makes training unstable). MoCo v3's
 ViT-S has 12 heads.
 """
@@ -64,7 +64,7 @@ class Block(nn.Module):
 
     Attributes:
       heads: attention heads; their number divides D.
-      dtype: of the computation, except the softmax, which is float32.
+      dtype: the dtype of the computation, except the softmax, which is float32.
     """
 
     heads: int
@@ -93,9 +93,9 @@ class VisionTransformer(nn.Module):
       heads: attention heads.
       norm, stem, width: not used: there are no batch statistics, no stem, and `dim` is the width.
       freeze_patches: the patch projection keeps its initial values.
-      positions: 'sine_cosine', fixed, for the patches alone; or 'learned', for the class token, too (2010.11929).
+      positions: 'sine_cosine' (fixed, for the patches alone) or 'learned' (for the class token, too; 2010.11929).
       remat: store only the inputs of blocks for the backward pass and recompute the rest.
-      dtype: of the computation; parameters and features are float32.
+      dtype: the dtype of the computation; parameters and features are float32.
     """
 
     patch: int
@@ -136,7 +136,7 @@ class PatchProjection(nn.Module):
     Attributes:
       dim: length of a token.
       frozen: no gradient reaches the parameters, so an optimizer without weight decay does not change them.
-      dtype: of the computation.
+      dtype: the dtype of the computation.
     """
 
     dim: int

@@ -1,7 +1,7 @@
-"""A backbone's variables from a file of weights: our exports, and ResNets, ViTs and ConvNeXts by the names of others.
+"""Reads a backbone's variables from a file of weights: our exports, and ResNets, ViTs and ConvNeXts of others.
 
-The others are torchvision's and timm's ResNets, timm's and DINO's ViTs, and timm's ConvNeXt, with any beginning of
-their names in common, such as `module.encoder_q.`. Files are safetensors or .npz; nothing in them is executed.
+The others are torchvision's and timm's ResNets, timm's and DINO's ViTs, and timm's ConvNeXt. Their tensor names may
+share any prefix, such as `module.encoder_q.`. Files are safetensors or .npz; nothing in them is executed.
 """
 
 import dataclasses
@@ -23,10 +23,11 @@ from dualcl_jax.system.files import BROKEN, reachable
 Variables = dict[str, Any]
 
 OURS = 'params.backbone.'
-"""How the names of parameters begin in an export with this project's names."""
+"""The prefix of the names of parameters in an export with this project's names."""
 PROBES = ('conv1.weight', 'patch_embed.proj.weight', 'stem.0.weight')
-"""The first tensor of each kind of network of others."""
+"""The first tensor of each kind of network of other libraries."""
 LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean', 'var': 'running_var'}
+"""The last part of a variable's path, and of its name in PyTorch."""
 INSIDE_BLOCKS = {'qkv': 'attn.qkv', 'proj': 'attn.proj', 'fc1': 'mlp.fc1', 'fc2': 'mlp.fc2'}
 """Layers of a block of a ViT or ConvNeXt, and their names in timm."""
 SUFFIXES = ('.safetensors', '.npz')
@@ -36,14 +37,14 @@ FIRST = {'params.backbone.conv1.kernel': 2, 'params.backbone.patch_embed.kernel'
 
 @dataclasses.dataclass(frozen=True)
 class Taken:
-    """What was taken of a file.
+    """The variables that were taken from a file.
 
     Attributes:
-      variables: of the backbone, by collection, and of the projection where the file has one that fits. The kernel of
-        the first layer is left out where the file is for images of other channels.
-      source: whose names the file has.
+      variables: those of the backbone, by collection, and those of the projection if the file has one that fits. The
+        kernel of the first layer is left out if the file is for images with other channels.
+      source: the origin of the names in the file.
       skipped: the names of tensors that were not needed.
-      notes: what was changed, or what the file does not tell.
+      notes: changes that were made, and facts that the file does not contain.
     """
 
     variables: Variables
@@ -52,7 +53,7 @@ class Taken:
     notes: tuple[str, ...]
 
     def describe(self) -> str:
-        """What was taken and skipped, in words."""
+        """Describes what was taken and skipped."""
         count = len(jax.tree.leaves(self.variables))
         parts = [f'{count} tensors taken ({self.source})']
         if self.skipped:
@@ -64,7 +65,7 @@ class Taken:
 
 
 def is_weights_file(path: str) -> bool:
-    """Whether a path is that of a file of weights, not of a workdir."""
+    """Whether a path names a file of weights, not a workdir."""
     return path.lower().endswith((*SUFFIXES, '.pt', '.pth', '.bin', '.ckpt'))
 
 
@@ -72,15 +73,15 @@ def take(path: str, template: Variables, model: str, grid: tuple[int, int], *, l
     """Reads the variables of an encoder from a file.
 
     Args:
-      path: local or remote.
+      path: a local or remote path.
       template: params and batch_stats of a new encoder with that backbone, as arrays or shapes.
       model: name of the backbone, a key of `MODELS`.
       grid: rows and columns of patches of a ViT; learned positions of another grid are interpolated.
       learned: whether the ViT has learned positions.
-      flag: how messages name the path.
+      flag: the name of the path in messages.
 
     Raises:
-      UserError: no such file, or its tensors are not those of this backbone.
+      UserError: there is no such file, or its tensors are not those of this backbone.
     """
     tensors = read_tensors(path, flag)
     expected = flax.traverse_util.flatten_dict(template, sep='.')
@@ -121,7 +122,7 @@ def take(path: str, template: Variables, model: str, grid: tuple[int, int], *, l
 
 
 def read_tensors(path: str, flag: str) -> dict[str, np.ndarray]:
-    """The tensors of a file of weights, floats as float32. Raises UserError if it cannot be read or is another kind."""
+    """Reads a file's tensors, floats as float32. Raises UserError if it cannot be read or is of another kind."""
     if not path.lower().endswith(SUFFIXES):
         raise UserError(
             f'{flag}: pickled weights are not read, because they can execute code; convert them where torch is:\n'
@@ -157,12 +158,12 @@ def torch_name(name: str) -> str:
 
 
 def _in_a_block(name: str) -> bool:
-    """Whether a tensor of the names of others is inside the network, not of a head of it."""
+    """Whether a tensor, by its name in another library, is inside the network and not in a head."""
     return name.startswith(('layer', 'blocks.', 'stages.', 'downsample', 'patch_embed.'))
 
 
 def _other_channels(name: str, found: tuple[int, ...], wanted: tuple[int, ...], model: str) -> str:
-    """That the kernel of the first layer starts afresh, where only the channels of its images are others; or ''."""
+    """A note that the first layer's kernel starts afresh, if only the channels of its images differ; else ''."""
     axis, patch = FIRST.get(name), PATCHES.get(model, 4) ** 2
     if axis is None or len(found) != len(wanted) or found == wanted:
         return ''
@@ -198,7 +199,7 @@ def _ours(tensors: dict[str, np.ndarray], expected: Variables, backbone: Variabl
 
 
 def _prefix(tensors: dict[str, np.ndarray], flag: str) -> str:
-    """What the names of one network begin with. Raises UserError where the file has none, or several."""
+    """The prefix of the names of the network in a file. Raises UserError if the file has none, or several."""
     found = sorted(
         {name.removesuffix(probe) for name in tensors for probe in PROBES if f'.{name}'.endswith(f'.{probe}')}
     )
@@ -217,7 +218,7 @@ def _prefix(tensors: dict[str, np.ndarray], flag: str) -> str:
 def _converted(
     array: np.ndarray, name: str, grid: tuple[int, int], shape: tuple[int, ...]
 ) -> tuple[np.ndarray, str | None]:
-    """A tensor of others in this project's layout, and a note where it was changed otherwise."""
+    """Converts a tensor of another library to this project's layout; adds a note if it was changed otherwise."""
     if name.endswith('cls_token'):
         return array.reshape(-1), None
     if name.endswith('pos_embed'):
@@ -230,12 +231,12 @@ def _converted(
 
 
 def _torch_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in the layout of others, as far as the transposition tells."""
+    """The shape in the layout of other libraries, as far as the transposition determines it."""
     return tuple(np.empty(shape).transpose(3, 2, 0, 1).shape) if len(shape) == 4 else tuple(reversed(shape))
 
 
 def _positions(array: np.ndarray, grid: tuple[int, int]) -> tuple[np.ndarray, str | None]:
-    """Positions [1, 1 + n·n, D] as [1 + rows · columns, D], bicubically interpolated (as timm does) on another grid."""
+    """Converts positions [1, 1 + n·n, D] to [1 + rows · columns, D], interpolated bicubically as in timm if needed."""
     places = array.reshape(-1, array.shape[-1])
     side = math.isqrt(len(places) - 1)
     if side * side != len(places) - 1 or (side, side) == grid:
@@ -247,7 +248,7 @@ def _positions(array: np.ndarray, grid: tuple[int, int]) -> tuple[np.ndarray, st
 
 
 def _check_positions(array: np.ndarray | None, learned: bool, flag: str) -> list[str]:
-    """Raises UserError if the file has learned positions and the model has not; returns notes."""
+    """Raises UserError if the file has learned positions and the model does not; returns notes."""
     if learned or array is None:
         return []
     places = array.reshape(-1, array.shape[-1])

@@ -20,7 +20,7 @@ from dualcl_jax.system.files import write_output
 SIDE = 100
 """The most pixels of the longer side of a picture."""
 SHOWN = 200
-"""So many pairs and so many outliers have pictures; the tables have all."""
+"""How many pairs and how many outliers have pictures at most; the tables have all."""
 
 
 class Outliers(NamedTuple):

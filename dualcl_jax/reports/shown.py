@@ -11,7 +11,7 @@ from dualcl_jax.reports.sprite import Sprite
 
 PICTURES, TEXTS = 'pictures', 'texts'
 LONGEST = 300
-"""Longer texts are cut to so many characters."""
+"""Longer texts are cut to this many characters."""
 
 
 class Shown:

@@ -60,7 +60,7 @@ def read_subject(workdir: str, paths: Sequence[str] = ()) -> tuple[Subject, Samp
       paths: overrides of `data.path`, `data.data_dir` and `data.labels`, if the data have moved.
 
     Raises:
-      UserError: there is no run with a checkpoint, or its data are missing or others.
+      UserError: there is no run with a checkpoint, or its data are missing or have changed.
     """
     run = open_saved_run(workdir)
     override(run.config, paths)

@@ -1,18 +1,19 @@
-"""Images of any number of channels and any type as pictures."""
+"""Converts images of any number of channels and any type to pictures."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 
 def visible(images: NDArray, *, stretch: bool = True) -> NDArray[np.uint8]:
-    """Images [..., H, W, C] as pictures uint8 [..., H, W, 1 or 3].
+    """Converts images [..., H, W, C] to pictures uint8 [..., H, W, 1 or 3].
 
-    Of more than three channels the first three are shown, of two the first. 8 bits stay as they are.
+    If there are more than three channels, the first three are shown; if there are two, the first. Images with 8 bits
+    remain as they are.
 
     Args:
       images: of any type.
-      stretch: whether the values that are shown of an image, unless they have 8 bits, are stretched from the lowest to
-        the highest; otherwise they are in [0, 1].
+      stretch: whether the values shown of an image, unless they have 8 bits, are stretched so that the lowest and the
+        highest span [0, 1]; otherwise they are in [0, 1].
     """
     channels = images.shape[-1]
     images = images[..., :3] if channels > 3 else images[..., :1] if channels == 2 else images

@@ -7,7 +7,7 @@ from typing import Any
 
 
 class CallableModule(types.ModuleType):
-    """A module whose call is a call of the function `called` names, as 'package.module:function'.
+    """A module that can be called: it calls the function that `called` names as 'package.module:function'.
 
     `dualcl_jax.evaluate` is the program of that name and, as an attribute of the package, a function. The import
     system would replace the function by the module as soon as anything imports the program, so both are one object.
@@ -21,7 +21,7 @@ class CallableModule(types.ModuleType):
 
 
 def make_callable(module: str, called: str) -> None:
-    """Makes an imported module call `called`, 'package.module:function', which is imported at the first call."""
+    """Makes an imported module callable as `called`, a 'package.module:function' that is imported at the first call."""
     found = sys.modules[module]
     found.__class__ = CallableModule
     found.__dict__['called'] = called

@@ -1,4 +1,4 @@
-"""Flag parsing shared by all programs: a wrong flag gives one line of error and no traceback."""
+"""Flag parsing shared by all programs: a wrong flag produces a one-line error and no traceback."""
 
 import argparse
 import importlib
@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from dualcl_jax.system.errors import UserError
 
 COMMAND = 'dualcl'
-"""The command that an installation has; it names itself and its subcommand in `sys.argv[0]`."""
+"""The installed command. It puts its own name and that of its subcommand into `sys.argv[0]`."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -55,16 +55,16 @@ class Parser(argparse.ArgumentParser):
 
 
 def own_module(model: str) -> str | None:
-    """The module in a `model.name` 'MODULE:CLASS' that the user gave; None for other names."""
+    """The module of a user-defined `model.name` 'MODULE:CLASS'; None for other names."""
     module, colon, _ = model.partition(':')
     return module if colon else None
 
 
 def import_own(name: str | None) -> None:
-    """Imports a module of the user's own, which may be in the current folder; None imports nothing.
+    """Imports a user's module, which may be in the current folder; None imports nothing.
 
     Raises:
-      UserError: there is none, or it fails.
+      UserError: there is no such module, or it fails.
     """
     if not name:
         return

@@ -16,12 +16,12 @@ from dualcl_jax import configs
 from dualcl_jax.system.errors import UserError
 
 OPERATIONAL = ('checkpoint.', 'monitor.', 'log.', 'parallel.', 'sts.', 'queue.sharded', 'skip_nonfinite')
-"""Beginnings of the fields that may change when a run resumes: they decide what is written, how fast, on which devices
-and which faults are tolerated, not the result."""
+"""Prefixes of the fields that may change when a run resumes. They determine what is written, how fast, on which devices
+and which faults are tolerated, but not the result."""
 
 PATHS = ('data.path', 'data.data_dir')
-"""Fields that name where the data are. They may change, too: whether the data are the same is decided by the
-fingerprint."""
+"""Fields with the location of the data. They may change, too: the fingerprint determines whether the data are the
+same."""
 LENGTH = ('train.epochs', 'train.steps')
 """Fields that determine the length of a run. They may change if the run is extended."""
 LABELS = ('auto', 'subfolders', 'none')
@@ -88,8 +88,8 @@ ADDED: dict[str, Any] = {
     'data.channels': 0,
     'data.value_range': (),
 }
-"""Fields that were added since the first config was stored, in the order of their addition, with the value that a
-config without the field means. A new field belongs at the end, with the value that keeps the behaviour of before."""
+"""Fields added since the first config was stored, in the order of their addition, each with the value that a config
+without the field implies. A new field belongs at the end, with the value that preserves the earlier behaviour."""
 
 
 def load_config(path: str) -> ConfigDict:
@@ -98,10 +98,10 @@ def load_config(path: str) -> ConfigDict:
     The file is Python and trusted.
 
     Args:
-      path: of a file, or the name of one that the package has (`dualcl_jax.configs.names`), such as 'imagenet:moco_v3'.
+      path: path of a file, or name of a config in the package (`dualcl_jax.configs.names`), such as 'imagenet:moco_v3'.
 
     Raises:
-      UserError: no such file, or the file fails.
+      UserError: the file does not exist, or it fails.
     """
     file, recipe = _find_config(path)
     spec = importlib.util.spec_from_file_location('dualcl_jax_run_config', file)
@@ -123,7 +123,7 @@ def load_config(path: str) -> ConfigDict:
 
 
 def _find_config(path: str) -> tuple[Path, str | None]:
-    """The file that '--config' names and the recipe after its colon, if any. Raises UserError where there is none."""
+    """The file that '--config' names, and the recipe after the colon, if any. Raises UserError if there is no file."""
     if Path(path).is_file():
         return Path(path), None
     file, colon, after = path.rpartition(':')
@@ -138,10 +138,10 @@ def _find_config(path: str) -> tuple[Path, str | None]:
 
 
 def override(config: ConfigDict, assignments: Iterable[str]) -> None:
-    """Applies 'loss.symmetric=False' and the like, in order, by the type of the field's default.
+    """Applies assignments such as 'loss.symmetric=False' in order; a value gets the type of the field's default.
 
     Raises:
-      UserError: a field that does not exist, or a value of another type.
+      UserError: a field does not exist, or a value has another type.
     """
     for assignment in assignments:
         field, equals, text = assignment.partition('=')
@@ -157,7 +157,7 @@ def override(config: ConfigDict, assignments: Iterable[str]) -> None:
 
 
 def _parse(field: str, text: str, kind: type) -> Any:
-    """The value of a flag, of the field's type."""
+    """Parses the value of a flag as the field's type."""
     try:
         if kind is bool:
             return {'true': True, '1': True, 'false': False, '0': False}[text.lower()]
@@ -171,7 +171,7 @@ def _parse(field: str, text: str, kind: type) -> Any:
 
 
 def flatten(config: ConfigDict, prefix: str = '') -> Iterator[tuple[str, Any]]:
-    """Pairs of dotted field and value."""
+    """Yields pairs of a dotted field name and its value."""
     for name in config:
         value = config[name]
         if isinstance(value, ConfigDict):
@@ -206,7 +206,7 @@ def from_json(text: str | bytes) -> ConfigDict:
 
 
 def add_absent_fields(config: ConfigDict) -> None:
-    """Gives the fields of `ADDED` that a config of an earlier version lacks the value in that table."""
+    """Adds the fields of `ADDED` that a config of an earlier version lacks, with their values in that table."""
     present = dict(flatten(config))
     with config.unlocked():
         for field, value in ADDED.items():
@@ -219,18 +219,18 @@ def add_absent_fields(config: ConfigDict) -> None:
 
 
 def method_sha256(config: ConfigDict) -> str:
-    """SHA-256 hex digest of the fields of the method, which identifies the checkpoints of a run.
+    """SHA-256 hex digest of the method's fields; it identifies the checkpoints of a run.
 
-    Neither the data nor the length of the run count. A field of `ADDED` counts only if it differs from that table.
+    Neither the data nor the length of the run counts. A field of `ADDED` counts only if it differs from that table.
     """
     return _digest(config, ADDED, lambda field: _is_method(field) and field not in LENGTH)
 
 
 def accepted_sha256(*configs: ConfigDict) -> frozenset[str]:
-    """The digests of configs: that of `method_sha256`, and those that earlier versions stored in their checkpoints.
+    """The digests of configs: those of `method_sha256`, and those that earlier versions stored in their checkpoints.
 
-    An earlier version computed its digest over the fields that it had, whatever their values, with those of `LENGTH`.
-    Before 0.1.0 they included operational ones.
+    An earlier version computed its digest over all fields that it had, whatever their values, including those of
+    `LENGTH`. Before 0.1.0 they included operational fields.
     """
     fields = list(ADDED)
     versions = [fields[count:] for count in range(len(fields) + 1)]
@@ -279,29 +279,29 @@ def _without_paths(config: ConfigDict) -> dict[str, Any]:
 
 
 Rule = tuple[Callable[[Any], bool], str]
-"""Whether a value is allowed, and the end of the error message where it is not."""
+"""A test of whether a value is allowed, and the end of the error message if it is not."""
 
 
 def one_of(*choices: str) -> Rule:
-    """A value is one of these names."""
+    """The rule that a value is one of these names."""
     return lambda value: value in choices, 'choose one of ' + ', '.join(choices)
 
 
 def at_least(least: float) -> Rule:
-    """A number is no smaller."""
+    """The rule that a number is at least `least`."""
     return lambda value: value >= least, f'must be at least {least}'
 
 
 def between(least: float, largest: float) -> Rule:
-    """A number is in [least, largest]."""
+    """The rule that a number is in [least, largest]."""
     return lambda value: least <= value <= largest, f'must be between {least} and {largest}'
 
 
 def check_fields(config: ConfigDict, rules: Mapping[str, Rule]) -> None:
-    """Checks every field that has a rule, alone.
+    """Checks every field that has a rule, each on its own.
 
     Raises:
-      UserError: naming the field, its value and what it may be.
+      UserError: a value is not allowed; the message names the field, its value and what it may be.
     """
     fields = dict(flatten(config))
     missing = [field for field in rules if field not in fields]

@@ -34,7 +34,7 @@ class Console:
         self._silent = silent
         self._rich = RichConsole(
             quiet=silent, highlight=False, markup=False, soft_wrap=True, force_jupyter=False
-        )  # plain lines in a notebook, too, from whatever thread
+        )  # plain lines in a notebook, too, from any thread
         self._total = 0
         self._printed = time.monotonic()
         self._progress: Progress | None = None
@@ -99,7 +99,7 @@ def is_terminal() -> bool:
 
 
 def print_json(value: Any, *, always: bool) -> None:
-    """Prints a value as a line of JSON for other programs, unless a person sees it: in a terminal only if `always`."""
+    """Prints a value as a line of JSON for other programs; in a terminal, only if `always`."""
     if always or not is_terminal():
         print(json.dumps(value, allow_nan=False))
 

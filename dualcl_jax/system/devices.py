@@ -1,7 +1,7 @@
 """Devices: one per-device step mapped by `jax.pmap` or `jax.shard_map`, and the two forms of the state.
 
 Outside the mapped step a state is *global*: arrays without a device axis, replicated except for the slots of a sharded
-queue. Checkpoints, evaluation and hashes see this form. Inside the loop the state is in the mapper's own form and is
+queue. Checkpoints, evaluation and hashes use this form. Inside the loop the state is in the mapper's own form and is
 donated from step to step. A tree of `PartitionSpec`, or a single one for the whole state, describes how a state is
 placed on the devices.
 """
@@ -37,7 +37,7 @@ class Mapper(Protocol):
         ...
 
     def compile(self, step: Step, state: Tree, batch: Tree) -> Any:
-        """Compiles the mapped step for such shapes, where that is possible before the first call."""
+        """Compiles the mapped step for such shapes, if that is possible before the first call."""
         ...
 
     def put_batch(self, batch: Tree) -> Tree:
@@ -209,7 +209,7 @@ def default_mapper(num_processes: int) -> str:
     """The name of the mapper for a run of this many processes; both give the same states.
 
     In several processes, `jax.pmap` wraps every leaf of the state again in each step, in Python: 709 leaves cost the
-    host about six times as long as with `jax.shard_map` (`experiments/results/mappers.json`).
+    host about seven times as long as with `jax.shard_map` (`experiments/results/mappers.json`).
 
     Example:
       >>> default_mapper(1), default_mapper(2)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dualcl_jax.system.terminal import lenient_output
 
 EXIT_USER_ERROR = 2
-EXIT_STOPPED_BY_SIGNAL = EXIT_RESTART = 75  # run the same command again
+EXIT_RESTART = 75  # run the same command again
 EXIT_INTERRUPTED = 130  # a shell's 128 + SIGINT
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -16,11 +16,11 @@ AWAY = (
     errno.ESTALE, errno.EIO, errno.ENXIO, errno.ENODEV, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN,
     errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET,
 )  # fmt: skip
-"""Error numbers of storage that is away, or failed for a while."""
+"""Error numbers of storage that is unavailable, or failed temporarily."""
 STORAGE = (
     *FULL, *AWAY, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR,
 )  # fmt: skip
-"""Error numbers of a folder that is full, read-only, missing, broken or away."""
+"""Error numbers of a folder that is full, read-only, missing, broken or unavailable."""
 
 
 REMOTE = ('ClientConnectionError', 'MaxRetryError', 'TransportError')
@@ -32,7 +32,7 @@ class UserError(Exception):
 
 
 class RestartError(UserError):
-    """A condition that running the same command again cures, such as a lost process or storage that was away."""
+    """A condition that running the same command again resolves, such as a lost process or unavailable storage."""
 
 
 def first_line(error: BaseException) -> str:
@@ -42,7 +42,7 @@ def first_line(error: BaseException) -> str:
 
 
 def listed(first: Iterable[str], count: int, *, separator: str = ', ') -> str:
-    """The first names of `count`, and how many there are besides.
+    """Lists the first of `count` names, and how many more there are.
 
     Example:
       >>> listed(['a', 'b'], 5)
@@ -53,7 +53,7 @@ def listed(first: Iterable[str], count: int, *, separator: str = ', ') -> str:
 
 
 def is_away(error: BaseException | None) -> bool:
-    """Whether the reason for an exception is storage, or a remote service, that is away or failed for a while."""
+    """Whether storage or a remote service that is unavailable, or failed temporarily, caused an exception."""
     while error is not None:
         code = getattr(error, 'code', None)  # of the HTTP errors of remote stores
         if (
@@ -68,11 +68,11 @@ def is_away(error: BaseException | None) -> bool:
 
 
 def ending(error: BaseException) -> tuple[int, str] | None:
-    """The exit status and the stderr message of a program that an exception ends; None for errors of this package.
+    """The exit status and the stderr message for an exception that ends a program; None for a bug in this package.
 
-    A `UserError` gives at most three lines and status 2, and so does a folder that is full, read-only or missing. A
-    `RestartError`, and anything that storage or a remote service caused that is away, give status 75. Ctrl-C when there
-    is nothing to save gives one line and status 130.
+    A `UserError`, or a folder that is full, read-only or missing, gives at most three lines and status 2. A
+    `RestartError`, or any error caused by storage or a remote service that is unavailable, gives status 75. Ctrl-C with
+    nothing to save gives one line and status 130.
     """
     status = EXIT_RESTART if is_away(error) else EXIT_USER_ERROR
     if isinstance(error, OSError) and error.errno in STORAGE:
@@ -88,7 +88,7 @@ def ending(error: BaseException) -> tuple[int, str] | None:
 def exits_cleanly(main: Callable[[], int]) -> Callable[[], int]:
     """Wraps an entry point so that it exits as `ending` specifies, or else with a traceback.
 
-    Standard streams that fail do not stop it. In the end, lost output is an error, unless its reader left.
+    Standard streams that fail do not stop it. At the end, lost output is an error, unless its reader closed the pipe.
     """
 
     def status() -> int:

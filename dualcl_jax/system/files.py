@@ -33,13 +33,13 @@ def write_bytes(path: epath.Path, content: bytes) -> None:
         partial.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)  # a full disk needs its space
+            partial.unlink(missing_ok=True)  # frees its space on a full disk
         number = error.errno or (errno.EISDIR if isinstance(error, IsADirectoryError) else errno.EIO)
         raise OSError(number, error.strerror or str(error), str(path)) from error  # epath omits these
 
 
 def reachable(path: str, named: str) -> epath.Path:
-    """Opens a path that a user gave, which need not exist. Messages call it `named`, as '--workdir=gs://bucket/run'.
+    """Opens a path given by a user, which need not exist. Messages call it `named`, as '--workdir=gs://bucket/run'.
 
     Raises:
       UserError: the path is remote and its store cannot be reached.
@@ -68,7 +68,7 @@ def absolute(path: epath.Path) -> epath.Path:
 def cache_folder() -> Path:
     """The folder of everything that is cached: $XDG_CACHE_HOME/dualcl_jax, by default ~/.cache/dualcl_jax.
 
-    For a user without a home it is a path that cannot be created.
+    For a user without a home directory it is a path that cannot be created.
     """
     base = os.environ.get('XDG_CACHE_HOME')
     try:
@@ -85,7 +85,7 @@ def can_create(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """A context that one process of this machine is in at a time; any number where the folder has no lock service.
+    """A context for one process of this machine at a time, or for any number if the folder has no lock service.
 
     Raises OSError if the file cannot be created.
     """

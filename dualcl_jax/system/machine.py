@@ -11,12 +11,12 @@ def processor() -> str:
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether the processor has instructions for matrices of bfloat16 (AMX); False where Linux does not say."""
+    """Whether the processor has instructions for bfloat16 matrices (AMX); False if Linux does not report it."""
     return 'amx_bf16' in _about_processor('flags').split()
 
 
 def _about_processor(field: str) -> str:
-    """What Linux says in a field about the first processor; empty elsewhere."""
+    """The value of a field that Linux reports about the first processor; empty on other systems."""
     about = Path('/proc/cpuinfo')
     lines = about.read_text().splitlines() if about.exists() else []
     return next((line.partition(':')[2].strip() for line in lines if line.startswith(field)), '')

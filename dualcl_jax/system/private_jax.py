@@ -1,4 +1,4 @@
-"""The private interfaces of JAX that several processes need, in one place: they may change with any version.
+"""The private interfaces of JAX that several processes need, in one place, because any version may change them.
 
 Training in a single process needs none of them.
 """
@@ -49,7 +49,7 @@ def interface(module: str) -> Any:
 
 
 def backends_started() -> bool:
-    """Whether JAX has used a device in this process, as far as this version of JAX tells."""
+    """Whether JAX has used a device in this process, as far as this version of JAX reports it."""
     bridge = sys.modules.get('jax._src.xla_bridge')
     tells = getattr(bridge, 'backends_are_initialized', None)
     return tells is not None and bool(tells())
@@ -62,7 +62,7 @@ def distributed_state() -> Any:
 
 @contextlib.contextmanager
 def coordination_service(start: Callable[..., Any]) -> Iterator[None]:
-    """A context in which JAX calls `start` for its coordination service."""
+    """A context in which JAX calls `start` to start its coordination service."""
     library = interface('jax._src.lib')._jax
     serve, library.get_distributed_runtime_service = library.get_distributed_runtime_service, start
     try:
@@ -84,7 +84,7 @@ CLUSTERS = {
 """Module and class of each scheduler."""
 
 NAME_S = 60
-"""Seconds for which JAX waits until the name of process 0's host is known, where it does so."""
+"""Seconds that JAX waits for the name of process 0's host to be known, in the cases in which it waits."""
 
 Found = tuple[str, int, int]
 """Address of the coordinator, number of processes, index of this one."""
@@ -117,12 +117,12 @@ def _place(cluster: Any) -> Found:
 
 
 def kubernetes_pods() -> int | Exception:
-    """How many pods the Job of this pod has, or why that cannot be found out."""
+    """The number of pods in the Job of this pod, or the exception for which it cannot be determined."""
     cluster = interface('jax._src.clusters.k8s_cluster').K8sCluster
     if importlib.util.find_spec('kubernetes') is None:
         return ImportError('the package kubernetes is not installed')
     try:
         assert cluster.is_env_present()
         return int(cluster.get_process_count())
-    except Exception as error:  # whatever the client of Kubernetes raises for a pod without a Job, or without rights
+    except Exception as error:  # whatever the Kubernetes client raises for a pod without a Job or without permissions
         return error

@@ -52,8 +52,8 @@ def lenient_output() -> Iterator[list[OSError]]:
     """A context in which writing to standard output and standard error never fails.
 
     A closed stream discards its text, and characters that an encoding lacks are written as escapes. Yields a list that
-    has, after the context, the error by which standard output lost text, if any. Contexts may be nested: the inner one
-    takes note of its own losses only.
+    holds, after the context, the error by which standard output lost text, if any. Contexts may be nested: the inner
+    one records only its own losses.
     """
     _reserve_descriptors()
     before = {name: getattr(sys, name) for name in STREAMS}

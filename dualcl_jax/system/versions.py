@@ -13,7 +13,7 @@ PACKAGES = ('dualcl-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that affect a result, and the kind of device."""
-    import jax  # its environment is set by `processes.start` first
+    import jax  # after `processes.start` has set its environment
 
     found = {name: _version(name) for name in PACKAGES}
     return {'python': platform.python_version(), **found, 'device': jax.devices()[0].device_kind}

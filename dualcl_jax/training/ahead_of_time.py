@@ -42,7 +42,7 @@ STEPS_PER_EPOCH = 100
 ASSUMED_MEAN, ASSUMED_STD = (0.5,), (0.25,)
 """The statistics of images, if the config takes them from the data."""
 CROPPED_FROM = 128
-"""The loader is assumed to deliver images of at least this many pixels a side as crops, smaller ones as stored."""
+"""The loader is assumed to deliver images of at least this many pixels a side as crops, and smaller ones as stored."""
 
 
 LIBTPU_WITHOUT_A_TPU = {
@@ -51,7 +51,7 @@ LIBTPU_WITHOUT_A_TPU = {
     'TPU_WORKER_HOSTNAMES': 'localhost',
     'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
 }
-"""Without these variables libtpu asks the metadata of a TPU VM for its machine, and only one process can load it."""
+"""Without these variables, libtpu queries the metadata of a TPU VM, and only one process can load libtpu."""
 
 
 class Limits(NamedTuple):
@@ -59,8 +59,8 @@ class Limits(NamedTuple):
 
     Attributes:
       flops: operations per second in bfloat16.
-      bandwidth: of its memory, in bytes per second.
-      memory: in bytes.
+      bandwidth: memory bandwidth in bytes per second.
+      memory: memory in bytes.
     """
 
     flops: float | None
@@ -73,8 +73,8 @@ LIMITS = {
     'TPU v5': Limits(459e12, 2765e9, round(95.73 * 2**30)),
     'TPU v6 lite': Limits(918e12, 1640e9, round(31.24 * 2**30)),
 }
-"""By `device_kind`. The speeds are from Google Cloud's pages of v5e, v5p and v6e. The memory is what libtpu leaves to a
-program."""
+"""The limits by `device_kind`. The speeds are from Google Cloud's pages on v5e, v5p and v6e. The memory is what libtpu
+leaves to a program."""
 
 
 def topology_devices(name: str) -> list[Any]:
@@ -108,12 +108,13 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> dict[str, Any]:
       - `collectives` by kind and `collective_bytes`, as `dualcl_jax.training.cost` counts them;
       - `compute_seconds`: the time of one step's arithmetic at full speed;
       - `accessed_bytes`: the compiled program's reads and writes by XLA's estimate, which counts the body of each loop
-        once, and the further reads of the queue in loops over blocks of anchors;
-      - `memory_seconds`: their time;
+        once, plus the further reads of the queue in loops over blocks of anchors;
+      - `memory_seconds`: the time of these reads and writes;
       - `roofline_seconds`: the longer of the two;
       - `queue_and_head_bytes`: the memory of the queue and the loss of one view order, compiled alone;
       - `queue_reads`: how often the losses of one step read the keys of the queue;
-      - `roofline_head_seconds`: the time of these losses: of their arithmetic or of these reads.
+      - `roofline_head_seconds`: the time of these losses: that of their arithmetic or of these reads, whichever is
+        longer.
 
     Raises:
       UserError: the config has a mistake, or cannot be divided over the devices.
@@ -187,7 +188,7 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> dict[str, Any]:
 def _head(method: Method, mesh: Mesh, limits: Limits, batch_size: int) -> tuple[dict[str, Any], int]:
     """Reports on the loss of one view order and its gradient, compiled alone with the queue or the keys of a batch.
 
-    With accumulation, it is that of one part of the batch.
+    With accumulation, it is the loss of one part of the batch.
 
     Returns:
       The part of the report, and the bytes of the queue that all losses of a step read in further iterations of loops.
@@ -236,9 +237,9 @@ def _roofline(limits: Limits, counted: cost.Cost, accessed: float | None) -> dic
 
 
 def _examples(config: ConfigDict) -> tuple[str, Tree, Tree]:
-    """The kind of the examples, one of them, and what the loader is assumed to deliver of it.
+    """The kind of the examples, the shape of one, and the shape of what the loader is assumed to deliver for it.
 
-    That is the same of a sentence; of an image, the image, or a crop of it for each view, of 8 bits.
+    The loader delivers a sentence as it is, and of an image with 8 bits the image itself or a crop for each view.
     """
     if config.model.name in TEXT_MODELS:
         return TEXT, sentences_of(config), sentences_of(config)
@@ -255,7 +256,7 @@ def _total(used: Any) -> int:
 
 
 def _needed(message: str) -> int | None:
-    """The bytes of a program that XLA rejects as too large, from its error message; None if it has none."""
+    """The bytes that a program rejected by XLA as too large needs, from the error message; None if not given."""
     found = re.search(r'Used ([\d.]+)([KMGT]) of|total memory required[^(]*\(([\d.]+)([KMGT])\)', message)
     if found is None:
         return None

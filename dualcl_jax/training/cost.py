@@ -26,10 +26,10 @@ class Cost(NamedTuple):
 
     Attributes:
       flops: the operations of matrix products and convolutions; a multiplication and an addition count as two.
-      passes: the same, but each float32 operation counts once for each pass that a TPU needs.
+      passes: these operations, but each float32 operation counts once for each pass that a TPU needs.
       collectives: for each kind, its `count` and the `bytes` of the results.
-      reads: how many matrix products take the table that was asked for.
-      repeated_reads: how many of them are further iterations of a loop.
+      reads: how many matrix products have the given table as an operand.
+      repeated_reads: how many of these are in further iterations of a loop.
     """
 
     flops: int
@@ -45,10 +45,10 @@ def count(jaxpr: Any, platform: str, table: tuple[int, int] | None = None) -> Co
     A condition counts as its most expensive branch. The body of a loop whose length depends on data counts once.
 
     Args:
-      jaxpr: of a traced program.
+      jaxpr: the jaxpr of a traced program.
       platform: decides between branches for different platforms.
-      table: the shape of a matrix, such as the keys of a queue, whose products are counted as `reads`, also if it is
-        transposed.
+      table: the shape of a matrix, such as the keys of a queue, whose products are counted as `reads`, also when
+        it is transposed.
     """
     total = _count(jaxpr, platform, table)
     kinds = sorted({kind for name, kind in total if name == 'count'})
@@ -110,7 +110,7 @@ def _branches(params: dict[str, Any], platform: str) -> list[Any]:
 
 
 def _jaxprs(params: dict[str, Any]) -> Iterator[Any]:
-    """The programs among the parameters of an equation."""
+    """The jaxprs among the parameters of an equation."""
     for value in params.values():
         for part in value if isinstance(value, tuple) else (value,):
             if hasattr(part, 'eqns') or hasattr(getattr(part, 'jaxpr', None), 'eqns'):

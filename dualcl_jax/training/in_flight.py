@@ -1,4 +1,4 @@
-"""The steps under way on the devices, and what becomes of their metrics."""
+"""The steps in flight on the devices, and the handling of their metrics."""
 
 import collections
 
@@ -17,21 +17,21 @@ Metrics = dict[str, jax.Array]
 
 
 class InFlight:
-    """Waits for steps in the order in which they were started, and records what they measured.
+    """Waits for steps in the order in which they were started, and records their metrics.
 
     The metrics of the first, the last and every `log.every_steps`-th step are written and shown. A step that was
     skipped, because its loss, gradient or next state was not finite, is always recorded.
 
     Args:
-      run: whose steps they are.
-      log: the records go in here.
+      run: the run that takes the steps.
+      log: receives the records.
       console: shows progress and warnings.
-      loader: of the batches: the rates say how long the run waited for it.
+      loader: loads the batches; the rates include the share of time spent waiting for it.
 
     Attributes:
-      pace: of the steps that are done.
+      pace: the pace of the finished steps.
       skipped: the steps that were skipped.
-      settled: the last step that is done; where none is, the one that the run resumed from.
+      settled: the last finished step; if there is none, the step that the run resumed from.
     """
 
     def __init__(self, run: Run, log: MetricsLog, console: Console, loader: Loader) -> None:
@@ -42,14 +42,14 @@ class InFlight:
         self._steps: collections.deque[tuple[int, Metrics]] = collections.deque()
 
     def add(self, step: int, metrics: Metrics) -> None:
-        """Takes a step that was just started."""
+        """Adds a step that was just started."""
         self._steps.append((step, metrics))
 
     def settle(self, most: int) -> None:
-        """Waits until at most `most` steps are under way.
+        """Waits until at most `most` steps are in flight.
 
         Raises:
-          UserError: a step had to be skipped, and it is one more than `skip_nonfinite` allows.
+          UserError: a step was skipped, one more than `skip_nonfinite` allows.
         """
         while len(self._steps) > most:
             self._settle_oldest()

@@ -42,19 +42,19 @@ from dualcl_jax.workdir.trackers import check_tracker
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a run will do, checked, before anything is written, compiled or trained.
+    """The checked plan of a run, before anything is written, compiled or trained.
 
     Attributes:
-      config: validated and resolved.
+      config: the validated and resolved config.
       folder: the workdir.
       splits: the data.
       mesh: all devices.
       method: what the config chooses, as functions and numbers.
-      steps_per_epoch, total_steps: lengths.
+      steps_per_epoch, total_steps: the lengths of an epoch and of the run.
       resumed_from: step of the checkpoint that the run resumes from; None for a new run.
-      similar: the pairs of STS-B dev, which an encoder of text is measured on; None where the config names none.
-      origin: the encoder that a new run starts from, in words; empty where its parameters are random.
-      chosen: what was chosen for the fields that the config leaves open, in words; empty if it leaves none open.
+      similar: the pairs of STS-B dev on which an encoder of text is measured; None if the config names none.
+      origin: describes the encoder that a new run starts from; empty if its parameters are random.
+      chosen: describes the choices for the fields that the config leaves open; empty if it leaves none open.
     """
 
     config: FrozenConfigDict
@@ -71,12 +71,12 @@ class Plan:
 
     @property
     def start_step(self) -> int:
-        """How many steps were taken before."""
+        """The number of steps taken before this start."""
         return self.resumed_from or 0
 
     @property
     def first_look(self) -> int:
-        """The step after which accuracy first says something, of a run whose length was chosen; 0 for others."""
+        """The step after which accuracy is first informative, for a run whose length was chosen; 0 for other runs."""
         return math.ceil(FIRST_LOOK * self.total_steps) if self.chosen else 0
 
     def create(self) -> TrainState:
@@ -95,7 +95,8 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = 
     Args:
       config: validated; it is not changed.
       workdir: local or remote folder.
-      writes: whether the run will write into the workdir, which is then made. Every process of the run must call this.
+      writes: whether the run will write into the workdir, which is then created. Every process of the run must call
+        this.
       extend: whether the run in the workdir may become longer.
 
     Raises:
@@ -112,7 +113,7 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = 
     config = adopt_geometry(config, stored)
     validate_sizes(config)
     opened, machine = open_fields(config), _machine(mesh)
-    settled = fill(config, TYPICAL_IMAGES, machine, stored)  # of its fields, those of the data are final
+    settled = fill(config, TYPICAL_IMAGES, machine, stored)  # only its data fields are final
     data = data_config(settled, folder if stored is not None else None)
     data.hold_out = resolve_hold_out(config, stored)
     data.shared = str(folder) if writes and jax.process_count() > 1 else ''
@@ -147,7 +148,7 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = 
         validate_devices(resolved, machine.num_devices)
     check_same_run(folder, stored, resolved, extend=extend)
     resumed_from = max(saved_steps(folder), default=None)
-    if stored is not None:  # its groups may be those of another number of devices
+    if stored is not None:  # its groups may be for another number of devices
         validate_devices(resolved, mesh.devices.size)
         _check_local_norm(resolved, folder, resumed_from, mesh.devices.size)
     epoch, total_steps = run_length(resolved, len(splits.train))
@@ -169,7 +170,7 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = 
 
 
 def _machine(mesh: Mesh) -> Machine:
-    """What the run starts on. Of several processes, whose processors may differ, none multiplies bfloat16."""
+    """The machine of the run. Several processes, whose processors may differ, are assumed not to multiply bfloat16."""
     bfloat16 = jax.process_count() == 1 and multiplies_bfloat16()
     return Machine(mesh.devices.flat[0].platform, mesh.devices.size, bfloat16)
 
@@ -180,7 +181,7 @@ def _check_local_norm(config: FrozenConfigDict, folder: epath.Path, step: int | 
     Only runs of version 0.1.0 store 'local'.
 
     Raises:
-      UserError: its checkpoint was saved by another number of devices.
+      UserError: its checkpoint was saved on another number of devices.
     """
     if config.model.norm != LOCAL or step is None:
         return
@@ -205,17 +206,17 @@ def _check_longer(folder: epath.Path, stored: ConfigDict | None, num_examples: i
 
 
 def _vocabulary(train: Source) -> int:
-    """The number of tokens of the tokenizer of text; 0 of examples of another kind."""
+    """The number of tokens of the tokenizer for text; 0 for examples of another kind."""
     return int((train.report or {})['tokens']['vocabulary']) if train.kind == TEXT else 0
 
 
 def _statistics(config: ConfigDict, train: Source, value_range: tuple[float, ...]) -> Statistics | None:
-    """Mean and standard deviation per channel: those of the config, or of the images where it has none.
+    """Mean and standard deviation per channel: those of the config, or those of the images if it has none.
 
-    None where the examples are not images.
+    None if the examples are not images.
 
     Raises:
-      UserError: the config has some, and not one for each channel.
+      UserError: the config has some, but not one for each channel.
     """
     if train.kind != IMAGES:
         return None

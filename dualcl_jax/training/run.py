@@ -1,4 +1,4 @@
-"""A run before its loop: everything checked, loaded, built and, where there is a checkpoint, restored."""
+"""A run before its loop: everything checked, loaded, built and, if there is a checkpoint, restored."""
 
 import dataclasses
 import time
@@ -34,13 +34,13 @@ from dualcl_jax.workdir.metrics import Record
 
 
 class Past(NamedTuple):
-    """What happened to a run before this start, by the checkpoint that it resumes from. A new run has no past.
+    """What happened to a run before this start, from the checkpoint that it resumes from. A new run has no past.
 
     Attributes:
-      trained_s: seconds it took.
-      waiting: its records that could not be written, see `MetricsLog`.
-      skipped_steps: whose batches were skipped, see `dualcl_jax.training.health.Skipped`.
-      extended_at: steps after which its length changed.
+      trained_s: seconds that the run took.
+      waiting: records that could not be written, see `MetricsLog`.
+      skipped_steps: steps whose batches were skipped, see `dualcl_jax.training.health.Skipped`.
+      extended_at: steps after which the length of the run changed.
       damaged: steps of newer checkpoints that could not be used, and why.
     """
 
@@ -56,15 +56,15 @@ class Run:
     """What stays the same while a run trains.
 
     Attributes:
-      plan: what it does; `plan.resumed_from` is the checkpoint that was restored.
+      plan: the plan of the run; `plan.resumed_from` is the checkpoint that was restored.
       mapper: how the step runs on the devices.
-      embed: features of images by the method's encoder.
-      monitors: what is measured of the encoder while it trains.
-      checkpoints: of the workdir.
-      record: what every checkpoint says of its run.
-      past: of the run before this start.
+      embed: computes features of images with the method's encoder.
+      monitors: measure the encoder while it trains.
+      checkpoints: the checkpoints of the workdir.
+      record: what every checkpoint stores about its run.
+      past: what happened to the run before this start.
       began: `time.monotonic()` at this start.
-      writes: whether this process writes files and prints: one process of a run does.
+      writes: whether this process writes files and prints; only one process of a run does.
     """
 
     plan: Plan
@@ -87,7 +87,7 @@ class Run:
         return bool(self.monitors) and (step == self.plan.total_steps or step % period == 0)
 
     def save_schedule(self) -> SaveSchedule:
-        """After which steps checkpoints are saved, even if nothing stops the run; its clock starts now."""
+        """The schedule of the checkpoints that are saved even if nothing stops the run; its clock starts now."""
         settings = self.plan.config.checkpoint
         return SaveSchedule(
             total_steps=self.plan.total_steps,
@@ -101,7 +101,7 @@ class Run:
 def open_run(config: ConfigDict, workdir: str, *, extend: bool = False) -> tuple[Run, TrainState]:
     """Checks everything that can be checked before compiling, and returns the run and its global state.
 
-    A new state is a pure function of the config; one with a checkpoint in the workdir is restored from the newest.
+    A new state is a pure function of the config. If the workdir has checkpoints, the state is that of the newest.
     Every process must call this.
 
     Args:
@@ -164,14 +164,14 @@ def _checkpoints(plan: Plan) -> Checkpoints:
 
 
 def _new_state(plan: Plan) -> TrainState:
-    """The state before the first step: drawn from the seed, with the encoder of `init_from` where one is named."""
+    """The state before the first step: drawn from the seed, with the encoder of `init_from` if one is named."""
     state = place(jax.jit(plan.create)(), plan.mesh, state_specs(plan.method))
     path = plan.config.init_from
     return with_encoder(plan.method, state, path, plan.mesh) if path else state
 
 
 def _past(checkpoint: Checkpoint) -> Past:
-    """What a checkpoint says of its run; earlier versions said less."""
+    """What a checkpoint stores about its run; earlier versions stored less."""
     found = checkpoint.record
     return Past(
         trained_s=found.get('wall_time_s', 0.0),
@@ -183,14 +183,14 @@ def _past(checkpoint: Checkpoint) -> Past:
 
 
 def _compare_test_images(plan: Plan) -> None:
-    """Prints a note if the images for testing are not those that the run was measured on before."""
+    """Prints a note if the test images are not those on which the run was measured before."""
     before, test = read_fingerprints(plan.folder)[1], plan.splits.test
     if plan.resumed_from is not None and before is not None and test is not None and test.fingerprint != before:
         print(f'note: {location(plan.config)}: other test images than before, so accuracies before and after differ')
 
 
 def _monitors(plan: Plan, embed: Embedder) -> tuple[Monitor, ...]:
-    """What is measured of the encoder: kNN accuracy if there are labels, and STS-B dev if the config names it."""
+    """The monitors of the encoder: kNN accuracy if there are labels, and STS-B dev if the config names it."""
     settings, found = plan.config.monitor, list[Monitor]()
     if not settings.every_epochs:
         return ()

@@ -8,23 +8,24 @@ from dualcl_jax.system.processes.agreement import from_process_0
 LOOK_STEPS = 100
 """The clock is read at least once in this many steps."""
 RETRY_S = 1.0
-"""How soon the clock is read again when a save was put off."""
+"""How soon the clock is read again after a save was postponed."""
 
 
 class SaveSchedule:
-    """Decides after each step whether a checkpoint is saved. All processes of a run decide alike.
+    """Decides after each step whether a checkpoint is saved. All processes of a run take the same decision.
 
-    With `every_seconds`, process 0 reads its clock and tells the others. It does so rarely: after half of the steps
-    that fit into the time that is left, and after `LOOK_STEPS` at the latest. Each time it also says when the next time
-    will be, so that no process asks in between. A save that would wait for the one before is put off, whichever of the
-    two periods asked for it. Without `every_seconds`, saves depend on the step alone, and wait.
+    With `every_seconds`, process 0 reads its clock and sends its decision to the others. It does so rarely: after half
+    of the steps that fit into the remaining time, and after `LOOK_STEPS` at the latest. Each decision also contains the
+    step of the next one, so that no process asks in between. A save that would have to wait for the previous one is
+    postponed, whichever of the two periods it is due to. Without `every_seconds`, saves depend on the step alone, and
+    wait for the previous one.
 
     Args:
       total_steps: the length of the run; the last step is always saved.
       start_step: how many steps were taken before.
       every_steps: the period in steps; 0 for none.
       every_seconds: the period in seconds; 0 for none.
-      busy: whether the save before is still under way.
+      busy: returns whether the previous save is still in progress.
       clock: returns increasing seconds.
       share: gives every process the text of process 0 for a name.
     """

@@ -33,7 +33,7 @@ def loss_case(arrays: Arrays) -> float:
 
 
 def gradient_case(arrays: Arrays) -> float:
-    """The gradient of that loss by the queries."""
+    """The gradient of that loss with respect to the queries."""
     import jax
 
     return _difference(jax.jit(jax.grad(lambda queries: _loss(arrays, queries)))(arrays['queries']), arrays['gradient'])

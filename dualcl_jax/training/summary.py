@@ -73,7 +73,7 @@ def header(plan: Plan, params: optax.Params, damaged: Mapping[int, str] | None =
 
 
 def _repeats(config: Any, platform: str) -> str:
-    """Whether the same command gives the same bits on GPUs, for the header; empty on other platforms."""
+    """The part of the header on whether the same command gives the same bits on GPUs; empty on other platforms."""
     if platform not in ('gpu', 'cuda', 'rocm'):
         return ''
     return ', deterministic kernels' if config.parallel.deterministic else ', kernels that differ from run to run'
@@ -96,7 +96,7 @@ def _first_run(plan: Plan) -> dict[str, str]:
 
 
 def _limits_of_knn(splits: Splits, k: int, bank: int) -> dict[str, str]:
-    """Where the kNN accuracy of a run is not what its settings say."""
+    """The ways in which the kNN accuracy of a run deviates from its settings."""
     assert splits.test is not None
     train, test = (source.labels[source.labels >= 0] for source in (splits.train, splits.test))
     count = min(len(train), bank or len(train))
@@ -111,9 +111,9 @@ def status(record: Record, kind: str, knn_top1: float | None, sts: float | None 
     """Formats a record of training metrics as a status line, with the newest scores of the encoder.
 
     Args:
-      record: of `metrics.jsonl`.
-      kind: of the examples that the run trains on.
-      knn_top1, sts: accuracy and correlation; None where there is none.
+      record: a record of `metrics.jsonl`.
+      kind: kind of the examples that the run trains on.
+      knn_top1, sts: accuracy and correlation; None if there is none.
     """
     parts = [f'epoch {record["train/epoch"]:.1f}', f'loss {record["train/loss"]:.3f}']
     parts.append(f'(chance {record["train/loss_chance"]:.2f})')
@@ -137,7 +137,7 @@ def results(
 ) -> dict[str, Any]:
     """The content of `summary.json`; values that were not measured are None.
 
-    If no step remained to be done, the rates are those of the last record.
+    If no steps remained, the rates are those of the last record.
     """
     plan = run.plan
     return {

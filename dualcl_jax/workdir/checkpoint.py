@@ -2,7 +2,7 @@
 
 Each checkpoint stores checksums of its state (`dualcl_jax.workdir.checksum`), which are computed on the devices before
 it is saved and again after it is restored. A damaged checkpoint is skipped, reported and kept. The record of a
-checkpoint also stores its kNN accuracy, because Orbax remembers only the accuracies measured by the current process.
+checkpoint also stores the score of its encoder, because Orbax remembers only the scores of the current process.
 """
 
 import json
@@ -28,6 +28,7 @@ from dualcl_jax.system.files import absolute, check_writable
 from dualcl_jax.workdir.checksum import checksums, is_sealed, seal
 
 BEST = 'knn_top1'
+"""The field of a record with the score: the first of `dualcl_jax.workdir.metrics.SCORES` that the run has."""
 
 
 class Checkpoint(NamedTuple):
@@ -44,13 +45,13 @@ class DamagedError(Exception):
 
 
 class Best:
-    """Orbax's policy that preserves the checkpoints with the highest kNN accuracy, and the later of equal ones.
+    """Orbax's policy that preserves the checkpoints with the highest score, and the later of equal ones.
 
     Args:
       n: how many checkpoints to preserve.
 
     Attributes:
-      scores: kNN accuracy by step; None for a checkpoint whose record cannot be read, which is preserved.
+      scores: the score by step; None for a checkpoint whose record cannot be read, which is preserved.
     """
 
     def __init__(self, n: int) -> None:
@@ -78,12 +79,12 @@ class Checkpoints:
     Args:
       directory: local or remote folder, created if missing.
       keep: how many of the newest checkpoints to keep.
-      keep_best: how many of the best by kNN to keep in addition.
+      keep_best: how many of the checkpoints with the highest scores to keep in addition.
       read_only: change nothing in the directory, not even unfinished checkpoints that a run left there.
 
     Attributes:
-      waited_s: seconds that saving has held up the caller: copies off the devices, and waiting for the checkpoint
-        before or for the last one.
+      waited_s: seconds for which saving has blocked the caller: copying off the devices, and waiting for the previous
+        or the last checkpoint.
     """
 
     def __init__(self, directory: epath.Path, *, keep: int = 1, keep_best: int = 0, read_only: bool = False) -> None:
@@ -120,14 +121,14 @@ class Checkpoints:
         return record if is_sealed(record) else None
 
     def _rank(self, step: int, record: Mapping[str, Any] | None) -> None:
-        """Ranks a checkpoint by its kNN accuracy, if that was measured."""
+        """Ranks a checkpoint by its score, if that was measured."""
         if self._best is None:
             return
         self._best.scores.pop(step, None)
         if record is None or record.get(BEST) is not None:
             self._best.scores[step] = record[BEST] if record else None
 
-    def save(self, step: int, state: TrainState, record: dict[str, Any], knn_top1: float | None) -> str:
+    def save(self, step: int, state: TrainState, record: dict[str, Any], score: float | None) -> str:
         """Starts saving a global state and a JSON record; returns once the state is copied off the devices.
 
         Returns:
@@ -137,7 +138,7 @@ class Checkpoints:
           UserError: the copies of the state differ between devices; or saving failed in a run of several processes.
         """
         began = time.monotonic()
-        sealed = seal(record | {'checksums': checksums(state), BEST: knn_top1})
+        sealed = seal(record | {'checksums': checksums(state), BEST: score})
         self._rank(step, sealed)
         before, self._problem = self._wait(), ''
         try:
@@ -147,7 +148,7 @@ class Checkpoints:
             self._manager.save(
                 step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(sealed))
             )
-        except Exception as error:  # Orbax and tensorstore raise many types for one fact
+        except Exception as error:  # Orbax and tensorstore raise many types for one problem
             self._problem = self._failed(error)
         self.waited_s += time.monotonic() - began
         return self._problem or before
@@ -263,7 +264,7 @@ class Checkpoints:
         try:
             with ocp.StandardCheckpointer() as checkpointer:
                 return checkpointer.metadata(self._directory / f'{step:08d}' / 'state').item_metadata.tree['params']
-        except Exception as error:  # Orbax and tensorstore raise many types for one fact
+        except Exception as error:  # Orbax and tensorstore raise many types for one problem
             raise self._unreadable({step: _reason(error)}) from error
 
     def _read(self, step: int, like: TrainState, mesh: Mesh, specs: Specs) -> tuple[TrainState, dict[str, Any]]:
@@ -272,7 +273,7 @@ class Checkpoints:
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), run=ocp.args.JsonRestore())
             )
-        except Exception as error:  # Orbax and tensorstore raise many types for one fact
+        except Exception as error:  # Orbax and tensorstore raise many types for one problem
             raise DamagedError(_reason(error)) from error
         state, record = restored['state'], restored['run']
         if not is_sealed(record):
@@ -331,7 +332,7 @@ class Checkpoints:
 
 
 def _is_away(directory: epath.Path) -> bool:
-    """Whether a folder that was there is not there now, for instance because its storage is not mounted."""
+    """Whether a folder that existed cannot be found now, for instance because its storage is not mounted."""
     try:
         return not directory.exists()
     except Exception:  # each remote store raises its own types

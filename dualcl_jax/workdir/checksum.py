@@ -1,7 +1,7 @@
-"""Checksums of a state, computed on the devices that hold it. They are this project's own.
+"""Checksums of a state, computed on the devices that hold it. The method is this project's own.
 
 The checksum of an array, read as 32-bit words w, is Σ (2i + 1)·w_i mod 2³². Since the weights are odd, any change of a
-single word changes the sum; a change of several words leaves it unchanged in one case of 2³². The arrays stay on the
+single word changes the sum; a change of several words leaves it unchanged in one of 2³² cases. The arrays stay on the
 devices: only 4 bytes per array are transferred.
 """
 

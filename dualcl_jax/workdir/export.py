@@ -1,4 +1,4 @@
-"""One of a run's two encoders, taken out of a checkpoint."""
+"""Extracts one of a run's two encoders from a checkpoint."""
 
 import dataclasses
 from functools import partial
@@ -20,14 +20,14 @@ from dualcl_jax.system.versions import versions
 from dualcl_jax.workdir.saved_run import SavedRun
 
 PRIVATE = ('data.data_dir', 'data.path', 'data.labels', 'init_from', 'text.tokenizer', 'sts.path')
-"""Fields that may hold paths of the machine: an export has them empty."""
+"""Fields that may hold paths of the machine; they are empty in an export."""
 
 
 def describe(run: SavedRun, *, encoder: str, projection: bool) -> tuple[Description | TextDescription, Variables]:
-    """An encoder of a run and its variables, as NumPy arrays.
+    """The description of an encoder of a run, and its variables as NumPy arrays.
 
     Args:
-      run: opened for reading.
+      run: the run, opened for reading.
       encoder: 'query' or 'momentum'.
       projection: whether its output is the projection, not the features of the backbone.
 
@@ -53,7 +53,7 @@ def describe(run: SavedRun, *, encoder: str, projection: bool) -> tuple[Descript
 
 
 def _with_inputs(run: SavedRun, about: dict[str, Any]) -> Description | TextDescription:
-    """The description of an encoder, from what is the same for every kind of example."""
+    """The description of an encoder: the fields `about`, common to all kinds of examples, and those of its inputs."""
     views = run.method.views
     if isinstance(views, ImageInput):
         inputs = {name: getattr(views, name) for name in ('channels', 'mean', 'std', 'value_range')}

@@ -57,7 +57,7 @@ def _path(path: str, flag: str = '--workdir') -> epath.Path:
 
 @contextlib.contextmanager
 def missing_is_away(workdir: epath.Path) -> Iterator[None]:
-    """A context in which a workdir that was there and cannot be found is taken to be away for a while.
+    """A context in which a workdir that existed and cannot be found is assumed to be temporarily unavailable.
 
     Raises:
       RestartError: in place of an `OSError` about a missing file, if the folder is missing.
@@ -73,13 +73,13 @@ def missing_is_away(workdir: epath.Path) -> Iterator[None]:
 
 
 def lock(workdir: epath.Path) -> None:
-    """Locks a folder so that no other process trains in it until this process ends, in whatever way.
+    """Locks a folder so that no other process trains in it until this process ends, however it ends.
 
     In a run of several processes, one of them locks for all. Remote folders such as gs:// cannot be locked.
 
     Raises:
       UserError: another process of this machine holds the lock.
-      RestartError: one of another machine does, which may be the last attempt of this run and on its way out.
+      RestartError: a process of another machine does; it may be the last attempt of this run, which is still ending.
     """
     if '://' in str(workdir):
         return
@@ -115,7 +115,7 @@ def unlock(workdir: str) -> None:
 
 
 LOCK_S = 5.0
-"""How long a process that holds the lock has to end: one that was killed may still be on its way out."""
+"""How long a process that holds the lock has to end: one that was killed may still be ending."""
 _locks: dict[str, IO[str]] = {}
 
 
@@ -164,7 +164,7 @@ def check_same_run(workdir: epath.Path, stored: ConfigDict | None, config: Confi
 
     Args:
       workdir: named in the error.
-      stored: the config in it (`stored_config`); None if there is no run.
+      stored: the config in the workdir (`stored_config`); None if there is no run.
       config: the config to train with.
       extend: whether the length may differ.
 
@@ -217,8 +217,11 @@ def write_config(workdir: epath.Path, config: ConfigDict) -> None:
 
 
 def write_data_report(workdir: epath.Path, splits: Splits) -> None:
-    """Stores which data the run uses: sizes, classes and fingerprints; what was taken for the splits and the classes
-    and what was left out; and, for a folder, the outcome for each file that was not used as it is."""
+    """Stores which data the run uses.
+
+    The report has sizes, classes and fingerprints, what was used as the splits and the classes, and what was left out.
+    For a folder, it also has the outcome for each file that was not used as it is.
+    """
 
     def report_of(source: Source | None) -> dict[str, Any] | None:
         if source is None:
@@ -255,7 +258,7 @@ def read_fingerprints(workdir: epath.Path) -> tuple[str | None, str | None]:
 
 
 def _plain_splits(splits: Splits) -> dict[str, Any]:
-    """The splits of a set that does not say what it took for them."""
+    """The splits of a set that does not report what it used as the splits."""
     named = {name: source for name, source in splits._asdict().items() if source is not None}
     return {
         name: {'folder': None, 'images': len(source), 'labelled': int((source.labels >= 0).sum())}
@@ -266,7 +269,7 @@ def _plain_splits(splits: Splits) -> dict[str, Any]:
 def read_examples(workdir: epath.Path) -> tuple[str, Tree] | None:
     """Kind, and shapes and dtypes of one example, of the training split that `data_report.json` describes.
 
-    None where there is no such file, or one of an earlier version or damaged.
+    None if there is no such file, or if it is damaged or of an earlier version.
     """
     try:
         train = json.loads((workdir / 'data_report.json').read_bytes())['train']

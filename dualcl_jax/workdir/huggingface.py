@@ -1,4 +1,4 @@
-"""Folders of models of Hugging Face, read as JSON and plain arrays: no code in them is executed."""
+"""Model folders of Hugging Face, read as JSON and plain arrays: no code in them is executed."""
 
 import dataclasses
 import json
@@ -18,21 +18,21 @@ from dualcl_jax.system.files import reachable
 CONFIG, WEIGHTS, MODULES = 'config.json', 'model.safetensors', 'modules.json'
 PICKLES = ('pytorch_model.bin', 'model.ckpt', 'flax_model.msgpack', 'tf_model.h5')
 DTYPES: dict[str, Any] = {'F16': np.float16, 'BF16': jnp.bfloat16, 'F32': np.float32, 'F64': np.float64}
-"""By their names in safetensors: the types of weights. Tensors of other types are constants, which are not read."""
+"""The types of weights by their names in safetensors. Tensors of other types are constants, which are not read."""
 POOLING_MODES = {'mean': 'mean', 'mean_tokens': 'mean', 'cls': 'cls', 'cls_token': 'cls'}
-"""By the names of sentence-transformers: the poolings that it shares with `POOLINGS`."""
+"""The poolings that sentence-transformers shares with `POOLINGS`, by its names for them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A pretrained transformer of sentences in a folder.
+    """A pretrained sentence transformer in a folder.
 
     Attributes:
-      path: as the user named it.
-      folder: the same.
+      path: the folder as the user named it.
+      folder: the same folder as a path.
       kind: its `model_type`, such as 'bert'.
-      fields: the fields of a model config that it determines, such as `layers`; `pooling` where it has one.
-      left_out: modules of sentence-transformers after the pooling, except normalisation, which have no place here.
+      fields: the fields of a model config that it determines, such as `layers`; `pooling` if it has one.
+      left_out: modules of sentence-transformers after the pooling, except normalisation; they are not supported here.
     """
 
     path: str
@@ -70,10 +70,10 @@ class Pretrained:
 
 
 def find_pretrained(path: str) -> Pretrained | None:
-    """The model in a folder; None where there is none, such as in a workdir.
+    """The model in a folder; None if there is none, as in a workdir.
 
     Raises:
-      UserError: its network or pooling is not one of ours, or a file is missing or damaged.
+      UserError: its network or pooling is not supported, or a file is missing or damaged.
     """
     folder = reachable(path, f'--init_from={path}').expanduser()
     config = _json(path, folder / CONFIG)
@@ -96,10 +96,10 @@ def find_pretrained(path: str) -> Pretrained | None:
 
 
 def _modules(path: str, folder: epath.Path) -> tuple[str | None, tuple[str, ...]]:
-    """The pooling of a model of sentence-transformers, None of another one, and its further modules.
+    """The pooling of a sentence-transformers model, or None for another model, and its further modules.
 
     Raises:
-      ValueError: there is no such pooling here.
+      ValueError: its pooling is not supported.
     """
     modules = _json(path, folder / MODULES)
     if not isinstance(modules, list):
@@ -115,7 +115,7 @@ def _modules(path: str, folder: epath.Path) -> tuple[str | None, tuple[str, ...]
 
 
 def _pooling(config: Any) -> str:
-    """The key of `POOLINGS` that a config of the module Pooling means."""
+    """The key of `POOLINGS` that corresponds to a config of the module Pooling."""
     if not isinstance(config, dict):
         raise ValueError('its pooling has no config.json')
     modes = [name.removeprefix('pooling_mode_') for name, on in config.items() if on is True and 'mode_' in name]

@@ -1,7 +1,7 @@
-"""Starts a new run from another encoder: of a run, of a file of weights, or a transformer of sentences of Hugging Face.
+"""Starts a new run from another encoder: from a run, a file of weights, or a sentence transformer of Hugging Face.
 
-Of a run or a file it takes the (online) backbone, and the projection if the shapes agree. Of a folder of Hugging Face
-it takes the backbone; the sizes of the network are then those of the folder, and the config of the run stores them.
+From a run or a file it takes the (online) backbone, and the projection if the shapes agree. From a folder of Hugging
+Face it takes the backbone; the network then has the sizes of the folder, and the config of the run stores them.
 """
 
 import dataclasses
@@ -29,20 +29,20 @@ from dualcl_jax.workdir.saved_run import find_run, open_saved_run
 TRANSFORMER = 'transformer'
 """The `model.name` that can start from a folder of Hugging Face."""
 SHOWN = 4
-"""Of the tensors without a place, so many are named."""
+"""How many of the tensors without a place are named."""
 
 
 def adopt_geometry(config: ConfigDict, stored: ConfigDict | None) -> ConfigDict:
     """A config whose model has the sizes of the folder of Hugging Face that `init_from` names.
 
-    If `init_from` is empty or names a run or a file, it is the config itself.
+    If `init_from` is empty or names a run or a file, this is the config itself.
 
     Args:
       config: it is not changed.
-      stored: of the run in the workdir, which no longer needs the folder; None for a new run.
+      stored: the config of the run in the workdir, which no longer needs the folder; None for a new run.
 
     Raises:
-      UserError: the folder cannot be used, or the model of the config is another one.
+      UserError: the folder cannot be used, or the config has another model.
     """
     if not config.init_from or is_weights_file(config.init_from):
         return config
@@ -74,7 +74,7 @@ def check_encoder(method: Method, state: TrainState, path: str) -> str:
     """Checks that a new run with this state, or its shapes, can start from the encoder that a path names.
 
     Returns:
-      What the run takes from it, in words.
+      A description of what the run takes from it.
 
     Raises:
       UserError: there is no encoder, it cannot be read, or its backbone has other shapes.
@@ -101,8 +101,8 @@ def check_encoder(method: Method, state: TrainState, path: str) -> str:
 def with_encoder(method: Method, state: TrainState, path: str, mesh: Mesh) -> TrainState:
     """Replaces the online and the momentum encoder by the encoder that a path names.
 
-    Of a run, it is the online encoder of the newest checkpoint. The backbones must have the same shapes
-    (`check_encoder`); the first layer keeps the values of the state where a file is for images of other channels.
+    For a run, this is the online encoder of the newest checkpoint. The backbones must have the same shapes
+    (`check_encoder`); the first layer keeps the values of the state if a file is for images with other channels.
 
     Raises:
       UserError: the encoder cannot be read.
@@ -123,7 +123,7 @@ def with_encoder(method: Method, state: TrainState, path: str, mesh: Mesh) -> Tr
 
 
 def _completed(whole: Any, found: Any) -> Any:
-    """The parameters that were found, and of the others those of `whole`."""
+    """The parameters that were found, and those of `whole` for the others."""
     flatten = flax.traverse_util.flatten_dict
     return flax.traverse_util.unflatten_dict(flatten(whole) | flatten(found))
 
@@ -171,6 +171,6 @@ def _shapes(tree: Any) -> Any:
 
 
 def _listed(names: list[str]) -> str:
-    """The first names, and how many there are besides."""
+    """The first names, and how many more there are."""
     more = len(names) - SHOWN
     return ', '.join(names[:SHOWN]) + (f' and {more} others' if more > 0 else '')

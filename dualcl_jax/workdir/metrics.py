@@ -23,9 +23,9 @@ KNN_BACKBONE = 'monitor/knn_top1_backbone'
 STS_BACKBONE = 'monitor/sts_dev_spearman_backbone'
 """The metric by which runs of text without labels are compared: Spearman's correlation on STS-B dev, in [-1, 1]."""
 STS_PROJECTION, STS_TF_IDF = 'monitor/sts_dev_spearman_projection', 'monitor/sts_dev_spearman_tf_idf'
-"""The same of the projection, and of TF-IDF, which needs no encoder."""
+"""The same correlation for the projection, and for TF-IDF, which needs no encoder."""
 SCORES = (KNN_BACKBONE, STS_BACKBONE)
-"""The metrics by which checkpoints are compared; the first that a run has."""
+"""The metrics by which checkpoints are compared: the first of them that a run has."""
 
 REMOTE_SECONDS = 60.0
 """How often records are written to a remote folder, whose files cannot be appended to."""
@@ -77,7 +77,7 @@ class MetricsLog:
         run.
       writes: False in a process that keeps the records but writes no files.
       waiting: the result of `waiting` when that step was saved.
-      tracker: receives every record, those of the run before it was resumed included.
+      tracker: receives every record, including those from before the run was resumed.
 
     Raises:
       UserError: the stored records of the run cannot be read.

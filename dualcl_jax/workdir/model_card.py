@@ -79,7 +79,7 @@ def _use(description: Description) -> str:
 
 
 def _facts(run: SavedRun, description: Description | TextDescription) -> dict[str, str]:
-    """What the record of the run says, without paths."""
+    """The facts in the record of the run, without paths."""
     config, network = run.config, description.architecture
     optimizer, loss = config.optimizer, config.loss
     kind = network['name']

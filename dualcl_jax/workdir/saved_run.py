@@ -38,13 +38,13 @@ class SavedRun:
 
     Attributes:
       folder: the workdir.
-      config: as stored, resolved.
+      config: the stored, resolved config.
       kind: kind of its examples.
-      method: built from the config for one device and evaluation; its schedules are not those of the run.
+      method: the method of the config, built for one device and evaluation; its schedules are not those of the run.
       mesh: the devices that hold the state.
       step: step of the checkpoint.
-      state: global, replicated.
-      data_fingerprint: of the training split.
+      state: the global state, replicated.
+      data_fingerprint: fingerprint of the training split.
     """
 
     folder: epath.Path
@@ -71,7 +71,7 @@ def saved_steps(folder: epath.Path) -> list[int]:
 
 
 def devices_of(folder: epath.Path, step: int) -> int | None:
-    """How many devices the run had that saved a checkpoint, as Orbax recorded it; None where it is not recorded."""
+    """The number of devices on which a checkpoint was saved, as Orbax recorded it; None if it is not recorded."""
     try:
         recorded = json.loads((folder / 'checkpoints' / f'{step:08d}' / 'state' / '_sharding').read_bytes())
         return math.prod(json.loads(next(iter(recorded.values())))['shape'])
@@ -124,7 +124,7 @@ def open_saved_run(workdir: str, step: str = LATEST, *, mesh: Mesh | None = None
 
 
 def _check_known(path: epath.Path, config: ConfigDict) -> None:
-    """Raises UserError if the encoder has fields unknown to this version, and prints a note about other ones."""
+    """Raises UserError if the encoder has fields unknown to this version; prints a note about other unknown ones."""
     unknown = unknown_fields(config)
     named = ', '.join(unknown)
     if any(field.startswith('model.') for field in unknown):
@@ -142,7 +142,7 @@ def sentences_of(config: ConfigDict) -> Tree:
 def _assumed(params: Any, config: ConfigDict) -> tuple[str, Tree]:
     """Kind and shape of the examples of a run without a readable data report.
 
-    They are sentences, or images with its encoder's channels.
+    They are sentences, or images with the channels of its encoder.
     """
     if config.model.name in TEXT_MODELS:
         return TEXT, sentences_of(config)

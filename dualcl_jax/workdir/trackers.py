@@ -30,11 +30,11 @@ WANDB_SECONDS = 30.0
 
 
 class Started(NamedTuple):
-    """What a tracker learns of a run.
+    """What a tracker receives about a run.
 
     Attributes:
       id: 8 hexadecimal digits, the same at every start of the run.
-      name: of the workdir.
+      name: name of the workdir.
       folder: the workdir if it is local, else an empty string.
       config: fields and their values.
     """
@@ -135,7 +135,7 @@ def check_tracker(name: str) -> None:
     """Checks that a tracker exists and that its package is installed, without importing it.
 
     Raises:
-      UserError: it is none, or not installed.
+      UserError: there is no such tracker, or it is not installed.
     """
     if name and name not in TRACKERS:
         raise UserError(f'config.log.tracker={name!r}: choose one of {", ".join(TRACKERS)}, or leave it empty')
@@ -146,17 +146,17 @@ def check_tracker(name: str) -> None:
 
 
 class Tracker:
-    """Sends the records of a run to its tracker, each at most once, also when the run resumes.
+    """Sends the records of a run to its tracker, each at most once, even if the run resumes.
 
-    `tracker.json` in the workdir holds the last record that was sent; it is written before that record is. A run that
-    goes back to an earlier checkpoint does not send the records between the two again: an exact resume repeats them.
+    `tracker.json` in the workdir holds the last record that was sent; it is written before that record is sent. A run
+    that goes back to an earlier checkpoint does not send the records in between again: an exact resume repeats them.
     If sending fails, the run continues without its tracker, and the next start sends what is missing.
 
     Args:
       name: a name of `TRACKERS`; empty for a tracker that does nothing.
       folder: the workdir.
-      config: of the run.
-      total_steps: of the run: a run that ends earlier is marked as stopped.
+      config: config of the run.
+      total_steps: length of the run; a run that ends earlier is marked as stopped.
 
     Raises:
       UserError: the tracker cannot be started.
@@ -185,7 +185,7 @@ class Tracker:
             ) from error
 
     def add(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Sends those of these records that were not sent before; from a remote workdir every `REMOTE_SECONDS`."""
+        """Sends the records that were not sent before; for a remote workdir, every `REMOTE_SECONDS`."""
         if self._sink is not None:
             self._pending += [record for record in records if self._is_new(record)]
             if self._local or time.monotonic() - self._sent_at > REMOTE_SECONDS:
@@ -272,6 +272,6 @@ def _read(path: epath.Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps what a tracker prints off the terminal, where it would also ask for a login."""
+    """Keeps the output of a tracker off the terminal, where it would also ask for a login."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from dualcl_jax.system.command_line import Parser
 from dualcl_jax.system.console import duration
-from dualcl_jax.system.errors import EXIT_STOPPED_BY_SIGNAL, UserError, exits_cleanly
+from dualcl_jax.system.errors import EXIT_RESTART, UserError, exits_cleanly
 from experiments.ablation.measures import MEASURES
 from experiments.ablation.records import Record, read_all, read_plan, read_record, same_runs, store, write_plan
 from experiments.ablation.runs import run_jobs
@@ -91,7 +91,10 @@ def chosen(sweep: Sweep, jobs: list[Job], arms: str | None) -> list[Job]:
 
 
 def time_left(jobs: Sequence[Job], records: Sequence[Record], at_once: int) -> float | None:
-    """Estimated seconds for the jobs, from the time per pass of finished runs, of the same arm if any; None without."""
+    """Estimated seconds for the jobs, from the time per pass of finished runs; None without finished runs.
+
+    If there are finished runs of the same arm, only these count.
+    """
     if not records:
         return None
     total = 0.0
@@ -150,7 +153,7 @@ def run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
         print(f'{failed} failed: {words}')
     if outcome.stopped:
         print(f'stopped: {len(outcome.done)} of {len(jobs)} runs are done; run the same command to continue')
-        return EXIT_STOPPED_BY_SIGNAL
+        return EXIT_RESTART
     if outcome.failed:
         failed, words = next(iter(outcome.failed.items()))
         raise UserError(

@@ -31,7 +31,7 @@ def write_plan(folder: Path, sweep: Sweep, name: str, command: str) -> None:
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
-    """Reads the plan that `write_plan` stored, of kNN accuracy if it names no measure. Raises UserError if absent."""
+    """Reads the plan that `write_plan` stored; the default measure is kNN accuracy. Raises UserError if absent."""
     return {'measure': 'knn'} | _read(folder / 'sweep.json', 'no sweep here; give the --output folder of a sweep')
 
 

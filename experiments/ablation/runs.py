@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from dualcl_jax.system.errors import EXIT_STOPPED_BY_SIGNAL
+from dualcl_jax.system.errors import EXIT_RESTART
 from experiments.ablation.measures import MEASURES, Measure
 from experiments.ablation.records import write_record
 from experiments.ablation.sweep import REPOSITORY, Job, Sweep
@@ -138,7 +138,7 @@ def _after(folder: Path, ended: Running, outcome: Outcome, *, stopping: bool) ->
         outcome.done[job.name] = write_record(folder, job)[job.measure.validation.key]
     elif status == 0 and not stopping:
         return _evaluate(folder, job)
-    elif stopping or status == EXIT_STOPPED_BY_SIGNAL:
+    elif stopping or status == EXIT_RESTART:
         outcome.stopped.append(job.name)
     else:
         outcome.failed[job.name] = _last_words(folder, job) or f'exit status {status}'

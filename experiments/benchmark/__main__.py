@@ -96,7 +96,7 @@ def head(rounds: int, batch: int = 0) -> Cases:
 
 
 def _plain_head() -> Callable:
-    """Value and gradient by the queries of InfoNCE over all negatives, which stores all similarities at once."""
+    """InfoNCE over all negatives with its gradient with respect to the queries, storing all similarities at once."""
 
     def loss(queries: jax.Array, keys: jax.Array, negatives: jax.Array) -> jax.Array:
         return info_nce(queries, keys, negatives, temperature=0.1).loss.mean()
@@ -105,7 +105,7 @@ def _plain_head() -> Callable:
 
 
 def _head(selector: str, k: int) -> Callable:
-    """Value and gradient by the queries, computed as in a training step."""
+    """Value and gradient with respect to the queries, computed as in a training step."""
 
     def loss(queries: jax.Array, keys: jax.Array, queue: Queue) -> jax.Array:
         ids = jnp.arange(len(queries), dtype=jnp.int32)  # those of noise are unknown, so that every key is allowed

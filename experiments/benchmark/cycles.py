@@ -4,8 +4,8 @@
 
 Compiles the loss of one view order and its gradient, with the hardest quarter of the queue, for one device of a v5e,
 and adds up the cycles that libtpu writes beside each instruction of the program. A loop counts as often as it runs. The
-search for the k hardest runs until it has found them: its passes are reported apart, and counted `--passes` times. The
-last line is JSON. Needs libtpu and no TPU.
+search for the k hardest runs until it has found them: its passes are reported separately, and counted `--passes` times.
+The last line is JSON. It needs libtpu but no TPU.
 """
 
 import argparse
@@ -39,7 +39,10 @@ class Cycles(NamedTuple):
 
 
 def count(program: str) -> Cycles:
-    """Adds up the cycles in the text of a compiled program. A condition counts as its cheapest branch: no ties."""
+    """Adds up the cycles in the text of a compiled program.
+
+    A condition counts as its cheapest branch, the one without ties.
+    """
     computations: dict[str, list[str]] = {}
     entry = name = ''
     for line in program.splitlines():

@@ -119,7 +119,7 @@ def decode(rounds: int, compare: Compare) -> Cases:
 
 
 def _cpu_seconds() -> float:
-    """The CPU time of this process and of all that descend from it so far (Linux)."""
+    """The CPU time of this process and of all its descendants so far (Linux)."""
     return time.process_time() + sum(map(cpu_seconds, descendants(os.getpid())))
 
 

@@ -4,8 +4,8 @@
         --output=FILE [--config.FIELD=VALUE ...]
 
 Each folder is trained on with `configs/folder.py`, in a process for each seed; `small_sets.py` writes such folders.
-FILE is a JSON list of records, to which those of this command are added; what is in it already, with the same fields,
-is not measured again.
+FILE is a JSON list of records, to which this command adds its own. What is already in it, with the same fields, is not
+measured again.
 """
 
 import argparse
@@ -53,14 +53,14 @@ def main() -> int:
             continue
         try:
             record = measure(data, seed, flags.workdirs / f'{data.name}-seed{seed}', overrides)
-        except subprocess.CalledProcessError as error:  # it has said why
+        except subprocess.CalledProcessError as error:  # it has printed the reason
             return error.returncode
         flags.output.write_text(json.dumps([*records, record], indent=1) + '\n')
     return 0
 
 
 def measure(data: Path, seed: int, workdir: Path, overrides: list[str]) -> dict[str, Any]:
-    """Trains on a folder in a process, and returns what its summary and its metrics say, with its CPU time.
+    """Trains on a folder in a process, and returns values of its summary and its metrics, with its CPU time.
 
     Raises:
       subprocess.CalledProcessError: the run failed.

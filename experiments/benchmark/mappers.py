@@ -1,12 +1,12 @@
-"""What a step costs the host with each mapper.
+"""Measures the cost of a step for the host with each mapper.
 
     python -m experiments.benchmark.mappers [--mappers shard_map] [--processes=2 --leaves=709 --rounds=51]
 
 Starts the processes of a run on this machine, with a CPU device each. Their step adds one to every leaf of a state as
-it is in training: compiled as a run compiles it, and donated from step to step. After a warm-up the mappers take turns,
-one call each in a round; a mapper alone finds its code and data in the processor's caches, as it does in a run. The
-program prints the median and the smallest time until a call returns to process 0, and of the processor time of its main
-thread. The last line is JSON.
+in training. It is compiled as in a run, and the state is donated from step to step. After a warm-up the mappers take
+turns, one call each in a round; a single mapper finds its code and data in the processor's caches, as in a run. The
+program prints the median and the smallest time until a call returns in process 0, and the same for the processor time
+of its main thread. The last line is JSON.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def measure(names: Sequence[str], leaves: int, rounds: int) -> Cases:
 
 
 def _summary(times: Sequence[tuple[float, float]]) -> dict[str, float]:
-    """Median and smallest wall time, and the same of the processor, in milliseconds."""
+    """Median and smallest wall time, and the same for the processor time, in milliseconds."""
     wall, processor_time = ([1e3 * value for value in column] for column in zip(*times, strict=True))
     return {
         'ms': statistics.median(wall),

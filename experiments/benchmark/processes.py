@@ -1,10 +1,10 @@
-"""What many processes cost process 0 and the supervisor beside it.
+"""Measures what many processes cost process 0 and the supervisor beside it.
 
     python -m experiments.benchmark.processes --count=1024
 
 Process 0 and the supervisor are real; the others are simulated by one process over the loopback interface: each answers
-the roll call, then sends a heartbeat a second. After `--seconds` one of them disconnects without a word. The program
-prints messages, sockets, processor time, and how long it took until all others knew. The last line is JSON.
+the roll call, then sends a heartbeat a second. After `--seconds` one of them disconnects without notice. The program
+prints messages, sockets, processor time, and how long it took to inform all others. The last line is JSON.
 
 Not simulated: networks between machines, and JAX's own messages, for which the supervisor runs a service in C++.
 """
@@ -42,7 +42,7 @@ print(json.dumps([time.monotonic() - began, used.ru_utime + used.ru_stime]))
 
 
 async def answer(address: tuple[str, int], index: int, count: int, facts: dict[str, str]) -> tuple[int, str]:
-    """A simulated process in the roll call; returns the bytes of its message, and the secret that it was told."""
+    """A simulated process in the roll call; returns the bytes of its message, and the secret that it received."""
     message = json.dumps({'index': index, 'host': f'host{index}', 'facts': facts, 'count': count}).encode() + b'\n'
     while True:
         try:
@@ -85,7 +85,7 @@ async def roll(count: int, facts: dict[str, str]) -> dict[str, Any]:
 
 
 async def beat(port: int, index: int, lost: dict[int, float], received: list[int]) -> None:
-    """A simulated process that sends heartbeats until it is told that another one is lost."""
+    """A simulated process that sends heartbeats until it is informed that another one is lost."""
     reader, writer = await asyncio.open_connection(HOST, port)
     hello = {'token': 'secret', 'index': index, 'host': f'host{index}', 'silence_s': 30, 'stall_s': 600}
     writer.write(json.dumps(hello).encode() + b'\n')
@@ -108,7 +108,7 @@ async def beat(port: int, index: int, lost: dict[int, float], received: list[int
 
 
 async def heartbeats(count: int, seconds: float) -> dict[str, Any]:
-    """The heartbeats of `count` processes for a while, and then without the last of them."""
+    """Runs the heartbeats of `count` processes for a while, and then without the last one."""
     with socket.create_server((HOST, 0)) as free:
         port = free.getsockname()[1]
     options = {'heartbeat_timeout': 100, 'shutdown_timeout': 10, 'recoverable': False}

@@ -27,7 +27,7 @@ STEPS = {16: 20, 64: 5}
 
 
 def peer(flags: argparse.Namespace) -> Cases:
-    """Images per second of whole training steps of ours and a peer program in turn: ResNet-18, one-way, batch 256."""
+    """Images per second of whole training steps of this package and a peer in turn: ResNet-18, one-way, batch 256."""
     if not flags.peer_python or not flags.peer:
         raise UserError('--peer_python and --peer: name the Python and the script of the program to compare with')
     python, script, data_dir = flags.peer_python.absolute(), flags.peer.absolute(), _data_dir(flags)
@@ -68,7 +68,7 @@ GPU_PAIRS = {
 
 
 def peer_gpu(flags: argparse.Namespace) -> Cases:
-    """Images per second of one-way bfloat16 steps of ours and a peer program in turn, with examples on the device."""
+    """Images per second of one-way bfloat16 steps of this package and a peer in turn, with examples on the device."""
     if not flags.peer:
         raise UserError('--peer: name the script of the program to compare with')
     python, script = flags.peer_python or Path(sys.executable), flags.peer.absolute()

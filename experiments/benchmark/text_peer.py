@@ -2,10 +2,10 @@
 
     python -m experiments.benchmark.text_peer --peer='PYTHON experiments/benchmark/text_torch.py' [--rounds=20]
 
-PYTHON is one with torch and transformers. Both programs train an encoder of MiniLM-L6's sizes from random weights on
-random sentences, with dropout, one view as the query, a queue of 2,048, all negatives, no projection and AdamW. They
-are on the same core and take steps in turn; the ratio is that of a step of the peer and the one of ours before it. The
-program prints medians with the smallest and the largest value, as JSON.
+PYTHON is an interpreter with torch and transformers. Both programs train an encoder of MiniLM-L6's sizes from random
+weights on random sentences, with dropout, one view as the query, a queue of 2,048, all negatives, no projection and
+AdamW. They run on the same core and take steps in turn; the ratio is that of a step of the peer to our step before it.
+The program prints medians with the smallest and the largest value, as JSON.
 """
 
 import argparse

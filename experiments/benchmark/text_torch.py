@@ -1,4 +1,4 @@
-"""The peer of `text_peer.py`: MoCo on sentences with BertModel of transformers and AdamW of PyTorch, one step a line.
+"""The peer of `text_peer.py`: MoCo on sentences with BertModel of transformers and AdamW of PyTorch, one step per line.
 
 It needs torch and transformers, and nothing of this project. For each line on stdin it takes one step and prints the
 CPU seconds of this process that it took.

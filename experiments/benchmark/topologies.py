@@ -1,10 +1,10 @@
-"""What a step of ResNet-50 needs on TPU slices that are not here.
+"""Reports what a step of ResNet-50 needs on TPU slices that are not available here.
 
     python -m experiments.benchmark.topologies --output=FILE
 
 Compiles the step of `configs/imagenet.py` (both view orders, the hardest quarter of the queue) at a global batch of
 4,096 for each topology, one after the other, and prints a table in Markdown: memory, collectives, and the least times
-by Google's figures of the speeds. Needs libtpu and no TPU; each topology takes minutes. The file is a JSON object,
+by Google's figures for the speeds. It needs libtpu but no TPU; each topology takes minutes. The file is a JSON object,
 which the program reads first: it compiles only what is not in it yet.
 """
 

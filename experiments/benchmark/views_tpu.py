@@ -1,9 +1,9 @@
-"""What the views of a batch at 224 pixels cost on a TPU, by libtpu's compiler.
+"""Estimates the cost of the views of a batch at 224 pixels on a TPU, by libtpu's compiler.
 
     python -m experiments.benchmark.views_tpu
 
-It compiles two views of 64 images ahead of time, from crops that the host has made, for one chip of a topology: as
-views of large images are made, and as those of small ones are. No TPU is needed, only libtpu. The cycles are the
+It compiles two views of 64 images ahead of time, from crops that the host has made, for one chip of a topology: once
+as for large images, and once as for small ones. No TPU is needed, only libtpu. The cycles are the
 compiler's estimates, summed over all kernels; the bytes are XLA's count of what the kernels read and write. The last
 line is JSON.
 """

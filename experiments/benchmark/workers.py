@@ -1,8 +1,8 @@
-"""What many data workers cost: the time to the first batch, and the memory of all processes.
+"""Measures the cost of many data workers: the time to the first batch, and the memory of all processes.
 
     python -m experiments.benchmark.workers --workers=64 [--examples=1281167] [--read_ms=0]
 
-The set is made up: its index has the columns of a folder of so many images in 1,000 classes, and the files that the
+The set is made up: its index has the columns of a folder of that many images in 1,000 classes, and the files that the
 first batches need are 32 photographs of 500×375 under many names. The memory is the proportional set size (PSS) of this
 process, which has imported what a training process imports, and of its workers. The last line is JSON.
 """
@@ -29,7 +29,7 @@ BATCH, STEPS, CLASSES = 256, 40, 1000
 
 @dataclasses.dataclass(frozen=True)
 class Slow:
-    """Files that take some seconds more to read, as those of a network do."""
+    """Files that take some seconds more to read, as files on a network do."""
 
     files: Any
     seconds: float
@@ -91,7 +91,7 @@ def make_source(root: Path, count: int, read_ms: float) -> Any:
 
 
 def measure() -> dict[str, float]:
-    """PSS in MB of this process and of all that descend from it, how many these are, and the CPU seconds of all."""
+    """PSS in MB of this process and of its descendants, the number of descendants, and the CPU seconds of all."""
     workers = descendants(os.getpid())
     own, theirs = _pss(os.getpid()), sum(map(_pss, workers))
     found = {'trainer_mb': own, 'workers_mb': theirs, 'all_mb': own + theirs}

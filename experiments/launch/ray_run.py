@@ -3,9 +3,9 @@
     python experiments/launch/ray_run.py --workers=4 --resources GPU=1 CPU=8 -- --config=... --workdir=...
 
 Each worker runs the training command, whose processes join by themselves. A worker that is lost, and any exit status
-but 0 (done) and 2 (a mistake), is a failure of Ray's; `--restarts` is its `max_failures`.
+but 0 (done) and 2 (a mistake), counts as a failure for Ray; `--restarts` is its `max_failures`.
 It needs pip install -e '.[ray]'.
-Tried: ray 2.60 on one CPU machine, tests/programs/test_ray.py. Not tried: several machines, GPUs, TPUs.
+Tested with ray 2.60 on one CPU machine (tests/programs/test_ray.py). Not tested: several machines, GPUs, TPUs.
 """
 
 import argparse
@@ -27,7 +27,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def end_with_worker() -> None:
-    """Makes Linux kill this process when its worker is killed; it would keep the devices and the workdir."""
+    """Makes Linux kill this process when its worker is killed; otherwise it would keep the devices and the workdir."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

@@ -7,7 +7,7 @@ from experiments.sweeps.shared.cifar100 import BASE, CONFIG, METHODS, fields
 SETTINGS = 32, 1024, 0.0075
 """Keys that enter the queue in a step, size of the queue, learning rate: best for both methods."""
 MEASURED_EPOCHS = 4
-"""One-way epochs between two points of the curves; both view orders take as many passes in half as many."""
+"""One-way epochs between two points of the curves; both view orders take as many passes in half as many epochs."""
 
 
 def get_sweep() -> Sweep:

@@ -1,7 +1,7 @@
 """Batch, queue and learning rate of plain MoCo and of the full method on CIFAR-100, tuned equally.
 
-A quarter of the passes of `cifar100.py`, which takes over what is best for each on validation images, by the mean of
-backbone and projection. A rate of 0.015 with small batches is left out: on CIFAR-10 (`small_batch.py`) it was one to
+It takes a quarter of the passes of `cifar100.py`, which adopts what is best for each on validation images, by the mean
+of backbone and projection. A rate of 0.015 with small batches is left out: on CIFAR-10 (`small_batch.py`) it was one to
 two points worse than 0.0075 for both.
 """
 

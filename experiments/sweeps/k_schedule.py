@@ -1,4 +1,4 @@
-"""The number of negatives over the run: constant, decreasing from all to a quarter, or increasing from few to it."""
+"""The number of negatives over the run: constant, or decreasing from all or increasing from few to a quarter."""
 
 from experiments.ablation.sweep import Arm, Sweep
 from experiments.sweeps.shared.cifar10 import BASE, BUDGET, CONFIG, DUAL_VIEW, FEW_SEEDS, hardest

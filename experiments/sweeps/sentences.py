@@ -1,4 +1,4 @@
-"""Sentences: selected negatives × view orders × queue size, for a bag of words trained from nothing on WordNet.
+"""Sentences: selected negatives × view orders × queue size, for a bag of words trained from scratch on WordNet.
 
 Widths, learning rate and temperature are those that `configs/sentences.py` had before; they were chosen for the full
 method at 4,096 keys and not for the other arms. One-way arms take twice as many pairs per step: steps, those of the

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from dualcl_jax.system.errors import EXIT_INTERRUPTED, EXIT_STOPPED_BY_SIGNAL
+from dualcl_jax.system.errors import EXIT_INTERRUPTED, EXIT_RESTART
 from dualcl_jax.system.processes import stop_signal
 from dualcl_jax.system.processes.stop_signal import StopSignal
 from dualcl_jax.system.processes.supervisor import STOPPING
@@ -61,7 +61,7 @@ def test_second_sigterm_changes_nothing(left: list) -> None:
 
 @pytest.mark.parametrize(
     ('number', 'status'),
-    [(signal.SIGINT, EXIT_INTERRUPTED)] + [(n, EXIT_STOPPED_BY_SIGNAL) for n in STOPPING if n != signal.SIGINT],
+    [(signal.SIGINT, EXIT_INTERRUPTED)] + [(n, EXIT_RESTART) for n in STOPPING if n != signal.SIGINT],
 )
 def test_before_the_first_step_there_is_nothing_to_save(number: int, status: int, left: list) -> None:
     with StopSignal(several_processes=False):

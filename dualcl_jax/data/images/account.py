@@ -1,4 +1,4 @@
-"""What a folder of images was taken for: the splits, the classes, and what was left out, for reports and headers."""
+"""What was left out of a folder of images, for reports and headers."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from dualcl_jax.data.images.index import Index
 from dualcl_jax.data.images.scan import DUPLICATE, NOT_TAKEN, USED
 
 NAMED = 3
-"""So many files are named for each reason."""
+"""The number of files that are named for each reason."""
 
 UNMATCHED = 'rows of the table that name no file'
 
@@ -19,12 +19,12 @@ _SIZE = re.compile(r'[\d,]+×[\d,]+ pixels: ')
 
 
 def left_out(index: Index, groups: Mapping[str, np.ndarray], unmatched: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The files that are not used: for each reason how many, and the names of up to `NAMED`.
+    """Lists the files that are not used: for each reason their number, and the names of up to `NAMED`.
 
     Args:
-      index: with the final outcomes.
-      groups: further rows by the reason.
-      unmatched: what rows of a table name in vain.
+      index: an index with the final outcomes.
+      groups: further rows, by reason.
+      unmatched: names in rows of a table that match no file.
     """
     found: dict[str, dict[str, Any]] = {}
     for row in np.flatnonzero((index.outcomes != USED) & (index.outcomes != NOT_TAKEN)).tolist():
@@ -42,5 +42,5 @@ def left_out(index: Index, groups: Mapping[str, np.ndarray], unmatched: Sequence
 
 
 def reason_of(note: str) -> str:
-    """The kind of reason that a note gives, without what is special to its file."""
+    """The kind of reason that a note gives, without the details of its file."""
     return _SIZE.sub('', note).partition(':')[0]

@@ -8,11 +8,11 @@ import numpy as np
 from dualcl_jax.data.images.decode import Box
 
 TRIES = 10
-PURPOSE = 1  # of Philox's counter: the data order draws with the same key and 0
+PURPOSE = 1  # in Philox's counter; the data order draws with the same key and 0
 
 
 class CropRecipe(NamedTuple):
-    """What the host cuts of each image: a crop a view, resized to `size` pixels a side.
+    """The crops that the host cuts from each image: one for each view, resized to `size` pixels a side.
 
     scales, ratios: for each view the (least, largest) share of the area, and width / height.
     """
@@ -28,13 +28,13 @@ def crop_rng(seed: int, step: int, position: int) -> np.random.Generator:
 
 
 def draw_boxes(rng: np.random.Generator, recipe: CropRecipe, height: int, width: int) -> list[Box]:
-    """A box for each view of a [height, width] image, in their order."""
+    """Draws a box for each view of a [height, width] image, in their order."""
     pairs = zip(recipe.scales, recipe.ratios, strict=True)
     return [draw_box(rng.random(2 * TRIES + 2), height, width, scale, ratio) for scale, ratio in pairs]
 
 
 def draw_box(draws: np.ndarray, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]) -> Box:
-    """The box of `views.image_draws.draw_crop`; its distribution is that of torchvision's `RandomResizedCrop`.
+    """Draws a box as `views.image_draws.draw_crop` does, distributed as in torchvision's `RandomResizedCrop`.
 
     `draws`: float64 [22], uniform in [0, 1).
     """

@@ -1,12 +1,11 @@
-"""Encoded image files as pixels: JPEG by simplejpeg, at a smaller scale where that is enough; all else by Pillow.
+"""Decodes image files to pixels: JPEG by simplejpeg, at a smaller scale if that is enough; all else by Pillow.
 
-simplejpeg is libjpeg-turbo without a detour: `python -m experiments.benchmark decode` compares it with Pillow's
-JPEG decoder and, where it is installed, OpenCV's. Pillow resizes, antialiased and in integers, the same on every
-machine.
+simplejpeg calls libjpeg-turbo directly: `python -m experiments.benchmark decode` compares it with Pillow's JPEG decoder
+and, if it is installed, OpenCV's. Pillow resizes with antialiasing in integers, with the same result on every machine.
 
-Every image comes out as uint8 RGB, upright by its EXIF orientation. Gray, palette and CMYK images are converted,
-transparent ones are laid over white, and of an animation or several pages the first is taken. Colour profiles and texts
-are not applied and may have any length.
+Every image becomes uint8 RGB, upright by its EXIF orientation. Gray, palette and CMYK images are converted, transparent
+ones are laid over white, and the first frame of an animation or the first of several pages is taken. Colour profiles
+and texts are not applied and may have any length.
 
 A gray image with more than 8 bits keeps the upper 8 of the bits that it uses: those that the file declares (sBIT of
 PNG, MaxSampleValue of TIFF), else the fewest of 8, 12 and 16 that hold its largest value. Colours of 16 bits keep the
@@ -27,9 +26,9 @@ from PIL import Image
 from dualcl_jax.data.images import tiff
 
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'JPEG2000')
-"""What Pillow may read: image files alone, none of the formats that start other programs."""
+"""The formats that Pillow may read: image files alone, none of the formats that start other programs."""
 MAX_PIXELS = 2**27
-"""The largest image that is decoded: 134 megapixels, 400 MB as RGB. A few kilobytes can claim far more."""
+"""The largest image that is decoded: 134 megapixels, 400 MB as RGB. A file of a few kilobytes can claim far more."""
 MIN_SIDE = 8
 """The smallest side of an image that is used, in pixels."""
 ORIENTATION = 0x0112  # EXIF
@@ -46,7 +45,7 @@ CONVERSIONS = (
     'decoded in spite of small errors in its data',
     'scaled from the fewer than 16 bits that it uses',
 )
-"""What may be done to an image that is used; the i-th is bit i of `Facts.conversions`."""
+"""The conversions of images that are used; the i-th is bit i of `Facts.conversions`."""
 CONVERTED = (1 << len(CONVERSIONS)) - 1
 ANIMATED, PAGES, SIXTEEN_BIT, CMYK, PALETTE, ALPHA, GRAY, TURNED, TOLERATED, SCALED = (
     1 << i for i in range(len(CONVERSIONS))
@@ -58,7 +57,7 @@ FEWEST_LEVELS = 16
 
 
 class UnusableError(Exception):
-    """Why an image cannot be used, in a few words."""
+    """Raised if an image cannot be used; gives the reason in a few words."""
 
 
 class Box(NamedTuple):
@@ -71,7 +70,7 @@ class Box(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What is known of an image that can be used: its upright size and, as bits, its `CONVERSIONS`."""
+    """The facts about an image that can be used: its upright size and, as bits, its `CONVERSIONS`."""
 
     height: int
     width: int
@@ -79,14 +78,14 @@ class Facts(NamedTuple):
 
 
 Place = Callable[[int, int], Sequence[Box]]
-"""From the height and width of an image to the boxes that are wanted of it."""
+"""A function from the height and width of an image to the boxes to cut from it."""
 
 
 def examine(encoded: bytes) -> Facts:
-    """Decodes a whole file to see that it can be, with the decoder that training uses.
+    """Decodes a whole file with the decoder that training uses, to check that this is possible.
 
     Raises:
-      UnusableError: it is no image, damaged, too small or too large.
+      UnusableError: the file is not an image, is damaged, or is too small or too large.
     """
     if not encoded:
         raise UnusableError('empty file')
@@ -98,7 +97,7 @@ def examine(encoded: bytes) -> Facts:
             conversions = (GRAY if gray else 0) | (TURNED if orientation > 1 else 0)
             try:
                 _decode_jpeg(encoded, height, width, 8)
-            except ValueError:  # libjpeg-turbo's warnings: harmless, or a file cut short, which Pillow tells apart
+            except ValueError:  # a warning of libjpeg-turbo: harmless, or a file cut short; Pillow distinguishes them
                 _decode_with_pillow(encoded)
                 conversions |= TOLERATED
             upright = (width, height) if orientation > 4 else (height, width)
@@ -111,13 +110,13 @@ def examine(encoded: bytes) -> Facts:
         raise UnusableError('not an image of a known format') from None
     except Image.DecompressionBombError:
         raise UnusableError(f'larger than {MAX_PIXELS:,} pixels') from None
-    except Exception as error:  # what a damaged file raises is as varied as the damage
+    except Exception as error:  # damaged files raise errors of many types
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UnusableError(f'damaged: {reason}') from error
 
 
 def cut(encoded: bytes, place: Place, size: int) -> np.ndarray:
-    """The boxes that `place` wants of an image, each resized to a square: uint8 [n, size, size, 3].
+    """Cuts the boxes of `place` from an image, each resized to a square: uint8 [n, size, size, 3].
 
     A JPEG is decoded at the smallest of the scales 1, 1/2, 1/4 and 1/8 that keeps `size` pixels a side in every box.
     """
@@ -147,7 +146,7 @@ def cut(encoded: bytes, place: Place, size: int) -> np.ndarray:
 
 
 def _jpeg_header(encoded: bytes) -> tuple[int, int, int, bool] | None:
-    """Height and width as stored, orientation, whether gray; None for what simplejpeg does not take."""
+    """Reads height and width as stored, orientation, and whether gray; None if simplejpeg does not take the file."""
     if encoded[:2] != b'\xff\xd8':
         return None
     try:
@@ -166,13 +165,13 @@ def _jpeg_header(encoded: bytes) -> tuple[int, int, int, bool] | None:
 
 
 def _decode_jpeg(encoded: bytes, height: int, width: int, divisor: int) -> np.ndarray:
-    """RGB as stored, each side divided by 1, 2, 4 or 8 and rounded up. ValueError where libjpeg-turbo warns."""
+    """Decodes RGB as stored, each side divided by 1, 2, 4 or 8 and rounded up. ValueError if libjpeg-turbo warns."""
     least = {'min_height': -(-height // divisor), 'min_width': -(-width // divisor)}
     return simplejpeg.decode_jpeg(encoded, 'RGB', min_factor=divisor, **least)
 
 
 def _decode_with_pillow(encoded: bytes) -> tuple[np.ndarray, int]:
-    """Upright RGB and `CONVERSIONS`."""
+    """Decodes an image to upright RGB, and returns its `CONVERSIONS`."""
     if tiff.is_tiff(encoded) and (reason := tiff.refusal(encoded)):
         raise UnusableError(reason)
     with warnings.catch_warnings():
@@ -190,7 +189,7 @@ def _decode_with_pillow(encoded: bytes) -> tuple[np.ndarray, int]:
 
 
 def open_image(encoded: bytes) -> Image.Image:
-    """The image in a file. The texts and the colour profile of a PNG are dropped where Pillow does not take them."""
+    """Opens the image in a file. Drops the texts and the colour profile of a PNG if Pillow does not take them."""
     try:
         return Image.open(io.BytesIO(encoded), formats=FORMATS)
     except (ValueError, Image.UnidentifiedImageError):  # Pillow limits the size of texts; profiles count as texts
@@ -201,7 +200,7 @@ def open_image(encoded: bytes) -> Image.Image:
 
 
 def _png_chunks(encoded: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Kind and bytes of each chunk of a PNG; none of another file."""
+    """Yields the kind and bytes of each chunk of a PNG; nothing for other files."""
     place = len(PNG)
     while encoded.startswith(PNG) and place + 12 <= len(encoded):
         length, kind = struct.unpack_from('>I4s', encoded, place)
@@ -210,7 +209,7 @@ def _png_chunks(encoded: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _depth(format: str | None, encoded: bytes) -> tuple[int, int]:
-    """Bits of a channel as stored, and how many of them the file declares to be used; 0 where unknown."""
+    """The number of bits of a channel as stored, and of those that the file declares as used; 0 where unknown."""
     if format == 'TIFF':
         return tiff.depth(encoded)
     if format == 'PNG' and encoded[24] == 16:
@@ -224,7 +223,7 @@ def _depth(format: str | None, encoded: bytes) -> tuple[int, int]:
 
 
 def _to_rgb(image: Image.Image, bits: int, declared: int) -> tuple[np.ndarray, int]:
-    """RGB and `CONVERSIONS` of an image with `bits` stored for a channel, of which it declares some to be used."""
+    """Converts an image to RGB with `CONVERSIONS`; `bits` are stored for a channel and `declared` of them used."""
     if image.mode == 'F':
         raise UnusableError('floating-point pixels, whose range is unknown; write 8 or 16 bits')
     if image.mode[0] == 'I':
@@ -245,7 +244,7 @@ def _to_rgb(image: Image.Image, bits: int, declared: int) -> tuple[np.ndarray, i
 
 
 def _from_integers(values: np.ndarray, declared: int) -> tuple[np.ndarray, int]:
-    """RGB and `CONVERSIONS` of gray values [H, W] of more than 8 bits."""
+    """Converts gray values [H, W] of more than 8 bits to RGB with `CONVERSIONS`."""
     largest = int(values.max())
     if values.min() < 0 or largest > 65535:
         raise UnusableError('32-bit or signed pixels, whose range is unknown; write 8 or 16 bits')
@@ -276,13 +275,13 @@ def orientation_of(image: Image.Image) -> int:
     """EXIF orientation 1 to 8; 1 where there is none, or EXIF that cannot be parsed."""
     try:
         value = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # as varied as the damage; it says nothing of the pixels
+    except Exception:  # of many types; damaged EXIF does not affect the pixels
         return 1
     return value if value in range(1, 9) else 1
 
 
 def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """The image upright."""
+    """Turns an image upright."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):

@@ -4,9 +4,9 @@ import os
 
 
 def shown(name: str) -> str:
-    """A name for terminals, reports and tables, always valid UTF-8 and in one line.
+    """Converts a name for terminals, reports and tables: always valid UTF-8 and in one line.
 
-    File systems allow any bytes in a name. Those that are no UTF-8 are written as escapes such as \\xe9, which keeps
+    File systems allow any bytes in a name. Those that are not UTF-8 are written as escapes such as \\xe9, which keeps
     different names different.
     """
     text = os.fsencode(name).decode('utf-8', 'backslashreplace')

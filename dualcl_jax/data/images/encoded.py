@@ -35,12 +35,12 @@ class Files(Protocol):
         """The content of a file; may be called by several threads at once.
 
         Raises:
-          UserError: it cannot be read or is not what it was.
+          UserError: the file cannot be read, or has changed.
         """
         ...
 
     def where(self, index: int) -> str:
-        """How a file is named to the user."""
+        """The name of a file for the user."""
         ...
 
 
@@ -50,7 +50,7 @@ class Pixels(NamedTuple):
     Attributes:
       channels: C.
       dtype: one of `source.TYPES`.
-      as_stored: without conversion, see `stored`; otherwise as 8-bit RGB, see `decode`.
+      as_stored: whether they are read without conversion, see `stored`; otherwise as 8-bit RGB, see `decode`.
     """
 
     channels: int = 3
@@ -62,7 +62,7 @@ class Pixels(NamedTuple):
         return np.empty((*shape, self.channels), self.dtype)
 
     def cut(self, encoded: bytes, place: Place, size: int) -> np.ndarray:
-        """The boxes that `place` gives for an image, each resized to a square: [n, size, size, C]."""
+        """Cuts the boxes of `place` from an image, each resized to a square: [n, size, size, C]."""
         if self.as_stored:
             return stored.cut(encoded, place, size, self.channels)
         return decode.cut(encoded, place, size)
@@ -73,7 +73,7 @@ RGB = Pixels()
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EncodedSource:
-    """A split of encoded images, each decoded when it is asked for; the host can cut random crops from them.
+    """A split of encoded images, each decoded at every access; the host can cut random crops from them.
 
     Args:
       name: the name of the set.
@@ -82,8 +82,8 @@ class EncodedSource:
       stored_size: side S of what `examples` returns.
       class_names: the names of the classes, or None without labels.
       fingerprint: SHA-256 hex digest of what determines examples and order.
-      report: what `data_report.json` says of the files.
-      pixels: how they are read.
+      report: describes the files for `data_report.json`.
+      pixels: how the pixels are read.
     """
 
     name: str
@@ -115,7 +115,7 @@ class EncodedSource:
         return len(self.labels)
 
     def examples(self, indices: np.ndarray) -> np.ndarray:
-        """The central squares at `indices`, resized: [n, S, S, C]. Decoded in threads."""
+        """Decodes the central squares at `indices` in threads, resized: [n, S, S, C]."""
         squares = self.pixels.empty(len(indices), self.stored_size, self.stored_size)
 
         def store(row: int) -> None:
@@ -136,7 +136,7 @@ class EncodedSource:
         return None if recipe is None else Crops(self.files, recipe, self.pixels)
 
     def decoded(self) -> ArraySource:
-        """The same split with every image decoded, in memory."""
+        """Decodes every image of the split, and returns it as a split in memory."""
         pixels = self.examples(np.arange(len(self)))
         return image_source(self.name, pixels, self.labels, self.class_names, self.fingerprint, self.report)
 
@@ -147,7 +147,7 @@ class Crops:
 
     Args:
       files: the encoded images.
-      recipe: of the V crops of an image, resized to `size` pixels a side.
+      recipe: the recipe of the V crops of an image, resized to `size` pixels a side.
       pixels: how images are read.
     """
 
@@ -166,7 +166,7 @@ class Crops:
     def make(self, indices: np.ndarray, positions: np.ndarray, seed: int, step: int, out: np.ndarray) -> None:
         """Writes the crops of the images at `indices` [n] into `out`: [n, V, size, size, C].
 
-        Files are read ahead, `READS` at a time: a file of a network takes as long as its decoding, or longer.
+        Files are read ahead, `READS` at a time: reading a file over a network takes as long as decoding it, or longer.
         """
         rows = zip(indices.tolist(), positions.tolist(), strict=True)
         with ThreadPoolExecutor(READS) as threads:
@@ -177,17 +177,17 @@ class Crops:
 
 
 def _cut(files: Files, index: int, encoded: bytes, place: Place, size: int, pixels: Pixels) -> np.ndarray:
-    """The boxes that `place` gives for an image, resized: [V, size, size, C]."""
+    """Cuts the boxes of `place` from an image, resized: [V, size, size, C]."""
     try:
         return pixels.cut(encoded, place, size)
-    except Exception as error:  # any of a decoder's errors; the image could be decoded when it was examined
+    except Exception as error:  # any error of a decoder; the image could be decoded when it was examined
         raise UserError(
             f'{files.where(index)}: cannot be decoded ({error}); remove it or restore it, then run again'
         ) from error
 
 
 def place(data: Any, train: EncodedSource, test: EncodedSource | None) -> Splits:
-    """Both splits in memory where they fit into `data.memory_bytes` together, else as they are."""
+    """Decodes both splits into memory if they fit into `data.memory_bytes` together; else returns them unchanged."""
     needed = (len(train) + (len(test) if test else 0)) * math.prod(image_shape(train))
     needed *= np.dtype(image_type(train)).itemsize
     if needed > data.memory_bytes:

@@ -16,8 +16,10 @@ from dualcl_jax.system.errors import UserError
 
 
 class Named(NamedTuple):
-    """Examples and a name for each, such as a path relative to a folder; `skipped` names the files that are no image
-    that can be read, with the reason."""
+    """Examples and a name for each, such as a path relative to a folder.
+
+    `skipped` names the files that cannot be read as images, with the reason.
+    """
 
     source: Any
     names: list[str]
@@ -25,14 +27,14 @@ class Named(NamedTuple):
 
 
 def every_image(data: Any) -> Named:
-    """The usable images of the folder `data.path` in the order of their paths; splits do not count, labels do.
+    """Lists the usable images of the folder `data.path` in the order of their paths, with labels, without splits.
 
     Args:
-      data: the `data` part of a config; `path`, `labels`, the columns of a table, `image_size`,
-        `stored_size` and `channels` count.
+      data: the `data` part of a config, of which `path`, `labels`, the columns of a table, `image_size`,
+        `stored_size` and `channels` are used.
 
     Raises:
-      UserError: no such folder, no images in it, or labels that do not fit.
+      UserError: there is no such folder, it has no images, or the labels do not fit.
     """
     if '://' in data.path:
         raise UserError(f'{data.path}: must be a local folder; copy it, or mount it')

@@ -38,7 +38,7 @@ class IndexedFiles:
         return len(self.rows)
 
     def prepare(self) -> None:
-        pass  # the index is at hand
+        pass  # the index is in memory
 
     def read(self, index: int) -> bytes:
         return self.index.read(int(self.rows[index]))
@@ -49,14 +49,14 @@ class IndexedFiles:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Chosen:
-    """What is used of an index.
+    """The part of an index that is used.
 
     Attributes:
-      index: with the final outcomes.
+      index: the index with the final outcomes.
       layout: the splits.
-      rows: int32 [N] the images that are used; `roles` int8 [N] `TRAIN` or `TEST`.
-      labels: of the rows.
-      left_out: rows of other images, by the reason.
+      rows: int32 [N], the images that are used; `roles` int8 [N], `TRAIN` or `TEST`.
+      labels: the labels of the rows.
+      left_out: rows of other images, by reason.
       unmatched: rows of a table that name no file.
     """
 
@@ -70,21 +70,21 @@ class _Chosen:
 
 
 def load(data: Any) -> Splits:
-    """The images of the folder `data.path`, as `data.labels`, `.test_fraction`, `.limit` and the rest say.
+    """Loads the images of the folder `data.path`, by `data.labels`, `.test_fraction`, `.limit` and the other fields.
 
     Folders such as `train` and `val` are the splits, see `splits.find_layout`. Otherwise `data.test_fraction` of the
-    labelled images are for testing, chosen by their content: a set that grows keeps them. Sets whose central squares,
-    `stored_size(data)` pixels a side, fit in `data.memory_bytes` are decoded at once and stay in memory; of larger ones
-    every image is decoded whenever it is used.
+    labelled images are for testing, chosen by their content, so that a set that grows keeps them. Sets whose central
+    squares, `stored_size(data)` pixels a side, fit in `data.memory_bytes` are decoded at once and stay in memory. In
+    larger sets, an image is decoded whenever it is used.
 
     Raises:
-      UserError: no such folder, no images in it, too many that cannot be used, or labels that do not fit.
+      UserError: there is no such folder, it has no images, too many of them cannot be used, or the labels do not fit.
     """
     return place(data, *load_encoded(data))
 
 
 def load_encoded(data: Any) -> tuple[EncodedSource, EncodedSource | None]:
-    """`load`, with no image decoded."""
+    """Loads a folder as `load` does, but decodes no image."""
     if '://' in data.path:
         raise UserError(f'data.path={data.path}: must be a local folder; copy it, or mount it')
     if not data.path:
@@ -116,7 +116,7 @@ def load_encoded(data: Any) -> tuple[EncodedSource, EncodedSource | None]:
     def source(positions: np.ndarray) -> EncodedSource:
         content = [index.digests[rows[positions]]]
         if (index.conversions[rows[positions]] & SCALED).any():
-            content.append(np.frombuffer(b'scaled', np.uint8))  # earlier versions took other bits of the same files
+            content.append(np.frombuffer(b'scaled', np.uint8))  # earlier versions used other bits of the same files
         if pixels.as_stored:
             content.append(np.frombuffer(b'as stored', np.uint8))
         digest = fingerprint('folder', (size, size, pixels.channels), chosen.labels.names, labels[positions], *content)
@@ -127,10 +127,10 @@ def load_encoded(data: Any) -> tuple[EncodedSource, EncodedSource | None]:
 
 
 def pixels_of(data: Any, index: Index, rows: np.ndarray) -> Pixels:
-    """How the images at `rows` are read, as `data.channels` says.
+    """Determines from `data.channels` how the images at `rows` are read.
 
     Raises:
-      UserError: they are read as stored, and are not all of one type.
+      UserError: the images are read as stored, and are not all of one type.
     """
     if not data.channels:
         return RGB
@@ -145,10 +145,10 @@ def pixels_of(data: Any, index: Index, rows: np.ndarray) -> Pixels:
 def check_usable(path: str, index: Index, *, max_skipped: float, channels: int = 0) -> None:
     """Checks that the folder `path` has images, and that at most a share `max_skipped` of them cannot be used.
 
-    `channels` are those with which the index was opened.
+    `channels` is the number with which the index was opened.
 
     Raises:
-      UserError: it has none, too many of them cannot be used, or most are of formats that cannot be read.
+      UserError: the folder has none, too many of them cannot be used, or most are of formats that cannot be read.
     """
     used, skipped = int((index.outcomes == USED).sum()), np.flatnonzero(index.outcomes == SKIPPED)
     share = len(skipped) / max(used + len(skipped), 1)
@@ -179,14 +179,14 @@ def check_usable(path: str, index: Index, *, max_skipped: float, channels: int =
 
 
 def _hint(index: Index) -> str:
-    """How images can be read that are left out for their channels or types; empty where there are none."""
+    """A hint on how to read images that are left out for their channels or types; empty if there are none."""
     unconverted = ('NumPy array', 'channels', 'floating-point', 'signed', 'declared as transparency', 'few of their 16')
     found = any(word in note for note in index.notes.values() for word in unconverted)
     return '; data.channels=C reads images of C channels as they are stored' if found else ''
 
 
 def _unread_images(index: Index) -> np.ndarray:
-    """Rows of images in formats that are ignored, without raw files that lie beside a photograph of their name."""
+    """The rows of images in formats that are ignored, except raw files beside a photograph of the same name."""
     rows = [row for row, note in index.notes.items() if note in kinds.UNREAD and index.outcomes[row] == IGNORED]
     if not any(index.notes[row] == kinds.RAW for row in rows):
         return np.array(rows, np.int32)
@@ -196,14 +196,14 @@ def _unread_images(index: Index) -> np.ndarray:
 
 
 def _reasons(index: Index, rows: np.ndarray) -> str:
-    """How many of the rows have which note, the most frequent ones first."""
+    """Counts the rows with each note, the most frequent notes first."""
     notes = [account.reason_of(index.notes[row]) for row in rows.tolist()]
     counts = sorted(((notes.count(note), note) for note in set(notes)), reverse=True)
     return ', '.join(f'{count:,} × {note}' for count, note in counts[:5])
 
 
 def _choose(data: Any, index: Index) -> _Chosen:
-    """The splits, the labels, and the images that neither leaves out."""
+    """Chooses the splits, the labels, and the images that neither leaves out."""
     rows = np.flatnonzero((index.outcomes == USED) | (index.outcomes == DUPLICATE)).astype(np.int32)
     layout, labels, table = splits_and_labels(data, index, rows)
     roles = layout.roles[index.folder_of[rows]]
@@ -227,7 +227,7 @@ def _choose(data: Any, index: Index) -> _Chosen:
 
 
 def splits_and_labels(data: Any, index: Index, rows: np.ndarray) -> tuple[Layout, Labels, TableLabels | None]:
-    """The splits, labels by them or by a table, and that table."""
+    """Finds the splits, the labels by folders or by a table, and that table."""
     counts = np.bincount(index.folder_of[rows], minlength=len(index.folders))
     if data.labels == 'none':
         nothing = np.zeros(len(index.folders), bool)
@@ -248,7 +248,7 @@ def splits_and_labels(data: Any, index: Index, rows: np.ndarray) -> tuple[Layout
 
 
 def _without(index: Index, rows: np.ndarray, taken: np.ndarray, groups: Mapping[str, np.ndarray]) -> Index:
-    """The index with the rows that are not taken left out; copies are looked for among the others alone."""
+    """Copies the index without the rows that are not taken; searches for duplicates among the others alone."""
     index = dataclasses.replace(index, outcomes=index.outcomes.copy(), notes=dict(index.notes))
     for row in rows.tolist():
         index.notes.pop(row, None)
@@ -260,7 +260,7 @@ def _without(index: Index, rows: np.ndarray, taken: np.ndarray, groups: Mapping[
 
 
 def _splits_report(chosen: _Chosen, labels: Mapping[str, np.ndarray], fraction: float) -> dict[str, Any]:
-    """Which folder was taken as what, with its images and how many of them have labels."""
+    """Reports the folder of each split, the number of its images, and the number of labelled ones."""
     layout = chosen.layout
     from_train = f'{described(layout.train)}: {fraction:.3g} of its labelled images, by their content'
     folders = {

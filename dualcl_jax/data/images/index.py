@@ -1,9 +1,9 @@
-"""The index of a folder of images: every file examined once, before order and sharding are fixed.
+"""The index of a folder of images: every file is examined once, before order and sharding are fixed.
 
-A file is known by its path, size and time of change: what is known is kept in a cache and not examined again. The
-cache is a columnar .npz file in $XDG_CACHE_HOME/dualcl_jax (~/.cache/dualcl_jax). It is good as long as no folder has
-another time of change and, in sets of up to `FULL_CHECK` files, no file another size or time; in larger sets a file
-is compared when it is read.
+A file is identified by its path, size and time of change. A cache keeps the findings, so that the file is not examined
+again. The cache is a columnar .npz file in $XDG_CACHE_HOME/dualcl_jax (~/.cache/dualcl_jax). It is valid as long as no
+folder has another time of change and, in sets of up to `FULL_CHECK` files, no file has another size or time. In larger
+sets a file is compared when it is read.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ from dualcl_jax.system.processes.agreement import made_once
 
 FULL_CHECK = 50_000
 LISTED = 10_000
-"""The report names at most so many converted files and so many that are left out; of skipped ones all."""
+"""The report names at most this many converted files and this many that are left out, but all skipped files."""
 VERSION = f'2 {PIL.__version__} {simplejpeg.__version__}'
 BLOCK = 4096
 
@@ -55,12 +55,14 @@ class Index:
 
     Attributes:
       root: the folder.
-      folders: relative paths of all folders, '' the root's; `folder_times` int64 [F] when each changed, -1 unsure.
-      folder_of: int32 [N] the folder of each file; `names` uint8 all names in a row, `ends` int64 [N] where each ends.
+      folders: relative paths of all folders, '' for the root.
+      folder_times: int64 [F], when each folder changed, -1 if that is uncertain.
+      folder_of: int32 [N], the folder of each file.
+      names, ends: uint8, all names in a row; int64 [N], where each name ends.
       sizes, times: int64 [N], bytes and nanoseconds.
-      shapes: int32 [N, 2], upright height and width of those that can be used.
-      outcomes: uint8 [N], one of `OUTCOMES` but `NOT_TAKEN`; `conversions` uint16 [N], bits of `decode.CONVERSIONS`
-        and `stored.TYPE_BITS`.
+      shapes: int32 [N, 2], upright height and width of the files that can be used.
+      outcomes: uint8 [N], one of `OUTCOMES`; `NOT_TAKEN` only where rows were left out of a copy.
+      conversions: uint16 [N], bits of `decode.CONVERSIONS` and `stored.TYPE_BITS`.
       digests: uint8 [N, 16], BLAKE2b of the content.
       notes: why a file is not used.
     """
@@ -91,14 +93,14 @@ class Index:
         return os.path.join(self.folders[self.folder_of[row]], os.fsdecode(self.name(row)))
 
     def shown(self, row: int) -> str:
-        """`path` as it is shown."""
+        """The path of a file as it is shown."""
         return shown(self.path(row))
 
     def read(self, row: int) -> bytes:
         """The content of a file.
 
         Raises:
-          UserError: it cannot be read, or is not the file that was examined.
+          UserError: the file cannot be read, or has changed since it was examined.
         """
         path = os.path.join(self.root, self.path(row))
         try:
@@ -116,7 +118,7 @@ class Index:
         )
 
     def is_fresh(self) -> bool:
-        """Whether the folder is still as it was examined, as far as the module says."""
+        """Whether the folder is unchanged since it was examined, by the checks that the module describes."""
         try:
             for folder, known in zip(self.folders, self.folder_times.tolist(), strict=True):
                 if os.stat(os.path.join(self.root, folder)).st_mtime_ns != known:
@@ -125,7 +127,7 @@ class Index:
                 if not self.notes[row].startswith(SPECIAL) and os.access(
                     os.path.join(self.root, self.path(row)), os.R_OK
                 ):
-                    return False  # a link or a folder that was not readable now is
+                    return False  # a link or a folder has become readable
             if len(self) <= FULL_CHECK:
                 for row in np.flatnonzero(self.sizes >= 0).tolist():
                     now = os.stat(os.path.join(self.root, self.path(row)))
@@ -136,7 +138,7 @@ class Index:
         return True
 
     def report(self) -> dict[str, Any]:
-        """How many files had which outcome, and by name all that were not used just as they are."""
+        """Counts the files with each outcome, and names all that were not used unchanged."""
         counts = {name: int((self.outcomes == code).sum()) for code, name in enumerate(OUTCOMES)}
         left_out = np.flatnonzero(self.outcomes == NOT_TAKEN)
         others = np.flatnonzero((self.outcomes != USED) & (self.outcomes != NOT_TAKEN))
@@ -157,13 +159,13 @@ class Index:
 
 
 def open_index(root: str, channels: int = 0, shared: str = '') -> Index:
-    """The index of a local folder: from its cache where that is good, else by examining what is new.
+    """Opens the index of a local folder: from its cache if that is valid, else by examining new files.
 
-    Of the processes of a run that see the same folder, process 0 does this, and the others take its index.
+    Of the processes of a run that have the same folder, process 0 does this, and the others use its index.
 
     Args:
       root: the folder.
-      channels: of the images that can be used, read as they are stored; 0: those that can be converted to RGB.
+      channels: the channels of usable images, which are read as stored; 0: images that can be converted to RGB.
       shared: see `dualcl_jax.data.load`.
 
     Raises:
@@ -192,7 +194,7 @@ def open_index(root: str, channels: int = 0, shared: str = '') -> Index:
         assert known is not None
         return known
     index = _read(io.BytesIO(content), root)
-    if index is None or not index.is_fresh():  # other files than those of process 0
+    if index is None or not index.is_fresh():  # this process has other files than process 0
         return _own_index(root, cache, channels)
     with _locked(cache) as writable:
         if writable:
@@ -201,7 +203,7 @@ def open_index(root: str, channels: int = 0, shared: str = '') -> Index:
 
 
 def _own_index(root: str, cache: Path, channels: int) -> Index:
-    """The index of a folder as this process finds it."""
+    """Opens the index of a folder without the help of other processes."""
     with _locked(cache) as writable:
         known = _load(cache, root)
         if known and known.is_fresh():
@@ -219,7 +221,7 @@ def _cache_file(root: str, channels: int) -> Path:
 
 @contextlib.contextmanager
 def _locked(cache: Path) -> Iterator[bool]:
-    """Other processes of this machine wait, then find the cache. Yields False where nothing can be written."""
+    """Makes other processes of this machine wait for the cache. Yields False if nothing can be written."""
     with contextlib.ExitStack() as stack:
         try:
             cache.parent.mkdir(parents=True, exist_ok=True)
@@ -276,7 +278,7 @@ def _examine_all(root: str, known: Index | None, channels: int) -> Index:
 
 
 def mark_duplicates(index: Index, rows: np.ndarray) -> None:
-    """Of the files at `rows` that have the same content, the first is used and the others are duplicates."""
+    """Marks all but the first of the files at `rows` that have the same content as duplicates."""
     high, low = index.digests[rows].view(np.uint64).reshape(-1, 2).T
     order = np.lexsort((rows, low, high))
     same = np.flatnonzero((high[order][1:] == high[order][:-1]) & (low[order][1:] == low[order][:-1])) + 1
@@ -293,7 +295,7 @@ def _conversions(bits: int) -> str:
 
 
 def _try_to_save(index: Index, cache: Path) -> None:
-    """Writes the cache, or says why it cannot be written."""
+    """Writes the cache, or prints why it cannot be written."""
     try:
         _save(index, cache)
     except OSError as error:  # such as a full disk
@@ -320,7 +322,7 @@ def _write(index: Index, file: BinaryIO) -> None:
 
 
 def _load(cache: Path, root: str) -> Index | None:
-    """What the cache holds; None where there is none, or one that cannot be used."""
+    """Loads the index from the cache; None if there is no cache, or it cannot be used."""
     try:
         with cache.open('rb') as file:
             return _read(file, root)
@@ -332,7 +334,7 @@ def _load(cache: Path, root: str) -> Index | None:
 
 
 def _read(file: BinaryIO, root: str) -> Index | None:
-    """The index that a file holds; None if another version wrote it. Raises what a damaged file raises."""
+    """Reads an index from a file; None if another version wrote it. Passes on the errors of a damaged file."""
     with np.load(file, allow_pickle=False) as archive:
         about = json.loads(archive['about'].tobytes())
         if about['version'] != VERSION:

@@ -1,4 +1,4 @@
-"""What a file is, by its name and its first bytes, before anything decodes it."""
+"""Determines what a file is by its name and its first bytes, before it is decoded."""
 
 import os
 from typing import NamedTuple
@@ -8,11 +8,11 @@ SUFFIXES = (
     *('.ppm', '.pgm', '.pbm', '.pnm'),
     *('.heic', '.heif', '.avif'),  # images that cannot be read
 )
-"""Names of images."""
+"""Endings of the names of images."""
 MAGIC = (b'\xff\xd8\xff', b'\x89PNG\r\n', b'GIF8', b'RIFF', b'BM', b'II*\0', b'MM\0*')
-"""Beginnings of images that can be read."""
+"""First bytes of images that can be read."""
 START_BYTES = 264
-"""How much of a file's beginning `foreign` looks at."""
+"""The number of bytes at the beginning of a file that `foreign` needs."""
 
 THUMBNAIL_FOLDERS = ('@eadir', '__macosx', '#recycle', '@recycle', '$recycle.bin', 'lost+found')
 """Folders in which servers and systems keep copies, in lower case. Hidden ones such as .thumbnails are left out too."""
@@ -29,8 +29,8 @@ class Foreign(NamedTuple):
     """A file that is not read as an image.
 
     Attributes:
-      name: what it is.
-      image: whether it is an image all the same, in a format that is not read.
+      name: the kind of file.
+      image: whether it is an image nevertheless, in a format that is not read.
       skipped: whether it counts as an image of the folder that cannot be used.
     """
 
@@ -69,13 +69,13 @@ _STARTS: tuple[tuple[int, bytes, Foreign], ...] = (
     (0, b'\x1f\x8b', _ARCHIVE),
     (257, b'ustar', _ARCHIVE),
 )
-"""Offset, bytes there, and what such a file is."""
+"""An offset, the bytes there, and the kind of such a file."""
 _BRANDS: dict[bytes, Foreign] = {
     **dict.fromkeys((b'avif', b'avis'), _AVIF),
     **dict.fromkeys((b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'mif1', b'msf1'), _HEIC),
     b'crx ': _RAW,
 }
-"""Of ISO media files; any other brand is a video."""
+"""Brands of ISO media files; any other brand is a video."""
 _BY_SUFFIX: dict[str, Foreign] = {
     **dict.fromkeys(RAW_SUFFIXES, _RAW),
     **dict.fromkeys(('.dcm', '.dicom', '.ima'), _DICOM),
@@ -97,7 +97,7 @@ _BY_SUFFIX: dict[str, Foreign] = {
     '.heif': _HEIC,
     '.avif': _AVIF,
 }
-"""For files that neither begin as an image nor as one of the above."""
+"""By suffix, for files that begin neither as an image nor as one of the above."""
 
 
 UNREAD = frozenset(
@@ -112,10 +112,10 @@ def named_as_image(name: str) -> bool:
 
 
 def foreign(name: str, start: bytes) -> Foreign | None:
-    """What a file is that is not to be decoded; None for an image, or for a file of which nothing is known.
+    """Classifies a file that is not to be decoded; None for an image, or for an unknown file.
 
     Args:
-      name: of the file.
+      name: the name of the file.
       start: its first `START_BYTES`.
     """
     suffix = _suffix(name)

@@ -1,7 +1,6 @@
 """Labels of a folder of images: by the names of its folders, by a table, or none."""
 
 import os
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,18 +12,18 @@ from dualcl_jax.data.images.table import Matches, Names, match, read_table
 from dualcl_jax.system.errors import UserError
 
 METADATA = 'metadata.csv'
-"""A table in the root with which `auto` labels images that no folders of classes hold."""
+"""A table in the root with which `auto` labels images that are not in folders of classes."""
 STRAY = 0.1
 """Images beside the folders of classes are left out if they are at most this share of a split."""
 
 
 class Labels(NamedTuple):
-    """What is known of the classes of some files.
+    """The classes of some files.
 
     Attributes:
       labels: int32 [N], -1 where unknown.
-      names: of the classes, as the file system has them; None without classes.
-      how: where they come from, or why there are none.
+      names: the names of the classes, as the file system has them; None without classes.
+      how: where the labels come from, or why there are none.
       stray: bool [N], images beside the folders of classes, to be left out.
     """
 
@@ -35,7 +34,7 @@ class Labels(NamedTuple):
 
 
 class TableLabels(NamedTuple):
-    """The classes that a table gives to some files: the class of each, '' where unknown, and the rows that fit none."""
+    """The classes that a table gives to some files: the class of each, '' where unknown, and its `Matches`."""
 
     file: str
     classes: list[str]
@@ -43,10 +42,10 @@ class TableLabels(NamedTuple):
 
 
 def read_labels(data: Any, index: Index, rows: np.ndarray) -> TableLabels | None:
-    """The table that `data.labels` names, or of `auto` the `METADATA` of the root, if there is one.
+    """Reads the table that `data.labels` names, or for `auto` the `METADATA` of the root, if there is one.
 
     Raises:
-      UserError: it cannot be read, or names none of the files; but `auto` ignores a table that it does not understand.
+      UserError: it cannot be read, or names none of the files; but `auto` ignores a table that cannot be matched.
     """
     if data.labels in ('none', 'subfolders'):
         return None
@@ -86,18 +85,18 @@ def table_labels(table: TableLabels) -> Labels:
 
 
 def no_labels(count: int, how: str) -> Labels:
-    """Of images without classes."""
+    """The labels of images without classes."""
     return Labels(np.full(count, -1, np.int32), None, how, np.zeros(count, bool))
 
 
 def folder_labels(data: Any, index: Index, rows: np.ndarray, layout: Layout) -> Labels:
-    """Labels by the first folder below that of the split.
+    """Labels images by the first folder below that of the split.
 
-    Images beside the folders of classes are left out where they are few, and have no label where they are more. With
-    `auto` there are no labels at all where most images are beside them, or where there are fewer than two classes.
+    Images beside the folders of classes are left out if they are few, and have no label if they are more. With `auto`
+    there are no labels at all if most images are beside these folders, or if there are fewer than two classes.
 
     Raises:
-      UserError: `data.labels=subfolders`, and there are none.
+      UserError: `data.labels=subfolders`, and no subfolders have images.
     """
     roles, folder_of = layout.roles[index.folder_of[rows]], index.folder_of[rows]
     class_of = [''] * len(index.folders)
@@ -147,6 +146,6 @@ def _too_few(where: str, names: tuple[str, ...]) -> str:
     return f'none: all images of {where} in subfolders are in one, {shown(names[0])}; if it holds classes, name it'
 
 
-def displayed(names: tuple[str, ...] | None, show: Callable[[str], str] = shown) -> tuple[str, ...] | None:
+def displayed(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
     """Names of classes as they are shown."""
-    return tuple(map(show, names)) if names is not None else None
+    return tuple(map(shown, names)) if names is not None else None

@@ -1,4 +1,4 @@
-"""Arrays from one .npz file: train_images and, each optional, train_labels, test_images, test_labels; or x_train, …"""
+"""Reads one .npz file: train_images and, each optional, train_labels, test_images, test_labels; or x_train, …"""
 
 import math
 from typing import Any
@@ -19,12 +19,12 @@ ALIASES = {'x_train': 'train_images', 'y_train': 'train_labels', 'x_test': 'test
 def load(data: Any) -> Splits:
     """Reads the file at `data.path` (local or gs://), with arrays named train_images, images or x_train.
 
-    Images are uint8 [N, H, W] or [N, H, W, C] with C 1 or 3, or with `data.channels` so many channels of a type in
-    `stored.TYPES`; they are of one shape and type in both splits. Labels are integers [N] or
-    [N, 1], -1 where unknown. Other arrays in the file are left out; nothing in it is unpickled.
+    Images are uint8 [N, H, W] or [N, H, W, C] with C 1 or 3, or with `data.channels` this many channels of a type
+    in `stored.TYPES`. They have one shape and type in both splits. Labels are integers [N] or [N, 1], -1 where unknown.
+    Other arrays in the file are left out; nothing in it is unpickled.
 
     Raises:
-      UserError: for everything that can be wrong with the file, naming it and the array.
+      UserError: anything is wrong with the file. The message names the file and the array.
     """
     arrays, stored, unused = _read(data.path, data.memory_bytes)
     if 'images' in arrays and 'train_images' in arrays:
@@ -79,10 +79,10 @@ def load(data: Any) -> Splits:
 
 
 def _read(path: str, memory_bytes: int) -> tuple[dict[str, np.ndarray], dict[str, str], list[str]]:
-    """Every array of interest, if all of them take at most `memory_bytes`.
+    """Reads every array of interest, if together they take at most `memory_bytes`.
 
     Returns:
-      the arrays by our names, the names in the file by ours, and those of the other arrays.
+      The arrays by our names, their names in the file by our names, and the names of the other arrays.
     """
     if not path:
         raise UserError('data.path is empty: with data.name=npz it names the .npz file')
@@ -121,7 +121,7 @@ def _read(path: str, memory_bytes: int) -> tuple[dict[str, np.ndarray], dict[str
 
 
 def _claimed_bytes(archive: Any, name: str) -> int:
-    """What an array will take, by its header, before anything is made of it; a few bytes can claim any size."""
+    """The bytes that an array will take by its header, before it is made; a small file can claim any size."""
     if f'{name}.npy' not in archive.zip.namelist():
         raise ValueError(f'{name} is not an array')
     with archive.zip.open(f'{name}.npy') as member:
@@ -132,7 +132,7 @@ def _claimed_bytes(archive: Any, name: str) -> int:
 
 
 def _checked_images(data: Any, name: str, images: np.ndarray) -> np.ndarray:
-    """[N, H, W, C] from an array of the file, of one of the types that are kept."""
+    """Checks an array of the file, and returns it as [N, H, W, C] of one of the types that are kept."""
     stated, channels = f'data.path={data.path}: array {name!r}', data.channels
     if images.ndim == 3:
         images = images[..., None]
@@ -155,7 +155,7 @@ def _checked_images(data: Any, name: str, images: np.ndarray) -> np.ndarray:
 
 
 def _checked_labels(path: str, name: str, labels: np.ndarray, num_images: int) -> np.ndarray:
-    """int32 [N] from an array of the file."""
+    """Checks an array of the file, and returns it as int32 [N]."""
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape not in ((num_images,), (num_images, 1)):
         raise UserError(
             f'data.path={path}: array {name!r} is {labels.dtype} {list(labels.shape)}; '

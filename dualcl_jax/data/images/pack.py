@@ -44,7 +44,7 @@ def place_of(name: str, data_dir: str) -> epath.Path:
     """The folder of a set that is to be packed.
 
     Raises:
-      UserError: a name that TFDS does not take, or a folder that is there already.
+      UserError: TFDS does not take the name, or the folder exists already.
     """
     if not re.fullmatch(r'[a-z][a-z0-9_]*', name):
         raise UserError(f'--dataset={name}: must be of small letters, digits and underscores, and begin with a letter')

@@ -1,8 +1,8 @@
 """The quick-start set: 32x32 patches of the photographs that scikit-image ships, labelled by photograph.
 
-Nothing is downloaded. The right-most 30 % of each photograph is for testing, and a strip before it for neither: what
-was trained on is not tested on. It is a set to see that training works, and no benchmark: some photographs are told
-apart by their colour alone, and others (the clock, the moon, the cell) hardly at all in their flat parts.
+Nothing is downloaded. The right-most 30 % of each photograph is for testing, and a strip before it is not used, so that
+no part is used for both. The set shows that training works and is not a benchmark: some photographs can be told apart
+by their colour alone, and others (the clock, the moon, the cell) hardly at all in their flat parts.
 """
 
 import importlib.util
@@ -21,7 +21,7 @@ MIN_SIDE, MAX_SIDE = 32, 64  # of the square that is cut, in pixels of the photo
 TRAIN_PATCHES, TEST_PATCHES = 370, 120  # of each photograph
 TEST_FRACTION = 0.3
 GAP = 16  # pixels between the regions: a whole block of JPEG's, also with halved chroma
-MIN_STD = 1.0  # of the green channel, in grey levels: what is flatter is blank (around the retina), and cut again
+MIN_STD = 1.0  # of the green channel, in grey levels: flatter patches are blank (around the retina), and cut again
 
 
 class Photo(NamedTuple):
@@ -92,7 +92,7 @@ def load(data: Any = None) -> Splits:
 
 
 def cut_all() -> tuple[Patches, Patches]:
-    """The patches for training and for testing. The same on every machine and in every run."""
+    """Cuts the patches for training and for testing, the same on every machine and in every run."""
     folder = _photo_folder()
     train, test = [], []
     for label, photo in enumerate(PHOTOS):
@@ -113,7 +113,7 @@ def regions(width: int) -> tuple[tuple[int, int], tuple[int, int]]:
 def _cut(
     image: Image.Image, left: int, right: int, count: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`count` patches, uint8 [n, 32, 32, 3], of random squares wholly in the columns given, and their boxes [n, 4]."""
+    """Cuts `count` patches, uint8 [n, 32, 32, 3], from random squares in the given columns; with boxes [n, 4]."""
     patches: list[np.ndarray] = []
     boxes: list[tuple[int, int, int, int]] = []
     while len(patches) < count:
@@ -141,7 +141,7 @@ def _photo_folder() -> Path:
 
 
 def _read(path: Path) -> Image.Image:
-    """A photograph as RGB; a grey one has three equal channels."""
+    """Reads a photograph as RGB; a grey one has three equal channels."""
     try:
         with Image.open(path) as image:
             return image.convert('RGB')

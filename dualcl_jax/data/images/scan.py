@@ -12,11 +12,12 @@ from dualcl_jax.system.errors import UserError
 
 USED, SKIPPED, DUPLICATE, IGNORED, NOT_TAKEN = range(5)
 OUTCOMES = ('used', 'skipped', 'duplicate', 'ignored', 'not_taken')
-"""What becomes of a file. Skipped files are, or may be, images that cannot be used; ignored ones are no images, or of
-formats that are not read; those not taken are images that belong to no split, or lie beside the folders of classes."""
+"""The outcomes of a file. Skipped files are, or may be, images that cannot be used. Ignored files are not images, or
+have formats that are not read. Files not taken are images that belong to no split, or lie beside the folders of
+classes."""
 MAX_BYTES = 2**30
 RECENT_NS = 2 * 10**9
-"""A folder that changed this shortly before it was read may change again without another time."""
+"""A folder that changed this shortly before it was read may change again without a new time."""
 HIDDEN, NO_IMAGE, THUMBNAIL = 'hidden', 'no image, nor named as one', 'thumbnails of a camera or a server'
 UNREADABLE_FOLDER, LISTED_ELSEWHERE = 'folder that cannot be read', 'folder that is listed elsewhere'
 SPECIAL = 'not a regular file'
@@ -33,7 +34,7 @@ class Entry(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What a file is found to be."""
+    """The result of examining a file."""
 
     outcome: int
     note: str = ''
@@ -44,7 +45,7 @@ class Finding(NamedTuple):
 
 
 def scan(root: str) -> tuple[list[str], list[int], list[Entry]]:
-    """The folders below a folder with the times of their last change, and the files in them; opens no file.
+    """Lists the folders below a folder, with the times of their last change, and the files in them. Opens no file.
 
     Raises:
       UserError: the folder itself cannot be read.
@@ -84,7 +85,7 @@ def scan(root: str) -> tuple[list[str], list[int], list[Entry]]:
 
 
 def _entry(item: os.DirEntry, folder: int, here: str) -> Entry | os.stat_result:
-    """A file, or a folder that is left out; for another folder what `stat` says."""
+    """An `Entry` for a file or for a folder that is left out; for any other folder, the result of `stat`."""
     name = os.fsencode(item.name)
     if item.name.startswith('.'):
         return Entry(folder, name, -1, 0, HIDDEN)
@@ -109,7 +110,7 @@ def _identity(found: os.stat_result) -> tuple[int, int]:
 
 
 def examine_file(path: str, entry: Entry, channels: int = 0) -> Finding:
-    """Examines one file: as an image of so many channels, read as it is stored, or with 0 as one to convert to RGB."""
+    """Examines one file: as an image with `channels` channels, read as stored, or with 0 as one to convert to RGB."""
     if entry.problem:
         ignored = entry.problem in (HIDDEN, THUMBNAIL, LISTED_ELSEWHERE)
         return Finding(IGNORED if ignored else SKIPPED, entry.problem)

@@ -54,5 +54,5 @@ def image_shape(source: Source) -> tuple[int, int, int]:
 
 
 def image_type(source: Source) -> str:
-    """Which of `TYPES` the images of a source have."""
+    """The type of the images of a source, one of `TYPES`."""
     return str(example_spec(source).dtype.name)

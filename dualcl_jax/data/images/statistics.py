@@ -16,11 +16,11 @@ BLOCK_PIXELS = 2**22
 def channel_statistics(
     source: Source, value_range: tuple[float, ...] = ()
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel over all pixels of a source, in [0, 1].
+    """Computes the mean and standard deviation of each channel over all pixels of a source, in [0, 1].
 
-    Of 8 bits they are exact to four decimals, otherwise to six digits, of the values as the encoder gets them: scaled
-    from `value_range` to [0, 1] and clipped. Where the images are not in memory, over `STATISTICS_IMAGES` images of a
-    fixed random choice.
+    For images of 8 bits they are exact to four decimals. Otherwise they are exact to six digits, for the values as the
+    encoder gets them: scaled from `value_range` to [0, 1] and clipped. If the images are not in memory, they are
+    computed over `STATISTICS_IMAGES` images of a fixed random choice.
     """
     channels = image_shape(source)[2]
     if value_range:
@@ -49,12 +49,12 @@ def _scaled_statistics(source: Source, low: float, high: float) -> tuple[tuple[f
 
 
 def values_in_use(data: Any, train: Source) -> tuple[float, ...]:
-    """The values of images that become 0 and 1: `data.value_range`, or the ends of those of the training images.
+    """The values of images that become 0 and 1: `data.value_range`, or the range of the training images.
 
-    Empty of 8 bits, where they are 0 and 255, and of other examples.
+    Empty for images of 8 bits, whose values 0 and 255 become 0 and 1, and for other examples.
 
     Raises:
-      UserError: `data.value_range` is given there.
+      UserError: `data.value_range` is given for such examples.
     """
     given = tuple(data.value_range)
     if train.kind == KIND and image_type(train) != 'uint8':
@@ -68,7 +68,7 @@ def values_in_use(data: Any, train: Source) -> tuple[float, ...]:
 def measured_range(source: Source) -> tuple[float, float]:
     """The lowest and the highest value of the images of a source, or of as many as for `channel_statistics`.
 
-    Where all values are equal, the highest counts as larger by 1.
+    If all values are equal, the highest is raised by 1.
     """
     ends = [(block.min(), block.max()) for block in _blocks(source)]
     low, high = float(min(least for least, _ in ends)), float(max(most for _, most in ends))
@@ -76,7 +76,7 @@ def measured_range(source: Source) -> tuple[float, float]:
 
 
 def _blocks(source: Source) -> Iterator[np.ndarray]:
-    """The images of a source that are measured, [n, H, W, C] at a time."""
+    """Yields the images of a source that are measured, [n, H, W, C] at a time."""
     height, width, _ = image_shape(source)
     chosen = limit_indices(len(source), 0 if source.in_memory else STATISTICS_IMAGES)
     block = max(BLOCK_PIXELS // (height * width), 1)

@@ -1,10 +1,10 @@
 """Image files read as they are stored: any number of channels, of 8 or 16 bits or floating point, without conversion.
 
-`data.channels=C` chooses this in place of `decode`, which makes 8-bit RGB of everything. It reads
+`data.channels=C` chooses this in place of `decode`, which converts everything to 8-bit RGB. It reads
 
 - `.npy` files, [H, W] or [H, W, C], by NumPy, which unpickles nothing;
 - TIFF, by tifffile: one page of C samples, interleaved or in planes, or C pages of one sample. Reduced copies and masks
-  are no pages;
+  are not pages;
 - all other formats of `decode` that hold gray or colours, by Pillow, upright by their EXIF orientation.
 
 uint8 and uint16 stay as they are; int16 and floating point become float32, which holds int16 exactly. Everything else
@@ -26,9 +26,9 @@ from dualcl_jax.data.images.decode import Facts, Place, UnusableError
 
 SUFFIX = '.npy'
 TYPES = {'uint8': 'uint8', 'uint16': 'uint16', **dict.fromkeys(('int16', 'float16', 'float32', 'float64'), 'float32')}
-"""The types of images that can be used, and as what they are kept."""
+"""The types of images that can be used, and the types in which they are kept."""
 TYPE_BITS = {'uint8': 0, 'uint16': 1 << 14, 'float32': 1 << 15}
-"""How `Facts.conversions` tells the type of an image, in the bits of `TYPE_MASK`."""
+"""The bits of `Facts.conversions`, within `TYPE_MASK`, that encode the type of an image."""
 TYPE_MASK = np.uint16(1 << 14 | 1 << 15)
 MAX_VALUES = 2**29
 """The most values of an image, over all channels."""
@@ -37,11 +37,11 @@ GRAY_OR_COLOURS = ('L', 'LA', 'RGB', 'RGBA', 'I;16', 'I;16B', 'I;16L')
 
 
 def examine(encoded: bytes, channels: int) -> Facts:
-    """Decodes a whole file to see that it is an image of so many channels, with the decoder that training uses.
+    """Decodes a whole file with the decoder that training uses, to check that it is an image with these channels.
 
     Raises:
-      UnusableError: it is no image, is damaged, has other channels or values that are not finite, or is of a size or
-        type that cannot be used.
+      UnusableError: the file is not an image, is damaged, has other channels or values that are not finite, or has
+        a size or type that cannot be used.
     """
     if not encoded:
         raise UnusableError('empty file')
@@ -57,7 +57,7 @@ def type_of(conversions: int) -> str:
 
 
 def cut(encoded: bytes, place: Place, size: int, channels: int) -> np.ndarray:
-    """The boxes that `place` wants of an image, each resized to a square: [n, size, size, C] of its type."""
+    """Cuts the boxes of `place` from an image, each resized to a square: [n, size, size, C] of its type."""
     pixels, _ = _read(encoded, channels)
     boxes = place(*pixels.shape[:2])
     cuts = np.empty((len(boxes), size, size, channels), pixels.dtype)
@@ -75,7 +75,7 @@ def cut(encoded: bytes, place: Place, size: int, channels: int) -> np.ndarray:
 
 @functools.cache
 def readers() -> str:
-    """What decides which files can be read: the versions of tifffile and of imagecodecs, if that is installed."""
+    """The versions of tifffile and, if installed, imagecodecs, which determine the files that can be read."""
     found = []
     for name in ('tifffile', 'imagecodecs'):
         try:
@@ -86,7 +86,7 @@ def readers() -> str:
 
 
 def _read(encoded: bytes, channels: int) -> tuple[np.ndarray, int]:
-    """The pixels [H, W, C] in one of the types that are kept, and `decode.TURNED` or 0.
+    """Reads the pixels [H, W, C] in one of the types that are kept, and `decode.TURNED` or 0.
 
     Raises:
       UnusableError: as `examine`, except for values that are not finite.
@@ -102,20 +102,20 @@ def _read(encoded: bytes, channels: int) -> tuple[np.ndarray, int]:
         raise
     except Image.UnidentifiedImageError:
         raise UnusableError('not an image of a known format') from None
-    except Exception as error:  # what a damaged file raises is as varied as the damage
+    except Exception as error:  # damaged files raise errors of many types
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UnusableError(f'damaged: {reason}') from error
     return as_kept(pixels), turned
 
 
 def as_kept(pixels: np.ndarray) -> np.ndarray:
-    """Pixels in the type as which they are kept; values beyond that of float32 become infinite."""
+    """Converts pixels to the type in which they are kept; values beyond the range of float32 become infinite."""
     with np.errstate(over='ignore'):
         return pixels.astype(TYPES[pixels.dtype.name], copy=False)
 
 
 def _check(height: int, width: int, found: int, channels: int, dtype: Any) -> None:
-    """Refuses pixels of other channels, or of a size or type that cannot be used, before they are decoded."""
+    """Rejects pixels with other channels, or of a size or type that cannot be used, before they are decoded."""
     if found != channels:
         raise UnusableError(f'not {channels} channels, as data.channels says: {found}')
     if np.dtype(dtype).name not in TYPES:
@@ -141,9 +141,9 @@ def _read_array(encoded: bytes, channels: int) -> np.ndarray:
 
 
 def _read_tiff(encoded: bytes, channels: int) -> np.ndarray:
-    import tifffile  # a fifth of a second
+    import tifffile  # importing takes a fifth of a second
 
-    logging.getLogger('tifffile').setLevel(logging.CRITICAL)  # it describes damage there, and then raises
+    logging.getLogger('tifffile').setLevel(logging.CRITICAL)  # it logs damage before it raises
     with tifffile.TiffFile(io.BytesIO(encoded)) as file:
         pages = [page.aspage() for page in file.pages if page.subfiletype in (None, 0, 2)]
         if not pages:
@@ -189,7 +189,7 @@ def _read_with_pillow(encoded: bytes, channels: int) -> tuple[np.ndarray, int]:
                 raise UnusableError('a PPM of another depth than 8 bits, or 16 of gray: write .npy or TIFF')
             _check(image.height, image.width, len(image.getbands()), channels, np.uint8)
             image.load()
-            whole = image.mode == 'I' and image.format in ('PNG', 'PPM')  # 16 bits, in 32
+            whole = image.mode == 'I' and image.format in ('PNG', 'PPM')  # 16 bits, stored in 32
             if image.mode not in GRAY_OR_COLOURS and not whole:
                 raise UnusableError(f"pixels of Pillow's mode {image.mode}: write gray or colours, .npy or TIFF")
             pixels = np.asarray(image)

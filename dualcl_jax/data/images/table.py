@@ -20,7 +20,7 @@ LABEL_COLUMNS = ('label', 'labels', 'class', 'class_name', 'class_label', 'categ
 """Names of the column of classes; a table with two of them is ambiguous."""
 DELIMITERS = (',', '\t', ';')
 TRIED = 100
-"""Rows by which a column is recognised as one of paths."""
+"""The number of rows by which a column of paths is recognised."""
 
 
 class Table(NamedTuple):
@@ -31,12 +31,12 @@ class Table(NamedTuple):
 
 
 class Matches(NamedTuple):
-    """Which files the rows of a table name.
+    """The files that the rows of a table name.
 
     Attributes:
       labels: the class by file.
       unmatched: paths of rows that name no file.
-      columns: what was taken for the path and for the class, as shown.
+      columns: the columns of the path and of the class, as shown.
     """
 
     labels: dict[int, str]
@@ -69,10 +69,10 @@ def read_table(path: str) -> Table:
 
 
 class Names:
-    """Files by their paths, and by less than their paths where a table does not give these whole.
+    """Files by their paths, and by parts of their paths if a table does not give whole paths.
 
     Args:
-      paths: by file, relative to the root.
+      paths: the path of each file, relative to the root.
     """
 
     def __init__(self, paths: dict[int, str]) -> None:
@@ -84,11 +84,11 @@ class Names:
         return os.path.normpath(path) in self._whole
 
     def find(self, name: str, folder: str) -> list[int]:
-        """The files that a path of a table means.
+        """Finds the files that a path in a table refers to.
 
         Args:
           name: the path; relative to the root, or to the table's own folder; without its suffix, or without folders.
-          folder: of the table, relative to the root.
+          folder: the folder of the table, relative to the root.
         """
         whole = os.path.normpath(name)
         for path in (whole, os.path.normpath(os.path.join(folder, whole))):
@@ -114,7 +114,7 @@ class Names:
 
 
 class Key:
-    """What is left of a path: with or without its folders, always without its suffix."""
+    """Shortens a path: with or without its folders, and without the suffix of an image."""
 
     def __init__(self, *, folders: bool) -> None:
         self._folders = folders
@@ -130,18 +130,18 @@ _LOOSE = (Key(folders=True), Key(folders=False))
 
 
 def match(table: Table, names: Names, folder: str, path_column: str, label_column: str) -> Matches:
-    """The files that the rows of a table name, and their classes.
+    """Finds the files that the rows of a table name, and their classes.
 
     The first row is a header if it has the name of a column that is known or given, and no path of a file.
 
     Args:
       table: the rows.
       names: the files.
-      folder: of the table, relative to the root of the images; '' where it is not below it.
+      folder: the folder of the table, relative to the root of the images; '' if it is not below it.
       path_column, label_column: the names of columns, '' to recognise them.
 
     Raises:
-      UserError: the columns cannot be told, a row lacks one, or two rows give a file two classes.
+      UserError: the columns cannot be recognised, a row lacks one, or two rows give a file two classes.
     """
     first = [value.strip() for value in table.rows[0]] if table.rows else []
     known = {*PATH_COLUMNS, *LABEL_COLUMNS}
@@ -174,7 +174,7 @@ def match(table: Table, names: Names, folder: str, path_column: str, label_colum
                 f'data.labels={table.file}: line {number} gives {shown(os.path.normpath(name))} a second class; '
                 'keep one'
             )
-        if not files and (number > 1 or len(table.rows) == 1):  # else a header whose names are not known
+        if not files and (number > 1 or len(table.rows) == 1):  # else it is a header with unknown names
             unmatched.append(name)
     columns = [shown(first[at]) if is_header else str(at + 1) for at in (place, label_place)]
     return Matches(labels, unmatched, f'columns {columns[0]} and {columns[1]}')
@@ -183,7 +183,7 @@ def match(table: Table, names: Names, folder: str, path_column: str, label_colum
 def _columns(
     table: Table, columns: Sequence[str], names: Names, folder: str, path_column: str, label_column: str
 ) -> tuple[int, int]:
-    """The places of the columns of paths and of classes in a table with a header."""
+    """Finds the columns of paths and of classes in a table with a header."""
     for field, name in (('path_column', path_column), ('label_column', label_column)):
         if name and name not in columns:
             raise UserError(f'data.{field}={name}: no such column; those of {table.file} are {_listed(columns)}')
@@ -203,7 +203,7 @@ def _columns(
 
 
 def _label_place(table: Table, columns: Sequence[str], lowered: Sequence[str], path_column: str) -> int:
-    """The place of the column of classes."""
+    """Finds the column of classes."""
     known = [place for place, name in enumerate(lowered) if name in LABEL_COLUMNS and columns[place] != path_column]
     paths = [place for place, name in enumerate(lowered) if name in PATH_COLUMNS]
     rest = [place for place in range(len(columns)) if place not in paths[:1] and columns[place]]

@@ -72,7 +72,7 @@ def _remedy(data: Any) -> str:
 
 
 def _open(data: Any, others: Sequence[str]) -> Any:
-    """The TFDS builder of the prepared folder, from its files alone, without the code of the set or the network."""
+    """Opens the TFDS builder of the prepared folder from its files alone, without the set's code or the network."""
     from tensorflow_datasets.core import file_adapters, read_only_builder, registered  # half a second: only when used
     from tensorflow_datasets.core.utils import error_utils
 
@@ -80,7 +80,7 @@ def _open(data: Any, others: Sequence[str]) -> Any:
     if folder is not None and not folder.is_dir():
         raise UserError(f'{_where(data)}: there is no such folder; {_remedy(data)}')
     try:
-        with error_utils.reraise_with_context(registered.DatasetNotFoundError):  # it collects explanations there
+        with error_utils.reraise_with_context(registered.DatasetNotFoundError):  # TFDS collects explanations there
             version = read_only_builder._find_builder_dir(data.name, data_dir=folder)
         if version is None:
             raise UserError(_not_found(data, folder, others))

@@ -1,4 +1,4 @@
-"""Prepared TFDS folders, opened without importing what their files name.
+"""Opens prepared TFDS folders without importing the modules that their files name.
 
 `features.json` names the class of each feature, and TFDS imports the module of a class that it does not know. A folder
 is therefore opened only if all its features are those of TFDS itself.
@@ -20,7 +20,7 @@ CLASS_FIELDS = ('pythonClassName', 'python_class_name', 'type')
 
 
 def open_folder(folder: epath.Path) -> Any:
-    """The TFDS builder of a prepared folder `NAME/VERSION` or `NAME/CONFIG/VERSION`.
+    """Opens the TFDS builder of a prepared folder `NAME/VERSION` or `NAME/CONFIG/VERSION`.
 
     Raises:
       UserError: a feature is not one of TFDS's own.
@@ -55,7 +55,7 @@ def check_versions(name: str, data_dir: str) -> None:
     """Applies `check_features` to every version of a set in a TFDS directory.
 
     Args:
-      name: of the set, as TFDS parses it: 'name', 'name/config' or 'name:version'.
+      name: the name of the set, as TFDS parses it: 'name', 'name/config' or 'name:version'.
       data_dir: the directory, which may be missing.
 
     Raises:

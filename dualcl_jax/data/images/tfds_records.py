@@ -37,7 +37,7 @@ class RecordFiles:
         return len(self.rows)
 
     def prepare(self) -> None:
-        _records(self.folder, self.split)  # it opens a shard when it is read
+        _records(self.folder, self.split)  # shards are opened when they are read
 
     def read(self, index: int) -> bytes:
         try:
@@ -93,10 +93,10 @@ def _labels_of(folder: str, split: str, count: int, key: str, shared: str) -> np
     """The label of every record, int32 [N]: from the cache, from process 0, or from the records.
 
     Args:
-      folder: of the prepared set.
-      split: of it.
-      count: of records.
-      key: of the files, their places and times.
+      folder: the folder of the prepared set.
+      split: the name of the split.
+      count: the number of records.
+      key: a digest of the files, their places and times.
       shared: see `dualcl_jax.data.load`.
     """
     cache = cache_folder() / f'{key[:24]}.npy'

@@ -1,4 +1,4 @@
-"""What the directory of a TIFF file says of its first page. Pillow drops some of it without a word."""
+"""Reads the directory of a TIFF file for its first page. Pillow silently drops some of its entries."""
 
 import struct
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ def is_tiff(encoded: bytes) -> bool:
 
 
 def read_directory(encoded: bytes, offset: int | None = None) -> Directory:
-    """The directory at an offset, by default that of the first page; what cannot be read is left out."""
+    """Reads the directory at an offset, by default that of the first page; leaves out unreadable entries."""
     order = '<' if encoded[:2] == b'II' else '>'
     found: dict[int, tuple[int, ...]] = {}
     try:
@@ -47,7 +47,7 @@ def read_directory(encoded: bytes, offset: int | None = None) -> Directory:
 
 
 def refusal(encoded: bytes) -> str:
-    """Why the first page of a TIFF is not an image that can be converted, in a few words; '' where it can be."""
+    """Why the first page of a TIFF is not an image that can be converted, in a few words; '' if it is one."""
     page = read_directory(encoded)
     if DNG_VERSION in page or page.get(PHOTOMETRIC, (1,))[0] in _MOSAIC:
         return 'raw camera file'
@@ -68,7 +68,7 @@ def refusal(encoded: bytes) -> str:
 
 
 def depth(encoded: bytes) -> tuple[int, int]:
-    """Bits of a sample of the first page, and how many of them its largest value may take, 0 where it does not say."""
+    """The number of bits of a sample of the first page, and of those that its largest value may take, 0 if unknown."""
     page = read_directory(encoded)
     bits = page.get(BITS, (1,))[0]
     return bits, bits if 8 < bits < 16 else page.get(MAX_VALUE, (0,))[0].bit_length()

@@ -1,4 +1,4 @@
-"""Sentences from files: a line each, columns of a CSV, TSV, JSONL or parquet file, or a folder of such files."""
+"""Reads sentences: one per line, columns of a CSV, TSV, JSONL or parquet file, or a folder of such files."""
 
 import csv
 import dataclasses
@@ -16,7 +16,7 @@ from dualcl_jax.system.errors import UserError, first_line
 LONGEST = 1_000_000
 """Bytes of a line; longer ones are left out."""
 NAMED = 3
-"""So many places are named for each reason."""
+"""The number of places that are named for each reason."""
 EMPTY, LONG, NOT_UTF8 = 'empty', f'longer than {LONGEST:,} bytes', 'not UTF-8'
 NO_COLUMN, NOT_JSON, NOT_TEXT = 'without the column', 'not a JSON object', 'not text'
 
@@ -30,10 +30,10 @@ class Row(NamedTuple):
 
 @dataclasses.dataclass
 class Account:
-    """Counts rows that are left out, by the reason.
+    """Counts rows that are left out, by reason.
 
     Attributes:
-      left_out: for each reason how many ('count'), and the places of the first ones ('names').
+      left_out: for each reason, the number of rows ('count') and the places of the first ones ('names').
     """
 
     left_out: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
@@ -50,8 +50,8 @@ class Columns:
     """Which columns of a table hold the sentences and the class.
 
     Args:
-      names: of one or two columns with sentences, names or numbers from 0; none: a line is a sentence.
-      label: of the column with the class; empty: there are no classes.
+      names: the names, or numbers from 0, of one or two columns with sentences; if empty, a line is a sentence.
+      label: the name or number of the column with the class; if empty, there are no classes.
     """
 
     names: tuple[str, ...]
@@ -67,7 +67,7 @@ class Columns:
         return all(name.isdecimal() for name in self.wanted)
 
     def row(self, values: Sequence[Any]) -> Row:
-        """A row from the values of the columns that are wanted."""
+        """Makes a row from the values of the wanted columns."""
         label = values[-1] if self.label else None
         known = label is not None and str(label).strip() != ''
         sentences = tuple(' '.join(value.split()) for value in values[: len(self.names) or 1])
@@ -78,7 +78,7 @@ Read = Callable[[IO[bytes], str, Columns, Account], Iterator[Row]]
 
 
 def read_rows(path: epath.Path, columns: Columns, account: Account) -> Iterator[Row]:
-    """The rows of a file, by the ending of its name; those that cannot be used are counted in `account`.
+    """Yields the rows of a file, read by the ending of its name; counts those that cannot be used in `account`.
 
     Raises:
       UserError: the file cannot be read, or does not have the columns.
@@ -111,7 +111,7 @@ def reader_of(name: str) -> Read | None:
 
 
 def _lines(file: IO[bytes], name: str, account: Account) -> Iterator[tuple[int, str]]:
-    """The number and the text of each line that can be used."""
+    """Yields the number and the text of each line that can be used."""
     number = 0
     while line := file.readline(LONGEST + 1):
         number += 1
@@ -135,7 +135,7 @@ def _read_lines(file: IO[bytes], name: str, columns: Columns, account: Account) 
 
 
 def _read_table(file: IO[bytes], name: str, columns: Columns, account: Account, **form: Any) -> Iterator[Row]:
-    """Rows of a table whose first line is a header, unless columns are named by their numbers."""
+    """Yields the rows of a table whose first line is a header, unless columns are named by their numbers."""
     rows = csv.reader((line for _, line in _lines(file, name, account)), **form)
     places: list[int] = []
     if columns.by_number and columns.wanted:
@@ -152,7 +152,7 @@ def _read_table(file: IO[bytes], name: str, columns: Columns, account: Account, 
 
 
 def find(columns: Columns, header: Sequence[str], name: str) -> list[int]:
-    """The positions of the columns of a file, by its header. Raises UserError for one that is not there."""
+    """Finds the positions of the columns in the header of a file. Raises UserError if one is missing."""
     header = [column.strip() for column in header]
     listed = ', '.join(header[:8]) + (', …' if len(header) > 8 else '')
     if not columns.names:
@@ -196,7 +196,7 @@ def _read_jsonl(file: IO[bytes], name: str, columns: Columns, account: Account) 
 
 
 def checked(values: list[Any], place: str, columns: Columns, account: Account) -> Iterator[Row]:
-    """A row of values, if the ones with sentences are text."""
+    """Yields a row of values, if its sentences are text."""
     sentences = values[: len(columns.names)]
     if any(value is None for value in sentences):
         account.add(NO_COLUMN, place)
@@ -247,4 +247,4 @@ READERS: dict[str, Read] = {
     '.parquet': _read_parquet,
     **dict.fromkeys(wordnet.FILES, _read_wordnet),
 }
-"""By the ending of a file's name, without .gz; a file with another one has a sentence in each line."""
+"""Readers by the ending of a file's name, without .gz. Files with other endings have a sentence in each line."""

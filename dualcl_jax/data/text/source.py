@@ -20,11 +20,11 @@ from dualcl_jax.system.files import reachable
 KIND = 'text'
 """The `kind` of every source of text."""
 VOCABULARY = 16_384
-"""The size of a tokenizer that is trained, if the config does not say."""
+"""The size of a tokenizer that is trained, if the config does not set it."""
 TRAIN_NAMES, TEST_NAMES = ('train', 'training'), ('test', 'validation', 'valid', 'val', 'dev')
-"""Beginnings of the names of files that are splits, in the order in which they are looked for."""
+"""Prefixes of the names of files that are splits, in the order of the search."""
 BETWEEN = ' — '
-"""Between the sentences of a pair, where they are shown."""
+"""The separator of the sentences of a pair when they are shown."""
 OTHER_FILES = 'files with other endings'
 
 
@@ -40,20 +40,20 @@ class _Part:
 
 
 def load(data: Any) -> Splits:
-    """The sentences at `data.path`, a file or a folder, as `data.columns` and the `text` part of the config say.
+    """Loads the sentences at `data.path`, a file or a folder, by `data.columns` and the `text` part of the config.
 
     An example is {'tokens': int32 [C, L], 'length': int32 [C]} with C = 1 sentence, or 2 of a pair; L is `text.length`.
     Examples of the same text, apart from case and white space, have the same id.
 
-    In a folder with files named train*, these are for training, and those named test*, validation* or dev* for testing.
+    If a folder has files named train*, these are for training, and those named test*, validation* or dev* for testing.
     Otherwise `data.test_fraction` of the labelled examples are for testing, chosen by their content.
 
     Args:
       data: from `dualcl_jax.data.data_config`: the `data` part of a config, and `text`.
 
     Raises:
-      UserError: nothing to read, no sentence in it, too many rows that cannot be used, or a tokenizer that does not
-        fit.
+      UserError: there is nothing to read, there are no sentences, too many rows cannot be used, or the tokenizer does
+        not fit.
     """
     columns, account = _columns(data), Account()
     train, test = _read(data, columns, account)
@@ -112,7 +112,7 @@ def _columns(data: Any) -> Columns:
 
 
 def _read(data: Any, columns: Columns, account: Account) -> tuple[_Part, _Part | None]:
-    """The rows for training and those for testing, None where no files are named so."""
+    """Reads the rows for training and those for testing, None if no files are named for testing."""
     if not data.path:
         raise UserError(
             'data.path is empty: with data.name=text it names a file of sentences, or a folder of such files'
@@ -165,7 +165,7 @@ def _described(files: Sequence[epath.Path]) -> str:
 
 
 def _check_usable(data: Any, account: Account, used: int) -> None:
-    """Checks that there are sentences, and that not too many rows are left out; empty ones do not count."""
+    """Checks that there are sentences, and that not too many rows are left out; empty rows do not count."""
     rows = {reason: about for reason, about in account.left_out.items() if reason.startswith('rows: ')}
     skipped = sum(about['count'] for reason, about in rows.items() if reason != f'rows: {EMPTY}')
     listed = '; '.join(f'{about["count"]:,} {reason} ({", ".join(about["names"])})' for reason, about in rows.items())
@@ -180,7 +180,7 @@ def _check_usable(data: Any, account: Account, used: int) -> None:
 
 
 def _check_memory(data: Any, count: int, sentences: int) -> None:
-    """Checks that the tokens of `count` examples of some sentences each fit in memory."""
+    """Checks that the tokens of `count` examples with `sentences` sentences each fit in memory."""
     needed = 4 * count * sentences * (data.text.length + 1)
     if needed > data.memory_bytes:
         raise UserError(
@@ -190,14 +190,14 @@ def _check_memory(data: Any, count: int, sentences: int) -> None:
 
 
 def _class_names(rows: Sequence[Row]) -> tuple[str, ...]:
-    """The names of the classes, in the order of numbers where all of them are."""
+    """The names of the classes, in numerical order if all of them are numbers."""
     names = {row.label for row in rows if row.label is not None}
     numbers = all(re.fullmatch(r'-?\d{1,18}', name) for name in names)
     return tuple(sorted(names, key=lambda name: (int(name) if numbers else 0, name)))
 
 
 def _labels(rows: Sequence[Row], names: Sequence[str]) -> np.ndarray:
-    """int32 [N], -1 where unknown."""
+    """The labels of the rows, int32 [N], -1 where unknown."""
     number = {name: label for label, name in enumerate(names)}
     return np.array([-1 if row.label is None else number[row.label] for row in rows], np.int32)
 
@@ -237,7 +237,7 @@ def _tokenizer(data: Any, rows: Sequence[Row]) -> tuple[Tokenizer, str]:
 
 
 def _encode(tokenizer: Tokenizer, rows: Sequence[Row]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The tokens [N, C, L] and lengths [N, C] of N examples, and which of their sentences were cut, bool [N, C]."""
+    """Encodes N examples: tokens [N, C, L], lengths [N, C], and which sentences were cut, bool [N, C]."""
     columns = [tokenizer.encode_and_cut(sentences) for sentences in zip(*(row.sentences for row in rows), strict=True)]
     arrays = {name: np.concatenate([column[0][name] for column in columns], axis=1) for name in ('tokens', 'length')}
     return arrays, np.stack([column[1] for column in columns], axis=1)

@@ -19,7 +19,7 @@ def is_prepared(folder: epath.Path) -> bool:
 
 
 def read_splits(folder: epath.Path, columns: Columns, account: Account) -> dict[str, list[Row]]:
-    """The rows of the split 'train', and of 'test' or else 'validation' if there is one.
+    """Reads the rows of the split 'train', and of 'test' or else 'validation' if there is one.
 
     The columns are features of the set.
 

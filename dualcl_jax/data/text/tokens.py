@@ -21,7 +21,7 @@ PAD, UNKNOWN, FIRST, LAST, MASK = SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]',
 """The special tokens of a trained WordPiece, whose ids are their positions here."""
 PADS = (PAD, '<pad>')
 ALPHABET = 1000
-"""At most so many characters of a corpus get a token of their own, the most frequent ones."""
+"""The largest number of characters that get a token of their own, the most frequent ones of a corpus."""
 BLOCK = 8192
 """Sentences that are encoded at a time."""
 
@@ -34,11 +34,11 @@ class Tokenizer:
 
     Args:
       definition: the content of `tokenizer.json`; its own truncation and padding are ignored.
-      length: L, the number of tokens of a sentence with the first and the last one, at least 3. Longer sentences are
-        cut.
+      length: L, the number of tokens of a sentence including the first and the last one, at least 3. Longer sentences
+        are cut.
 
     Raises:
-      ValueError: the definition is not one, or its sentences have no first and last token.
+      ValueError: the definition is invalid, or its sentences have no first and last token.
 
     Example:
       >>> tokenizer = train_wordpiece(['A cat sleeps.', 'Two cats sleep.'], vocabulary=40, length=6)
@@ -62,7 +62,7 @@ class Tokenizer:
         """Reads a `tokenizer.json`, or the one in a folder, for sentences of `length` tokens.
 
         Raises:
-          UserError: there is none, or it cannot be used.
+          UserError: there is no such file, or it cannot be used.
         """
         named = f'text.tokenizer={path}'
         found = reachable(path, named).expanduser()
@@ -96,7 +96,7 @@ class Tokenizer:
 
     @functools.cached_property
     def pad(self) -> int:
-        """The id of the tokens beyond the end of a sentence; 0 where the tokenizer has none for that."""
+        """The id of the tokens beyond the end of a sentence; 0 if the tokenizer has no padding token."""
         ids = (self._tokenizer.token_to_id(name) for name in PADS)
         return next((number for number in ids if number is not None), 0)
 
@@ -105,7 +105,7 @@ class Tokenizer:
         return self.encode_and_cut(sentences)[0]
 
     def encode_and_cut(self, sentences: Sequence[str]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """The same, and which sentences were cut, bool [n]."""
+        """Encodes n sentences as `encode` does, and returns which of them were cut, bool [n]."""
         tokens = np.full((len(sentences), self.length), self.pad, np.int32)
         length, cut = np.zeros(len(sentences), np.int32), np.zeros(len(sentences), bool)
         for start in range(0, len(sentences), BLOCK):
@@ -125,9 +125,9 @@ class Tokenizer:
 def train_wordpiece(sentences: Sequence[str], *, vocabulary: int, length: int) -> Tokenizer:
     """Trains a WordPiece (1609.08144, in the form of BERT, uncased) of at most `vocabulary` tokens.
 
-    The same sentences in the same order give the same bytes, on any number of threads. The library alone numbers
-    characters in the random order of a hash table, and breaks ties between merges by these numbers; so characters get
-    their numbers here, as if they were special tokens.
+    The same sentences in the same order give the same bytes, on any number of threads. By itself, the library
+    numbers characters in the random order of a hash table, and breaks ties between merges by these numbers. Characters
+    therefore get their numbers here, as if they were special tokens.
 
     Raises:
       UserError: the vocabulary is too small for the characters of the sentences.
@@ -176,7 +176,7 @@ def _alphabet(sentences: Iterable[str], normalizer: normalizers.Normalizer) -> l
 
 
 def _blocks(sentences: Iterable[str]) -> Iterable[str]:
-    """The sentences, `BLOCK` of them in one string at a time."""
+    """Joins the sentences, `BLOCK` of them in each string."""
     held: list[str] = []
     for sentence in sentences:
         held.append(sentence)
@@ -187,5 +187,5 @@ def _blocks(sentences: Iterable[str]) -> Iterable[str]:
 
 
 def kept_tokenizer(folder: epath.Path) -> str:
-    """The path of the tokenizer in a folder; empty where there is none."""
+    """The path of the tokenizer in a folder; empty if there is none."""
     return str(folder / FILE) if (folder / FILE).exists() else ''

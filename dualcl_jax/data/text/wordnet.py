@@ -8,9 +8,9 @@ FILES = ('data.noun', 'data.verb', 'data.adj', 'data.adv')
 
 
 def pair(line: str) -> tuple[str, str] | None:
-    """The entry of a line, its words and its examples, and its definition; None for a line of the licence.
+    """Parses a line: its entry (words and examples) and its definition; None for a line of the licence.
 
-    The format of a line is that of wndb(5WN): fields, the words among them, and after ' | ' the gloss, with the
+    The format of a line is that of wndb(5WN): fields, which include the words, and after ' | ' the gloss, with the
     examples in quotation marks.
 
     Example:

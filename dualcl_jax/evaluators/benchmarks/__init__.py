@@ -1,1 +1,1 @@
-"""Sets of sentences that encoders of text are measured on, read from the files in which they are distributed."""
+"""Sets of sentences on which encoders of text are measured, read from the files in which they are distributed."""

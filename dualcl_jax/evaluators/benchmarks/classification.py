@@ -16,7 +16,7 @@ from dualcl_jax.system.errors import UserError
 
 FIELD = 'transfer.path'
 FEWEST = 20
-"""Every class must have so many sentences to train on, so that ten folds and shares held out have all classes."""
+"""The fewest training sentences that a class must have, so that ten folds and held-out shares have all classes."""
 
 BY_FILE = {
     'MR': ('rt-polarity.neg', 'rt-polarity.pos'),
@@ -36,12 +36,12 @@ class Classified(NamedTuple):
     """N sentences of a set and their classes.
 
     Attributes:
-      name: of the set.
+      name: name of the set.
       sentences: [N].
       labels: int32 [N].
-      class_names: of the labels.
-      train, validation, test: int64, the rows of each part. Without parts all are empty, and the set is used by
-        cross-validation; `validation` may be empty alone.
+      class_names: names of the labels.
+      train, validation, test: int64, the rows of each part. For a set without parts all are empty, and it is measured
+        by cross-validation; `validation` alone may also be empty.
       fingerprint: SHA-256 of the files.
     """
 
@@ -56,9 +56,9 @@ class Classified(NamedTuple):
 
 
 def read_classification(folder: str) -> list[Classified]:
-    """MR, CR, SUBJ, MPQA, SST-2 and TREC from a folder with the files of `BY_FILE` and `BY_PART`.
+    """Reads MR, CR, SUBJ, MPQA, SST-2 and TREC from a folder with the files of `BY_FILE` and `BY_PART`.
 
-    The class of TREC is the coarse one of its six question types.
+    The classes of TREC are its six coarse question types.
 
     Raises:
       UserError: a file is missing or malformed.

@@ -37,18 +37,18 @@ def read_text(path: Path, field: str) -> str:
 
 
 def read_lines(path: Path, field: str) -> Iterator[tuple[int, str]]:
-    """The number, from 1, and the text of each line that is not blank; see `read_text`."""
+    """Yields the number, from 1, and the text of each line that is not blank; see `read_text`."""
     for number, line in enumerate(read_text(path, field).split('\n'), start=1):  # other line breaks are part of a line
         if line.strip():
             yield number, line.rstrip('\r')
 
 
 def read_columns(path: Path, field: str, *, comma: bool = False) -> Iterator[tuple[int, list[str]]]:
-    """The number of each row, from 1, and its columns, stripped. They are separated by tabs, without quoting.
+    """Yields the number of each row, from 1, and its stripped columns. They are separated by tabs, without quoting.
 
     Args:
-      path, field: see `read_text`, which says what is raised, too.
-      comma: they are separated by commas, and may be quoted.
+      path, field: see `read_text`, also for the errors.
+      comma: whether the columns are separated by commas, and may be quoted.
     """
     if not comma:
         for number, line in read_lines(path, field):

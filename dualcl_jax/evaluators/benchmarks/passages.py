@@ -17,10 +17,10 @@ class Passages(NamedTuple):
     """Q queries and P passages.
 
     Attributes:
-      name: of the file, without its suffix.
+      name: name of the file, without its suffix.
       queries: [Q].
       passages: [P], each text once.
-      own: int64 [Q], which passage belongs to each query.
+      own: int64 [Q], the index of the passage that belongs to each query.
       fingerprint: SHA-256 of the file.
     """
 

@@ -1,4 +1,4 @@
-"""Semantic textual similarity: pairs of sentences with the similarity that people gave them.
+"""Semantic textual similarity: pairs of sentences with similarity scores given by people.
 
 The sets are those of SentEval (1803.05449): SemEval's STS 2012 to 2016, STS-B and the relatedness of SICK.
 """
@@ -34,7 +34,7 @@ class Pairs(NamedTuple):
     """N pairs of sentences.
 
     Attributes:
-      name: of the set, such as STS-B.
+      name: name of the set, such as STS-B.
       split: 'dev' or 'test'.
       first, second: the sentences [N].
       scores: their similarity float64 [N], from 0, or 1 for SICK-R, to 5.
@@ -52,17 +52,17 @@ class Pairs(NamedTuple):
 
 
 def read_dev(folder: str) -> Pairs:
-    """The pairs of STS-B for development. Raises UserError as `read_sts`."""
+    """Reads the pairs of STS-B for development. Raises UserError like `read_sts`."""
     return _sts_b(present(folder, [STS_B_FILES[DEV]], FIELD)[0], DEV)
 
 
 def read_sts(folder: str) -> list[Pairs]:
-    """STS-B for development; then STS12 to STS16, STS-B and SICK-R for testing.
+    """Reads STS-B for development; then STS12 to STS16, STS-B and SICK-R for testing.
 
-    Of a year the pairs of all parts are together, which SentEval calls "all".
+    The pairs of all parts of a year form one set, which SentEval calls "all".
 
     Args:
-      folder: with `stsb-en-dev.csv` and `stsb-en-test.csv` (sentence, sentence, score), `sts2012.MSRpar.test.tsv` and
+      folder: holds `stsb-en-dev.csv` and `stsb-en-test.csv` (sentence, sentence, score), `sts2012.MSRpar.test.tsv` and
         the like (score, sentence, sentence) for all of `PARTS`, and `SICK_test_annotated.txt`, which has a header.
 
     Raises:
@@ -143,7 +143,7 @@ def _pairs(name: str, split: str, rows: Iterable[Row], paths: Sequence[Path]) ->
 
 
 def _score(path: Path, number: int, written: str) -> float:
-    """A score as a number. Raises UserError if it is none."""
+    """Parses a score. Raises UserError if it is not a number."""
     try:
         score = float(written)
     except ValueError:

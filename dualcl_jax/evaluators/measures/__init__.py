@@ -1,1 +1,1 @@
-"""What the protocols measure, as functions of arrays."""
+"""The measures of the protocols, as functions of arrays."""

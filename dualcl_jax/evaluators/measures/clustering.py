@@ -14,7 +14,7 @@ from dualcl_jax.evaluators.measures.unit import unit
 
 
 class Agreement(NamedTuple):
-    """Of clusters with classes.
+    """The agreement of clusters with classes.
 
     Attributes:
       nmi: mutual information over the arithmetic mean of the entropies, in [0, 1].
@@ -28,13 +28,13 @@ class Agreement(NamedTuple):
 def cluster(features: NDArray, clusters: int, *, starts: int, seed: int) -> NDArray[np.int32]:
     """The cluster of each example, [N] int32: scikit-learn's k-means on features [N, F] of length 1.
 
-    One thread, so that sums come in one order and two calls give the same clusters.
+    It uses one thread, so that sums have a fixed order and two calls give the same clusters.
 
     Args:
       features: normalised here.
-      clusters: how many, at most N.
-      starts: k-means++ initialisations; that of the smallest inertia is taken.
-      seed: of the initialisations.
+      clusters: number of clusters, at most N.
+      starts: number of k-means++ initialisations; the one with the smallest inertia is taken.
+      seed: seed of the initialisations.
     """
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter('ignore', ConvergenceWarning)  # fewer distinct points than clusters: collapsed features

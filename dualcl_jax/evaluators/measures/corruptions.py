@@ -1,7 +1,8 @@
 """Common corruptions of images at five strengths (after 1903.12261).
 
-The strengths are those of CIFAR-10-C for images below 96 pixels and of ImageNet-C for larger ones, six of their kinds;
-the pixels are ours, so accuracies are close to those sets' and not the same.
+Six of the kinds of corruption of CIFAR-10-C and ImageNet-C are available. The strengths are those of CIFAR-10-C for
+images below 96 pixels and of ImageNet-C for larger ones. The implementation is our own, so that accuracies are close to
+those on these sets, but not equal.
 """
 
 import io
@@ -30,14 +31,14 @@ def contrast(image: np.ndarray, amount: float, rng: np.random.Generator) -> np.n
 
 
 def brightness(image: np.ndarray, amount: float, rng: np.random.Generator) -> np.ndarray:
-    """Adds `amount` to the value of HSV; hue and saturation stay. Black becomes gray."""
+    """Adds `amount` to the value in HSV, and keeps hue and saturation. Black becomes gray."""
     value = image.max(axis=2, keepdims=True)
     brighter = np.minimum(value + np.float32(amount), 1)
     return np.where(value > 0, image * (brighter / np.where(value > 0, value, 1)), brighter)
 
 
 def blur(image: np.ndarray, amount: float, rng: np.random.Generator) -> np.ndarray:
-    """Gaussian blur of standard deviation `amount` pixels."""
+    """Applies a Gaussian blur of standard deviation `amount` pixels."""
     return np.asarray(_blur(image, np.float32(amount)))
 
 
@@ -49,14 +50,14 @@ def jpeg(image: np.ndarray, amount: float, rng: np.random.Generator) -> np.ndarr
 
 
 def pixelate(image: np.ndarray, amount: float, rng: np.random.Generator) -> np.ndarray:
-    """Averages boxes, down to `amount` times the size and back."""
+    """Reduces the image to `amount` times its size by averaging boxes, and enlarges it again."""
     height, width = image.shape[:2]
     small = max(int(width * amount), 1), max(int(height * amount), 1)
     box = Image.Resampling.BOX
     return _from_pillow(_to_pillow(image).resize(small, box).resize((width, height), box))
 
 
-# Each: what it does to an image float32 [H, W, C] in [0, 1], and its five amounts for small and for large images.
+# For each, its function of an image float32 [H, W, C] in [0, 1], and its five amounts for small and for large images.
 CORRUPTIONS: dict[str, tuple[Corruption, tuple[float, ...], tuple[float, ...]]] = {
     'noise': (noise, (0.04, 0.06, 0.08, 0.09, 0.1), (0.08, 0.12, 0.18, 0.26, 0.38)),
     'blur': (blur, (0.4, 0.6, 0.7, 0.8, 1.0), (1, 2, 3, 4, 6)),
@@ -68,14 +69,17 @@ CORRUPTIONS: dict[str, tuple[Corruption, tuple[float, ...], tuple[float, ...]]] 
 
 
 def corrupt(images: np.ndarray, rows: np.ndarray, *, name: str, strength: int, seed: int) -> np.ndarray:
-    """Corrupted images, uint8 [n, H, W, C]; each by draws of its own row, whatever the others are.
+    """Corrupts images; the random numbers of each depend on its own row and not on the other images.
 
     Args:
       images: uint8 [n, H, W, C].
-      rows: integers [n], which images of their set they are.
+      rows: integers [n], the positions of the images in their set.
       name: a key of `CORRUPTIONS`.
       strength: from 1 to 5.
-      seed: of the noise.
+      seed: seed of the noise.
+
+    Returns:
+      The corrupted images, uint8 [n, H, W, C].
     """
     function, small, large = CORRUPTIONS[name]
     amount = (small if min(images.shape[1:3]) < SMALL_SIDE else large)[strength - 1]

@@ -11,7 +11,7 @@ DRAWS_AT_ONCE = 8
 
 
 def draw_shots(labels: NDArray, num_classes: int, shots: int, draws: int, seed: int) -> NDArray[np.int64]:
-    """Which examples each draw gets: `shots` different ones of every class, int64 [draws, num_classes, shots].
+    """Draws examples: for each draw, `shots` different ones of every class, int64 [draws, num_classes, shots].
 
     Raises:
       ValueError: a class has fewer than `shots` examples.

@@ -74,8 +74,8 @@ class _Step:
 
     Attributes:
       encoder: computes batch statistics over the whole batch.
-      views: of the examples, of which the first is used.
-      optimizer: of backbone, kernel and bias.
+      views: views of the examples; the first one is used.
+      optimizer: optimizer of backbone, kernel and bias.
       untuned: parameters of the other parts of the encoder. A call needs them, but the scores do not depend on them.
       seed: for the views.
     """
@@ -122,9 +122,9 @@ def finetune(
     `tuning_views`. Order and crops are functions of the seed, and so is the result.
 
     Args:
-      method: of a run on images.
+      method: the method of a run on images.
       mesh: devices; a batch is split over them if their number divides it.
-      variables: of the encoder to start from; they are not modified.
+      variables: variables of the encoder to start from; they are not modified.
       images: source in which every image has a label in [0, num_classes).
       num_classes: C.
       recipe: hyperparameters.
@@ -157,7 +157,7 @@ def finetune(
     }
     everywhere = NamedSharding(mesh, PartitionSpec())
     rows = NamedSharding(mesh, PartitionSpec(AXIS)) if batch_size % mesh.devices.size == 0 else everywhere
-    state = jax.tree.map(jnp.copy, (params, variables['batch_stats']))  # the first step takes their buffers
+    state = jax.tree.map(jnp.copy, (params, variables['batch_stats']))  # the first step donates their buffers
     state = jax.device_put((*state, optimizer.init(params)), everywhere)
     loader = Loader(
         images,

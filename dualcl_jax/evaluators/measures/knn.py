@@ -17,7 +17,7 @@ BLOCK_BYTES = 64 * 2**20
 
 
 def normalize(features: ArrayLike) -> jax.Array:
-    """[M, F] to float32 rows of length 1; a row of zeros stays one."""
+    """Normalises features [M, F] to float32 rows of length 1; a row of zeros remains zero."""
     features = jnp.asarray(features).astype(jnp.float32)
     return features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), np.finfo(np.float32).tiny)
 
@@ -30,12 +30,12 @@ def nearest(queries: ArrayLike, bank: ArrayLike, k: int) -> tuple[jax.Array, jax
     similarity 0 to everything.
 
     Args:
-        queries: features [Q, F], any real dtype and length; they are normalised here.
-        bank: features [N, F], likewise.
-        k: number of neighbours, at least 1; clamped to N.
+      queries: features [Q, F], any real dtype and length; they are normalised here.
+      bank: features [N, F], likewise.
+      k: number of neighbours, at least 1; clamped to N.
 
     Returns:
-        similarities [Q, min(k, N)] float32 in [-1, 1] up to rounding, and indices into the bank [Q, min(k, N)] int32.
+      similarities [Q, min(k, N)] float32 in [-1, 1] up to rounding, and indices into the bank [Q, min(k, N)] int32.
     """
     similarities = jnp.einsum('qf,nf->qn', normalize(queries), normalize(bank), precision=lax.Precision.HIGHEST)
     return lax.top_k(similarities, min(k, similarities.shape[1]))
@@ -57,15 +57,15 @@ def knn_scores(
     overflowing and changes no prediction.
 
     Args:
-        queries: features [Q, F], normalised here.
-        bank: features [N, F], normalised here.
-        bank_labels: [N] int32 in [0, num_classes); a label outside of it casts no vote.
-        k: number of neighbours, clamped to N.
-        temperature: τ > 0.
-        num_classes: number of classes C.
+      queries: features [Q, F], normalised here.
+      bank: features [N, F], normalised here.
+      bank_labels: [N] int32 in [0, num_classes); a label outside this range casts no vote.
+      k: number of neighbours, clamped to N.
+      temperature: τ > 0.
+      num_classes: number of classes C.
 
     Returns:
-        scores [Q, C] float32, at least 0; each row sums to 1.
+      scores [Q, C] float32, at least 0; each row sums to 1.
     """
     similarities, indices = nearest(queries, bank, k)
     return _vote(similarities, jnp.asarray(bank_labels)[indices], temperature, num_classes)
@@ -89,7 +89,7 @@ def knn_predict(
     num_classes: int,
     block: int | None = None,
 ) -> NDArray[np.int32]:
-    """The class of largest `knn_scores` for each query, [Q] int32: `knn_grid` of one k and one temperature."""
+    """The class with the largest of `knn_scores` for each query, [Q] int32: `knn_grid` of one k and one temperature."""
     grid = knn_grid(
         queries, bank, bank_labels, ks=(k,), temperatures=(temperature,), num_classes=num_classes, block=block
     )
@@ -107,29 +107,29 @@ def knn_grid(
     block: int | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> NDArray[np.int32]:
-    """The class of largest `knn_scores` for each query, by each k and temperature; of equal scores the lower class.
+    """The class with the largest of `knn_scores` for each query, k and temperature; the lower class on ties.
 
-    Works through the queries in blocks, so that [Q, N] is never held, and looks for neighbours once for the whole grid.
-    A block is split over the local devices and the bank is copied to each; other processes are not involved, each
+    Works through the queries in blocks, so that [Q, N] is never held, and finds neighbours once for the whole grid.
+    A block is split over the local devices and the bank is copied to each. Other processes are not involved: each
     computes the same from the same arrays.
 
     Args:
-        queries: features [Q, F].
-        bank: features [N, F].
-        bank_labels: [N] integers in [0, num_classes).
-        ks: numbers of neighbours, each at least 1; clamped to N.
-        temperatures: each τ > 0.
-        num_classes: number of classes.
-        block: queries at a time over all local devices, rounded up to a multiple of their number; by default as many
-            as keep the similarities on one device within `BLOCK_BYTES`.
-        advance: called after every block, of which there are `num_blocks(Q, N)` by default.
+      queries: features [Q, F].
+      bank: features [N, F].
+      bank_labels: [N] integers in [0, num_classes).
+      ks: numbers of neighbours, each at least 1; clamped to N.
+      temperatures: each τ > 0.
+      num_classes: number of classes.
+      block: queries at a time over all local devices, rounded up to a multiple of their number; by default as many
+          as keep the similarities on one device within `BLOCK_BYTES`.
+      advance: called after every block, of which there are `num_blocks(Q, N)` by default.
 
     Returns:
-        classes [len(ks), len(temperatures), Q] int32.
+      classes [len(ks), len(temperatures), Q] int32.
 
     Raises:
-        ValueError: shapes that do not fit, an empty array, features that are not finite, a label outside
-            [0, num_classes) (-1 means unlabelled), or k, temperature or block not positive.
+      ValueError: shapes that do not fit, an empty array, features that are not finite, a label outside
+          [0, num_classes) (-1 means unlabelled), or k, temperature or block not positive.
     """
     queries, bank, bank_labels = np.asarray(queries), np.asarray(bank), np.asarray(bank_labels)
     _check_features('queries', queries)
@@ -157,7 +157,7 @@ def knn_grid(
         part = queries[start : start + block]
         part = np.pad(part, ((0, block - len(part)), (0, 0)))  # one shape, one compilation
         following = predict(jax.device_put(part, split), bank_on_devices, labels_on_devices)
-        if running is not None:  # fetched only now, with the next block under way
+        if running is not None:  # fetched only now, while the next block is computed
             predictions.append(np.asarray(running))
             advance()
         running = following
@@ -190,12 +190,12 @@ def knn_top1(
     """The fraction of queries, in [0, 1], whose label `knn_predict` finds.
 
     Args:
-        queries: features [Q, F].
-        query_labels: [Q] integers in [0, num_classes).
-        bank, bank_labels, k, temperature, num_classes, block: see `knn_predict`.
+      queries: features [Q, F].
+      query_labels: [Q] integers in [0, num_classes).
+      bank, bank_labels, k, temperature, num_classes, block: see `knn_predict`.
 
     Raises:
-        ValueError: as `knn_predict`, and for query labels outside [0, num_classes) or of another number.
+      ValueError: as `knn_predict`, and for query labels outside [0, num_classes) or not as many as queries.
     """
     query_labels = np.asarray(query_labels)
     _check_labels('query_labels', query_labels, len(queries), num_classes)
@@ -226,7 +226,7 @@ def _predict_block(
 
         return jnp.stack([jnp.stack([classes(k, temperature) for temperature in temperatures]) for k in ks])
 
-    # A jit over sharded queries would do, but XLA then gathers all similarities on every device for its top-k.
+    # A jit over sharded queries would suffice, but XLA then gathers all similarities on every device for its top-k.
     split, replicated = PartitionSpec('devices'), PartitionSpec()
     return jax.shard_map(
         predict, mesh=mesh, in_specs=(split, replicated, replicated), out_specs=PartitionSpec(None, None, 'devices')

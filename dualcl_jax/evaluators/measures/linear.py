@@ -31,12 +31,12 @@ class Probes(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The probe of a sweep that is best on the validation images, trained again on all of them.
+    """The probe of a sweep that is best on the validation images, trained again on all images.
 
     Attributes:
-      probe: G = 1.
-      learning_rate, weight_decay: its own.
-      validation_top1: accuracy in [0, 1] of the one that was trained without the validation images.
+      probe: the probe, with G = 1.
+      learning_rate, weight_decay: those of the probe.
+      validation_top1: accuracy in [0, 1] of the probe trained without the validation images.
     """
 
     probe: Probes
@@ -57,24 +57,24 @@ def train_probes(
     seed: int,
     advance: Callable[[], None] = lambda: None,
 ) -> Probes:
-    """Trains G classifiers from zero on the same batches, by SGD with momentum .9, the learning rate a cosine to 0.
+    """Trains G classifiers from zero on the same batches, by SGD with momentum 0.9 and a cosine learning rate.
 
-    Each minimises mean cross-entropy + weight_decay / 2 · ‖weights‖², biases not decayed. Features are standardised
-    per dimension first, so that a learning rate means the same for every encoder. Examples beyond the last whole batch
-    sit an epoch out, others in each.
+    Each minimises mean cross-entropy + weight_decay / 2 · ‖weights‖²; biases are not decayed. The learning rate decays
+    to 0. Features are standardised per dimension first, so that a learning rate means the same for every encoder. In
+    each epoch, the examples beyond the last whole batch are left out, different ones each time.
 
     Args:
       features: [N, F].
       labels: [N] integers in [0, num_classes).
       num_classes: C.
-      learning_rates, weight_decays: [G] each, of the classifiers.
+      learning_rates, weight_decays: those of the classifiers, [G] each.
       epochs: passes over the features.
       batch_size: clamped to N.
-      seed: of the order.
+      seed: seed of the order.
       advance: called after every epoch.
     """
     mean, std = features.mean(axis=0), features.std(axis=0)
-    std = np.where(std > 1e-6 * np.max(std), std, np.float32(1))  # a constant dimension says nothing
+    std = np.where(std > 1e-6 * np.max(std), std, np.float32(1))  # a constant dimension carries no information
     inputs, targets = jnp.asarray((features - mean) / std), jnp.asarray(labels, jnp.int32)
     group = len(learning_rates)
     params = (jnp.zeros((group, features.shape[1], num_classes)), jnp.zeros((group, num_classes)))
@@ -128,7 +128,7 @@ def _epoch(
 
 
 def predict(probes: Probes, features: NDArray) -> NDArray[np.int32]:
-    """The class of largest score for each of N features by each of G probes: [G, N] int32; of equal ones the lower."""
+    """The class with the largest score for each of N features by each of G probes, [G, N] int32; on ties the lower."""
     parts = [
         np.asarray(
             _predict(probes.weights, probes.biases, (features[start : start + PREDICT_ROWS] - probes.mean) / probes.std)
@@ -157,16 +157,17 @@ def choose_probe(
     seed: int,
     advance: Callable[[], None] = lambda: None,
 ) -> Choice:
-    """Trains every pair of learning rate and weight decay, takes the best on held-out images, trains it again on all.
+    """Trains every pair of learning rate and weight decay, and trains the best on held-out images again on all images.
 
-    Of pairs that are equal on the validation images the first wins: the smaller rate and decay, where they are given in
-    that order.
+    Among pairs that are equal on the validation images, the first is chosen: the smaller rate and decay, if they are
+    given in ascending order.
 
     Args:
-      features, labels, num_classes, epochs, batch_size, seed: see `train_probes`; the seed also draws who is held out.
+      features, labels, num_classes, epochs, batch_size, seed: see `train_probes`; the seed also determines
+        which images are held out.
       learning_rates, weight_decays: all combinations are trained.
-      validation: share of the images held out, at least one; at random, but by class where that would hold out all
-        images of a class.
+      validation: share of the images held out, at least one image; they are drawn at random, or by class if that would
+        hold out all images of a class.
       advance: called 2 · epochs times.
     """
     order = np.random.default_rng(seed).permutation(len(features))

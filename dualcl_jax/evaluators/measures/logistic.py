@@ -1,6 +1,6 @@
 """Logistic regression of small sets of frozen features by scikit-learn, with its strength chosen on held-out examples.
 
-Dense features are standardised per dimension by the examples that are trained on. Sparse ones are used as they are.
+Dense features are standardised per dimension by the training examples. Sparse ones are used as they are.
 """
 
 import warnings
@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 VALIDATION = 0.1
-"""Share of the examples that chooses the strength where there are none for validation."""
+"""Share of the examples on which the strength is chosen if there are none for validation."""
 ITERATIONS = 1000
 
 
@@ -26,7 +26,7 @@ class Predicted(NamedTuple):
     """Predictions for examples that were not trained on.
 
     Attributes:
-      labels: [M] of the examples predicted.
+      labels: [M], the predicted labels.
       strength: C, the inverse of the weight of the L2 penalty, chosen on held-out examples.
       unfinished: fits that did not converge within `ITERATIONS` iterations.
     """
@@ -47,8 +47,8 @@ def predict_part(
 ) -> Predicted:
     """Predicts the rows `test` of N features by a classifier of the rows `train` and `validation`.
 
-    The strength is the one, of the first that are equal, with the best accuracy on the rows `validation` if only those
-    of `train` are trained on. Without rows for validation, a share of `train` is held out by class for that.
+    The strength is the one with the best accuracy on the rows `validation` when only the rows `train` are trained on;
+    on ties, the first. Without rows for validation, a share of `train` is held out by class in their place.
     """
     fit, check = (train, validation) if len(validation) else _hold_out(labels, train, seed)
     strength, unfinished = _choose(features, labels, fit, check, strengths)
@@ -59,8 +59,8 @@ def predict_part(
 def predict_folds(features: Any, labels: NDArray, folds: int, strengths: Sequence[float], seed: int) -> Predicted:
     """Predicts all N examples by cross-validation, each by the classifier of the folds that it is not in.
 
-    Folds are random and have the classes in their proportions. The strength is chosen once, on a share of the examples
-    outside of the first fold, and used in all of them.
+    Folds are random and stratified by class. The strength is chosen once, on a share of the examples outside of the
+    first fold, and used for all folds.
     """
     splits = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(labels, labels))
     fit, check = _hold_out(labels, splits[0][0], seed)
@@ -92,7 +92,7 @@ def _choose(
 
 
 def _fit(features: Any, labels: NDArray, rows: NDArray, strength: float) -> tuple[Any, int]:
-    """The classifier of some rows, and 1 if it did not converge, else 0."""
+    """The classifier trained on some rows, and 1 if it did not converge, else 0."""
     model: Any = LogisticRegression(C=strength, max_iter=ITERATIONS)
     if not issparse(features):
         model = make_pipeline(StandardScaler(), model)

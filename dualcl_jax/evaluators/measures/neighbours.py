@@ -2,8 +2,8 @@
 
 Features of a network share a large common part, so that all their cosines are high. Here the mean over the examples is
 subtracted first, and a similarity is the cosine of what remains. An encoder that has learned little, or much that does
-not depend on details, finds many images alike that are no copies. Of images, the similarity of a pair is therefore the
-smaller one of that cosine and the correlation of their pixels, reduced to 16×16 (ours).
+not depend on details, gives a high similarity to many images that are not copies. For images, the similarity of a pair
+is therefore the smaller of that cosine and the correlation of their pixels, reduced to 16×16 (ours).
 """
 
 from collections.abc import Callable
@@ -21,13 +21,13 @@ REDUCED = 16
 QUERIES = 1024
 """Rows that are compared with all others at a time."""
 NEIGHBOURS = 10
-"""An outlier is far from so many nearest neighbours, and a row has at most so many near duplicates."""
+"""How many nearest neighbours an outlier is far from, and how many near duplicates a row has at most."""
 
 
 class Neighbours(NamedTuple):
     """The nearest other rows of each row: similarities float32 [N, k], the largest first, and their rows int32 [N, k].
 
-    k is `NEIGHBOURS`, or N - 1 where that is less.
+    k is `NEIGHBOURS`, or N - 1 if that is less.
     """
 
     similarities: NDArray
@@ -43,7 +43,7 @@ class Pairs(NamedTuple):
 
 
 def num_blocks(count: int) -> int:
-    """In how many blocks `nearest_others` takes `count` rows."""
+    """The number of blocks in which `nearest_others` takes `count` rows."""
     return -(-count // QUERIES)
 
 
@@ -81,10 +81,11 @@ def near_duplicates(neighbours: Neighbours, threshold: float) -> Pairs:
 
 
 def outlier_scores(neighbours: Neighbours) -> NDArray:
-    """How unusual each row is, float64 [N]: its distance in the units of a normal deviation from the median.
+    """How unusual each row is, float64 [N]: the difference of its distance from the median, in standard deviations.
 
-    The distance is 1 minus the mean similarity to the nearest neighbours; the deviation is 1.4826 times the median of
-    the absolute deviations, so that outliers do not change it. 0 for all where all distances are equal.
+    The distance is 1 minus the mean similarity to the nearest neighbours. The standard deviation of a normal
+    distribution is estimated as 1.4826 times the median of the absolute deviations, so that outliers do not change it.
+    All scores are 0 if all distances are equal.
     """
     distance = 1 - neighbours.similarities.mean(axis=1, dtype=np.float64)
     centre = np.median(distance)
@@ -93,15 +94,15 @@ def outlier_scores(neighbours: Neighbours) -> NDArray:
 
 
 def confirmed(pairs: Pairs, threshold: float, images_at: Callable[[NDArray], NDArray]) -> Pairs:
-    """The pairs whose images are similar in their pixels, too, the most similar first.
+    """The pairs whose images are also similar in their pixels, the most similar first.
 
     Args:
-      pairs: by their features.
+      pairs: pairs found by their features.
       threshold: the least similarity of a pair.
-      images_at: the images [n, H, W, C] at some rows [n].
+      images_at: returns the images [n, H, W, C] at some rows [n].
 
     Returns:
-      Pairs with the smaller one of both similarities.
+      Pairs with the smaller of both similarities.
     """
     rows, places = np.unique(np.concatenate([pairs.first, pairs.second]), return_inverse=True)
     blocks = [reduced(images_at(rows[start : start + QUERIES])) for start in range(0, len(rows), QUERIES)]

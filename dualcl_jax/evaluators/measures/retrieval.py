@@ -18,9 +18,9 @@ BLOCK_BYTES = 64 * 2**20
 
 
 class Retrieval(NamedTuple):
-    """Of each of Q queries: `average_precision` [Q] float64, and `found` [len(ks), Q] bool.
+    """The results of Q queries: `average_precision` [Q] float64, and `found` [len(ks), Q] bool.
 
-    A query whose class the bank does not have has average precision 0.
+    A query whose class is not in the bank has average precision 0.
     """
 
     average_precision: NDArray[np.float64]
@@ -41,11 +41,11 @@ def retrieve(
     ks: Sequence[int],
     advance: Callable[[], None] = lambda: None,
 ) -> Retrieval:
-    """Ranks the whole bank for every query; what is of the query's class is relevant.
+    """Ranks the whole bank for every query; the entries of the query's class are relevant.
 
-    Average precision is the mean, over the relevant entries, of the precision among everything at least as similar:
-    Σ (R_n - R_{n-1}) P_n over the distinct similarities, as scikit-learn defines it. `found` says whether one at least
-    of the k most similar is relevant (recall at k of 1511.06452); of equally similar ones the lower index comes first.
+    Average precision is the mean, over the relevant entries, of the precision among all entries at least as similar:
+    Σ (R_n - R_{n-1}) P_n over the distinct similarities, as scikit-learn defines it. `found` is whether at least one of
+    the k most similar is relevant (recall at k of 1511.06452); of equally similar ones, the lower index comes first.
 
     Args:
       queries: features [Q, F], normalised here.
@@ -68,7 +68,7 @@ def retrieve(
         hits_above = len(hits) - np.searchsorted(hits, hits, 'left')
         precision[start + row] = np.mean(hits_above / above)
 
-    with ThreadPoolExecutor(available_cores()) as threads:  # NumPy's sort is vectorised and lets go of the GIL
+    with ThreadPoolExecutor(available_cores()) as threads:  # NumPy's sort is vectorised and releases the GIL
         for start in range(0, len(queries), block):
             part = queries[start : start + block]
             padded = np.pad(part, ((0, block - len(part)), (0, 0)))

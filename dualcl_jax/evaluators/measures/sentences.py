@@ -1,6 +1,6 @@
 """Measures of sentence embeddings: agreement with human similarity, and the rank of a query's own passage.
 
-Features are dense arrays [N, F] or sparse matrices of SciPy in the form CSR.
+Features are dense arrays [N, F] or sparse SciPy matrices in CSR format.
 """
 
 import math
@@ -12,20 +12,20 @@ from numpy.typing import NDArray
 from dualcl_jax.evaluators.measures.unit import unit
 
 DECIMALS = 6
-"""Of similarities; those of float32 features are accurate to about this many."""
+"""Decimals of similarities; those of float32 features are accurate to about this many."""
 BLOCK_BYTES = 64 * 2**20
 """The similarities that are held at a time."""
 
 
 def issparse(features: Any) -> bool:
     """Whether features are a sparse matrix."""
-    from scipy import sparse  # a tenth of a second: only when used
+    from scipy import sparse  # takes a tenth of a second, so only when used
 
     return bool(sparse.issparse(features))
 
 
 def unit_rows(features: Any) -> Any:
-    """Features of length 1 in float64, dense or sparse as they were; a row of zeros stays one."""
+    """Normalises features to length 1 in float64, dense or sparse as they were; a row of zeros remains zero."""
     if not issparse(features):
         return unit(np.asarray(features, np.float64))
     lengths = np.sqrt(np.asarray(features.multiply(features).sum(axis=1), np.float64))
@@ -44,7 +44,7 @@ def rank_correlation(similarities: NDArray, scores: NDArray) -> float:
     """Spearman's rank correlation of N similarities with N scores, in [-1, 1]; ties get their mean rank.
 
     Similarities are rounded to `DECIMALS`, so that the rounding errors of float32 features do not order equal ones.
-    NaN where all are equal then, as those of a collapsed encoder are.
+    The result is NaN if all of them are then equal, as for a collapsed encoder.
     """
     from scipy.stats import spearmanr
 

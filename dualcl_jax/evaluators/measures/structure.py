@@ -1,6 +1,6 @@
-"""What the embedding of a set looks like: alignment, uniformity, rank, spread, and how classes lie in it.
+"""The structure of the embedding of a set: alignment, uniformity, rank, spread, and the arrangement of classes.
 
-Every measure but the rank is of features normalised to length 1, as the loss sees them.
+Every measure except the rank uses features normalised to length 1, as the loss does.
 """
 
 import functools
@@ -29,7 +29,7 @@ def alignment(first: NDArray, second: NDArray) -> float:
 def uniformity(features: NDArray) -> float:
     """log of the mean of exp(-2 ‖x - y‖²) over all pairs of different images (2005.10242, eq. 7, t = 2): [-8, 0].
 
-    Lower is more uniform; 0 where all features are one. Of features [N, F], N at least 2.
+    Lower is more uniform; 0 if all features are equal. The features are [N, F], with N at least 2.
     """
     rows, count = _unit(features).astype(np.float32), len(features)
     numbers = np.arange(count + -count % BLOCK_ROWS, dtype=np.int32).reshape(-1, BLOCK_ROWS)
@@ -41,7 +41,7 @@ def uniformity(features: NDArray) -> float:
 def _potentials(rows: jax.Array, numbers: jax.Array) -> jax.Array:
     """Σ exp(-2 ‖x - y‖²) over the other rows y of unit vectors [N, F], for the rows x of each block of `numbers`.
 
-    Of numbers beyond the last row it is something else.
+    For numbers beyond the last row, the result is meaningless.
     """
 
     def block(queries: jax.Array) -> jax.Array:
@@ -54,9 +54,9 @@ def _potentials(rows: jax.Array, numbers: jax.Array) -> jax.Array:
 
 
 def effective_rank(features: NDArray) -> float:
-    """RankMe: exp of the entropy of the singular values' shares, of features [N, F] as they are (2210.02885, eq. 2).
+    """RankMe of features [N, F] as they are: exp of the entropy of the singular values' shares (2210.02885, eq. 2).
 
-    From 1, where all features lie on one line, to min(N, F). The singular values are those of the covariance-like
+    It ranges from 1, if all features lie on one line, to min(N, F). The singular values come from the covariance-like
     FᵀF in float64, so that N may be large.
     """
     features = np.asarray(features, np.float64)
@@ -75,14 +75,14 @@ def std_per_dimension(features: NDArray) -> NDArray[np.float64]:
 
 
 def purity(features: NDArray, labels: NDArray, k: int) -> NDArray[np.float64]:
-    """The share of each image's k nearest others that are of its class: [N], of features [N, F]."""
+    """The share of each image's k nearest other images that are of its class: [N], for features [N, F]."""
     k = min(k, len(features) - 1)
     shares = []
     for start in range(0, len(features), BLOCK_ROWS):
         rows = np.arange(start, min(start + BLOCK_ROWS, len(features)))
         padded = np.pad(features[rows], ((0, min(BLOCK_ROWS, len(features)) - len(rows)), (0, 0)))
         found = np.asarray(_nearest(padded, features, k + 1))[: len(rows)]
-        # An image is its own nearest, unless others are as near: then the last one found is left out for it.
+        # An image is its own nearest, unless others are as near: then the last one found is left out in its place.
         others = found != rows[:, None]
         others[others.all(axis=1), -1] = False
         same = (labels[found] == labels[rows, None]) & others
@@ -98,7 +98,7 @@ def _nearest(queries: jax.Array, bank: jax.Array, k: int) -> jax.Array:
 def class_distances(features: NDArray, labels: NDArray) -> tuple[float, float]:
     """Mean cosine distance 1 - x·y of pairs of different images of one class, and of pairs of different classes.
 
-    Of features [N, F] and labels [N]; there must be pairs of both kinds. From sums over classes in float64, exactly.
+    It takes features [N, F] and labels [N] with pairs of both kinds, and is exact, from sums over classes in float64.
     """
     rows = _unit(features)
     sums = np.stack([rows[labels == label].sum(axis=0) for label in np.unique(labels)])

@@ -28,7 +28,7 @@ class Queue:
       labels: [K] int32, class of the image, or `UNKNOWN`. Used to measure false negatives, never in the loss.
       enqueued_at: [K] int32, the step that wrote the slot, or `UNKNOWN`.
       cursor: [] int32 in [0, K), the slot written next.
-      filled: [] int32 in [0, K], how many slots hold a key; these are always the first ones.
+      filled: [] int32 in [0, K], the number of slots that hold a key; these are always the first slots.
     """
 
     keys: jax.Array
@@ -66,7 +66,7 @@ def empty_queue(size: int, dim: int) -> Queue:
 
 
 def noise_queue(rng: jax.Array, size: int, dim: int) -> Queue:
-    """A queue full of random unit vectors without images, as MoCo starts (1911.05722, its published code).
+    """A queue full of random unit vectors without images, as at the start of MoCo (1911.05722, its published code).
 
     Example:
       >>> queue = noise_queue(jax.random.key(0), 4, 2)

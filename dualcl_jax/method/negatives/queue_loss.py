@@ -20,12 +20,13 @@ from dualcl_jax.method.negatives.selectors import allowed_slots
 
 
 class Blocks(NamedTuple):
-    """How the anchors are divided: the product of a block with the keys reads the queue once.
+    """The sizes of the blocks of anchors. The product of a block with the keys reads the queue once.
 
     Attributes:
       bytes: the size of a block's similarities.
-      least: a block has at least this many anchors, where there are as many, whatever its bytes.
-      part_bytes: the size of the similarities that are selected from and scored together; None for those of a block.
+      least: the smallest number of anchors in a block, if there are as many, whatever its bytes.
+      part_bytes: the size of the similarities that one call of the selector and the loss processes; None for all
+        similarities of a block.
       closed_form: whether the derivative by the positive is computed from the loss. Otherwise it is the sum of the
         derivatives by the negatives, which takes one more pass over the similarities.
     """
@@ -46,19 +47,19 @@ block and 2.0 ms in blocks of 4 MiB; 4,096 anchors take 5.9 ms, and 7.2 ms in bl
 (`experiments/results/gpu`; without the passes of the search)."""
 CPU = Blocks(64 * 2**20, 1, 128 * 2**10)
 """On CPUs a product of few anchors with many keys is slow: in blocks of 16 MiB the head takes a sixth longer. The parts
-fit into a core's cache. XLA divides an operation on more than 256 KiB, in and out, among threads, which costs
-such short ones more than it saves: with parts of 256 KiB the head takes 1.4 times as long on two busy cores (4,096
-keys, the hardest quarter)."""
+fit into a core's cache. XLA divides an operation on more than 256 KiB of inputs and outputs among threads. For such
+short operations this costs more than it saves: with parts of 256 KiB the head takes 1.4 times as long on two busy cores
+(4,096 keys, the hardest quarter)."""
 SHARDED = Blocks(64 * 2**20, 128)
-"""With the slots of one device of a sharded queue: each block needs about ten collectives."""
+"""For the slots of a sharded queue on one device. Each block needs about ten collectives."""
 
 
 class Anchors(NamedTuple):
-    """What is known about B anchors besides their embeddings; each [B].
+    """The metadata of B anchors; each [B].
 
     Attributes:
       positions: int32, positions in the global batch.
-      ids: int32, the examples' numbers.
+      ids: int32, the ids of the examples.
       labels: int32, classes, or -1.
       rngs: random keys, for a selector that draws at random; None if they are not available.
     """
@@ -79,10 +80,10 @@ class QueueContrast(NamedTuple):
     Attributes:
       loss: at least 0; 0 for an anchor without negatives.
       positive: the cosine similarity of anchor and positive.
-      negatives: how many negatives were selected.
+      negatives: the number of selected negatives.
       similarity: the sum of their similarities.
-      same_class: how many of them are of the anchor's class.
-      comparable: for how many of them both classes are known.
+      same_class: the number of selected negatives of the anchor's class.
+      comparable: the number of selected negatives for which both classes are known.
     """
 
     loss: jax.Array
@@ -113,7 +114,7 @@ def contrast_with_queue(
     Args:
       embeddings: [B, D] unit vectors of the anchors.
       positives: [B, D] unit vectors; row i is the positive of anchor i.
-      anchors: what else is known about them.
+      anchors: the metadata of the anchors.
       queue: K keys, or this device's part of a sharded queue.
       temperature: τ > 0.
       hardness: β >= 0 of `dualcl_jax.losses.cross_entropy`.
@@ -160,7 +161,7 @@ class _Loss(NamedTuple):
     def of_similarities(
         self, positive: jax.Array, similarities: jax.Array, anchors: Anchors
     ) -> tuple[jax.Array, Contrast]:
-        """The sum of the losses, and the contrasts, of similarities with positives [b] and with slots [b, K]."""
+        """Computes the sum of the losses, and the contrasts, from similarities with positives [b] and slots [b, K]."""
         slots_allowed = allowed_slots(
             valid(self.queue, self.axis_name), self.queue.ids, anchors.ids, mask_same_image=self.mask_same_image
         )
@@ -177,10 +178,10 @@ class _Loss(NamedTuple):
         return contrast.loss.sum(), contrast
 
     def of_part(self, part: Rows, *, closed_form: bool) -> tuple[QueueContrast, jax.Array, jax.Array]:
-        """The contrast, and the derivatives of each loss by its positive [b] and by its similarities [b, K].
+        """Computes the contrast, and the derivatives of each loss by its positive [b] and its similarities [b, K].
 
         Args:
-          part: anchors, the similarities with their positives [b], and with all slots [b, K].
+          part: the anchors, and their similarities with the positives [b] and with all slots [b, K].
           closed_form: see `Blocks`.
         """
         anchors, positive, similarities = part
@@ -194,7 +195,7 @@ class _Loss(NamedTuple):
         return summarize(contrast, anchors.labels, self.queue.labels), by_positive, by_similarity
 
     def of_block(self, rows: Rows, *, sizes: Blocks) -> tuple[QueueContrast, jax.Array, jax.Array]:
-        """The contrast, and the derivatives of each loss by its positive [b] and by its anchor through the slots."""
+        """Computes the contrast, and each loss's derivatives by its positive [b] and its anchor through the slots."""
         anchors, embeddings, positive = rows
         compared = anchors, positive, cosine(embeddings, self.queue.keys)
         of_part = partial(self.of_part, closed_form=sizes.closed_form)
@@ -203,14 +204,14 @@ class _Loss(NamedTuple):
         return summary, by_positive, jnp.matmul(by_similarity, self.queue.keys, precision=jax.lax.Precision.HIGHEST)
 
     def in_blocks(self, rows: Rows, *, sizes: Blocks) -> tuple[QueueContrast, jax.Array, jax.Array]:
-        """The same of all rows, one block after the other."""
+        """Applies `of_block` to all rows, one block after the other."""
         return _in_parts(partial(self.of_block, sizes=sizes), rows, self.queue, sizes.bytes, sizes.least)
 
 
 def _in_parts(function: Callable[[Any], Any], rows: Any, queue: Queue, most_bytes: int, least: int = 1) -> Any:
-    """Applies a function to all rows, in equal parts of at least `least` rows where there are as many.
+    """Applies a function to all rows, in equal parts of at least `least` rows if there are as many.
 
-    Above that, the similarities of a part with the queue take at most `most_bytes`.
+    In larger parts, the similarities with the queue take at most `most_bytes`.
     """
     count = jax.tree.leaves(rows)[0].shape[0]
     size = part_size(count, most_bytes // (4 * queue.size), least)
@@ -227,7 +228,7 @@ def _with_gradient(values: jax.Array, inputs: jax.Array, gradients: jax.Array) -
 
 
 def part_size(count: int, most: int, least: int = 1) -> int:
-    """The largest divisor of `count` that is at most `most`; if that is below `least`, the smallest that is not.
+    """The largest divisor of `count` up to `most`; if that is below `least`, the smallest divisor that is not.
 
     Example:
       >>> part_size(256, most=20), part_size(256, most=1, least=100), part_size(60, most=1, least=100)

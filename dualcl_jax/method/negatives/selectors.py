@@ -32,7 +32,7 @@ def select_threshold(
 def select_approx_max_k(similarities: jax.Array, k: int, rngs: jax.Array | None = None) -> Selection:
     """Selects approximately the k allowed slots of largest similarity, by `jax.lax.approx_max_k` (2206.14286).
 
-    It is made for TPUs, where it is expected to find the share `RECALL` of the k; other backends find all of them.
+    On TPUs, for which it is made, it is expected to find the share `RECALL` of them. Other backends find all of them.
 
     Example:
       >>> select_approx_max_k(jnp.array([[0.1, 0.9, 0.5]]), k=2).slots.tolist()
@@ -66,7 +66,7 @@ def select_ring(
 
 
 def select_random(similarities: jax.Array, k: int | jax.Array, rngs: jax.Array | None = None) -> Selection:
-    """Selects k allowed slots at random, all sets equally likely: a smaller queue, as a baseline for hard negatives.
+    """Selects k allowed slots at random, all sets equally likely: a baseline for hard negatives, like a smaller queue.
 
     Raises:
       ValueError: there are no rngs.
@@ -93,13 +93,13 @@ SELECTORS: dict[str, Selector] = {
 
 
 AUTO = 'auto'
-"""The value of a config field that stands for `EXACT[0]`, or for the one that a stored run chose for it."""
+"""The value of a config field that stands for `EXACT[0]`, or for the choice that a stored run made in its place."""
 EXACT = ('threshold', 'top_k')
 """Selectors of exactly the k hardest; on CPUs the first is never slower (`python -m experiments.benchmark head`).
 
 On one core of a Xeon, 16 of 65,536 keys take 127 ms with `threshold` and 131 ms with `top_k`, 512 of them 125 and
 205 ms (256 anchors, CPU time). TPUs sort whole rows for `top_k`; `compile` shows the memory. GPUs: not measured. The
-choice does not depend on the machine: both select the same negatives, but add their losses in another order, so a
+choice does not depend on the machine. Both select the same negatives but add their losses in a different order, so a
 choice by measurement would change the last bits of a state from machine to machine, and from start to start."""
 
 
@@ -112,7 +112,7 @@ def build_selector(name: str, skip: int, axis_name: str | None = None) -> Select
 
     Args:
       name: a key of `SELECTORS`; with an axis, one of `SHARDED`.
-      skip: how many of the hardest `ring` skips.
+      skip: the number of hardest slots that `ring` skips.
       axis_name: axis of the devices that a sharded queue lies on. `top_k` is then replaced by `threshold`, which
         selects the same set.
 
@@ -132,7 +132,7 @@ def _masked(similarities: jax.Array, chosen: jax.Array) -> Selection:
 
 
 def allowed_slots(valid: jax.Array, slot_ids: jax.Array, anchor_ids: jax.Array, *, mask_same_image: bool) -> jax.Array:
-    """Which slots may be negatives of which anchor.
+    """Marks which slots may be negatives of each anchor.
 
     Args:
       valid: [K] bool, slots that hold a key.

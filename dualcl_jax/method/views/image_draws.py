@@ -1,4 +1,4 @@
-"""Random parameters of image operations: draws of the crop and of the colour jitter, distributed as torchvision's.
+"""Random parameters of image operations: draws of the crop and the colour jitter, distributed as in torchvision.
 
 Every function maps uniform numbers in [0, 1) to parameters and is deterministic.
 """
@@ -28,7 +28,7 @@ class Jitter(NamedTuple):
     Attributes:
       brightness, contrast, saturation: factors, float32 scalars.
       hue: a shift in turns of the colour circle, a float32 scalar.
-      position: int32 [4], a permutation of 0 to 3: when each of (brightness, contrast, saturation, hue) is applied.
+      position: int32 [4], a permutation of 0 to 3: the turn of each of (brightness, contrast, saturation, hue).
     """
 
     brightness: jax.Array | None
@@ -43,9 +43,9 @@ class ViewParameters(NamedTuple):
 
     Attributes:
       crop: None if the image is already the crop.
-      jitter: of the colours.
-      sigma: of the blur, in pixels.
-      applied: a bool scalar for each of `images.PROBABILITIES`.
+      jitter: the parameters of the colour jitter.
+      sigma: the standard deviation of the blur, in pixels.
+      applied: whether each operation of `images.PROBABILITIES` is applied, a bool scalar.
     """
 
     crop: Crop | None
@@ -57,7 +57,7 @@ class ViewParameters(NamedTuple):
 def draw_crop(
     draws: jax.Array, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> Crop:
-    """Draws the crop of a [height, width] image, distributed as torchvision's `RandomResizedCrop.get_params`.
+    """Draws the crop of a [height, width] image, distributed as in torchvision's `RandomResizedCrop.get_params`.
 
     Ten attempts draw an area (a share of the image's, uniform in `scale`) and an aspect ratio (log-uniform in `ratio`),
     rounded to whole pixels; the first box that fits is placed uniformly. If none fits, the crop is the largest central

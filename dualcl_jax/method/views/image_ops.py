@@ -96,7 +96,7 @@ def adjust_hue(image: jax.Array, shift: ArrayLike) -> jax.Array:
 def shift_hue(
     red: jax.Array, green: jax.Array, blue: jax.Array, shift: ArrayLike
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`adjust_hue` of channels of any shape.
+    """Applies `adjust_hue` to separate channels of any shape.
 
     Example:
       >>> [float(channel) for channel in shift_hue(jnp.float32(1), jnp.float32(0), jnp.float32(0), 0.5)]
@@ -121,9 +121,10 @@ def shift_hue(
 
 
 def gaussian_blur(image: jax.Array, sigma: ArrayLike) -> jax.Array:
-    """Gaussian blur of standard deviation `sigma` > 0 pixels; [H, W, C].
+    """Applies a Gaussian blur of standard deviation `sigma` > 0 pixels; [H, W, C].
 
-    Each axis has taps up to its length minus one, normalised; past an edge the image is mirrored about the edge pixel.
+    The taps reach up to the length of an axis minus one and are normalised. Past an edge, the image is mirrored about
+    the edge pixel.
 
     Example:
       >>> blurred = gaussian_blur(jnp.array([[[0.0], [1.0], [0.0]]]), 0.5)
@@ -157,7 +158,7 @@ def gray(image: jax.Array) -> jax.Array:
 
 
 def luma(red: jax.Array, green: jax.Array, blue: jax.Array) -> jax.Array:
-    """`gray` of channels of any shape.
+    """Applies `gray` to separate channels of any shape.
 
     Example:
       >>> round(float(luma(jnp.float32(0), jnp.float32(1), jnp.float32(0))), 3)

@@ -1,7 +1,7 @@
-"""Views of large images: what `images.apply_view` computes, in fewer passes over the memory of a device.
+"""Views of large images: computes `images.apply_view` in fewer passes over the memory of a device.
 
-The results are the same up to rounding. `apply_view` takes a pass for every operation and on either side of the hue
-shift; its bits are those of all runs on small images, so these keep it. Here
+The results are the same up to rounding. `apply_view` takes a pass for every operation, on either side of the hue shift.
+Small images still use it, so that the bits of their runs do not change. Here
 
 - all views are one batch, with the parameters of each, so that nothing is cut out of the batch or stacked;
 - the channels are separate arrays, which a pass over all of them can compute together;
@@ -29,7 +29,7 @@ from dualcl_jax.method.views.image_ops import (
 from dualcl_jax.models.images import to_float
 
 LARGE = 160
-"""Views of at least so many pixels a side are large."""
+"""Views of at least this many pixels a side are large."""
 Planes = tuple[jax.Array, ...]
 """The channels of an image, each [H, W]."""
 NEUTRAL = {'brightness': 1.0, 'contrast': 1.0, 'saturation': 1.0, 'hue': 0.0}
@@ -45,11 +45,11 @@ def apply_views(
     thresholds: Sequence[float],
     size: int,
 ) -> jax.Array:
-    """All views of a batch: float32 [V, B, size, size, C] in [0, 1].
+    """Computes all views of a batch: float32 [V, B, size, size, C] in [0, 1].
 
     Args:
-      images: [B, H, W, C], or crops [B, V, size, size, C] where the parameters have no crop; uint8 or float in [0, 1].
-      parameters: for each view those of B images, see `images.draw_view`.
+      images: [B, H, W, C], or crops [B, V, size, size, C] if the parameters have no crop; uint8 or float in [0, 1].
+      parameters: for each view the parameters of B images, see `images.draw_view`.
       used: the names in `ViewParameters.applied` of the operations that any view has.
       gray_first, thresholds: `grayscale_first` and `solarize_threshold` of each view, see `images.ViewSpec`.
       size: side of the views.
@@ -67,7 +67,7 @@ def apply_views(
 
 
 def _with_all_operations(parameters: Sequence[ViewParameters]) -> list[ViewParameters]:
-    """The parameters with neutral values for operations of the jitter that only other views have."""
+    """Fills in neutral values for the operations of the jitter that only other views have."""
     filled = [drawn.jitter._asdict() for drawn in parameters]
     for name, neutral in NEUTRAL.items():
         if any(jitter[name] is not None for jitter in filled):
@@ -85,7 +85,7 @@ def _apply_view(
     threshold: jax.Array,
     size: int,
 ) -> jax.Array:
-    """One view of one image [H, W, C]; `used` names the operations that any view has."""
+    """Computes one view of one image [H, W, C]; `used` names the operations that any view has."""
     applied = drawn.applied
     if drawn.crop is not None:
         image = crop_and_resize(image, *drawn.crop, size)
@@ -118,14 +118,14 @@ def _to_grayscale(planes: Planes, applied: jax.Array) -> Planes:
 
 
 def _means(planes: Planes) -> Planes:
-    """What contrast draws each channel towards: the mean luma of three channels, of others the mean of each."""
+    """The value towards which contrast draws each channel: the mean luma of three channels, else the mean of each."""
     if len(planes) == 3:
         return (jnp.mean(luma(*planes)),) * 3
     return tuple(jnp.mean(plane) for plane in planes)
 
 
 def _color_jitter(planes: Planes, jitter: Jitter, applied: jax.Array) -> Planes:
-    """The operations of `jitter` in its order, clipped after each; all of them neutral if it is not applied."""
+    """Applies the operations of `jitter` in its order, clipping after each; all are neutral if it is not applied."""
     is_color = len(planes) == 3
     names = Jitter._fields[:4] if is_color else Jitter._fields[:2]
     position = dict(zip(Jitter._fields[:4], jitter.position, strict=True))
@@ -147,13 +147,13 @@ def _color_jitter(planes: Planes, jitter: Jitter, applied: jax.Array) -> Planes:
             red, green, blue = planes
             shifted = shift_hue(red, green, blue, values['hue'])
             changed = tuple(jnp.where(due['hue'], *both) for both in zip(shifted, changed, strict=True))
-        # The barrier keeps XLA from computing a turn once more for every use in the next one.
+        # The barrier keeps XLA from recomputing a turn for every use in the next one.
         planes, means = jax.lax.optimization_barrier((changed, _means(changed)))
     return planes
 
 
 def _blur_weights(pixels: int, sigma: jax.Array, applied: jax.Array, reverse: jax.Array) -> jax.Array:
-    """The weights of `image_ops.gaussian_blur` [pixels, pixels]: of an axis to be reversed, or the identity."""
+    """The weights [pixels, pixels] of `image_ops.gaussian_blur`, or the identity; rows in reverse if `reverse`."""
     output, pixel = jnp.arange(pixels)[:, None], jnp.arange(pixels)[None, :]
     output = jnp.where(reverse, pixels - 1 - output, output)
 

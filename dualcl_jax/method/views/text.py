@@ -93,7 +93,7 @@ def draw_counts(draws: jax.Array, length: jax.Array, spec: TextSpec) -> jax.Arra
 
     Args:
       draws: float32 [2 L + 3] in [0, 1).
-      length: [] int32, the tokens that count.
+      length: [] int32, the number of tokens that count.
       spec: the recipe.
 
     Returns:
@@ -130,15 +130,15 @@ def _share(share: ArrayLike, count: jax.Array) -> jax.Array:
 
 
 def resample(tokens: jax.Array, length: jax.Array, counts: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A sentence whose tokens occur as often as `counts` says, cut to L tokens.
+    """Repeats the tokens of a sentence as often as `counts` specifies, and cuts the result to L tokens.
 
     Args:
       tokens: int32 [L], with the first and the last token.
-      length: [] int32, the tokens that count, at least 2.
+      length: [] int32, the number of tokens that count, at least 2.
       counts: int32 [L], from `draw_counts`.
 
     Returns:
-      Tokens int32 [L], with the last one beyond the end, and their new length, [] int32.
+      Tokens int32 [L], padded with the last token, and their new length, [] int32.
 
     Example:
       >>> tokens, length = resample(jnp.array([2, 7, 8, 9, 3, 0]), jnp.int32(5), jnp.array([0, 0, 2, 1, 0, 0]))
@@ -157,12 +157,13 @@ def resample(tokens: jax.Array, length: jax.Array, counts: jax.Array) -> tuple[j
 class TextViews:
     """Views of text, `dualcl_jax.method.views.Views` of {'tokens': int32 [n, C, L], 'length': int32 [n, C]}.
 
-    A view for the encoder is {'tokens': int32 [n, L], 'length': int32 [n]}. Random views also have 'dropout', the key
-    data uint32 [n, 2] of a key for each example and view, from which the encoder draws its dropout; without it, there
-    is none. The query and the key of one view share it: the loss compares a query with the key of the other view.
+    A view for the encoder is {'tokens': int32 [n, L], 'length': int32 [n]}. Random views also have 'dropout',
+    uint32 [n, 2], the data of a PRNG key for each example and view. The encoder draws its dropout from it; without it,
+    there is no dropout. The query and the key of one view share it, because the loss compares a query with the key of
+    the other view.
 
     Attributes:
-      preset: the recipes of both views. Of a pair, view 1 is of the first sentence and view 2 of the second.
+      preset: the recipes of both views. For a pair, view 1 is of the first sentence and view 2 of the second.
       length: L.
     """
 
@@ -175,7 +176,7 @@ class TextViews:
         return None
 
     def make(self, keys: jax.Array, examples: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """Random views: a tree [2, n, ...]."""
+        """Makes random views: a tree [2, n, ...]."""
         made = [self._view(number, keys, examples) for number in range(VIEWS)]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
 
@@ -192,11 +193,11 @@ class TextViews:
         return jax.vmap(one)(keys, examples['tokens'][:, column], examples['length'][:, column])
 
     def plain(self, examples: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """The first sentence of each example as it is, without dropout."""
+        """Takes the first sentence of each example unchanged, without dropout."""
         return {'tokens': examples['tokens'][:, 0], 'length': examples['length'][:, 0]}
 
     def raw(self, examples: Mapping[str, jax.Array]) -> jax.Array:
-        """Hashed bags of words of the first sentences, float32 [n, 2048]: the number of tokens in each bucket."""
+        """Makes hashed bags of words of the first sentences, float32 [n, 2048]: the number of tokens in each bucket."""
         tokens, length = jnp.asarray(examples['tokens'])[:, 0], jnp.asarray(examples['length'])[:, :1]
         places = jnp.arange(self.length)
         counts = ((places[None] >= 1) & (places[None] < length - 1)).astype(jnp.float32)
@@ -209,7 +210,7 @@ class TextViews:
         return {'tokens': jnp.zeros((1, self.length), jnp.int32), 'length': jnp.full((1,), 2, jnp.int32)}
 
     def describe(self) -> str:
-        """The recipes in words."""
+        """Describes the recipes in words."""
 
         def described(spec: TextSpec) -> str:
             crop = f'crops of {spec.crop_scale[0]:g} to {spec.crop_scale[1]:g}' if spec.crop_scale != (1.0, 1.0) else ''
@@ -223,10 +224,10 @@ class TextViews:
 
 
 def text_views(config: Any, examples: Mapping[str, Any]) -> TextViews:
-    """The views of text that a resolved config describes.
+    """Builds the views of text that a resolved config describes.
 
     Raises:
-      UserError: the preset is not for text, or for another number of sentences.
+      UserError: the preset is not for text, or is for another number of sentences.
     """
     preset = resolve_text_views(config.views)
     _, count, length = examples['tokens'].shape

@@ -22,8 +22,8 @@ FORMATS: dict[str, Callable[[Described, Variables], bytes]] = {
 def load(path: str) -> LoadedEncoder | LoadedTextEncoder:
     """Loads the encoder from a file of `python -m dualcl_jax.export`, of any format but onnx.
 
-    Loading executes no code in it. Calling an encoder of the format stablehlo runs the program in its file: only
-    use files from sources you trust.
+    Loading executes no code in the file. Calling an encoder of the format stablehlo runs the program in its file, so
+    only use files from sources you trust.
 
     Args:
       path: a local or remote path.

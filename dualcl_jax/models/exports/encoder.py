@@ -20,7 +20,7 @@ from dualcl_jax.system.config import ADDED
 from dualcl_jax.system.errors import UserError, first_line
 
 VERSION = 1
-"""The version of the metadata; a reader refuses any other."""
+"""The version of the metadata; readers reject any other version."""
 ENCODERS = ('query', 'momentum')
 OUTPUTS = ('backbone', 'projection')
 OPTIONAL = ('value_range',)
@@ -31,7 +31,7 @@ Tree = Any
 
 
 class Described(abc.ABC):
-    """Describes an exported encoder, of any kind of example; stored as JSON beside its weights or program.
+    """Describes an exported encoder for any kind of example; stored as JSON beside its weights or program.
 
     A kind is a frozen dataclass with these attributes and those of its inputs.
 
@@ -52,15 +52,15 @@ class Described(abc.ABC):
 
     @abc.abstractmethod
     def inputs(self, count: Any) -> Tree:
-        """Shapes and dtypes of what a program takes for `count` examples, an integer or a symbolic size."""
+        """Shapes and dtypes of a program's inputs for `count` examples, an integer or a symbolic size."""
 
     @abc.abstractmethod
     def prepare(self, inputs: Tree) -> Tree:
-        """What the encoder takes of such inputs."""
+        """Converts such inputs to the views that the encoder takes."""
 
     @abc.abstractmethod
     def view(self) -> Tree:
-        """What the encoder takes of one small example, of zeros. Raises ValueError if the inputs are impossible."""
+        """Makes the view of one small example of zeros. Raises ValueError if the inputs are impossible."""
 
     @classmethod
     @abc.abstractmethod
@@ -105,7 +105,7 @@ class Described(abc.ABC):
         """Builds the network. Fields that an earlier version did not write have the values in `ADDED`.
 
         Raises:
-          ValueError: there is no such architecture, or it has fields that this version does not know.
+          ValueError: there is no such architecture, or it has fields that do not exist in this version.
         """
         unknown = ', '.join(sorted(self.architecture.keys() - set(FIELDS)))[:100]
         if unknown:
@@ -127,7 +127,7 @@ class Described(abc.ABC):
         return ('backbone',) if self.output == 'backbone' else ('backbone', 'projection')
 
     def shapes(self) -> Variables:
-        """The shapes and dtypes of the variables of those parts.
+        """The shapes and dtypes of the variables of `parts`.
 
         Raises ValueError if the architecture does not exist, or does not fit the described features or images.
         """
@@ -154,7 +154,7 @@ class Description(Described):
       channels: C.
       mean: the mean of each channel; pixels in [0, 1] enter the network as (pixel - mean) / std.
       std: the standard deviation of each channel.
-      value_range: (low, high), the values of its training images that are 0 and 1; empty of images of 8 bits.
+      value_range: (low, high), the values of its training images that become 0 and 1; empty for images of 8 bits.
     """
 
     architecture: dict[str, Any]
@@ -191,35 +191,36 @@ class Description(Described):
     @classmethod
     def check(cls, values: dict[str, Any]) -> dict[str, Any]:
         check_positive(values, 'features', 'image_size', 'channels')
-        mean, std = (_numbers(values[name]) for name in ('mean', 'std'))
+        mean, std = (_numbers(name, values[name]) for name in ('mean', 'std'))
         if len(mean) != len(std) or len(mean) not in (1, values['channels']) or min(std) <= 0:
             raise ValueError('mean and std do not fit its channels')
-        ends = _numbers(values['value_range']) if values['value_range'] else ()
+        ends = _numbers('value_range', values['value_range']) if values['value_range'] else ()
         if ends and (len(ends) != 2 or ends[0] >= ends[1]):
             raise ValueError('value_range is no range')
         return {'mean': mean, 'std': std, 'value_range': ends}
 
 
 def check_positive(values: Mapping[str, Any], *names: str) -> None:
-    """Raises ValueError if one of these values is no positive integer."""
+    """Raises ValueError if one of these values is not a positive integer."""
     if not all(type(values[name]) is int and values[name] > 0 for name in names):
         raise ValueError(f'{", ".join(names[:-1])} and {names[-1]} must be positive')
 
 
 def _fields(description: Any) -> tuple[dataclasses.Field[Any], ...]:
+    """The fields of a dataclass or of an instance; type checkers do not see that `Described` is one."""
     return dataclasses.fields(description)
 
 
-def _numbers(values: Any) -> tuple[float, ...]:
-    """Converts a list of at least one finite number. Raises ValueError for anything else."""
+def _numbers(name: str, values: Any) -> tuple[float, ...]:
+    """Converts a field that is a list of at least one finite number. Raises ValueError for anything else."""
     if not isinstance(values, list) or not values or not all(type(value) in (int, float) for value in values):
-        raise ValueError('mean and std must be numbers')
+        raise ValueError(f'{name} must be numbers')
     try:
         numbers = tuple(map(float, values))
     except OverflowError as error:
-        raise ValueError('mean and std must be finite') from error
+        raise ValueError(f'{name} must be finite') from error
     if not all(map(math.isfinite, numbers)):
-        raise ValueError('mean and std must be finite')
+        raise ValueError(f'{name} must be finite')
     return numbers
 
 
@@ -247,7 +248,7 @@ def compute(description: Described, encoder: Encoder, variables: Variables, inpu
 
 @dataclasses.dataclass(frozen=True)
 class LoadedEncoder:
-    """An exported encoder of images that can be called on them.
+    """An exported encoder of images that can be called on images.
 
     Attributes:
       description: describes the encoder.
@@ -260,7 +261,8 @@ class LoadedEncoder:
     def __call__(self, images: ArrayLike) -> jax.Array:
         """Computes features float32 [N, F] of images [N, H, W, C].
 
-        They are uint8, or floats in [0, 1]; with a `value_range`, the values of files, which are scaled and clipped.
+        Images are uint8, or floats in [0, 1]. With a `value_range`, they have the values of files, which are scaled and
+        clipped.
 
         Raises:
           UserError: the images have another size, number of channels or type.

@@ -1,7 +1,7 @@
 """Exports an encoder of sentences as a folder for sentence-transformers and transformers, which need no code of ours.
 
-A transformer becomes BertModel or RobertaModel with Pooling, a bag of words StaticEmbedding, whose tokenizer cuts
-sentences as the run did; a projection becomes layers of the module Dense. Embeddings are not normalised, as here.
+A transformer becomes BertModel or RobertaModel with Pooling. A bag of words becomes StaticEmbedding, whose tokenizer
+cuts sentences as in the run. A projection becomes layers of the module Dense. Embeddings are not normalised, as here.
 """
 
 import json
@@ -22,7 +22,7 @@ Files = dict[str, bytes]
 
 FORMAT = 'huggingface'
 MODULES = 'sentence_transformers.models'
-"""Where every version of sentence-transformers finds its modules."""
+"""The module in which every version of sentence-transformers finds its modules."""
 PADS, MASKS = ('[PAD]', '<pad>'), ('[MASK]', '<mask>')
 MODES = {'cls': 'cls_token', 'mean': 'mean_tokens'}
 """The names of poolings here and in sentence-transformers."""
@@ -32,10 +32,10 @@ PROJECTIONS = {'none': (), 'linear': ('fc',), 'mlp': ('fc_0', 'fc_2')}
 
 
 def write_folder(description: TextDescription, variables: Variables, card: str) -> Files:
-    """The files of the folder.
+    """Makes the files of the folder.
 
     Args:
-      description: of the encoder.
+      description: the description of the encoder.
       variables: its variables, NumPy arrays.
       card: the text of README.md.
 
@@ -57,18 +57,18 @@ def write_folder(description: TextDescription, variables: Variables, card: str) 
         files |= _transformer(description, params['backbone'], tokenizer)
         pooling = description.architecture['pooling']
         modes = {f'pooling_mode_{mode}': name == pooling for name, mode in MODES.items()}
-        files['1_Pooling/config.json'] = _json({'word_embedding_dimension': width} | modes)
+        files['1_Pooling/config.json'] = to_json({'word_embedding_dimension': width} | modes)
         modules += [('Transformer', ''), ('Pooling', '1_Pooling')]
     for name, inside in _dense_layers(description, params).items():
         files |= {f'{name}/{file}': content for file, content in inside.items()}
         modules.append(('Dense', name))
-    files['modules.json'] = _json(
+    files['modules.json'] = to_json(
         [
             {'idx': index, 'name': str(index), 'path': path, 'type': f'{MODULES}.{kind}'}
             for index, (kind, path) in enumerate(modules)
         ]
     )
-    files['config_sentence_transformers.json'] = _json({'similarity_fn_name': 'cosine'})
+    files['config_sentence_transformers.json'] = to_json({'similarity_fn_name': 'cosine'})
     return files | {'README.md': card.encode()}
 
 
@@ -85,12 +85,12 @@ def _transformer(description: TextDescription, params: Mapping[str, Any], tokeni
     about = {'tokenizer_class': 'PreTrainedTokenizerFast', 'model_max_length': geometry.longest}
     about |= {'model_input_names': ['input_ids', 'attention_mask'], 'clean_up_tokenization_spaces': False}
     return {
-        'config.json': _json(config),
+        'config.json': to_json(config),
         'model.safetensors': _pack(write_tensors(params, geometry, width)),
         'tokenizer.json': tokenizer.to_str().encode(),
-        'tokenizer_config.json': _json(about | special),
-        'special_tokens_map.json': _json(special),
-        'sentence_bert_config.json': _json({'max_seq_length': description.length, 'do_lower_case': False}),
+        'tokenizer_config.json': to_json(about | special),
+        'special_tokens_map.json': to_json(special),
+        'sentence_bert_config.json': to_json({'max_seq_length': description.length, 'do_lower_case': False}),
     }
 
 
@@ -119,7 +119,7 @@ def _dense_layers(description: TextDescription, params: Mapping[str, Any]) -> di
         kernel, bias = params['projection'][name]['kernel'], params['projection'][name]['bias']
         config = {'in_features': kernel.shape[0], 'out_features': kernel.shape[1], 'bias': True}
         layers[f'{index + 2}_Dense'] = {
-            'config.json': _json(config | {'activation_function': ACTIVATIONS[index < len(names) - 1]}),
+            'config.json': to_json(config | {'activation_function': ACTIVATIONS[index < len(names) - 1]}),
             'model.safetensors': _pack({'linear.weight': kernel.T, 'linear.bias': bias}),
         }
     return layers
@@ -131,5 +131,6 @@ def _pack(tensors: Mapping[str, np.ndarray]) -> bytes:
     )
 
 
-def _json(value: Any) -> bytes:
+def to_json(value: Any) -> bytes:
+    """Writes a JSON file as transformers does."""
     return (json.dumps(value, indent=2) + '\n').encode()

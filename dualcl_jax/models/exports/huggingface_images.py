@@ -5,7 +5,6 @@ the ImageNet stem ResNetModel, whose feature is `pooler_output`. The names of th
 that transformers has always read; version 5 renames those of a ViT when it loads them.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,15 +15,15 @@ import safetensors.numpy
 from dualcl_jax.models import convnext, vit
 from dualcl_jax.models.convnext import ConvNeXt
 from dualcl_jax.models.exports.encoder import Description, Variables
-from dualcl_jax.models.exports.huggingface import FORMAT, Files
+from dualcl_jax.models.exports.huggingface import FORMAT, Files, to_json
 from dualcl_jax.models.resnet import Bottleneck, ResNet
 from dualcl_jax.models.vit import LEARNED, VisionTransformer, sine_cosine_positions
+from dualcl_jax.models.weights_file import LEAVES
 from dualcl_jax.system.errors import UserError
 
 Tensors = dict[str, np.ndarray]
 Flat = Mapping[tuple[str, ...], np.ndarray]
 """Variables by their path."""
-LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean', 'var': 'running_var'}
 VIT_LAYERS = {
     'norm1': 'layernorm_before',
     'norm2': 'layernorm_after',
@@ -39,14 +38,14 @@ FEATURES = {
     'ConvNextModel': 'pooler_output',
     'ResNetModel': 'pooler_output[:, :, 0, 0]',
 }
-"""The classes of transformers, and where their outputs have the features."""
+"""The classes of transformers, and the features in their outputs."""
 
 
 def write_folder(description: Description, variables: Variables, card: str) -> Files:
-    """The files of the folder.
+    """Makes the files of the folder.
 
     Args:
-      description: of the encoder.
+      description: the description of the encoder.
       variables: its variables, NumPy arrays.
       card: the text of README.md.
 
@@ -66,14 +65,14 @@ def write_folder(description: Description, variables: Variables, card: str) -> F
     config, tensors = NETWORKS[type(backbone)](backbone, description, _flat(variables))
     common = {'num_channels': description.channels, 'image_size': description.image_size, 'torch_dtype': 'float32'}
     files = {
-        'config.json': _json(config | common),
+        'config.json': to_json(config | common),
         'model.safetensors': safetensors.numpy.save(
             {name: np.array(value, order='C') for name, value in tensors.items()}, {'format': 'pt'}
         ),
         'README.md': card.encode(),
     }
     if has_processor(description):
-        files['preprocessor_config.json'] = _json(_processor(description))
+        files['preprocessor_config.json'] = to_json(_processor(description))
     return files
 
 
@@ -84,12 +83,15 @@ def class_of(description: Description) -> str:
 
 
 def has_processor(description: Description) -> bool:
-    """Whether the image processor of transformers prepares such images: those of 8 bits, gray or in colours."""
+    """Whether the image processor of transformers can prepare such images: gray or in colour, of 8 bits."""
     return description.channels in (1, 3) and not description.value_range
 
 
 def _processor(description: Description) -> dict[str, Any]:
-    """Resizes images to a square, bilinearly and without cropping, as `ImageInput.pixels`, and standardises them."""
+    """The config of an image processor that resizes images to a square and standardises them.
+
+    It resizes bilinearly and without cropping, as `ImageInput.pixels` does.
+    """
     size, channels = description.image_size, description.channels
     mean, std = (list(values) * (channels if len(values) == 1 else 1) for values in (description.mean, description.std))
     return {
@@ -216,7 +218,7 @@ NETWORKS: dict[type, Callable[[Any, Description, Flat], tuple[dict[str, Any], Te
     ConvNeXt: _convnext,
     ResNet: _resnet,
 }
-"""By the class of a backbone: its config and its tensors for transformers."""
+"""For each class of backbone, the function that makes its config and its tensors for transformers."""
 
 
 def _flat(variables: Variables) -> dict[tuple[str, ...], np.ndarray]:
@@ -229,9 +231,5 @@ def _flat(variables: Variables) -> dict[tuple[str, ...], np.ndarray]:
 
 
 def _in_torch(value: np.ndarray) -> np.ndarray:
-    """A kernel in the order of axes of torch."""
+    """Transposes a kernel to the order of axes in torch."""
     return value.transpose({4: (3, 2, 0, 1), 2: (1, 0)}.get(value.ndim, range(value.ndim)))
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2) + '\n').encode()

@@ -1,6 +1,6 @@
 """Exports the encoder as an ONNX program that contains its weights, for any batch size.
 
-jax2onnx converts it, and onnxruntime then computes features of random pixels: a program whose features differ from
+jax2onnx converts it, and onnxruntime then computes features of random pixels. A program whose features differ from
 JAX's is not written. The input is pixels float32 [batch, H, W, C] in [0, 1], which the program normalises itself, and
 the output is features float32 [batch, F]. The description is in the metadata of the model.
 """
@@ -21,14 +21,14 @@ from dualcl_jax.system.errors import UserError
 TOLERANCE = 1e-4
 """Largest difference of a feature from JAX's, relative to the largest feature."""
 CHECKED = 4
-"""How many images are compared."""
+"""The number of images that are compared."""
 
 
 def write(description: Described, variables: Variables) -> bytes:
-    """Converts the encoder and compares it with JAX's.
+    """Converts the encoder and compares its features with those of JAX.
 
     Raises:
-      UserError: it is no encoder of images, a package is missing, the network cannot be converted, or its features
+      UserError: it is not an encoder of images, a package is missing, the network cannot be converted, or its features
         differ.
     """
     if not isinstance(description, Description):
@@ -53,7 +53,7 @@ def write(description: Described, variables: Variables) -> bytes:
             session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
             pixels = np.random.default_rng(0).uniform(size=(CHECKED, *shape)).astype(np.float32)
             (found,) = session.run(None, {session.get_inputs()[0].name: pixels})
-    except Exception as error:  # both raise errors of many types
+    except Exception as error:  # both packages raise errors of many types
         raise UserError(f'--format=onnx: {name} cannot be converted ({reason(error)}); use stablehlo') from error
     expected = np.asarray(jax.jit(function)(pixels))
     if found.shape != expected.shape or found.dtype != np.float32:
@@ -69,7 +69,7 @@ def write(description: Described, variables: Variables) -> bytes:
 
 @contextlib.contextmanager
 def _for_cpu() -> Iterator[None]:
-    """Programs that are traced meanwhile contain only what runs on a CPU: ONNX has no choice by platform."""
+    """A context in which traced programs contain only their branches for a CPU: ONNX has no choice by platform."""
 
     def on_cpu(*arguments: Any, cpu: Callable[..., Any], default: Callable[..., Any]) -> Any:
         return cpu(*arguments)

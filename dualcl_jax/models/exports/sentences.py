@@ -19,7 +19,7 @@ class TextDescription(Described):
     """Describes an exported encoder of sentences, see `Described`.
 
     Attributes:
-      length: L, the number of tokens to which sentences are cut, with the first and the last one.
+      length: L, the number of tokens to which sentences are cut, including the first and the last one.
       tokenizer: the content of the `tokenizer.json` of the run.
     """
 
@@ -77,14 +77,14 @@ class LoadedTextEncoder:
         """Computes features float32 [N, F] of N sentences.
 
         Raises:
-          UserError: it is called with something else than a list of texts.
+          UserError: the argument is not a list of texts.
         """
         if isinstance(sentences, str) or not all(isinstance(sentence, str) for sentence in sentences):
             raise UserError('this encoder takes a list of sentences, such as ["a cat", "a dog"]')
         return self.function(self.tokens(sentences))
 
     def tokens(self, sentences: Sequence[str]) -> dict[str, np.ndarray]:
-        """The tokens of N sentences, as `function` takes them."""
+        """Encodes N sentences as tokens, as `function` takes them."""
         encoded = self.description.loaded_tokenizer.encode_batch_fast(list(sentences))
         tokens = np.zeros((len(encoded), self.description.length), np.int32)
         for row, sentence in zip(tokens, encoded, strict=True):
@@ -105,7 +105,7 @@ def read_description(metadata: Any) -> Description | TextDescription:
 def loaded(
     description: Description | TextDescription, function: Callable[[Any], jax.Array]
 ) -> LoadedEncoder | LoadedTextEncoder:
-    """The encoder with this description and function, to be called on images or on sentences."""
+    """Makes an encoder with this description and function, to be called on images or on sentences."""
     if isinstance(description, TextDescription):
         description.loaded_tokenizer  # noqa: B018 - a damaged one is found now
         return LoadedTextEncoder(description, function)

@@ -2,8 +2,8 @@
 
 The program takes pixels float32 [batch, H, W, C] in [0, 1] and normalises them itself; one for sentences takes
 {'tokens': int32 [batch, L], 'length': int32 [batch]}. The file begins with the output of
-`jax.export.Exported.serialize`, so `jax.export.deserialize(content).call(inputs)` runs it without this project. Then
-follow the description as JSON, its length, and an end mark.
+`jax.export.Exported.serialize`, so `jax.export.deserialize(content).call(inputs)` runs it without this project. The
+description as JSON, its length and an end mark follow.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ def write(description: Described, variables: Variables) -> bytes:
 
 @contextlib.contextmanager
 def _without_paths() -> Iterator[None]:
-    """Programs that are lowered meanwhile name the source files of their operations without their folders."""
+    """A context in which lowered programs name the source files of their operations without folders."""
     name = 'jax_hlo_source_file_canonicalization_regex'
     before = getattr(jax.config, name)
     jax.config.update(name, '.*/')
@@ -81,7 +81,7 @@ def read(content: bytes) -> LoadedEncoder | LoadedTextEncoder:
         exported = jax.export.deserialize(bytearray(program))
         found = jax.eval_shape(exported.call, inputs)
         if newer:
-            with quiet_stderr():  # the compiler describes every operation that it does not know
+            with quiet_stderr():  # the compiler prints every operation that it does not support
                 jax.jit(exported.call).lower(inputs)
     except Exception as error:  # JAX raises errors of many types for a damaged program
         if newer:
@@ -104,6 +104,6 @@ def _numbers(version: str) -> list[int]:
 
 
 def digest(program: bytes, metadata: dict[str, Any] | None) -> str:
-    """The SHA-256 of the program and the description. Files from before 0.1.0 have it without description: None."""
+    """The SHA-256 of the program and its description; for files from before 0.1.0, of the program alone (None)."""
     described = b'' if metadata is None else json.dumps(metadata, sort_keys=True).encode()
     return hashlib.sha256(program + described).hexdigest()

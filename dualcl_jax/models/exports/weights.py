@@ -18,13 +18,13 @@ import safetensors.numpy
 
 from dualcl_jax.models.exports.encoder import Described, LoadedEncoder, Variables, compute, reason
 from dualcl_jax.models.exports.sentences import LoadedTextEncoder, loaded, read_description
+from dualcl_jax.models.weights_file import LEAVES
 from dualcl_jax.system.errors import UserError
 
 Tensors = dict[str, np.ndarray]
 
 FLAX, TORCH = 'flax', 'pt'
 """The `format` in the metadata, as other readers of safetensors expect it."""
-LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean', 'var': 'running_var'}
 TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0)}
 FROM_TORCH = {4: (2, 3, 1, 0), 2: (1, 0)}
 
@@ -109,7 +109,8 @@ def _flat(variables: Variables) -> Tensors:
 def digest(tensors: Tensors, metadata: dict[str, str] | None) -> str:
     """The SHA-256 of the metadata and of the name, dtype, shape and bytes of every tensor, sorted by name.
 
-    It reveals a flipped bit in a weight or in the description. Files from before 0.1.0 have it without metadata: None.
+    It reveals a flipped bit in a weight or in the description. For files from before 0.1.0 it leaves the
+    metadata out (None).
     """
     hashed = hashlib.sha256()
     for name, array in sorted(tensors.items()):

@@ -1,4 +1,4 @@
-"""What joined processes agree on: their workdir, their data, what one of them reads, decisions of process 0."""
+"""Agreement of joined processes on their workdir, their data, what one of them reads, and decisions of process 0."""
 
 import contextlib
 import socket
@@ -54,7 +54,7 @@ def check_shared(folder: epath.Path, timeout_s: float) -> None:
 
 
 def check_same_data(name: str, fingerprint: str) -> None:
-    """Checks that every process found the same images. Every process must call it, as `check_shared`.
+    """Checks that every process found the same images. Every process must call it, like `check_shared`.
 
     It waits as long as another process is still examining its images. If that process is lost, JAX ends the wait.
 
@@ -75,15 +75,15 @@ def check_same_data(name: str, fingerprint: str) -> None:
 
 
 def made_once(name: str, key: str, folder: str, make: Callable[[], bytes], *, needed: bool = True) -> bytes | None:
-    """What `make` returns: process 0 makes it, and the others that have the same key read it from a shared folder.
+    """Returns the result of `make`: process 0 makes it, and the others with the same key read it from a shared folder.
 
-    Where process 0 fails, the others make it as well. Every process must call it, after JAX has joined them.
+    If process 0 fails, the others make it as well. Every process must call it, after JAX has joined them.
 
     Args:
-      name: what is made; a process may ask for it once.
-      key: what it is made of. Processes with another key than process 0 make their own.
-      folder: that all processes share; the file is in it until `forget_made`.
-      make: makes it.
+      name: name of the result; a process may ask for it only once.
+      key: identifies what it is made of. Processes whose key differs from that of process 0 make their own.
+      folder: a folder that all processes share; it holds the file until `forget_made`.
+      make: makes the result.
       needed: False if this process has it already; it then gets None, unless it is process 0.
     """
     client, index, count = _joined()
@@ -120,7 +120,7 @@ def forget_made(folder: str) -> None:
 
 
 def from_process_0(name: str, text: str) -> str:
-    """Gives every process the text of process 0. Every process must call it, once for a name.
+    """Gives every process the text of process 0. Every process must call it, once per name.
 
     It waits until process 0 has called it; if that process is lost, the heartbeats or JAX end the wait.
     """
@@ -134,14 +134,17 @@ def from_process_0(name: str, text: str) -> str:
 
 
 class _MissingError(RuntimeError):
-    """The index of a process that gave no answer."""
+    """A process did not answer; the argument is its index."""
 
 
 def _compare(name: str, value: str, problem: str, timeout_s: float) -> None:
-    """Compares the values of all processes. Process 0 reads them and tells the others, so that each sends one message.
+    """Compares the values of all processes.
+
+    Process 0 reads them and sends the outcome to the others, so that each sends one message.
 
     Raises:
-      UserError: they differ; APART in `problem` becomes the processes whose values differ from that of process 0.
+      UserError: they differ; APART in `problem` is replaced by the processes whose values differ from that of
+        process 0.
       _MissingError: a process did not publish its value in time.
     """
     client, index, count = _joined()

@@ -1,7 +1,7 @@
-"""Heartbeats of the processes of a run, sent to the supervisor (`supervisor.py`): no process waits for a lost one.
+"""Heartbeats that the processes of a run send to the supervisor (`supervisor.py`), so that none waits for a lost one.
 
-JAX alone aborts the processes after 100 s with a stack trace, or lets them wait forever for a process that hangs. Each
-process also limits the time of its own phases, which detects that all of them, or the only one, hang.
+Without them, JAX aborts the processes after 100 s with a stack trace, or lets them wait forever for a process that
+hangs. Each process also limits the time of its own phases, which detects when all of them, or the only one, hang.
 """
 
 import contextlib
@@ -32,11 +32,11 @@ class Heartbeat:
 
     When another process is lost, or a phase of this one exceeds its limit, this process exits at once, whatever it is
     doing, with a line that names the lost process, or the phase and the step. The exit status is 75, or 2 if another
-    process stopped for a mistake. When this process fails, it reports the reason to the others.
+    process stopped because of a mistake. When this process fails, it reports the reason to the others.
 
     Args:
       config: `parallel.silence_s` is how long a process may send no heartbeat, `parallel.stall_s` how long it may stay
-        behind the others, `parallel.timeout_s` how long to wait for the supervisor; for the others see `PHASES`.
+        behind the others, `parallel.timeout_s` how long to wait for the supervisor; for the other limits see `PHASES`.
     """
 
     def __init__(self, config: ConfigDict) -> None:
@@ -97,7 +97,7 @@ class Heartbeat:
         try:
             while not self._lost.wait(PERIOD) and not self._leaving:
                 now = time.monotonic()
-                self._seconds += min(now - last, 2 * PERIOD)  # more, and this process was stopped for a while
+                self._seconds += min(now - last, 2 * PERIOD)  # more means that this process was suspended
                 last = now
                 self._send({'step': self._started, 'phase': self._phase})
                 limit = self._limits.get(self._phase, 0)

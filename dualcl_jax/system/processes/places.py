@@ -1,4 +1,4 @@
-"""The place of a process in its run, and the GPUs that it uses, according to what started it.
+"""The place of a process in its run and the GPUs that it uses, as determined by what started the process.
 
 `detect` asks JAX's own classes for TPU, SLURM, Open MPI and Kubernetes. It does so only where the environment says that
 this process is one of several, so that a shell in an allocation is a single process.
@@ -57,7 +57,7 @@ def given(address: str, processes: int, process: int) -> Place:
 
 
 def scheduled() -> bool:
-    """Whether a scheduler started this process, which then may find a port free or a name known after a restart."""
+    """Whether a scheduler started this process: after a restart, a port may then be free or a name known."""
     return any(name in os.environ for name in SCHEDULERS)
 
 
@@ -65,11 +65,11 @@ def detect(*, several: bool = True) -> Place | None:
     """The place according to TPU, Open MPI, SLURM or Kubernetes; None for a single process.
 
     Args:
-      several: whether the program runs in several processes; one that does not joins others on a TPU slice only.
+      several: whether the program runs in several processes; one that does not joins others only on a TPU slice.
 
     Raises:
       UserError: this process is one of several that have no way to find each other.
-      RestartError: the scheduler does not answer, or does not know the host of process 0 yet.
+      RestartError: the scheduler does not answer, or cannot name the host of process 0 yet.
     """
     environment = os.environ
     if environment.get('JAX_PLATFORMS', 'tpu').startswith('tpu') and has_tpu():
@@ -121,7 +121,7 @@ def _kubernetes() -> Place | None:
         "or pip install 'dualcl-jax[k8s]' and let the pod read its Job"
     )
     unknown = pods if isinstance(pods, Exception) else None
-    if pods == 1 or (unknown and 'JOB_COMPLETION_INDEX' not in os.environ):  # a pod of its own, as far as can be known
+    if pods == 1 or (unknown and 'JOB_COMPLETION_INDEX' not in os.environ):  # a single pod, as far as can be determined
         return None
     if unknown:
         raise UserError(
@@ -133,10 +133,11 @@ def _kubernetes() -> Place | None:
 
 
 def local_devices() -> list[int] | None:
-    """Which of the GPUs that this process sees it uses, by index; None if there are none.
+    """Indices, among the GPUs that this process sees, of those that it uses; None if there are none.
 
-    A process uses all that it sees, unless the processes of its machine see the same GPUs, which they share evenly. JAX
-    alone would use one only, that of the process's index on its machine, which a task with a GPU of its own lacks.
+    A process uses all GPUs that it sees, unless the processes of its machine see the same GPUs, which they then share
+    evenly. By default, JAX would use only the GPU with the process's index on its machine, which a task with a GPU of
+    its own lacks.
 
     Raises:
       UserError: the processes of this machine cannot share its GPUs evenly.

@@ -3,8 +3,8 @@
 JAX aborts with a stack trace when a process is missing. So process 0 first listens at the coordinator's address itself,
 receives the identity and the command of every other process, answers all of them, and frees the address for JAX.
 
-A process that is missing or late, or process 0 that does not answer, is a reason to run the same command again: it may
-be on a machine that is still starting. A process that differs is a mistake.
+If a process is missing or late, or process 0 does not answer, the remedy is to run the same command again: the process
+may be on a machine that is still starting. A process that differs indicates a mistake.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ from dualcl_jax.system.processes.supervisor import allow_many_sockets, bind_host
 Facts = Mapping[str, str]
 
 GRACE_S = 2.0
-"""How long the roll call continues after it found a process that differs."""
+"""How long the roll call continues after it has found a process that differs."""
 MOST_BYTES = 2**24
-"""The length of a message beyond which it is from something else."""
+"""The largest length of a message; a longer one is from something else."""
 
 
 def roll_call(place: Place, facts: Facts, timeout_s: float) -> str:
@@ -86,7 +86,9 @@ def _answer_all(place: Place, mine: dict, end: float, timeout_s: float) -> str:
 
 
 def _listen(place: Place, end: float) -> socket.socket:
-    """Listens at the address of process 0. If its port is in use, as by the last run until it has ended, it waits.
+    """Listens at the address of process 0.
+
+    While its port is in use, for instance by the last run until that has ended, it waits.
 
     Raises:
       UserError: the port cannot be used, or stays in use; RestartError if a scheduler started the process.
@@ -115,7 +117,7 @@ def _missing(place: Place, heard: set[int], timeout_s: float) -> str:
 
 
 def _all_there(heard: dict[int, socket.socket], count: int) -> bool:
-    """Whether so many processes wait for their answers. Those that have ended since are forgotten."""
+    """Whether `count` processes are waiting for their answers. Those that have ended since are dropped."""
     if len(heard) == count:
         for index in [index for index, connection in heard.items() if _closed(connection)]:
             del heard[index]
@@ -142,7 +144,7 @@ def _answer(connection: socket.socket, problem: str, restart: bool, token: str) 
 
 
 def _ask(place: Place, mine: dict, end: float, timeout_s: float) -> str:
-    """The other processes: connect to process 0 until it answers."""
+    """Any other process: connects to process 0 until it answers."""
     while True:
         reason, unknown = 'it ended, or is no longer waiting', False
         try:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 
-from dualcl_jax.system.errors import EXIT_INTERRUPTED, EXIT_STOPPED_BY_SIGNAL
+from dualcl_jax.system.errors import EXIT_INTERRUPTED, EXIT_RESTART
 from dualcl_jax.system.processes.supervisor import STOPPING
 
 AGAIN = 'stopping after the current step; press Ctrl-C again to stop at once and lose what is not saved yet'
@@ -21,7 +21,7 @@ NOTHING_YET = 'stopped before the first step was completed; run the same command
 def exits_on_signals() -> Iterator[None]:
     """A context in which a signal of `STOPPING` other than Ctrl-C ends the process with exit status 75.
 
-    It covers a run until `StopSignal` does. Outside the main thread, it does nothing.
+    It covers a run until a `StopSignal` takes over. Outside the main thread, it does nothing.
     """
     main = threading.current_thread() is threading.main_thread()
     handled = [n for n in STOPPING if main and n != signal.SIGINT and signal.getsignal(n) is not signal.SIG_IGN]
@@ -34,7 +34,7 @@ def exits_on_signals() -> Iterator[None]:
 
 
 def _leave_at_once(number: int, frame: FrameType | None) -> None:
-    _leave(EXIT_STOPPED_BY_SIGNAL, NOTHING_YET)
+    _leave(EXIT_RESTART, NOTHING_YET)
 
 
 class StopSignal:
@@ -43,7 +43,7 @@ class StopSignal:
     Until the first call of `after` there is nothing to save: a signal ends the process, with exit status 75 unless it
     is Ctrl-C. A separate thread handles the signals, because the main thread may be blocked in a program on the
     devices. A signal that the process was started to ignore, such as SIGHUP by nohup, stays ignored. Python handles
-    signals in its main thread: in any other, the context does nothing in a single process.
+    signals in its main thread: in any other thread, the context does nothing in a run of a single process.
 
     Several processes must stop after the same step, or those that continue would wait forever for the others. In that
     case JAX's preemption service, which has listened for SIGTERM since the processes joined, agrees on the step, and
@@ -90,7 +90,7 @@ class StopSignal:
                 _leave(EXIT_INTERRUPTED, AT_ONCE)
             if not self._began and not self._several:
                 interrupted = number == signal.SIGINT
-                _leave(*((EXIT_INTERRUPTED, AT_ONCE) if interrupted else (EXIT_STOPPED_BY_SIGNAL, NOTHING_YET)))
+                _leave(*((EXIT_INTERRUPTED, AT_ONCE) if interrupted else (EXIT_RESTART, NOTHING_YET)))
             if number == signal.SIGINT:
                 print(AGAIN, file=sys.stderr, flush=True)
             if self._several and not self._asked.is_set():

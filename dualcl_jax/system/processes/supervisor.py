@@ -2,7 +2,7 @@
 
 It runs the coordination service, which JAX would run in process 0: when that service dies with process 0, JAX aborts
 all other processes with a stack trace. The supervisor also listens to every process of the run, at a port that it
-prints, and informs all of them as soon as one has died, hangs, or gave up. It ends when the last process has ended.
+prints, and informs all of them as soon as one has died, hangs or has given up. It ends when the last process has ended.
 
 Every process sends lines of JSON: first {"token", "index", "host", "silence_s", "stall_s"}, then {"step", "phase"}
 every `PERIOD`, and finally {"ended": reason, empty on success; "restart": whether running the same command again cures
@@ -35,7 +35,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 @dataclasses.dataclass
 class Member:
-    """The last known state of a process: `heard` is the time of its last message, `behind` since when it lags."""
+    """The last known state of a process: `heard` is the time of its last message, `behind` the start of its lag."""
 
     index: int
     host: str
@@ -61,7 +61,7 @@ class Verdict(NamedTuple):
 
 
 def verdict(members: list[Member], now: float) -> Verdict:
-    """Judges the processes, and records which of them lag behind."""
+    """Determines whether a process is lost, and records which of them lag behind."""
     for member in members:
         if member.ended:
             return Verdict(f'{member} stopped: {member.ended}', member.restart)
@@ -101,7 +101,7 @@ class Supervisor:
         self.last_closed = asyncio.Event()
 
     async def judge(self) -> None:
-        """Judges the processes, again and again, until one is lost; all of them are then informed at once."""
+        """Checks the processes repeatedly until one is lost, then informs all of them at once."""
         while not self._verdict.lost:
             await asyncio.sleep(PERIOD / 4)
             self._verdict = verdict(list(self.members.values()), time.monotonic())
@@ -115,7 +115,7 @@ class Supervisor:
             if hmac.compare_digest(str(hello.pop('token')).encode(), self._token.encode()):
                 member = self.members[hello['index']] = Member(**hello, heard=time.monotonic())
                 await self._converse(member, reader, writer)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):  # a reset, or a connection from a stranger
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):  # a reset, or a foreign connection
             pass
         finally:
             with contextlib.suppress(OSError):
@@ -158,7 +158,7 @@ def start(token: str, host: str, *arguments: Any, **options: Any) -> 'Supervised
     Args:
       token: the secret of the run's processes.
       host: where to listen, see `bind_host`.
-      arguments, options: of the coordination service.
+      arguments, options: arguments of the coordination service.
     """
     process = subprocess.Popen(
         [sys.executable, '-m', 'dualcl_jax.system.processes.supervisor'],
@@ -193,11 +193,12 @@ class Supervised:
 
 
 def bind_host(host: str) -> str:
-    """The address of this machine at which other processes reach it as `host`; empty if only all addresses are safe.
+    """The address of this machine at which other processes reach it as `host`.
 
-    That is the address that a name has here, unless it has several, or one that other machines do not have: many
-    systems give their own name to the loopback interface. An address that is not one of this machine may be that of a
-    router before it. JAX_COORDINATOR_BIND_ADDRESS=ADDRESS:PORT, which JAX itself knows, sets another one.
+    It is empty if only listening at all addresses is safe. Otherwise it is the address to which a name resolves
+    here, unless it resolves to several, or to one that other machines cannot reach: many systems give their own name to
+    the loopback interface. An address that does not belong to this machine may be that of a router in front of it.
+    JAX's own variable JAX_COORDINATOR_BIND_ADDRESS=ADDRESS:PORT sets another address.
     """
     if 'JAX_COORDINATOR_BIND_ADDRESS' in os.environ:
         chosen = os.environ['JAX_COORDINATOR_BIND_ADDRESS'].rpartition(':')[0].strip('[]')
