@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dualcl_jax.models.layers import bias_init, global_mean
+from dualcl_jax.models.layers import bias_init, global_mean, layer_norm
 
 EPSILON = 1e-6
 """The ε of every layer norm."""
@@ -26,11 +26,6 @@ def _init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> j
 
 def _dense(features: int, *, name: str, dtype: Any) -> nn.Dense:
     return nn.Dense(features, dtype=dtype, kernel_init=_init, bias_init=bias_init, name=name)
-
-
-def _layer_norm(x: jax.Array, *, name: str) -> jax.Array:
-    """Layer norm over the channels, computed in float32 and returned in the dtype of x."""
-    return nn.LayerNorm(epsilon=EPSILON, name=name)(x.astype(jnp.float32)).astype(x.dtype)
 
 
 def _patches(x: jax.Array, side: int) -> jax.Array:
@@ -55,7 +50,7 @@ class Block(nn.Module):
         dim = x.shape[-1]
         options = {'feature_group_count': dim, 'dtype': self.dtype, 'kernel_init': _init, 'bias_init': bias_init}
         y = nn.Conv(dim, (7, 7), padding=3, name='conv_dw', **options)(x)
-        y = _dense(4 * dim, name='fc1', dtype=self.dtype)(_layer_norm(y, name='norm'))
+        y = _dense(4 * dim, name='fc1', dtype=self.dtype)(layer_norm(y, EPSILON, name='norm'))
         y = _dense(dim, name='fc2', dtype=self.dtype)(nn.gelu(y, approximate=False))
         gamma = self.param('gamma', nn.initializers.constant(1e-6), (dim,), jnp.float32)
         return x + gamma.astype(self.dtype)[None, None, None] * y
@@ -82,15 +77,15 @@ class ConvNeXt(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         x = _dense(self.dims[0], name='stem_0', dtype=self.dtype)(_patches(images.astype(self.dtype), 4))
-        x = _layer_norm(x, name='stem_1')
+        x = layer_norm(x, EPSILON, name='stem_1')
         block = nn.remat(Block) if self.remat else Block
         for stage, (depth, dim) in enumerate(zip(self.depths, self.dims, strict=True)):
             if stage:
-                x = _patches(_layer_norm(x, name=f'stages_{stage}_downsample_0'), 2)
+                x = _patches(layer_norm(x, EPSILON, name=f'stages_{stage}_downsample_0'), 2)
                 x = _dense(dim, name=f'stages_{stage}_downsample_1', dtype=self.dtype)(x)
             for index in range(depth):
                 x = block(self.dtype, name=f'stages_{stage}_blocks_{index}')(x)
-        return _layer_norm(global_mean(x), name='head_norm')
+        return layer_norm(global_mean(x), EPSILON, name='head_norm')
 
 
 convnext_t = partial(ConvNeXt, (3, 3, 9, 3), (96, 192, 384, 768))

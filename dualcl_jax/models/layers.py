@@ -53,6 +53,11 @@ class Conv(nn.Module):
         return conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, padding, precision)
 
 
+def layer_norm(x: jax.Array, epsilon: float, *, name: str) -> jax.Array:
+    """Layer norm over the last axis, computed in float32 and returned in the dtype of x."""
+    return nn.LayerNorm(epsilon=epsilon, name=name)(x.astype(jnp.float32)).astype(x.dtype)
+
+
 def dense(features: int, *, dtype: Any, name: str, use_bias: bool = True) -> nn.Dense:
     """`nn.Dense` with float32 parameters and this project's initialisers; computes in and returns `dtype`."""
     return nn.Dense(features, use_bias, dtype=dtype, kernel_init=dense_kernel_init, bias_init=bias_init, name=name)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from dualcl_jax.models.dropout import dropout
+from dualcl_jax.models.layers import layer_norm
 from dualcl_jax.models.text import POOLINGS, TextGeometry, embedding_init, look_up
 
 DEVIATION = 0.02
@@ -80,11 +81,6 @@ def gelu(x: jax.Array) -> jax.Array:
     """x times the normal distribution function at x (1606.08415), exact, in the dtype of x."""
     exact = x.astype(jnp.float32)
     return (0.5 * exact * (1.0 + jax.lax.erf(exact * math.sqrt(0.5)))).astype(x.dtype)
-
-
-def layer_norm(x: jax.Array, epsilon: float, *, name: str) -> jax.Array:
-    """Layer norm over the last axis, computed in float32 and returned in the dtype of x."""
-    return nn.LayerNorm(epsilon=epsilon, name=name)(x.astype(jnp.float32)).astype(x.dtype)
 
 
 class Block(nn.Module):

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dualcl_jax.models.layers import layer_norm
+
 SINE_COSINE, LEARNED = POSITIONS = ('sine_cosine', 'learned')
 """The values of `model.positions`."""
 EPSILON = 1e-6
@@ -39,11 +41,6 @@ def _dense(inputs: int, outputs: int, *, name: str, dtype: Any, parts: int = 1) 
     """Dense layer with Glorot uniform weights; each of the `parts` of its outputs is drawn as a separate layer."""
     bound = math.sqrt(6 / (inputs + outputs // parts))
     return nn.Dense(outputs, dtype=dtype, kernel_init=uniform(bound), name=name)
-
-
-def _layer_norm(x: jax.Array, *, name: str) -> jax.Array:
-    """Layer norm over the last axis, computed in float32 and returned in the dtype of x."""
-    return nn.LayerNorm(epsilon=EPSILON, name=name)(x.astype(jnp.float32)).astype(x.dtype)
 
 
 def sine_cosine_positions(height: int, width: int, dim: int, temperature: float = 10_000.0) -> np.ndarray:
@@ -73,13 +70,13 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         count, tokens, dim = x.shape
-        qkv = _dense(dim, 3 * dim, name='qkv', dtype=self.dtype, parts=3)(_layer_norm(x, name='norm1'))
+        qkv = _dense(dim, 3 * dim, name='qkv', dtype=self.dtype, parts=3)(layer_norm(x, EPSILON, name='norm1'))
         q, k, v = jnp.moveaxis(qkv.reshape(count, tokens, 3, self.heads, dim // self.heads), 2, 0)
         logits = jnp.einsum('nqhd,nkhd->nhqk', q, k).astype(jnp.float32) / math.sqrt(dim // self.heads)
         attention = nn.softmax(logits).astype(self.dtype)
         mixed = jnp.einsum('nhqk,nkhd->nqhd', attention, v).reshape(count, tokens, dim)
         x = x + _dense(dim, dim, name='proj', dtype=self.dtype)(mixed)
-        hidden = _dense(dim, 4 * dim, name='fc1', dtype=self.dtype)(_layer_norm(x, name='norm2'))
+        hidden = _dense(dim, 4 * dim, name='fc1', dtype=self.dtype)(layer_norm(x, EPSILON, name='norm2'))
         return x + _dense(4 * dim, dim, name='fc2', dtype=self.dtype)(nn.gelu(hidden, approximate=False))
 
 
@@ -127,7 +124,7 @@ class VisionTransformer(nn.Module):
         block = nn.remat(Block) if self.remat else Block
         for index in range(self.depth):
             x = block(self.heads, self.dtype, name=f'blocks_{index}')(x)
-        return _layer_norm(x[:, 0].astype(jnp.float32), name='norm')
+        return layer_norm(x[:, 0].astype(jnp.float32), EPSILON, name='norm')
 
 
 class PatchProjection(nn.Module):
