@@ -9,12 +9,12 @@ from dualcl_jax.system.versions import VERSION
 
 COMMANDS = {
     'train': ('main', 'trains an encoder, or resumes a run'),
-    'evaluate': ('evaluate', 'measures an encoder: kNN, linear probe and more'),
+    'evaluate': ('evaluate', 'evaluates an encoder: kNN, linear probe and more'),
     'embed': ('embed', 'writes the features of images or sentences to a file'),
     'export': ('export', 'writes the encoder of a run to one file'),
-    'report': ('report', 'writes a page about a run, or about several'),
-    'prepare': ('prepare', 'packs a TFDS set or a folder of images'),
-    'compile': ('compile', 'compiles for devices that need not be present, and says what fits'),
+    'report': ('report', 'writes an HTML report of a run, or of several'),
+    'prepare': ('prepare', 'prepares a TFDS set, or packs a folder of images'),
+    'compile': ('compile', 'compiles a step for devices that need not be present, and reports whether it fits'),
     'selftest': ('selftest', 'checks the accelerator of this machine'),
 }
 """The module of each subcommand, and what it does."""

@@ -3,7 +3,7 @@
     python -m dualcl_jax.compile --config=configs/cifar10.py --topology=v5e:4x4 [--config.train.batch_size=4096 ...]
 
 Without --topology, it compiles for the devices of this machine. A topology needs libtpu (pip install 'dualcl-jax[tpu]')
-and no TPU. Where the output is no terminal, or with --json, the last line is JSON.
+and no TPU. If the output is not a terminal, or with --json, the last line is JSON.
 """
 
 import argparse
@@ -22,10 +22,10 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         '--config',
         required=True,
-        help='a configuration file, or the name of one of ours, such as cifar10 or imagenet:moco_v3',
+        help='a config file, or the name of a built-in config, such as cifar10 or imagenet:moco_v3',
     )
-    parser.add_argument('--topology', help='such as v5e:4x4; default: the devices of this machine')
-    parser.add_argument('--json', action='store_true', help='print the report as JSON, too')
+    parser.add_argument('--topology', help='a TPU topology, such as v5e:4x4; default: the devices of this machine')
+    parser.add_argument('--json', action='store_true', help='also print the report as JSON')
     return parser.parse_with_fields(arguments)
 
 

@@ -2,7 +2,7 @@
 
 The encoder is that of a run or, with --encoder=FILE, one in a file written by dualcl_jax.export. The output has a row
 for each image of the folder, with its file name, label and features, as .parquet, .npz or .csv. An interrupted command
-resumes. Where the output is no terminal, or with --json, the last line is JSON.
+resumes. If the output is not a terminal, or with --json, the last line is JSON.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         nargs='?',
         const=NEAR_DUPLICATE,
         metavar='SIMILARITY',
-        help=f'find pairs at least this similar, at most 1; default: {NEAR_DUPLICATE:g}',
+        help=f'find pairs that are at least this similar, at most 1; default: {NEAR_DUPLICATE:g}',
     )
     parser.add_argument(
         '--outliers',
@@ -48,11 +48,11 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         metavar='SCORE',
         help=f'find images that are this unusual, in deviations from the median; default: {OUTLIER:g}',
     )
-    parser.add_argument('--json', action='store_true', help='print the counts as JSON, too')
+    parser.add_argument('--json', action='store_true', help='also print the counts as JSON')
     flags, fields = parser.parse_with_fields(arguments)
     for field in fields:
         if not field.startswith('data.'):
-            parser.error(f'--config.{field}: only fields of the data can be given')
+            parser.error(f'--config.{field}: only fields of config.data can be given')
     return flags, fields
 
 

@@ -1,8 +1,8 @@
 """Evaluates an encoder: python -m dualcl_jax.evaluate --workdir=DIR --protocols=knn,linear,...
 
 Evaluates the encoders of a run or, with --exported=FILE instead of --workdir, the encoder in a file written by
-dualcl_jax.export. Writes the records of each protocol to DIR/evaluation/PROTOCOL.json and prints a table of them. Where
-the output is no terminal, or with --json, the last line has all of them as JSON. Any setting of a protocol and other
+dualcl_jax.export. Writes the records of each protocol to DIR/evaluation/PROTOCOL.json and prints a table of them. If
+the output is not a terminal, or with --json, the last line has all of them as JSON. Any setting of a protocol and other
 data can be given, as in --config.knn.k=20,200 --config.data.name=fashion_mnist.
 """
 
@@ -36,7 +36,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         '--output', help='folder of the results; default: evaluation/ in the workdir or beside the file'
     )
-    parser.add_argument('--json', action='store_true', help='print all records as JSON, too')
+    parser.add_argument('--json', action='store_true', help='also print all records as JSON')
     flags, fields = parser.parse_with_fields(arguments)
     if (flags.workdir is None) == (flags.exported is None):
         parser.error('give either --workdir or --exported')

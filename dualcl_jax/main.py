@@ -26,7 +26,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         '--config',
         required=True,
-        help='a configuration file, or the name of one of ours, such as cifar10 or imagenet:moco_v3',
+        help='a config file, or the name of a built-in config, such as cifar10 or imagenet:moco_v3',
     )
     parser.add_argument('--workdir', help='folder of the run, local or remote')
     parser.add_argument('--show_views', metavar='FILE.png', help='draw pairs of views of some images and exit')

@@ -23,11 +23,23 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument('--dataset', required=True, help='name of a TFDS set, or the name to give to the folder')
     parser.add_argument('--data_dir', required=True, help='TFDS directory to write to')
     parser.add_argument('--folder', help='a local folder of images to pack')
-    parser.add_argument('--labels', default='auto', help='labels of the folder, as config.data.labels')
-    parser.add_argument('--path_column', default='', help='column of a CSV file, as config.data.path_column')
-    parser.add_argument('--label_column', default='', help='column of a CSV file, as config.data.label_column')
-    parser.add_argument('--test_fraction', type=float, default=0.1, help='as config.data.test_fraction')
-    parser.add_argument('--max_skipped', type=float, default=0.05, help='as config.data.max_skipped')
+    parser.add_argument('--labels', default='auto', help='labels of the folder, like config.data.labels')
+    parser.add_argument('--path_column', default='', help='column of paths in a CSV file, like config.data.path_column')
+    parser.add_argument(
+        '--label_column', default='', help='column of classes in a CSV file, like config.data.label_column'
+    )
+    parser.add_argument(
+        '--test_fraction',
+        type=float,
+        default=0.1,
+        help='share of labelled images for testing, like config.data.test_fraction',
+    )
+    parser.add_argument(
+        '--max_skipped',
+        type=float,
+        default=0.05,
+        help='share of images that may be unusable, like config.data.max_skipped',
+    )
     flags = parser.parse_args(arguments)
     if not 0 <= flags.test_fraction < 1:
         parser.error(f'--test_fraction={flags.test_fraction}: must be at least 0 and below 1')

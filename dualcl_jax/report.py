@@ -39,7 +39,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     if len(flags.workdir) > MOST_RUNS:
         parser.error(f'--workdir: at most {MOST_RUNS} runs fit in a report')
     if overrides and len(flags.workdir) > 1:
-        parser.error('--config.data: the data of only one --workdir can be given')
+        parser.error('--config.data: can be given only with a single --workdir')
     return flags, overrides
 
 

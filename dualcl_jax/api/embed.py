@@ -92,13 +92,15 @@ def embed(
 def check(request: Request) -> None:
     """Raises UserError if the parts of a request do not go together."""
     if (request.workdir is None) == (request.encoder is None):
-        raise UserError('give either a workdir or an encoder')
+        raise UserError('embed: give either a workdir or an encoder')
     if request.data is None and request.workdir is None:
-        raise UserError('--data is missing: an exported encoder does not say where its data are')
+        raise UserError('--data: required for an exported encoder, which does not store where its data are')
     if request.encoder is not None and (request.momentum or request.step != 'latest'):
         raise UserError('--step and --momentum: an exported encoder has one step and one encoder; leave them out')
     if request.near_duplicates is not None and not -1 < request.near_duplicates <= 1:
-        raise UserError(f'--near_duplicates={request.near_duplicates:g}: must be a similarity above -1, at most 1')
+        raise UserError(f'--near_duplicates={request.near_duplicates:g}: must be a similarity above -1 and at most 1')
+    if request.outliers is not None and not request.outliers >= 0:
+        raise UserError(f'--outliers={request.outliers:g}: must be a score of at least 0')
 
 
 def embed_to(request: Request, output: str, *, named: str | None = None) -> 'tuple[Embedding, dict[str, Any]]':
@@ -123,7 +125,9 @@ def embed_to(request: Request, output: str, *, named: str | None = None) -> 'tup
     from dualcl_jax.system.files import check_output
 
     if jax.process_count() > 1:
-        raise UserError(f'{jax.process_count()} processes: embed in one, which uses all devices of its machine')
+        raise UserError(
+            f'{jax.process_count()} processes: embed in a single process, which uses all devices of its machine'
+        )
     write = WRITERS[check_format(output)]
     check_output(output)
     source, name, layer = _encoder(request)
@@ -179,6 +183,8 @@ def _examples(request: Request, source: 'EncoderSource') -> 'Examples':
     settings = config.data
     text = source.kind == TEXT
     if request.data is None or text or request.data.endswith('.npz'):
+        if request.labels != 'auto':
+            raise UserError(f'--labels={request.labels}: only for a folder of images in --data; leave it out')
         if request.data is not None:
             form = 'text' if text else 'npz'
             settings.update(name=form, path=request.data, limit=0, num_examples=0, validation_fraction=0.0)

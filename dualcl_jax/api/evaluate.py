@@ -119,14 +119,14 @@ def _refresh_report(workdir: str, moved: Sequence[str]) -> None:
     path = existing_or_new(workdir) / 'report.html'
     if not path.exists():
         return
-    by_hand = f'dualcl report --workdir={workdir} writes it again'
+    by_hand = f'to update it, run dualcl report --workdir={workdir}'
     if jax.process_count() > 1:
         if jax.process_index() == 0:
-            print(f'report.html does not have them yet: {by_hand}')
+            print(f'report.html does not show these results yet; {by_hand}')
         return
     try:
         write_page([describe(*read_subject(workdir, moved))], path)
     except (UserError, OSError) as error:
-        print(f'note: report.html does not have them yet ({first_line(error)}): {by_hand}')
+        print(f'note: report.html does not show these results yet ({first_line(error)}); {by_hand}')
         return
-    print(f'{path} has them, too')
+    print(f'{path} updated')

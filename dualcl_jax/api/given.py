@@ -38,7 +38,7 @@ def fields(data: Data, workdir: str, *, of_text: bool) -> dict[str, Any]:
         return {'data.name': 'text' if of_text else 'npz' if arrays else 'folder', 'data.path': path}
     if '://' in workdir:
         kind = 'sentences' if of_text else 'arrays'
-        raise UserError(f'workdir={workdir}: {kind} are stored in the workdir, which must be local; or name a file')
+        raise UserError(f'workdir={workdir}: {kind} are stored in the workdir, which must be local; or give a file')
     return _sentences(data, workdir) if of_text else _images(data, workdir)
 
 
@@ -50,7 +50,7 @@ def _sentences(data: Any, workdir: str) -> dict[str, Any]:
     columns: tuple[str, ...] = (TEXT,) if all(isinstance(row, str) for row in rows) else PAIR
     if len(columns) == 2 and not all(_is_pair(row) for row in rows):
         raise UserError(
-            'data: the config trains on sentences; give a file, a list of strings, or one of pairs of strings'
+            'data: the config trains on sentences; give a file, a list of strings, or a list of pairs of strings'
         )
     lines = [json.dumps(dict(zip(columns, (row,) if isinstance(row, str) else row, strict=True))) for row in rows]
     path = open_workdir(workdir) / 'data.jsonl'
@@ -71,7 +71,7 @@ def _images(data: Any, workdir: str) -> dict[str, Any]:
         arrays = dict(data)
     elif isinstance(data, tuple):
         if len(data) != 2:
-            raise UserError(f'data: a tuple of {len(data)}; give (images, labels)')
+            raise UserError(f'data: a tuple of {len(data)} items; give (images, labels)')
         arrays = {'train_images': data[0], 'train_labels': data[1]}
     else:
         arrays = {'train_images': data}
@@ -79,7 +79,7 @@ def _images(data: Any, workdir: str) -> dict[str, Any]:
     if any(array.dtype.kind in 'OU' for array in named.values()):
         raise UserError(
             f'data: {type(data).__name__}; give a path, an array of images, (images, labels) or a mapping of arrays; '
-            "sentences need a config of text, such as config='sentences'"
+            "sentences need a text config, such as config='sentences'"
         )
     path = os.path.join(open_workdir(workdir), 'data.npz')
     partial = f'{path}.new.npz'  # written from the arrays: a copy of them may not fit into memory

@@ -32,7 +32,7 @@ def prepare_jax(*, deterministic: bool = True) -> None:
         used = backends_started()
         start(None, None, None, deterministic=deterministic)
         if used and os.environ.get('XLA_FLAGS', '') != before:
-            print('note: JAX was in use before, without the options of XLA that dualcl_jax sets: call it first')
+            print('note: JAX was already in use, without the XLA options that dualcl_jax sets; call dualcl_jax first')
         _started.set()
 
 

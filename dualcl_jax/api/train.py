@@ -72,7 +72,7 @@ def train(
             override(chosen, [f'{field}={value}' for field, value in found.items()])
             if channels and not chosen.data.channels:
                 override(chosen, [f'data.channels={channels}'])
-                print(f'data.channels={channels}, as the images have')
+                print(f'data.channels={channels}, the number of channels of the images')
         try:
             complete = loop.train(chosen, workdir, extend=extend, ends_process=False)
             summary = read_summary(open_workdir(workdir)) if complete else None
@@ -103,7 +103,7 @@ def assignments(config: ConfigDict, overrides: Mapping[str, Any]) -> list[str]:
 def _alone() -> Iterator[None]:
     """A context for one thread at a time. Raises UserError if another thread is in it."""
     if not _training.acquire(blocking=False):
-        raise UserError('another call of train runs in this process; wait until it ends')
+        raise UserError('another call of train is running in this process; wait until it ends')
     try:
         yield
     finally:

@@ -209,7 +209,7 @@ def limit_indices(num_examples: int, limit: int) -> np.ndarray:
       UserError: limit is negative.
     """
     if limit < 0:
-        raise UserError(f'data.limit={limit}: use 0 for all examples, or how many to keep')
+        raise UserError(f'data.limit={limit}: use 0 for all examples, or the number to keep')
     if limit == 0 or limit >= num_examples:
         return np.arange(num_examples)
     return np.random.default_rng(LIMIT_SEED).permutation(num_examples)[:limit]
@@ -276,7 +276,7 @@ def hold_out(train: Source, fraction: float, how: str) -> tuple[Source, Source]:
     if not 0 < count < len(train):
         raise UserError(
             f'data.validation_fraction={fraction}: holds out {count} of the {len(train)} training examples of '
-            f'{train.name}; choose a share that leaves some in both parts'
+            f'{train.name}; choose a share that leaves examples in both parts'
         )
     order = np.random.default_rng(VALIDATION_SEED).permutation(len(train))
     if how != RANDOM:

@@ -244,7 +244,7 @@ def _allocate(size: int) -> SharedMemory | None:
     try:
         return SharedMemory(size) if size else None
     except OSError as error:
-        print(f'note: no shared memory for parallel.workers ({error.strerror}): the training process decodes by itself')
+        print(f'note: no shared memory for parallel.workers ({error.strerror}): the training process decodes itself')
         return None
 
 

@@ -214,7 +214,7 @@ def from_export(path: str, flag: str = '--exported') -> EncoderSource:
         views = _views_of(described, config)
         step, data_fingerprint = origin['step'], origin['data_fingerprint']
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f'{flag}={path}: its run is not described by this version ({error})') from error
+        raise UserError(f'{flag}={path}: this version cannot read the description of its run ({error})') from error
     mesh = Mesh(np.asarray(jax.local_devices()[:1]), (AXIS,))  # an exported program is for one device
     function, is_images = encoder.function, isinstance(views, ImageViews)
     prepare: Callable[[Any], Any] = views.pixels if isinstance(views, ImageViews) else views.plain

@@ -89,14 +89,14 @@ def check(source: EncoderSource, splits: Splits, protocols: Sequence[str], *, na
     if not named and train.fingerprint != source.data_fingerprint:
         raise UserError(
             f'{train.name}: not the images that {source.name} was trained on; restore them,\n'
-            f'or name the set on purpose: --config.data.name={source.config.data.name}'
+            f'or choose this set explicitly: --config.data.name={source.config.data.name}'
         )
     known = protocols_of(source.kind)
     if 'robustness' in protocols and train.kind == IMAGES:
         channels, kind = image_shape(train)[2], image_type(train)
         if not is_photographic(kind, channels):
             raise UserError(
-                f'{train.name}: robustness corrupts images of 8 bits with 1 or 3 channels, and these have {channels} '
+                f'{train.name}: robustness corrupts images of 8 bits with 1 or 3 channels, but these have {channels} '
                 f'of {kind}; leave it out of --protocols'
             )
     needing = [name for name in protocols if known[name].needs_labels]
@@ -112,10 +112,12 @@ def check(source: EncoderSource, splits: Splits, protocols: Sequence[str], *, na
             raise UserError(f'{train.name}: no {split} {one} has a label, which {needing[0]} needs; {remedy}')
     classes = np.unique(train.labels[train.labels >= 0])
     if len(classes) < 2:
-        raise UserError(f'{train.name}: all training {one}s are of one class; {needing[0]} needs two at least')
+        raise UserError(
+            f'{train.name}: all training {one}s have the same class; {needing[0]} needs at least two; {remedy}'
+        )
     tested = test.labels[test.labels >= 0]
     if not np.isin(tested, classes).any():
-        raise UserError(f'{train.name}: no test {one} is of a class of the training {one}s; {remedy}')
+        raise UserError(f'{train.name}: no test {one} belongs to a class of the training {one}s; {remedy}')
 
 
 def read_benchmarks(source: EncoderSource, protocols: Sequence[str], settings: ConfigDict) -> dict[str, Any]:
@@ -150,12 +152,14 @@ def notes(task: Task, protocols: Sequence[str]) -> list[str]:
     train, settings = task.labels('train'), task.settings
     most = [k for k in whole(settings.knn.k) if k > len(train)]
     if 'knn' in protocols and most:
-        found.append(f'knn: k {", ".join(map(str, most))} is {len(train):,}, the number of labelled training images')
+        found.append(
+            f'knn: k {", ".join(map(str, most))} becomes {len(train):,}, the number of labelled training images'
+        )
     sizes = np.unique(train, return_counts=True)[1]
     for count in whole(settings.few_shot.shots) if 'few_shot' in protocols else ():
         fewer = int((sizes < count).sum())
         if not can_shoot(train, task.query_labels, count):
-            found.append(f'left out: few_shot with {count} images a class: too few classes have so many')
+            found.append(f'left out: few_shot with {count} images a class: too few classes have that many')
         elif fewer:
             found.append(f'few_shot with {count} images a class: without {fewer:,} classes that have fewer')
     return found
@@ -165,13 +169,14 @@ def check_examples(source: EncoderSource, train: Source) -> None:
     """Raises UserError if an encoder does not take the examples of a set."""
     if train.kind != source.kind:
         raise UserError(
-            f'{train.name}: holds {train.kind} and the encoder of {source.name} takes {source.kind}; choose another set'
+            f'{train.name}: holds {train.kind}, but the encoder of {source.name} takes {source.kind}; '
+            'choose another set'
         )
     if isinstance(source.views, ImageViews):
         channels = image_shape(train)[2]
         if channels != source.views.channels:
             raise UserError(
-                f'{train.name}: images have {channels} channels and the encoder of {source.name} takes '
+                f'{train.name}: images have {channels} channels, but the encoder of {source.name} takes '
                 f'{source.views.channels}; choose another set'
             )
         _check_values(source, source.views, train)
@@ -193,7 +198,7 @@ def _check_values(source: EncoderSource, views: ImageViews, train: Source) -> No
     if (kind == 'uint8') != (not views.value_range):
         low, high = views.value_range or (0, 255)
         raise UserError(
-            f'{train.name}: images are {kind} and the encoder of {source.name} takes '
+            f'{train.name}: images are {kind}, but the encoder of {source.name} takes '
             f'{"values of" if views.value_range else "8 bits,"} {low:g} to {high:g}; choose another set'
         )
 

@@ -131,7 +131,7 @@ def _tuned(task: Task, encoder: str, chosen: np.ndarray, recipe: Recipe, details
 
 
 def few_shot(task: Task) -> Results:
-    """Nearest class centroid from n images of each class: the mean over many draws.
+    """Nearest class centroid from n images of each class: the mean over many draws. The interval is over the draws.
 
     Only classes with n training images take part; without two of them, or test images of them, n is left out.
     """

@@ -169,7 +169,7 @@ def validate(config: ConfigDict) -> None:
             f'model.name={config.model.name}'
         )
     if config.model.remat and config.model.name in ('tiny', 'bag'):
-        raise UserError(f'config.model.remat=True: {config.model.name} has no blocks to compute again')
+        raise UserError(f'config.model.remat=True: {config.model.name} has no blocks to recompute; use False')
     if config.loss.key_weight == 1 and config.loss.key_term == 'batch' and config.train.batch_size == 1:
         raise UserError('config.train.batch_size=1: the key term needs other queries; use a larger batch')
 
@@ -187,7 +187,9 @@ def validate_sizes(config: ConfigDict) -> None:
         raise UserError(f'config.model.heads={model.heads}: must divide model.width={model.width}')
     longest = model.max_positions - model.position_offset
     if config.text.length > longest:
-        raise UserError(f'config.text.length={config.text.length}: the model has positions for {longest} tokens')
+        raise UserError(
+            f'config.text.length={config.text.length}: must be at most {longest}, the positions of the model'
+        )
 
 
 def _validate_negatives(config: ConfigDict) -> None:
@@ -203,8 +205,8 @@ def _validate_negatives(config: ConfigDict) -> None:
         raise UserError('config.queue.size=0: one image has no negatives; use a larger train.batch_size, or a queue')
     if config.negatives.schedule != 'constant' and config.negatives.selector not in (AUTO, *COUNTED):
         raise UserError(
-            f'config.negatives.schedule={config.negatives.schedule!r}: a count by step needs a '
-            'negatives.selector of ' + ', '.join(COUNTED)
+            f'config.negatives.schedule={config.negatives.schedule!r}: needs a '
+            'negatives.selector that takes a count: ' + ', '.join(COUNTED)
         )
     if config.queue.sharded and size == 0:
         raise UserError('config.queue.sharded=True: there is no queue (queue.size=0); use False')
@@ -218,7 +220,7 @@ def _validate_negatives(config: ConfigDict) -> None:
     if config.loss.key_weight and config.loss.key_term == 'batch' and config.train.accumulate_steps > 1:
         raise UserError(
             f'config.train.accumulate_steps={config.train.accumulate_steps}: the key term compares all queries of a '
-            'batch, which are never in memory together; use 1, or loss.key_weight=0'
+            'batch, which are never in memory at once; use 1, or loss.key_weight=0'
         )
 
 
@@ -238,7 +240,9 @@ def validate_kind(config: ConfigDict, kind: str, name: str) -> None:
     if kind == TEXT:
         remedy = f'choose one of {", ".join(TEXT_MODELS)}'
     else:
-        remedy = f'it takes text; choose one of {", ".join(model for model in MODELS if model not in TEXT_MODELS)}'
+        remedy = (
+            f'this model takes text; choose one of {", ".join(model for model in MODELS if model not in TEXT_MODELS)}'
+        )
     raise UserError(f'config.model.name={config.model.name!r}: {name} holds {kind}; {remedy}')
 
 

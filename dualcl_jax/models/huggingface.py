@@ -148,7 +148,7 @@ def read_tensors(tensors: Mapping[str, np.ndarray], geometry: TextGeometry, widt
             raise ValueError(f'it has no tensor {name}')
         tensor, shape = np.asarray(tensors[stored[name]], np.float32), _shape(path, geometry, width)
         if tensor.shape != shape:
-            raise ValueError(f'tensor {stored[name]} is {tensor.shape}, and by its config.json {shape}')
+            raise ValueError(f'tensor {stored[name]} is {tensor.shape}, but its config.json implies {shape}')
         flat[path] = tensor.T if path[-1] == 'kernel' else tensor
     used = {name for _, name in _names(geometry)}
     skipped = sorted(name for plain, name in stored.items() if plain not in used and not BUFFER.fullmatch(plain))

@@ -55,7 +55,7 @@ class Taken:
     def describe(self) -> str:
         """Describes what was taken and skipped."""
         count = len(jax.tree.leaves(self.variables))
-        parts = [f'{count} tensors taken ({self.source})']
+        parts = [f'{count} tensors loaded ({self.source})']
         if self.skipped:
             named = ', '.join(self.skipped[:3]) + (', …' if len(self.skipped) > 3 else '')
             parts.append(f'{len(self.skipped)} skipped ({named})')
@@ -104,14 +104,16 @@ def take(path: str, template: Variables, model: str, grid: tuple[int, int], *, l
             continue
         if array.shape != leaf.shape:
             raise UserError(
-                f'{flag}: {given} is {tensors[given].shape}, and the one of this config would be '
+                f'{flag}: {given} is {tensors[given].shape}, but this config needs '
                 f'{_torch_shape(name, leaf.shape)}; use the model.name, stem and width of the file, and its channels'
             )
         found[name] = array
     if model in PATCHES:
         notes += _check_positions(tensors.get(f'{prefix}pos_embed'), learned, flag)
         if model.startswith('vit_s16'):
-            notes.append('the file does not tell the heads: vit_s16 has 12 (MoCo v3), vit_s16_h6 has 6 (DINO, timm)')
+            notes.append(
+                'the file does not store the number of heads: vit_s16 has 12 (MoCo v3), vit_s16_h6 has 6 (DINO, timm)'
+            )
     used = {prefix + torch_name(name) for name in backbone}
     skipped = [name for name in tensors if name not in used and not name.endswith('num_batches_tracked')]
     source = f'names of torchvision or timm{f" after {prefix}" if prefix else ""}'
@@ -125,7 +127,8 @@ def read_tensors(path: str, flag: str) -> dict[str, np.ndarray]:
     """Reads a file's tensors, floats as float32. Raises UserError if it cannot be read or is of another kind."""
     if not path.lower().endswith(SUFFIXES):
         raise UserError(
-            f'{flag}: pickled weights are not read, because they can execute code; convert them where torch is:\n'
+            f'{flag}: pickled weights are not read, because they can execute code; '
+            'convert them where torch is installed:\n'
             "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'weights.safetensors')"
         )
     try:
@@ -170,7 +173,7 @@ def _other_channels(name: str, found: tuple[int, ...], wanted: tuple[int, ...], 
     if any(a != b for place, (a, b) in enumerate(zip(found, wanted, strict=True)) if place != axis):
         return ''
     before, now = (shape[axis] if axis else shape[axis] / patch for shape in (found, wanted))
-    return f'starts afresh: C is {before:g} in the file and {now:g} in the images'
+    return f'starts afresh: {before:g} channels in the file and {now:g} in the images'
 
 
 def _ours(tensors: dict[str, np.ndarray], expected: Variables, backbone: Variables, model: str, flag: str) -> Taken:
@@ -183,13 +186,14 @@ def _ours(tensors: dict[str, np.ndarray], expected: Variables, backbone: Variabl
             del backbone[name]
             continue
         if name not in tensors or tensors[name].shape != leaf.shape:
-            found = f'is {tensors[name].shape}, not {leaf.shape}' if name in tensors else 'is not in it'
+            found = f'is {tensors[name].shape}, not {leaf.shape}' if name in tensors else 'is missing'
             raise UserError(
-                f'{flag}: {name} {found}; use the model.name, width and stem of its run, on images of as many channels'
+                f'{flag}: {name} {found}; use the model.name, width and stem of its run, '
+                'on images with the same number of channels'
             )
     strange = [name for name in tensors if name.split('.')[1:2] == ['backbone'] and name not in expected]
     if strange:
-        raise UserError(f'{flag}: has {strange[0]}, which this config has not; use the model.name of its run')
+        raise UserError(f'{flag}: has {strange[0]}, which this config does not have; use the model.name of its run')
     head = {name: leaf for name, leaf in expected.items() if name.split('.')[1] == 'projection'}
     fits = bool(head) and all(name in tensors and tensors[name].shape == leaf.shape for name, leaf in head.items())
     used = backbone | (head if fits else {})
@@ -207,11 +211,11 @@ def _prefix(tensors: dict[str, np.ndarray], flag: str) -> str:
     found = [prefix for prefix in found if prefix not in inner and not _in_a_block(prefix)]
     if not found:
         raise UserError(
-            f"{flag}: its tensors have the names of no known network; known are dualcl_jax's, torchvision's and timm's "
+            f"{flag}: its tensor names match no known network; known are dualcl_jax's, torchvision's and timm's "
             "ResNets, timm's and DINO's ViTs, and timm's ConvNeXt"
         )
     if len(found) > 1:
-        raise UserError(f'{flag}: has several networks, {", ".join(found)}*; keep the tensors of one in the file')
+        raise UserError(f'{flag}: has several networks, {", ".join(found)}*; keep the tensors of only one in the file')
     return found[0]
 
 

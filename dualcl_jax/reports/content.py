@@ -114,7 +114,7 @@ def _numbers(run: Subject) -> list[dict[str, str]]:
     kind = run.splits.train.kind
     raw = {IMAGES: 'raw pixels', TEXT: 'bag of words'}.get(kind, 'raw values')
     chance = _beside('chance', '{:.2f}', last('train/loss_chance'))
-    of_queue = _beside('in all of the queue', percent, last('train/same_class_rate'))
+    of_queue = _beside('in the whole queue', percent, last('train/same_class_rate'))
     rate = 'images a second' if kind == IMAGES else 'examples a second'
     measured: list[tuple[str, float | None, str, str]] = [
         ('kNN, backbone', last(KNN_BACKBONE), percent, knn),

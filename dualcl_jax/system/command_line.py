@@ -36,7 +36,7 @@ class Parser(argparse.ArgumentParser):
             '--import',
             dest='own',
             metavar='MODULE',
-            help='a module of yours with the network of the run',
+            help='your module that defines the network of the run',
         )
 
     def parse_with_fields(self, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -108,7 +108,7 @@ def exits_cleanly(main: Callable[[], int]) -> Callable[[], int]:
         with lenient_output() as lost:
             found = status()
         if found == 0 and lost and lost[0].errno != errno.EPIPE:
-            print(f'error: standard output: {lost[0].strerror}; its text is lost', file=sys.stderr)
+            print(f'error: standard output: {lost[0].strerror}; output was lost', file=sys.stderr)
             return EXIT_USER_ERROR
         return found
 

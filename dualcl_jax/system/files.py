@@ -112,13 +112,13 @@ def check_output(path: str) -> None:
     file = reachable(path, f'--output={path}')
     try:
         if not path or file.is_dir():
-            raise IsADirectoryError(None, 'not the name of a file')
+            raise IsADirectoryError(None, 'not a file name')
         file.parent.mkdir(parents=True, exist_ok=True)
         probe = _beside(file)
         probe.write_text('')
         probe.unlink()
     except FileExistsError as error:
-        raise _refusal(path, OSError(None, 'a file is in the place of its folder')) from error
+        raise _refusal(path, OSError(None, 'its folder is a file')) from error
     except OSError as error:
         raise _refusal(path, error) from error
 

@@ -84,7 +84,7 @@ def topology_devices(name: str) -> list[Any]:
       UserError: libtpu is not installed, or does not know the topology.
     """
     if importlib.util.find_spec('libtpu') is None:
-        raise UserError(f"--topology={name}: requires libtpu; install it with pip install -e '.[tpu]'")
+        raise UserError(f"--topology={name}: needs libtpu; pip install 'dualcl-jax[tpu]'")
     for variable, value in LIBTPU_WITHOUT_A_TPU.items():
         os.environ.setdefault(variable, value)
     from jax.experimental import topologies

@@ -32,7 +32,7 @@ def warning(records: Sequence[dict[str, Any]], total_steps: int) -> str | None:
         'the loss stays at its chance level: try another learning rate, a longer warm-up or a larger temperature': (
             lambda r: r['step'] > 0.1 * total_steps and r['train/loss'] > NEAR_CHANCE * r['train/loss_chance'] > 0
         ),
-        'the loss is near nothing, so there is little left to learn: use views that differ more, or more negatives': (
+        'the loss is near zero, so there is little left to learn: use views that differ more, or more negatives': (
             lambda r: r['step'] <= 0.5 * total_steps and r['train/loss'] < NEAR_NOTHING * r['train/loss_chance']
         ),
         'the queries have collapsed to one direction: try a lower learning rate or a higher ema.momentum': (

@@ -120,12 +120,12 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = 
     splits = load(data, validate=True)
     if similar is not None and splits.train.kind != TEXT:
         raise UserError(
-            f'config.sts.path={config.sts.path}: measures encoders of text, and {splits.train.name} holds '
+            f'config.sts.path={config.sts.path}: is only for encoders of text, but {splits.train.name} holds '
             f'{splits.train.kind}; leave it empty'
         )
     validate_kind(config, splits.train.kind, splits.train.name)
     if opened and splits.train.kind != IMAGES:
-        raise UserError(f'config.{opened[0]}: is chosen for images only; set a value')
+        raise UserError(f'config.{opened[0]}: is chosen automatically for images only; set a value')
     if writes:
         check_same_data(config.data.name, ' '.join(split.fingerprint for split in splits if split is not None))
         forget_made(str(folder))
@@ -200,7 +200,7 @@ def _check_longer(folder: epath.Path, stored: ConfigDict | None, num_examples: i
     before = run_length(stored, num_examples).total_steps
     if total_steps < before:
         raise UserError(
-            f'--extend: the run in {folder} has {before:,} steps, and this config {total_steps:,}; '
+            f'--extend: the run in {folder} has {before:,} steps, but this config only {total_steps:,}; '
             'raise train.epochs or train.steps'
         )
 
@@ -226,7 +226,7 @@ def _statistics(config: ConfigDict, train: Source, value_range: tuple[float, ...
     channels = image_shape(train)[2]
     if len(mean) not in (1, channels):
         raise UserError(
-            f'config.data.mean={mean}: {len(mean)} numbers, and the images of {train.name} have {channels} channels; '
+            f'config.data.mean={mean}: {len(mean)} numbers, but the images of {train.name} have {channels} channels; '
             f'give {channels}, or () to have them measured'
         )
     return mean, std

@@ -186,7 +186,7 @@ def _compare_test_images(plan: Plan) -> None:
     """Prints a note if the test images are not those on which the run was measured before."""
     before, test = read_fingerprints(plan.folder)[1], plan.splits.test
     if plan.resumed_from is not None and before is not None and test is not None and test.fingerprint != before:
-        print(f'note: {location(plan.config)}: other test images than before, so accuracies before and after differ')
+        print(f'note: {location(plan.config)}: the test images have changed, so earlier accuracies are not comparable')
 
 
 def _monitors(plan: Plan, embed: Embedder) -> tuple[Monitor, ...]:

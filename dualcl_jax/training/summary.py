@@ -68,7 +68,7 @@ def header(plan: Plan, params: optax.Params, damaged: Mapping[int, str] | None =
     if plan.chosen:
         facts |= _first_run(plan)
     if config.loss.shuffle_keys and devices * groups == method.encoder.span:
-        facts['warning'] = 'loss.shuffle_keys changes nothing with one BN group'
+        facts['warning'] = 'loss.shuffle_keys has no effect with one BN group'
     return facts
 
 
@@ -76,7 +76,7 @@ def _repeats(config: Any, platform: str) -> str:
     """The part of the header on whether the same command gives the same bits on GPUs; empty on other platforms."""
     if platform not in ('gpu', 'cuda', 'rocm'):
         return ''
-    return ', deterministic kernels' if config.parallel.deterministic else ', kernels that differ from run to run'
+    return ', deterministic kernels' if config.parallel.deterministic else ', nondeterministic kernels'
 
 
 def _first_run(plan: Plan) -> dict[str, str]:
@@ -89,7 +89,7 @@ def _first_run(plan: Plan) -> dict[str, str]:
     }
     if count < FEW_IMAGES and not plan.config.init_from:
         facts['few images'] = (
-            f'{count:,} teach an encoder little; starting from pretrained weights usually serves better: '
+            f'{count:,} are few to train on; starting from pretrained weights usually works better: '
             '--init_from=FILE (docs/python.md)'
         )
     return facts
@@ -100,7 +100,7 @@ def _limits_of_knn(splits: Splits, k: int, bank: int) -> dict[str, str]:
     assert splits.test is not None
     train, test = (source.labels[source.labels >= 0] for source in (splits.train, splits.test))
     count = min(len(train), bank or len(train))
-    limits = [f'k is {count:,}, the labelled training images that there are, instead of {k:,}'] if k > count else []
+    limits = [f'k is {count:,}, the number of labelled training images, instead of {k:,}'] if k > count else []
     strange = int((~np.isin(test, train)).sum())
     if strange:
         limits.append(f'{strange:,} test images of classes without training images count as wrong')

@@ -49,9 +49,7 @@ def _path(path: str, flag: str = '--workdir') -> epath.Path:
     try:
         os.path.abspath(path).encode()
     except UnicodeEncodeError as error:
-        raise UserError(
-            f'{flag}={path}: not UTF-8, which names of checkpoints must be; choose another folder'
-        ) from error
+        raise UserError(f'{flag}={path}: not UTF-8, as paths of checkpoints must be; choose another folder') from error
     return reachable(path, f'{flag}={path}')
 
 
@@ -102,7 +100,7 @@ def lock(workdir: epath.Path) -> None:
                 'wait until it ends, stop it, or use another folder'
             ) from None
         except OSError as error:
-            print(f'note: {workdir} cannot be locked ({error.strerror}): make sure that nothing else trains in it')
+            print(f'note: {workdir} cannot be locked ({error.strerror}): make sure that no other process trains in it')
         break
     _locks[path] = file
 

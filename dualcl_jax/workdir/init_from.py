@@ -81,7 +81,8 @@ def check_encoder(method: Method, state: TrainState, path: str) -> str:
     """
     if is_weights_file(path):
         return (
-            f'{path}: {_take(method, state, path).describe()}; set data.mean and data.std to those it was trained with'
+            f'{path}: {_take(method, state, path).describe()}; '
+            'set data.mean and data.std to the values it was trained with'
         )
     pretrained = find_pretrained(path)
     if pretrained is not None:
@@ -92,8 +93,8 @@ def check_encoder(method: Method, state: TrainState, path: str) -> str:
     checkpoints.close()
     if _shapes(saved['backbone']) != _shapes(state.params['backbone']):
         raise UserError(
-            f'--init_from={path}: its backbone has other shapes than the one of this config; '
-            'use the same model.name, width and stem, on images of as many channels'
+            f'--init_from={path}: its backbone has different shapes from the one of this config; '
+            'use the same model.name, width and stem, on images with the same number of channels'
         )
     return f'the encoder of {path}'
 
@@ -159,7 +160,7 @@ def _describe(pretrained: Pretrained, state: TrainState) -> str:
     return '; '.join(
         [
             pretrained.describe(),
-            f'{len(jax.tree.leaves(loaded.params))} tensors taken',
+            f'{len(jax.tree.leaves(loaded.params))} tensors loaded',
             f'left out: {_listed(left)}' if left else 'none left out',
             f'new: {", ".join(fresh)}' if fresh else 'nothing new',
         ]

@@ -56,8 +56,8 @@ def test_arrays_of_jax(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ('data', 'of_text', 'message'),
     [
-        (['a', ('b', 'c')], True, 'a list of strings, or one of pairs'),
-        ([('a', 'b', 'c')], True, 'a list of strings, or one of pairs'),
+        (['a', ('b', 'c')], True, 'a list of strings, or a list of pairs'),
+        ([('a', 'b', 'c')], True, 'a list of strings, or a list of pairs'),
         (np.zeros((2, 8, 8, 3)), True, 'the config trains on sentences'),
         (['a sentence'], False, "data: list; give a path.*config='sentences'"),
         ((np.zeros(1),) * 3, False, 'a tuple of 3'),

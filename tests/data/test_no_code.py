@@ -66,7 +66,7 @@ def test_features_of_a_set(planted, kind, square):
     image = image_feature(8, 8, 3) if square else image_feature(-1, -1, 3)
     features = {'image': image, 'label': LABEL, 'other': FEATURES[kind]}
     write_set(Path('sets'), {'train': examples(9, 8, 8, 3)}, features)
-    with pytest.raises(UserError, match=rf"names the feature class '{CLASS}', which is not part of TFDS") as error:
+    with pytest.raises(UserError, match=rf"uses the feature class '{CLASS}', which is not part of TFDS") as error:
         data.load(config(data_dir='sets'))
     assert len(str(error.value).splitlines()) == 1
 

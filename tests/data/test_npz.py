@@ -80,10 +80,10 @@ def test_the_fingerprint_is_that_of_the_arrays_not_of_the_file(tmp_path):
         ({'pictures': IMAGES}, "has no array 'train_images'"),
         ({'images': IMAGES, 'test_labels': LABELS}, "has no array 'test_images'"),
         ({'images': IMAGES, 'train_images': IMAGES}, "both 'train_images' and 'images'"),
-        ({'images': IMAGES, 'train_labels': LABELS}, "'train_labels' do not go with 'images'; rename to 'labels'"),
+        ({'images': IMAGES, 'train_labels': LABELS}, "'train_labels' does not match 'images'; rename it to 'labels'"),
         (
             {'train_images': IMAGES, 'labels': LABELS},
-            "'labels' do not go with 'train_images'; rename to 'train_labels'",
+            "'labels' does not match 'train_images'; rename it to 'train_labels'",
         ),
         ({'images': IMAGES.astype(np.float32)}, r"'images' is float32 \[12, 5, 6, 3\]"),
         ({'images': IMAGES[0, 0]}, r"'images' is uint8 \[6, 3\]"),

@@ -92,7 +92,7 @@ def test_a_name_of_several_files_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     write_images(tmp_path / 'images', named(('x', 'y'), 2))
     (tmp_path / 'table.csv').write_text('path,label\n0.ppm,cat\n')
-    with pytest.raises(UserError, match=r'line 2 names 0\.ppm, which 2 files are called; .* such as x/0\.ppm'):
+    with pytest.raises(UserError, match=r'line 2 names 0\.ppm, but 2 files have this name; .* such as x/0\.ppm'):
         data.load(folder_config(tmp_path / 'images', labels=str(tmp_path / 'table.csv')))
 
 
@@ -105,6 +105,7 @@ def test_auto_takes_the_metadata_of_a_flat_folder(root):
     train, _ = data.load(folder_config(root, test_fraction=0.0))
     assert train.class_names is None
     assert train.report['left_out']['table']['names'] == ['metadata.csv']
+    assert 'metadata.csv: which column is the class?' in train.report['labels']
 
 
 def test_a_table_and_split_folders(tmp_path, monkeypatch):

@@ -236,9 +236,9 @@ def test_wordnet_as_it_was_measured() -> None:
 @pytest.mark.parametrize(
     ('name', 'content', 'columns', 'changes', 'said'),
     [
-        ('none.txt', None, '', {}, r'there is no such file or folder'),
-        ('a.txt', b'', '', {}, r'no sentence in it$'),
-        ('a.txt', b'\n\n', '', {}, r'no sentence in it\n2 rows: empty \(a.txt:1, a.txt:2\)'),
+        ('none.txt', None, '', {}, r'no such file or folder'),
+        ('a.txt', b'', '', {}, r'no sentences in it$'),
+        ('a.txt', b'\n\n', '', {}, r'no sentences in it\n2 rows: empty \(a.txt:1, a.txt:2\)'),
         (
             'a.txt',
             b'caf\xe9\nok\n',
@@ -246,7 +246,7 @@ def test_wordnet_as_it_was_measured() -> None:
             {},
             r'1 of 2 rows cannot be used, more than.*0.05 of them\n.*not UTF-8 \(a.txt:1',
         ),
-        ('a.txt', 'sixteen bits'.encode('utf-16'), '', {}, r'no sentence in it\n1 rows: not UTF-8'),
+        ('a.txt', 'sixteen bits'.encode('utf-16'), '', {}, r'no sentences in it\n1 rows: not UTF-8'),
         ('a.txt', b'one\n', 'text', {}, r"data.columns=text: .*a.txt has lines, not columns; use ''"),
         ('a.txt', b'one\n', '', {'label_column': 'y'}, r"data.label_column=y: .*a.txt has lines, not columns; use ''"),
         ('a.csv', b'x,y\n1,2\n', '', {}, r"data.columns='': a.csv has columns; name the one with sentences.*: x, y$"),
@@ -265,13 +265,13 @@ def test_wordnet_as_it_was_measured() -> None:
             {'label_column': 'y'},
             r"data.label_column='y': use names for all of them, or num",
         ),
-        ('a.csv', b'x,y\n1,2\n', 'x,y,z', {}, r'data.columns=x,y,z: name one column, two of pairs'),
-        ('a.csv', b'x,y\n1,2\n', '5', {}, r'no sentence in it\n2 rows: without the column \(a.csv:1, a.csv:2\)'),
+        ('a.csv', b'x,y\n1,2\n', 'x,y,z', {}, r'data.columns=x,y,z: name one column, two for pairs'),
+        ('a.csv', b'x,y\n1,2\n', '5', {}, r'no sentences in it\n2 rows: without the column \(a.csv:1, a.csv:2\)'),
         ('a.jsonl', b'{"x": "one"}\n', 'y', {}, r'data.columns=y: a.jsonl has no such column, only x$'),
         ('a.parquet', b'PAR1 no', 'y', {}, r'a.parquet: cannot be read \(.*\); restore the file'),
         ('a.txt.gz', b'one\n', '', {}, r'a.txt.gz: cannot be read \(Not a gzipped file.*\); restore the file'),
         ('a.txt.gz', CUT, '', {}, r'a.txt.gz: cannot be read \(.*\); restore the file'),
-        ('data.noun', b'one\n', '0', {}, r'data.noun: cannot be read \(line 1 is no entry of WordNet\)'),
+        ('data.noun', b'one\n', '0', {}, r'data.noun: cannot be read \(line 1 is not a WordNet entry\)'),
     ],
 )
 def test_what_cannot_be_read(
@@ -288,7 +288,7 @@ def test_a_folder_without_text(tmp_path) -> None:
     (tmp_path / 'a.png').write_bytes(b'')
     with pytest.raises(UserError, match=r'no file in it ends in .txt, .csv'):
         load(tmp_path)
-    with pytest.raises(UserError, match=r'data.path is empty: with data.name=text it names a file of sentences'):
+    with pytest.raises(UserError, match=r'data.path is empty: with data.name=text, set it to a file of sentences'):
         load('')
 
 

@@ -153,14 +153,14 @@ def mistake(fields: SimpleNamespace) -> str:
 
 def test_a_missing_set(tiny):
     message = mistake(config('cifar11', tiny))
-    assert f'data.name=cifar11 in data.data_dir={tiny} is not there' in message
+    assert f'data.name=cifar11 in data.data_dir={tiny} does not exist' in message
     assert f'python -m dualcl_jax.prepare --dataset=cifar11 --data_dir={tiny}' in message
     assert 'photo_patches' in message
 
 
 def test_a_missing_version_or_configuration(tiny):
     for name in ('tiny:2.0.0', 'tiny/large'):
-        assert f"data.name={name} in data.data_dir={tiny} is not there (of tiny: ['1.0.0'])" in mistake(
+        assert f"data.name={name} in data.data_dir={tiny} does not exist (of tiny: ['1.0.0'])" in mistake(
             config(name, tiny)
         )
 

@@ -80,7 +80,7 @@ def test_rare_characters(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_vocabulary_that_is_too_small() -> None:
-    with pytest.raises(UserError, match=r'model.vocabulary=20: the characters of the sentences take \d+ tokens; raise'):
+    with pytest.raises(UserError, match=r'model.vocabulary=20: the characters of the sentences need \d+ tokens; raise'):
         train_wordpiece(SENTENCES, vocabulary=20, length=8)
 
 

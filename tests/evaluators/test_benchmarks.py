@@ -93,10 +93,10 @@ MALFORMED = {
         b'1\ta\tb\n2\ta\n',
         'line 2: has 2 columns instead of 3 (score, sentence',
     ),
-    'score': ('sts', 'stsb-en-dev.csv', b'a,b,high\n', "line 1: 'high' is no score; fix it"),
-    'infinite': ('sts', 'stsb-en-dev.csv', b'a,b,nan\n', "line 1: 'nan' is no score; fix it"),
+    'score': ('sts', 'stsb-en-dev.csv', b'a,b,high\n', "line 1: 'high' is not a score; fix it"),
+    'infinite': ('sts', 'stsb-en-dev.csv', b'a,b,nan\n', "line 1: 'nan' is not a score; fix it"),
     'sentence': ('sts', 'stsb-en-dev.csv', b'a,,1\n', 'line 1: has an empty sentence'),
-    'one score': ('sts', 'stsb-en-dev.csv', b'a,b,1\nc,d,1\n', 'has no two pairs of different scores'),
+    'one score': ('sts', 'stsb-en-dev.csv', b'a,b,1\nc,d,1\n', 'has no two pairs with different scores'),
     'quotes': ('sts', 'stsb-en-dev.csv', b'"a,b,1\n', 'is not a CSV file'),
     'header': (
         'sts',

@@ -18,8 +18,8 @@ def make(**fields):
     ('fields', 'said'),
     [
         ({'model__heads': 7}, r'config.model.heads=7: must divide model.width=384'),
-        ({'text__length': 513}, r'config.text.length=513: the model has positions for 512 tokens'),
-        ({'model__position_offset': 500}, r'config.text.length=32: the model has positions for 12 tokens'),
+        ({'text__length': 513}, r'config.text.length=513: must be at most 512, the positions of the model'),
+        ({'model__position_offset': 500}, r'config.text.length=32: must be at most 12, the positions of the model'),
     ],
 )
 def test_sizes_that_do_not_fit_are_named(fields, said):
@@ -33,7 +33,7 @@ def test_a_model_takes_its_own_kind_of_examples():
     validate_kind(make(), 'text', 'lines.txt')
     validate_kind(make(model__name='resnet18'), 'images', 'cifar10')
     with pytest.raises(
-        UserError, match=r"config.model.name='transformer': cifar10 holds images; it takes text; choose"
+        UserError, match=r"config.model.name='transformer': cifar10 holds images; this model takes text; choose"
     ):
         validate_kind(make(), 'images', 'cifar10')
     with pytest.raises(UserError, match=r"'resnet18': lines.txt holds text; choose one of bag, transformer"):

@@ -129,7 +129,7 @@ def test_missing_and_misshapen_tensors_are_named():
     name = 'encoder.layer.1.output.dense.weight'
     with pytest.raises(ValueError, match=rf'it has no tensor {name}'):
         read_tensors({key: value for key, value in tensors.items() if key != name}, geometry, width)
-    with pytest.raises(ValueError, match=rf'tensor {name} is \(24, 16\), and by its config.json \(16, 24\)'):
+    with pytest.raises(ValueError, match=rf'tensor {name} is \(24, 16\), but its config.json implies \(16, 24\)'):
         read_tensors(tensors | {name: tensors[name].T}, geometry, width)
 
 

@@ -111,7 +111,7 @@ def test_other_channels_leave_the_first_layer_fresh(network: str, model: str, fi
     made = encoder(model, **({'positions': 'learned'} if model == 'vit_tiny' else {}))
     path, expected = written(tmp_path, network), template(made, 32, channels=5)
     found = take(str(path), expected, model, (8, 8), learned=model == 'vit_tiny', flag=FLAG)
-    assert 'starts afresh: C is 3 in the file and 5 in the images' in found.describe()
+    assert 'starts afresh: 3 channels in the file and 5 in the images' in found.describe()
     backbone, whole = found.variables['params']['backbone'], expected['params']['backbone']
     assert 'kernel' not in backbone.get(first, {})
     rest = {name for name in whole if name != first}
@@ -152,7 +152,7 @@ def test_files_that_cannot_be_read(name: str, content: bytes | None, said: list[
 def test_unknown_and_ambiguous_names(tmp_path: Path) -> None:
     path = tmp_path / 'w.npz'
     np.savez(path, a=np.zeros(3))
-    with pytest.raises(UserError, match='the names of no known network'):
+    with pytest.raises(UserError, match='match no known network'):
         taken(path, encoder('resnet18'), 32)
     np.savez(path, **{'encoder_q.conv1.weight': np.zeros(3), 'encoder_k.conv1.weight': np.zeros(3)})
     with pytest.raises(UserError, match=r'several networks, encoder_k\., encoder_q\.'):

@@ -155,7 +155,8 @@ def test_near_duplicates_and_outliers(run, tmp_path: Path) -> None:
         (['--workdir=W', '--output=f.npz'], ['no run with a checkpoint']),
         (['--encoder=e', '--data=d', '--momentum', '--output=f.npz'], ['--momentum', 'leave them out']),
         (['--workdir=W', '--near_duplicates=2', '--output=f.npz'], ['--near_duplicates=2', 'at most 1']),
-        (['--workdir=W', '--config.seed=2', '--output=f.npz'], ['--config.seed=2', 'only fields of the data']),
+        (['--workdir=W', '--outliers=nan', '--output=f.npz'], ['--outliers=nan', 'at least 0']),
+        (['--workdir=W', '--config.seed=2', '--output=f.npz'], ['--config.seed=2', 'only fields of config.data']),
     ],
 )
 def test_mistakes(in_process, flags: list[str], said: list[str], tmp_path: Path) -> None:
@@ -172,5 +173,7 @@ def test_mistakes_of_data(run, workdir: Path, tmp_path: Path, capsys: pytest.Cap
         dualcl_jax.embed(workdir, data=empty)
     gray = tmp_path / 'gray.npz'
     np.savez(gray, images=np.zeros((9, 16, 16), np.uint8))
-    with pytest.raises(UserError, match='1 channels and the encoder of'):
+    with pytest.raises(UserError, match='1 channels, but the encoder of'):
         dualcl_jax.embed(workdir, data=gray)
+    with pytest.raises(UserError, match='--labels=none: only for a folder of images'):
+        dualcl_jax.embed(workdir, data=gray, labels='none')

@@ -133,7 +133,7 @@ def test_the_report_of_the_run_gets_the_results(run, workdir: Path, tmp_path: Pa
         done = run(workdir, 'clustering', f'--config.data.path={moved}')
     finally:
         shutil.move(moved, json.loads((workdir / 'config.json').read_text())['data']['path'])
-    assert f'{page} has them, too' in done.out, done
+    assert f'{page} updated' in done.out, done
     assert 'clustering' in page.read_text()
 
     def absent(*_: object) -> None:
@@ -142,7 +142,7 @@ def test_the_report_of_the_run_gets_the_results(run, workdir: Path, tmp_path: Pa
     monkeypatch.setattr('dualcl_jax.reports.subject.read_subject', absent)
     done = run(workdir, 'clustering')
     assert done.status == 0
-    assert 'note: report.html does not have them yet (the data are away): dualcl report' in done.out
+    assert 'note: report.html does not show these results yet (the data are away); to update it' in done.out
 
 
 @pytest.mark.parametrize('format', ['safetensors', 'stablehlo'])
@@ -245,8 +245,8 @@ def npz(path: Path, **changes: np.ndarray) -> str:
 DATA = {
     'no labels': ({'train_labels': None, 'test_labels': None}, ['no training image has a label', 'structure']),
     'no test labels': ({'test_labels': None}, ['no test image has a label']),
-    'one class': ({'train_labels': np.zeros(256, int), 'test_labels': np.zeros(64, int)}, ['are of one class']),
-    'other classes': ({'train_labels': 4 + np.arange(256) % 2}, ['no test image is of a class of the training']),
+    'one class': ({'train_labels': np.zeros(256, int), 'test_labels': np.zeros(64, int)}, ['have the same class']),
+    'other classes': ({'train_labels': 4 + np.arange(256) % 2}, ['no test image belongs to a class of the training']),
     'gray': (
         {f'{split}_images': np.zeros((n, 8, 8, 1), np.uint8) for split, n in (('train', 256), ('test', 64))},
         ['1 channels', 'takes 3'],

@@ -50,7 +50,7 @@ MISTAKES = {
     '--format=huggingface': '--format=huggingface: transformers has no tiny; use safetensors or stablehlo',
     '--output=': '--output=: cannot be written',
     '--output=.': '--output=.: cannot be written',
-    '--output=/dev/null/file': '--output=/dev/null/file: cannot be written (a file is in the place of its folder)',
+    '--output=/dev/null/file': '--output=/dev/null/file: cannot be written (its folder is a file)',
 }
 
 

@@ -63,7 +63,7 @@ FIELDS = {
     'seed=-1': ['seed=-1', 'between 0 and'],
     'data.name=': ['data.name', 'npz', 'photo_patches'],
     'data.name=cifarten': ['data.name=cifarten'],
-    'data.path=': ['data.path', 'names the .npz file'],
+    'data.path=': ['data.path', 'set it to an .npz file'],
     'data.path=/no/such/file.npz': ['data.path=/no/such/file.npz', 'give the path of an .npz file'],
     'data.image_size=0': ['data.image_size=0', 'at least 4'],
     'data.limit=-5': ['data.limit=-5', 'at least 0'],

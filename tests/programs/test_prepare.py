@@ -66,7 +66,7 @@ def test_a_packed_folder_is_the_folder(images, tmp_path, monkeypatch, capsys, me
 
     status, _, error = run(monkeypatch, capsys, '--dataset=mine', f'--folder={images}', f'--data_dir={out}')
     assert status == 2
-    assert 'is there already' in error
+    assert 'already exists' in error
 
 
 def test_other_labels_are_other_data(images, tmp_path, monkeypatch, capsys):
@@ -100,7 +100,7 @@ def test_a_cache_that_is_cut_off_is_written_again(images, tmp_path, monkeypatch,
 
 def test_mistakes(images, tmp_path, monkeypatch, capsys):
     for flags, message in (
-        (('--dataset=Mine!', f'--folder={images}'), '--dataset=Mine!: must be of small letters'),
+        (('--dataset=Mine!', f'--folder={images}'), '--dataset=Mine!: must consist of lower-case letters'),
         (('--dataset=mine', f'--folder={images}/nowhere'), 'no such folder'),
         (('--folder=x',), '--dataset'),
         (('--dataset=mine', f'--folder={images}', '--test_fraction=1'), '--test_fraction=1.0: must be'),

@@ -295,7 +295,7 @@ def test_a_run_that_cannot_be_monitored_is_refused(files, tmp_path):
     images = text_config(files / 'sentences.csv')
     images.data.name, images.model.name, images.views.preset = 'photo_patches', 'tiny', 'moco_v2'
     images.sts.path, images.data.columns = str(files / 'sts'), ''
-    with pytest.raises(UserError, match='measures encoders of text, and photo_patches holds images; leave it empty'):
+    with pytest.raises(UserError, match='is only for encoders of text, but photo_patches holds images; leave it empty'):
         make_plan(images, str(tmp_path / 'run'), writes=False)
 
 

@@ -52,7 +52,7 @@ def test_mistakes(workdir, tmp_path, monkeypatch, capsys):
         (run, run): '--output: required for several runs',
         (run, '--theme=dark'): '--theme=dark: no such flag',
         (run, f'--workdir={tmp_path}', '--output=x.html'): f'--workdir={tmp_path}: no run with a checkpoint',
-        (run, '--output=/dev/null/x.html'): '--output=/dev/null/x.html: cannot be written (a file is in',
+        (run, '--output=/dev/null/x.html'): '--output=/dev/null/x.html: cannot be written (its folder is a file)',
         (*[run] * 7, '--output=x.html'): '--workdir: at most 6 runs fit in a report',
     }.items():
         assert said in refused(monkeypatch, capsys, *flags)

@@ -169,7 +169,7 @@ def test_an_empty_queue(tmp_path):
     empty = run.state.queue.replace(filled=0 * run.state.queue.filled)
     run = dataclasses.replace(run, state=run.state.replace(queue=empty))
     text = Parsed(render([describe(*reported(run))])).text
-    assert 'No slot of the queue is allowed as its negative.' in text
+    assert 'No slot of the queue is an allowed negative of this anchor.' in text
     assert 'of the softmax' not in text
 
 

@@ -245,7 +245,7 @@ def test_kubernetes(environment, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ('variables', 'pods', 'said'),
     [
-        (INDEXED, None, 'this pod cannot find out how many there are (Kubernetes API Error: 403 - Forbidden)'),
+        (INDEXED, None, 'this pod cannot determine the number of pods (Kubernetes API Error: 403 - Forbidden)'),
         (POD, 4, '4 pods without an index; set completionMode: Indexed'),
     ],
 )
@@ -296,5 +296,5 @@ def test_addresses_that_are_none(address: str) -> None:
 
 def test_given() -> None:
     assert places.given('[::1]:80', 2, 1).host == '::1'
-    with pytest.raises(UserError, match='--process_id=2: must be from 0 to'):
+    with pytest.raises(UserError, match='--process_id=2: must be at least 0 and below'):
         places.given('a:80', 2, 2)

@@ -148,7 +148,7 @@ def test_a_port_in_use(monkeypatch, variables, kind):
         monkeypatch.setenv(name, value)
     with (
         socket.create_server(('127.0.0.1', 0)) as other,
-        pytest.raises(UserError, match=r'cannot listen there .*; use a free port') as raised,
+        pytest.raises(UserError, match=r'cannot listen on it .*; use a free port') as raised,
     ):
         roll_call.roll_call(Place(f'127.0.0.1:{other.getsockname()[1]}', 2, 0), {}, 0.3)
     assert type(raised.value) is kind

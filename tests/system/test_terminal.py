@@ -46,7 +46,7 @@ def test_training_does_not_need_it(redirection: str) -> None:
 
 
 def test_lost_results_are_an_error() -> None:
-    error = 'error: standard output: No space left on device; its text is lost\n'
+    error = 'error: standard output: No space left on device; output was lost\n'
     assert run('>/dev/full') == (2, '', f'done\n{error}')
 
 

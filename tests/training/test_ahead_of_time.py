@@ -140,7 +140,7 @@ def test_libtpu_is_missing(monkeypatch: pytest.MonkeyPatch, compile_) -> None:
     monkeypatch.setattr('dualcl_jax.system.config.load_config', lambda path: tiny())
     status, _, err = compile_('--config=any', '--topology=v5e:4x4')
     assert status == 2
-    assert err == "error: --topology=v5e:4x4: requires libtpu; install it with pip install -e '.[tpu]'\n"
+    assert err == "error: --topology=v5e:4x4: needs libtpu; pip install 'dualcl-jax[tpu]'\n"
 
 
 @needs_libtpu

@@ -76,7 +76,7 @@ def test_pages_of_16_bits(in_process: Command, tmp_path: Path) -> None:
     assert {record['protocol'] for record in found} == {'knn', 'structure'}
     refused = in_process(evaluate.main, f'--workdir={run}', '--protocols=robustness')
     assert refused.status == 2
-    assert 'robustness corrupts images of 8 bits with 1 or 3 channels, and these have 5 of uint16' in refused.err
+    assert 'robustness corrupts images of 8 bits with 1 or 3 channels, but these have 5 of uint16' in refused.err
 
     for kind in ('safetensors', 'stablehlo'):
         file, table = tmp_path / f'encoder.{kind}', tmp_path / f'{kind}.npz'
@@ -133,7 +133,7 @@ def test_mistakes_before_training(in_process: Command, tmp_path: Path) -> None:
         (('data.channels=-1',), 'config.data.channels=-1: must be between 0 and 1024'),
         (('data.value_range=5,1',), 'config.data.value_range=(5.0, 1.0): must be empty (measured) or two numbers'),
         (('data.channels=4',), 'no image of at least 8 pixels a side'),
-        (('data.mean=0.5,0.5', 'data.std=0.2,0.2'), '2 numbers, and the images of folder have 5 channels'),
+        (('data.mean=0.5,0.5', 'data.std=0.2,0.2'), '2 numbers, but the images of folder have 5 channels'),
     ):
         refused = train(in_process, tmp_path / 'run', f'data.path={images}', *fields, status=2)
         assert words in refused.err
@@ -148,5 +148,5 @@ def test_arrays_from_python(in_process: Command, tmp_path: Path, monkeypatch, ca
     found = dualcl_jax.train(images, workdir=tmp_path / 'run', config=QUICK, **fields)
     assert found['config']['data']['channels'] == 2
     said = ' '.join(capsys.readouterr().out.split())
-    assert 'data.channels=2, as the images have' in said
+    assert 'data.channels=2, the number of channels of the images' in said
     assert 'as stored, 2 channels of float32' in said

@@ -64,7 +64,7 @@ def test_epochs_may_be_raised(trainer: Trainer, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ('flags', 'message'),
     [
-        (('--extend', 'train.steps=10'), 'has 20 steps, and this config 10; raise train.epochs or train.steps'),
+        (('--extend', 'train.steps=10'), 'has 20 steps, but this config only 10; raise train.epochs or train.steps'),
         (('--extend', 'train.steps=40', 'loss.temperature=0.3'), 'different loss.temperature (0.1, now 0.3)'),
         (('train.steps=40',), 'add --extend to train that run longer, or use a new --workdir, where --init_from='),
     ],

@@ -60,4 +60,4 @@ def test_choices_are_for_images(command, tmp_path: Path) -> None:
         '--config.model.name=bag',
     )
     assert refused.status == 2
-    assert 'is chosen for images only' in refused.err
+    assert 'is chosen automatically for images only' in refused.err

@@ -39,7 +39,7 @@ def test_near_nothing() -> None:
     """Views that hardly differ are told apart from the start; a loss that falls so far late in a run is no fault."""
     [(step, text)] = warned_steps([record(step, loss=0.05) for step in range(1, 40)], 100)
     assert step == PATIENCE
-    assert 'near nothing' in text
+    assert 'near zero' in text
     assert warned_steps([record(step, loss=0.05) for step in range(51, 90)], 100) == []
 
 

@@ -48,7 +48,7 @@ def test_a_run_has_the_encoder_of_the_folder_and_stands_alone(run, tmp_path, nam
     done = run(folder)
     left = 'pooler.dense.bias, pooler.dense.weight' if name == 'bert' else 'lm_head.bias'
     assert f'starts from       {name} of {folder}: 2 layers of 16, 4 heads' in done.out
-    assert f'tensors taken; left out: {left}' in done.out
+    assert f'tensors loaded; left out: {left}' in done.out
     assert 'new: projection' in done.out
     config = json.loads((workdir / 'config.json').read_text())['model']
     assert (config['width'], config['layers'], config['position_offset']) == (16, 2, 0 if name == 'bert' else 2)
@@ -83,7 +83,7 @@ def test_a_dry_run_checks_the_folder(run, tmp_path):
         == f'error: --init_from={MODELS / "bert"}: holds a transformer; set --config.model.name=transformer, not bag\n'
     )
     said = run(MODELS / 'bert', '--config.text.length=17', status=2).err
-    assert said == 'error: config.text.length=17: the model has positions for 16 tokens\n'
+    assert said == 'error: config.text.length=17: must be at most 16, the positions of the model\n'
 
 
 def change_config(folder, **fields):
@@ -93,7 +93,7 @@ def change_config(folder, **fields):
 
 DAMAGES = {
     'architecture': (lambda folder: change_config(folder, model_type='mpnet'), "model_type is 'mpnet'; only bert"),
-    'sizes': (lambda folder: change_config(folder, intermediate_size=12), 'by its config.json (12, 16)'),
+    'sizes': (lambda folder: change_config(folder, intermediate_size=12), 'its config.json implies (12, 16)'),
     'no weights': (lambda folder: (folder / 'model.safetensors').unlink(), 'has no model.safetensors; save'),
     'pickle': (
         lambda folder: (folder / 'model.safetensors').rename(folder / 'pytorch_model.bin'),

@@ -106,7 +106,7 @@ def test_one_column(tmp_path: Path, preset: str) -> None:
         (('model.dim=8',), 'config.model.dim=8: without a projection it is the number of features; set it to 16'),
         (('views.hue=0.1',), 'config.views.hue: is not for text; leave it out'),
         (('text.tokenizer=nowhere',), 'text.tokenizer=nowhere: nowhere cannot be used (No such file'),
-        (('data.columns=0,1,2',), 'data.columns=0,1,2: name one column, two of pairs'),
+        (('data.columns=0,1,2',), 'data.columns=0,1,2: name one column, two for pairs'),
     ],
 )
 def test_mistakes(in_process, tmp_path: Path, fields: tuple[str, ...], said: str) -> None:

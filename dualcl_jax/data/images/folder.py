@@ -15,6 +15,7 @@ from dualcl_jax.data.images.index import LISTED, Index, mark_duplicates, open_in
 from dualcl_jax.data.images.labels import (
     Labels,
     TableLabels,
+    UnmatchedError,
     displayed,
     folder_labels,
     no_labels,
@@ -24,7 +25,7 @@ from dualcl_jax.data.images.labels import (
 from dualcl_jax.data.images.scan import DUPLICATE, IGNORED, NOT_TAKEN, OUTCOMES, SKIPPED, USED
 from dualcl_jax.data.images.splits import ABOVE, BESIDE, TEST, TRAIN, Layout, described, find_layout
 from dualcl_jax.data.source import RANDOM, Splits, fingerprint, held_out_by_content, limit_indices
-from dualcl_jax.system.errors import UserError, listed
+from dualcl_jax.system.errors import UserError, first_line, listed
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,7 +89,7 @@ def load_encoded(data: Any) -> tuple[EncodedSource, EncodedSource | None]:
     if '://' in data.path:
         raise UserError(f'data.path={data.path}: must be a local folder; copy it, or mount it')
     if not data.path:
-        raise UserError('data.path is empty: with data.name=folder it names a folder of images')
+        raise UserError('data.path is empty: with data.name=folder, set it to a folder of images')
     index = open_index(os.path.expanduser(data.path), data.channels, getattr(data, 'shared', ''))
     check_usable(data.path, index, max_skipped=data.max_skipped, channels=data.channels)
     chosen = _choose(data, index)
@@ -100,7 +101,8 @@ def load_encoded(data: Any) -> tuple[EncodedSource, EncodedSource | None]:
     kept = np.flatnonzero(~in_test)
     if not len(kept):
         raise UserError(
-            f'data.path={data.path}: no image is left for training; all are for testing, or are copies of those'
+            f'data.path={data.path}: no image is left for training: all are test images or copies of them; '
+            'lower data.test_fraction'
         )
     kept = kept[limit_indices(len(kept), data.limit)]
     size, names, pixels = stored_size(data), displayed(chosen.labels.names), pixels_of(data, index, rows)
@@ -159,7 +161,7 @@ def check_usable(path: str, index: Index, *, max_skipped: float, channels: int =
         raise UserError(
             f'data.path={path}: {len(skipped):,} of {used + len(skipped):,} images cannot be used, more than '
             f'config.data.max_skipped={max_skipped:g} of them\n{named}\n'
-            f'mend or remove them, or raise the share; data_report.json then names them all{hint}'
+            f'repair or remove them, or raise that share; data_report.json then names them all{hint}'
         )
     others = _unread_images(index)
     if not used:
@@ -172,7 +174,7 @@ def check_usable(path: str, index: Index, *, max_skipped: float, channels: int =
         )
     if len(others) > used:
         raise UserError(
-            f'data.path={path}: most of its images are of formats that cannot be read\n'
+            f'data.path={path}: most of its images are in formats that cannot be read\n'
             f'{_reasons(index, others)}; {used:,} can be used\n'
             'convert them to JPEG, PNG or TIFF, or move them elsewhere'
         )
@@ -232,11 +234,14 @@ def splits_and_labels(data: Any, index: Index, rows: np.ndarray) -> tuple[Layout
     if data.labels == 'none':
         nothing = np.zeros(len(index.folders), bool)
         layout = find_layout(index.folders, counts, nothing)
-        return layout, no_labels(len(rows), 'none, as data.labels=none says'), None
+        return layout, no_labels(len(rows), 'none (data.labels=none)'), None
     if data.labels in ('auto', 'subfolders'):
         layout = find_layout(index.folders, counts, None)
         labels = folder_labels(data, index, rows, layout)
-        table = None if labels.names is not None else read_labels(data, index, rows)
+        try:
+            table = None if labels.names is not None else read_labels(data, index, rows)
+        except UnmatchedError as error:
+            return layout, labels._replace(how=f'{labels.how}; {first_line(error)}'), None
         if table is None:
             return layout, labels, None
     else:

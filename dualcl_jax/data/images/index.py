@@ -172,7 +172,7 @@ def open_index(root: str, channels: int = 0, shared: str = '') -> Index:
       UserError: there is no such folder.
     """
     if not os.path.isdir(root):
-        raise UserError(f'data.path={root}: no such folder; with data.name=folder it names a local folder of images')
+        raise UserError(f'data.path={root}: no such folder; with data.name=folder, set it to a local folder of images')
     cache, mine = _cache_file(root, channels), list[Index]()
     if not shared:
         return _own_index(root, cache, channels)

@@ -17,6 +17,10 @@ STRAY = 0.1
 """Images beside the folders of classes are left out if they are at most this share of a split."""
 
 
+class UnmatchedError(UserError):
+    """A table that nobody named does not fit the images."""
+
+
 class Labels(NamedTuple):
     """The classes of some files.
 
@@ -45,7 +49,8 @@ def read_labels(data: Any, index: Index, rows: np.ndarray) -> TableLabels | None
     """Reads the table that `data.labels` names, or for `auto` the `METADATA` of the root, if there is one.
 
     Raises:
-      UserError: it cannot be read, or names none of the files; but `auto` ignores a table that cannot be matched.
+      UnmatchedError: `auto` found a table whose columns are not clear, or that names none of the files.
+      UserError: the same of a table that the config names; or it cannot be read.
     """
     if data.labels in ('none', 'subfolders'):
         return None
@@ -66,9 +71,9 @@ def read_labels(data: Any, index: Index, rows: np.ndarray) -> TableLabels | None
                 f'data.labels={shown(path)}: names none of the images of {shown(index.root)}; '
                 f'its paths must be relative to that folder, such as {names.example()}'
             )
-    except UserError:
+    except UserError as error:
         if data.labels == 'auto' and not (data.path_column or data.label_column):
-            return None
+            raise UnmatchedError(str(error)) from error
         raise
     return TableLabels(path, classes, found)
 
@@ -128,7 +133,7 @@ def folder_labels(data: Any, index: Index, rows: np.ndarray, layout: Layout) -> 
         if len(names) < 2:
             return no_labels(len(rows), _too_few(where, names))
         if beside[training].mean() > 0.5:
-            how = f'none: most images of {where} are in no subfolder; data.labels=subfolders takes those that are'
+            how = f'none: most images of {where} are in no subfolder; data.labels=subfolders labels those that are'
             return no_labels(len(rows), how)
         for role in (TRAIN, TEST):
             of_split = roles == role
@@ -136,14 +141,16 @@ def folder_labels(data: Any, index: Index, rows: np.ndarray, layout: Layout) -> 
                 stray |= of_split & beside
     how = f'by the subfolders of {where}'
     if layout.test is not None and not tested:
-        how += f'; {shown(layout.test)}/ has none of them and is unlabelled'
+        how += f'; {shown(layout.test)}/ has none of these and is unlabelled'
     return Labels(labels, names, how, stray)
 
 
 def _too_few(where: str, names: tuple[str, ...]) -> str:
     if not names:
         return f'none: {where} has no subfolders with images'
-    return f'none: all images of {where} in subfolders are in one, {shown(names[0])}; if it holds classes, name it'
+    return (
+        f'none: {where} has only one subfolder with images, {shown(names[0])}; if it holds classes, set data.path to it'
+    )
 
 
 def displayed(names: tuple[str, ...] | None) -> tuple[str, ...] | None:

@@ -36,7 +36,9 @@ def load(data: Any) -> Splits:
             raise UserError(f'data.path={data.path}: has no array {images_name!r}, only {found}; add it')
     stray = 'labels' if prefix else 'train_labels'
     if stray in arrays:
-        raise UserError(f"data.path={data.path}: {stray!r} do not go with '{prefix}images'; rename to '{prefix}labels'")
+        raise UserError(
+            f"data.path={data.path}: {stray!r} does not match '{prefix}images'; rename it to '{prefix}labels'"
+        )
 
     splits = {}
     for split, start in (('train', prefix), ('test', 'test_')):
@@ -85,7 +87,7 @@ def _read(path: str, memory_bytes: int) -> tuple[dict[str, np.ndarray], dict[str
       The arrays by our names, their names in the file by our names, and the names of the other arrays.
     """
     if not path:
-        raise UserError('data.path is empty: with data.name=npz it names the .npz file')
+        raise UserError('data.path is empty: with data.name=npz, set it to an .npz file')
     wanted = {f'{split}{kind}' for split in ('', 'train_', 'test_') for kind in ('images', 'labels')}
     name = None
     try:
@@ -138,7 +140,7 @@ def _checked_images(data: Any, name: str, images: np.ndarray) -> np.ndarray:
         images = images[..., None]
     types, allowed = (TYPES, (channels,)) if channels else ({'uint8': 'uint8'}, (1, 3))
     if images.dtype.name not in types or images.ndim != 4 or images.shape[-1] not in allowed or 0 in images.shape:
-        remedy = f'C {channels}, as data.channels says,' if channels else 'C 1 or 3,'
+        remedy = f'C {channels}, as set by data.channels,' if channels else 'C 1 or 3,'
         hint = '' if channels or images.ndim != 4 else '; data.channels=C reads other channels and types'
         raise UserError(
             f'{stated} is {images.dtype} {list(images.shape)}; it must be {", ".join(types)} [N, H, W] or [N, H, W, C] '

@@ -47,10 +47,12 @@ def place_of(name: str, data_dir: str) -> epath.Path:
       UserError: TFDS does not take the name, or the folder exists already.
     """
     if not re.fullmatch(r'[a-z][a-z0-9_]*', name):
-        raise UserError(f'--dataset={name}: must be of small letters, digits and underscores, and begin with a letter')
+        raise UserError(
+            f'--dataset={name}: must consist of lower-case letters, digits and underscores, and begin with a letter'
+        )
     folder = reachable(data_dir, f'--data_dir={data_dir}').expanduser() / name / VERSION
     if folder.exists():
-        raise UserError(f'--data_dir={data_dir}: {folder} is there already; remove it, or choose another --dataset')
+        raise UserError(f'--data_dir={data_dir}: {folder} already exists; remove it, or choose another --dataset')
     return folder
 
 

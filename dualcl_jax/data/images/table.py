@@ -54,7 +54,7 @@ def read_table(path: str) -> Table:
     try:
         if os.path.getsize(local) > MAX_CSV_BYTES:
             raise UserError(
-                f'data.labels={path}: larger than {MAX_CSV_BYTES:,} bytes; give a path and a class in a line'
+                f'data.labels={path}: larger than {MAX_CSV_BYTES:,} bytes; give only a path and a class in each line'
             )
         with open(local, encoding='utf-8-sig', errors='surrogateescape', newline='') as file:
             start = file.readline()
@@ -153,7 +153,7 @@ def match(table: Table, names: Names, folder: str, path_column: str, label_colum
     elif len(first) > 2:
         raise UserError(
             f'data.labels={table.file}: the first line, {_listed(first)}, does not say which columns are the path and '
-            'the class; begin the file with a line of names such as path,label'
+            'the class; begin the file with a header such as path,label'
         )
     labels: dict[int, str] = {}
     unmatched = []
@@ -166,7 +166,7 @@ def match(table: Table, names: Names, folder: str, path_column: str, label_colum
         files = names.find(name, folder)
         if len(files) > 1:
             raise UserError(
-                f'data.labels={table.file}: line {number} names {shown(name)}, which {len(files)} files are called; '
+                f'data.labels={table.file}: line {number} names {shown(name)}, but {len(files)} files have this name; '
                 f'give paths relative to the folder, such as {names.example()}'
             )
         if files and labels.setdefault(files[0], label) != label:
@@ -186,7 +186,7 @@ def _columns(
     """Finds the columns of paths and of classes in a table with a header."""
     for field, name in (('path_column', path_column), ('label_column', label_column)):
         if name and name not in columns:
-            raise UserError(f'data.{field}={name}: no such column; those of {table.file} are {_listed(columns)}')
+            raise UserError(f'data.{field}={name}: no such column in {table.file}; choose one of {_listed(columns)}')
     lowered = [name.lower() for name in columns]
     label = columns.index(label_column) if label_column else _label_place(table, columns, lowered, path_column)
     if path_column:

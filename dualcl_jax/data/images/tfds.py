@@ -78,7 +78,7 @@ def _open(data: Any, others: Sequence[str]) -> Any:
 
     folder = reachable(data.data_dir, f'data.data_dir={data.data_dir}').expanduser() if data.data_dir else None
     if folder is not None and not folder.is_dir():
-        raise UserError(f'{_where(data)}: there is no such folder; {_remedy(data)}')
+        raise UserError(f'{_where(data)}: no such folder; {_remedy(data)}')
     try:
         with error_utils.reraise_with_context(registered.DatasetNotFoundError):  # TFDS collects explanations there
             version = read_only_builder._find_builder_dir(data.name, data_dir=folder)
@@ -97,7 +97,7 @@ def _open(data: Any, others: Sequence[str]) -> Any:
 
 def _not_found(data: Any, folder: epath.Path | None, others: Sequence[str]) -> str:
     base = data.name.split(':')[0].split('/')[0]
-    message = f'{_where(data)} is not there'
+    message = f'{_where(data)} does not exist'
     if folder is not None and (folder / base).is_dir():
         message += f' (of {base}: {sorted(path.name for path in (folder / base).iterdir())})'
     return f'{message}; {_remedy(data)}\nsets that need no TFDS folder: {", ".join(sorted(others))}'

@@ -46,8 +46,8 @@ def check_features(folder: epath.Path) -> None:
         for name in _class_names(json.loads(path.read_text())):
             if name not in _own_classes():
                 raise UserError(
-                    f'{path}: names the feature class {name[:100]!r}, which is not part of TFDS; '
-                    'it was not imported: prepare the set with features of TFDS'
+                    f'{path}: uses the feature class {name[:100]!r}, which is not part of TFDS '
+                    'and was not imported; prepare the set with TFDS features only'
                 )
 
 
@@ -66,7 +66,9 @@ def check_versions(name: str, data_dir: str) -> None:
 
     parsed, _ = naming.parse_builder_name_kwargs(name)
     if parsed.namespace:
-        raise UserError(f'{name}: the namespace {parsed.namespace!r} is code of others; use a set that is part of TFDS')
+        raise UserError(
+            f'{name}: the namespace {parsed.namespace!r} is third-party code; use a set that is part of TFDS'
+        )
     patterns = [f'{depth}/{file}' for depth in ('*', '*/*', '*/*/*') for file in FILES]  # epath has no **
     found = [path for pattern in patterns for path in (epath.Path(data_dir) / parsed.name).glob(pattern)]
     for folder in sorted({path.parent for path in found}):

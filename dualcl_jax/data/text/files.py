@@ -157,8 +157,8 @@ def find(columns: Columns, header: Sequence[str], name: str) -> list[int]:
     listed = ', '.join(header[:8]) + (', …' if len(header) > 8 else '')
     if not columns.names:
         raise UserError(
-            f"data.columns='': {name} has columns; name the one with sentences, or two of pairs, or their numbers if "
-            f'there is no header: {listed}'
+            f"data.columns='': {name} has columns; name the one with sentences, or the two of pairs, or their "
+            f'numbers if there is no header: {listed}'
         )
     for column in columns.wanted:
         if column not in header:
@@ -230,7 +230,7 @@ def _read_wordnet(file: IO[bytes], name: str, columns: Columns, account: Account
         try:
             pair = wordnet.pair(line)
         except (ValueError, IndexError) as error:
-            raise OSError(None, f'line {number} is no entry of WordNet') from error
+            raise OSError(None, f'line {number} is not a WordNet entry') from error
         if pair is None:
             continue
         values = dict(zip((*wordnet.COLUMNS, '0', '1'), (*pair, *pair), strict=True))

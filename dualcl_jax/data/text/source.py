@@ -100,7 +100,7 @@ def _columns(data: Any) -> Columns:
     names = tuple(name.strip() for name in data.columns.split(',')) if data.columns.strip() else ()
     if len(names) > 2 or not all(names):
         raise UserError(
-            f"data.columns={data.columns}: name one column, two of pairs such as 'term,definition', or none"
+            f"data.columns={data.columns}: name one column, two for pairs, such as 'term,definition', or none"
         )
     columns = Columns(names, data.label_column.strip())
     if any(name.isdecimal() for name in columns.wanted) and not columns.by_number:
@@ -115,11 +115,11 @@ def _read(data: Any, columns: Columns, account: Account) -> tuple[_Part, _Part |
     """Reads the rows for training and those for testing, None if no files are named for testing."""
     if not data.path:
         raise UserError(
-            'data.path is empty: with data.name=text it names a file of sentences, or a folder of such files'
+            'data.path is empty: with data.name=text, set it to a file of sentences, or a folder of such files'
         )
     root = reachable(data.path, f'data.path={data.path}').expanduser()
     if not root.exists():
-        raise UserError(f'data.path={data.path}: there is no such file or folder')
+        raise UserError(f'data.path={data.path}: no such file or folder')
 
     def part(files: Sequence[epath.Path], origin: str) -> _Part:
         return _Part(origin, [row for file in files for row in read_rows(file, columns, account)])
@@ -170,12 +170,12 @@ def _check_usable(data: Any, account: Account, used: int) -> None:
     skipped = sum(about['count'] for reason, about in rows.items() if reason != f'rows: {EMPTY}')
     listed = '; '.join(f'{about["count"]:,} {reason} ({", ".join(about["names"])})' for reason, about in rows.items())
     if not used:
-        raise UserError(f'data.path={data.path}: no sentence in it' + (f'\n{listed}' if listed else ''))
+        raise UserError(f'data.path={data.path}: no sentences in it' + (f'\n{listed}' if listed else ''))
     if skipped > data.max_skipped * (used + skipped):
         raise UserError(
             f'data.path={data.path}: {skipped:,} of {used + skipped:,} rows cannot be used, more than '
             f'config.data.max_skipped={data.max_skipped:g} of them\n{listed}\n'
-            'correct them (text must be UTF-8: iconv -f latin1 -t utf-8 converts a file), or raise the share'
+            'correct them (text must be UTF-8: iconv -f latin1 -t utf-8 converts a file), or raise that share'
         )
 
 

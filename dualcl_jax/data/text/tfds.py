@@ -32,10 +32,12 @@ def read_splits(folder: epath.Path, columns: Columns, account: Account) -> dict[
         builder = open_folder(folder)
         splits = list(builder.info.splits)
         if 'train' not in splits:
-            raise UserError(f"data.path={folder}: has no split 'train', only {', '.join(splits)}")
+            raise UserError(f"data.path={folder}: has no split 'train', only {', '.join(splits)}; name a set with one")
         find(columns, sorted(builder.info.features), folder.parent.name)
         if columns.label and not isinstance(builder.info.features[columns.label], tfds.features.ClassLabel):
-            raise UserError(f'data.label_column={columns.label}: is no feature of classes in {folder}')
+            raise UserError(
+                f'data.label_column={columns.label}: is no ClassLabel feature of {folder}; name one, or leave it empty'
+            )
         tested = [split for split in ('test', 'validation') if split in splits][:1]
         return {split: list(_rows(builder, split, columns, account)) for split in ('train', *tested)}
     except UserError:

@@ -53,9 +53,7 @@ class Tokenizer:
     def __post_init__(self) -> None:
         empty = self._tokenizer.encode('').ids
         if len(empty) != 2:
-            raise ValueError(
-                f'it adds {len(empty)} tokens to a sentence; text needs one that adds two, such as [CLS] and [SEP]'
-            )
+            raise ValueError(f'it adds {len(empty)} tokens to a sentence instead of two, such as [CLS] and [SEP]')
 
     @classmethod
     def read(cls, path: str, length: int) -> 'Tokenizer':
@@ -138,7 +136,7 @@ def train_wordpiece(sentences: Sequence[str], *, vocabulary: int, length: int) -
     numbered = [*SPECIAL, *alphabet, *inside]
     if len(numbered) > vocabulary:
         raise UserError(
-            f'model.vocabulary={vocabulary}: the characters of the sentences take {len(numbered):,} tokens; raise it'
+            f'model.vocabulary={vocabulary}: the characters of the sentences need {len(numbered):,} tokens; raise it'
         )
     trained = tokenizers.Tokenizer(models.WordPiece(unk_token=UNKNOWN))
     trained.normalizer, trained.pre_tokenizer = normalizer, pre_tokenizer

@@ -117,5 +117,5 @@ def _check_sizes(path: Path, sizes: NDArray, class_names: Sequence[str]) -> None
     if sizes[least] < FEWEST:
         raise UserError(
             f'config.{FIELD}: {path}: class {class_names[least]!r} has {sizes[least]} sentences to train on; '
-            f'{FEWEST} are needed'
+            f'{FEWEST} are needed; use a larger set'
         )

@@ -138,7 +138,7 @@ def _pairs(name: str, split: str, rows: Iterable[Row], paths: Sequence[Path]) ->
         first.append(one)
         second.append(other)
     if len(set(scores)) < 2:
-        raise UserError(f'config.{FIELD}: {paths[0]}: has no two pairs of different scores; replace it')
+        raise UserError(f'config.{FIELD}: {paths[0]}: has no two pairs with different scores; replace it')
     return Pairs(name, split, first, second, np.asarray(scores, np.float64), without_score, sha256(paths))
 
 
@@ -149,5 +149,5 @@ def _score(path: Path, number: int, written: str) -> float:
     except ValueError:
         score = math.nan
     if not math.isfinite(score):
-        raise UserError(f'config.{FIELD}: {path}, line {number}: {written[:40]!r} is no score; fix it')
+        raise UserError(f'config.{FIELD}: {path}, line {number}: {written[:40]!r} is not a score; fix it')
     return score

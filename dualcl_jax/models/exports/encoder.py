@@ -196,7 +196,7 @@ class Description(Described):
             raise ValueError('mean and std do not fit its channels')
         ends = _numbers('value_range', values['value_range']) if values['value_range'] else ()
         if ends and (len(ends) != 2 or ends[0] >= ends[1]):
-            raise ValueError('value_range is no range')
+            raise ValueError('value_range is not a range')
         return {'mean': mean, 'std': std, 'value_range': ends}
 
 

@@ -46,7 +46,7 @@ class TextDescription(Described):
     def check(cls, values: dict[str, Any]) -> dict[str, Any]:
         check_positive(values, 'features', 'length')
         if not isinstance(values['tokenizer'], str):
-            raise ValueError('its tokenizer is no text')
+            raise ValueError('its tokenizer is not text')
         return {}
 
     @functools.cached_property

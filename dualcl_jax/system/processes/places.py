@@ -49,7 +49,7 @@ def given(address: str, processes: int, process: int) -> Place:
       UserError: a flag is invalid.
     """
     if not 0 <= process < processes:
-        raise UserError(f'--process_id={process}: must be from 0 to --num_processes={processes} less 1')
+        raise UserError(f'--process_id={process}: must be at least 0 and below --num_processes={processes}')
     host, _, port = address.rpartition(':')
     if not host or not port.isdecimal() or not 0 < int(port) < 65_536 or (':' in host and host[0] + host[-1] != '[]'):
         raise UserError(f'--coordinator_address={address}: must be HOST:PORT, or [ADDRESS]:PORT for IPv6')
@@ -125,7 +125,7 @@ def _kubernetes() -> Place | None:
         return None
     if unknown:
         raise UserError(
-            f'Kubernetes: this pod cannot find out how many there are ({first_line(unknown)})\n{remedy}'
+            f'Kubernetes: this pod cannot determine the number of pods ({first_line(unknown)})\n{remedy}'
         ) from unknown
     if 'JOB_COMPLETION_INDEX' not in os.environ:
         raise UserError(f'Kubernetes: {pods} pods without an index; set completionMode: Indexed, and {remedy}')
@@ -154,7 +154,7 @@ def local_devices() -> list[int] | None:
     if visible % processes:
         raise UserError(
             f'{processes} processes on this machine cannot share {visible} GPUs evenly; '
-            'start one per GPU, or one per machine, such as with --gpus-per-task of SLURM'
+            'start one per GPU, or one per machine, for example with --gpus-per-task of SLURM'
         )
     share = visible // processes
     return list(range(index * share, (index + 1) * share))

@@ -100,7 +100,7 @@ def _listen(place: Place, end: float) -> socket.socket:
         except OSError as error:
             kind = RestartError if scheduled() and error.errno == errno.EADDRINUSE else UserError
             if error.errno != errno.EADDRINUSE or time.monotonic() > end:
-                raise kind(f'{place.problem}: cannot listen there ({error.strerror}); use a free port') from error
+                raise kind(f'{place.problem}: cannot listen on it ({error.strerror}); use a free port') from error
         if not said:
             print(f'note: {place.problem}: the port is in use; waiting until it is free', flush=True)
         said = True
