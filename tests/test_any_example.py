@@ -182,7 +182,7 @@ def test_an_encoder_takes_only_its_own_kind(in_process, workdir, tmp_path):
     images = f'--config.data.name=npz --config.data.path={write_npz(tmp_path / "data.npz")}'.split()
     refused = in_process(evaluate.main, f'--workdir={workdir}', '--protocols=knn', f'--output={tmp_path}', *images)
     assert refused.status == 2
-    assert 'npz: holds images and the encoder of' in refused.err
+    assert 'npz: holds images, but the encoder of' in refused.err
     assert 'takes vectors' in refused.err
 
 

@@ -101,7 +101,7 @@ def test_pages_of_16_bits(in_process: Command, tmp_path: Path) -> None:
     eight = write_scenes(tmp_path / 'eight', '.npy', 4, dtype='uint8')
     refused = in_process(embed.main, f'--encoder={file}', f'--data={eight}', f'--output={tmp_path}/eight.npz')
     assert refused.status == 2
-    assert 'images are uint8 and the encoder of' in refused.err
+    assert 'images are uint8, but the encoder of' in refused.err
 
 
 def test_floats_that_are_not_in_memory(in_process: Command, tmp_path: Path) -> None:

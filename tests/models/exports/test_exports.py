@@ -233,9 +233,10 @@ def test_other_files_are_refused_and_never_run(tmp_path):
 @pytest.mark.parametrize(
     ('field', 'value', 'said'),
     [
-        ('mean', None, 'mean and std must be numbers'),
+        ('mean', None, 'mean must be numbers'),
         ('std', [0.0], 'mean and std do not fit'),
-        ('mean', [float('nan')], 'mean and std must be finite'),
+        ('mean', [float('nan')], 'mean must be finite'),
+        ('value_range', ['a'], 'value_range must be numbers'),
         ('features', 9, 'features does not equal the length of its output'),
         ('image_size', 4 * 10**9, None),  # must not compute positions of so many patches
         ('image_size', 17, 'must be a multiple of 4'),
