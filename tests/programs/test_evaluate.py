@@ -276,7 +276,7 @@ def test_a_long_tail_is_evaluated_for_what_can_be(run, workdir: Path, tmp_path: 
     reason = 'test images of classes without training images'
     for words in (
         f'left out: 2 {reason}, 2 classes: 8, 9',
-        'k 100, 200 is 30, the number of labelled training images',
+        'k 100, 200 becomes 30, the number of labelled training images',
         'few_shot with 10 images a class: without 6 classes that have fewer',
     ):
         assert words in ' '.join(done.out.split()), done.out
