@@ -106,7 +106,7 @@ def test_the_fingerprint_is_that_of_every_array():
 def test_parts_of_a_source():
     source = make_source()
     limited = limit_train(source, 30)
-    train, validation = hold_out(limited, 0.2)
+    train, validation = hold_out(limited, 0.2, 'random')
     assert validation is not None
     assert [len(part) for part in (limited, train, validation)] == [30, 24, 6]
     assert {part.kind for part in (limited, train, validation)} == {'trees'}

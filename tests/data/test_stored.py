@@ -270,7 +270,7 @@ def test_arrays(tmp_path):
     assert load(1, images=images[..., 0].astype(np.float64)).train.arrays.dtype == np.float32
     with pytest.raises(UserError, match=r"'images' is uint16 \[6, 20, 20, 5\]; it must be uint8 .* data.channels=C"):
         load(0, images=images)
-    with pytest.raises(UserError, match=r'with C 4, as data\.channels says'):
+    with pytest.raises(UserError, match=r'with C 4, as set by data\.channels'):
         load(4, images=images)
     with pytest.raises(UserError, match='train and test differ in type, uint16 and uint8'):
         load(train_images=images, test_images=images.astype(np.uint8))
