@@ -1,6 +1,6 @@
 # make demo: a first run, from nothing to pictures.   make test: the whole suite.   Both install what they need.
 # The newest working Python, from 3.13 to 3.11, on PATH or among pyenv's; make PYTHON=... sets another one.
-PYTHON ?= $(shell for v in 3.13 3.12 3.11; do for p in python$$v "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/$$v.*/bin/python; do \
+PYTHON ?= $(shell for v in 3.13 3.12 3.11 3.14; do for p in python$$v "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/$$v.*/bin/python; do \
 	"$$p" -c 'import venv, ensurepip' 2>/dev/null && { echo "$$p"; exit; }; done; done)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,7 +15,7 @@ OLDEST_PYTHON ?= $(shell for p in python3.11 "$${PYENV_ROOT:-$$HOME/.pyenv}"/ver
 venv: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 to 3.13 found: install one, or say make PYTHON=/its/path" >&2; exit 2; }
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 to 3.14 found: install one, or say make PYTHON=/its/path" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
