@@ -6,9 +6,10 @@ for JAX's default generator, threefry; the `rbg` generators do not separate the 
 
 A view is first drawn, then applied: `draw_view` turns uniform numbers into parameters, `apply_view` is deterministic.
 
-Three channels are red, green and blue. Images of any other number keep it: the operations that are defined for colours
-(`OF_COLOURS`) are skipped, crop, blur, solarize and flip treat all channels alike, brightness multiplies all of them by
-one factor, and contrast draws each channel towards its own mean. The draws are the same for any number of channels.
+Three channels are red, green and blue. Images with any other number of channels keep it: the operations that are
+defined for colours (`OF_COLOURS`) are skipped. Crop, blur, solarize and flip treat all channels alike, brightness
+multiplies all of them by one factor, and contrast draws each channel towards its own mean. The draws are the same for
+any number of channels.
 
 The draws of the crop and of the colour jitter are in `image_draws`, the conventions for pixels in `image_ops`.
 """
@@ -53,7 +54,7 @@ RAW_SIDE = 32
 """Largest side of raw images in pixels; a bank of larger images would not fit in memory."""
 PROBABILITIES = ('jitter_probability', 'grayscale', 'blur_probability', 'solarize_probability', 'flip')
 OF_COLOURS = ('saturation', 'hue', 'grayscale')
-"""The operations of which images without red, green and blue have none."""
+"""The operations that are skipped for images without red, green and blue."""
 VIEW_DRAWS = CROP_DRAWS + JITTER_DRAWS + 1 + len(PROBABILITIES)
 
 
@@ -104,9 +105,8 @@ _MOCO_V1 = ViewSpec(grayscale_first=True, jitter_probability=1.0, hue=0.4, blur_
 _MOCO_V3_FIRST = ViewSpec(saturation=0.2, blur_probability=1.0)
 _MOCO_V3_SECOND = ViewSpec(saturation=0.2, blur_probability=0.1, solarize_probability=0.2)
 _MOCO_CIFAR = ViewSpec(crop_scale=(0.08, 1.0), blur_probability=0.0)
-_SMALL = ViewSpec(crop_scale=(0.5, 1.0), blur_probability=0.0)
+_SMALL = ViewSpec(blur_probability=0.0)
 _SMALL_GRAY = ViewSpec(
-    crop_scale=(0.4, 1.0),
     brightness=0.8,
     contrast=0.8,
     saturation=0.0,
@@ -120,8 +120,8 @@ PRESETS: dict[str, tuple[ViewSpec, ViewSpec]] = {
     'moco_v2': (ViewSpec(), ViewSpec()),  # 2003.04297
     'moco_v3': (_MOCO_V3_FIRST, _MOCO_V3_SECOND),  # 2104.02057, for ResNet-50; ViTs there crop from scale .08
     'moco_cifar': (_MOCO_CIFAR, _MOCO_CIFAR),  # torchvision's default crop, no blur
-    'small': (_SMALL, _SMALL),  # ours: larger crops, with which small encoders of small images learn sooner
-    'small_gray': (_SMALL_GRAY, _SMALL_GRAY),  # ours: of images without colours
+    'small': (_SMALL, _SMALL),  # ours: moco_v2 without blur, which would leave little of small images
+    'small_gray': (_SMALL_GRAY, _SMALL_GRAY),  # ours: for images without colours
 }
 
 
@@ -183,10 +183,10 @@ def color_jitter(image: jax.Array, jitter: Jitter) -> jax.Array:
 
 
 def apply_view(image: jax.Array, parameters: ViewParameters, spec: ViewSpec, size: int) -> jax.Array:
-    """One view of one image: [H, W, C], uint8 or float in [0, 1], to float32 [size, size, C] in [0, 1].
+    """Computes one view of one image: [H, W, C], uint8 or float in [0, 1], to float32 [size, size, C] in [0, 1].
 
     The order is that of the recipes: crop, jitter, grayscale (before the jitter if `spec.grayscale_first`), blur,
-    solarize, flip. (The others commute with the flip, so recipes that flip first give the same.)
+    solarize, flip. (The other operations commute with the flip, so recipes that flip first give the same view.)
 
     Raises:
       TypeError: the image is neither uint8 nor floating point.
@@ -219,7 +219,7 @@ def apply_view(image: jax.Array, parameters: ViewParameters, spec: ViewSpec, siz
 
 
 def augment(key: jax.Array, image: jax.Array, spec: ViewSpec, size: int) -> jax.Array:
-    """One random view of one image: draws from `key`, then `apply_view`, with its shapes, order and errors.
+    """Makes one random view of one image: draws from `key`, then `apply_view`, with its shapes, order and errors.
 
     Example:
       >>> augment(jax.random.key(0), jnp.zeros((32, 48, 3)), ViewSpec(), size=16).shape
@@ -234,12 +234,12 @@ def make_views(keys: jax.Array, images: jax.Array, specs: Sequence[ViewSpec], si
 
     View v of an example is `augment(fold_in(key, v), image, specs[v], size)`: it depends only on the example's key, on
     v and on its recipe. Images are uint8 or float in [0, 1]; `specs` and `size` are static. It raises the same errors
-    as `augment`. Views of `LARGE` pixels a side or more are computed by `large_images`: the same up to rounding.
+    as `augment`. Views of `LARGE` pixels a side or more are computed by `large_images`, the same up to rounding.
 
-    If the host has made the crops, images are [B, V, size, size, C], and the rest of each view is drawn as otherwise.
+    If the host has made the crops, images are [B, V, size, size, C], and the rest of each view is drawn as usual.
 
     Raises:
-      ValueError: crops have other shapes.
+      ValueError: the crops do not have these shapes.
 
     Example:
       >>> keys, images = jax.random.split(jax.random.key(0), 4), jnp.zeros((4, 32, 32, 3))
@@ -308,14 +308,14 @@ class ImageViews(ImageInput):
     """Views of images, `dualcl_jax.method.views.Views` of [n, H, W, C] as `ImageInput.scaled` takes them.
 
     Attributes:
-      specs: the augmentation of each view; for the others see `ImageInput`.
+      specs: the augmentation of each view; for the other attributes see `ImageInput`.
     """
 
     specs: tuple[ViewSpec, ...]
 
     @property
     def skipped(self) -> tuple[str, ...]:
-        """The operations of `OF_COLOURS` that the recipe has and these images have not."""
+        """The operations of `OF_COLOURS` in the recipe, if they are skipped for these images."""
         if self.channels == 3:
             return ()
 
@@ -331,22 +331,22 @@ class ImageViews(ImageInput):
         return CropRecipe(scales, ratios, self.size)
 
     def augment(self, keys: jax.Array, images: jax.Array) -> jax.Array:
-        """Views as images, from `make_views`: float32 [V, n, size, size, C] in [0, 1]."""
+        """Makes random views as images, with `make_views`: float32 [V, n, size, size, C] in [0, 1]."""
         return make_views(keys, self.scaled(images), self.specs, self.size)
 
     def make(self, keys: jax.Array, examples: jax.Array) -> jax.Array:
-        """The same, standardised as the encoder takes them."""
+        """Makes random views as `augment` does, standardised for the encoder."""
         return self.standardize(self.augment(keys, examples))
 
     def raw(self, examples: ArrayLike) -> jax.Array:
-        """The pixels, standardised: [n, H * W * C]. A side of more than `RAW_SIDE` pixels is reduced to it."""
+        """Flattens the standardised pixels: [n, H * W * C]. Sides of more than `RAW_SIDE` pixels are reduced to it."""
         height, width, _ = np.shape(examples)[1:]
         pixels = self.standardize(resized(self.scaled(examples), min(height, RAW_SIDE), min(width, RAW_SIDE)))
         return pixels.reshape(pixels.shape[0], math.prod(pixels.shape[1:]))
 
 
 def image_views(config: Any, examples: Any) -> ImageViews:
-    """The views of images [n, H, W, C] that a resolved config describes.
+    """Builds the views of images [n, H, W, C] that a resolved config describes.
 
     Example:
       >>> from ml_collections import ConfigDict
