@@ -87,7 +87,7 @@ def _train(run: Run, state: Any, console: Console, stop: StopSignal, heartbeat: 
     log = MetricsLog(plan.folder, plan.start_step, writes=run.writes, waiting=run.past.waiting, tracker=tracker)
     step = plan.start_step
     heartbeat.enter('compile', step + 1, settled=step)
-    step_fn = _compile(run, run.mapper.global_state(state), log)
+    step_fn = _compile(run, state, log)
     loader = _loader(run)
     in_flight, save_schedule = InFlight(run, log, console, loader), run.save_schedule()
     trace = Trace(str(plan.folder / 'profile'), plan.start_step, traced_steps)
@@ -130,18 +130,19 @@ def _train(run: Run, state: Any, console: Console, stop: StopSignal, heartbeat: 
     return True
 
 
-def _compile(run: Run, state: TrainState, log: MetricsLog) -> Callable[..., Any]:
-    """Compiles the step for a global state and the batches of the loader.
+def _compile(run: Run, state: Any, log: MetricsLog) -> Callable[..., Any]:
+    """Compiles the step for a state in the form of the run's mapper and the batches of the loader.
 
     Meanwhile a new run measures its references: the scores of baselines and of the encoder before training.
     """
     step = partial(train_step, run.plan.method)
     with ThreadPoolExecutor(max_workers=1) as beside:
-        compiling = beside.submit(run.mapper.compile, step, state, run.plan.batch())
+        compiling = beside.submit(run.mapper.compile, step, run.shapes, run.plan.batch())
         if run.monitors and run.plan.start_step == 0:
             found: dict[str, float] = {}
+            variables = run.mapper.global_state(state).variables
             for monitor in run.monitors:
-                found |= monitor.references() | monitor.encoder(state.variables)
+                found |= monitor.references() | monitor.encoder(variables)
             log.write(0, run.wall_time_s(), found)
         return compiling.result()
 

@@ -58,6 +58,7 @@ class Run:
     Attributes:
       plan: the plan of the run; `plan.resumed_from` is the checkpoint that was restored.
       mapper: how the step runs on the devices.
+      shapes: shapes and dtypes of the global state.
       embed: computes features of images with the method's encoder.
       monitors: measure the encoder while it trains.
       checkpoints: the checkpoints of the workdir.
@@ -69,6 +70,7 @@ class Run:
 
     plan: Plan
     mapper: Mapper
+    shapes: TrainState
     embed: Embedder
     monitors: tuple[Monitor, ...]
     checkpoints: Checkpoints
@@ -126,7 +128,8 @@ def open_run(config: ConfigDict, workdir: str, *, extend: bool = False) -> tuple
     specs = state_specs(plan.method)
     stored = stored_config(plan.folder) or plan.config
     accepted = {'config_sha256': accepted_sha256(plan.config, stored)}
-    checkpoint = checkpoints.newest(jax.eval_shape(plan.create), plan.mesh, accepted, specs)
+    shapes = jax.eval_shape(plan.create)
+    checkpoint = checkpoints.newest(shapes, plan.mesh, accepted, specs)
     if checkpoint is None:
         plan, past, state = dataclasses.replace(plan, resumed_from=None), Past(), _new_state(plan)
     else:
@@ -140,6 +143,7 @@ def open_run(config: ConfigDict, workdir: str, *, extend: bool = False) -> tuple
     run = Run(
         plan=plan,
         mapper=MAPPERS[plan.config.parallel.mapper](plan.mesh, specs),
+        shapes=shapes,
         embed=embed,
         monitors=_monitors(plan, embed),
         checkpoints=checkpoints,
