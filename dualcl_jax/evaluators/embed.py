@@ -1,6 +1,6 @@
 """Features of whole data sets: the encoder in evaluation mode, over all devices of all processes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dualcl_jax.data import Source
 from dualcl_jax.method.build import Method
-from dualcl_jax.system.devices import AXIS, process_rows
+from dualcl_jax.system.devices import AXIS, fetched, process_rows
 
 BLOCK = 256
 """How many images a device encodes at a time."""
@@ -66,18 +66,19 @@ class Blocks:
             examples = self._own(source, indices[start : start + block], block)
             return jax.tree.map(lambda leaf: self._put(leaf, block), examples)
 
-        parts: list[Any] = []
-        with ThreadPoolExecutor(1) as ahead:
-            loading = ahead.submit(load, 0)
-            for start in range(0, len(indices), block):
-                on_devices = loading.result()
-                if start + block < len(indices):
-                    loading = ahead.submit(load, start + block)
-                parts.append(self._run(variables, on_devices))
-                if start:  # the devices compute this block while the results of the one before are copied
-                    parts[-2] = jax.tree.map(np.asarray, parts[-2])
-                advance()
-        parts[-1:] = [jax.tree.map(np.asarray, part) for part in parts[-1:]]
+        def results() -> Iterator[Any]:
+            with ThreadPoolExecutor(1) as ahead:
+                loading = ahead.submit(load, 0)
+                for start in range(0, len(indices), block):
+                    on_devices = loading.result()
+                    if start + block < len(indices):
+                        loading = ahead.submit(load, start + block)
+                    yield self._run(variables, on_devices)
+
+        parts = []
+        for part in fetched(results()):
+            parts.append(part)
+            advance()
         return jax.tree.map(lambda *columns: np.concatenate(columns)[: len(indices)], *parts)
 
 

@@ -7,7 +7,7 @@ placed on the devices.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Protocol
 
@@ -114,6 +114,17 @@ def whole(tree: Tree) -> Tree:
 def to_host(tree: Tree) -> Tree:
     """Copies a replicated or single-device tree to NumPy arrays; with a device axis, the first device's part."""
     return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_shards[0].data), tree)
+
+
+def fetched(results: Iterable[Tree]) -> Iterator[Tree]:
+    """Copies results to NumPy arrays, each after the next one was taken, so that the devices work in the meantime."""
+    before: list[Tree] = []
+    for result in results:
+        if before:
+            yield jax.tree.map(np.asarray, before.pop())
+        before.append(result)
+    for result in before:
+        yield jax.tree.map(np.asarray, result)
 
 
 def _map(function: Callable[[PartitionSpec, Any], Any], specs: Specs, tree: Tree) -> Tree:

@@ -12,6 +12,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
+from dualcl_jax.system.devices import fetched
+
 BLOCK_BYTES = 64 * 2**20
 """The float32 similarities that one device holds at a time."""
 
@@ -151,18 +153,13 @@ def knn_grid(
     )
 
     block = len(devices) * math.ceil(min(block or _block(len(bank)), len(queries)) / len(devices))
-    predictions: list[NDArray[np.int32]] = []
-    running: jax.Array | None = None
-    for start in range(0, len(queries), block):
-        part = queries[start : start + block]
-        part = np.pad(part, ((0, block - len(part)), (0, 0)))  # one shape, one compilation
-        following = predict(jax.device_put(part, split), bank_on_devices, labels_on_devices)
-        if running is not None:  # fetched only now, while the next block is computed
-            predictions.append(np.asarray(running))
-            advance()
-        running = following
-    predictions.append(np.asarray(running))
-    advance()
+    starts = range(0, len(queries), block)
+    parts = (queries[start : start + block] for start in starts)
+    padded = (np.pad(part, ((0, block - len(part)), (0, 0))) for part in parts)  # one shape, one compilation
+    predictions = []
+    for found in fetched(predict(jax.device_put(part, split), bank_on_devices, labels_on_devices) for part in padded):
+        predictions.append(found)
+        advance()
     return np.concatenate(predictions, axis=2)[:, :, : len(queries)]
 
 

@@ -49,7 +49,7 @@ def write_folder(description: TextDescription, variables: Variables, card: str) 
     if description.architecture['name'] == 'bag':
         tokenizer.enable_truncation(description.length - 2)  # without the first and the last token
         files['0_StaticEmbedding/tokenizer.json'] = tokenizer.to_str().encode()
-        files['0_StaticEmbedding/model.safetensors'] = _pack({'embedding.weight': params['backbone']['words']})
+        files['0_StaticEmbedding/model.safetensors'] = pack({'embedding.weight': params['backbone']['words']})
         modules.append(('StaticEmbedding', '0_StaticEmbedding'))
     else:
         tokenizer.no_truncation()
@@ -86,7 +86,7 @@ def _transformer(description: TextDescription, params: Mapping[str, Any], tokeni
     about |= {'model_input_names': ['input_ids', 'attention_mask'], 'clean_up_tokenization_spaces': False}
     return {
         'config.json': to_json(config),
-        'model.safetensors': _pack(write_tensors(params, geometry, width)),
+        'model.safetensors': pack(write_tensors(params, geometry, width)),
         'tokenizer.json': tokenizer.to_str().encode(),
         'tokenizer_config.json': to_json(about | special),
         'special_tokens_map.json': to_json(special),
@@ -120,12 +120,13 @@ def _dense_layers(description: TextDescription, params: Mapping[str, Any]) -> di
         config = {'in_features': kernel.shape[0], 'out_features': kernel.shape[1], 'bias': True}
         layers[f'{index + 2}_Dense'] = {
             'config.json': to_json(config | {'activation_function': ACTIVATIONS[index < len(names) - 1]}),
-            'model.safetensors': _pack({'linear.weight': kernel.T, 'linear.bias': bias}),
+            'model.safetensors': pack({'linear.weight': kernel.T, 'linear.bias': bias}),
         }
     return layers
 
 
-def _pack(tensors: Mapping[str, np.ndarray]) -> bytes:
+def pack(tensors: Mapping[str, np.ndarray]) -> bytes:
+    """Writes a safetensors file that PyTorch reads."""
     return safetensors.numpy.save(
         {name: np.array(value, order='C') for name, value in tensors.items()}, {'format': 'pt'}
     )

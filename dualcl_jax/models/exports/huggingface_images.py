@@ -10,12 +10,11 @@ from typing import Any
 
 import flax.traverse_util
 import numpy as np
-import safetensors.numpy
 
 from dualcl_jax.models import convnext, vit
 from dualcl_jax.models.convnext import ConvNeXt
 from dualcl_jax.models.exports.encoder import Description, Variables
-from dualcl_jax.models.exports.huggingface import FORMAT, Files, to_json
+from dualcl_jax.models.exports.huggingface import FORMAT, Files, pack, to_json
 from dualcl_jax.models.resnet import Bottleneck, ResNet
 from dualcl_jax.models.vit import LEARNED, VisionTransformer, sine_cosine_positions
 from dualcl_jax.models.weights_file import LEAVES
@@ -66,9 +65,7 @@ def write_folder(description: Description, variables: Variables, card: str) -> F
     common = {'num_channels': description.channels, 'image_size': description.image_size, 'torch_dtype': 'float32'}
     files = {
         'config.json': to_json(config | common),
-        'model.safetensors': safetensors.numpy.save(
-            {name: np.array(value, order='C') for name, value in tensors.items()}, {'format': 'pt'}
-        ),
+        'model.safetensors': pack(tensors),
         'README.md': card.encode(),
     }
     if has_processor(description):
