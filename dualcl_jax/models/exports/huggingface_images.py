@@ -15,6 +15,7 @@ from dualcl_jax.models import convnext, vit
 from dualcl_jax.models.convnext import ConvNeXt
 from dualcl_jax.models.exports.encoder import Description, Variables
 from dualcl_jax.models.exports.huggingface import FORMAT, Files, pack, to_json
+from dualcl_jax.models.exports.weights import in_torch
 from dualcl_jax.models.resnet import Bottleneck, ResNet
 from dualcl_jax.models.vit import LEARNED, VisionTransformer, sine_cosine_positions
 from dualcl_jax.models.weights_file import LEAVES
@@ -178,7 +179,7 @@ def _convnext(network: ConvNeXt, description: Description, flat: Flat) -> tuple[
         if value.ndim == 2 and (first == 'stem_0' or '_downsample_' in first):  # a convolution with its own stride
             side = 4 if first == 'stem_0' else 2
             value = value.reshape(side, side, -1, value.shape[1])
-        tensors[name] = _in_torch(value)
+        tensors[name] = in_torch(value)
     return config, tensors
 
 
@@ -204,7 +205,7 @@ def _resnet(network: ResNet, description: Description, flat: Flat) -> tuple[dict
             stage, index = path[0].removeprefix('layer').split('_')
             place = f'encoder.stages.{int(stage) - 1}.layers.{index}.'
             place += 'shortcut' if inner.startswith('downsample') else f'layer.{int(inner[-1]) - 1}'
-        tensors[f'{place}.{kind}.{LEAVES[path[-1]]}'] = _in_torch(value)
+        tensors[f'{place}.{kind}.{LEAVES[path[-1]]}'] = in_torch(value)
         if path[-1] == 'var':
             tensors[f'{place}.{kind}.num_batches_tracked'] = np.asarray(description.step, np.int64)
     return config, tensors
@@ -225,8 +226,3 @@ def _flat(variables: Variables) -> dict[tuple[str, ...], np.ndarray]:
         for tree in variables.values()
         for path, value in flax.traverse_util.flatten_dict(tree['backbone']).items()
     }
-
-
-def _in_torch(value: np.ndarray) -> np.ndarray:
-    """Transposes a kernel to the order of axes in torch."""
-    return value.transpose({4: (3, 2, 0, 1), 2: (1, 0)}.get(value.ndim, range(value.ndim)))

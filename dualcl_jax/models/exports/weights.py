@@ -46,7 +46,7 @@ def write_torchvision(description: Described, variables: Variables) -> bytes:
     tensors: Tensors = {}
     for name, array in _flat(variables).items():
         torch_name = torchvision_name(name, description)
-        tensors[torch_name] = array.transpose(TO_TORCH.get(array.ndim, range(array.ndim)))
+        tensors[torch_name] = in_torch(array)
         if torch_name.endswith('running_var'):
             steps = np.asarray(description.provenance['step'], np.int64)
             tensors[torch_name.replace('running_var', 'num_batches_tracked')] = steps
@@ -61,6 +61,11 @@ def torchvision_name(name: str, description: Described) -> str:
         kind, layer = path[0].split('_')  # each layer of the Sequential is Linear, BatchNorm1d, ReLU
         module = f'fc.{3 * int(layer) + (kind == "bn")}'
     return f'{module}.{LEAVES[leaf]}'
+
+
+def in_torch(array: np.ndarray) -> np.ndarray:
+    """Transposes a kernel to the order of axes in torch; other arrays stay as they are."""
+    return array.transpose(TO_TORCH.get(array.ndim, range(array.ndim)))
 
 
 def read(content: bytes) -> LoadedEncoder | LoadedTextEncoder:
