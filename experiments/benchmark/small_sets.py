@@ -3,8 +3,8 @@
     python -m experiments.benchmark.small_sets --set=cifar10 --train=3000 --test=1000 --data_dir=TFDS --output=DIR
 
 Each folder has `train/CLASS` and `test/CLASS` with PNG files of the images' own size, equally many of each class, drawn
-with seed 0 from the two splits of the set. `cifar100` has the first ten of its classes, and `photo_patches` the first
-ten photographs of the quick start; the other sets have ten classes.
+with seed 0 from the two splits of the set. They have ten classes: those of `cifar100` from `--first_class` on, and the
+first ten photographs of the quick start for `photo_patches`; the other sets have no more.
 """
 
 import argparse
@@ -29,6 +29,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument('--set', choices=SETS, required=True)
     parser.add_argument('--train', type=int, default=3000, help='images for training')
     parser.add_argument('--test', type=int, default=1000, help='images for testing')
+    parser.add_argument('--first_class', type=int, default=0, help='number of the first of the ten classes')
     parser.add_argument('--data_dir', default='', help='TFDS directory, except for photo_patches')
     parser.add_argument('--output', type=Path, required=True)
     return parser.parse_args(arguments)
@@ -39,21 +40,21 @@ def main() -> int:
     flags = parse(sys.argv[1:])
     for split, count in (('train', flags.train), ('test', flags.test)):
         images, labels, names = _split(flags.set, split, flags.data_dir)
-        for index in choose(labels, count // CLASSES):
+        for index in choose(labels, count // CLASSES, flags.first_class):
             folder = flags.output / split / names[labels[index]]
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(images[index].squeeze()).save(folder / f'{index:05}.png')
     return 0
 
 
-def choose(labels: np.ndarray, each: int) -> np.ndarray:
-    """Indices of `each` examples of each of the first `CLASSES` classes, drawn with seed 0.
+def choose(labels: np.ndarray, each: int, first: int = 0) -> np.ndarray:
+    """Indices of `each` examples of each of `CLASSES` classes from the class `first` on, drawn with seed 0.
 
     Raises:
       UserError: a class has fewer.
     """
     rng = np.random.default_rng(0)
-    found = [rng.permutation(np.flatnonzero(labels == label))[:each] for label in range(CLASSES)]
+    found = [rng.permutation(np.flatnonzero(labels == label))[:each] for label in range(first, first + CLASSES)]
     if min(map(len, found)) < each:
         raise UserError(f'a class has {min(map(len, found))} images, fewer than {each}; ask for fewer')
     return np.concatenate(found)

@@ -17,6 +17,8 @@ def test_each_class_gives_equally_many() -> None:
     chosen = small_sets.choose(labels, 5)
     assert len(set(chosen.tolist())) == 50
     assert np.bincount(labels[chosen]).tolist() == [5] * 10
+    later = small_sets.choose(labels, 5, first=2)
+    assert np.bincount(labels[later]).tolist() == [0, 0] + [5] * 10
     with pytest.raises(UserError, match='7 images, fewer than 8'):
         small_sets.choose(labels, 8)
 
