@@ -7,6 +7,7 @@ With a sharded queue the keys stay on their devices, and each device compares th
 slots. The devices exchange only anchors and gradients [B, D] and a few sums for each anchor, however long the queue is.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dualcl_jax.losses import Contrast, Selector, contrast_similarities, cosine
+from dualcl_jax.losses import Contrast, Selection, Selector, contrast_similarities, cosine
 from dualcl_jax.method.negatives.queue import UNKNOWN, Queue, valid
 from dualcl_jax.method.negatives.selectors import allowed_slots
 
@@ -27,8 +28,9 @@ class Blocks(NamedTuple):
       least: the smallest number of anchors in a block, if there are as many, whatever its bytes.
       part_bytes: the size of the similarities that one call of the selector and the loss processes; None for all
         similarities of a block.
-      closed_form: whether the derivative by the positive is computed from the loss. Otherwise it is the sum of the
-        derivatives by the negatives, which takes one more pass over the similarities.
+      closed_form: whether the loss and its derivatives are computed by `_Loss.in_closed_form` where it has one.
+        Otherwise the maximum of the softmax, and the derivative by the positive as the sum of the others, each take one
+        more pass over the similarities.
     """
 
     bytes: int
@@ -37,8 +39,10 @@ class Blocks(NamedTuple):
     closed_form: bool = False
 
 
+LARGEST_EXPONENT = 88.0
+"""exp(x) is finite in float32 up to about this x."""
 TPU = Blocks(32 * 2**20, 128, closed_form=True)
-"""Similarities of 32 MiB stay in a TPU's vector memory. By libtpu's cycles, 64 anchors with 1,048,576 keys take 4.7 ms
+"""Similarities of 32 MiB stay in a TPU's vector memory. By libtpu's cycles, 64 anchors with 1,048,576 keys take 3.9 ms
 in one block and 0.8 ms for each pass of the search; in blocks of 4 MiB, one anchor each, they take over 200 ms
 (`experiments/results/blocks.json`)."""
 GPU = Blocks(256 * 2**20, 64)
@@ -158,47 +162,69 @@ class _Loss(NamedTuple):
     mask_same_image: bool
     axis_name: str | None
 
-    def of_similarities(
-        self, positive: jax.Array, similarities: jax.Array, anchors: Anchors
-    ) -> tuple[jax.Array, Contrast]:
-        """Computes the sum of the losses, and the contrasts, from similarities with positives [b] and slots [b, K]."""
-        slots_allowed = allowed_slots(
-            valid(self.queue, self.axis_name), self.queue.ids, anchors.ids, mask_same_image=self.mask_same_image
-        )
-        contrast = contrast_similarities(
-            positive,
-            jnp.where(slots_allowed, similarities, -jnp.inf),
-            temperature=self.temperature,
-            hardness=self.hardness,
-            select=self.select,
-            k=self.k,
-            rngs=anchors.rngs,
-            axis_name=self.axis_name,
-        )
-        return contrast.loss.sum(), contrast
+    @property
+    def has_closed_form(self) -> bool:
+        """Whether the sum of exp((s - positive) / τ) over all slots cannot overflow; cosines differ by at most 2."""
+        largest = 2.0 / self.temperature + math.log(self.queue.size)
+        return largest < LARGEST_EXPONENT and not self.hardness and self.axis_name is None
 
-    def of_part(self, part: Rows, *, closed_form: bool) -> tuple[QueueContrast, jax.Array, jax.Array]:
+    def mask(self, similarities: jax.Array, anchors: Anchors) -> jax.Array:
+        """Similarities [b, K] with the slots, -inf where an anchor may not use a slot."""
+        slots_valid = valid(self.queue, self.axis_name)
+        allowed = allowed_slots(slots_valid, self.queue.ids, anchors.ids, mask_same_image=self.mask_same_image)
+        return jnp.where(allowed, similarities, -jnp.inf)
+
+    def differentiate(self, part: Rows) -> tuple[Contrast, jax.Array, jax.Array]:
         """Computes the contrast, and the derivatives of each loss by its positive [b] and its similarities [b, K].
 
-        Args:
-          part: the anchors, and their similarities with the positives [b] and with all slots [b, K].
-          closed_form: see `Blocks`.
+        `part` has the anchors, and their similarities with the positives [b] and with all slots [b, K].
         """
         anchors, positive, similarities = part
-        if closed_form:  # the loss is -log p, and its derivative (p - 1) / τ, with or without hardness
-            differentiated = jax.value_and_grad(self.of_similarities, argnums=1, has_aux=True)
-            (_, contrast), by_similarity = differentiated(positive, similarities, anchors)
-            by_positive = jnp.expm1(-contrast.loss) / self.temperature
-        else:
-            differentiated = jax.value_and_grad(self.of_similarities, argnums=(0, 1), has_aux=True)
-            (_, contrast), (by_positive, by_similarity) = differentiated(positive, similarities, anchors)
-        return summarize(contrast, anchors.labels, self.queue.labels), by_positive, by_similarity
+
+        def loss(positive: jax.Array, similarities: jax.Array) -> tuple[jax.Array, Contrast]:
+            contrast = contrast_similarities(
+                positive,
+                self.mask(similarities, anchors),
+                temperature=self.temperature,
+                hardness=self.hardness,
+                select=self.select,
+                k=self.k,
+                rngs=anchors.rngs,
+                axis_name=self.axis_name,
+            )
+            return contrast.loss.sum(), contrast
+
+        differentiated = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+        (_, contrast), (by_positive, by_similarity) = differentiated(positive, similarities)
+        return contrast, by_positive, by_similarity
+
+    def in_closed_form(self, part: Rows) -> tuple[Contrast, jax.Array, jax.Array]:
+        """Computes `differentiate` where the loss `has_closed_form`: log(1 + Σ exp((s - positive) / τ)).
+
+        Its derivatives are the shares of the softmax, divided by τ; that of the positive is 1 lower.
+        """
+        anchors, positive, similarities = part
+
+        def selected(similarities: jax.Array) -> tuple[jax.Array, Selection]:
+            selection = self.select(self.mask(similarities, anchors), self.k, anchors.rngs)
+            return selection.similarities, selection
+
+        negatives, pull_back, selection = jax.vjp(selected, similarities, has_aux=True)
+        margins = (negatives - positive[:, None]) / self.temperature
+        loss = jnp.log1p(jnp.exp(margins).sum(axis=1))
+        (by_similarity,) = pull_back(jnp.exp(margins - loss[:, None]) / self.temperature)
+        return Contrast(loss, positive, selection), jnp.expm1(-loss) / self.temperature, by_similarity
+
+    def of_part(self, part: Rows, *, closed_form: bool) -> tuple[QueueContrast, jax.Array, jax.Array]:
+        """Summarizes the contrast of `differentiate`, and passes on its derivatives."""
+        contrast, by_positive, by_similarity = (self.in_closed_form if closed_form else self.differentiate)(part)
+        return summarize(contrast, part[0].labels, self.queue.labels), by_positive, by_similarity
 
     def of_block(self, rows: Rows, *, sizes: Blocks) -> tuple[QueueContrast, jax.Array, jax.Array]:
         """Computes the contrast, and each loss's derivatives by its positive [b] and its anchor through the slots."""
         anchors, embeddings, positive = rows
         compared = anchors, positive, cosine(embeddings, self.queue.keys)
-        of_part = partial(self.of_part, closed_form=sizes.closed_form)
+        of_part = partial(self.of_part, closed_form=sizes.closed_form and self.has_closed_form)
         part_bytes = sizes.part_bytes or 4 * compared[2].size
         summary, by_positive, by_similarity = _in_parts(of_part, compared, self.queue, part_bytes)
         return summary, by_positive, jnp.matmul(by_similarity, self.queue.keys, precision=jax.lax.Precision.HIGHEST)
