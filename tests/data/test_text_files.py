@@ -135,6 +135,67 @@ def test_rows_that_are_left_out(tmp_path, monkeypatch: pytest.MonkeyPatch) -> No
     }
 
 
+def read(path: Path, columns: tuple[str, ...], label: str = '') -> tuple[list[files.Row], dict[str, list[str]]]:
+    """The rows of a file, and the places of those that are left out, by reason."""
+    account = files.Account()
+    rows = list(files.read_rows(epath.Path(path), files.Columns(columns, label), account))
+    return rows, {reason.removeprefix('rows: '): about['names'] for reason, about in account.left_out.items()}
+
+
+@pytest.mark.parametrize(
+    ('content', 'line'),
+    [
+        ('text,y\none,1\n"two,2\n' + 'more,3\n' * 99, 3),  # to the end of the file
+        ('text,y\none,1\n"two,2\n"three",3\n', 3),  # to the next quotation mark
+        ('text,y\n"six "large" eggs",1\n', 2),
+        ('text,y\n"a\nb",1\n"two,2\n', 4),
+    ],
+)
+def test_a_quotation_mark_that_is_not_closed_swallows_no_rows(tmp_path, content: str, line: int) -> None:
+    (tmp_path / 'a.csv').write_text(content)
+    with pytest.raises(UserError, match=rf'a\.csv: the row that begins in line {line} is not CSV .*\ncorrect it'):
+        read(tmp_path / 'a.csv', ('text',))
+
+
+def test_quoted_line_breaks_and_wrong_bytes_in_a_table(tmp_path) -> None:
+    (tmp_path / 'a.csv').write_bytes(
+        b'text,y\r\n"one, \n two ""2""",1\r\n"caf\xe9\nau lait",2\r\n"three\ncaf\xe9",3\r\n'
+        b'four 4",4\r\n\r\nfive,caf\xe9\r\n'
+    )
+    rows, left_out = read(tmp_path / 'a.csv', ('text',), 'y')
+    assert rows == [(('one, two "2"',), '1'), (('four 4"',), '4')]
+    assert left_out == {'not UTF-8': ['a.csv:4', 'a.csv:6', 'a.csv:10'], 'empty': ['a.csv:9']}
+    (tmp_path / 'a.tsv').write_bytes(b'text\ty\r\n"one\t1\r\n\ncaf\xe9\t2\na\rb\t3')
+    rows, left_out = read(tmp_path / 'a.tsv', ('text',), 'y')
+    assert rows == [(('"one',), '1'), (('a b',), '3')]
+    assert left_out == {'empty': ['a.tsv:3'], 'not UTF-8': ['a.tsv:4']}
+    for ending in ('csv', 'tsv'):
+        (tmp_path / f'b.{ending}').write_bytes(b'caf\xe9\nx\n')
+        with pytest.raises(UserError, match=r'b\..sv has no such column, only caf\\udce9$'):
+            read(tmp_path / f'b.{ending}', ('text',))
+
+
+def test_rows_of_up_to_a_million_bytes(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import csv
+
+    limit, text = csv.field_size_limit(), 'word ' * 40_000
+    for separator, ending in ((',', 'csv'), ('\t', 'tsv')):
+        lines = ['text', 'y'], [text, '1'], [text * 6, '2'], ['short', '3']
+        (tmp_path / f'a.{ending}').write_text('\n'.join(separator.join(line) for line in lines))
+        rows, left_out = read(tmp_path / f'a.{ending}', ('text',), 'y')
+        assert [(len(row.sentences[0]), row.label) for row in rows] == [(199_999, '1'), (5, '3')]
+        assert left_out == {'longer than 1,000,000 bytes': [f'a.{ending}:3']}
+    rows_in_quotes = '"' + 'a line\n' * 200_000 + '"\nshort\n'
+    (tmp_path / 'b.csv').write_text('text\n' + rows_in_quotes)
+    rows, left_out = read(tmp_path / 'b.csv', ('text',))
+    assert rows == [(('short',), None)]
+    assert left_out == {'longer than 1,000,000 bytes': ['b.csv:2']}
+    monkeypatch.setattr(files, 'LARGEST', 500_000)
+    with pytest.raises(UserError, match=r'b.csv: the row that begins in line 2 is not CSV \(more than 500,000 bytes\)'):
+        read(tmp_path / 'b.csv', ('text',))
+    assert csv.field_size_limit() == limit
+
+
 def test_labels(tmp_path) -> None:
     rows = [f'{number % 3 + 8},{text}' for number, text in enumerate(TEXTS)]
     (tmp_path / 'a.csv').write_text('\n'.join(['label,text', *rows, ',no label']))

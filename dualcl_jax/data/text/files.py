@@ -4,8 +4,9 @@ import csv
 import dataclasses
 import gzip
 import json
+import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
 from etils import epath
@@ -14,7 +15,9 @@ from dualcl_jax.data.text import wordnet
 from dualcl_jax.system.errors import UserError, first_line
 
 LONGEST = 1_000_000
-"""Bytes of a line; longer ones are left out."""
+"""Bytes of a line, or of a row of CSV; longer ones are left out."""
+LARGEST = 2**26
+"""Bytes of a row of CSV with which reading stops: a quotation mark is not closed, or this is no CSV file."""
 NAMED = 3
 """The number of places that are named for each reason."""
 EMPTY, LONG, NOT_UTF8 = 'empty', f'longer than {LONGEST:,} bytes', 'not UTF-8'
@@ -99,7 +102,7 @@ def read_rows(path: epath.Path, columns: Columns, account: Account) -> Iterator[
                     yield row
                 else:
                     account.add(EMPTY, path.name)
-    except (OSError, EOFError, zlib.error, csv.Error) as error:
+    except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, 'strerror', None) or first_line(error)
         raise UserError(f'data.path={path}: cannot be read ({reason}); restore the file') from error
 
@@ -110,8 +113,8 @@ def reader_of(name: str) -> Read | None:
     return next((read for ending, read in READERS.items() if base.endswith(ending)), None)
 
 
-def _lines(file: IO[bytes], name: str, account: Account) -> Iterator[tuple[int, str]]:
-    """Yields the number and the text of each line that can be used."""
+def _raw_lines(file: IO[bytes], name: str, account: Account) -> Iterator[tuple[int, bytes]]:
+    """Yields the number and the bytes of each line that is not too long."""
     number = 0
     while line := file.readline(LONGEST + 1):
         number += 1
@@ -120,10 +123,32 @@ def _lines(file: IO[bytes], name: str, account: Account) -> Iterator[tuple[int, 
                 line = file.readline(LONGEST + 1)
             account.add(LONG, f'{name}:{number}')
             continue
+        yield number, line
+
+
+def _lines(file: IO[bytes], name: str, account: Account) -> Iterator[tuple[int, str]]:
+    """Yields the number and the text of each line that can be used."""
+    for number, line in _raw_lines(file, name, account):
         try:
-            yield number, line.decode('utf-8-sig' if number == 1 else 'utf-8')
+            yield number, line.decode(_codec(number))
         except UnicodeDecodeError:
             account.add(NOT_UTF8, f'{name}:{number}')
+
+
+def _codec(number: int) -> str:
+    """The encoding of a line; only the first one may begin with a byte order mark."""
+    return 'utf-8-sig' if number == 1 else 'utf-8'
+
+
+def _is_text(values: Iterable[Any]) -> bool:
+    """Whether the strings among some values are Unicode: a surrogate stands for half a character or a wrong byte."""
+    try:
+        for value in values:
+            if isinstance(value, str) and not value.isascii():
+                value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_lines(file: IO[bytes], name: str, columns: Columns, account: Account) -> Iterator[Row]:
@@ -134,26 +159,38 @@ def _read_lines(file: IO[bytes], name: str, columns: Columns, account: Account) 
             account.add(EMPTY, f'{name}:{number}')
 
 
-def _read_table(file: IO[bytes], name: str, columns: Columns, account: Account, **form: Any) -> Iterator[Row]:
-    """Yields the rows of a table whose first line is a header, unless columns are named by their numbers."""
-    rows = csv.reader((line for _, line in _lines(file, name, account)), **form)
+class _TableLine(NamedTuple):
+    """A row of a table: the number of its first line, its bytes, and its values with surrogates for wrong bytes."""
+
+    number: int
+    size: int
+    values: list[str]
+
+
+def _read_table(rows: Iterable[_TableLine], name: str, columns: Columns, account: Account) -> Iterator[Row]:
+    """Yields the rows of a table whose first row is a header, unless columns are named by their numbers."""
     places: list[int] = []
     if columns.by_number and columns.wanted:
         places = [int(column) for column in columns.wanted]
-    for number, row in enumerate(rows, 1):
+    for number, size, row in rows:
+        place = f'{name}:{number}'
         if not places:
             places = find(columns, row, name)
+        elif size > LONGEST:
+            account.add(LONG, place)
+        elif not _is_text(row):
+            account.add(NOT_UTF8, place)
         elif len(row) <= max(places):
-            account.add(NO_COLUMN if row else EMPTY, f'{name}:{number}')
-        elif not all(row[place].strip() for place in places[: len(columns.names)]):
-            account.add(EMPTY, f'{name}:{number}')
+            account.add(NO_COLUMN if row else EMPTY, place)
+        elif not all(row[at].strip() for at in places[: len(columns.names)]):
+            account.add(EMPTY, place)
         else:
-            yield columns.row([row[place] for place in places])
+            yield columns.row([row[at] for at in places])
 
 
 def find(columns: Columns, header: Sequence[str], name: str) -> list[int]:
     """Finds the positions of the columns in the header of a file. Raises UserError if one is missing."""
-    header = [column.strip() for column in header]
+    header = [column.encode('utf-8', 'backslashreplace').decode().strip() for column in header]
     listed = ', '.join(header[:8]) + (', …' if len(header) > 8 else '')
     if not columns.names:
         raise UserError(
@@ -168,11 +205,70 @@ def find(columns: Columns, header: Sequence[str], name: str) -> list[int]:
 
 
 def _read_csv(file: IO[bytes], name: str, columns: Columns, account: Account) -> Iterator[Row]:
-    return _read_table(file, name, columns, account)
+    return _read_table(_csv_rows(file, name), name, columns, account)
+
+
+class _CsvLines:
+    """The lines of a CSV file for `csv.reader`, with surrogates for wrong bytes.
+
+    Attributes:
+      number: of the last line, from 1.
+      size: bytes of the lines since `size` was last set to 0.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.number = self.size = 0
+
+    def __iter__(self) -> '_CsvLines':
+        return self
+
+    def __next__(self) -> str:
+        line = self._file.readline(LARGEST + 1)
+        if not line:
+            raise StopIteration
+        self.number += 1
+        self.size += len(line) - line.endswith(b'\n')
+        if self.size > LARGEST:
+            raise csv.Error(f'more than {LARGEST:,} bytes')
+        return line.decode(_codec(self.number), 'surrogateescape')
+
+
+def _csv_rows(file: IO[bytes], name: str) -> Iterator[_TableLine]:
+    """Yields the rows of a CSV file, which have several lines if a quoted value has line breaks.
+
+    Raises:
+      UserError: quotation marks do not match, so that rows cannot be told apart.
+    """
+    lines = _CsvLines(file)
+    rows = csv.reader(lines, strict=True)
+    while True:
+        number, lines.size = lines.number + 1, 0
+        limit = csv.field_size_limit(sys.maxsize)  # of the whole process, so only for the time of a row
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            raise UserError(
+                f'data.path: {name}: the row that begins in line {number} is not CSV ({error})\n'
+                'correct it: close every quotation mark, and double those inside a quoted value; '
+                'or save the table as .tsv, without quotation marks'
+            ) from error
+        finally:
+            csv.field_size_limit(limit)
+        if row is None:
+            return
+        yield _TableLine(number, lines.size, row)
 
 
 def _read_tsv(file: IO[bytes], name: str, columns: Columns, account: Account) -> Iterator[Row]:
-    return _read_table(file, name, columns, account, delimiter='\t', quoting=csv.QUOTE_NONE)
+    return _read_table(_tsv_rows(file, name, account), name, columns, account)
+
+
+def _tsv_rows(file: IO[bytes], name: str, account: Account) -> Iterator[_TableLine]:
+    """Yields the rows of a TSV file: every line is one, and every tab separates."""
+    for number, line in _raw_lines(file, name, account):
+        text = line.decode(_codec(number), 'surrogateescape').removesuffix('\n').removesuffix('\r')
+        yield _TableLine(number, 0, text.split('\t') if text else [])
 
 
 def _read_jsonl(file: IO[bytes], name: str, columns: Columns, account: Account) -> Iterator[Row]:
