@@ -196,6 +196,24 @@ def test_rows_of_up_to_a_million_bytes(tmp_path, monkeypatch: pytest.MonkeyPatch
     assert csv.field_size_limit() == limit
 
 
+def test_halves_of_surrogate_pairs_are_not_text(tmp_path) -> None:
+    rows = [{'text': 'broken \ud83d emoji'}, {'text': 'whole \U0001f600 emoji'}, {'text': 'one', 'y': '\udc00'}]
+    (tmp_path / 'a.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    found, left_out = read(tmp_path / 'a.jsonl', ('text',), 'y')
+    assert found == [(('whole \U0001f600 emoji',), None)]
+    assert left_out == {'not UTF-8': ['a.jsonl:1', 'a.jsonl:3']}
+
+
+def test_the_columns_of_jsonl_are_those_of_any_row(tmp_path) -> None:
+    (tmp_path / 'a.jsonl').write_text('{"title": "x"}\n{"text": "one"}\n{" text": "two", "y": 3}\n')
+    rows, left_out = read(tmp_path / 'a.jsonl', ('text',), 'y')
+    assert rows == [(('one',), None), (('two',), '3')]
+    assert left_out == {'without the column': ['a.jsonl:1']}
+    for columns, label, said in ((('text',), 'z', 'label_column=z'), (('text', 'z'), 'y', 'columns=z')):
+        with pytest.raises(UserError, match=rf'data\.{said}: a.jsonl has no such column, only title, text'):
+            read(tmp_path / 'a.jsonl', columns, label)
+
+
 def test_labels(tmp_path) -> None:
     rows = [f'{number % 3 + 8},{text}' for number, text in enumerate(TEXTS)]
     (tmp_path / 'a.csv').write_text('\n'.join(['label,text', *rows, ',no label']))

@@ -272,7 +272,8 @@ def _tsv_rows(file: IO[bytes], name: str, account: Account) -> Iterator[_TableLi
 
 
 def _read_jsonl(file: IO[bytes], name: str, columns: Columns, account: Account) -> Iterator[Row]:
-    met = False
+    missing = list(columns.wanted)
+    seen: dict[str, None] = {}
     for number, line in _lines(file, name, account):
         place = f'{name}:{number}'
         if not line.strip():
@@ -285,10 +286,15 @@ def _read_jsonl(file: IO[bytes], name: str, columns: Columns, account: Account) 
         if not isinstance(found, dict):
             account.add(NOT_JSON, place)
             continue
-        if not met:
+        if not columns.names:
             find(columns, list(found), name)
-            met = True
+        found = {key.strip(): value for key, value in found.items()} | found
+        if missing:
+            seen |= dict.fromkeys(found)
+            missing = [column for column in missing if column not in found]
         yield from checked([found.get(column) for column in columns.wanted], place, columns, account)
+    if seen and missing:
+        find(columns, list(seen), name)
 
 
 def checked(values: list[Any], place: str, columns: Columns, account: Account) -> Iterator[Row]:
@@ -298,6 +304,8 @@ def checked(values: list[Any], place: str, columns: Columns, account: Account) -
         account.add(NO_COLUMN, place)
     elif not all(isinstance(value, str) for value in sentences):
         account.add(NOT_TEXT, place)
+    elif not _is_text(values):
+        account.add(NOT_UTF8, place)
     elif not all(value.strip() for value in sentences):
         account.add(EMPTY, place)
     else:
