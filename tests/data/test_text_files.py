@@ -204,6 +204,17 @@ def test_halves_of_surrogate_pairs_are_not_text(tmp_path) -> None:
     assert left_out == {'not UTF-8': ['a.jsonl:1', 'a.jsonl:3']}
 
 
+def test_a_parquet_file_with_wrong_bytes_and_padded_names(tmp_path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    wrong = pyarrow.array([b'one', b'caf\xe9', None, b'four'], pyarrow.binary()).view(pyarrow.string())
+    parquet.write_table(pyarrow.table({'y': [1, 2, 3, None], ' text ': wrong}), tmp_path / 'a.parquet')
+    rows, left_out = read(tmp_path / 'a.parquet', ('text',), 'y')
+    assert rows == [(('one',), '1'), (('four',), None)]
+    assert left_out == {'not UTF-8': ['a.parquet:2'], 'without the column': ['a.parquet:3']}
+
+
 def test_the_columns_of_jsonl_are_those_of_any_row(tmp_path) -> None:
     (tmp_path / 'a.jsonl').write_text('{"title": "x"}\n{"text": "one"}\n{" text": "two", "y": 3}\n')
     rows, left_out = read(tmp_path / 'a.jsonl', ('text',), 'y')

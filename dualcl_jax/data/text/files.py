@@ -21,6 +21,8 @@ LARGEST = 2**26
 NAMED = 3
 """The number of places that are named for each reason."""
 EMPTY, LONG, NOT_UTF8 = 'empty', f'longer than {LONGEST:,} bytes', 'not UTF-8'
+UNDECODABLE = '\udcff'
+"""Stands for a value that is not UTF-8: a surrogate, as `surrogateescape` gives."""
 NO_COLUMN, NOT_JSON, NOT_TEXT = 'without the column', 'not a JSON object', 'not text'
 
 
@@ -318,15 +320,31 @@ def _read_parquet(file: IO[bytes], name: str, columns: Columns, account: Account
 
     try:
         table = parquet.ParquetFile(file)
-        find(columns, table.schema_arrow.names, name)
+        header = table.schema_arrow.names
+        chosen = [header[place] for place in find(columns, header, name)]
         number = 0
-        for batch in table.iter_batches(columns=list(columns.wanted)):
-            found = [batch.column(column).to_pylist() for column in columns.wanted]
+        for batch in table.iter_batches(columns=chosen):
+            found = [_values(batch.column(batch.schema.names.index(column))) for column in chosen]
             for values in zip(*found, strict=True):
                 number += 1
                 yield from checked(list(values), f'{name}:{number}', columns, account)
     except pyarrow.ArrowException as error:
         raise OSError(None, first_line(error)) from error
+
+
+def _values(column: Any) -> list[Any]:
+    """The values of a column of a parquet file, `UNDECODABLE` for text that is not UTF-8."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return [_value(scalar) for scalar in column]
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        return UNDECODABLE
 
 
 def _read_wordnet(file: IO[bytes], name: str, columns: Columns, account: Account) -> Iterator[Row]:
