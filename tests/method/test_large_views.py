@@ -1,6 +1,9 @@
 """Views of large images: compared with float64 NumPy and with the views of small images, on small images here."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 from functools import partial
 
 import jax
@@ -12,6 +15,7 @@ from dualcl_jax.method.views import images as views
 from dualcl_jax.method.views import large_images
 from dualcl_jax.method.views.images import PRESETS, ViewSpec
 from tests.reference.images import photo, ref_blur, ref_view
+from tests.support.runs import REPOSITORY
 
 COUNT = 8
 SOLARIZED = dataclasses.replace(PRESETS['moco_v3'][1], blur_probability=0.5, solarize_probability=0.5)
@@ -91,3 +95,30 @@ def test_products_have_the_highest_precision_and_operations_without_probability_
         products = [line for line in lowered.splitlines() if 'dot_general' in line]
         assert len(products) == count
         assert all('precision = [HIGHEST, HIGHEST]' in line for line in products)
+
+
+LOWERED = """
+import hashlib
+import jax
+from dualcl_jax.method.views import images
+specs = (images.ViewSpec(crop_scale=(0.5, 1.0)), images.PRESETS['moco_v3'][1])
+inputs = jax.eval_shape(lambda: (jax.random.split(jax.random.key(0), 2), jax.numpy.zeros((2, 8, 8, 3))))
+lowered = jax.jit(lambda keys, pixels: images.make_views(keys, pixels, specs=specs, size=images.LARGE)).lower(*inputs)
+print(hashlib.sha256(lowered.as_text().encode()).hexdigest())
+"""
+
+
+def test_the_program_does_not_depend_on_the_order_of_sets():
+    """All processes of a run must compile the same program, and a compilation cache must find it again."""
+    environment = {**os.environ, 'PYTHONPATH': str(REPOSITORY), 'JAX_PLATFORMS': 'cpu'}
+    programs = [
+        subprocess.run(
+            [sys.executable, '-c', LOWERED],
+            env=environment | {'PYTHONHASHSEED': seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ('1', '2')  # a set of the names of the jitter then has different orders
+    ]
+    assert len(set(programs)) == 1

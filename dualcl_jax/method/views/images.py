@@ -297,7 +297,7 @@ def resolve_views(views: Any) -> tuple[ViewSpec, ViewSpec]:
     if views.preset not in PRESETS:
         raise UserError(f'config.views.preset={views.preset}: is not for images; choose one of {", ".join(PRESETS)}')
     chosen = {name: value for name, value in views.items() if name != 'preset' and value is not None}
-    for name in chosen.keys() - {field.name for field in dataclasses.fields(ViewSpec)}:
+    for name in sorted(chosen.keys() - {field.name for field in dataclasses.fields(ViewSpec)}):
         raise UserError(f'config.views.{name}: is not for images; leave it out')
     first, second = PRESETS[views.preset]
     return dataclasses.replace(first, **chosen), dataclasses.replace(second, **chosen)

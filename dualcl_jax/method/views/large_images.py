@@ -135,8 +135,9 @@ def _color_jitter(planes: Planes, jitter: Jitter, applied: jax.Array) -> Planes:
     for turn in range(len(values)):
         due = {name: applied & (rank == turn) for name, rank in ranks.items()}
         factor, towards = jnp.float32(1.0), (jnp.zeros_like(planes[0]),) * len(planes)
-        for name in values.keys() - {'hue'}:
-            factor = jnp.where(due[name], values[name], factor)
+        for name, value in values.items():  # never a set, whose order differs between processes
+            if name != 'hue':
+                factor = jnp.where(due[name], value, factor)
         if 'contrast' in values:
             towards = tuple(jnp.where(due['contrast'], *both) for both in zip(means, towards, strict=True))
         if 'saturation' in values:

@@ -81,7 +81,7 @@ def resolve_text_views(views: Any) -> Preset:
     if views.preset not in TEXT_PRESETS:
         raise UserError(f'config.views.preset={views.preset}: is not for text; choose one of {", ".join(TEXT_PRESETS)}')
     chosen = {name: value for name, value in views.items() if name != 'preset' and value is not None}
-    for name in chosen.keys() - {field.name for field in dataclasses.fields(TextSpec)}:
+    for name in sorted(chosen.keys() - {field.name for field in dataclasses.fields(TextSpec)}):
         raise UserError(f'config.views.{name}: is not for text; leave it out')
     preset = TEXT_PRESETS[views.preset]
     first, second = preset.specs
