@@ -1,5 +1,6 @@
 """Folders of images: bad files, labels, splits, the index and its cache."""
 
+import errno
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from dualcl_jax import data
-from dualcl_jax.data.images import folder, index
+from dualcl_jax.data.images import decode, folder, index, scan
 from dualcl_jax.data.images.encoded import EncodedSource
 from dualcl_jax.data.source import ArraySource
 from dualcl_jax.system.errors import UserError
@@ -217,6 +218,30 @@ def test_the_cache_saves_examining_and_follows_changes(images, cache, monkeypatc
     for damaged in (b'', b'PK\x03\x04 no archive'):
         next(cache.glob('*.npz')).write_bytes(damaged)
         assert index.open_index(str(images)).report() == third.report()
+
+
+@pytest.mark.parametrize('channels', [0, 3])
+@pytest.mark.parametrize('problem', [OSError(errno.EMFILE, 'Too many open files'), MemoryError()])
+def test_a_file_that_could_not_be_read_is_examined_again(images, monkeypatch, problem, channels):
+    write_classes(images)
+    for folder_ in ('ant', 'bee', ''):
+        os.utime(images / folder_, (1, 1))
+
+    def fail(*args):
+        raise problem
+
+    with monkeypatch.context() as patch:
+        if isinstance(problem, OSError):
+            patch.setattr(scan, 'open', fail, raising=False)
+        else:
+            patch.setattr(decode, 'open_image', fail)
+        found = index.open_index(str(images), channels).report()
+        assert {file['outcome'] for file in found['files']} == {'skipped'}
+        assert {file['reason'] for file in found['files']} <= {
+            'cannot be read: Too many open files',
+            'cannot be read: not enough memory',
+        }
+    assert index.open_index(str(images), channels).report()['used'] == 20
 
 
 @pytest.mark.parametrize('case', ['shared', 'own copies', 'changes meanwhile'])

@@ -86,6 +86,7 @@ def examine(encoded: bytes) -> Facts:
 
     Raises:
       UnusableError: the file is not an image, is damaged, or is too small or too large.
+      MemoryError: there is not enough memory to tell.
     """
     if not encoded:
         raise UnusableError('empty file')
@@ -104,7 +105,7 @@ def examine(encoded: bytes) -> Facts:
             return Facts(*upright, conversions)
         pixels, conversions = _decode_with_pillow(encoded)
         return Facts(pixels.shape[0], pixels.shape[1], conversions)
-    except UnusableError:
+    except (UnusableError, MemoryError):
         raise
     except Image.UnidentifiedImageError:
         raise UnusableError('not an image of a known format') from None

@@ -180,6 +180,10 @@ def _cut(files: Files, index: int, encoded: bytes, place: Place, size: int, pixe
     """Cuts the boxes of `place` from an image, resized: [V, size, size, C]."""
     try:
         return pixels.cut(encoded, place, size)
+    except MemoryError as error:
+        raise UserError(
+            f'{files.where(index)}: cannot be decoded: not enough memory; free some, then run again'
+        ) from error
     except Exception as error:  # any error of a decoder; the image could be decoded when it was examined
         raise UserError(
             f'{files.where(index)}: cannot be decoded ({error}); remove it or restore it, then run again'

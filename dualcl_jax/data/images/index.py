@@ -3,7 +3,7 @@
 A file is identified by its path, size and time of change. A cache keeps the findings, so that the file is not examined
 again. The cache is a columnar .npz file in $XDG_CACHE_HOME/dualcl_jax (~/.cache/dualcl_jax). It is valid as long as no
 folder has another time of change and, in sets of up to `FULL_CHECK` files, no file has another size or time. In larger
-sets a file is compared when it is read.
+sets a file is compared when it is read. Files that could not be read are examined again.
 """
 
 import contextlib
@@ -30,6 +30,7 @@ from dualcl_jax.data.images.scan import (
     OUTCOMES,
     SKIPPED,
     SPECIAL,
+    UNREAD,
     USED,
     Entry,
     Finding,
@@ -123,11 +124,11 @@ class Index:
             for folder, known in zip(self.folders, self.folder_times.tolist(), strict=True):
                 if os.stat(os.path.join(self.root, folder)).st_mtime_ns != known:
                     return False
-            for row in np.flatnonzero((self.outcomes == SKIPPED) & (self.sizes < 0)).tolist():
-                if not self.notes[row].startswith(SPECIAL) and os.access(
-                    os.path.join(self.root, self.path(row)), os.R_OK
-                ):
-                    return False  # a link or a folder has become readable
+            for row in np.flatnonzero(self.outcomes == SKIPPED).tolist():
+                note = self.notes[row]
+                unread = note.startswith(UNREAD) or (self.sizes[row] < 0 and not note.startswith(SPECIAL))
+                if unread and os.access(os.path.join(self.root, self.path(row)), os.R_OK):
+                    return False  # a file, a link or a folder may have become readable
             if len(self) <= FULL_CHECK:
                 for row in np.flatnonzero(self.sizes >= 0).tolist():
                     now = os.stat(os.path.join(self.root, self.path(row)))
@@ -136,6 +137,11 @@ class Index:
         except OSError:
             return False
         return True
+
+    def is_finding_of(self, row: int, entry: Entry) -> bool:
+        """Whether the finding at `row` holds for a file of the same path as it is now."""
+        same = (self.sizes[row], self.times[row]) == (entry.size, entry.time)
+        return same and entry.size >= 0 and not self.notes.get(row, '').startswith(UNREAD)
 
     def report(self) -> dict[str, Any]:
         """Counts the files with each outcome, and names all that were not used unchanged."""
@@ -245,7 +251,7 @@ def _examine_all(root: str, known: Index | None, channels: int) -> Index:
 
     def find(entry: Entry) -> Finding:
         row = before.get((folders[entry.folder], entry.name), -1)
-        if known and row >= 0 and (known.sizes[row], known.times[row]) == (entry.size, entry.time) and entry.size >= 0:
+        if known and row >= 0 and known.is_finding_of(row, entry):
             outcome = USED if known.outcomes[row] == DUPLICATE else int(known.outcomes[row])
             height, width = known.shapes[row].tolist()
             note = known.notes.get(row, '') if outcome != USED else ''

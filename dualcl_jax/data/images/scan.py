@@ -21,6 +21,8 @@ RECENT_NS = 2 * 10**9
 HIDDEN, NO_IMAGE, THUMBNAIL = 'hidden', 'no image, nor named as one', 'thumbnails of a camera or a server'
 UNREADABLE_FOLDER, LISTED_ELSEWHERE = 'folder that cannot be read', 'folder that is listed elsewhere'
 SPECIAL = 'not a regular file'
+UNREAD, NO_MEMORY = 'cannot be read', 'not enough memory'
+"""A note that begins with `UNREAD` says nothing about the file: the next attempt may succeed."""
 
 
 class Entry(NamedTuple):
@@ -94,7 +96,7 @@ def _entry(item: os.DirEntry, folder: int, here: str) -> Entry | os.stat_result:
     try:
         found = item.stat()
     except OSError as error:
-        problem = 'broken link' if item.is_symlink() else f'cannot be read: {error.strerror}'
+        problem = 'broken link' if item.is_symlink() else f'{UNREAD}: {error.strerror}'
         return Entry(folder, name, -1, 0, problem)
     if stat.S_ISDIR(found.st_mode):
         if os.access(os.path.join(here, item.name), os.R_OK | os.X_OK):
@@ -129,10 +131,14 @@ def examine_file(path: str, entry: Entry, channels: int = 0) -> Finding:
                 return Finding(SKIPPED, f'larger than {MAX_BYTES:,} bytes')
             encoded = start + file.read()
     except OSError as error:
-        return Finding(SKIPPED, f'cannot be read: {error.strerror}')
+        return Finding(SKIPPED, f'{UNREAD}: {error.strerror}')
+    except MemoryError:
+        return Finding(SKIPPED, f'{UNREAD}: {NO_MEMORY}')
     digest = hashlib.blake2b(encoded, digest_size=16).digest()
     try:
         facts = stored.examine(encoded, channels) if channels else examine(encoded)
         return Finding(USED, '', *facts, digest)
     except UnusableError as error:
         return Finding(SKIPPED if named else IGNORED, str(error), digest=digest)
+    except MemoryError:
+        return Finding(SKIPPED, f'{UNREAD}: {NO_MEMORY}')

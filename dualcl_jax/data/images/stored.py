@@ -42,6 +42,7 @@ def examine(encoded: bytes, channels: int) -> Facts:
     Raises:
       UnusableError: the file is not an image, is damaged, has other channels or values that are not finite, or has
         a size or type that cannot be used.
+      MemoryError: there is not enough memory to tell.
     """
     if not encoded:
         raise UnusableError('empty file')
@@ -98,7 +99,7 @@ def _read(encoded: bytes, channels: int) -> tuple[np.ndarray, int]:
             pixels, turned = _read_tiff(encoded, channels), 0
         else:
             pixels, turned = _read_with_pillow(encoded, channels)
-    except UnusableError:
+    except (UnusableError, MemoryError):
         raise
     except Image.UnidentifiedImageError:
         raise UnusableError('not an image of a known format') from None
