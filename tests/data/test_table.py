@@ -96,6 +96,27 @@ def test_a_name_of_several_files_is_refused(tmp_path, monkeypatch):
         data.load(folder_config(tmp_path / 'images', labels=str(tmp_path / 'table.csv')))
 
 
+def test_folders_must_agree_as_far_as_both_paths_have_any(tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    write_images(tmp_path / 'images', ['a/siteA/7.ppm', 'a/siteB/7.ppm', 'a/siteB/8.ppm', '9.ppm'])
+    lines = ['path,label', 'siteC/8.ppm,cat', 'siteB\\7,cat', 'set/a/siteA/7.ppm,dog', 'siteC/9.ppm,dog']
+    (tmp_path / 'table.csv').write_text('\n'.join(lines))
+    train, _ = data.load(folder_config(tmp_path / 'images', labels=str(tmp_path / 'table.csv'), test_fraction=0.0))
+    assert train.labels.tolist() == [1, 1, 0, -1]
+    assert train.report['left_out']['rows of the table that name no file'] == {'count': 1, 'names': ['siteC/8.ppm']}
+
+
+def test_a_quotation_mark_that_is_not_closed_hides_no_rows(root, tmp_path):
+    for path in (tmp_path / 'table.csv', root / 'metadata.csv'):
+        path.write_text('file_name,label\n000.ppm,"a\nb"\n001.ppm,"cat\n' + rows('{n:03}.ppm,{label}\n'))
+    message = r'the row that begins in line 4 is not CSV \(.*\); close every quotation mark'
+    with pytest.raises(UserError, match=r'data\.labels=.*table\.csv: ' + message):
+        data.load(folder_config(root, labels=str(tmp_path / 'table.csv')))
+    train, _ = data.load(folder_config(root, test_fraction=0.0))
+    assert train.class_names is None
+    assert 'metadata.csv: the row that begins in line 4 is not CSV' in train.report['labels']
+
+
 def test_auto_takes_the_metadata_of_a_flat_folder(root):
     (root / 'metadata.csv').write_text(TABLES['by name'][0])
     train, _ = data.load(folder_config(root, test_fraction=0.0))

@@ -49,7 +49,7 @@ def read_labels(data: Any, index: Index, rows: np.ndarray) -> TableLabels | None
     """Reads the table that `data.labels` names, or for `auto` the `METADATA` of the root, if there is one.
 
     Raises:
-      UnmatchedError: `auto` found a table whose columns are not clear, or that names none of the files.
+      UnmatchedError: `auto` found a table that is not CSV, has no clear columns, or names none of the files.
       UserError: the same of a table that the config names; or it cannot be read.
     """
     if data.labels in ('none', 'subfolders'):
@@ -59,11 +59,11 @@ def read_labels(data: Any, index: Index, rows: np.ndarray) -> TableLabels | None
         path = os.path.join(index.root, METADATA)
         if not os.path.isfile(path):
             return None
-    table = read_table(path)
     names = Names({position: index.path(row) for position, row in enumerate(rows.tolist())})
     root, here = os.path.realpath(index.root), os.path.realpath(os.path.dirname(os.path.expanduser(path)) or '.')
     folder = os.path.relpath(here, root) if os.path.commonpath((root, here)) == root and here != root else ''
     try:
+        table = read_table(path)
         found = match(table, names, folder, data.path_column, data.label_column)
         classes = [found.labels.get(position, '') for position in range(len(rows))]
         if not any(classes):
@@ -72,7 +72,8 @@ def read_labels(data: Any, index: Index, rows: np.ndarray) -> TableLabels | None
                 f'its paths must be relative to that folder, such as {names.example()}'
             )
     except UserError as error:
-        if data.labels == 'auto' and not (data.path_column or data.label_column):
+        unread = isinstance(error.__cause__, OSError)
+        if data.labels == 'auto' and not (data.path_column or data.label_column or unread):
             raise UnmatchedError(str(error)) from error
         raise
     return TableLabels(path, classes, found)

@@ -4,7 +4,7 @@ import csv
 import os
 import unicodedata
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dualcl_jax.data.images.display import shown
 from dualcl_jax.data.images.kinds import SUFFIXES
@@ -48,7 +48,7 @@ def read_table(path: str) -> Table:
     """Reads a CSV file, separated by commas, tabs or semicolons.
 
     Raises:
-      UserError: the file cannot be read.
+      UserError: the file cannot be read, or its quotation marks do not match.
     """
     local = os.path.expanduser(path)
     try:
@@ -60,12 +60,27 @@ def read_table(path: str) -> Table:
             start = file.readline()
             file.seek(0)
             delimiter = next((sign for sign in DELIMITERS if sign in start), ',')
-            return Table(path, list(csv.reader(file, delimiter=delimiter)))
-    except (OSError, ValueError, csv.Error) as error:
+            return Table(path, _rows(csv.reader(file, delimiter=delimiter, strict=True), path))
+    except (OSError, ValueError) as error:
         reason = getattr(error, 'strerror', None) or error
         raise UserError(
             f'data.labels={path}: cannot be read ({reason}); use auto, subfolders, none, or the path of a CSV file'
         ) from error
+
+
+def _rows(reader: Any, path: str) -> list[list[str]]:
+    """The rows of a `csv.reader`. Raises UserError with the line in which a row begins that is not CSV."""
+    rows, line = [], 1
+    try:
+        for row in reader:
+            rows.append(row)
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(
+            f'data.labels={path}: the row that begins in line {line} is not CSV ({error}); close every quotation mark, '
+            'and double those inside a quoted value'
+        ) from error
+    return rows
 
 
 class Names:
@@ -87,7 +102,8 @@ class Names:
         """Finds the files that a path in a table refers to.
 
         Args:
-          name: the path; relative to the root, or to the table's own folder; without its suffix, or without folders.
+          name: the path; relative to the root, or to the table's own folder; without its suffix, or without its first
+            folders, or with more of them.
           folder: the folder of the table, relative to the root.
         """
         whole = os.path.normpath(name)
@@ -97,7 +113,7 @@ class Names:
         if self._loose is None:
             self._loose = [self._by(key) for key in _LOOSE]
         for key, files in zip(_LOOSE, self._loose, strict=True):
-            found = files.get(key(whole))
+            found = [file for file in files.get(key(whole), ()) if _agree(whole, self._paths[file])]
             if found:
                 return found
         return []
@@ -120,10 +136,20 @@ class Key:
         self._folders = folders
 
     def __call__(self, path: str) -> str:
-        path = unicodedata.normalize('NFC', path.replace('\\', '/'))
+        path = _uniform(path)
         path = path if self._folders else path.rpartition('/')[2]
         stem, suffix = os.path.splitext(path)
         return stem if suffix.lower() in SUFFIXES else path
+
+
+def _uniform(path: str) -> str:
+    return unicodedata.normalize('NFC', path.replace('\\', '/'))
+
+
+def _agree(one: str, other: str) -> bool:
+    """Whether the folders of two paths are the same from the last one on, as far as both paths have any."""
+    both = zip(*(reversed(_uniform(path).split('/')[:-1]) for path in (one, other)), strict=False)
+    return all(first == second for first, second in both)
 
 
 _LOOSE = (Key(folders=True), Key(folders=False))
