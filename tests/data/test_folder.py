@@ -123,6 +123,37 @@ def test_labels_by_subfolder_and_a_share_held_out(images, labels):
     assert grown.fingerprint != train.fingerprint or grown_test.fingerprint != test.fingerprint
 
 
+def test_of_several_copies_one_with_a_class_is_used(images):
+    write_classes(images, count=3)
+    for path in ('ant/copy.png', 'ant/0copy.png', 'other/unlabelled.png'):
+        (images / path).parent.mkdir(exist_ok=True)
+        shutil.copy(images / 'bee' / '0.png', images / path)
+    table = [f'{name}/{i}.png,{name}' for name in ('ant', 'bee') for i in range(3)]
+    (images.parent / 'table.csv').write_text('\n'.join(['path,label', *table, 'other/unlabelled.png,owl']))
+    train, _ = data.load(config(images, labels=str(images.parent / 'table.csv'), test_fraction=0.0))
+    assert train.class_names == ('ant', 'bee', 'owl')
+    assert train.labels.tolist() == [0] * 3 + [1] * 3
+    assert train.report['left_out'] == {
+        'same content as another file': {'count': 2, 'names': ['ant/0copy.png', 'ant/copy.png']},
+        'same content as another file, with another class': {'count': 1, 'names': ['other/unlabelled.png']},
+    }
+    reasons = {file['path']: (file['outcome'], file['reason']) for file in train.report['files']}
+    assert reasons['ant/copy.png'] == ('duplicate', 'same content as bee/0.png')
+    assert reasons['other/unlabelled.png'] == ('duplicate', 'same content as bee/0.png, with another class')
+
+
+def test_copies_in_another_split_do_not_replace_the_first(images):
+    write_classes(images / 'train', count=3)
+    (images / 'test').mkdir()
+    shutil.copy(images / 'train' / 'ant' / '0.png', images / 'test' / 'x.png')
+    shutil.copy(images / 'train' / 'ant' / '0.png', images / 'train' / 'bee' / 'x.png')
+    train, test = data.load(config(images))
+    assert (train.labels.tolist(), test.labels.tolist()) == ([0, 0, 1, 1, 1], [-1])
+    assert train.report['left_out'] == {
+        'same content as another file': {'count': 2, 'names': ['train/ant/0.png', 'train/bee/x.png']}
+    }
+
+
 def test_flat_or_unlabelled(images):
     write_classes(images, classes=('2019/may', '2019/june'))
     flat, test = data.load(config(images))

@@ -8,7 +8,7 @@ import numpy as np
 
 from dualcl_jax.data.images.display import shown
 from dualcl_jax.data.images.index import Index
-from dualcl_jax.data.images.scan import DUPLICATE, NOT_TAKEN, USED
+from dualcl_jax.data.images.scan import DUPLICATE, NOT_TAKEN, OTHER_CLASS, SAME_CONTENT, USED
 
 NAMED = 3
 """The number of files that are named for each reason."""
@@ -28,7 +28,9 @@ def left_out(index: Index, groups: Mapping[str, np.ndarray], unmatched: Sequence
     """
     found: dict[str, dict[str, Any]] = {}
     for row in np.flatnonzero((index.outcomes != USED) & (index.outcomes != NOT_TAKEN)).tolist():
-        reason = 'same content as another file' if index.outcomes[row] == DUPLICATE else reason_of(index.notes[row])
+        reason = reason_of(index.notes[row])
+        if index.outcomes[row] == DUPLICATE:
+            reason = f'{SAME_CONTENT} another file' + OTHER_CLASS * index.notes[row].endswith(OTHER_CLASS)
         entry = found.setdefault(reason, {'count': 0, 'names': []})
         entry['count'] += 1
         if len(entry['names']) < NAMED:

@@ -11,7 +11,7 @@ from dualcl_jax.data.images import account, kinds, stored
 from dualcl_jax.data.images.decode import MIN_SIDE, SCALED
 from dualcl_jax.data.images.display import shown
 from dualcl_jax.data.images.encoded import RGB, EncodedSource, Pixels, place, stored_size
-from dualcl_jax.data.images.index import LISTED, Index, mark_duplicates, open_index
+from dualcl_jax.data.images.index import LISTED, Index, copies, mark_duplicates, open_index
 from dualcl_jax.data.images.labels import (
     Labels,
     TableLabels,
@@ -22,7 +22,16 @@ from dualcl_jax.data.images.labels import (
     read_labels,
     table_labels,
 )
-from dualcl_jax.data.images.scan import DUPLICATE, IGNORED, NOT_TAKEN, OUTCOMES, SKIPPED, USED
+from dualcl_jax.data.images.scan import (
+    DUPLICATE,
+    IGNORED,
+    NOT_TAKEN,
+    OTHER_CLASS,
+    OUTCOMES,
+    SAME_CONTENT,
+    SKIPPED,
+    USED,
+)
 from dualcl_jax.data.images.splits import ABOVE, BESIDE, TEST, TRAIN, Layout, described, find_layout
 from dualcl_jax.data.source import RANDOM, Splits, fingerprint, held_out_by_content, limit_indices
 from dualcl_jax.system.errors import UserError, first_line, listed
@@ -220,6 +229,7 @@ def _choose(data: Any, index: Index) -> _Chosen:
             groups[f'in {described(folder)}, beside {splits}'] = rows[chosen]
     if not taken.all():
         index = _without(index, rows, taken, groups)
+    index = _with_classes(index, rows[taken], labels.labels[taken], roles[taken])
     kept = taken & (index.outcomes[rows] == USED)
     if table is not None:
         groups['used without a class: no row of the table names it'] = rows[kept & (labels.labels < 0)]
@@ -261,6 +271,32 @@ def _without(index: Index, rows: np.ndarray, taken: np.ndarray, groups: Mapping[
     for reason, found in groups.items():
         index.notes.update(dict.fromkeys(found[:LISTED].tolist(), reason))
     mark_duplicates(index, rows[taken])
+    return index
+
+
+def _with_classes(index: Index, rows: np.ndarray, labels: np.ndarray, roles: np.ndarray) -> Index:
+    """Copies the index, and uses copies with a class in place of copies in the same split that have none.
+
+    A copy that has another class than the one that is used gets a note.
+    """
+    if not (index.outcomes[rows] == DUPLICATE).any() or not (labels >= 0).any():
+        return index
+    index = dataclasses.replace(index, outcomes=index.outcomes.copy(), notes=dict(index.notes))
+    place = {row: number for number, row in enumerate(rows.tolist())}
+    groups: dict[int, list[int]] = {}
+    for row, first in copies(index, rows).items():
+        groups.setdefault(first, [first]).append(row)
+    for first, members in groups.items():
+        split = roles[place[first]]
+        used = next((row for row in members if labels[place[row]] >= 0 and roles[place[row]] == split), first)
+        index.outcomes[used] = USED
+        index.notes.pop(used, None)
+        for row in members:
+            if row != used:
+                known = min(labels[place[row]], labels[place[used]]) >= 0
+                differs = known and labels[place[row]] != labels[place[used]]
+                index.outcomes[row] = DUPLICATE
+                index.notes[row] = f'{SAME_CONTENT} {index.shown(used)}' + OTHER_CLASS * bool(differs)
     return index
 
 

@@ -28,6 +28,7 @@ from dualcl_jax.data.images.scan import (
     DUPLICATE,
     NOT_TAKEN,
     OUTCOMES,
+    SAME_CONTENT,
     SKIPPED,
     SPECIAL,
     UNREAD,
@@ -285,6 +286,13 @@ def _examine_all(root: str, known: Index | None, channels: int) -> Index:
 
 def mark_duplicates(index: Index, rows: np.ndarray) -> None:
     """Marks all but the first of the files at `rows` that have the same content as duplicates."""
+    for row, first in copies(index, rows).items():
+        index.outcomes[row] = DUPLICATE
+        index.notes[row] = f'{SAME_CONTENT} {index.shown(first)}'
+
+
+def copies(index: Index, rows: np.ndarray) -> dict[int, int]:
+    """For each of the files at `rows` that has the same content as an earlier one, the first of them."""
     high, low = index.digests[rows].view(np.uint64).reshape(-1, 2).T
     order = np.lexsort((rows, low, high))
     same = np.flatnonzero((high[order][1:] == high[order][:-1]) & (low[order][1:] == low[order][:-1])) + 1
@@ -292,8 +300,7 @@ def mark_duplicates(index: Index, rows: np.ndarray) -> None:
     for place in same.tolist():
         before, row = int(rows[order[place - 1]]), int(rows[order[place]])
         first[row] = first.get(before, before)
-        index.outcomes[row] = DUPLICATE
-        index.notes[row] = f'same content as {index.shown(first[row])}'
+    return first
 
 
 def _conversions(bits: int) -> str:

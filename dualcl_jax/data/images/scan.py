@@ -21,6 +21,7 @@ RECENT_NS = 2 * 10**9
 HIDDEN, NO_IMAGE, THUMBNAIL = 'hidden', 'no image, nor named as one', 'thumbnails of a camera or a server'
 UNREADABLE_FOLDER, LISTED_ELSEWHERE = 'folder that cannot be read', 'folder that is listed elsewhere'
 SPECIAL = 'not a regular file'
+SAME_CONTENT, OTHER_CLASS = 'same content as', ', with another class'
 UNREAD, NO_MEMORY = 'cannot be read', 'not enough memory'
 """A note that begins with `UNREAD` says nothing about the file: the next attempt may succeed."""
 
