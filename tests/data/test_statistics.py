@@ -26,6 +26,17 @@ def test_channel_statistics(channels: int, block: int, monkeypatch: pytest.Monke
     assert all(type(value) is float for value in mean + std)
 
 
+@pytest.mark.parametrize(('channels', 'count'), [(1, 28), (3, 28), (4, 28), (5, 22), (200, 1)])
+def test_images_of_many_channels_are_measured_few_at_a_time(monkeypatch, channels: int, count: int) -> None:
+    """Images of up to four channels are measured as many at a time as ever: sums of floating point depend on it."""
+    monkeypatch.setattr(statistics, 'BLOCK_PIXELS', 6 * 5 * 28 + 5)
+    images = np.random.default_rng(0).uniform(0, 1, (50, 6, 5, channels)).astype(np.float32)
+    assert len(next(statistics._blocks(source(images)))) == count
+    mean, std = channel_statistics(source(images), (0.0, 1.0))
+    np.testing.assert_allclose(mean, images.mean((0, 1, 2), np.float64), rtol=1e-5)
+    np.testing.assert_allclose(std, images.std((0, 1, 2), np.float64), rtol=1e-5)
+
+
 def test_channel_statistics_of_one_colour() -> None:
     """The standard deviation is not 0, and sums of large values are exact."""
     mean, std = channel_statistics(source(np.full((300, 64, 64, 3), 255, np.uint8)))

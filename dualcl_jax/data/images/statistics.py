@@ -11,6 +11,8 @@ from dualcl_jax.system.errors import UserError
 
 STATISTICS_IMAGES = 4096
 BLOCK_PIXELS = 2**22
+"""Pixels that are measured at a time if they have up to `BLOCK_CHANNELS` channels, and proportionally fewer if more."""
+BLOCK_CHANNELS = 4
 
 
 def channel_statistics(
@@ -77,8 +79,9 @@ def measured_range(source: Source) -> tuple[float, float]:
 
 def _blocks(source: Source) -> Iterator[np.ndarray]:
     """Yields the images of a source that are measured, [n, H, W, C] at a time."""
-    height, width, _ = image_shape(source)
+    height, width, channels = image_shape(source)
     chosen = limit_indices(len(source), 0 if source.in_memory else STATISTICS_IMAGES)
-    block = max(BLOCK_PIXELS // (height * width), 1)
+    values = height * width * max(channels, BLOCK_CHANNELS)
+    block = max(BLOCK_CHANNELS * BLOCK_PIXELS // values, 1)
     for start in range(0, len(chosen), block):
         yield source.examples(chosen[start : start + block])
