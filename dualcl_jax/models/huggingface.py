@@ -73,11 +73,12 @@ def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
       ValueError: the config describes another network, or a size is missing or impossible.
     """
     kind = config.get('model_type')
-    if kind not in FAMILY:
+    if not isinstance(kind, str) or kind not in FAMILY:
         raise ValueError(f'model_type is {kind!r}; only {", ".join(FAMILY)} are supported')
     for field, allowed in SUPPORTED.items():
         if config.get(field) not in allowed:
-            raise ValueError(f'{field} is {config[field]!r}; only {allowed[0]!r} is supported')
+            found = f'is {config[field]!r}' if field in config else 'is missing'
+            raise ValueError(f'{field} {found}; only {allowed[0]!r} is supported')
     fields: dict[str, Any] = {name: config.get(theirs) for name, theirs in SIZES.items()}
     for name, value in fields.items():
         if type(value) is not int or value < (name != 'token_types'):

@@ -120,7 +120,7 @@ def _pooling(config: Any) -> str:
         raise ValueError('its pooling has no config.json')
     modes = [name.removeprefix('pooling_mode_') for name, on in config.items() if on is True and 'mode_' in name]
     mode = config.get('pooling_mode', '+'.join(modes))
-    if mode not in POOLING_MODES:
+    if not isinstance(mode, str) or mode not in POOLING_MODES:
         raise ValueError(f'its pooling is {mode!r}; only {", ".join(POOLINGS)} are supported')
     return POOLING_MODES[mode]
 

@@ -109,6 +109,7 @@ def test_old_names_and_half_precision():
     ('change', 'message'),
     [
         ({'model_type': 'mpnet'}, "model_type is 'mpnet'; only bert, roberta"),
+        ({'model_type': ['bert']}, r"model_type is \['bert'\]; only bert, roberta"),
         ({'hidden_act': 'gelu_new'}, "hidden_act is 'gelu_new'; only 'gelu'"),
         ({'position_embedding_type': 'relative_key'}, "position_embedding_type is 'relative_key'"),
         ({'is_decoder': True}, 'is_decoder is True'),
@@ -122,6 +123,12 @@ def test_old_names_and_half_precision():
 def test_other_networks_are_rejected(change, message):
     with pytest.raises(ValueError, match=message):
         read_config(config_of('bert') | change)
+
+
+@pytest.mark.parametrize('field', ['model_type', 'hidden_act', 'vocab_size', 'num_attention_heads', 'hidden_size'])
+def test_a_missing_field_is_named(field):
+    with pytest.raises(ValueError, match=rf'^{field} is (missing|None)'):
+        read_config({name: value for name, value in config_of('bert').items() if name != field})
 
 
 def test_missing_and_misshapen_tensors_are_named():

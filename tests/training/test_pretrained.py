@@ -10,6 +10,7 @@ import safetensors.numpy
 
 from dualcl_jax import main
 from dualcl_jax.models.huggingface import write_tensors
+from dualcl_jax.system.errors import UserError
 from dualcl_jax.workdir.huggingface import find_pretrained
 from dualcl_jax.workdir.saved_run import open_saved_run
 from tests.support.runs import REPOSITORY, checkpoints, summary
@@ -123,6 +124,14 @@ def test_a_folder_that_cannot_be_used_ends_in_one_line(run, tmp_path, damage):
     assert done.err.startswith(f'error: --init_from={folder}: ')
     assert said in done.err
     assert done.err.count('\n') == 1
+
+
+def test_several_poolings_are_refused(tmp_path):
+    folder = tmp_path / 'model'
+    shutil.copytree(MODELS / 'bert', folder)
+    (folder / '1_Pooling/config.json').write_text('{"pooling_mode": ["mean", "cls"]}')
+    with pytest.raises(UserError, match=r"its pooling is \['mean', 'cls'\]; only mean, cls"):
+        find_pretrained(str(folder))
 
 
 def test_poolings_of_sentence_transformers(tmp_path):
