@@ -6,9 +6,11 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 import dualcl_jax
 from dualcl_jax.api import given
+from dualcl_jax.data.text import files
 from dualcl_jax.system.errors import UserError
 from tests.support import text_runs
 from tests.support.runs import REPOSITORY
@@ -32,6 +34,14 @@ def test_sentences_are_stored(tmp_path: Path) -> None:
     assert fields == {'data.name': 'text', 'data.path': str(tmp_path / 'data.jsonl'), 'data.columns': 'text'}
     lines = (tmp_path / 'data.jsonl').read_text().splitlines()
     assert [json.loads(line)['text'] for line in lines] == sentences
+
+
+def test_a_sentence_with_half_a_surrogate_pair_is_left_out(tmp_path: Path) -> None:
+    found = given.fields(['whole \U0001f600 emoji', 'broken \ud83d emoji'], str(tmp_path), of_text=True)
+    account = files.Account()
+    rows = list(files.read_rows(epath.Path(found['data.path']), files.Columns(('text',), ''), account))
+    assert rows == [(('whole \U0001f600 emoji',), None)]
+    assert account.left_out == {'rows: not UTF-8': {'count': 1, 'names': ['data.jsonl:2']}}
 
 
 def test_paths(tmp_path: Path) -> None:

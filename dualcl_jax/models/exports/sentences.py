@@ -77,14 +77,22 @@ class LoadedTextEncoder:
         """Computes features float32 [N, F] of N sentences.
 
         Raises:
-          UserError: the argument is not a list of texts.
+          UserError: the argument is not a list of texts, or one holds half of a surrogate pair.
         """
         if isinstance(sentences, str) or not all(isinstance(sentence, str) for sentence in sentences):
             raise UserError('this encoder takes a list of sentences, such as ["a cat", "a dog"]')
         return self.function(self.tokens(sentences))
 
     def tokens(self, sentences: Sequence[str]) -> dict[str, np.ndarray]:
-        """Encodes N sentences as tokens, as `function` takes them."""
+        """Encodes N sentences as tokens, as `function` takes them. Raises UserError as `__call__` does."""
+        for number, text in enumerate(sentences):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise UserError(
+                    f'sentences[{number}]: its character {error.start} is half of a surrogate pair, '
+                    f"{text[error.start]!a}; replace it, for example with '\\ufffd'"
+                ) from error
         encoded = self.description.loaded_tokenizer.encode_batch_fast(list(sentences))
         tokens = np.zeros((len(encoded), self.description.length), np.int32)
         for row, sentence in zip(tokens, encoded, strict=True):
