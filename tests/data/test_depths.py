@@ -8,21 +8,22 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from dualcl_jax.data.images.decode import SCALED, SIXTEEN_BIT, Box, UnusableError, cut, examine
+from dualcl_jax.data.images.decode import INVERTED, SCALED, SIXTEEN_BIT, Box, UnusableError, cut, examine
 from tests.support.bad_files import encode, photo
 
 
-def tiff(pixels: np.ndarray, extra: int = 0, photometric: int = 2, **tags: int) -> bytes:
-    """An uncompressed TIFF of [H, W, C] pixels; `tags` are t254=1 and the like."""
+def tiff(pixels: np.ndarray, extra: int = 0, photometric: int = 2, *, big: bool = False, **tags: int) -> bytes:
+    """An uncompressed TIFF or BigTIFF of [H, W, C] pixels; `tags` are t254=1 and the like."""
     height, width, channels = pixels.shape
     bits, kind = 8 * pixels.dtype.itemsize, {'u': 1, 'i': 2, 'f': 3}[pixels.dtype.kind]
     entries = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 277: channels, 278: height, 339: kind}
     entries |= {279: pixels.nbytes} | ({338: extra} if channels not in (1, 3) else {})
     entries |= {int(name[1:]): value for name, value in tags.items()}
-    start = 8 + 2 + 12 * (len(entries) + 1) + 4
+    start = 16 + 8 + 20 * (len(entries) + 1) + 8 if big else 8 + 2 + 12 * (len(entries) + 1) + 4
     entries[273] = start
-    body = b''.join(struct.pack('<HHII', tag, 4, 1, entries[tag]) for tag in sorted(entries))
-    return b'II*\0' + struct.pack('<IH', 8, len(entries)) + body + bytes(4) + pixels.tobytes()
+    body = b''.join(struct.pack('<HHQQ' if big else '<HHII', tag, 4, 1, entries[tag]) for tag in sorted(entries))
+    head = b'II+\0' + struct.pack('<HHQQ', 8, 0, 16, len(entries)) + body + bytes(8)
+    return (head if big else b'II*\0' + struct.pack('<IH', 8, len(entries)) + body + bytes(4)) + pixels.tobytes()
 
 
 def whole(encoded: bytes, side: int = 16) -> np.ndarray:
@@ -41,6 +42,28 @@ def test_gray_keeps_the_upper_bits_that_it_uses(format, largest, bits, flag):
     encoded = encode(values, format)
     assert examine(encoded).conversions & (SCALED | SIXTEEN_BIT) == flag
     np.testing.assert_array_equal(whole(encoded), np.repeat((values >> (bits - 8))[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize('big', [False, True])
+def test_gray_in_which_zero_is_white_is_inverted(big):
+    eight = tiff(ramp(np.uint8, 255)[..., None], photometric=0, big=big)
+    np.testing.assert_array_equal(whole(eight)[..., 0], 255 - ramp(np.uint8, 255))
+    for largest, shift, flag in ((65535, 8, SIXTEEN_BIT), (4095, 4, SCALED)):
+        values = ramp(np.uint16, largest)
+        encoded = tiff(values[..., None], photometric=0, big=big)
+        assert examine(encoded).conversions & (SIXTEEN_BIT | SCALED | INVERTED) == flag | INVERTED
+        np.testing.assert_array_equal(whole(encoded), np.repeat(255 - (values >> shift)[..., None], 3, axis=2))
+        plain = tiff(values[..., None], photometric=1, big=big)
+        assert not examine(plain).conversions & INVERTED
+        np.testing.assert_array_equal(whole(plain), np.repeat((values >> shift)[..., None], 3, axis=2))
+
+
+def test_a_bigtiff_that_is_cut_short_is_refused():
+    encoded = tiff(photo(1, 16, 16), big=True)
+    np.testing.assert_array_equal(whole(encoded), photo(1, 16, 16))
+    for cut_short in (encoded[:8] + b'\xff' * 8 + encoded[16:], encoded[:30], encoded[:12]):
+        with pytest.raises(UnusableError):
+            examine(cut_short)
 
 
 def test_declared_bits_decide():
@@ -70,6 +93,15 @@ REFUSED = {
     'dark colours of 16 bits': (tiff((photo(1, 16, 16) * 16).astype(np.uint16) // 16 * 15), 'few of their 16 bits'),
     'a thumbnail': (tiff(photo(1, 16, 16), t254=1), 'thumbnail'),
     'a digital negative': (tiff(photo(1, 16, 16), t50706=1), 'raw camera file'),
+    'four channels in a BigTIFF': (
+        tiff(np.dstack([photo(1, 16, 16), photo(2, 16, 16)[..., :1]]), big=True),
+        '4 channels',
+    ),
+    'dark colours in a BigTIFF': (
+        tiff((photo(1, 16, 16) * 16).astype(np.uint16) // 16 * 15, big=True),
+        'few of their 16 bits',
+    ),
+    'a thumbnail in a BigTIFF': (tiff(photo(1, 16, 16), t254=1, big=True), 'thumbnail'),
 }
 
 

@@ -44,10 +44,11 @@ CONVERSIONS = (
     'turned upright by its EXIF orientation',
     'decoded in spite of small errors in its data',
     'scaled from the fewer than 16 bits that it uses',
+    'inverted, since its smallest value is white',
 )
 """The conversions of images that are used; the i-th is bit i of `Facts.conversions`."""
 CONVERTED = (1 << len(CONVERSIONS)) - 1
-ANIMATED, PAGES, SIXTEEN_BIT, CMYK, PALETTE, ALPHA, GRAY, TURNED, TOLERATED, SCALED = (
+ANIMATED, PAGES, SIXTEEN_BIT, CMYK, PALETTE, ALPHA, GRAY, TURNED, TOLERATED, SCALED, INVERTED = (
     1 << i for i in range(len(CONVERSIONS))
 )
 PNG = b'\x89PNG\r\n\x1a\n'
@@ -185,7 +186,7 @@ def _decode_with_pillow(encoded: bytes) -> tuple[np.ndarray, int]:
                 image.seek(0)
             image.load()
             orientation = orientation_of(image)
-            pixels, more = _to_rgb(image, *_depth(image.format, encoded))
+            pixels, more = _to_rgb(image, _depth(image.format, encoded))
     return turn(pixels, orientation), conversions | more | (TURNED if orientation > 1 else 0)
 
 
@@ -209,26 +210,39 @@ def _png_chunks(encoded: bytes) -> Iterator[tuple[bytes, bytes]]:
         place += 12 + length
 
 
-def _depth(format: str | None, encoded: bytes) -> tuple[int, int]:
-    """The number of bits of a channel as stored, and of those that the file declares as used; 0 where unknown."""
+class Depth(NamedTuple):
+    """The bits of a channel.
+
+    Attributes:
+      stored: their number in the file, 0 where unknown.
+      declared: the number that the file declares as used, 0 where unknown.
+      inverted: whether 0 is white, which Pillow takes into account for up to 8 bits.
+    """
+
+    stored: int = 0
+    declared: int = 0
+    inverted: bool = False
+
+
+def _depth(format: str | None, encoded: bytes) -> Depth:
     if format == 'TIFF':
-        return tiff.depth(encoded)
+        return Depth(*tiff.depth(encoded), tiff.white_is_zero(encoded))
     if format == 'PNG' and encoded[24] == 16:
         for kind, chunk in _png_chunks(encoded):
             if kind == b'sBIT':
-                return 16, chunk[8]
+                return Depth(16, chunk[8])
             if kind == b'IDAT':
                 break
-        return 16, 0
-    return 0, 0
+        return Depth(16)
+    return Depth()
 
 
-def _to_rgb(image: Image.Image, bits: int, declared: int) -> tuple[np.ndarray, int]:
-    """Converts an image to RGB with `CONVERSIONS`; `bits` are stored for a channel and `declared` of them used."""
+def _to_rgb(image: Image.Image, depth: Depth) -> tuple[np.ndarray, int]:
+    """Converts an image to RGB with `CONVERSIONS`."""
     if image.mode == 'F':
         raise UnusableError('floating-point pixels, whose range is unknown; write 8 or 16 bits')
     if image.mode[0] == 'I':
-        return _from_integers(np.asarray(image), declared)
+        return _from_integers(np.asarray(image), depth)
     conversions = {'CMYK': CMYK, 'P': PALETTE, 'L': GRAY, 'LA': GRAY, '1': GRAY}.get(image.mode, 0)
     if image.has_transparency_data:
         if image.format in ('TIFF', 'JPEG2000') and image.mode in ('RGBA', 'LA', 'RGBa', 'La'):
@@ -237,22 +251,25 @@ def _to_rgb(image: Image.Image, bits: int, declared: int) -> tuple[np.ndarray, i
         image = Image.alpha_composite(white, image.convert('RGBA'))
         conversions |= ALPHA
     pixels = np.asarray(image.convert('RGB'))
-    if bits == 16:  # Pillow reads colours as the upper 8
+    if depth.stored == 16:  # Pillow reads colours as the upper 8
         if pixels.max() < FEWEST_LEVELS:
             raise UnusableError('colours that use few of their 16 bits: the upper 8 hold nothing; write 8 bits')
         conversions |= SIXTEEN_BIT
     return pixels, conversions
 
 
-def _from_integers(values: np.ndarray, declared: int) -> tuple[np.ndarray, int]:
+def _from_integers(values: np.ndarray, depth: Depth) -> tuple[np.ndarray, int]:
     """Converts gray values [H, W] of more than 8 bits to RGB with `CONVERSIONS`."""
     largest = int(values.max())
     if values.min() < 0 or largest > 65535:
         raise UnusableError('32-bit or signed pixels, whose range is unknown; write 8 or 16 bits')
+    declared = depth.declared
     used = declared if 8 <= declared <= 16 and largest >> declared == 0 else 0
     used = used or next(bits for bits in (8, 12, 16) if largest >> bits == 0)
     pixels = np.repeat((values >> (used - 8)).astype(np.uint8)[..., None], 3, axis=2)
-    return pixels, GRAY | (SIXTEEN_BIT if used == 16 else SCALED)
+    if depth.inverted:
+        pixels = 255 - pixels
+    return pixels, GRAY | (SIXTEEN_BIT if used == 16 else SCALED) | (INVERTED if depth.inverted else 0)
 
 
 def _check_alpha(alpha: np.ndarray) -> None:

@@ -47,7 +47,7 @@ from dualcl_jax.system.processes.agreement import made_once
 FULL_CHECK = 50_000
 LISTED = 10_000
 """The report names at most this many converted files and this many that are left out, but all skipped files."""
-VERSION = f'2 {PIL.__version__} {simplejpeg.__version__}'
+VERSION = f'3 {PIL.__version__} {simplejpeg.__version__}'
 BLOCK = 4096
 
 

@@ -1,7 +1,8 @@
-"""Reads the directory of a TIFF file for its first page. Pillow silently drops some of its entries."""
+"""Reads the directory of a TIFF or BigTIFF file for its first page. Pillow silently drops some of its entries."""
 
 import struct
 from collections.abc import Mapping
+from typing import NamedTuple
 
 Directory = Mapping[int, tuple[int, ...]]
 """Values by tag; those that are not whole numbers are left out."""
@@ -13,35 +14,49 @@ _COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 4: 1, 5: 4, 6: 3, 8: 3, 9: 3, 10: 3}
 """Channels of a photometric interpretation."""
 _MOSAIC = (32803, 34892)  # photometric interpretations of raw files
 _ALPHA = (1, 2)  # extra samples that are transparency
-_SIZES = {1: 'B', 3: 'H', 4: 'I', 6: 'b', 8: 'h', 9: 'i', 13: 'I'}
+_SIZES = {1: 'B', 3: 'H', 4: 'I', 6: 'b', 8: 'h', 9: 'i', 13: 'I', 16: 'Q', 17: 'q', 18: 'Q'}
 _MAX_ENTRIES, _MAX_VALUES = 1024, 64
 
 
+class _Layout(NamedTuple):
+    """How a file stores directories: where that of the first page is named, and the types of `struct`."""
+
+    first: int
+    entries: str
+    offset: str
+
+
+_CLASSIC, _BIG = _Layout(4, 'H', 'I'), _Layout(8, 'Q', 'Q')
+
+
 def is_tiff(encoded: bytes) -> bool:
-    """Whether the content of a file begins as a TIFF."""
-    return encoded[:4] in (b'II*\0', b'MM\0*')
+    """Whether the content of a file begins as a TIFF or BigTIFF."""
+    return encoded[:4] in (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 
 
 def read_directory(encoded: bytes, offset: int | None = None) -> Directory:
     """Reads the directory at an offset, by default that of the first page; leaves out unreadable entries."""
     order = '<' if encoded[:2] == b'II' else '>'
+    layout = _BIG if b'+' in encoded[2:4] else _CLASSIC
+    entry, width = f'{order}HH{layout.offset}', struct.calcsize(f'={layout.offset}')
     found: dict[int, tuple[int, ...]] = {}
     try:
         if offset is None:
-            (offset,) = struct.unpack_from(f'{order}I', encoded, 4)
-        (count,) = struct.unpack_from(f'{order}H', encoded, offset)
+            (offset,) = struct.unpack_from(order + layout.offset, encoded, layout.first)
+        (count,) = struct.unpack_from(order + layout.entries, encoded, offset)
+        start = offset + struct.calcsize(f'={layout.entries}')
         for number in range(min(count, _MAX_ENTRIES)):
-            place = offset + 2 + 12 * number
-            tag, kind, values = struct.unpack_from(f'{order}HHI', encoded, place)
+            place = start + (struct.calcsize(entry) + width) * number
+            tag, kind, values = struct.unpack_from(entry, encoded, place)
             if kind not in _SIZES or not values:
                 continue
             values = min(values, _MAX_VALUES)
             pattern = f'{order}{values}{_SIZES[kind]}'
-            where = place + 8
-            if struct.calcsize(pattern) > 4:
-                (where,) = struct.unpack_from(f'{order}I', encoded, where)
+            where = place + struct.calcsize(entry)
+            if struct.calcsize(pattern) > width:
+                (where,) = struct.unpack_from(order + layout.offset, encoded, where)
             found[tag] = struct.unpack_from(pattern, encoded, where)
-    except struct.error:  # cut short
+    except (struct.error, OverflowError):  # cut short
         pass
     return found
 
@@ -72,6 +87,11 @@ def depth(encoded: bytes) -> tuple[int, int]:
     page = read_directory(encoded)
     bits = page.get(BITS, (1,))[0]
     return bits, bits if 8 < bits < 16 else page.get(MAX_VALUE, (0,))[0].bit_length()
+
+
+def white_is_zero(encoded: bytes) -> bool:
+    """Whether the first page declares that its smallest value is white."""
+    return read_directory(encoded).get(PHOTOMETRIC) == (0,)
 
 
 def _pixels(page: Directory) -> int:
