@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from dualcl_jax.data.images.decode import INVERTED, SCALED, SIXTEEN_BIT, Box, UnusableError, cut, examine
+from dualcl_jax.data.images.decode import (
+    INVERTED,
+    LATE,
+    SCALED,
+    SIXTEEN_BIT,
+    TURNED,
+    Box,
+    UnusableError,
+    cut,
+    examine,
+)
 from tests.support.bad_files import encode, photo
 
 
@@ -123,6 +133,29 @@ def test_colours_of_16_bits_keep_the_upper_8():
     values = (photo(1, 16, 16).astype(np.uint16) << 8) | 7
     assert examine(tiff(values)).conversions == SIXTEEN_BIT
     np.testing.assert_array_equal(whole(tiff(values)), photo(1, 16, 16))
+
+
+@pytest.mark.parametrize('segments', [0, 1, 3])
+def test_the_orientation_of_a_jpeg_is_found_after_other_segments(segments):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    upright = np.repeat(np.repeat(photo(1, 2, 4), 8, axis=0), 8, axis=1)
+    encoded = encode(np.rot90(upright).copy(), 'JPEG', exif=turned, quality=95)
+    other = b'\xff\xed' + struct.pack('>H', 65_000) + bytes(64_998)
+    encoded = encoded[:2] + other * segments + b'\xff' * segments + encoded[2:]
+    found = examine(encoded)
+    assert found[:2] == (16, 32)
+    assert found.conversions & (TURNED | LATE) == (TURNED | LATE if segments > 1 else TURNED)
+    pixels = cut(encoded, lambda height, width: [Box(0, 0, 16, 16)], 16)[0]
+    assert np.abs(pixels.astype(int) - upright[:, :16]).mean() < 4
+
+
+def test_pixels_that_look_like_exif_do_not_matter():
+    encoded = encode(photo(1, 16, 16), 'JPEG')
+    assert examine(encoded[:-2] + b'Exif\0\0' + encoded[-2:]).conversions & (TURNED | LATE) == 0
+    for end in range(2, 60):  # cut short anywhere
+        with pytest.raises(UnusableError):
+            examine(encoded[:end])
 
 
 @pytest.mark.parametrize('late', [False, True])

@@ -45,12 +45,14 @@ CONVERSIONS = (
     'decoded in spite of small errors in its data',
     'scaled from the fewer than 16 bits that it uses',
     'inverted, since its smallest value is white',
+    'its EXIF orientation is beyond the first 64 KiB',
 )
 """The conversions of images that are used; the i-th is bit i of `Facts.conversions`."""
 CONVERTED = (1 << len(CONVERSIONS)) - 1
-ANIMATED, PAGES, SIXTEEN_BIT, CMYK, PALETTE, ALPHA, GRAY, TURNED, TOLERATED, SCALED, INVERTED = (
+ANIMATED, PAGES, SIXTEEN_BIT, CMYK, PALETTE, ALPHA, GRAY, TURNED, TOLERATED, SCALED, INVERTED, LATE = (
     1 << i for i in range(len(CONVERSIONS))
 )
+EXIF, EARLY = b'Exif\0\0', 1 << 16
 PNG = b'\x89PNG\r\n\x1a\n'
 PNG_TEXTS = (b'tEXt', b'zTXt', b'iTXt', b'iCCP')
 """Chunks that do not change the pixels here."""
@@ -97,6 +99,8 @@ def examine(encoded: bytes) -> Facts:
             height, width, orientation, gray = jpeg
             check_size(height, width)
             conversions = (GRAY if gray else 0) | (TURNED if orientation > 1 else 0)
+            if orientation > 1 and EXIF not in encoded[:EARLY]:
+                conversions |= LATE
             try:
                 _decode_jpeg(encoded, height, width, 8)
             except ValueError:  # a warning of libjpeg-turbo: harmless, or a file cut short; Pillow distinguishes them
@@ -158,12 +162,26 @@ def _jpeg_header(encoded: bytes) -> tuple[int, int, int, bool] | None:
     if colours not in ('Gray', 'YCbCr', 'RGB'):
         return None
     orientation = 1
-    if b'Exif\0\0' in encoded[: 1 << 16]:
+    if EXIF in encoded[:EARLY] or encoded.find(EXIF, 0, _start_of_scan(encoded)) >= 0:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             with open_image(encoded) as image:
                 orientation = orientation_of(image)
     return height, width, orientation, colours == 'Gray'
+
+
+def _start_of_scan(encoded: bytes) -> int:
+    """Where the segments of a JPEG end that precede its pixels, or where they can no longer be followed."""
+    place = 2
+    while place + 4 <= len(encoded) and encoded[place] == 0xFF and encoded[place + 1] != 0xDA:
+        marker = encoded[place + 1]
+        if marker == 0xFF:  # padding
+            place += 1
+        elif marker == 0x01 or 0xD0 <= marker <= 0xD9:  # without content
+            place += 2
+        else:
+            place += 2 + int.from_bytes(encoded[place + 2 : place + 4], 'big')
+    return place
 
 
 def _decode_jpeg(encoded: bytes, height: int, width: int, divisor: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dualcl_jax.data.images import account, kinds, stored
-from dualcl_jax.data.images.decode import INVERTED, MIN_SIDE, SCALED
+from dualcl_jax.data.images.decode import INVERTED, LATE, MIN_SIDE, SCALED
 from dualcl_jax.data.images.display import shown
 from dualcl_jax.data.images.encoded import RGB, EncodedSource, Pixels, place, stored_size
 from dualcl_jax.data.images.index import LISTED, Index, copies, mark_duplicates, open_index
@@ -126,7 +126,7 @@ def load_encoded(data: Any) -> tuple[EncodedSource, EncodedSource | None]:
 
     def source(positions: np.ndarray) -> EncodedSource:
         content = [index.digests[rows[positions]]]
-        for conversion, name in ((SCALED, b'scaled'), (INVERTED, b'inverted')):
+        for conversion, name in ((SCALED, b'scaled'), (INVERTED, b'inverted'), (LATE, b'turned')):
             if (index.conversions[rows[positions]] & conversion).any():
                 content.append(np.frombuffer(name, np.uint8))  # earlier versions used other pixels of the same files
         if pixels.as_stored:
