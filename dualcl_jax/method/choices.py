@@ -140,7 +140,7 @@ def choose(config: ConfigDict, num_images: int, machine: Machine, *, gray: bool 
       >>> from dualcl_jax.configs import folder
       >>> chosen = choose(folder.get_config(), 3000, Machine('cpu', 1))
       >>> chosen['train.batch_size'], chosen['queue.size'], chosen['train.epochs']
-      (32, 1024, 117)
+      (32, 1024, 100)
     """
     set_ = {field: value for field, value in flatten(config) if field not in open_fields(config)}
     scale = CPU if machine.platform == 'cpu' else ACCELERATOR
