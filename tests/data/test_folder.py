@@ -312,6 +312,18 @@ def test_a_file_that_changes_later_is_named(images):
         train.examples(np.array([0]))
 
 
+def test_a_lack_of_memory_is_no_damage(images, monkeypatch):
+    write_classes(images)
+    train, _ = data.load(config(images, memory_bytes=0, labels='none'))
+
+    def fail(*args):
+        raise MemoryError
+
+    monkeypatch.setattr(decode, 'cut', fail)
+    with pytest.raises(UserError, match=r'ant/0\.png: cannot be decoded: not enough memory; free some, then run again'):
+        train.examples(np.array([0]))
+
+
 @pytest.mark.slow
 def test_an_index_of_a_million_files_opens_in_seconds(tmp_path, cache):
     """It takes under 5 s and 200 MB in its own process, including Python and the package."""

@@ -53,6 +53,7 @@ ANIMATED, PAGES, SIXTEEN_BIT, CMYK, PALETTE, ALPHA, GRAY, TURNED, TOLERATED, SCA
     1 << i for i in range(len(CONVERSIONS))
 )
 EXIF, EARLY = b'Exif\0\0', 1 << 16
+"""How EXIF begins, and the bytes of a JPEG in which earlier versions looked for it."""
 PNG = b'\x89PNG\r\n\x1a\n'
 PNG_TEXTS = (b'tEXt', b'zTXt', b'iTXt', b'iCCP')
 """Chunks that do not change the pixels here."""
