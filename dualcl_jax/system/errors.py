@@ -2,8 +2,10 @@
 
 import errno
 import functools
+import os
+import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from dualcl_jax.system.terminal import lenient_output
 
@@ -17,6 +19,8 @@ AWAY = (
     errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET,
 )  # fmt: skip
 """Error numbers of storage that is unavailable, or failed temporarily."""
+SCARCE = (errno.EINTR, errno.EAGAIN, errno.EBUSY, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+"""Error numbers of a machine that lacks memory, open files or the like at the moment."""
 STORAGE = (
     *FULL, *AWAY, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR,
 )  # fmt: skip
@@ -65,6 +69,55 @@ def is_away(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
+
+
+TEMPORARY = ('UNAVAILABLE', 'DEADLINE_EXCEEDED', 'RESOURCE_EXHAUSTED', 'ABORTED', 'CANCELLED')
+REFUSED = ('PERMISSION_DENIED', 'UNAUTHENTICATED')
+"""Statuses with which messages of tensorstore and XLA begin."""
+
+
+def is_temporary(error: BaseException | None) -> bool:
+    """Whether a read failed for a reason other than what was read: storage, or the memory or limits of this machine."""
+    return is_away(error) or any(
+        isinstance(cause, MemoryError)
+        or _os_error(cause) in (*AWAY, *SCARCE)
+        or str(cause).partition(':')[0] in TEMPORARY
+        for cause in _causes(error)
+    )
+
+
+def is_refused(error: BaseException | None) -> bool:
+    """Whether a read failed for lack of permission."""
+    return any(
+        _os_error(cause) in (errno.EACCES, errno.EPERM) or str(cause).partition(':')[0] in REFUSED
+        for cause in _causes(error)
+    )
+
+
+def reason(error: Exception) -> str:
+    """Describes an exception in one line."""
+    number = _os_error(error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if number:
+        return os.strerror(number)
+    lines = str(error).splitlines()
+    return f'{type(error).__name__}: {lines[0][:200]}' if lines else type(error).__name__
+
+
+def _os_error(error: BaseException) -> int | None:
+    """The number of the system's error that an exception reports; tensorstore has it in its message alone."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    code = re.search(r"\[os_error_code='(\d+)'\]", str(error))
+    return int(code[1]) if code else None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and those that led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def ending(error: BaseException) -> tuple[int, str] | None:

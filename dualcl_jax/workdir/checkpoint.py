@@ -1,13 +1,11 @@
 """Checkpoints by Orbax: global states without a device axis, saved while training continues.
 
 Each checkpoint stores checksums of its state (`dualcl_jax.workdir.checksum`), which are computed on the devices before
-it is saved and again after it is restored. A damaged checkpoint is skipped, reported and kept. The record of a
-checkpoint also stores the score of its encoder, because Orbax remembers only the scores of the current process.
+it is saved and again after it is restored. A damaged checkpoint is skipped, reported and kept; one that cannot be read
+for another reason stops the run (`dualcl_jax.workdir.read_checkpoint`). The record of a checkpoint also stores the
+score of its encoder, because Orbax remembers only the scores of the current process.
 """
 
-import json
-import os
-import re
 import time
 from collections.abc import Collection, Mapping, Sequence
 from types import TracebackType
@@ -17,18 +15,30 @@ import jax
 import optax
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from dualcl_jax.method.state import TrainState
-from dualcl_jax.system.devices import REPLICATED, Specs, shapes
-from dualcl_jax.system.errors import RestartError, UserError
+from dualcl_jax.system.devices import REPLICATED, Specs
+from dualcl_jax.system.errors import RestartError, UserError, reason
 from dualcl_jax.system.files import absolute, check_writable
-from dualcl_jax.workdir.checksum import checksums, is_sealed, seal
+from dualcl_jax.system.processes.agreement import from_all, from_process_0
+from dualcl_jax.workdir.checksum import checksums, seal
+from dualcl_jax.workdir.read_checkpoint import (
+    DAMAGED,
+    DamagedError,
+    exchange_name,
+    failure,
+    is_gone,
+    outcome,
+    read_checkpoint,
+    read_record,
+)
 
 BEST = 'knn_top1'
 """The field of a record with the score: the first of `dualcl_jax.workdir.metrics.SCORES` that the run has."""
+LISTING_S, LISTING_PERIOD_S = 5.0, 0.5
+"""How long processes that see different checkpoints wait until they see the same, and how often they look."""
 
 
 class Checkpoint(NamedTuple):
@@ -38,10 +48,6 @@ class Checkpoint(NamedTuple):
     state: TrainState
     record: dict[str, Any]
     damaged: Mapping[int, str]
-
-
-class DamagedError(Exception):
-    """A checkpoint cannot be used; the message is the reason in a few words."""
 
 
 class Best:
@@ -115,10 +121,12 @@ class Checkpoints:
     def _stored_record(self, step: int) -> dict[str, Any] | None:
         """The record of a checkpoint; None if it cannot be read."""
         try:
-            record = json.loads((self._directory / f'{step:08d}' / 'run' / 'metadata').read_bytes())
-        except (OSError, ValueError, RecursionError):
+            return read_record(self._path(step))
+        except (OSError, ValueError, RecursionError, DamagedError):
             return None
-        return record if is_sealed(record) else None
+
+    def _path(self, step: int) -> epath.Path:
+        return self._directory / f'{step:08d}'
 
     def _rank(self, step: int, record: Mapping[str, Any] | None) -> None:
         """Ranks a checkpoint by its score, if that was measured."""
@@ -170,9 +178,9 @@ class Checkpoints:
 
     def _failed(self, error: Exception) -> str:
         """Removes the remains of a checkpoint that could not be saved, and returns a description of the problem."""
-        problem = f'step {self._saving} could not be saved in {self._directory} ({_reason(error)})'
+        problem = f'step {self._saving} could not be saved in {self._directory} ({reason(error)})'
         self._saving = None
-        self._away = _is_away(self._directory)
+        self._away = is_gone(self._directory)
         if jax.process_count() > 1:  # the processes are no longer in step at Orbax's barriers
             raise self._error(problem) from error
         self._usable = False
@@ -181,7 +189,7 @@ class Checkpoints:
                 self._manager = self._open()  # this removes what was partly written
                 self._usable = True
         except Exception as again:
-            problem += f'; the folder cannot be reopened either ({_reason(again)})'
+            problem += f'; the folder cannot be reopened either ({reason(again)})'
         return problem
 
     def _error(self, problem: str) -> UserError:
@@ -216,25 +224,49 @@ class Checkpoints:
           specs: placement of the state on the devices, whatever it was when the state was saved.
 
         Raises:
-          UserError: there are checkpoints, but none is intact.
+          UserError: there are checkpoints, but none is intact, or one may not be read.
+          RestartError: the newest one cannot be read now, or not by every process.
         """
         damaged: dict[int, str] = {}
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        last: DamagedError | None = None
+        for step in reversed(self._listed()):
             try:
-                state, record = self._read(step, like, mesh, specs)
+                state, record = read_checkpoint(self._path(step), like, mesh, specs)
                 for name, values in accepted.items():
                     if name in record and record[name] not in values:
                         raise DamagedError(f'it belongs to another run: its {name} is {record[name]}')
             except DamagedError as error:
-                damaged[step] = str(error)
+                damaged[step], last = str(error), error
                 continue
             if damaged:
                 self._move_away(damaged)
             self._saved = step
             return Checkpoint(step, state, record, damaged)
         if damaged:
-            raise self._unreadable(damaged)
+            raise self._unreadable(damaged) from last
         return None
+
+    def _listed(self) -> list[int]:
+        """The steps of the checkpoints, in order; all processes of the run list the same.
+
+        Raises:
+          RestartError: they do not, even after a while: network file systems show changes late.
+        """
+        end = time.monotonic() + LISTING_S
+        while True:
+            steps = ' '.join(map(str, sorted(self._manager.all_steps())))
+            first, *others = from_all(exchange_name(), f'{int(time.monotonic() < end)} {steps}')
+            waits, _, listed = first.partition(' ')  # as long as process 0 does
+            apart = [index for index, text in enumerate(others, start=1) if text.partition(' ')[2] != listed]
+            if not apart:
+                return [int(step) for step in listed.split()]
+            if not int(waits):
+                raise RestartError(
+                    f'{self._directory}: process {apart[0]} sees other checkpoints than process 0; '
+                    'run the same command again when every host sees the same files'
+                )
+            time.sleep(LISTING_PERIOD_S)
+            self._manager.reload()
 
     def restore(
         self, step: int, like: TrainState, mesh: Mesh, specs: Specs = REPLICATED
@@ -249,9 +281,11 @@ class Checkpoints:
 
         Raises:
           UserError: the checkpoint cannot be read as this state.
+          RestartError: it cannot be read now.
         """
+        self._problem = self._wait()
         try:
-            return self._read(step, like, mesh, specs)
+            return read_checkpoint(self._path(step), like, mesh, specs)
         except DamagedError as error:
             raise self._unreadable({step: str(error)}) from error
 
@@ -260,35 +294,21 @@ class Checkpoints:
 
         Raises:
           UserError: the checkpoint cannot be read.
+          RestartError: it cannot be read now.
         """
+        path = self._path(step)
         try:
             with ocp.StandardCheckpointer() as checkpointer:
-                return checkpointer.metadata(self._directory / f'{step:08d}' / 'state').item_metadata.tree['params']
+                return checkpointer.metadata(path / 'state').item_metadata.tree['params']
         except Exception as error:  # Orbax and tensorstore raise many types for one problem
-            raise self._unreadable({step: _reason(error)}) from error
-
-    def _read(self, step: int, like: TrainState, mesh: Mesh, specs: Specs) -> tuple[TrainState, dict[str, Any]]:
-        abstract = shapes(like, mesh, specs)
-        try:
-            restored = self._manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), run=ocp.args.JsonRestore())
-            )
-        except Exception as error:  # Orbax and tensorstore raise many types for one problem
-            raise DamagedError(_reason(error)) from error
-        state, record = restored['state'], restored['run']
-        if not is_sealed(record):
-            raise DamagedError('its record is damaged')
-        found, saved = checksums(state), record['checksums']
-        changed = [name for name in found if found[name] != saved.get(name)]
-        if changed or len(found) != len(saved):
-            raise DamagedError(f'{", ".join(changed[:2])}: differs from what was saved')
-        return state, record
+            kind, why = outcome(path, error), reason(error)
+            raise (self._unreadable({step: why}) if kind == DAMAGED else failure(path, kind, why)) from error
 
     def _unreadable(self, damaged: Mapping[int, str]) -> UserError:
-        (step, reason), *others = damaged.items()
+        (step, why), *others = damaged.items()
         also = ''.join(f'; neither can {other:08d}' for other, _ in others)
         return UserError(
-            f'{self._directory}/{step:08d}: cannot be read as a checkpoint of this config ({reason}){also}\n'
+            f'{self._directory}/{step:08d}: cannot be read as a checkpoint of this config ({why}){also}\n'
             'nothing was changed; restore it, or move it away to resume without it, or start in a new --workdir'
         )
 
@@ -302,10 +322,10 @@ class Checkpoints:
                 while path.exists():
                     number += 1
                     path = aside / f'{step:08d}.{number}'
-                (self._directory / f'{step:08d}').rename(path)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices('dualcl/damaged')
+                self._path(step).rename(path)
+        from_process_0(exchange_name(), '')  # the others wait until they are moved
         self._manager.reload()
+        self._listed()  # a process that still saw them would not save their steps again
 
     def close(self) -> None:
         """Waits until everything is on disk. Raises UserError if that failed."""
@@ -329,22 +349,3 @@ class Checkpoints:
             if error is None:
                 raise
             error.add_note(str(problem))  # the error that ended the run is the one to raise
-
-
-def _is_away(directory: epath.Path) -> bool:
-    """Whether a folder that existed cannot be found now, for instance because its storage is not mounted."""
-    try:
-        return not directory.exists()
-    except Exception:  # each remote store raises its own types
-        return True
-
-
-def _reason(error: Exception) -> str:
-    """Describes an exception in one line."""
-    code = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore's
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if code:
-        return os.strerror(int(code[1]))
-    lines = str(error).splitlines()
-    return f'{type(error).__name__}: {lines[0][:200]}' if lines else type(error).__name__

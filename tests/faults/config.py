@@ -2,6 +2,8 @@
 
 DUALCL_HANG=PROCESS:STEP in the environment: that process stops reading data at that step and waits forever.
 DUALCL_HANG_STEP=STEP: that step of the devices waits forever, in every process.
+DUALCL_UNREADABLE=PROCESS:STEP:NUMBER: that process cannot read the checkpoint of that step: an error of this number, or
+damage if it is 0.
 DUALCL_FULL=NAME: of a file of that name only the first half is written before the disk is full.
 """
 
@@ -71,6 +73,24 @@ def _hang_step(last: int) -> None:
 
 if 'DUALCL_HANG_STEP' in os.environ:
     _hang_step(int(os.environ['DUALCL_HANG_STEP']))
+
+
+def _unreadable(process: int, step: int, number: int) -> None:
+    import jax
+    import orbax.checkpoint as ocp
+
+    read = ocp.StandardCheckpointHandler.restore
+
+    def restore(self, directory, *arguments, **options):  # type: ignore[no-untyped-def]
+        if jax.process_index() == process and directory.parent.name == f'{step:08d}':
+            raise OSError(number, os.strerror(number)) if number else ValueError('DATA_LOSS: as it says')
+        return read(self, directory, *arguments, **options)
+
+    ocp.StandardCheckpointHandler.restore = restore  # type: ignore[method-assign]
+
+
+if 'DUALCL_UNREADABLE' in os.environ:
+    _unreadable(*map(int, os.environ['DUALCL_UNREADABLE'].split(':')))
 
 
 def _full(name: str) -> None:

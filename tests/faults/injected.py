@@ -4,6 +4,7 @@ The short form is in the tests beside this file, the long form in `long.py`.
 """
 
 import contextlib
+import errno
 import os
 import random
 import re
@@ -178,6 +179,30 @@ def run_two(trainer: Trainer, workdir: Path) -> None:
     with two(trainer, workdir, *PEERS) as processes:
         for process in processes:
             finish(process, 0)
+
+
+def unreadable_in_one(trainer: Trainer, workdir: Path) -> None:
+    """One of two processes cannot read the newest checkpoint: both exit with 75, or skip it if it is damaged."""
+    fields = ('train.steps=6', 'checkpoint.every_steps=2', 'checkpoint.keep=9')
+    with two(trainer, workdir, *fields) as processes:
+        for process in processes:
+            finish(process, 0)
+    expected = summary(workdir)['state_sha256']
+    (workdir / 'summary.json').unlink()
+    shutil.rmtree(workdir / 'checkpoints/00000006')
+    with two(trainer, workdir, *fields, DUALCL_UNREADABLE=f'1:4:{errno.EIO}') as processes:
+        for process in processes:
+            said = finish(process, 75).err
+            assert f'{workdir}/checkpoints/00000004: cannot be read now (process 1: Input/output error)' in said
+    assert checkpoints(workdir) == [2, 4]
+    assert not (workdir / 'damaged').exists()
+    with two(trainer, workdir, *fields, DUALCL_UNREADABLE='1:4:0') as processes:
+        for process in processes:
+            finish(process, 0)
+    assert (workdir / 'damaged/00000004').is_dir()
+    assert summary(workdir)['resumed_from_step'] == 2
+    assert summary(workdir)['state_sha256'] == expected
+    assert checkpoints(workdir) == [2, 4, 6]
 
 
 def lost_process(trainer: Trainer, workdir: Path, victim: int, how: int) -> tuple[float, Finished]:

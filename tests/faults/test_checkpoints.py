@@ -1,17 +1,19 @@
 """Damaged checkpoints are skipped in favour of the newest intact one, or all are named and nothing is changed."""
 
 import dataclasses
+import errno
 import random
 from pathlib import Path
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from damaged import STEPS, Saved, damage_all, damage_one
 from etils import epath
 from injected import DAMAGES
 
 from dualcl_jax.system.devices import device_mesh
-from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.errors import RestartError, UserError
 from dualcl_jax.workdir.checkpoint import Checkpoints
 from tests.support.runs import Trainer, contents
 
@@ -78,3 +80,38 @@ def test_another_model(saved: Saved, tmp_path: Path) -> None:
     with pytest.raises(UserError, match='cannot be read as a checkpoint of this config'):
         Checkpoints(epath.Path(folder) / 'checkpoints', keep=2).newest(like, device_mesh(), {})
     assert contents(folder) == before
+
+
+TENSORSTORE = 'UNKNOWN: Error reading local file "d/4e1b": {} [os_error_code=\'{}\'] [tensorstore_spec=...]'
+AWAY = {
+    'Input/output error': OSError(errno.EIO, 'Input/output error'),
+    'Stale file handle': ValueError(TENSORSTORE.format('Stale file handle', errno.ESTALE)),
+    'Too many open files': ValueError(TENSORSTORE.format('Too many open files', errno.EMFILE)),
+    'ValueError: UNAVAILABLE: try again': ValueError('UNAVAILABLE: try again'),
+    'RuntimeError: RESOURCE_EXHAUSTED: Out of memory': RuntimeError('RESOURCE_EXHAUSTED: Out of memory'),
+}
+REFUSED = {
+    'Permission denied': PermissionError(errno.EACCES, 'Permission denied'),
+    'ValueError: PERMISSION_DENIED: log in': ValueError('PERMISSION_DENIED: log in'),
+}
+
+
+@pytest.mark.parametrize('said', [*AWAY, *REFUSED])
+@pytest.mark.parametrize('damaged', [(), STEPS[-1:]], ids=['newest', 'only intact'])
+def test_a_failed_read_is_no_damage(
+    saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, damaged: list[int]
+) -> None:
+    """The newest checkpoint, or the only intact one, is intact but cannot be read: nothing is moved or skipped."""
+    folder, error = saved.copy(tmp_path / 'run'), (AWAY | REFUSED)[said]
+    for step in damaged:
+        (saved.of(folder, step) / 'run' / 'metadata').write_text('{')
+    before = contents(folder)
+    with monkeypatch.context() as patched:
+        patched.setattr(ocp.StandardCheckpointHandler, 'restore', lambda *_, **__: (_ for _ in ()).throw(error))
+        with pytest.raises(UserError) as raised:
+            saved.newest(folder)
+    assert isinstance(raised.value, RestartError) == (said in AWAY)
+    assert f'({said})\nnothing was changed; ' in str(raised.value)
+    assert contents(folder) == before
+    step, skipped = saved.newest(folder)
+    assert (step, list(skipped)) == (STEPS[0] if damaged else STEPS[-1], [*damaged])

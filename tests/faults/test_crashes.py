@@ -65,6 +65,10 @@ def test_full_disk(trainer: Trainer, expected: Path, tmp_path: Path) -> None:
     assert 'Read-only file system' in ended.err
 
 
+def test_one_of_two_cannot_read_a_checkpoint(trainer: Trainer, tmp_path: Path) -> None:
+    injected.unreadable_in_one(trainer, tmp_path / 'run')
+
+
 def test_second_run_on_a_workdir(trainer: Trainer, tmp_path: Path) -> None:
     storage.second_run(trainer, tmp_path / 'run')
 

@@ -248,6 +248,16 @@ def test_other_images_on_another_host(two_processes) -> None:
         assert 'found different images from process 0' in text
 
 
+def test_all_processes_get_the_texts_of_all(two_processes) -> None:
+    found = {}
+
+    def check(index):
+        found[index] = [agreement.from_all(f'round {n}', f'{index}: {n}') for n in range(2)]
+
+    assert two_processes(check) == [None, None]
+    assert found[0] == found[1] == [['0: 0', '1: 0'], ['0: 1', '1: 1']]
+
+
 ELASTIC = ('train.steps=12', 'checkpoint.every_steps=4', 'model.norm=sync')
 
 

@@ -1,6 +1,7 @@
 """Agreement of joined processes on their workdir, their data, what one of them reads, and decisions of process 0."""
 
 import contextlib
+import json
 import socket
 import time
 import uuid
@@ -131,6 +132,22 @@ def from_process_0(name: str, text: str) -> str:
         client.key_value_set(f'dualcl/{name}', text)
         return text
     return _read(client, name, _ONE_WEEK_S, by=0)
+
+
+def from_all(name: str, text: str) -> list[str]:
+    """Gives every process the texts of all processes, by index. Every process must call it, once per name.
+
+    It waits like `from_process_0`. Process 0 collects the texts, so that each of the others sends one message.
+    """
+    client, index, count = _joined()
+    if count == 1:
+        return [text]
+    if index:
+        client.key_value_set(f'dualcl/{name}/{index}', text)
+        return json.loads(_read(client, f'{name}/all', _ONE_WEEK_S, by=0))
+    said = [text, *(_read(client, f'{name}/{other}', _ONE_WEEK_S, by=other) for other in range(1, count))]
+    client.key_value_set(f'dualcl/{name}/all', json.dumps(said))
+    return said
 
 
 class _MissingError(RuntimeError):
