@@ -66,7 +66,7 @@ def train(
     ):
         run, state = open_run(config, workdir, extend=extend)
         plan, finished = run.plan, read_summary(run.plan.folder)
-        if finished and plan.start_step == plan.total_steps:
+        if finished and plan.start_step == plan.total_steps == finished['step']:  # else it is of a run before --extend
             console.note(summary.closing(finished, plan.folder))
             run.checkpoints.close()
             return True

@@ -35,6 +35,7 @@ def test_a_longer_run(trainer: Trainer, workdir: Path, tmp_path: Path) -> None:
     longer = (*FIELDS, 'train.steps=40')
     assert '--extend' in trainer.run(workdir, *longer, status=2).err
     assert 'resuming from step 20' in trainer.run(workdir, *longer, '--extend', '--dry_run').out
+    before = (workdir / 'summary.json').read_bytes()
     trainer.run(workdir, *longer, '--extend')
     found = summary(workdir)
     assert (found['step'], found['resumed_from_step'], found['extended_at']) == (40, 20, [20])
@@ -51,6 +52,10 @@ def test_a_longer_run(trainer: Trainer, workdir: Path, tmp_path: Path) -> None:
     assert again['state_sha256'] == found['state_sha256']
     assert (again['resumed_from_step'], again['extended_at']) == (30, [20])
     assert checkpoints(workdir) == [10, 20, 30, 40]
+
+    (workdir / 'summary.json').write_bytes(before)  # as if it had been killed after its last checkpoint
+    assert 'done: 40 steps' in trainer.run(workdir, *longer).out
+    assert summary(workdir)['state_sha256'] == found['state_sha256']
 
 
 @pytest.mark.slow
