@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from dualcl_jax.system.processes import start
@@ -62,6 +63,30 @@ def test_compiled_programs_are_kept(flags, monkeypatch: pytest.MonkeyPatch) -> N
     assert os.environ['JAX_COMPILATION_CACHE_DIR'] == os.path.join('home', 'dualcl_jax', 'compiled')
     flags(JAX_COMPILATION_CACHE_DIR='own')
     assert os.environ['JAX_COMPILATION_CACHE_DIR'] == 'own'
+
+
+@pytest.mark.parametrize(
+    ('processes', 'backend', 'chosen', 'kept'),
+    [
+        (1, 'gpu', False, True),
+        (2, 'gpu', False, False),
+        (2, 'gpu', True, True),
+        (2, 'cpu', False, True),
+        (2, 'tpu', False, True),
+    ],
+)
+def test_compiled_programs_of_several_processes(
+    monkeypatch: pytest.MonkeyPatch, processes: int, backend: str, chosen: bool, kept: bool
+) -> None:
+    """On GPUs the processes would wait for each other if only process 0, which writes the cache, found a program."""
+    monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+    before = jax.config.jax_compilation_cache_dir
+    assert before
+    try:
+        start._check_compilation_cache(processes, chosen=chosen)
+        assert jax.config.jax_compilation_cache_dir == (before if kept else None)
+    finally:
+        jax.config.update('jax_compilation_cache_dir', before)
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,7 @@ def start(
         _keep_freed_memory()
     if deterministic and any(importlib.util.find_spec(plugin) for plugin in GPU_PLUGINS):
         _add_xla_flags(GPU_FLAGS)
+    chosen = 'JAX_COMPILATION_CACHE_DIR' in os.environ
     _use_compilation_cache(platform.node() if cpu_only else 'compiled')
     if (coordinator_address, num_processes, process_id) == (None, None, None):
         place = places.detect(several=several)
@@ -106,6 +107,7 @@ def start(
     _shared['token'] = roll_call.roll_call(place, versions | dict(facts or {}), timeout_s)
     _join(place, timeout_s)
     _start_devices()
+    _check_compilation_cache(place.processes, chosen=chosen)
 
 
 _shared = {'token': ''}
@@ -223,6 +225,29 @@ def _use_compilation_cache(name: str) -> None:
         os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(folder))
     os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
     warnings.filterwarnings('ignore', message='Error writing persistent compilation cache entry')
+
+
+def may_cache_programs(processes: int, backend: str, *, chosen: bool) -> bool:
+    """Whether JAX may keep compiled programs for the next start.
+
+    In several processes on GPUs it may only if the user chose a folder, which all hosts must share. JAX writes the
+    cache in process 0 alone. With a cache per host, process 0 would find a program at the next start that the others
+    compile, and they would wait forever for its share of the measurements by which XLA chooses kernels.
+
+    Args:
+      processes: the number of processes.
+      backend: 'cpu', 'gpu' or 'tpu'.
+      chosen: whether the user chose the folder.
+    """
+    return processes == 1 or backend != 'gpu' or chosen
+
+
+def _check_compilation_cache(processes: int, *, chosen: bool) -> None:
+    """Turns the cache of compiled programs off unless JAX `may_cache_programs`. Call it before anything is compiled."""
+    import jax
+
+    if not may_cache_programs(processes, jax.default_backend(), chosen=chosen):
+        jax.config.update('jax_compilation_cache_dir', None)
 
 
 def _keep_freed_memory() -> None:
