@@ -55,9 +55,9 @@ def kept():
     kept.process.communicate()
 
 
-def connected(kept: supervisor.Supervised, index: int) -> socket.socket:
+def connected(kept: supervisor.Supervised, index: int, silence_s: float = 10) -> socket.socket:
     connection = socket.create_connection(('127.0.0.1', kept.port), timeout=20)
-    hello = {'token': TOKEN, 'index': index, 'host': f'host{index}', 'silence_s': 10, 'stall_s': 60}
+    hello = {'token': TOKEN, 'index': index, 'host': f'host{index}', 'silence_s': silence_s, 'stall_s': 60}
     connection.sendall(json.dumps(hello).encode() + b'\n')
     return connection
 
@@ -76,6 +76,16 @@ def test_all_are_informed_and_the_supervisor_ends_with_the_last_process(kept: su
     lines.close()
     first.close()
     assert kept.process.wait(20) == 0
+
+
+def test_the_supervisor_does_not_wait_for_a_lost_process(kept: supervisor.Supervised) -> None:
+    """A host without power closes no connection; the supervisor would hold the port of the coordinator."""
+    with connected(kept, 0, silence_s=1), connected(kept, 1, silence_s=1) as lost, lost.makefile('rb') as lines:
+        end = time.monotonic() + 20
+        while not json.loads(lines.readline())['lost'] and time.monotonic() < end:
+            pass
+        assert kept.process.poll() is None  # the others have time to end
+        assert kept.process.wait(supervisor.LEAVE_S + 10) == 0
 
 
 FORGED = b'{"token": "guessed", "index": 1, "host": "h", "silence_s": 10, "stall_s": 60}\n{"ended": "forged"}\n'

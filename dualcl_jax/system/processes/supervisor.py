@@ -2,7 +2,8 @@
 
 It runs the coordination service, which JAX would run in process 0: when that service dies with process 0, JAX aborts
 all other processes with a stack trace. The supervisor also listens to every process of the run, at a port that it
-prints, and informs all of them as soon as one has died, hangs or has given up. It ends when the last process has ended.
+prints, and informs all of them as soon as one has died, hangs or has given up. It ends when the last process has ended,
+or `LEAVE_S` after it has informed them: the connection of a process that is lost may stay open for long.
 
 Every process sends lines of JSON: first {"token", "index", "host", "silence_s", "stall_s"}, then {"step", "phase"}
 every `PERIOD`, and finally {"ended": reason, empty on success; "restart": whether running the same command again cures
@@ -29,6 +30,8 @@ from dualcl_jax.system.private_jax import run_coordination_service
 
 PERIOD = 1.0
 """Seconds between heartbeats."""
+LEAVE_S = 10.0
+"""Seconds that processes have to end once one is lost; then the coordinator's port is free for the next start."""
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """Signals that stop a run; processes beside it must outlive them."""
 
@@ -240,7 +243,7 @@ def listen(port: int, host: str = '', backlog: int | None = None) -> socket.sock
 
 
 async def keep(token: str, host: str, arguments: list[Any], options: dict[str, Any]) -> None:
-    """Runs the coordination service and the supervisor until the last process has ended."""
+    """Runs the coordination service and the supervisor until the last process has ended, or should have."""
     if host:
         port = str(arguments[0]).rpartition(':')[2]
         arguments[0] = f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
@@ -252,9 +255,12 @@ async def keep(token: str, host: str, arguments: list[Any], options: dict[str, A
     print(listener.getsockname()[1], flush=True)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the service logs at length what the processes report in one line
     parent = os.getppid()
-    while not supervisor.last_closed.is_set():
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(supervisor.last_closed.wait(), PERIOD)
+    closed = asyncio.create_task(supervisor.last_closed.wait())
+    while not closed.done():
+        await asyncio.wait({closed, judging}, timeout=PERIOD, return_when=asyncio.FIRST_COMPLETED)
+        if judging.done():
+            await asyncio.wait({closed}, timeout=LEAVE_S)
+            break
         if not supervisor.members and os.getppid() != parent:  # process 0 ended before any process connected
             break
     judging.cancel()
