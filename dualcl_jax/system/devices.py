@@ -7,6 +7,8 @@ placed on the devices.
 """
 
 import math
+import socket
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Protocol
@@ -14,6 +16,9 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dualcl_jax.system.errors import UserError, listed
+from dualcl_jax.system.processes.agreement import from_all
 
 AXIS = 'batch'
 """Name of the mapped axis; each device on it holds its part of the global batch."""
@@ -54,8 +59,23 @@ class Mapper(Protocol):
 
 
 def device_mesh() -> Mesh:
-    """A mesh of all devices of all processes along one axis `AXIS`; the devices of a process are adjacent."""
+    """A mesh of all devices of all processes along one axis `AXIS`; the devices of a process are adjacent.
+
+    Every process must call it.
+
+    Raises:
+      UserError: the processes have different numbers of devices.
+    """
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    counts = Counter(device.process_index for device in devices)
+    apart = [index for index in counts if counts[index] != counts[0]]
+    if apart:
+        hosts = from_all('hosts', socket.gethostname())
+        each = [f'{counts[index]} in process {index} on {hosts[index]}' for index in (0, *apart[:3])]
+        raise UserError(
+            f'the processes have different numbers of devices: {listed(each, len(apart) + 1)}\n'
+            'give each process the same number, or leave out the hosts that have fewer'
+        )
     return Mesh(np.asarray(devices), (AXIS,))
 
 

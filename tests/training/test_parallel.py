@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import socket
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -122,6 +123,22 @@ def test_equal_states(workdir: Callable[[str], Path], layout: str) -> None:
     for (path, ours), theirs in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True):
         assert ours.shape == theirs.shape
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4, err_msg=jax.tree_util.keystr(path))
+
+
+def test_processes_with_different_numbers_of_devices(trainer: Trainer, tmp_path: Path) -> None:
+    join = (f'--coordinator_address=127.0.0.1:{free_port()}', '--num_processes=2')
+    with contextlib.ExitStack() as stack:
+        started = [
+            stack.enter_context(
+                killed_at_last(trainer.start(tmp_path / 'run', *join, f'--process_id={index}', devices=index + 1))
+            )
+            for index in range(2)
+        ]
+        ended = [finish(process, 2) for process in started]
+    host = socket.gethostname()
+    said = f'have different numbers of devices: 1 in process 0 on {host}, 2 in process 1 on {host}\n'
+    assert all(said in done.err and len(done.err.splitlines()) == 2 for done in ended), ended
+    assert not (tmp_path / 'run').exists()
 
 
 def test_rows_of_processes_are_the_global_batch() -> None:
