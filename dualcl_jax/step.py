@@ -20,6 +20,7 @@ from dualcl_jax.method.diagnostics import measure
 from dualcl_jax.method.encode import encode, encode_keys
 from dualcl_jax.method.negatives.queue import enqueue
 from dualcl_jax.method.negatives.queue_loss import Anchors
+from dualcl_jax.method.optim import at_step
 from dualcl_jax.method.state import TrainState, Variables
 from dualcl_jax.system.devices import AXIS
 
@@ -94,7 +95,7 @@ def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainSt
         batch_stats=keep(batch_stats, state.batch_stats),
         momentum_params=keep(momentum_params, state.momentum_params),
         momentum_batch_stats=keep(momentum_batch_stats, state.momentum_batch_stats),
-        opt_state=keep(opt_state, optax.tree.set(state.opt_state, count=state.step + 1)),
+        opt_state=keep(opt_state, at_step(state.opt_state, state.step + 1)),
         queue=queue,
     )
     return next_state, metrics

@@ -189,6 +189,19 @@ def build_optimizer(
     return optimizer if layer_decay == 1.0 else optax.chain(optimizer, scale_by_layer(layer_decay))
 
 
+def at_step(state: optax.OptState, step: jax.Array) -> optax.OptState:
+    """The state of an optimizer whose schedules have reached a step, though some of the steps may have been skipped.
+
+    The number of gradients in the moments of AdamW, by which it corrects their bias, does not change.
+    """
+
+    def of_schedule(path: Sequence[Any], value: Any) -> bool:
+        del value
+        return getattr(path[-1], 'tuple_name', '') == optax.ScaleByScheduleState.__name__
+
+    return optax.tree.set(state, of_schedule, count=step)
+
+
 _DEPTH = re.compile(r'(?:layer(\d+)|blocks)_(\d+)')
 _FIRST = ('conv1', 'bn1', 'patch_embed', 'cls_token')
 

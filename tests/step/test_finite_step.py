@@ -38,6 +38,18 @@ def test_only_counters_change(given_views, value, optimizer, mapper, devices) ->
     assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(last.params), jax.tree.leaves(after.params), strict=True))
 
 
+def test_adamw_after_a_skipped_batch(given_views) -> None:
+    """Its first update is as large as the learning rate: the moments count the gradients that they hold."""
+    config = tiny(default.get_config(), 20, optimizer__name='adamw', optimizer__weight_decay=0.0, queue__init='noise')
+    first, second = make_batches()[:2]
+    states, metrics = run(config, [spoiled(first, np.nan), second])
+    updates = jax.tree.map(np.subtract, states[2].params, states[1].params)
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(updates))
+    assert largest == pytest.approx(metrics[1]['train/learning_rate'], rel=1e-3)
+    counts = {path[-1].tuple_name: int(n) for path, n in optax.tree.get_all_with_path(states[2].opt_state, 'count')}
+    assert counts == {'ScaleByAdamState': 1, 'ScaleByScheduleState': 2}
+
+
 def test_update_that_is_not_finite(given_views) -> None:
     """Loss and gradient are finite, but the new parameters would not be."""
     config = tiny(default.get_config(), 20, optimizer__learning_rate=3e38, optimizer__momentum=0.0)
