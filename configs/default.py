@@ -214,7 +214,7 @@ def get_config() -> ConfigDict:
     config.parallel = parallel = ConfigDict()
     parallel.mapper = 'auto'  # pmap | shard_map | auto: pmap in one process, shard_map in several; the states are equal
     parallel.deterministic = True  # on GPUs, use only kernels with reproducible bits, for an exact resume
-    parallel.workers = -1  # decoding processes, for sets that are not in memory; -1: one per core, 0: none
+    parallel.workers = -1  # decoding processes, for sets that are not in memory; -1: one per usable core, 0: none
     parallel.timeout_s = 50.0  # how long the processes of a run wait for each other to start
     parallel.silence_s = 30.0  # a process without a heartbeat for this long is lost: the others stop and name it
     parallel.stall_s = 600.0  # a process with heartbeats that stays behind the others' steps for this long is lost, too

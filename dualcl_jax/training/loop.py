@@ -19,7 +19,7 @@ from dualcl_jax.step import train_step
 from dualcl_jax.system.console import Console
 from dualcl_jax.system.devices import process_rows, to_host, whole
 from dualcl_jax.system.files import write_json
-from dualcl_jax.system.machine import available_cores
+from dualcl_jax.system.machine import share_of_cores
 from dualcl_jax.system.processes.heartbeat import Heartbeat
 from dualcl_jax.system.processes.stop_signal import StopSignal
 from dualcl_jax.system.terminal import lenient_output
@@ -159,7 +159,7 @@ def _loader(run: Run) -> Loader:
         stop_step=plan.total_steps,
         place=run.mapper.put_batch,
         recipe=plan.method.views.host_recipe,
-        workers=config.parallel.workers if config.parallel.workers >= 0 else available_cores(),
+        workers=config.parallel.workers if config.parallel.workers >= 0 else share_of_cores(),
     )
 
 
