@@ -3,8 +3,11 @@
 `large` means ImageNet with ResNet-50; there every number is from the paper or its published code. For small images the
 method is the same, and sizes and rates are those of MoCo's published CIFAR demo (ResNet-18, batch 512, queue 4,096,
 learning rate .06, decay 5e-4, 200 epochs, momentum .99, τ .1). Other v3 settings there (LARS batch and rate) are this
-project's choice. The loss is the mean over view orders. MoCo v3 sums the two, which makes no difference to the steps of
-LARS and AdamW for kernels.
+project's choice.
+
+The loss is the mean over view orders. MoCo v3 sums the two, so its gradients are twice ours. The steps of AdamW are the
+same but for its ε. LARS adds the decay before it scales the step of a kernel to the kernel's norm: ours is the step of
+the sum with twice the decay (2e-6). Biases and normalisation scales, which LARS does not scale, take half its steps.
 """
 
 from collections.abc import Callable
