@@ -218,9 +218,11 @@ def get_config() -> ConfigDict:
     parallel.timeout_s = 50.0  # how long the processes of a run wait for each other to start
     parallel.silence_s = 30.0  # a process without a heartbeat for this long is lost: the others stop and name it
     parallel.stall_s = 600.0  # a process with heartbeats that stays behind the others' steps for this long is lost, too
-    # The longest time, in seconds, of a phase: compilation with the first step, waiting for a batch, a step, saving,
-    # measuring accuracy. After it the run, with any number of processes, counts as hung: it prints this and exits with
-    # status 75. 0: no limit.
+    # The longest time, in seconds, of a phase: examining the data at the start, where millions of files may take hours
+    # the first time; compilation with the first step; waiting for a batch; a step; saving or restoring; measuring
+    # accuracy. After it the run, with any number of processes, counts as hung: it prints this and exits with status 75.
+    # 0: no limit.
+    parallel.start_s = 86_400.0
     parallel.compile_s = 7200.0
     parallel.input_s = 1800.0
     parallel.step_s = 1800.0

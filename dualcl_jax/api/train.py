@@ -15,7 +15,7 @@ from dualcl_jax.system.command_line import import_own, own_module
 from dualcl_jax.system.config import flatten, load_config, override
 from dualcl_jax.system.errors import RestartError, UserError
 
-LIMITS = tuple(f'parallel.{phase}_s' for phase in ('compile', 'input', 'step', 'save', 'evaluate'))
+LIMITS = tuple(f'parallel.{phase}_s' for phase in ('start', 'compile', 'input', 'step', 'save', 'evaluate'))
 """Fields with the time after which a hanging run ends its process; in a user's own process they are 0."""
 
 _training = threading.Lock()

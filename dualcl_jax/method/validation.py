@@ -119,7 +119,7 @@ RULES: dict[str, Rule] = {
     'parallel.timeout_s': _POSITIVE,
     'parallel.silence_s': at_least(2),
     'parallel.stall_s': _POSITIVE,
-    **{f'parallel.{phase}_s': at_least(0) for phase in ('compile', 'input', 'step', 'save', 'evaluate')},
+    **{f'parallel.{phase}_s': at_least(0) for phase in ('start', 'compile', 'input', 'step', 'save', 'evaluate')},
 }
 
 

@@ -59,6 +59,7 @@ ADDED: dict[str, Any] = {
     'data.path_column': '',
     'model.matmul_precision': 'float32',
     'parallel.deterministic': True,
+    'parallel.start_s': 86_400.0,
     'parallel.compile_s': 7200.0,
     'parallel.input_s': 1800.0,
     'parallel.step_s': 1800.0,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -100,7 +100,9 @@ class Run:
         )
 
 
-def open_run(config: ConfigDict, workdir: str, *, extend: bool = False) -> tuple[Run, TrainState]:
+def open_run(
+    config: ConfigDict, workdir: str, *, extend: bool = False, planned: Callable[[], None] = lambda: None
+) -> tuple[Run, TrainState]:
     """Checks everything that can be checked before compiling, and returns the run and its global state.
 
     A new state is a pure function of the config. If the workdir has checkpoints, the state is that of the newest.
@@ -110,12 +112,14 @@ def open_run(config: ConfigDict, workdir: str, *, extend: bool = False) -> tuple
       config: validated (`dualcl_jax.method.validation`); it is not changed.
       workdir: local or remote folder.
       extend: whether the run in the workdir may become longer.
+      planned: called when the plan is made, before the state is restored or created.
 
     Raises:
       UserError: a mistake in the config, the data or the folder.
     """
     began = time.monotonic()
     plan = make_plan(config, workdir, writes=True, extend=extend)
+    planned()
     writes = jax.process_index() == 0
     if writes:
         lock(plan.folder)

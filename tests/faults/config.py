@@ -1,6 +1,7 @@
 """tests/support/quick_config.py with injected faults: a model with NaN for one-coloured images, a hang, a full disk.
 
 DUALCL_HANG=PROCESS:STEP in the environment: that process stops reading data at that step and waits forever.
+DUALCL_HANG_IN=start|restore: the data are never read, or the state is never restored.
 DUALCL_HANG_STEP=STEP: that step of the devices waits forever, in every process.
 DUALCL_UNREADABLE=PROCESS:STEP:NUMBER: that process cannot read the checkpoint of that step: an error of this number, or
 damage if it is 0.
@@ -51,6 +52,23 @@ def _hang(process: int, step: int) -> None:
 
 if 'DUALCL_HANG' in os.environ:
     _hang(*map(int, os.environ['DUALCL_HANG'].split(':')))
+
+
+def _hang_in(phase: str) -> None:
+    from dualcl_jax.training import plan
+    from dualcl_jax.workdir.checkpoint import Checkpoints
+
+    def hang(*arguments, **options):  # type: ignore[no-untyped-def]
+        time.sleep(1e6)
+
+    if phase == 'start':
+        plan.load = hang
+    else:
+        Checkpoints.newest = hang  # type: ignore[method-assign]
+
+
+if 'DUALCL_HANG_IN' in os.environ:
+    _hang_in(os.environ['DUALCL_HANG_IN'])
 
 
 def _hang_step(last: int) -> None:

@@ -264,6 +264,18 @@ def hung_alone(trainer: Trainer, workdir: Path) -> Finished:
     return ended
 
 
+def hung_before_training(trainer: Trainer, workdir: Path, phase: str, limit: str) -> None:
+    """A single process hangs before its first step, while it examines its data or restores its state."""
+    os.environ['DUALCL_HANG_IN'] = phase
+    try:
+        process = trainer.start(workdir, *LONG, f'parallel.{limit}=2', config=CONFIG)
+    finally:
+        del os.environ['DUALCL_HANG_IN']
+    with killed_at_last(process):
+        ended = finish(process, 75)
+    assert ended.err.startswith(f'error: this process hangs: {phase} takes longer than parallel.{limit}=2\n'), ended
+
+
 def stopped_together(trainer: Trainer, workdir: Path, number: int, whom: tuple[int, ...]) -> float:
     """Signals one or both of two processes, which save the same step and exit with 75; returns how long it took."""
     with two(trainer, workdir, *PEERS, 'log.every_steps=1') as processes:

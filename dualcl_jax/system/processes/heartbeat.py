@@ -23,12 +23,22 @@ from dualcl_jax.system.processes import start
 from dualcl_jax.system.processes.supervisor import PERIOD, Supervised
 
 REMEDY = 'run the same command in all processes again: they resume from the last checkpoint'
-PHASES = ('compile', 'input', 'step', 'save', 'evaluate')
-"""Phases of training; `parallel.compile_s` and so on limit their time in seconds, 0 for no limit."""
+START, RESTORE = 'start', 'restore'
+"""Phases before the first step: examining the data, and restoring or creating the state."""
+PHASES = {
+    START: 'start_s',
+    RESTORE: 'save_s',
+    'compile': 'compile_s',
+    'input': 'input_s',
+    'step': 'step_s',
+    'save': 'save_s',
+    'evaluate': 'evaluate_s',
+}
+"""The phases of a run, and the fields of `parallel` that limit their time in seconds, 0 for no limit."""
 
 
 class Heartbeat:
-    """A context around the work of one process of a run.
+    """A context around the work of one process of a run, which begins with the phase `START`.
 
     When another process is lost, or a phase of this one exceeds its limit, this process exits at once, whatever it is
     doing, with a line that names the lost process, or the phase and the step. The exit status is 75, or 2 if another
@@ -41,8 +51,7 @@ class Heartbeat:
 
     def __init__(self, config: ConfigDict) -> None:
         self._parallel = config.parallel
-        self._limits = {phase: config.parallel[f'{phase}_s'] for phase in PHASES}
-        self._phase, self._step, self._seconds = '', 0, 0.0
+        self._phase, self._step, self._seconds = START, 0, 0.0
         self._started = self._settled = 0
         self._socket: socket.socket | None = None
         self._name, self._host = 'this process', ''
@@ -81,10 +90,14 @@ class Heartbeat:
             ) from error
 
     def enter(self, phase: str, step: int, *, settled: int) -> None:
-        """Reports a new phase of `PHASES`, the step that it belongs to, and the last step that the devices finished."""
+        """Reports a new phase of training, the step that it belongs to, and the last step that the devices finished."""
         self._phase, self._step, self._seconds, self._settled = phase, step, 0.0, settled
         if phase != 'input':
             self._started = step
+
+    def restore(self) -> None:
+        """Reports the phase `RESTORE`. It is no progress: other processes may still examine their data."""
+        self._phase, self._seconds = RESTORE, 0.0
 
     def _send(self, message: dict) -> None:
         if self._socket is not None:
@@ -100,17 +113,19 @@ class Heartbeat:
                 self._seconds += min(now - last, 2 * PERIOD)  # more means that this process was suspended
                 last = now
                 self._send({'step': self._started, 'phase': self._phase})
-                limit = self._limits.get(self._phase, 0)
+                limit = self._parallel[PHASES[self._phase]]
                 if limit and self._seconds > limit:
                     self._hang(limit)
         except OSError:  # `_listen` detects it
             return
 
     def _hang(self, limit: float) -> None:
-        text = (
-            f'{self._name} hangs: {self._phase} of step {self._step} takes longer than '
-            f'parallel.{self._phase}_s={limit:g}; the last step finished was {self._settled}'
-        )
+        text = f'{self._name} hangs: {self._phase}'
+        if self._step:
+            text += f' of step {self._step}'
+        text += f' takes longer than parallel.{PHASES[self._phase]}={limit:g}'
+        if self._step:
+            text += f'; the last step finished was {self._settled}'
         with contextlib.suppress(OSError):
             self._send({'ended': text, 'restart': True})
         self._end(RestartError(f'{text}\n{REMEDY}'))
