@@ -5,6 +5,7 @@ hangs. Each process also limits the time of its own phases, which detects when a
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import socket
@@ -37,6 +38,16 @@ PHASES = {
 """The phases of a run, and the fields of `parallel` that limit their time in seconds, 0 for no limit."""
 
 
+@dataclasses.dataclass
+class _Doing:
+    """A phase, the step it belongs to (0 before training), the last step that the devices finished, and its time."""
+
+    phase: str
+    step: int = 0
+    settled: int = 0
+    seconds: float = 0.0
+
+
 class Heartbeat:
     """A context around the work of one process of a run, which begins with the phase `START`.
 
@@ -51,8 +62,8 @@ class Heartbeat:
 
     def __init__(self, config: ConfigDict) -> None:
         self._parallel = config.parallel
-        self._phase, self._step, self._seconds = START, 0, 0.0
-        self._started = self._settled = 0
+        self._doing = _Doing(START)  # replaced as a whole, because a thread reads it
+        self._started = 0
         self._socket: socket.socket | None = None
         self._name, self._host = 'this process', ''
         self._lock, self._lost, self._leaving = threading.Lock(), threading.Event(), False
@@ -91,13 +102,13 @@ class Heartbeat:
 
     def enter(self, phase: str, step: int, *, settled: int) -> None:
         """Reports a new phase of training, the step that it belongs to, and the last step that the devices finished."""
-        self._phase, self._step, self._seconds, self._settled = phase, step, 0.0, settled
+        self._doing = _Doing(phase, step, settled)
         if phase != 'input':
             self._started = step
 
     def restore(self) -> None:
         """Reports the phase `RESTORE`. It is no progress: other processes may still examine their data."""
-        self._phase, self._seconds = RESTORE, 0.0
+        self._doing = _Doing(RESTORE)
 
     def _send(self, message: dict) -> None:
         if self._socket is not None:
@@ -109,23 +120,21 @@ class Heartbeat:
         last = time.monotonic()
         try:
             while not self._lost.wait(PERIOD) and not self._leaving:
-                now = time.monotonic()
-                self._seconds += min(now - last, 2 * PERIOD)  # more means that this process was suspended
+                now, doing = time.monotonic(), self._doing
+                doing.seconds += min(now - last, 2 * PERIOD)  # more means that this process was suspended
                 last = now
-                self._send({'step': self._started, 'phase': self._phase})
-                limit = self._parallel[PHASES[self._phase]]
-                if limit and self._seconds > limit:
-                    self._hang(limit)
+                self._send({'step': self._started, 'phase': doing.phase})
+                limit = self._parallel[PHASES[doing.phase]]
+                if limit and doing.seconds > limit:
+                    self._hang(doing, limit)
         except OSError:  # `_listen` detects it
             return
 
-    def _hang(self, limit: float) -> None:
-        text = f'{self._name} hangs: {self._phase}'
-        if self._step:
-            text += f' of step {self._step}'
-        text += f' takes longer than parallel.{PHASES[self._phase]}={limit:g}'
-        if self._step:
-            text += f'; the last step finished was {self._settled}'
+    def _hang(self, doing: _Doing, limit: float) -> None:
+        of, done = (
+            (f' of step {doing.step}', f'; the last step finished was {doing.settled}') if doing.step else ('', '')
+        )
+        text = f'{self._name} hangs: {doing.phase}{of} takes longer than parallel.{PHASES[doing.phase]}={limit:g}{done}'
         with contextlib.suppress(OSError):
             self._send({'ended': text, 'restart': True})
         self._end(RestartError(f'{text}\n{REMEDY}'))
