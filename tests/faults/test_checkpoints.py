@@ -105,13 +105,20 @@ def test_a_failed_read_is_no_damage(
     folder, error = saved.copy(tmp_path / 'run'), (AWAY | REFUSED)[said]
     for step in damaged:
         (saved.of(folder, step) / 'run' / 'metadata').write_text('{')
-    before = contents(folder)
+    before, intact = contents(folder), STEPS[0] if damaged else STEPS[-1]
+    read = ocp.StandardCheckpointHandler.restore
+
+    def restore(self, directory, **options):
+        if directory.parent.name == f'{intact:08d}':
+            raise error
+        return read(self, directory, **options)
+
     with monkeypatch.context() as patched:
-        patched.setattr(ocp.StandardCheckpointHandler, 'restore', lambda *_, **__: (_ for _ in ()).throw(error))
+        patched.setattr(ocp.StandardCheckpointHandler, 'restore', restore)
         with pytest.raises(UserError) as raised:
             saved.newest(folder)
     assert isinstance(raised.value, RestartError) == (said in AWAY)
     assert f'({said})\nnothing was changed; ' in str(raised.value)
     assert contents(folder) == before
     step, skipped = saved.newest(folder)
-    assert (step, list(skipped)) == (STEPS[0] if damaged else STEPS[-1], [*damaged])
+    assert (step, list(skipped)) == (intact, [*damaged])
