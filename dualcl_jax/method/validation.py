@@ -149,8 +149,8 @@ def validate(config: ConfigDict) -> None:
     Raises:
       UserError: a value is invalid. The message names the field, its value and the valid values.
     """
-    config = provisional(config)
     check_fields(config, RULES)
+    config = provisional(config)
     (resolve_text_views if config.views.preset in TEXT_PRESETS else resolve_views)(config.views)
     if not config.train.epochs and not config.train.steps:
         raise UserError('config.train.epochs=0: train for some epochs, or set train.steps')

@@ -83,7 +83,7 @@ def test_a_stored_run_keeps_its_choices() -> None:
     assert [field.split()[0] for field in differing_fields(stored, again)] == ['loss.temperature']
 
 
-@pytest.mark.parametrize('field', ['queue.size=-1', 'train.batch_size=0', 'negatives.k=4096', 'model.width=0'])
+@pytest.mark.parametrize('field', ['queue.size=-1', 'train.batch_size=-5', 'negatives.k=4096', 'model.width=0'])
 def test_mistakes_are_found_before_the_data_are_read(field: str) -> None:
     with pytest.raises(UserError, match=field.replace('.', r'\.')):
         validate(config_with(field))
