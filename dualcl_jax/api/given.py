@@ -1,9 +1,12 @@
 """The data given to `dualcl_jax.train`: files, or arrays and sentences to store in a file of the workdir."""
 
+import contextlib
+import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -12,22 +15,36 @@ from dualcl_jax.system.errors import UserError
 Images = np.ndarray | tuple[np.ndarray, np.ndarray] | Mapping[str, np.ndarray]
 Sentences = Sequence[str] | Sequence[tuple[str, str]]
 Data = str | os.PathLike[str] | Images | Sentences
+Write = Callable[[IO[bytes]], object]
 
 TEXT = 'text'
 PAIR = ('first', 'second')
 """The columns of the file that stores sentences, or pairs of them."""
 
 
-def fields(data: Data, workdir: str, *, of_text: bool) -> dict[str, Any]:
-    """Fields of the config with the location of the data; arrays and sentences are first written into the workdir.
+class Given(NamedTuple):
+    """Data as fields of a config.
+
+    Attributes:
+      fields: `data.name` and `data.path`; `data.columns` for sentences.
+      channels: `data.channels` for images if it must be stated; 0 otherwise.
+      write: writes the file at `data.path`, which is then in the workdir; None for the user's own files.
+    """
+
+    fields: Mapping[str, Any] = {}
+    channels: int = 0
+    write: Write | None = None
+
+
+def describe(data: Data, workdir: str, *, of_text: bool) -> Given:
+    """Describes data. Nothing is written yet.
+
+    The name of a file in the workdir has a digest of its content: it never replaces the data of a run.
 
     Args:
       data: see `dualcl_jax.train`.
       workdir: folder of the run; local, unless the data is a path.
       of_text: whether the config trains on sentences (`data.name=text`).
-
-    Returns:
-      `data.name` and `data.path`; `data.columns` for sentences; `data.channels` for images if it must be stated.
 
     Raises:
       UserError: the data is none of these; the message says what to give.
@@ -35,17 +52,63 @@ def fields(data: Data, workdir: str, *, of_text: bool) -> dict[str, Any]:
     if isinstance(data, str | os.PathLike):
         path = os.fspath(data)
         arrays = path.endswith('.npz') and not os.path.isdir(path)
-        return {'data.name': 'text' if of_text else 'npz' if arrays else 'folder', 'data.path': path}
+        return Given({'data.name': 'text' if of_text else 'npz' if arrays else 'folder', 'data.path': path})
     if '://' in workdir:
         kind = 'sentences' if of_text else 'arrays'
         raise UserError(f'workdir={workdir}: {kind} are stored in the workdir, which must be local; or give a file')
     return _sentences(data, workdir) if of_text else _images(data, workdir)
 
 
-def _sentences(data: Any, workdir: str) -> dict[str, Any]:
-    from dualcl_jax.system.files import write_text
-    from dualcl_jax.workdir.folder import open_workdir
+@contextlib.contextmanager
+def stored(given: Given, workdir: str) -> Iterator[None]:
+    """A context in which the data are in their file.
 
+    At its end, a file that it has written is removed if no run in the workdir uses it, such as after a mistake. Every
+    process of a run may enter it.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    from dualcl_jax.workdir.folder import open_workdir, stored_config
+
+    path = given.fields.get('data.path', '')
+    writes = given.write is not None and not (open_workdir(workdir) / os.path.basename(path)).exists()
+    if writes:
+        assert given.write is not None
+        _write(path, given.write)
+    try:
+        yield
+    finally:
+        if writes:
+            config = stored_config(open_workdir(workdir))
+            if config is None or config.data.path != path:
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+
+
+def _write(path: str, write: Write) -> None:
+    """Writes a file atomically. Raises UserError if that fails."""
+    partial = f'{path}-{uuid.uuid4().hex}'
+    try:
+        with open(partial, 'wb') as file:
+            write(file)
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f'{path}: cannot be written ({error.strerror or error}); choose another workdir') from error
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+
+
+def _place(workdir: str, digest: str, ending: str) -> str:
+    """The path in the workdir of a file with a content."""
+    from dualcl_jax.data.kept import kept_name
+    from dualcl_jax.workdir.folder import existing_or_new
+
+    return str(existing_or_new(workdir) / kept_name(digest, ending))
+
+
+def _sentences(data: Any, workdir: str) -> Given:
     rows: list[Any] = list(data) if isinstance(data, Sequence) else [None]
     columns: tuple[str, ...] = (TEXT,) if all(isinstance(row, str) for row in rows) else PAIR
     if len(columns) == 2 and not all(_is_pair(row) for row in rows):
@@ -53,19 +116,19 @@ def _sentences(data: Any, workdir: str) -> dict[str, Any]:
             'data: the config trains on sentences; give a file, a list of strings, or a list of pairs of strings'
         )
     lines = [json.dumps(dict(zip(columns, (row,) if isinstance(row, str) else row, strict=True))) for row in rows]
-    path = open_workdir(workdir) / 'data.jsonl'
-    write_text(path, ''.join(f'{line}\n' for line in lines))
-    return {'data.name': 'text', 'data.path': str(path), 'data.columns': ','.join(columns)}
+    content = ''.join(f'{line}\n' for line in lines).encode()
+    path = _place(workdir, hashlib.sha256(content).hexdigest(), '.jsonl')
+    fields = {'data.name': 'text', 'data.path': path, 'data.columns': ','.join(columns)}
+    return Given(fields, write=lambda file: file.write(content))
 
 
 def _is_pair(row: Any) -> bool:
     return isinstance(row, Sequence) and len(row) == 2 and all(isinstance(value, str) for value in row)
 
 
-def _images(data: Any, workdir: str) -> dict[str, Any]:
+def _images(data: Any, workdir: str) -> Given:
     from dualcl_jax.data.images.npz import ALIASES
     from dualcl_jax.data.images.source import is_photographic
-    from dualcl_jax.workdir.folder import open_workdir
 
     if isinstance(data, Mapping):
         arrays = dict(data)
@@ -75,20 +138,38 @@ def _images(data: Any, workdir: str) -> dict[str, Any]:
         arrays = {'train_images': data[0], 'train_labels': data[1]}
     else:
         arrays = {'train_images': data}
-    named: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
+    named = {name: _array(name, array) for name, array in arrays.items()}
     if any(array.dtype.kind in 'OU' for array in named.values()):
         raise UserError(
             f'data: {type(data).__name__}; give a path, an array of images, (images, labels) or a mapping of arrays; '
             "sentences need a text config, such as config='sentences'"
         )
-    path = os.path.join(open_workdir(workdir), 'data.npz')
-    partial = f'{path}.new.npz'  # written from the arrays: a copy of them may not fit into memory
-    np.savez(partial, **named)
-    os.replace(partial, path)
-    found: dict[str, Any] = {'data.name': 'npz', 'data.path': path}
     ours = {ALIASES.get(name.lower(), name): array for name, array in named.items()}
     images = ours.get('train_images', ours.get('images', np.empty(0)))
     channels = images.shape[3] if images.ndim == 4 else 1
-    if images.ndim in (3, 4) and not is_photographic(images.dtype.name, channels):
-        found['data.channels'] = channels
-    return found
+    stated = images.ndim in (3, 4) and not is_photographic(images.dtype.name, channels)
+    return Given(
+        {'data.name': 'npz', 'data.path': _place(workdir, _digest(named), '.npz')},
+        channels if stated else 0,
+        lambda file: np.savez(file, **named),  # from the arrays: a copy of them may not fit into memory
+    )
+
+
+def _array(name: str, values: Any) -> np.ndarray:
+    """The array of a name. Raises UserError if its items have different shapes."""
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise UserError(
+            f'data: the items of {name} have different shapes; make them the same, or give a folder of images'
+        ) from error
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 hex digest of arrays and their names."""
+    digest = hashlib.sha256()
+    for name, array in arrays.items():
+        digest.update(json.dumps([name, array.dtype.str, array.shape]).encode())
+        for row in array if array.ndim > 1 else (array,):
+            digest.update(row.tobytes())
+    return digest.hexdigest()

@@ -37,9 +37,9 @@ def train(
     Args:
       data: a folder of images, an `.npz` file, images [N, H, W] or [N, H, W, C] of 8 or 16 bits or floating point,
         (images, labels [N]), or a mapping with the arrays of an `.npz` file (train_images, train_labels, test_images,
-        test_labels). Arrays are stored as data.npz in the workdir; `data.channels` is theirs unless they are uint8 with
-        C 1 or 3. With a text config: a file or a folder of sentences, a list of sentences, or a list of pairs of
-        them, which is stored as data.jsonl. None: the data that the config names.
+        test_labels). Arrays are stored in an .npz file in the workdir; `data.channels` is theirs unless they are uint8
+        with C 1 or 3. With a text config: a file or a folder of sentences, a list of sentences, or a list of pairs of
+        them, which is stored in a .jsonl file. None: the data that the config names.
       workdir: folder of the run, local or remote.
       config: a name such as 'quickstart' or 'imagenet:moco_v3', the path of a configuration file, or a config.
       init_from: a workdir or a file of weights; start from its encoder.
@@ -63,18 +63,19 @@ def train(
     with _alone():
         prepare_jax(deterministic=chosen.parallel.deterministic)
         import_own(own_module(chosen.model.name))
+        from dualcl_jax.method.validation import validate
         from dualcl_jax.training import loop
         from dualcl_jax.workdir.folder import open_workdir, read_summary, unlock
 
-        if data is not None:
-            found = given.fields(data, workdir, of_text=chosen.data.name == 'text')
-            channels = found.pop('data.channels', 0)
-            override(chosen, [f'{field}={value}' for field, value in found.items()])
-            if channels and not chosen.data.channels:
-                override(chosen, [f'data.channels={channels}'])
-                print(f'data.channels={channels}, the number of channels of the images')
+        found = given.Given() if data is None else given.describe(data, workdir, of_text=chosen.data.name == 'text')
+        override(chosen, [f'{field}={value}' for field, value in found.fields.items()])
+        if found.channels and not chosen.data.channels:
+            override(chosen, [f'data.channels={found.channels}'])
+            print(f'data.channels={found.channels}, the number of channels of the images')
+        validate(chosen)  # before the data are stored
         try:
-            complete = loop.train(chosen, workdir, extend=extend, ends_process=False)
+            with given.stored(found, workdir):
+                complete = loop.train(chosen, workdir, extend=extend, ends_process=False)
             summary = read_summary(open_workdir(workdir)) if complete else None
         finally:
             unlock(workdir)

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from dualcl_jax.data.images import folder, npz, photo_patches, tfds
 from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.images.source import image_shape
+from dualcl_jax.data.kept import kept_data
 from dualcl_jax.data.loader import Batch, Loader, batch_spec
 from dualcl_jax.data.source import ArraySource, HostViews, Source, Splits, example_spec, hold_out, limit_train
 from dualcl_jax.data.text import source as text
@@ -47,7 +48,7 @@ def data_config(
 
     `text.tokenizer` is the path of the tokenizer in the workdir of a run. Without one there, it is that of the config,
     or else the one in the folder of `init_from`, whose encoder needs it. It is empty for a tokenizer that is trained on
-    the corpus.
+    the corpus. `path` is in the workdir if the data are kept there.
 
     Args:
       config: a whole config; it is not changed.
@@ -57,6 +58,8 @@ def data_config(
     """
     found = ConfigDict((data or config.data).to_dict())
     kept = kept_tokenizer(workdir) if workdir is not None else ''
+    if workdir is not None:
+        found.path = kept_data(workdir, found.path)
     given = config.text.tokenizer
     if not given and config.init_from and found.name == text.KIND:
         given = kept_tokenizer(reachable(config.init_from, f'--init_from={config.init_from}').expanduser())

@@ -85,7 +85,8 @@ class EncoderSource:
           data: the `data` part of a config.
         """
         definition = self.tokenizer.definition if self.tokenizer else ''
-        return data_config(self.config, data=data, definition=definition)
+        folder = self.run.folder if self.run else None
+        return data_config(self.config, folder, data=data, definition=definition)
 
     def embed(
         self, encoder: str, examples: Source, rows: np.ndarray, advance: Callable[[], None]

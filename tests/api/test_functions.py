@@ -41,10 +41,32 @@ def test_same_run_as_the_command(in_process, config: str, arrays: dict[str, np.n
     assert summary(tmp_path / 'command')['state_sha256'] == found['state_sha256']
     again = dualcl_jax.train(arrays, workdir=tmp_path / 'run', config=load_config(config), **own)
     assert again == found
-    assert (tmp_path / 'run' / 'data.npz').exists()
     records = dualcl_jax.evaluate(tmp_path / 'run', protocols=['knn'], fields={'knn.k': (1, 5)})
     assert {record['k'] for record in records} == {1, 5}
     assert dualcl_jax.evaluate is evaluate_program  # one object, whatever was imported first
+
+
+def test_a_refused_call_keeps_the_data(
+    config: str, arrays: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {'model__name': 'tiny', 'steps': 2, 'config': config}
+    monkeypatch.chdir(tmp_path)
+    found = dualcl_jax.train(arrays, workdir='run', **own)
+    before = sorted((tmp_path / 'run').glob('data-*'))
+    content = before[0].read_bytes()
+    other = {name: array[::-1] for name, array in arrays.items()}
+    for data, changed, message in ((other, {'batch_size': -5}, 'batch_size=-5'), (other, {}, 'not the images')):
+        with pytest.raises(UserError, match=message):
+            dualcl_jax.train(data, workdir='run', **own | changed)
+        assert sorted((tmp_path / 'run').glob('data-*')) == before
+        assert before[0].read_bytes() == content
+    assert dualcl_jax.train(arrays, workdir='run', **own) == found
+    (tmp_path / 'elsewhere').mkdir()
+    (tmp_path / 'run').rename(tmp_path / 'elsewhere' / 'moved')
+    monkeypatch.chdir(tmp_path / 'elsewhere')
+    assert dualcl_jax.evaluate('moved', protocols='knn')
+    with pytest.raises(UserError, match='batch_size=-5'):
+        dualcl_jax.train(other, workdir='new', batch_size=-5, model__name='tiny')
 
 
 def test_errors_are_those_of_the_command(in_process, config: str, tmp_path: Path) -> None:

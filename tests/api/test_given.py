@@ -16,6 +16,15 @@ from tests.support import text_runs
 from tests.support.runs import REPOSITORY
 
 
+def stored(found: given.Given, workdir: Path) -> str:
+    """The path of the data, written for a run that uses them."""
+    path = found.fields['data.path']
+    with given.stored(found, str(workdir)):
+        fields = {'data': {'path': path}}
+        (workdir / 'config.json').write_text(json.dumps(fields))
+    return path
+
+
 def test_pairs_train_as_their_file_does(in_process, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr('dualcl_jax.api.session.start', lambda *_, **__: None)
     own = dict(field.split('=') for field in text_runs.FIELDS) | {'train.steps': 3, 'monitor.every_epochs': 0}
@@ -30,9 +39,9 @@ def test_pairs_train_as_their_file_does(in_process, monkeypatch: pytest.MonkeyPa
 
 def test_sentences_are_stored(tmp_path: Path) -> None:
     sentences = ['one\tsentence', 'another,\nof "two" lines', 'ä']
-    fields = given.fields(sentences, str(tmp_path), of_text=True)
-    assert fields == {'data.name': 'text', 'data.path': str(tmp_path / 'data.jsonl'), 'data.columns': 'text'}
-    lines = (tmp_path / 'data.jsonl').read_text().splitlines()
+    found = given.describe(sentences, str(tmp_path), of_text=True)
+    assert (found.fields['data.name'], found.fields['data.columns']) == ('text', 'text')
+    lines = Path(stored(found, tmp_path)).read_text().splitlines()
     assert [json.loads(line)['text'] for line in lines] == sentences
 
 
@@ -45,22 +54,54 @@ def test_a_sentence_with_half_a_surrogate_pair_is_left_out(tmp_path: Path) -> No
 
 
 def test_paths(tmp_path: Path) -> None:
-    assert given.fields('a.npz', 'w', of_text=False) == {'data.name': 'npz', 'data.path': 'a.npz'}
-    assert given.fields(tmp_path, 'gs://b/w', of_text=False) == {'data.name': 'folder', 'data.path': str(tmp_path)}
-    assert given.fields('a.tsv', 'w', of_text=True) == {'data.name': 'text', 'data.path': 'a.tsv'}
+    for data, workdir, name in (('a.npz', 'w', 'npz'), (tmp_path, 'gs://b/w', 'folder'), ('a.tsv', 'w', 'text')):
+        found = given.describe(data, workdir, of_text=name == 'text')
+        assert found == given.Given({'data.name': name, 'data.path': str(data)})
 
 
 @pytest.mark.parametrize('name', ['train_images', 'images', 'X_train'])
 def test_channels_under_any_name(name: str, tmp_path: Path) -> None:
-    found = given.fields({name: np.zeros((2, 8, 8, 5), np.uint16)}, str(tmp_path), of_text=False)
-    assert found['data.channels'] == 5
-    assert list(np.load(tmp_path / 'data.npz')) == [name]
+    found = given.describe({name: np.zeros((2, 8, 8, 5), np.uint16)}, str(tmp_path), of_text=False)
+    assert found.channels == 5
+    assert list(np.load(stored(found, tmp_path))) == [name]
 
 
 def test_arrays_of_jax(tmp_path: Path) -> None:
-    found = given.fields(jnp.zeros((2, 8, 8, 3), jnp.uint8), str(tmp_path), of_text=False)
-    assert found == {'data.name': 'npz', 'data.path': str(tmp_path / 'data.npz')}
-    assert np.load(tmp_path / 'data.npz')['train_images'].shape == (2, 8, 8, 3)
+    found = given.describe(jnp.zeros((2, 8, 8, 3), jnp.uint8), str(tmp_path), of_text=False)
+    assert (found.fields['data.name'], found.channels) == ('npz', 0)
+    assert np.load(stored(found, tmp_path))['train_images'].shape == (2, 8, 8, 3)
+
+
+def test_the_name_follows_the_content(tmp_path: Path) -> None:
+    images = np.arange(2 * 8 * 8 * 3, dtype=np.uint8).reshape(2, 8, 8, 3)
+    transposed = images.transpose(0, 2, 1, 3)
+    same = np.ascontiguousarray(transposed)
+    names = [
+        given.describe({name: array}, str(tmp_path), of_text=False).fields['data.path']
+        for name, array in (('images', transposed), ('images', same), ('images', images), ('x_train', images))
+    ]
+    assert names[0] == names[1]
+    assert len(set(names)) == 3
+
+
+@pytest.mark.parametrize('fails', ['the_run', 'the_disk'])
+def test_unused_data_are_removed(fails: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(file, **_) -> None:
+        file.write(b'some')
+        raise OSError(28, 'No space left on device')
+
+    if fails == 'the_disk':
+        monkeypatch.setattr(np, 'savez', full)
+    found = given.describe(np.zeros((2, 8, 8, 3), np.uint8), str(tmp_path), of_text=False)
+
+    def run() -> None:
+        with given.stored(found, str(tmp_path)):
+            assert np.load(found.fields['data.path'])['train_images'].shape == (2, 8, 8, 3)
+            raise UserError('a mistake')
+
+    with pytest.raises(UserError, match='a mistake' if fails == 'the_run' else 'No space left'):
+        run()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -69,11 +110,12 @@ def test_arrays_of_jax(tmp_path: Path) -> None:
         (['a', ('b', 'c')], True, 'a list of strings, or a list of pairs'),
         ([('a', 'b', 'c')], True, 'a list of strings, or a list of pairs'),
         (np.zeros((2, 8, 8, 3)), True, 'the config trains on sentences'),
+        ([np.zeros((8, 8, 3)), np.zeros((9, 9, 3))], False, 'the items of train_images have different shapes'),
         (['a sentence'], False, "data: list; give a path.*config='sentences'"),
         ((np.zeros(1),) * 3, False, 'a tuple of 3'),
     ],
 )
 def test_other_data_is_refused(data, of_text: bool, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
-        given.fields(data, str(tmp_path), of_text=of_text)
-    assert not list(tmp_path.glob('data.*'))
+        given.describe(data, str(tmp_path), of_text=of_text)
+    assert not list(tmp_path.iterdir())
