@@ -5,12 +5,13 @@ import hashlib
 import importlib.util
 import json
 import math
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_collections
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from dualcl_jax import configs
 from dualcl_jax.system.errors import UserError
@@ -90,7 +91,8 @@ ADDED: dict[str, Any] = {
     'data.value_range': (),
 }
 """Fields added since the first config was stored, in the order of their addition, each with the value that a config
-without the field implies. A new field belongs at the end, with the value that preserves the earlier behaviour."""
+without the field implies, None for a number without a value. A new field belongs at the end, with the value that
+preserves the earlier behaviour."""
 
 
 def load_config(path: str) -> ConfigDict:
@@ -125,11 +127,11 @@ def load_config(path: str) -> ConfigDict:
 
 def _find_config(path: str) -> tuple[Path, str | None]:
     """The file that '--config' names, and the recipe after the colon, if any. Raises UserError if there is no file."""
-    if Path(path).is_file():
+    if os.path.isfile(path):  # pathlib raises an error for a name that is too long
         return Path(path), None
     file, colon, after = path.rpartition(':')
     file, recipe = (file, after) if colon else (path, None)
-    if Path(file).is_file():
+    if os.path.isfile(file):
         return Path(file), recipe
     if file in configs.names():
         return configs.path_of(file), recipe
@@ -154,7 +156,13 @@ def override(config: ConfigDict, assignments: Iterable[str]) -> None:
             raise UserError(f'--config.{field}: no such field' + (f'; did you mean {close[0]}?' if close else ''))
         section, _, name = field.rpartition('.')
         owner = config[section] if section else config
-        owner[name] = _parse(field, text, owner.get_type(name))
+        kind = owner.get_type(name)
+        if kind is type(None):
+            raise UserError(
+                f'--config.{field}={text}: the config sets this field to None, which leaves its type open; '
+                'set a config_dict.placeholder(TYPE) there'
+            )
+        owner[name] = _parse(field, text, kind)
 
 
 def _parse(field: str, text: str, kind: type) -> Any:
@@ -216,7 +224,7 @@ def add_absent_fields(config: ConfigDict) -> None:
                 config[section] = ConfigDict()
             owner = config.get(section) if section else config
             if field not in present and isinstance(owner, ConfigDict):
-                owner[name] = value
+                owner[name] = config_dict.placeholder(float) if value is None else value
 
 
 def method_sha256(config: ConfigDict) -> str:

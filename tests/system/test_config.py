@@ -70,6 +70,20 @@ def test_override_refuses(assignment: str, said: str) -> None:
     assert config == default.get_config()
 
 
+def test_absent_fields_without_a_value_can_be_set() -> None:
+    config = from_json('{"views": {"flip": null}}')
+    override(config, ['views.deletion=0.5'])
+    assert config.views.deletion == 0.5
+    with pytest.raises(UserError, match=r'views.flip=1: the config sets this field to None'):
+        override(config, ['views.flip=1'])
+
+
+@pytest.mark.parametrize('path', ['x' * 300, 'x' * 300 + '.py:recipe'])
+def test_a_config_with_a_name_too_long(path: str) -> None:
+    with pytest.raises(UserError, match='no such file'):
+        load_config(path)
+
+
 def test_flatten() -> None:
     config = ConfigDict({'a': 1, 'b': {'c': (1, 2), 'd': {'e': None}}})
     assert dict(flatten(config)) == {'a': 1, 'b.c': (1, 2), 'b.d.e': None}
