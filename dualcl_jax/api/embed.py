@@ -13,6 +13,8 @@ from dualcl_jax.api.session import prepare_jax
 from dualcl_jax.system.errors import UserError, listed
 
 if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
     from dualcl_jax.evaluators.embed_all import Embedding, Examples
     from dualcl_jax.evaluators.encoder_source import EncoderSource
 
@@ -20,6 +22,12 @@ NEAR_DUPLICATE = 0.95
 """Similarity from which two examples count as near duplicates."""
 OUTLIER = 4.0
 """Score from which an example counts as an outlier."""
+EFFECTIVE = {
+    'folder': ('labels', 'path_column', 'label_column', 'stored_size', 'channels'),
+    'npz': ('limit', 'num_examples', 'memory_bytes', 'channels'),
+    'text': ('limit', 'num_examples', 'memory_bytes', 'columns', 'label_column', 'max_skipped'),
+}
+"""The fields of `config.data` that have an effect on the data in --data, by their form."""
 
 
 class Request(NamedTuple):
@@ -167,43 +175,70 @@ def _encoder(request: Request) -> 'tuple[EncoderSource, str, str]':
     return source, name, chosen(request.layer or source.layers[0], source.layers, '--layer')[0]
 
 
-def _examples(request: Request, source: 'EncoderSource') -> 'Examples':
-    """The examples with their names."""
+def _settings(request: Request, source: 'EncoderSource') -> 'ConfigDict':
+    """The `data` part of a config: that of the run, or defaults for --data, and then the fields of the request.
+
+    Raises:
+      UserError: a flag or a field has no effect or contradicts another one, or a field cannot have this value.
+    """
     from ml_collections import ConfigDict
 
-    from dualcl_jax import data
-    from dualcl_jax.data.images.every import every_image
     from dualcl_jax.data.text.source import KIND as TEXT
-    from dualcl_jax.evaluators.embed_all import Examples
-    from dualcl_jax.evaluators.evaluate import check_examples
-    from dualcl_jax.system.config import override
+    from dualcl_jax.evaluators.evaluate import OF_THE_ENCODER, override_data
+    from dualcl_jax.system.config import PATHS, flatten
 
     config = ConfigDict({'data': source.config.data.to_dict()})
-    override(config, request.fields)
-    settings = config.data
-    text = source.kind == TEXT
-    if request.data is None or text or request.data.endswith('.npz'):
-        if request.labels != 'auto':
-            raise UserError(f'--labels={request.labels}: only for a folder of images in --data; leave it out')
-        if request.data is not None:
-            form = 'text' if text else 'npz'
-            settings.update(name=form, path=request.data, limit=0, num_examples=0, validation_fraction=0.0)
-        loaded = data.load(source.data_config(settings))
-        splits = {name: split for name, split in loaded._asdict().items() if split is not None}
-        names: list[str] = []
-        for name, split in splits.items():
-            shown = split.display(np.arange(len(split)))
-            names += [f'{name}/{row}' for row in range(len(split))] if shown is None else shown
-        examples = Examples(list(splits.values()), names)
-    else:
-        settings.update(name='folder', path=request.data, labels=request.labels, path_column='', label_column='')
+    form = None
+    if request.data is not None:
+        form = TEXT if source.kind == TEXT else 'npz' if request.data.endswith('.npz') else 'folder'
+    if request.labels != 'auto' and form != 'folder':
+        raise UserError(f'--labels={request.labels}: only for a folder of images in --data; leave it out')
+    if form is not None:
+        known = dict(flatten(config)).keys() - OF_THE_ENCODER
+        for field in (assignment.partition('=')[0] for assignment in request.fields):
+            if field in ('data.name', *PATHS) or (field == 'data.labels' and request.labels != 'auto'):
+                flag = f'--labels={request.labels}' if field == 'data.labels' else f'--data={request.data}'
+                raise UserError(f'--config.{field}: contradicts {flag}; leave one of them out')
+            if field.removeprefix('data.') not in EFFECTIVE[form] and field in known:
+                raise UserError(f'--config.{field}: has no effect with --data={request.data}; leave it out')
+        config.data.update(name=form, path=request.data, limit=0, num_examples=0)
+        config.data.update(validation_fraction=0.0, test_fraction=0.0)  # so that rows stay in their order
+        if form == 'folder':
+            config.data.update(labels=request.labels, path_column='', label_column='')
+    override_data(config, request.fields)
+    return config.data
+
+
+def _examples(request: Request, source: 'EncoderSource') -> 'Examples':
+    """The examples with their names. What is left out is printed."""
+    from dualcl_jax import data
+    from dualcl_jax.data.describe import describe_data
+    from dualcl_jax.data.images.every import every_image
+    from dualcl_jax.evaluators.embed_all import Examples
+    from dualcl_jax.evaluators.evaluate import check_examples, check_trained_on
+
+    settings = _settings(request, source)
+    if request.data is not None and settings.name == 'folder':
         found = every_image(settings)
         if found.skipped:
             count = len(found.skipped)
             print(f'left out: {count:,} files: {listed(found.skipped[:3], count, separator="; ")}')
         examples = Examples([found.source], found.names)
-    check_examples(source, examples.sources[0])
-    return examples
+        check_examples(source, examples.sources[0])
+        return examples
+    loaded = data.load(source.data_config(settings))
+    check_examples(source, loaded.train)
+    if request.data is None and not request.fields:
+        check_trained_on(source, loaded.train)
+    left_out = describe_data(loaded).get('left out')
+    if left_out:
+        print(f'left out: {left_out}')
+    splits = {name: split for name, split in loaded._asdict().items() if split is not None}
+    names: list[str] = []
+    for name, split in splits.items():
+        shown = split.display(np.arange(len(split)))
+        names += [f'{name}/{row}' for row in range(len(split))] if shown is None else shown
+    return Examples(list(splits.values()), names)
 
 
 def _look(request: Request, path: Path, examples: 'Examples', embedding: 'Embedding') -> dict[str, Any]:

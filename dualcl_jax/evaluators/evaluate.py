@@ -47,6 +47,19 @@ def resolve(source: EncoderSource, overrides: Sequence[str]) -> ConfigDict:
     with config.unlocked():
         config.data = source.config.data.copy_and_resolve_references()
         config.sts.path = source.config.get('sts', ConfigDict()).get('path', '')
+    override_data(config, overrides)
+    check_fields(config, RULES)
+    if len(config.semi.fractions) != len(config.semi.epochs):
+        raise UserError('config.semi.epochs: give one number for each of config.semi.fractions')
+    return config
+
+
+def override_data(config: ConfigDict, overrides: Sequence[str]) -> None:
+    """Applies overrides, among them fields of the data, to a config with the `data` part of a trained encoder.
+
+    Raises:
+      UserError: a field does not exist, belongs to the encoder, or cannot have this value.
+    """
     fields = [assignment.partition('=')[0] for assignment in overrides]
     for field in fields:
         if field in OF_THE_ENCODER:
@@ -55,10 +68,7 @@ def resolve(source: EncoderSource, overrides: Sequence[str]) -> ConfigDict:
         config.data.limit = config.data.num_examples = 0  # these three apply to the run's own set
         config.data.validation_fraction = 0.0
     override(config, overrides)
-    check_fields(config, RULES | {field: rule for field, rule in CONFIG_RULES.items() if field.startswith('data.')})
-    if len(config.semi.fractions) != len(config.semi.epochs):
-        raise UserError('config.semi.epochs: give one number for each of config.semi.fractions')
-    return config
+    check_fields(config, {field: rule for field, rule in CONFIG_RULES.items() if field.startswith('data.')})
 
 
 def chosen(given: str, choices: Iterable[str], flag: str, every: Iterable[str] | None = None) -> tuple[str, ...]:
@@ -86,11 +96,8 @@ def check(source: EncoderSource, splits: Splits, protocols: Sequence[str], *, na
     """
     train, test = splits
     check_examples(source, train)
-    if not named and train.fingerprint != source.data_fingerprint:
-        raise UserError(
-            f'{train.name}: not the images that {source.name} was trained on; restore them,\n'
-            f'or choose this set explicitly: --config.data.name={source.config.data.name}'
-        )
+    if not named:
+        check_trained_on(source, train)
     known = protocols_of(source.kind)
     if 'robustness' in protocols and train.kind == IMAGES:
         channels, kind = image_shape(train)[2], image_type(train)
@@ -189,6 +196,15 @@ def check_examples(source: EncoderSource, train: Source) -> None:
     if found != expected:
         raise UserError(
             f'{train.name}: the encoder of {source.name} takes {source.kind} of another shape; choose another set'
+        )
+
+
+def check_trained_on(source: EncoderSource, train: Source) -> None:
+    """Raises UserError if a training split is not the one that an encoder was trained on."""
+    if train.fingerprint != source.data_fingerprint:
+        raise UserError(
+            f'{train.name}: not the images that {source.name} was trained on; restore them,\n'
+            f'or choose this set explicitly: --config.data.name={source.config.data.name}'
         )
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from dualcl_jax.data.images import photo_patches
 from dualcl_jax.evaluators import embed_all
 from dualcl_jax.evaluators.encoder_source import EncoderSource
 from dualcl_jax.system.errors import UserError
-from tests.support.runs import Finished, Trainer
+from tests.support.runs import Finished, Trainer, write_npz
 
 
 @pytest.fixture(scope='module')
@@ -145,6 +146,54 @@ def test_near_duplicates_and_outliers(run, tmp_path: Path) -> None:
     assert page.count('<img') == 2 * len(pairs) + len(scores)
     assert '://' not in page
     assert set(found['written']) == {f'{tmp_path}/f.{end}' for end in ('near_duplicates.csv', 'outliers.csv', 'html')}
+
+
+def test_columns_of_a_table_of_labels(run, folder: Path, tmp_path: Path) -> None:
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob('*.png'))
+    lines = ['file,wrong,right', *(f'{name},one,{name[-5]}' for name in names)]
+    (tmp_path / 't.csv').write_text('\n'.join(lines))
+    labels = (f'--labels={tmp_path}/t.csv', '--config.data.label_column=right')
+    last_line(run(tmp_path / 'f.npz', *labels))
+    arrays = np.load(tmp_path / 'f.npz')
+    classes = [arrays['class_names'][label] for label in arrays['labels'] if label >= 0]
+    assert classes == [name[-5] for name in arrays['files'] if name.endswith('.png')]
+
+
+FIELDS = {
+    '--config.data.path=other': 'contradicts --data=',
+    '--config.data.name=npz': 'contradicts --data=',
+    '--labels=none --config.data.labels=auto': 'contradicts --labels=none',
+    '--config.data.limit=5': 'has no effect with --data=',
+    '--config.data.image_size=5': 'belongs to the encoder',
+    '--config.data.stored_size=-5': 'config.data.stored_size=-5: must be at least 0',
+    '--config.data.label_colunm=a': 'did you mean data.label_column?',
+}
+
+
+@pytest.mark.parametrize('flags', FIELDS)
+def test_fields_without_an_effect(run, flags: str, tmp_path: Path) -> None:
+    done = run(tmp_path / 'f.npz', *flags.split())
+    assert (done.status, len(done.err.splitlines())) == (2, 1), done
+    assert FIELDS[flags] in done.err
+
+
+def test_limit_of_an_npz_file(workdir: Path, in_process, tmp_path: Path) -> None:
+    np.savez(tmp_path / 'new.npz', images=np.zeros((9, 16, 16, 3), np.uint8), more=np.zeros(2))
+    given = (f'--workdir={workdir}', f'--data={tmp_path}/new.npz', f'--output={tmp_path}/f.npz')
+    done = in_process(embed.main, *given, '--config.data.limit=5')
+    assert last_line(done)['examples'] == 5
+    assert 'left out: 1 other arrays (more)' in done.out
+
+
+def test_other_data_than_those_of_the_run(workdir: Path, in_process, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(workdir, tmp_path / 'run'))
+    config = json.loads((copy / 'config.json').read_text())
+    config['data']['path'] = str(write_npz(tmp_path / 'other.npz', seed=7))
+    (copy / 'config.json').write_text(json.dumps(config))
+    done = in_process(embed.main, f'--workdir={copy}', f'--output={tmp_path}/f.npz')
+    assert done.status == 2
+    assert f'not the images that --workdir={copy} was trained on' in done.err
+    assert not (tmp_path / 'f.npz').exists()
 
 
 @pytest.mark.parametrize(

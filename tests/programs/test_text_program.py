@@ -268,6 +268,20 @@ def test_sentences_are_embedded_under_their_own_text(in_process, workdir, featur
         np.testing.assert_allclose(found['features'], features[0](lines), atol=1e-5)
 
 
+def test_rows_of_a_labelled_file_stay_in_their_order(in_process, workdir, tmp_path):
+    lines = [f'the sentence of number {number},{CLASSES[number % 2]}' for number in range(20)]
+    (tmp_path / 'new.csv').write_text('\n'.join(['sentence,class', *lines, ' ,']))
+    given = (f'--workdir={workdir}', f'--data={tmp_path / "new.csv"}', f'--output={tmp_path / "f.npz"}')
+    finished = in_process(embed_program.main, *given)
+    assert finished.status == 0, finished
+    assert 'left out: 1 rows: empty (new.csv:22)' in finished.out
+    with np.load(tmp_path / 'f.npz') as found:
+        assert found['files'].tolist() == [line.partition(',')[0] for line in lines]
+        assert [str(found['class_names'][label]) for label in found['labels']] == [
+            CLASSES[row % 2] for row in range(20)
+        ]
+
+
 REFUSED = {
     'robustness': ('--protocols=robustness', '--protocols: robustness is for images, not for text; leave it out'),
     'no path': ('--protocols=sts,retrieval', 'config.retrieval.path is empty: name a file of queries and passages'),
