@@ -1,8 +1,9 @@
 """`dualcl_jax.embed`: computes the features of a set from Python, and does the work of `dualcl embed`."""
 
+import collections
+import itertools
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -74,8 +75,8 @@ def embed(
       encoder: a file of `dualcl export`, in place of a workdir.
       data: the folder or file, of images or, with an encoder of text, of sentences; None: the training and test
         examples of the run.
-      output: a file to write as well: .parquet, .npz or .csv. Finished parts are kept beside it until the file is
-        complete, so that the same call resumes.
+      output: a file to write as well: .parquet, .npz or .csv. Finished parts are kept beside it until the end, so that
+        the same call resumes.
       layer: 'backbone' (default) or 'projection'; of an exported encoder, its own output.
       step: step of the checkpoint: 'latest', 'best' or a number.
       momentum: use the momentum encoder in place of the query encoder.
@@ -91,10 +92,9 @@ def embed(
     request = Request(run, file, images, layer, str(step), momentum, labels)
     check(request)
     prepare_jax()
-    if output is not None:
-        return embed_to(request, os.fspath(output))[0]
-    with tempfile.TemporaryDirectory() as folder:
-        return embed_to(request, os.path.join(folder, 'features.npz'), named='in memory')[0]
+    found = embed_to(request, None if output is None else os.fspath(output), keep=True)[0]
+    assert found is not None
+    return found
 
 
 def check(request: Request) -> None:
@@ -111,53 +111,64 @@ def check(request: Request) -> None:
         raise UserError(f'--outliers={request.outliers:g}: must be a score of at least 0')
 
 
-def embed_to(request: Request, output: str, *, named: str | None = None) -> 'tuple[Embedding, dict[str, Any]]':
+def embed_to(request: Request, output: str | None, *, keep: bool) -> 'tuple[Embedding | None, dict[str, Any]]':
     """Embeds, writes the file, and looks for near duplicates and outliers.
 
     Args:
       request: what to embed.
-      output: the file to write.
-      named: what to call the file if it is a temporary one.
+      output: the file to write; None to write none, for a request that looks for nothing.
+      keep: whether to return the features.
 
     Returns:
-      The features; and a dict of 'output', 'examples', 'features', 'near_duplicates' and 'outliers' if requested, and
-      'written', the other files.
+      The features, or None; and a dict of 'output', 'examples', 'features', 'near_duplicates' and 'outliers' if
+      requested, and 'written', the other files.
 
     Raises:
       UserError: a mistake that the user can fix.
     """
     import jax
 
-    from dualcl_jax.evaluators.embed_all import Embedding, parts_of
-    from dualcl_jax.evaluators.feature_file import WRITERS, check_format, replaced
+    from dualcl_jax.evaluators.embed_all import Embedding, gathered, parts_of
+    from dualcl_jax.evaluators.feature_file import WRITERS, check_format, check_names, replaced
     from dualcl_jax.system.files import check_output
 
     if jax.process_count() > 1:
         raise UserError(
             f'{jax.process_count()} processes: embed in a single process, which uses all devices of its machine'
         )
-    write = WRITERS[check_format(output)]
-    check_output(output)
+    if output is not None:
+        check_format(output)
+        check_output(output)
     source, name, layer = _encoder(request)
     examples = _examples(request, source)
-    path, folder = Path(output), Path(f'{output}.parts')
+    count, looks = len(examples.names), request.near_duplicates is not None or request.outliers is not None
+    if looks and count < 2:
+        raise UserError('--near_duplicates and --outliers need at least two examples')
+    if output is not None:
+        check_names(output, examples.names)
+    folder = None if output is None else Path(f'{output}.parts')
+    parts = parts_of(source, name, layer, examples, folder)
+    first = next(parts)
+    features = np.empty((count, first.shape[1]), np.float32) if keep or looks else None
+    parts = itertools.chain([first], parts)
+    if features is not None:
+        parts = gathered(parts, features)
     labels, class_names = examples.labels, examples.class_names
-    about = {'encoder_of': dict(source.provenance), 'encoder': name, 'layer': layer, 'of': source.name}
-    kept: list[np.ndarray] = []
-
-    def parts() -> Any:
-        for part in parts_of(source, name, layer, examples, folder):
-            kept.append(part)
-            yield part
-
-    with replaced(path) as partial:
-        write(partial, examples.names, labels, class_names, parts(), about)
-    shutil.rmtree(folder, ignore_errors=True)
-    embedding = Embedding(np.concatenate(kept), examples.names, labels, class_names)
-    count, length = embedding.features.shape
-    print(f'{named or output}: {layer} features [{count:,}, {length:,}] of the {name} encoder')
-    found = {'output': output, 'examples': count, 'features': length}
-    return embedding, found | _look(request, path, examples, embedding)
+    if output is None:
+        collections.deque(parts, maxlen=0)
+    else:
+        about = {'encoder_of': dict(source.provenance), 'encoder': name, 'layer': layer, 'of': source.name}
+        with replaced(Path(output)) as partial:
+            WRITERS[check_format(output)](partial, examples.names, labels, class_names, parts, about)
+    print(f'{output or "in memory"}: {layer} features [{count:,}, {first.shape[1]:,}] of the {name} encoder')
+    found = {'output': output, 'examples': count, 'features': first.shape[1]}
+    if looks:
+        assert output is not None
+        assert features is not None
+        found |= _look(request, Path(output), examples, features)
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)  # last: a command that was interrupted before does not embed again
+    return Embedding(features, examples.names, labels, class_names) if features is not None else None, found
 
 
 def _encoder(request: Request) -> 'tuple[EncoderSource, str, str]':
@@ -241,19 +252,15 @@ def _examples(request: Request, source: 'EncoderSource') -> 'Examples':
     return Examples(list(splits.values()), names)
 
 
-def _look(request: Request, path: Path, examples: 'Examples', embedding: 'Embedding') -> dict[str, Any]:
-    """Finds near duplicates and outliers, if requested: writes their tables and the page, and counts them."""
-    if request.near_duplicates is None and request.outliers is None:
-        return {}
-    if len(embedding.features) < 2:
-        raise UserError('--near_duplicates and --outliers need at least two examples')
+def _look(request: Request, path: Path, examples: 'Examples', features: np.ndarray) -> dict[str, Any]:
+    """Finds near duplicates or outliers: writes their tables and the page, and counts them."""
     from dualcl_jax.data.images.source import KIND as IMAGES
     from dualcl_jax.evaluators.measures import neighbours
     from dualcl_jax.reports.neighbours import Outliers, write_page, write_tables
     from dualcl_jax.system.console import progress
 
-    with progress(neighbours.num_blocks(len(embedding.features)), 'nearest neighbours') as advance:
-        nearest = neighbours.nearest_others(embedding.features, advance)
+    with progress(neighbours.num_blocks(len(features)), 'nearest neighbours') as advance:
+        nearest = neighbours.nearest_others(features, advance)
     found: dict[str, Any] = {}
     pairs = outliers = None
     if request.near_duplicates is not None:
@@ -269,7 +276,7 @@ def _look(request: Request, path: Path, examples: 'Examples', embedding: 'Embedd
         outliers = Outliers(rows, scores[rows])
         found['outliers'] = len(rows)
         print(f'{len(rows):,} outliers with a score of at least {request.outliers:g}')
-    about = f'{len(embedding.features):,} examples, {embedding.features.shape[1]:,} features'
+    about = f'{len(features):,} examples, {features.shape[1]:,} features'
     page = write_page(path, examples, about, pairs, outliers)
     written = [*write_tables(path, examples.names, pairs, outliers), *([page] if page else [])]
     print('\n'.join(f'{name} written' for name in written))

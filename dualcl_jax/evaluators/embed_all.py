@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,7 +65,9 @@ class Examples(NamedTuple):
         return map_tree(lambda *parts: np.concatenate(parts)[order], *(tree for _, tree in found))
 
 
-def parts_of(encoder: EncoderSource, name: str, layer: str, examples: Examples, folder: Path) -> Iterator[np.ndarray]:
+def parts_of(
+    encoder: EncoderSource, name: str, layer: str, examples: Examples, folder: Path | None
+) -> Iterator[np.ndarray]:
     """Yields features [n, F] of each part in order; parts that are already in `folder` are read, others are kept in it.
 
     Args:
@@ -73,31 +75,43 @@ def parts_of(encoder: EncoderSource, name: str, layer: str, examples: Examples, 
       name: which of its encoders.
       layer: which of its layers.
       examples: what to embed.
-      folder: folder for the parts; if its parts are of other examples or another encoder, it is emptied first.
+      folder: folder for the parts; if its parts are of other examples or another encoder, it is emptied first. None:
+        no parts are kept.
 
     Raises:
       UserError: the features are not finite, or the folder cannot be written.
     """
-    try:
-        _open(folder, _identity(encoder, name, layer, examples))
-    except OSError as error:
-        raise UserError(f'{folder}: cannot be written ({error.strerror}); choose another --output') from error
+    if folder is not None:
+        try:
+            _open(folder, _identity(encoder, name, layer, examples))
+        except OSError as error:
+            raise UserError(f'{folder}: cannot be written ({error.strerror}); choose another --output') from error
     starts = [(source, start) for source in examples.sources for start in range(0, len(source), PART)]
+    paths = [None if folder is None else folder / f'{number:06d}.npy' for number in range(len(starts))]
     blocks = sum(encoder.blocks.num_blocks(min(PART, len(source) - start)) for source, start in starts)
-    done = sum((folder / f'{number:06d}.npy').exists() for number in range(len(starts)))
+    done = sum(path is not None and path.exists() for path in paths)
     if done:
         print(f'{done} of {len(starts)} parts are done already')
     with progress(blocks, 'examples embedded') as advance:
-        for number, (source, start) in enumerate(starts):
-            path = folder / f'{number:06d}.npy'
+        for (source, start), path in zip(starts, paths, strict=True):
             rows = np.arange(start, min(start + PART, len(source)))
-            features = _read(path, len(rows))
+            features = None if path is None else _read(path, len(rows))
             if features is None:
                 features = encoder.embed(name, source, rows, advance)[layer]
                 if not np.isfinite(features).all():
                     raise UserError(f'{encoder.name}: its features are not finite: it has diverged; choose another')
-                _keep(path, features)
+                if path is not None:
+                    _keep(path, features)
             yield features
+
+
+def gathered(parts: Iterable[np.ndarray], features: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields parts [n, F] and writes them into `features` [N, F], one after the other."""
+    start = 0
+    for part in parts:
+        features[start : start + len(part)] = part
+        start += len(part)
+        yield part
 
 
 def _identity(encoder: EncoderSource, name: str, layer: str, examples: Examples) -> dict[str, Any]:

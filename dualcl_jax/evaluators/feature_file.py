@@ -16,6 +16,9 @@ from dualcl_jax.system.errors import UserError
 NPY_TIME = (1980, 1, 1, 0, 0, 0)
 """The fixed time of the entries of an `.npz` file, so that the same features give the same bytes."""
 
+MOST_NAME_BYTES = 2 * 2**30
+"""The most memory for the names in an `.npz` file, which all take as much as the longest one."""
+
 Parts = Iterable[np.ndarray]
 
 
@@ -104,6 +107,17 @@ def check_format(output: str) -> str:
     if suffix not in WRITERS:
         raise UserError(f'--output={output}: name it .parquet, .npz or .csv')
     return suffix
+
+
+def check_names(output: str, names: Sequence[str]) -> None:
+    """Raises UserError if names, such as long texts, do not fit in an output file of this format."""
+    longest = max(map(len, names))
+    needed = np.dtype((np.str_, longest)).itemsize * len(names)
+    if check_format(output) == '.npz' and needed > MOST_NAME_BYTES:
+        raise UserError(
+            f'--output={output}: the names would take {needed:,} bytes, since the longest one has {longest:,} '
+            'characters; name it .parquet or .csv'
+        )
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from PIL import Image
 import dualcl_jax
 from dualcl_jax import embed, export
 from dualcl_jax.data.images import photo_patches
-from dualcl_jax.evaluators import embed_all
+from dualcl_jax.evaluators import embed_all, feature_file
 from dualcl_jax.evaluators.encoder_source import EncoderSource
+from dualcl_jax.evaluators.measures import neighbours
 from dualcl_jax.system.errors import UserError
 from tests.support.runs import Finished, Trainer, write_npz
 
@@ -120,6 +122,34 @@ def test_resumes(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == [8, 8, 5, 8, 5]
     assert sorted(path.name for path in tmp_path.iterdir()) == ['f.npz', 'whole.npz']
     assert (tmp_path / 'f.npz').read_bytes() == (tmp_path / 'whole.npz').read_bytes()
+
+
+def test_an_interrupted_search_does_not_embed_again(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(neighbours, 'nearest_others', lambda *_: signal.raise_signal(signal.SIGINT))
+        assert run(tmp_path / 'f.npz', '--near_duplicates').status == 130
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['f.npz', 'f.npz.parts']
+    assert '1 of 1 parts are done already' in run(tmp_path / 'f.npz', '--near_duplicates').out
+    assert not (tmp_path / 'f.npz.parts').exists()
+
+
+def test_one_example_has_no_neighbours(workdir: Path, in_process, tmp_path: Path) -> None:
+    np.savez(tmp_path / 'one.npz', images=np.zeros((1, 16, 16, 3), np.uint8))
+    given = (f'--workdir={workdir}', f'--data={tmp_path}/one.npz', f'--output={tmp_path}/f.npz')
+    assert 'need at least two examples' in in_process(embed.main, *given, '--outliers').err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['one.npz']
+
+
+def test_names_that_an_npz_file_would_repeat(
+    run, workdir: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feature_file, 'MOST_NAME_BYTES', 100)
+    done = run(tmp_path / 'f.npz')
+    assert (done.status, len(done.err.splitlines())) == (2, 1)
+    assert 'name it .parquet or .csv' in done.err
+    assert not list(tmp_path.iterdir())
+    assert last_line(run(tmp_path / 'f.csv'))['examples'] == 21
+    assert len(dualcl_jax.embed(workdir, data=folder).files) == 21  # writes no file
 
 
 def test_parts_of_another_encoder_are_not_used(run, tmp_path: Path) -> None:
