@@ -63,10 +63,12 @@ def prepare_stock(name: str, data_dir: str) -> str:
     import tensorflow_datasets as tfds
 
     from dualcl_jax.data.images.tfds_features import check_versions
+    from dualcl_jax.system.files import reachable
 
+    folder = str(reachable(data_dir, f'--data_dir={data_dir}'))
     try:
-        check_versions(name, data_dir)  # TFDS opens the versions that exist
-        builder = tfds.builder(name, data_dir=data_dir, file_format='array_record')
+        check_versions(name, folder)  # TFDS opens the versions that exist
+        builder = tfds.builder(name, data_dir=folder, file_format='array_record')
         builder.download_and_prepare()
     except UserError:
         raise

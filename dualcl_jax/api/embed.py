@@ -130,7 +130,7 @@ def embed_to(request: Request, output: str | None, *, keep: bool) -> 'tuple[Embe
 
     from dualcl_jax.evaluators.embed_all import Embedding, gathered, parts_of
     from dualcl_jax.evaluators.feature_file import WRITERS, check_format, check_names, replaced
-    from dualcl_jax.system.files import check_output
+    from dualcl_jax.system.files import check_output, reachable
 
     if jax.process_count() > 1:
         raise UserError(
@@ -144,9 +144,11 @@ def embed_to(request: Request, output: str | None, *, keep: bool) -> 'tuple[Embe
     count, looks = len(examples.names), request.near_duplicates is not None or request.outliers is not None
     if looks and count < 2:
         raise UserError('--near_duplicates and --outliers need at least two examples')
+    path = folder = None
     if output is not None:
         check_names(output, examples.names)
-    folder = None if output is None else Path(f'{output}.parts')
+        path = Path(reachable(output, f'--output={output}'))
+        folder = path.with_name(f'{path.name}.parts')
     parts = parts_of(source, name, layer, examples, folder)
     first = next(parts)
     features = np.empty((count, first.shape[1]), np.float32) if keep or looks else None
@@ -154,18 +156,18 @@ def embed_to(request: Request, output: str | None, *, keep: bool) -> 'tuple[Embe
     if features is not None:
         parts = gathered(parts, features)
     labels, class_names = examples.labels, examples.class_names
-    if output is None:
+    if path is None:
         collections.deque(parts, maxlen=0)
     else:
         about = {'encoder_of': dict(source.provenance), 'encoder': name, 'layer': layer, 'of': source.name}
-        with replaced(Path(output)) as partial:
-            WRITERS[check_format(output)](partial, examples.names, labels, class_names, parts, about)
+        with replaced(path) as partial:
+            WRITERS[path.suffix.lower()](partial, examples.names, labels, class_names, parts, about)
     print(f'{output or "in memory"}: {layer} features [{count:,}, {first.shape[1]:,}] of the {name} encoder')
     found = {'output': output, 'examples': count, 'features': first.shape[1]}
     if looks:
-        assert output is not None
+        assert path is not None
         assert features is not None
-        found |= _look(request, Path(output), examples, features)
+        found |= _look(request, path, examples, features)
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)  # last: a command that was interrupted before does not embed again
     return Embedding(features, examples.names, labels, class_names) if features is not None else None, found

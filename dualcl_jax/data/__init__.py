@@ -62,7 +62,7 @@ def data_config(
         found.path = kept_data(workdir, found.path)
     given = config.text.tokenizer
     if not given and config.init_from and found.name == text.KIND:
-        given = kept_tokenizer(reachable(config.init_from, f'--init_from={config.init_from}').expanduser())
+        given = kept_tokenizer(reachable(config.init_from, f'--init_from={config.init_from}'))
     found.text = ConfigDict(
         {
             'tokenizer': kept or given,

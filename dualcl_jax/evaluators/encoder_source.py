@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -30,6 +29,7 @@ from dualcl_jax.models.exports import Description, TextDescription, load
 from dualcl_jax.system.config import from_json
 from dualcl_jax.system.devices import AXIS, place
 from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.files import reachable
 from dualcl_jax.workdir.checksum import state_sha256
 from dualcl_jax.workdir.init_from import with_encoder
 from dualcl_jax.workdir.saved_run import SavedRun, open_saved_run
@@ -230,7 +230,7 @@ def from_export(path: str, flag: str = '--exported') -> EncoderSource:
         blocks=Blocks(lambda _, examples: (function(prepare(examples)),), mesh),
         view_blocks=_view_blocks(views, lambda _, view: (function(_inputs(view)),), mesh, as_pixels=is_images),
         data_fingerprint=data_fingerprint,
-        provenance={'step': step, 'file_sha256': hashlib.sha256(epath.Path(path).read_bytes()).hexdigest()},
+        provenance={'step': step, 'file_sha256': hashlib.sha256(reachable(path, flag).read_bytes()).hexdigest()},
         tokenizer=Tokenizer(described.tokenizer, described.length) if isinstance(described, TextDescription) else None,
     )
 

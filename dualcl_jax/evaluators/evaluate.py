@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 from ml_collections import ConfigDict
 from rich.console import Console
 
@@ -25,7 +24,7 @@ from dualcl_jax.method.validation import RULES as CONFIG_RULES
 from dualcl_jax.method.views.images import ImageViews
 from dualcl_jax.system.config import check_fields, override
 from dualcl_jax.system.errors import UserError, first_line
-from dualcl_jax.system.files import write_json
+from dualcl_jax.system.files import reachable, write_json
 from dualcl_jax.system.versions import versions
 from dualcl_jax.workdir.folder import open_workdir
 
@@ -242,7 +241,9 @@ def evaluate(
     benchmarks = read_benchmarks(source, protocols, config)
     splits, absent = _load(source, config, protocols, overrides)
     own = splits is None or splits.train.fingerprint == source.data_fingerprint
-    folder = epath.Path(output) / ('' if own else f'on_{config.data.name.replace("/", "_").replace(":", "_")}')
+    folder = reachable(output, f'--output={output}') / (
+        '' if own else f'on_{config.data.name.replace("/", "_").replace(":", "_")}'
+    )
     writes = jax.process_index() == 0
     if writes:
         open_workdir(str(folder), '--output')

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from ml_collections import ConfigDict
 
 from dualcl_jax.data import Source, data_config, load
@@ -17,6 +16,7 @@ from dualcl_jax.method.views.images import ImageViews, image_views
 from dualcl_jax.reports.figures import view_pairs
 from dualcl_jax.reports.visible import visible
 from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.files import reachable
 
 IMAGES = 10
 
@@ -42,8 +42,9 @@ def show_views(config: ConfigDict, path: str) -> None:
     recipe = image_views(config, train.examples(np.arange(0)))
     views = visible(first_views(train, ids, recipe, config.seed), stretch=bool(recipe.value_range))
     try:
-        epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
-        view_pairs(visible(train.examples(ids)), views, path)
+        file = reachable(path, f'--show_views={path}')
+        file.parent.mkdir(parents=True, exist_ok=True)
+        view_pairs(visible(train.examples(ids)), views, file)
     except OSError as error:
         raise UserError(f'--show_views={path}: cannot be written ({error.strerror}); choose another path') from error
     print(f'{len(ids)} images and their views are in {path}')

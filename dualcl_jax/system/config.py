@@ -127,6 +127,7 @@ def load_config(path: str) -> ConfigDict:
 
 def _find_config(path: str) -> tuple[Path, str | None]:
     """The file that '--config' names, and the recipe after the colon, if any. Raises UserError if there is no file."""
+    path = os.path.expanduser(path)
     if os.path.isfile(path):  # pathlib raises an error for a name that is too long
         return Path(path), None
     file, colon, after = path.rpartition(':')

@@ -41,10 +41,12 @@ def write_bytes(path: epath.Path, content: bytes) -> None:
 def reachable(path: str, named: str) -> epath.Path:
     """Opens a path given by a user, which need not exist. Messages call it `named`, as '--workdir=gs://bucket/run'.
 
+    `~` is the home directory, which shells do not put in its place within a flag.
+
     Raises:
       UserError: the path is remote and its store cannot be reached.
     """
-    found = epath.Path(path)
+    found = epath.Path(os.path.expanduser(path))
     if '://' not in path:
         return found
     try:
@@ -125,7 +127,7 @@ def check_output(path: str) -> None:
 
 def write_output(path: str, content: bytes) -> None:
     """Writes an output file atomically. Raises UserError on failure."""
-    file = epath.Path(path)
+    file = reachable(path, f'--output={path}')
     partial = _beside(file)
     try:
         try:
@@ -151,7 +153,7 @@ def check_output_folder(path: str) -> None:
 
 def write_output_folder(path: str, files: Mapping[str, bytes]) -> None:
     """Writes the files of an output folder, by their paths in it. Raises UserError on failure."""
-    folder = epath.Path(path)
+    folder = reachable(path, f'--output={path}')
     partial = _beside(folder)
     try:
         for name, content in files.items():

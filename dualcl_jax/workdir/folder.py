@@ -107,7 +107,7 @@ def lock(workdir: epath.Path) -> None:
 
 def unlock(workdir: str) -> None:
     """Releases the lock of a folder, if this process holds it."""
-    file = _locks.pop(os.path.join(os.path.realpath(workdir), '.lock'), None)
+    file = _locks.pop(os.path.join(os.path.realpath(os.path.expanduser(workdir)), '.lock'), None)
     if file is not None:
         file.close()
 

@@ -75,7 +75,7 @@ def find_pretrained(path: str) -> Pretrained | None:
     Raises:
       UserError: its network or pooling is not supported, or a file is missing or damaged.
     """
-    folder = reachable(path, f'--init_from={path}').expanduser()
+    folder = reachable(path, f'--init_from={path}')
     config = _json(path, folder / CONFIG)
     if not isinstance(config, dict) or 'model_type' not in config:
         if (folder / WEIGHTS).exists():

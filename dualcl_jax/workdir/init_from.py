@@ -67,7 +67,7 @@ def _resumes_without(config: ConfigDict, stored: ConfigDict) -> bool:
     """Whether the run in the workdir is a transformer that started from a folder that is no longer there."""
     if (stored.init_from, stored.model.name) != (config.init_from, TRANSFORMER):
         return False
-    return not reachable(config.init_from, f'--init_from={config.init_from}').expanduser().exists()
+    return not reachable(config.init_from, f'--init_from={config.init_from}').exists()
 
 
 def check_encoder(method: Method, state: TrainState, path: str) -> str:

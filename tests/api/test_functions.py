@@ -50,8 +50,10 @@ def test_a_refused_call_keeps_the_data(
     config: str, arrays: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = {'model__name': 'tiny', 'steps': 2, 'config': config}
+    monkeypatch.setenv('HOME', str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    found = dualcl_jax.train(arrays, workdir='run', **own)
+    assert dualcl_jax.train(arrays, workdir='~/run', **own | {'steps': 1})['step'] == 1
+    found = dualcl_jax.train(arrays, workdir='run', extend=True, **own)
     before = sorted((tmp_path / 'run').glob('data-*'))
     content = before[0].read_bytes()
     other = {name: array[::-1] for name, array in arrays.items()}

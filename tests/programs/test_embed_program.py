@@ -207,6 +207,22 @@ def test_fields_without_an_effect(run, flags: str, tmp_path: Path) -> None:
     assert FIELDS[flags] in done.err
 
 
+def test_home_directory(
+    in_process, workdir: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path / 'run').symlink_to(workdir)
+    (tmp_path / 'photos').symlink_to(folder)
+    given = ('--workdir=~/run', '--output=~/e.safetensors', '--format=safetensors')
+    assert in_process(export.main, *given).status == 0
+    assert in_process(embed.main, '--encoder=~/e.safetensors', '--data=~/photos', '--output=~/f.npz').status == 0
+    records = dualcl_jax.evaluate('~/run', protocols='structure', output='~/results')
+    assert dualcl_jax.load_encoder('~/e.safetensors').description.features == 8
+    assert records
+    found = sorted(path.name for path in tmp_path.iterdir() if path.name != '.cache')
+    assert found == ['e.safetensors', 'f.npz', 'photos', 'results', 'run']
+
+
 def test_limit_of_an_npz_file(workdir: Path, in_process, tmp_path: Path) -> None:
     np.savez(tmp_path / 'new.npz', images=np.zeros((9, 16, 16, 3), np.uint8), more=np.zeros(2))
     given = (f'--workdir={workdir}', f'--data={tmp_path}/new.npz', f'--output={tmp_path}/f.npz')

@@ -91,7 +91,7 @@ def _read(path: str, memory_bytes: int) -> tuple[dict[str, np.ndarray], dict[str
     wanted = {f'{split}{kind}' for split in ('', 'train_', 'test_') for kind in ('images', 'labels')}
     name = None
     try:
-        with reachable(path, f'data.path={path}').expanduser().open('rb') as file:
+        with reachable(path, f'data.path={path}').open('rb') as file:
             archive = np.load(file, allow_pickle=False)
             if isinstance(archive, np.ndarray):
                 raise UserError(f'data.path={path}: is a single array, not an .npz file; write it with np.savez')

@@ -50,7 +50,7 @@ def place_of(name: str, data_dir: str) -> epath.Path:
         raise UserError(
             f'--dataset={name}: must consist of lower-case letters, digits and underscores, and begin with a letter'
         )
-    folder = reachable(data_dir, f'--data_dir={data_dir}').expanduser() / name / VERSION
+    folder = reachable(data_dir, f'--data_dir={data_dir}') / name / VERSION
     if folder.exists():
         raise UserError(f'--data_dir={data_dir}: {folder} already exists; remove it, or choose another --dataset')
     return folder

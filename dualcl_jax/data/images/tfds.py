@@ -76,7 +76,7 @@ def _open(data: Any, others: Sequence[str]) -> Any:
     from tensorflow_datasets.core import file_adapters, read_only_builder, registered  # half a second: only when used
     from tensorflow_datasets.core.utils import error_utils
 
-    folder = reachable(data.data_dir, f'data.data_dir={data.data_dir}').expanduser() if data.data_dir else None
+    folder = reachable(data.data_dir, f'data.data_dir={data.data_dir}') if data.data_dir else None
     if folder is not None and not folder.is_dir():
         raise UserError(f'{_where(data)}: no such folder; {_remedy(data)}')
     try:

@@ -117,7 +117,7 @@ def _read(data: Any, columns: Columns, account: Account) -> tuple[_Part, _Part |
         raise UserError(
             'data.path is empty: with data.name=text, set it to a file of sentences, or a folder of such files'
         )
-    root = reachable(data.path, f'data.path={data.path}').expanduser()
+    root = reachable(data.path, f'data.path={data.path}')
     if not root.exists():
         raise UserError(f'data.path={data.path}: no such file or folder')
 

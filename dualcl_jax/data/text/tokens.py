@@ -63,7 +63,7 @@ class Tokenizer:
           UserError: there is no such file, or it cannot be used.
         """
         named = f'text.tokenizer={path}'
-        found = reachable(path, named).expanduser()
+        found = reachable(path, named)
         file = found / FILE if found.is_dir() else found
         try:
             return cls(file.read_text(), length)

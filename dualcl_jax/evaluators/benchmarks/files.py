@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.files import reachable
 
 ENCODINGS = ('utf-8-sig', 'cp1252')
 """Tried in this order. Older sets of sentences are in Windows-1252."""
@@ -71,13 +72,14 @@ def present(folder: str, names: Sequence[str], field: str) -> list[Path]:
     """
     if not folder:
         raise UserError(f'config.{field} is empty: name the folder of the files with --config.{field}=DIR')
-    if not Path(folder).is_dir():
+    root = Path(reachable(folder, f'config.{field}={folder}'))
+    if not root.is_dir():
         raise UserError(f'config.{field}={folder}: no such folder; name the one with {names[0]}')
-    missing = [name for name in names if not (Path(folder) / name).is_file()]
+    missing = [name for name in names if not (root / name).is_file()]
     if missing:
         more = f' and {len(missing) - 1} others' if len(missing) > 1 else ''
         raise UserError(f'config.{field}={folder}: has no file {missing[0]}{more}; add what is missing')
-    return [Path(folder) / name for name in names]
+    return [root / name for name in names]
 
 
 def sha256(paths: Sequence[Path]) -> str:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from dualcl_jax.evaluators.benchmarks.files import read_columns, sha256
 from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.files import reachable
 
 FIELD = 'retrieval.path'
 FEWEST = 2
@@ -39,7 +40,7 @@ def read_passages(file: str) -> Passages:
     """
     if not file:
         raise UserError(f'config.{FIELD} is empty: name a file of queries and passages with --config.{FIELD}=FILE')
-    path = Path(file)
+    path = Path(reachable(file, f'config.{FIELD}={file}'))
     if not path.is_file():
         raise UserError(f'config.{FIELD}={file}: no such file; name a file of queries and passages')
     queries: list[str] = []
