@@ -35,6 +35,15 @@ SCHEMA: dict[str, tuple[tuple[type, ...] | type, bool, str]] = {
 """The fields of a record; every record has all of them."""
 DISTINGUISHING = ('fraction', 'shots', 'corruption', 'strength')
 """Details that distinguish records that are otherwise of one kind."""
+OUTCOMES = {
+    'linear': ('learning_rate', 'weight_decay', 'validation_top1'),
+    'few_shot': ('std',),
+    'robustness': ('clean_top1',),
+    'structure': ('dimensions', 'least', 'most'),
+    'sts': ('undefined',),
+    'transfer': ('C', 'fits_without_convergence'),
+}
+"""Details that are results themselves, by protocol. Records of two encoders that differ in them measure the same."""
 
 
 @dataclasses.dataclass(frozen=True)

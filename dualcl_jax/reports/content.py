@@ -38,8 +38,8 @@ CONFUSIONS = 8
 TIMES = ' × 100'
 """The end of the format of a number that is shown a hundred times as large."""
 RECORD = (
-    'protocol', 'metric', 'value', 'interval', 'data_set', 'split', 'examples', 'encoder', 'layer', 'k', 'tau', 'step',
-    'details',
+    'protocol', 'metric', 'value', 'interval', 'data_set', 'data_fingerprint', 'split', 'examples', 'encoder', 'layer',
+    'k', 'tau', 'step', 'details',
 )  # fmt: skip
 """The fields of `dualcl_jax.evaluators.records.SCHEMA` that the page shows."""
 

@@ -4,12 +4,14 @@
 every report about ten times as large.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import jinja2
 from etils import epath
 
+from dualcl_jax.evaluators.records import OUTCOMES
 from dualcl_jax.reports.content import Content
 from dualcl_jax.system.files import write_text
 from dualcl_jax.workdir.metrics import KNN_BACKBONE, STS_BACKBONE, STS_PROJECTION, STS_TF_IDF
@@ -48,6 +50,11 @@ PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     ('Effective rank of queries', '', (('train/effective_rank', 'rank'),)),
     ('Gradient norm', '', (('train/gradient_norm', 'norm'),)),
 )
+
+SAME = ('metric', 'encoder', 'layer', 'k', 'tau', 'data_set', 'data_fingerprint', 'split', 'examples', 'step')
+"""Fields in which the records of a row agree."""
+DIGITS = 8
+"""How many digits of a fingerprint are shown."""
 
 FOR_SCRIPT = ('name', 'series', 'settled', 'map', 'class_names', 'fingerprint')
 
@@ -109,14 +116,28 @@ def _differences(runs: Sequence[Content]) -> list[dict[str, Any]]:
 
 
 def _compare_evaluations(runs: Sequence[Content]) -> dict[str, list[dict[str, Any]]]:
-    """The results of `dualcl_jax.evaluate` by protocol: each measurement with its record in each run, or None."""
-    same = ('metric', 'encoder', 'layer', 'k', 'tau', 'data_set', 'split', 'examples', 'step')
+    """The results of `dualcl_jax.evaluate` by protocol: each measurement with its record in each run, or None.
+
+    `details` of a row are those that its records have in common. `data` is the name of the set, with the first digits
+    of its fingerprint if there are other sets with this name.
+    """
     tables: dict[str, dict[tuple, dict[str, Any]]] = {}
+    sets: dict[tuple[str, str], set[str]] = {}
     for place, run in enumerate(runs):
+        met = Counter[tuple]()
         for record in run['evaluations']:
+            sets.setdefault((record['data_set'], record['split']), set()).add(record['data_fingerprint'])
             details = {name: value for name, value in record['details'].items() if isinstance(value, int | float | str)}
-            key = (*(record[name] for name in same), *details.items())
-            empty = {name: record[name] for name in same} | {'details': details, 'records': [None] * len(runs)}
-            table = tables.setdefault(record['protocol'], {})
-            table.setdefault(key, empty)['records'][place] = record
+            outcomes = OUTCOMES.get(record['protocol'], ())
+            settings = ((name, value) for name, value in details.items() if name not in outcomes)
+            key = (record['protocol'], *(record[name] for name in SAME), *settings)
+            met[key] += 1  # two equal measurements of a run have a row each
+            empty = {name: record[name] for name in SAME} | {'details': details, 'records': [None] * len(runs)}
+            row = tables.setdefault(record['protocol'], {}).setdefault((*key, met[key]), empty)
+            row['records'][place] = record
+            row['details'] = {name: value for name, value in row['details'].items() if details.get(name) == value}
+    for table in tables.values():
+        for row in table.values():
+            several = len(sets[row['data_set'], row['split']]) > 1
+            row['data'] = f'{row["data_set"]} {row["data_fingerprint"][:DIGITS]}' if several else row['data_set']
     return {protocol: list(table.values()) for protocol, table in tables.items()}

@@ -185,6 +185,7 @@ def record(protocol='knn', **fields):
     common = {'metric': 'top1', 'value': 0.6634, 'data_set': 'cifar10', 'split': 'test', 'examples': 10_000, 'step': 9}
     rest = {'encoder': 'query', 'layer': 'backbone', 'k': 20, 'tau': 0.1, 'details': {'rate': 0.03}}
     interval = {'low': 0.64, 'high': 0.68, 'method': 'wilson'}
+    common['data_fingerprint'] = 'a' * 64
     return {'protocol': protocol, 'interval': interval, **common, **rest, **fields}
 
 
@@ -209,6 +210,28 @@ def test_runs_side_by_side(whole):
     assert 'loss.symmetric True False' in text
     assert '– 0.6634' in text
     assert text.count('An orange frame marks') == 1
+
+
+def test_results_of_two_runs_share_a_row_if_their_settings_agree(whole):
+    def linear(rate, top1, **fields):
+        details = {'learning_rate': rate, 'validation_top1': top1, 'sweep': 16}
+        return record('linear', k=None, tau=None, details=details, **fields)
+
+    def knn(fingerprint):
+        return record(data_set='folder', data_fingerprint=fingerprint * 64)
+
+    first = whole | {'evaluations': [linear(0.1, 0.61, value=0.6), knn('b'), knn('c'), record(), record(value=0.5)]}
+    second = whole | {
+        'evaluations': [linear(0.3, 0.71, value=0.7), knn('c'), record('semi', details={'fraction': 0.1})]
+    }
+    second['evaluations'].append(record('semi', details={'fraction': 0.01}))
+    text = Parsed(render([first, second])).text
+    assert 'linear 1 result' in text
+    assert '0.6000 0.6400 to 0.6800 0.7000 0.6400 to 0.6800 query backbone sweep 16 cifar10, test' in text
+    assert 'knn 4 results' in text
+    assert '– query backbone 20 0.1 rate 0.03 folder bbbbbbbb, test' in text
+    assert '0.6634 0.6400 to 0.6800 0.6634 0.6400 to 0.6800 query backbone 20 0.1 rate 0.03 folder cccccccc' in text
+    assert 'semi 2 results' in text
 
 
 def test_long_curves_are_thinned(tmp_path):
