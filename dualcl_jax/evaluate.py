@@ -34,7 +34,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument('--encoders', help='query (default), momentum or all; structure always uses all')
     parser.add_argument('--layers', default='all', help='backbone, projection or all')
     parser.add_argument(
-        '--output', help='folder of the results; default: evaluation/ in the workdir or beside the file'
+        '--output', help='folder of the results; default: evaluation/ in the workdir, or FILE.evaluation/'
     )
     parser.add_argument('--json', action='store_true', help='also print all records as JSON')
     flags, fields = parser.parse_with_fields(arguments)

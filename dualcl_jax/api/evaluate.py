@@ -32,7 +32,7 @@ def evaluate(
       step: step of the checkpoint: 'latest', 'best' or a number.
       encoders: 'query' (default), 'momentum' or 'all'.
       layers: 'backbone', 'projection' or 'all'.
-      output: folder of the results; by default `evaluation` in the workdir or beside the file.
+      output: folder of the results; by default `evaluation` in the workdir, or `FILE.evaluation`.
       fields: settings of the protocols and of the data, such as {'knn.k': (20, 200), 'data.path': 'other'}.
 
     Returns:
@@ -44,6 +44,8 @@ def evaluate(
     """
     if (workdir is None) == (exported is None):
         raise UserError('evaluate: give either a workdir or exported=FILE')
+    if exported is not None and str(step) != 'latest':
+        raise UserError(f'step={step}: an exported encoder has only one step; leave it out')
     prepare_jax()
     found = run_protocols(
         None if workdir is None else os.fspath(workdir),
@@ -88,14 +90,14 @@ def run_protocols(
 
     if exported is None:
         assert workdir is not None
-        source, beside = encoder_source.from_workdir(workdir, step), workdir
+        source, default_output = encoder_source.from_workdir(workdir, step), os.path.join(workdir, 'evaluation')
     else:
-        source, beside = encoder_source.from_export(exported), os.path.dirname(exported)
+        source, default_output = encoder_source.from_export(exported), f'{exported}.evaluation'
     names = chosen(protocols, NAMES, '--protocols', protocols_of(source.kind))
     default = 'query' if 'query' in source.encoders else 'all'
     of_encoders = chosen(encoders or default, source.encoders, '--encoders')
     of_layers = chosen(layers, source.layers, '--layers')
-    found = run(source, names, of_encoders, of_layers, fields, output or os.path.join(beside, 'evaluation'))
+    found = run(source, names, of_encoders, of_layers, fields, output or default_output)
     print(f'results in {found["output"]}')
     if workdir is not None and output is None:
         own = os.path.basename(found['output']) == 'evaluation'  # the data of the run, which may have moved

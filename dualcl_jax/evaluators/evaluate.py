@@ -1,6 +1,7 @@
 """One evaluation: checks everything first, then runs the protocols in turn and writes the results of each."""
 
 import difflib
+import hashlib
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -31,7 +32,8 @@ from dualcl_jax.workdir.folder import open_workdir
 OF_THE_ENCODER = ('data.image_size', 'data.mean', 'data.std', 'data.value_range')
 """Fields that belong to a trained encoder and cannot be changed."""
 
-
+OWN_FILES = ('folder', 'npz', 'text')
+"""Values of data.name that stand for any files of a user."""
 TABLE_WIDTH = 140
 """Characters of a line if there is no terminal."""
 
@@ -228,8 +230,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Runs protocols, writes OUTPUT/PROTOCOL.json for each, replacing an earlier one, and prints the table of all.
 
-    Results on data that the encoder was not trained on go to OUTPUT/on_NAME. The output depends only on checkpoint,
-    data, settings, versions and kind of device: two evaluations give the same bytes.
+    Results on data that the encoder was not trained on go to OUTPUT/on_NAME; for the user's own files, NAME includes
+    digits of their fingerprints. The output depends only on checkpoint, data, settings, versions and kind of device:
+    two evaluations give the same bytes.
 
     Returns:
       {'output': the folder, 'records': all records}.
@@ -240,10 +243,9 @@ def evaluate(
     config = resolve(source, overrides)
     benchmarks = read_benchmarks(source, protocols, config)
     splits, absent = _load(source, config, protocols, overrides)
-    own = splits is None or splits.train.fingerprint == source.data_fingerprint
-    folder = reachable(output, f'--output={output}') / (
-        '' if own else f'on_{config.data.name.replace("/", "_").replace(":", "_")}'
-    )
+    folder = reachable(output, f'--output={output}')
+    if splits is not None and splits.train.fingerprint != source.data_fingerprint:
+        folder /= _folder_of(config.data.name, splits)
     writes = jax.process_index() == 0
     if writes:
         open_workdir(str(folder), '--output')
@@ -271,6 +273,15 @@ def evaluate(
     where = ', '.join([*names[:1], source.name]) + (f' at step {source.step:,}' if source.step is not None else '')
     console.print(table(found, where, names))
     return {'output': str(folder), 'records': found}
+
+
+def _folder_of(name: str, splits: Splits) -> str:
+    """The name of the folder of results on a set with this `data.name`."""
+    folder = f'on_{name.replace("/", "_").replace(":", "_")}'
+    if name not in OWN_FILES:
+        return folder
+    fingerprints = ' '.join(split.fingerprint for split in splits if split is not None)
+    return f'{folder}_{hashlib.sha256(fingerprints.encode()).hexdigest()[:8]}'
 
 
 def _load(

@@ -78,6 +78,8 @@ def test_errors_are_those_of_the_command(in_process, config: str, tmp_path: Path
     assert in_process(main.main, *flags).err == f'error: {error.value}\n'
     with pytest.raises(UserError, match='either a workdir or exported=FILE'):
         dualcl_jax.evaluate()
+    with pytest.raises(UserError, match='step=5: an exported encoder has only one step'):
+        dualcl_jax.evaluate(exported='encoder', step=5)
     with pytest.raises(UserError, match='a tuple of 3'):
         dualcl_jax.train((np.zeros(1),) * 3, workdir=tmp_path / 'run', config=config)  # type: ignore[arg-type]
     with pytest.raises(UserError, match='which must be local'):

@@ -1,6 +1,7 @@
 """python -m dualcl_jax.evaluate: its files, its last line, reproducibility, and errors."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -114,7 +115,13 @@ def test_another_set_another_step_another_folder(run, workdir: Path, tmp_path: P
     assert {record['step'] for record in found} == {2}
     assert {record['layer'] for record in found} == {'backbone'}
     assert {record['details']['clusters'] for record in found} == {3}
-    assert json.loads(done.out.splitlines()[-1])['output'] == str(workdir / 'evaluation' / 'on_npz')
+    folder = Path(json.loads(done.out.splitlines()[-1])['output'])
+    assert re.fullmatch('on_npz_[0-9a-f]{8}', folder.name)
+    assert folder.parent == workdir / 'evaluation'
+    np.savez(other, **images, train_labels=labels, test_labels=labels[::-1])
+    third = run(workdir, 'clustering', f'--config.data.path={other}', '--layers=backbone')
+    assert json.loads(third.out.splitlines()[-1])['output'] not in (str(folder), str(workdir / 'evaluation'))
+    assert json.loads((folder / 'clustering.json').read_text())['records'] == found
     assert (workdir / 'evaluation' / 'clustering.json').read_bytes() == before['clustering.json']
     run(workdir, 'clustering', f'--output={tmp_path / "elsewhere"}')
     assert contents(tmp_path / 'elsewhere') == before
@@ -155,7 +162,7 @@ def test_an_exported_encoder_is_the_runs(run, workdir: Path, tmp_path: Path, for
     path = f'--config.data.path={opened.config.data.path}'
     done = run('', 'knn,structure', path, f'--exported={file}')
     found = printed_records(done)
-    assert json.loads(done.out.splitlines()[-1])['output'] == str(tmp_path / 'exported' / 'evaluation')
+    assert json.loads(done.out.splitlines()[-1])['output'] == f'{file}.evaluation'
     wanted = [record for record in own if (record['encoder'], record['layer']) == ('momentum', 'projection')]
     assert len(wanted) == len(found) == 12 + 7
     for ours, theirs in zip(found, wanted, strict=True):
@@ -258,7 +265,7 @@ DATA = {
 def test_data_that_are_refused(run, workdir: Path, tmp_path: Path, name: str) -> None:
     changes, said = DATA[name]
     refused(run(workdir, 'few_shot', npz(tmp_path / 'other.npz', **changes)), *said)
-    assert not (workdir / 'evaluation' / 'on_npz' / 'few_shot.json').exists()
+    assert not list((workdir / 'evaluation').glob('on_npz*/few_shot.json'))
 
 
 def test_a_long_tail_is_evaluated_for_what_can_be(run, workdir: Path, tmp_path: Path) -> None:
