@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from dualcl_jax.data import Source, Splits
 from dualcl_jax.data.describe import units
 from dualcl_jax.evaluators.embed import Embedder
-from dualcl_jax.evaluators.measures.knn import nearest
+from dualcl_jax.evaluators.measures.knn import nearest, others
 from dualcl_jax.evaluators.measures.unit import unit
 
 MAP_IMAGES = 1000
@@ -71,8 +71,11 @@ def take_samples(embed: Embedder, variables: Any, splits: Splits, *, writes: boo
         return None
     of_training = source is train
     queries = one_per_class(source.labels[shown], QUERY_IMAGES)
-    # A training image is its own nearest neighbour, so the first column is dropped.
-    similarities, found = map(np.asarray, nearest(features[queries], bank, NEIGHBOURS + of_training))
+    similarities, places = map(np.asarray, nearest(features[queries], bank, NEIGHBOURS + of_training))
+    found = banked[places]
+    if of_training:  # the bank may have the query itself
+        kept = others(found, shown[queries])
+        similarities, found = (values[kept].reshape(len(queries), -1) for values in (similarities, found))
     return Samples(
         source=source,
         of_training=of_training,
@@ -82,8 +85,8 @@ def take_samples(embed: Embedder, variables: Any, splits: Splits, *, writes: boo
         banked=banked,
         bank=bank,
         queries=queries,
-        found=banked[found[:, int(of_training) :]],
-        similarities=similarities[:, int(of_training) :],
+        found=found,
+        similarities=similarities,
     )
 
 

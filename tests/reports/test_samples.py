@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from sklearn.metrics.pairwise import cosine_similarity
 
-from dualcl_jax.reports.samples import in_plane, one_per_class
+from dualcl_jax.data import Splits, load
+from dualcl_jax.evaluators.embed import Embedder
+from dualcl_jax.reports.samples import NEIGHBOURS, in_plane, one_per_class, take_samples
 from tests.support.random_run import random_run, reported
 
 
@@ -55,3 +57,18 @@ def test_neighbours_are_the_nearest_training_images(tmp_path):
     order = np.argsort(-cosines, axis=1)[:, : samples.found.shape[1]]
     np.testing.assert_allclose(samples.similarities, np.take_along_axis(cosines, order, axis=1), atol=1e-5)
     np.testing.assert_array_equal(samples.found[:, 0], samples.banked[order[:, 0]])
+
+
+def test_a_query_is_not_its_own_neighbour(tmp_path, monkeypatch):
+    """Shown examples and bank are drawn independently, so the bank has only some of the queries."""
+    monkeypatch.setattr('dualcl_jax.reports.samples.BANK_IMAGES', 100)
+    run = random_run(tmp_path, 'model.name=tiny')
+    train = load(run.config.data).train
+    samples = take_samples(Embedder(run.method, run.mesh), run.state.variables, Splits(train, None))
+    own = samples.shown[samples.queries]
+    assert {True, False} == set(np.isin(own, samples.banked).tolist())
+    cosines = cosine_similarity(samples.features[samples.queries], samples.bank)
+    cosines[own[:, None] == samples.banked] = -2
+    order = np.argsort(-cosines, axis=1)[:, :NEIGHBOURS]
+    np.testing.assert_array_equal(samples.found, samples.banked[order])
+    np.testing.assert_allclose(samples.similarities, np.take_along_axis(cosines, order, axis=1), atol=1e-5)

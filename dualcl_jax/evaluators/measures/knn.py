@@ -43,6 +43,25 @@ def nearest(queries: ArrayLike, bank: ArrayLike, k: int) -> tuple[jax.Array, jax
     return lax.top_k(similarities, min(k, similarities.shape[1]))
 
 
+def others(found: NDArray, own: NDArray) -> NDArray[np.bool_]:
+    """Marks the k neighbours of each query among the k + 1 nearest rows of a bank that may have the query itself.
+
+    The query's own row is not one of them. Where it is not found, because the bank does not have it or more than k
+    others are as near, the last row is left out instead.
+
+    Args:
+      found: [Q, k + 1], the nearest rows, the most similar first.
+      own: [Q], the row of each query.
+
+    Example:
+      >>> others(np.array([[4, 0, 7], [5, 3, 2]]), np.array([0, 1])).tolist()
+      [[True, False, True], [True, True, False]]
+    """
+    kept = found != own[:, None]
+    kept[kept.all(axis=1), -1] = False
+    return kept
+
+
 def knn_scores(
     queries: ArrayLike,
     bank: ArrayLike,

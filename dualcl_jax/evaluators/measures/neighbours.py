@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualcl_jax.data.images.source import is_photographic
-from dualcl_jax.evaluators.measures.knn import nearest
+from dualcl_jax.evaluators.measures.knn import nearest, others
 from dualcl_jax.evaluators.measures.unit import unit
 
 REDUCED = 16
@@ -60,11 +60,9 @@ def nearest_others(features: NDArray, advance: Callable[[], None] = lambda: None
         block = rows[start : start + QUERIES]
         padded = np.pad(block, ((0, min(QUERIES, count) - len(block)), (0, 0)))
         values, places = (np.asarray(part)[: len(block)] for part in find(padded, bank, k + 1))
-        # A row is among its own nearest, unless more than k others equal it: then the last one is dropped instead.
-        own = places == np.arange(start, start + len(block))[:, None]
-        own[~own.any(axis=1), -1] = True
-        similarities[start : start + len(block)] = values[~own].reshape(-1, k)
-        found[start : start + len(block)] = places[~own].reshape(-1, k)
+        kept = others(places, np.arange(start, start + len(block)))
+        similarities[start : start + len(block)] = values[kept].reshape(-1, k)
+        found[start : start + len(block)] = places[kept].reshape(-1, k)
         advance()
     return Neighbours(similarities, found)
 
