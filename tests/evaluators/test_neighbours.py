@@ -45,6 +45,20 @@ def test_two_rows() -> None:
     assert found.rows.tolist() == [[1], [0]]
 
 
+@pytest.mark.parametrize('count', [2, 3, 5])
+def test_equal_rows_alone_are_duplicates(count: int) -> None:
+    features = np.repeat(np.random.default_rng(0).normal(size=(1, 64)).astype(np.float32), count, axis=0)
+    found = nearest_others(features)
+    assert len(near_duplicates(found, 0.99).first) == count * (count - 1) // 2
+    assert (outlier_scores(found) == 0).all()
+
+
+def test_two_similar_rows_are_duplicates() -> None:
+    one, other = np.random.default_rng(0).normal(size=(2, 64)).astype(np.float32)
+    assert len(near_duplicates(nearest_others(np.stack([one, one + 1e-2])), 0.99).first) == 1
+    assert len(near_duplicates(nearest_others(np.stack([one, other])), 0.99).first) == 0
+
+
 def test_pairs_and_outliers() -> None:
     rng = np.random.default_rng(1)
     features = rng.normal(size=(60, 16)).astype(np.float32)

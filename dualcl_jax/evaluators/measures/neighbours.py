@@ -1,9 +1,10 @@
 """Near duplicates and outliers among N examples, by the similarity of their features.
 
 Features of a network share a large common part, so that all their cosines are high. Here the mean over the examples is
-subtracted first, and a similarity is the cosine of what remains. An encoder that has learned little, or much that does
-not depend on details, gives a high similarity to many images that are not copies. For images, the similarity of a pair
-is therefore the smaller of that cosine and the correlation of their pixels, reduced to 16×16 (ours).
+subtracted first, unless there are only two or all are equal, and a similarity is the cosine of what remains. An encoder
+that has learned little, or much that does not depend on details, gives a high similarity to many images that are not
+copies. For images, the similarity of a pair is therefore the smaller of that cosine and the correlation of their
+pixels, reduced to 16×16 (ours).
 """
 
 from collections.abc import Callable
@@ -22,6 +23,10 @@ QUERIES = 1024
 """Rows that are compared with all others at a time."""
 NEIGHBOURS = 10
 """How many nearest neighbours an outlier is far from, and how many near duplicates a row has at most."""
+
+
+ROUNDING = 1e-6
+"""Relative differences of features up to this one are those of rounding."""
 
 
 class Neighbours(NamedTuple):
@@ -51,7 +56,7 @@ def nearest_others(features: NDArray, advance: Callable[[], None] = lambda: None
     """The nearest other rows of each row of features [N, F], N at least 2; `advance` is called after each block."""
     import jax
 
-    rows = unit(features - features.mean(axis=0, keepdims=True, dtype=np.float64).astype(np.float32))
+    rows = unit(_distinctive(features))
     count, k = len(rows), min(NEIGHBOURS, len(rows) - 1)
     find = jax.jit(nearest, static_argnums=2)
     bank = jax.device_put(rows)
@@ -65,6 +70,16 @@ def nearest_others(features: NDArray, advance: Callable[[], None] = lambda: None
         found[start : start + len(block)] = places[kept].reshape(-1, k)
         advance()
     return Neighbours(similarities, found)
+
+
+def _distinctive(features: NDArray) -> NDArray:
+    """Features [N, F] without the part that all rows share, if N tells it from that of a single row.
+
+    Nothing is subtracted from two rows, whose remainders are opposite, nor from rows that are all equal.
+    """
+    remainder = features - features.mean(axis=0, keepdims=True, dtype=np.float64).astype(np.float32)
+    equal = np.abs(remainder).max() <= ROUNDING * np.abs(features).max()
+    return features if len(features) == 2 or equal else remainder
 
 
 def near_duplicates(neighbours: Neighbours, threshold: float) -> Pairs:
