@@ -16,6 +16,9 @@ from absl import logging
 from dualcl_jax.system.command_line import Parser
 from dualcl_jax.system.errors import UserError, exits_cleanly, first_line
 
+OF_A_FOLDER = ('labels', 'path_column', 'label_column', 'test_fraction', 'max_skipped')
+"""Flags that describe a folder of images."""
+
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parses the flags. Raises UserError if one is unknown or missing, or has an invalid value."""
@@ -41,6 +44,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help='share of images that may be unusable, like config.data.max_skipped',
     )
     flags = parser.parse_args(arguments)
+    if flags.folder == '':
+        parser.error('--folder is empty: name a folder of images, or leave the flag out to prepare a TFDS set')
+    given = [name for name in OF_A_FOLDER if getattr(flags, name) != parser.get_default(name)]
+    if flags.folder is None and given:
+        parser.error(f'--{given[0]}: only for the images of --folder; add --folder, or leave the flag out')
     if not 0 <= flags.test_fraction < 1:
         parser.error(f'--test_fraction={flags.test_fraction}: must be at least 0 and below 1')
     if not 0 <= flags.max_skipped <= 1:
@@ -98,7 +106,7 @@ def prepare_folder(flags: argparse.Namespace) -> str:
 def main() -> int:
     flags = parse(sys.argv[1:])
     logging.set_verbosity(logging.FATAL)  # TFDS recommends OpenCV, which is not needed
-    made = prepare_folder(flags) if flags.folder else prepare_stock(flags.dataset, flags.data_dir)
+    made = prepare_folder(flags) if flags.folder is not None else prepare_stock(flags.dataset, flags.data_dir)
     print(f'{made}: use it with --config.data.name={flags.dataset} --config.data.data_dir={flags.data_dir}')
     return 0
 

@@ -103,6 +103,9 @@ def test_mistakes(images, tmp_path, monkeypatch, capsys):
         (('--dataset=Mine!', f'--folder={images}'), '--dataset=Mine!: must consist of lower-case letters'),
         (('--dataset=mine', f'--folder={images}/nowhere'), 'no such folder'),
         (('--folder=x',), '--dataset'),
+        (('--dataset=mine', '--folder='), '--folder is empty: name a folder of images'),
+        (('--dataset=cifar10', '--test_fraction=0.2'), '--test_fraction: only for the images of --folder'),
+        (('--dataset=cifar10', '--labels=none'), '--labels: only for the images of --folder'),
         (('--dataset=mine', f'--folder={images}', '--test_fraction=1'), '--test_fraction=1.0: must be'),
     ):
         status, out, error = run(monkeypatch, capsys, f'--data_dir={tmp_path / "out"}', *flags)
