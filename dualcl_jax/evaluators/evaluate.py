@@ -157,6 +157,8 @@ def notes(task: Task, protocols: Sequence[str]) -> list[str]:
         + (', …' if about['classes'] > len(about['names']) else '')
         for reason, about in task.left_out.items()
     ]
+    if 'clustering' in protocols and len(np.unique(task.labels('test'))) < 2:
+        found.append('left out: clustering: all labelled test examples have the same class')
     train, settings = task.labels('train'), task.settings
     most = [k for k in whole(settings.knn.k) if k > len(train)]
     if 'knn' in protocols and most:

@@ -190,9 +190,11 @@ def retrieval(task: Task) -> Results:
 
 
 def clustering(task: Task) -> Results:
-    """k-means of the test images with as many clusters as classes: NMI and ARI."""
+    """k-means of the test images with as many clusters as classes: NMI and ARI. One class has no clusters to find."""
     labels = task.labels('test')
     clusters = len(np.unique(labels))
+    if clusters < 2:
+        return
     details = {'clusters': clusters, 'starts': task.settings.clustering.starts}
     for encoder, layer in task.places:
         found = cluster(task.features('test', encoder, layer), clusters, starts=details['starts'], seed=task.seed)

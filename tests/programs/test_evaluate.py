@@ -268,6 +268,12 @@ def test_data_that_are_refused(run, workdir: Path, tmp_path: Path, name: str) ->
     assert not list((workdir / 'evaluation').glob('on_npz*/few_shot.json'))
 
 
+def test_one_class_has_no_clusters(run, workdir: Path, tmp_path: Path) -> None:
+    done = run(workdir, 'clustering,knn', npz(tmp_path / 'other.npz', test_labels=np.zeros(64, int)))
+    assert 'note: left out: clustering: all labelled test examples have the same class' in done.out
+    assert {record['protocol'] for record in printed_records(done)} == {'knn'}
+
+
 def test_a_long_tail_is_evaluated_for_what_can_be(run, workdir: Path, tmp_path: Path) -> None:
     """Classes of one image, classes of test images alone and a bank smaller than k are named, also in the records."""
     rng = np.random.default_rng(0)
