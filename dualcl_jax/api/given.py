@@ -138,7 +138,7 @@ def _images(data: Any, workdir: str) -> Given:
         arrays = {'train_images': data[0], 'train_labels': data[1]}
     else:
         arrays = {'train_images': data}
-    named = {name: _array(name, array) for name, array in arrays.items()}
+    named: dict[str, Any] = {name: _array(name, array) for name, array in arrays.items()}
     if any(array.dtype.kind in 'OU' for array in named.values()):
         raise UserError(
             f'data: {type(data).__name__}; give a path, an array of images, (images, labels) or a mapping of arrays; '
