@@ -150,6 +150,10 @@ def notes(task: Task, protocols: Sequence[str]) -> list[str]:
     found = [f'left out: pairs without a score, {", ".join(unscored)}'] if unscored else []
     if task.benchmarks and task.source.baselines.left_out:
         found.append(f'left out: {task.source.baselines.left_out}')
+    if 'structure' in protocols:
+        labels = task.labels('test' if 'test' in task.rows else 'train')
+        if len(np.unique(labels)) == 1 and labels[0] >= 0:
+            found.append('left out: purity and class distances: all labelled examples have the same class')
     if not any(known[name].needs_labels for name in protocols):
         return found
     found += [

@@ -249,13 +249,13 @@ def structure(task: Task) -> Results:
             spread = embedding.std_per_dimension(features)
             details = {'least': float(np.min(spread)), 'most': float(np.max(spread)), 'by_dimension': spread.tolist()}
             yield result('std_per_dimension', float(spread.mean()), details=details)
-            if len(classes):
+            if len(classes) > 1:
                 shares = embedding.purity(features, labels, settings.k)
                 yield result('purity', float(shares.mean()), interval=normal(shares), k=settings.k)
-            if len(classes) > 1 and np.max(counts) > 1:
-                within, between = embedding.class_distances(features, labels)
-                yield result('intra_class_distance', within)
-                yield result('inter_class_distance', between)
+                if np.max(counts) > 1:
+                    within, between = embedding.class_distances(features, labels)
+                    yield result('intra_class_distance', within)
+                    yield result('inter_class_distance', between)
 
 
 class Protocol(NamedTuple):

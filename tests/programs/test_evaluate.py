@@ -269,9 +269,12 @@ def test_data_that_are_refused(run, workdir: Path, tmp_path: Path, name: str) ->
 
 
 def test_one_class_has_no_clusters(run, workdir: Path, tmp_path: Path) -> None:
-    done = run(workdir, 'clustering,knn', npz(tmp_path / 'other.npz', test_labels=np.zeros(64, int)))
+    done = run(workdir, 'clustering,structure', npz(tmp_path / 'other.npz', test_labels=np.zeros(64, int)))
     assert 'note: left out: clustering: all labelled test examples have the same class' in done.out
-    assert {record['protocol'] for record in printed_records(done)} == {'knn'}
+    assert 'note: left out: purity and class distances: all labelled examples have the same class' in done.out
+    found = printed_records(done)
+    assert {record['protocol'] for record in found} == {'structure'}
+    assert 'purity' not in {record['metric'] for record in found}
 
 
 def test_a_long_tail_is_evaluated_for_what_can_be(run, workdir: Path, tmp_path: Path) -> None:
