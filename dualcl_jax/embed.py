@@ -68,7 +68,7 @@ def main() -> int:
     check(request)
     start(None, None, None, several=False)
     import_own(flags.own)
-    print_json(embed_to(request, flags.output, keep=False)[1], always=flags.json)
+    print_json(embed_to(request, flags.output, return_features=False)[1], always=flags.json)
     return 0
 
 

@@ -92,7 +92,7 @@ def embed(
     request = Request(run, file, images, layer, str(step), momentum, labels)
     check(request)
     prepare_jax()
-    found = embed_to(request, None if output is None else os.fspath(output), keep=True)[0]
+    found = embed_to(request, None if output is None else os.fspath(output), return_features=True)[0]
     assert found is not None
     return found
 
@@ -111,13 +111,15 @@ def check(request: Request) -> None:
         raise UserError(f'--outliers={request.outliers:g}: must be a score of at least 0')
 
 
-def embed_to(request: Request, output: str | None, *, keep: bool) -> 'tuple[Embedding | None, dict[str, Any]]':
+def embed_to(
+    request: Request, output: str | None, *, return_features: bool
+) -> 'tuple[Embedding | None, dict[str, Any]]':
     """Embeds, writes the file, and looks for near duplicates and outliers.
 
     Args:
       request: what to embed.
       output: the file to write; None to write none, for a request that looks for nothing.
-      keep: whether to return the features.
+      return_features: whether to return the features.
 
     Returns:
       The features, or None; and a dict of 'output', 'examples', 'features', 'near_duplicates' and 'outliers' if
@@ -141,8 +143,8 @@ def embed_to(request: Request, output: str | None, *, keep: bool) -> 'tuple[Embe
         check_output(output)
     source, name, layer = _encoder(request)
     examples = _examples(request, source)
-    count, looks = len(examples.names), request.near_duplicates is not None or request.outliers is not None
-    if looks and count < 2:
+    count, searches = len(examples.names), request.near_duplicates is not None or request.outliers is not None
+    if searches and count < 2:
         raise UserError('--near_duplicates and --outliers need at least two examples')
     path = folder = None
     if output is not None:
@@ -151,7 +153,7 @@ def embed_to(request: Request, output: str | None, *, keep: bool) -> 'tuple[Embe
         folder = path.with_name(f'{path.name}.parts')
     parts = parts_of(source, name, layer, examples, folder)
     first = next(parts)
-    features = np.empty((count, first.shape[1]), np.float32) if keep or looks else None
+    features = np.empty((count, first.shape[1]), np.float32) if return_features or searches else None
     parts = itertools.chain([first], parts)
     if features is not None:
         parts = gathered(parts, features)
@@ -164,7 +166,7 @@ def embed_to(request: Request, output: str | None, *, keep: bool) -> 'tuple[Embe
             WRITERS[path.suffix.lower()](partial, examples.names, labels, class_names, parts, about)
     print(f'{output or "in memory"}: {layer} features [{count:,}, {first.shape[1]:,}] of the {name} encoder')
     found = {'output': output, 'examples': count, 'features': first.shape[1]}
-    if looks:
+    if searches:
         assert path is not None
         assert features is not None
         found |= _look(request, path, examples, features)

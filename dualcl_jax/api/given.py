@@ -69,20 +69,23 @@ def stored(given: Given, workdir: str) -> Iterator[None]:
     Raises:
       UserError: the file cannot be written.
     """
-    from dualcl_jax.workdir.folder import open_workdir, stored_config
+    from dualcl_jax.workdir.folder import existing_or_new, open_workdir, stored_config
 
     path = given.fields.get('data.path', '')
-    writes = given.write is not None and not (open_workdir(workdir) / os.path.basename(path)).exists()
+    writes = given.write is not None and not os.path.exists(path)
     if writes:
         assert given.write is not None
+        open_workdir(workdir)
         _write(path, given.write)
     try:
         yield
     finally:
         if writes:
-            config = stored_config(open_workdir(workdir))
-            if config is None or config.data.path != path:
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(
+                OSError, UserError
+            ):  # of a folder that is away; the error that ended the run counts
+                config = stored_config(existing_or_new(workdir))
+                if config is None or config.data.path != path:
                     os.unlink(path)
 
 

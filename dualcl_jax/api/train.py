@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from dualcl_jax.api import given
 from dualcl_jax.api.session import prepare_jax
 from dualcl_jax.system.command_line import import_own, own_module
-from dualcl_jax.system.config import flatten, load_config, override
+from dualcl_jax.system.config import add_absent_fields, flatten, load_config, override
 from dualcl_jax.system.errors import RestartError, UserError
 
 LIMITS = tuple(f'parallel.{phase}_s' for phase in ('start', 'compile', 'input', 'step', 'save', 'evaluate'))
@@ -55,8 +55,8 @@ def train(
       RestartError: the run was interrupted; the same call resumes it.
     """
     workdir = os.fspath(workdir)
-    own = copy.deepcopy(config) if isinstance(config, ConfigDict) else load_config(os.fspath(config))
-    chosen = ConfigDict(own)
+    chosen = ConfigDict(copy.deepcopy(config) if isinstance(config, ConfigDict) else load_config(os.fspath(config)))
+    add_absent_fields(chosen)
     override(chosen, assignments(chosen, {**dict.fromkeys(LIMITS, 0), **overrides}))
     if init_from:
         chosen.init_from = os.fspath(init_from)

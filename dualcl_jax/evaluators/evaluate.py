@@ -210,7 +210,7 @@ def check_trained_on(source: EncoderSource, train: Source) -> None:
     """Raises UserError if a training split is not the one that an encoder was trained on."""
     if train.fingerprint != source.data_fingerprint:
         raise UserError(
-            f'{train.name}: not the images that {source.name} was trained on; restore them,\n'
+            f'{train.name}: not the data that {source.name} was trained on; restore them,\n'
             f'or choose this set explicitly: --config.data.name={source.config.data.name}'
         )
 

@@ -16,8 +16,9 @@ from dualcl_jax.system.errors import UserError
 NPY_TIME = (1980, 1, 1, 0, 0, 0)
 """The fixed time of the entries of an `.npz` file, so that the same features give the same bytes."""
 
-MOST_NAME_BYTES = 2 * 2**30
-"""The most memory for the names in an `.npz` file, which all take as much as the longest one."""
+MOST_NAME_BYTES, MOST_PADDING = 2 * 2**30, 8
+"""Names of an `.npz` file, which all take as much as the longest one, may take this much memory, or this many times as
+much as without padding."""
 
 Parts = Iterable[np.ndarray]
 
@@ -111,9 +112,10 @@ def check_format(output: str) -> str:
 
 def check_names(output: str, names: Sequence[str]) -> None:
     """Raises UserError if names, such as long texts, do not fit in an output file of this format."""
-    longest = max(map(len, names))
-    needed = np.dtype((np.str_, longest)).itemsize * len(names)
-    if check_format(output) == '.npz' and needed > MOST_NAME_BYTES:
+    lengths = [len(name) for name in names]
+    longest = max(lengths)
+    needed, bare = (np.dtype((np.str_, 1)).itemsize * count for count in (longest * len(names), sum(lengths)))
+    if check_format(output) == '.npz' and needed > max(MOST_NAME_BYTES, MOST_PADDING * bare):
         raise UserError(
             f'--output={output}: the names would take {needed:,} bytes, since the longest one has {longest:,} '
             'characters; name it .parquet or .csv'

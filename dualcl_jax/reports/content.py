@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dualcl_jax.data.describe import units
 from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.text.source import KIND as TEXT
-from dualcl_jax.evaluators.measures.knn import knn_predict, nearest, others
+from dualcl_jax.evaluators.measures.knn import knn_predict, nearest, without_query
 from dualcl_jax.method.describe import describe_method
 from dualcl_jax.method.negatives.selectors import build_selector
 from dualcl_jax.reports.hardness import PARTS, Anchor, hardest_negatives, image_losses, negatives_of, softmax_shares
@@ -224,7 +224,7 @@ def _map(
     low, span = samples.points.min(axis=0), np.ptp(samples.points, axis=0).max()
     points = (samples.points - low) / max(float(span), 1e-12)
     near = np.asarray(nearest(samples.features, samples.features, MAP_NEIGHBOURS + 1)[1])
-    near = near[others(near, np.arange(len(near)))].reshape(len(near), -1)
+    near = near[without_query(near, np.arange(len(near)))].reshape(len(near), -1)
     examples = shown.show(samples.source, samples.shown)
     return {
         'ids': samples.shown.tolist(),

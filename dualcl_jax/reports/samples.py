@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from dualcl_jax.data import Source, Splits
 from dualcl_jax.data.describe import units
 from dualcl_jax.evaluators.embed import Embedder
-from dualcl_jax.evaluators.measures.knn import nearest, others
+from dualcl_jax.evaluators.measures.knn import nearest, without_query
 from dualcl_jax.evaluators.measures.unit import unit
 
 MAP_IMAGES = 1000
@@ -74,7 +74,7 @@ def take_samples(embed: Embedder, variables: Any, splits: Splits, *, writes: boo
     similarities, places = map(np.asarray, nearest(features[queries], bank, NEIGHBOURS + of_training))
     found = banked[places]
     if of_training:  # the bank may have the query itself
-        kept = others(found, shown[queries])
+        kept = without_query(found, shown[queries])
         similarities, found = (values[kept].reshape(len(queries), -1) for values in (similarities, found))
     return Samples(
         source=source,

@@ -19,7 +19,7 @@ AWAY = (
     errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET,
 )  # fmt: skip
 """Error numbers of storage that is unavailable, or failed temporarily."""
-SCARCE = (errno.EINTR, errno.EAGAIN, errno.EBUSY, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+EXHAUSTED = (errno.EINTR, errno.EAGAIN, errno.EBUSY, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 """Error numbers of a machine that lacks memory, open files or the like at the moment."""
 STORAGE = (
     *FULL, *AWAY, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR,
@@ -80,7 +80,7 @@ def is_temporary(error: BaseException | None) -> bool:
     """Whether a read failed for a reason other than what was read: storage, or the memory or limits of this machine."""
     return is_away(error) or any(
         isinstance(cause, MemoryError)
-        or _os_error(cause) in (*AWAY, *SCARCE)
+        or _os_error(cause) in (*AWAY, *EXHAUSTED)
         or str(cause).partition(':')[0] in TEMPORARY
         for cause in _causes(error)
     )

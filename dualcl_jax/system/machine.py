@@ -1,13 +1,13 @@
 """The processor of this machine, and the cores of it that a process may use."""
 
+import contextlib
 import math
 import os
 import platform
-import socket
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from dualcl_jax.system.processes.agreement import from_all
+from dualcl_jax.system.processes.agreement import from_all, machine_id
 
 CGROUPS, MEMBERSHIPS = Path('/sys/fs/cgroup'), Path('/proc/self/cgroup')
 """Where Linux shows control groups, whose quotas limit containers and pods, and the groups of this process."""
@@ -40,7 +40,7 @@ def share_of_cores() -> int:
 
     Processes with the same cores share them evenly. Every process must call it, once.
     """
-    mine = f'{socket.gethostname()} {sum(1 << core for core in _affinity()):x}'
+    mine = f'{machine_id()} {sum(1 << core for core in _affinity()):x}'
     return max(1, available_cores() // from_all('cores', mine).count(mine))
 
 
@@ -54,14 +54,16 @@ def _quotas() -> Iterator[float]:
 
     A container may see its own group as the root, so the root is always among them.
     """
-    memberships = MEMBERSHIPS.read_text().splitlines() if MEMBERSHIPS.exists() else []
+    memberships: list[str] = []
+    with contextlib.suppress(OSError):
+        memberships = MEMBERSHIPS.read_text().splitlines()
     for _, controllers, path in (line.split(':', 2) for line in memberships):
         if controllers and 'cpu' not in controllers.split(','):
             continue
         for group in (PurePosixPath(path), *PurePosixPath(path).parents):
             folder = CGROUPS / ('cpu' if controllers else '') / group.relative_to('/')
             files = ('cpu.cfs_quota_us', 'cpu.cfs_period_us') if controllers else ('cpu.max',)
-            if all((folder / file).exists() for file in files):
+            with contextlib.suppress(OSError, ValueError):  # no such file, or a group that is gone or hidden
                 quota, period = ' '.join((folder / file).read_text() for file in files).split()
                 if quota not in ('max', '-1'):
                     yield int(quota) / int(period)

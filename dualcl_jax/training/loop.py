@@ -64,7 +64,7 @@ def train(
         StopSignal(several_processes=jax.process_count() > 1, ends_process=ends_process) as stop,
         Heartbeat(config) as heartbeat,
     ):
-        run, state = open_run(config, workdir, extend=extend, planned=heartbeat.restore)
+        run, state = open_run(config, workdir, extend=extend, enter=heartbeat.prepare)
         plan, finished = run.plan, read_summary(run.plan.folder)
         if finished and plan.start_step == plan.total_steps == finished['step']:  # else it is of a run before --extend
             console.note(summary.closing(finished, plan.folder))

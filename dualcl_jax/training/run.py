@@ -17,6 +17,7 @@ from dualcl_jax.method.state import TrainState, state_specs
 from dualcl_jax.system.config import accepted_sha256, method_sha256
 from dualcl_jax.system.devices import MAPPERS, Mapper, place
 from dualcl_jax.system.files import write_bytes
+from dualcl_jax.system.processes.heartbeat import CREATE, RESTORE
 from dualcl_jax.training.plan import Plan, make_plan
 from dualcl_jax.training.saves import SaveSchedule
 from dualcl_jax.workdir.checkpoint import Checkpoint, Checkpoints
@@ -101,7 +102,7 @@ class Run:
 
 
 def open_run(
-    config: ConfigDict, workdir: str, *, extend: bool = False, planned: Callable[[], None] = lambda: None
+    config: ConfigDict, workdir: str, *, extend: bool = False, enter: Callable[[str], object] = lambda phase: None
 ) -> tuple[Run, TrainState]:
     """Checks everything that can be checked before compiling, and returns the run and its global state.
 
@@ -112,14 +113,14 @@ def open_run(
       config: validated (`dualcl_jax.method.validation`); it is not changed.
       workdir: local or remote folder.
       extend: whether the run in the workdir may become longer.
-      planned: called when the plan is made, before the state is restored or created.
+      enter: called with each phase that follows the plan: `RESTORE`, and `CREATE` for a new state.
 
     Raises:
       UserError: a mistake in the config, the data or the folder.
     """
     began = time.monotonic()
     plan = make_plan(config, workdir, writes=True, extend=extend)
-    planned()
+    enter(RESTORE)
     writes = jax.process_index() == 0
     if writes:
         lock(plan.folder)
@@ -135,6 +136,7 @@ def open_run(
     shapes = jax.eval_shape(plan.create)
     checkpoint = checkpoints.newest(shapes, plan.mesh, accepted, specs)
     if checkpoint is None:
+        enter(CREATE)
         plan, past, state = dataclasses.replace(plan, resumed_from=None), Past(), _new_state(plan)
     else:
         plan, past, state = dataclasses.replace(plan, resumed_from=checkpoint.step), _past(checkpoint), checkpoint.state

@@ -204,7 +204,7 @@ def check_same_images(workdir: epath.Path, config: ConfigDict, trained_on: str, 
     """
     if trained_on != fingerprint:
         raise UserError(
-            f'{location(config)}: not the images that {workdir} was trained on\n'
+            f'{location(config)}: not the data that {workdir} was trained on\n'
             'restore the data, or start in a new --workdir'
         )
 

@@ -57,7 +57,7 @@ def test_a_refused_call_keeps_the_data(
     before = sorted((tmp_path / 'run').glob('data-*'))
     content = before[0].read_bytes()
     other = {name: array[::-1] for name, array in arrays.items()}
-    for data, changed, message in ((other, {'batch_size': -5}, 'batch_size=-5'), (other, {}, 'not the images')):
+    for data, changed, message in ((other, {'batch_size': -5}, 'batch_size=-5'), (other, {}, 'not the data')):
         with pytest.raises(UserError, match=message):
             dualcl_jax.train(data, workdir='run', **own | changed)
         assert sorted((tmp_path / 'run').glob('data-*')) == before
@@ -69,6 +69,14 @@ def test_a_refused_call_keeps_the_data(
     assert dualcl_jax.evaluate('moved', protocols='knn')
     with pytest.raises(UserError, match='batch_size=-5'):
         dualcl_jax.train(other, workdir='new', batch_size=-5, model__name='tiny')
+
+
+def test_a_config_of_an_earlier_version(config: str, tmp_path: Path) -> None:
+    old = load_config(config)
+    with old.unlocked():
+        del old.parallel.start_s
+    with pytest.raises(UserError, match='batch_size=-5'):
+        dualcl_jax.train(config=old, workdir=tmp_path, batch_size=-5)
 
 
 def test_errors_are_those_of_the_command(in_process, config: str, tmp_path: Path) -> None:

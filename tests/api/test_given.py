@@ -45,12 +45,12 @@ def test_sentences_are_stored(tmp_path: Path) -> None:
     assert [json.loads(line)['text'] for line in lines] == sentences
 
 
-def test_a_sentence_with_half_a_surrogate_pair_is_left_out(tmp_path: Path) -> None:
-    found = given.fields(['whole \U0001f600 emoji', 'broken \ud83d emoji'], str(tmp_path), of_text=True)
-    account = files.Account()
-    rows = list(files.read_rows(epath.Path(found['data.path']), files.Columns(('text',), ''), account))
+def test_a_sentence_with_an_unpaired_surrogate_is_left_out(tmp_path: Path) -> None:
+    found = given.describe(['whole \U0001f600 emoji', 'broken \ud83d emoji'], str(tmp_path), of_text=True)
+    path, account = epath.Path(stored(found, tmp_path)), files.Account()
+    rows = list(files.read_rows(path, files.Columns(('text',), ''), account))
     assert rows == [(('whole \U0001f600 emoji',), None)]
-    assert account.left_out == {'rows: not UTF-8': {'count': 1, 'names': ['data.jsonl:2']}}
+    assert account.left_out == {'rows: not UTF-8': {'count': 1, 'names': [f'{path.name}:2']}}
 
 
 def test_paths(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """tests/support/quick_config.py with injected faults: a model with NaN for one-coloured images, a hang, a full disk.
 
 DUALCL_HANG=PROCESS:STEP in the environment: that process stops reading data at that step and waits forever.
-DUALCL_HANG_IN=start|restore: the data are never read, or the state is never restored.
+DUALCL_HANG_IN=start|restore|create: the data are never read, or the state is never restored or created.
 DUALCL_HANG_STEP=STEP: that step of the devices waits forever, in every process.
 DUALCL_UNREADABLE=PROCESS:STEP:NUMBER: that process cannot read the checkpoint of that step: an error of this number, or
 damage if it is 0.
@@ -55,7 +55,7 @@ if 'DUALCL_HANG' in os.environ:
 
 
 def _hang_in(phase: str) -> None:
-    from dualcl_jax.training import plan
+    from dualcl_jax.training import plan, run
     from dualcl_jax.workdir.checkpoint import Checkpoints
 
     def hang(*arguments, **options):  # type: ignore[no-untyped-def]
@@ -63,8 +63,10 @@ def _hang_in(phase: str) -> None:
 
     if phase == 'start':
         plan.load = hang
-    else:
+    elif phase == 'restore':
         Checkpoints.newest = hang  # type: ignore[method-assign]
+    else:
+        run._new_state = hang
 
 
 if 'DUALCL_HANG_IN' in os.environ:

@@ -265,7 +265,7 @@ def hung_alone(trainer: Trainer, workdir: Path) -> Finished:
 
 
 def hung_before_training(trainer: Trainer, workdir: Path, phase: str, limit: str) -> None:
-    """A single process hangs before its first step, while it examines its data or restores its state."""
+    """A single process hangs before its first step, while it examines its data or restores or creates its state."""
     os.environ['DUALCL_HANG_IN'] = phase
     try:
         process = trainer.start(workdir, *LONG, f'parallel.{limit}=2', config=CONFIG)

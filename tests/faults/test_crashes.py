@@ -100,7 +100,7 @@ def test_a_single_process_that_hangs(trainer: Trainer, tmp_path: Path) -> None:
     injected.hung_alone(trainer, tmp_path / 'run')
 
 
-@pytest.mark.parametrize(('phase', 'limit'), [('start', 'start_s'), ('restore', 'save_s')])
+@pytest.mark.parametrize(('phase', 'limit'), [('start', 'start_s'), ('restore', 'save_s'), ('create', 'compile_s')])
 def test_a_process_that_hangs_before_training(trainer: Trainer, tmp_path: Path, phase: str, limit: str) -> None:
     injected.hung_before_training(trainer, tmp_path / 'run', phase, limit)
 

@@ -238,7 +238,7 @@ def test_other_data_than_those_of_the_run(workdir: Path, in_process, tmp_path: P
     (copy / 'config.json').write_text(json.dumps(config))
     done = in_process(embed.main, f'--workdir={copy}', f'--output={tmp_path}/f.npz')
     assert done.status == 2
-    assert f'not the images that --workdir={copy} was trained on' in done.err
+    assert f'not the data that --workdir={copy} was trained on' in done.err
     assert not (tmp_path / 'f.npz').exists()
 
 

@@ -326,7 +326,7 @@ def test_changed_data_and_a_truncated_checkpoint(run, workdir: Path, tmp_path: P
     config = json.loads((workdir / 'config.json').read_text())
     config['data']['path'] = str(write_npz(tmp_path / 'changed.npz', seed=1))
     (workdir / 'config.json').write_text(json.dumps(config))
-    refused(run(workdir, 'knn'), 'not the images that', '--config.data.name=npz')
+    refused(run(workdir, 'knn'), 'not the data that', '--config.data.name=npz')
     assert len(printed_records(run(workdir, 'clustering', '--config.data.name=npz'))) == 4
     for path in (workdir / 'checkpoints' / '00000004' / 'state').rglob('*'):
         if path.is_file():

@@ -66,7 +66,7 @@ def test_other_data_are_refused(workdir, tmp_path, monkeypatch, capsys):
     config = (run / 'config.json').read_text()
     stored = next(line for line in config.splitlines() if '"path"' in line)
     (run / 'config.json').write_text(config.replace(stored, f'    "path": "{data}",'))
-    assert 'not the images that' in refused(monkeypatch, capsys, f'--workdir={run}')
+    assert 'not the data that' in refused(monkeypatch, capsys, f'--workdir={run}')
     data.unlink()
     assert f'data.path={data}' in refused(monkeypatch, capsys, f'--workdir={run}')
     assert not (run / 'report.html').exists()

@@ -66,7 +66,7 @@ def test_compiled_programs_are_kept(flags, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(
-    ('processes', 'backend', 'chosen', 'kept'),
+    ('machines', 'backend', 'chosen', 'kept'),
     [
         (1, 'gpu', False, True),
         (2, 'gpu', False, False),
@@ -75,15 +75,15 @@ def test_compiled_programs_are_kept(flags, monkeypatch: pytest.MonkeyPatch) -> N
         (2, 'tpu', False, True),
     ],
 )
-def test_compiled_programs_of_several_processes(
-    monkeypatch: pytest.MonkeyPatch, processes: int, backend: str, chosen: bool, kept: bool
+def test_compiled_programs_of_several_machines(
+    monkeypatch: pytest.MonkeyPatch, machines: int, backend: str, chosen: bool, kept: bool
 ) -> None:
     """On GPUs the processes would wait for each other if only process 0, which writes the cache, found a program."""
     monkeypatch.setattr(jax, 'default_backend', lambda: backend)
     before = jax.config.jax_compilation_cache_dir
     assert before
     try:
-        start._check_compilation_cache(processes, chosen=chosen)
+        start._check_compilation_cache(machines, chosen=chosen)
         assert jax.config.jax_compilation_cache_dir == (before if kept else None)
     finally:
         jax.config.update('jax_compilation_cache_dir', before)

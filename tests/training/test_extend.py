@@ -117,10 +117,10 @@ def test_other_data_with_the_mean_of_the_run(trainer: Trainer, tmp_path: Path) -
     other = write_npz(tmp_path / 'other.npz', seed=1)
     for flags in ((), ('--dry_run',)):
         done = trainer.run(tmp_path / 'run', *fields, f'data.path={other}', *flags, status=2)
-        assert f'data.path={other}: not the images that {tmp_path}/run was trained on' in done.err
+        assert f'data.path={other}: not the data that {tmp_path}/run was trained on' in done.err
     (tmp_path / 'run/data_report.json').unlink()
     done = trainer.run(tmp_path / 'run', *fields, f'data.path={other}', status=2)
-    assert f'data.path={other}: not the images that {tmp_path}/run was trained on' in done.err
+    assert f'data.path={other}: not the data that {tmp_path}/run was trained on' in done.err
 
 
 def test_fingerprints_do_not_depend_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,7 +178,7 @@ def test_changed_data_are_refused(trainer: Trainer, halfway: Path, tmp_path: Pat
     refused = trainer.run(halfway, *SHORT, f'data.path={data}', status=2)
     named = {
         'pixels': f'--workdir={halfway}: holds a run with a different data.mean (',
-        'order': f'data.path={data}: not the images',
+        'order': f'data.path={data}: not the data',
     }
     assert refused.err.startswith('error: ' + named[change])
     assert 'new --workdir' in refused.err.splitlines()[1]

@@ -43,7 +43,7 @@ def nearest(queries: ArrayLike, bank: ArrayLike, k: int) -> tuple[jax.Array, jax
     return lax.top_k(similarities, min(k, similarities.shape[1]))
 
 
-def others(found: NDArray, own: NDArray) -> NDArray[np.bool_]:
+def without_query(found: NDArray, own: NDArray) -> NDArray[np.bool_]:
     """Marks the k neighbours of each query among the k + 1 nearest rows of a bank that may have the query itself.
 
     The query's own row is not one of them. Where it is not found, because the bank does not have it or more than k
@@ -54,7 +54,7 @@ def others(found: NDArray, own: NDArray) -> NDArray[np.bool_]:
       own: [Q], the row of each query.
 
     Example:
-      >>> others(np.array([[4, 0, 7], [5, 3, 2]]), np.array([0, 1])).tolist()
+      >>> without_query(np.array([[4, 0, 7], [5, 3, 2]]), np.array([0, 1])).tolist()
       [[True, False, True], [True, True, False]]
     """
     kept = found != own[:, None]

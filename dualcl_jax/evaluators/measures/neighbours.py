@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualcl_jax.data.images.source import is_photographic
-from dualcl_jax.evaluators.measures.knn import nearest, others
+from dualcl_jax.evaluators.measures.knn import nearest, without_query
 from dualcl_jax.evaluators.measures.unit import unit
 
 REDUCED = 16
@@ -56,7 +56,7 @@ def nearest_others(features: NDArray, advance: Callable[[], None] = lambda: None
     """The nearest other rows of each row of features [N, F], N at least 2; `advance` is called after each block."""
     import jax
 
-    rows = unit(_distinctive(features))
+    rows = unit(_centred(features))
     count, k = len(rows), min(NEIGHBOURS, len(rows) - 1)
     find = jax.jit(nearest, static_argnums=2)
     bank = jax.device_put(rows)
@@ -65,14 +65,14 @@ def nearest_others(features: NDArray, advance: Callable[[], None] = lambda: None
         block = rows[start : start + QUERIES]
         padded = np.pad(block, ((0, min(QUERIES, count) - len(block)), (0, 0)))
         values, places = (np.asarray(part)[: len(block)] for part in find(padded, bank, k + 1))
-        kept = others(places, np.arange(start, start + len(block)))
+        kept = without_query(places, np.arange(start, start + len(block)))
         similarities[start : start + len(block)] = values[kept].reshape(-1, k)
         found[start : start + len(block)] = places[kept].reshape(-1, k)
         advance()
     return Neighbours(similarities, found)
 
 
-def _distinctive(features: NDArray) -> NDArray:
+def _centred(features: NDArray) -> NDArray:
     """Features [N, F] without the part that all rows share, if N tells it from that of a single row.
 
     Nothing is subtracted from two rows, whose remainders are opposite, nor from rows that are all equal.

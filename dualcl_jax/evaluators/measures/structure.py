@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from dualcl_jax.evaluators.measures.knn import nearest, others
+from dualcl_jax.evaluators.measures.knn import nearest, without_query
 from dualcl_jax.evaluators.measures.unit import unit
 
 BLOCK_ROWS = 512
@@ -82,7 +82,7 @@ def purity(features: NDArray, labels: NDArray, k: int) -> NDArray[np.float64]:
         rows = np.arange(start, min(start + BLOCK_ROWS, len(features)))
         padded = np.pad(features[rows], ((0, min(BLOCK_ROWS, len(features)) - len(rows)), (0, 0)))
         found = np.asarray(_nearest(padded, features, k + 1))[: len(rows)]
-        same = (labels[found] == labels[rows, None]) & others(found, rows)
+        same = (labels[found] == labels[rows, None]) & without_query(found, rows)
         shares.append(same.sum(axis=1) / k)
     return np.concatenate(shares)
 

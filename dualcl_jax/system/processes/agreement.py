@@ -6,6 +6,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -14,6 +15,8 @@ from dualcl_jax.system.errors import RestartError, UserError
 from dualcl_jax.system.files import write_bytes
 from dualcl_jax.system.private_jax import distributed_state
 
+BOOT = Path('/proc/sys/kernel/random/boot_id')
+"""Where Linux shows a random id of the boot of its kernel."""
 _ONE_WEEK_S = 7 * 24 * 3600.0
 _ANSWER_S = 10.0
 _MADE = '.from_process_0'
@@ -148,6 +151,13 @@ def from_all(name: str, text: str) -> list[str]:
     said = [text, *(_read(client, f'{name}/{other}', _ONE_WEEK_S, by=other) for other in range(1, count))]
     client.key_value_set(f'dualcl/{name}/all', json.dumps(said))
     return said
+
+
+def machine_id() -> str:
+    """The name of this machine and the boot of its kernel: machines may share a name, and containers a kernel."""
+    with contextlib.suppress(OSError):
+        return f'{socket.gethostname()} {BOOT.read_text().strip()}'
+    return socket.gethostname()
 
 
 class _MissingError(RuntimeError):

@@ -24,11 +24,12 @@ from dualcl_jax.system.processes import start
 from dualcl_jax.system.processes.supervisor import PERIOD, Supervised
 
 REMEDY = 'run the same command in all processes again: they resume from the last checkpoint'
-START, RESTORE = 'start', 'restore'
+START, RESTORE, CREATE = 'start', 'restore', 'create'
 """Phases before the first step: examining the data, and restoring or creating the state."""
 PHASES = {
     START: 'start_s',
     RESTORE: 'save_s',
+    CREATE: 'compile_s',
     'compile': 'compile_s',
     'input': 'input_s',
     'step': 'step_s',
@@ -106,9 +107,9 @@ class Heartbeat:
         if phase != 'input':
             self._started = step
 
-    def restore(self) -> None:
-        """Reports the phase `RESTORE`. It is no progress: other processes may still examine their data."""
-        self._doing = _Doing(RESTORE)
+    def prepare(self, phase: str) -> None:
+        """Reports `RESTORE` or `CREATE`. These are no progress: other processes may still examine their data."""
+        self._doing = _Doing(phase)
 
     def _send(self, message: dict) -> None:
         if self._socket is not None:

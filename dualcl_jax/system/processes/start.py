@@ -20,6 +20,7 @@ from dualcl_jax.system.errors import EXIT_RESTART, STORAGE, RestartError, UserEr
 from dualcl_jax.system.files import cache_folder, can_create
 from dualcl_jax.system.private_jax import coordination_service
 from dualcl_jax.system.processes import places, roll_call, supervisor
+from dualcl_jax.system.processes.agreement import from_all, machine_id
 from dualcl_jax.system.versions import PACKAGES
 
 CPU_FLAGS = (
@@ -107,7 +108,7 @@ def start(
     _shared['token'] = roll_call.roll_call(place, versions | dict(facts or {}), timeout_s)
     _join(place, timeout_s)
     _start_devices()
-    _check_compilation_cache(place.processes, chosen=chosen)
+    _check_compilation_cache(len(set(from_all('machines', machine_id()))), chosen=chosen)
 
 
 _shared = {'token': ''}
@@ -227,26 +228,26 @@ def _use_compilation_cache(name: str) -> None:
     warnings.filterwarnings('ignore', message='Error writing persistent compilation cache entry')
 
 
-def may_cache_programs(processes: int, backend: str, *, chosen: bool) -> bool:
+def may_cache_programs(machines: int, backend: str, *, chosen: bool) -> bool:
     """Whether JAX may keep compiled programs for the next start.
 
-    In several processes on GPUs it may only if the user chose a folder, which all hosts must share. JAX writes the
-    cache in process 0 alone. With a cache per host, process 0 would find a program at the next start that the others
-    compile, and they would wait forever for its share of the measurements by which XLA chooses kernels.
+    On GPUs of several machines it may only if the user chose a folder, which they must share. JAX writes the cache in
+    process 0 alone. With a cache per machine, process 0 would find a program at the next start that the others compile,
+    and they would wait forever for its share of the measurements by which XLA chooses kernels.
 
     Args:
-      processes: the number of processes.
+      machines: the number of machines of the run.
       backend: 'cpu', 'gpu' or 'tpu'.
       chosen: whether the user chose the folder.
     """
-    return processes == 1 or backend != 'gpu' or chosen
+    return machines == 1 or backend != 'gpu' or chosen
 
 
-def _check_compilation_cache(processes: int, *, chosen: bool) -> None:
+def _check_compilation_cache(machines: int, *, chosen: bool) -> None:
     """Turns the cache of compiled programs off unless JAX `may_cache_programs`. Call it before anything is compiled."""
     import jax
 
-    if not may_cache_programs(processes, jax.default_backend(), chosen=chosen):
+    if not may_cache_programs(machines, jax.default_backend(), chosen=chosen):
         jax.config.update('jax_compilation_cache_dir', None)
 
 
