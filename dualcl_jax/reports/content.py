@@ -16,6 +16,7 @@ from dualcl_jax.data.text.source import KIND as TEXT
 from dualcl_jax.evaluators.measures.knn import knn_predict, nearest, without_query
 from dualcl_jax.method.describe import describe_method
 from dualcl_jax.method.negatives.selectors import build_selector
+from dualcl_jax.reports.confusion import confusion
 from dualcl_jax.reports.hardness import PARTS, Anchor, hardest_negatives, image_losses, negatives_of, softmax_shares
 from dualcl_jax.reports.samples import Samples, one_per_class
 from dualcl_jax.reports.shown import PICTURES, TEXTS, Shown
@@ -32,9 +33,6 @@ SERIES_POINTS = 400
 MAP_NEIGHBOURS = 6
 ANCHORS, ANCHOR_POOL = 8, 500
 HARDEST = 10
-MATRIX_CLASSES = 30
-"""The most classes for which a confusion matrix is drawn."""
-CONFUSIONS = 8
 TIMES = ' × 100'
 """The end of the format of a number that is shown a hundred times as large."""
 RECORD = (
@@ -284,25 +282,8 @@ def _confusion(samples: Samples, predictions: NDArray | None, bank_labels: NDArr
     if predictions is None:
         return None
     known = samples.labels >= 0
-    labels, taken = samples.labels[known], predictions[known]
-    size = int(max(labels.max(), taken.max())) + 1
-    counts = np.zeros((size, size), np.int64)
-    np.add.at(counts, (labels, taken), 1)
-    wrong = counts * (1 - np.eye(size, dtype=np.int64))
-    order = np.argsort(-wrong, axis=None, kind='stable')[:CONFUSIONS]
-    present = np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1))
-    return {
-        'examples': len(labels),
-        'bank': int((bank_labels >= 0).sum()),
-        'accuracy': float((labels == taken).mean()),
-        'classes': present.tolist(),
-        'counts': counts[np.ix_(present, present)].tolist() if len(present) <= MATRIX_CLASSES else None,
-        'worst': [
-            {'label': int(label), 'taken': int(other), 'count': int(wrong[label, other])}
-            for label, other in zip(*np.unravel_index(order, wrong.shape), strict=True)
-            if wrong[label, other]
-        ],
-    }
+    bank = int((bank_labels >= 0).sum())
+    return confusion(samples.labels[known], predictions[known]) | {'bank': bank}
 
 
 def _evaluations(folder: epath.Path, missing: dict[str, str]) -> list[Content]:
