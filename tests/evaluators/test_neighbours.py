@@ -8,7 +8,14 @@ from PIL import Image
 
 from dualcl_jax.data.images import photo_patches
 from dualcl_jax.evaluators.measures import neighbours
-from dualcl_jax.evaluators.measures.neighbours import Pairs, confirmed, near_duplicates, nearest_others, outlier_scores
+from dualcl_jax.evaluators.measures.neighbours import (
+    Neighbours,
+    Pairs,
+    confirmed,
+    near_duplicates,
+    nearest_others,
+    outlier_scores,
+)
 
 
 def direct(features: np.ndarray) -> np.ndarray:
@@ -69,6 +76,20 @@ def test_pairs_and_outliers() -> None:
     cluster = (centre + 0.3 * rng.normal(size=(60, 16))).astype(np.float32)
     features = np.concatenate([cluster, -cluster, [10 * rng.normal(size=16)]]).astype(np.float32)
     assert np.argmax(outlier_scores(nearest_others(features))) == 120
+
+
+def test_outliers_among_copies() -> None:
+    """60 of 100 rows are as near to their neighbours as can be, up to rounding: the median deviation is 0."""
+    similarities = np.concatenate([np.ones(60), np.linspace(0.9, 1, 39), [-0.9]]).astype(np.float32)
+    similarities[:60:2] -= np.float32(1.2e-7)
+    rows = np.zeros((100, 1), np.int32)
+    scores = outlier_scores(Neighbours(similarities[:, None], rows))
+    assert np.argmax(scores) == 99
+    assert scores[99] > 4  # the default of `--outliers`
+    assert (scores[:99] < 4).all()
+    np.testing.assert_allclose(scores[:60], 0, atol=1e-4)
+    alike = Neighbours(np.where(np.arange(100) < 60, 1, 1 - 1.2e-7).astype(np.float32)[:, None], rows)
+    assert (outlier_scores(alike) == 0).all()
 
 
 def copy_of(image: np.ndarray, side: int, quality: int) -> np.ndarray:

@@ -26,7 +26,7 @@ NEIGHBOURS = 10
 
 
 ROUNDING = 1e-6
-"""Relative differences of features up to this one are those of rounding."""
+"""Relative differences of features, and differences of cosines, up to this one are those of rounding."""
 
 
 class Neighbours(NamedTuple):
@@ -98,12 +98,16 @@ def outlier_scores(neighbours: Neighbours) -> NDArray:
 
     The distance is 1 minus the mean similarity to the nearest neighbours. The standard deviation of a normal
     distribution is estimated as 1.4826 times the median of the absolute deviations, so that outliers do not change it.
-    All scores are 0 if all distances are equal.
+    If at least half of the distances are equal, as in a set with many copies, that median is 0, and the estimate is
+    1.2533 times the mean of the absolute deviations. All scores are 0 if all distances are equal.
     """
     distance = 1 - neighbours.similarities.mean(axis=1, dtype=np.float64)
     centre = np.median(distance)
-    deviation = 1.4826 * np.median(np.abs(distance - centre))
-    return (distance - centre) / deviation if deviation > 0 else np.zeros(len(distance))
+    away = np.abs(distance - centre)
+    if away.max() <= ROUNDING:
+        return np.zeros(len(distance))
+    middle = np.median(away)
+    return (distance - centre) / (1.4826 * middle if middle > ROUNDING else 1.2533 * away.mean())
 
 
 def confirmed(pairs: Pairs, threshold: float, images_at: Callable[[NDArray], NDArray]) -> Pairs:
