@@ -21,6 +21,7 @@ from dualcl_jax.evaluators.protocols import can_shoot, kind_of, protocols_of
 from dualcl_jax.evaluators.records import VERSION, make_record, table
 from dualcl_jax.evaluators.settings import RULES, default_settings, whole
 from dualcl_jax.evaluators.task import Task
+from dualcl_jax.method.optim import has_known_blocks
 from dualcl_jax.method.validation import RULES as CONFIG_RULES
 from dualcl_jax.method.views.images import ImageViews
 from dualcl_jax.system.config import check_fields, override
@@ -144,7 +145,7 @@ def read_benchmarks(source: EncoderSource, protocols: Sequence[str], settings: C
 
 
 def notes(task: Task, protocols: Sequence[str]) -> list[str]:
-    """What an evaluation leaves out, one line for each item."""
+    """What an evaluation leaves out, and settings without an effect, one line for each item."""
     known = protocols_of(task.source.kind)
     unscored = [f'{of.without_score:,} of {of.name}' for of in task.benchmarks.get('sts', ()) if of.without_score]
     found = [f'left out: pairs without a score, {", ".join(unscored)}'] if unscored else []
@@ -168,6 +169,12 @@ def notes(task: Task, protocols: Sequence[str]) -> list[str]:
     if 'knn' in protocols and most:
         found.append(
             f'knn: k {", ".join(map(str, most))} becomes {len(train):,}, the number of labelled training images'
+        )
+    tuned = [name for name in ('finetune', 'semi') if name in protocols]
+    backbones = [variables['params']['backbone'] for variables in task.source.encoders.values()] if tuned else []
+    if settings.finetune.layer_decay != 1 and backbones and not has_known_blocks(backbones[0]):
+        found.append(
+            f'{", ".join(tuned)}: finetune.layer_decay has no effect: this network has no blocks that are known by name'
         )
     sizes = np.unique(train, return_counts=True)[1]
     for count in whole(settings.few_shot.shots) if 'few_shot' in protocols else ():

@@ -294,6 +294,7 @@ def test_a_long_tail_is_evaluated_for_what_can_be(run, workdir: Path, tmp_path: 
         f'left out: 2 {reason}, 2 classes: 8, 9',
         'k 100, 200 becomes 30, the number of labelled training images',
         'few_shot with 10 images a class: without 6 classes that have fewer',
+        'finetune, semi: finetune.layer_decay has no effect: this network has no blocks that are known by name',
     ):
         assert words in ' '.join(done.out.split()), done.out
     assert {record['protocol'] for record in found} == set(PROTOCOLS)
