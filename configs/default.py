@@ -171,7 +171,7 @@ def get_config() -> ConfigDict:
     optimizer.schedule = 'cosine'  # after the warm-up: cosine (to 0) | step (a tenth at 60 % and 80 % of the run)
     optimizer.momentum = 0.9  # of sgd and lars; β1 of adamw
     optimizer.weight_decay = 5e-4  # added to the gradient, except for adamw, which decouples it
-    optimizer.decay_norm_and_bias = False  # also decay biases and normalisation scales, as MoCo does
+    optimizer.decay_norm_and_bias = False  # also decay biases, normalisation scales and learned positions, as MoCo does
     optimizer.warmup_epochs = 0.0  # linear warm-up from 0
     optimizer.clip = 0.0  # scale gradients of a larger norm down to this one; 0: never
 

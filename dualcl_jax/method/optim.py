@@ -102,13 +102,15 @@ def decay_mask(*, decay_norm_and_bias: bool, frozen: Sequence[str] = ()) -> Mask
     """Builds a function that marks which parameters decay.
 
     Args:
-      decay_norm_and_bias: whether every parameter decays; otherwise those of `is_weight` decay.
+      decay_norm_and_bias: whether every parameter decays; otherwise those of `is_weight` decay, except the learned
+        positions of a ViT, as in timm.
       frozen: names of layers that do not decay.
     """
 
     def decays(path: tuple[Any, ...], leaf: jax.Array) -> bool:
         names = [getattr(entry, 'key', None) for entry in path]
-        return (decay_norm_and_bias or leaf.ndim > 1) and not any(name in names for name in frozen)
+        in_general = decay_norm_and_bias or (leaf.ndim > 1 and POSITIONS not in names)
+        return in_general and not any(name in names for name in frozen)
 
     return partial(jax.tree_util.tree_map_with_path, decays)
 
@@ -179,7 +181,7 @@ def build_optimizer(
       learning_rate: a schedule of the step.
       momentum: the momentum of sgd and lars; β1 of adamw.
       weight_decay: at least 0.
-      decay_norm_and_bias: whether every parameter decays (MoCo); otherwise only kernels decay.
+      decay_norm_and_bias: whether every parameter decays (MoCo); otherwise kernels and the embeddings of text do.
       frozen: names of layers without gradient. They do not decay either, and so never change.
       lars: a key of `LARS`, for 'lars'.
       clip: the norm to which larger gradients are first scaled down; 0 for no clipping.

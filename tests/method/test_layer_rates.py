@@ -1,4 +1,4 @@
-"""Layer decay in fine-tuning follows the order of a network's layers."""
+"""Layer decay in fine-tuning follows the order of a network's layers, and learned positions do not decay."""
 
 from typing import Any
 
@@ -6,10 +6,11 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from configs import default
-from dualcl_jax.method.optim import has_known_blocks, layer_rates
+from dualcl_jax.method.optim import build_optimizer, decay_mask, has_known_blocks, layer_rates
 from dualcl_jax.models.encoder import build_encoder
 
 
@@ -59,3 +60,19 @@ def test_unknown_blocks() -> None:
     params = {'Bottleneck_0': {'conv1': {'kernel': 0}}, 'Bottleneck_1': {'conv1': {'kernel': 0}}, 'conv1': {'bias': 0}}
     assert not has_known_blocks(params)
     assert set(jax.tree.leaves(layer_rates(params, 0.5))) == {1.0}
+
+
+@pytest.mark.parametrize('everything', [False, True])
+def test_learned_positions_decay_only_where_everything_does(everything: bool) -> None:
+    params = {'backbone': backbone('vit_tiny', positions='learned')}
+    decays = decay_mask(decay_norm_and_bias=everything)(params)['backbone']
+    assert decays['pos_embed'] == decays['cls_token'] == decays['norm']['scale'] == everything
+    assert decays['blocks_0']['qkv']['kernel']
+    params = {'pos_embed': jnp.ones((5, 4)), 'kernel': jnp.ones((5, 4))}
+    optimizer = build_optimizer(
+        'adamw', lambda step: jnp.float32(0.1), momentum=0.9, weight_decay=0.5, decay_norm_and_bias=everything
+    )
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    changed = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(changed['kernel'], 0.95)
+    np.testing.assert_allclose(changed['pos_embed'], 0.95 if everything else 1.0)
