@@ -12,6 +12,8 @@ from dualcl_jax.models.layers import bias_init, global_mean, layer_norm
 
 EPSILON = 1e-6
 """The ε of every layer norm."""
+PATCH = 4
+"""Side of the patches that the stem projects."""
 LEAST = 32
 """The least side of an image in pixels: four stages halve or quarter it."""
 
@@ -76,7 +78,7 @@ class ConvNeXt(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        x = _dense(self.dims[0], name='stem_0', dtype=self.dtype)(_patches(images.astype(self.dtype), 4))
+        x = _dense(self.dims[0], name='stem_0', dtype=self.dtype)(_patches(images.astype(self.dtype), PATCH))
         x = layer_norm(x, EPSILON, name='stem_1')
         block = nn.remat(Block) if self.remat else Block
         for stage, (depth, dim) in enumerate(zip(self.depths, self.dims, strict=True)):

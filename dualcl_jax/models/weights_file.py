@@ -16,6 +16,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from dualcl_jax.models import convnext
 from dualcl_jax.models.vit import PATCHES, sine_cosine_positions
 from dualcl_jax.system.errors import UserError, first_line
 from dualcl_jax.system.files import BROKEN, reachable
@@ -33,6 +34,8 @@ INSIDE_BLOCKS = {'qkv': 'attn.qkv', 'proj': 'attn.proj', 'fc1': 'mlp.fc1', 'fc2'
 SUFFIXES = ('.safetensors', '.npz')
 FIRST = {'params.backbone.conv1.kernel': 2, 'params.backbone.patch_embed.kernel': 0, 'params.backbone.stem_0.kernel': 0}
 """The first layer of each kind of network, and the axis of its kernel that depends on the channels of the images."""
+SIDES = PATCHES | {'convnext_t': convnext.PATCH}
+"""Side of the patches of a ViT or ConvNeXt. The kernel of its first layer has a row for each value of a patch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +99,7 @@ def take(path: str, template: Variables, model: str, grid: tuple[int, int], *, l
             if name.endswith('pos_embed'):
                 raise UserError(f'{flag}: has no learned positions; use model.positions=sine_cosine')
             raise UserError(f'{flag}: has no tensor {given}, which {model} needs; use the model.name of the file')
+        _check_patches(tensors[given], name, model, f'{flag}: {given}')
         array, note = _converted(tensors[given], name, grid, leaf.shape)
         notes += [note] if note else []
         fresh = _other_channels(name, array.shape, leaf.shape, model)
@@ -167,13 +171,26 @@ def _in_a_block(name: str) -> bool:
 
 def _other_channels(name: str, found: tuple[int, ...], wanted: tuple[int, ...], model: str) -> str:
     """A note that the first layer's kernel starts afresh, if only the channels of its images differ; else ''."""
-    axis, patch = FIRST.get(name), PATCHES.get(model, 4) ** 2
+    axis, values = FIRST.get(name), SIDES.get(model, 0) ** 2
     if axis is None or len(found) != len(wanted) or found == wanted:
         return ''
     if any(a != b for place, (a, b) in enumerate(zip(found, wanted, strict=True)) if place != axis):
         return ''
-    before, now = (shape[axis] if axis else shape[axis] / patch for shape in (found, wanted))
-    return f'starts afresh: {before:g} channels in the file and {now:g} in the images'
+    if axis == 0 and (not values or found[0] % values):
+        return ''  # patches of another size, or of a network of one's own
+    before, now = (shape[axis] if axis else shape[0] // values for shape in (found, wanted))
+    return f'starts afresh: {before} channels in the file and {now} in the images'
+
+
+def _check_patches(tensor: np.ndarray, name: str, model: str, what: str) -> None:
+    """Raises UserError if a tensor [D, C, height, width] of the first layer is for patches of another size."""
+    side = SIDES.get(model)
+    if FIRST.get(name) == 0 and side and tensor.ndim == 4 and tensor.shape[2:] != (side, side):
+        height, width = tensor.shape[2:]
+        raise UserError(
+            f'{what} is for patches of {height}×{width} pixels, and those of {model} have {side}×{side}; '
+            'use the model.name of the file, or a file with such patches'
+        )
 
 
 def _ours(tensors: dict[str, np.ndarray], expected: Variables, backbone: Variables, model: str, flag: str) -> Taken:

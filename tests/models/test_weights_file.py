@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,8 +47,11 @@ def taken(path: Path, made: Encoder, size: int, patch: int = 4) -> Taken:
     return take(str(path), template(made, size), made.model, grid, learned=learned, flag=FLAG)
 
 
-def written(folder: Path, name: str, prefix: str = '', drop: str = 'none') -> Path:
+def written(
+    folder: Path, name: str, prefix: str = '', drop: str = 'none', replaced: dict[str, np.ndarray] | None = None
+) -> Path:
     tensors = {f'{prefix}{key}': value for key, value in weights(SHAPES[name]).items() if key != drop}
+    tensors |= replaced or {}
     path = folder / 'weights.safetensors'
     safetensors.numpy.save_file(tensors, path)
     return path
@@ -116,6 +120,48 @@ def test_other_channels_leave_the_first_layer_fresh(network: str, model: str, fi
     assert 'kernel' not in backbone.get(first, {})
     rest = {name for name in whole if name != first}
     assert rest <= backbone.keys()
+
+
+@pytest.mark.parametrize(
+    ('network', 'model', 'first', 'shape', 'said'),
+    [
+        ('ViT of timm', 'vit_tiny', 'patch_embed.proj.weight', (3, 8, 8), '8×8 pixels, and those of vit_tiny have 4×4'),
+        ('ViT of timm', 'vit_tiny', 'patch_embed.proj.weight', (3, 2, 2), '2×2 pixels'),
+        ('ViT of timm', 'vit_tiny', 'patch_embed.proj.weight', (3, 8, 2), '8×2 pixels'),
+        ('ViT of timm', 'vit_tiny', 'patch_embed.proj.weight', (12, 2, 2), '2×2 pixels'),
+        ('ConvNeXt of timm', 'convnext_t', 'stem.0.weight', (3, 2, 2), '2×2 pixels, and those of convnext_t have 4×4'),
+        ('resnet18 of torchvision', 'resnet18', 'conv1.weight', (3, 3, 3), 'needs (64, 3, 7, 7)'),
+        ('resnet18 of torchvision', 'resnet18', 'conv1.weight', (1, 3, 3), 'needs (64, 3, 7, 7)'),
+    ],
+)
+def test_other_patches_or_kernels(
+    network: str, model: str, first: str, shape: tuple[int, ...], said: str, tmp_path: Path
+) -> None:
+    """They are not taken for other channels, even where the kernel has as many values."""
+    tensor = np.zeros((SHAPES[network][first][0], *shape), np.float32)
+    made = encoder(model, **({'positions': 'learned'} if model == 'vit_tiny' else {}))
+    with pytest.raises(UserError) as error:
+        taken(written(tmp_path, network, replaced={first: tensor}), made, 32)
+    assert str(error.value).startswith(f'{FLAG}: {first} is')
+    assert said in str(error.value)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(('rows', 'fresh'), [(16 * 5, True), (16 * 5 + 4, False)])
+def test_patches_of_an_export(rows: int, fresh: bool, tmp_path: Path) -> None:
+    """The rows of a kernel in our layout are the values of a patch; they must be those of whole channels."""
+    made = encoder('vit_tiny')
+    whole = flax.traverse_util.flatten_dict(template(made, 32), sep='.')
+    tensors = {name: np.zeros(leaf.shape, np.float32) for name, leaf in whole.items()}
+    name = 'params.backbone.patch_embed.kernel'
+    tensors[name] = np.zeros((rows, whole[name].shape[1]), np.float32)
+    np.savez(tmp_path / 'w.npz', **tensors)
+    if fresh:
+        said = taken(tmp_path / 'w.npz', made, 32).describe()
+        assert 'starts afresh: 5 channels in the file and 3 in the images' in said
+    else:
+        with pytest.raises(UserError, match=r'patch_embed\.kernel is \(84, '):
+            taken(tmp_path / 'w.npz', made, 32)
 
 
 def test_smaller_network_than_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
