@@ -3,6 +3,7 @@ import pytest
 from sklearn.neighbors import NearestCentroid
 from sklearn.preprocessing import normalize
 
+from dualcl_jax.evaluators.measures import few_shot
 from dualcl_jax.evaluators.measures.few_shot import centroid_accuracies, draw_shots
 
 
@@ -25,6 +26,16 @@ def test_every_draw_agrees_with_scikit_learns_nearest_centroid():
         assert accuracy == pytest.approx(model.score(normalize(queries), query_labels), abs=1e-9)
     assert 0.3 < found.mean() < 1
     assert found.std() > 0
+
+
+@pytest.mark.parametrize('held', [1, 4 * 5 * 4 * 12, 4 * 5 * 70, 4 * 5 * 100 * 3])
+def test_less_memory_for_the_same(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With many classes, the scores of all queries in eight draws would fill the memory: they are taken in blocks."""
+    (bank, labels), (queries, query_labels) = blobs(1, 200), blobs(2, 100)
+    chosen = draw_shots(labels, 5, shots=4, draws=11, seed=3)
+    whole = centroid_accuracies(bank, chosen, queries, query_labels)
+    monkeypatch.setattr(few_shot, 'HELD_BYTES', held)
+    np.testing.assert_array_equal(centroid_accuracies(bank, chosen, queries, query_labels), whole)
 
 
 def test_draws_are_balanced_different_and_fixed_by_the_seed():

@@ -1,5 +1,7 @@
 """Few-shot classification of frozen features by the nearest class centroid, over many draws."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,9 @@ from numpy.typing import NDArray
 from dualcl_jax.evaluators.measures.knn import normalize
 
 DRAWS_AT_ONCE = 8
+HELD_BYTES = 2**30
+"""The most memory for the scores, and for the chosen features, that are held at a time, unless one query or draw needs
+more."""
 
 
 def draw_shots(labels: NDArray, num_classes: int, shots: int, draws: int, seed: int) -> NDArray[np.int64]:
@@ -38,12 +43,24 @@ def centroid_accuracies(bank: NDArray, chosen: NDArray, queries: NDArray, query_
     Returns:
       accuracies [draws] in [0, 1].
     """
-    correct = _count_correct(jnp.asarray(bank), jnp.asarray(chosen), jnp.asarray(queries), jnp.asarray(query_labels))
-    return np.asarray(correct, np.float64) / len(queries)
+    _, num_classes, shots = chosen.shape
+    block = min(len(queries), max(1, HELD_BYTES // (4 * num_classes)))
+    draws = HELD_BYTES // (4 * num_classes * max(block, shots * bank.shape[1]))
+    count = partial(_count_correct, jnp.asarray(bank), jnp.asarray(chosen), draws=min(DRAWS_AT_ONCE, max(1, draws)))
+    correct = np.zeros(len(chosen))
+    for start in range(0, len(queries), block):
+        part, labels = queries[start : start + block], query_labels[start : start + block]
+        missing = block - len(part)
+        padded = np.pad(part, ((0, missing), (0, 0))), np.pad(labels, (0, missing), constant_values=-1)
+        correct += np.asarray(count(*map(jnp.asarray, padded)))
+    return correct / len(queries)
 
 
-@jax.jit
-def _count_correct(bank: jax.Array, chosen: jax.Array, queries: jax.Array, labels: jax.Array) -> jax.Array:
+@partial(jax.jit, static_argnames='draws')
+def _count_correct(
+    bank: jax.Array, chosen: jax.Array, queries: jax.Array, labels: jax.Array, *, draws: int
+) -> jax.Array:
+    """Counts for each draw the queries nearest to the centroid of their class, int32; `draws` of them at a time."""
     bank, queries = normalize(bank), normalize(queries)
 
     def one(rows: jax.Array) -> jax.Array:
@@ -51,4 +68,4 @@ def _count_correct(bank: jax.Array, chosen: jax.Array, queries: jax.Array, label
         scores = jnp.matmul(queries, centroids.T, precision=jax.lax.Precision.HIGHEST)
         return jnp.sum(jnp.argmax(scores, axis=1) == labels, dtype=jnp.int32)
 
-    return jax.lax.map(one, chosen, batch_size=DRAWS_AT_ONCE)
+    return jax.lax.map(one, chosen, batch_size=draws)
