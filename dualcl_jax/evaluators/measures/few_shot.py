@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualcl_jax.evaluators.measures.knn import normalize
+from dualcl_jax.evaluators.measures.members import members
 
 DRAWS_AT_ONCE = 8
 HELD_BYTES = 2**30
@@ -22,11 +23,11 @@ def draw_shots(labels: NDArray, num_classes: int, shots: int, draws: int, seed: 
       ValueError: a class has fewer than `shots` examples.
     """
     rng = np.random.default_rng([seed, shots])
-    members = [np.flatnonzero(labels == label) for label in range(num_classes)]
-    fewest = min(map(len, members))
+    of_class = members(labels, np.arange(num_classes))
+    fewest = min(map(len, of_class))
     if fewest < shots:
         raise ValueError(f'a class has {fewest} examples, fewer than {shots}')
-    return np.stack([np.stack([rng.choice(rows, shots, replace=False) for rows in members]) for _ in range(draws)])
+    return np.stack([np.stack([rng.choice(rows, shots, replace=False) for rows in of_class]) for _ in range(draws)])
 
 
 def centroid_accuracies(bank: NDArray, chosen: NDArray, queries: NDArray, query_labels: NDArray) -> NDArray[np.float64]:

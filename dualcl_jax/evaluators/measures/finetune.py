@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dualcl_jax.data import Batch, Loader, Source
 from dualcl_jax.data.order import steps_per_epoch
 from dualcl_jax.evaluators.embed import Blocks
+from dualcl_jax.evaluators.measures.members import members
 from dualcl_jax.method import randomness
 from dualcl_jax.method.build import Method
 from dualcl_jax.method.optim import build_optimizer, learning_rate_schedule
@@ -214,4 +215,4 @@ def balanced_rows(labels: NDArray, share: float, seed: int) -> NDArray[np.int64]
     """
     rng, classes = np.random.default_rng(seed), np.unique(labels)
     each = max(1, round(share * len(labels) / len(classes)))
-    return np.sort(np.concatenate([rng.permutation(np.flatnonzero(labels == label))[:each] for label in classes]))
+    return np.sort(np.concatenate([rng.permutation(rows)[:each] for rows in members(labels, classes)]))

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualcl_jax.evaluators.measures.knn import normalize
+from dualcl_jax.evaluators.measures.members import members
 from dualcl_jax.system.machine import available_cores
 
 BLOCK_BYTES = 64 * 2**20
@@ -56,7 +57,8 @@ def retrieve(
       advance: called after each of `num_blocks(Q, N)` blocks.
     """
     bank_on_device, block = jnp.asarray(bank), min(_block(len(bank)), len(queries))
-    of_class = {label: np.flatnonzero(bank_labels == label) for label in np.unique(query_labels)}
+    classes = np.unique(query_labels)
+    of_class = dict(zip(classes.tolist(), members(bank_labels, classes), strict=True))
     precision, found = np.zeros(len(queries)), np.zeros((len(ks), len(queries)), bool)
 
     def rank(similarities: NDArray, start: int, row: int) -> None:
