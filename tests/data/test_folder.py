@@ -288,7 +288,7 @@ def test_one_process_examines_a_folder_that_others_share(images, tmp_path, monke
     examined, found, real = [], {}, index.examine_file
     monkeypatch.setattr(index, 'examine_file', lambda path, *rest: examined.append(path) or real(path, *rest))
     monkeypatch.setattr(index, '_save', lambda known, cache: None)  # as if each process had a cache of its own
-    monkeypatch.setattr(index.Index, 'is_fresh', lambda self: case != 'changes meanwhile')
+    monkeypatch.setattr(index.Index, 'is_fresh', lambda self, **_: case != 'changes meanwhile')
 
     def load(number):
         found[number] = index.open_index(str(roots[number]), shared=str(tmp_path / 'run'))
@@ -298,6 +298,66 @@ def test_one_process_examines_a_folder_that_others_share(images, tmp_path, monke
     np.testing.assert_array_equal(found[0].digests, found[1].digests)
     np.testing.assert_array_equal(found[0].names, found[1].names)
     assert (found[0].folders, found[0].notes) == (found[1].folders, found[1].notes)
+
+
+@pytest.mark.parametrize('moment', ['first start', 'later start'])
+def test_what_process_0_could_not_read_is_left_out_by_all(images, tmp_path, monkeypatch, two_processes, moment):
+    write_classes(images)
+    for below in ('ant', 'bee', ''):
+        os.utime(images / below, (1, 1))
+    (tmp_path / 'run').mkdir()
+    unread = images / 'bee' / '3.png'
+    failing, examined, found, real = [unread], [], {}, index.examine_file
+
+    def examine(path, *rest):
+        examined.append(path)
+        if Path(path) in failing:
+            failing.pop()  # the next attempt succeeds
+            return scan.Finding(scan.SKIPPED, f'{scan.UNREAD}: Too many open files')
+        return real(path, *rest)
+
+    monkeypatch.setattr(index, 'examine_file', examine)
+    if moment == 'later start':
+        index.open_index(str(images))
+        examined.clear()
+        failing.append(unread)
+    monkeypatch.setattr(index, '_save', lambda known, cache: None)  # as if each process had a cache of its own
+
+    def load(number):
+        found[number] = index.open_index(str(images), shared=str(tmp_path / 'run'))
+
+    assert two_processes(load) == [None, None]
+    assert examined.count(str(unread)) == 1
+    for known in found.values():
+        assert known.report()['skipped'] == 1
+        assert known.report()['files'][0]['path'] == 'bee/3.png'
+
+
+def test_only_files_that_could_not_be_read_are_examined_again(images, monkeypatch):
+    write_classes(images)
+    shutil.copy(images / 'ant' / '3.png', images / 'bee' / '3.png')
+    for below in ('ant', 'bee', ''):
+        os.utime(images / below, (1, 1))
+    expected = index.open_index(str(images)).report()
+    shutil.rmtree(os.environ['XDG_CACHE_HOME'])
+    unread, attempts, real = images / 'ant' / '3.png', [], index.examine_file
+
+    def examine(path, *rest):
+        attempts.append(path)
+        failed = Path(path) == unread and attempts.count(path) < 3
+        return scan.Finding(scan.SKIPPED, f'{scan.UNREAD}: Input/output error') if failed else real(path, *rest)
+
+    monkeypatch.setattr(index, 'examine_file', examine)
+    assert index.open_index(str(images)).report()['duplicate'] == 0
+    assert len(attempts) == 20
+    monkeypatch.setattr(index, 'scan', None)
+    for _ in range(2):
+        found = index.open_index(str(images)).report()
+    assert found == expected
+    assert found['duplicate'] == 1
+    assert attempts[20:] == [str(unread)] * 2
+    assert index.open_index(str(images)).report() == expected
+    assert len(attempts) == 22
 
 
 def test_a_file_that_changes_later_is_named(images):

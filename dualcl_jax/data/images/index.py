@@ -3,7 +3,7 @@
 A file is identified by its path, size and time of change. A cache keeps the findings, so that the file is not examined
 again. The cache is a columnar .npz file in $XDG_CACHE_HOME/dualcl_jax (~/.cache/dualcl_jax). It is valid as long as no
 folder has another time of change and, in sets of up to `FULL_CHECK` files, no file has another size or time. In larger
-sets a file is compared when it is read. Files that could not be read are examined again.
+sets a file is compared when it is read. Files that could not be read are examined again at the next start.
 """
 
 import contextlib
@@ -119,17 +119,17 @@ class Index:
             f'or touch its folder, so that it is examined again, and start a new --workdir'
         )
 
-    def is_fresh(self) -> bool:
-        """Whether the folder is unchanged since it was examined, by the checks that the module describes."""
+    def is_fresh(self, *, retry: bool = True) -> bool:
+        """Whether the folder is unchanged since it was examined, by the checks that the module describes.
+
+        `retry`: whether a link or a folder that has become readable counts as a change.
+        """
         try:
             for folder, known in zip(self.folders, self.folder_times.tolist(), strict=True):
                 if os.stat(os.path.join(self.root, folder)).st_mtime_ns != known:
                     return False
-            for row in np.flatnonzero(self.outcomes == SKIPPED).tolist():
-                note = self.notes[row]
-                unread = note.startswith(UNREAD) or (self.sizes[row] < 0 and not note.startswith(SPECIAL))
-                if unread and os.access(os.path.join(self.root, self.path(row)), os.R_OK):
-                    return False  # a file, a link or a folder may have become readable
+            if retry and any(self.sizes[row] < 0 for row in self.unread()):
+                return False
             if len(self) <= FULL_CHECK:
                 for row in np.flatnonzero(self.sizes >= 0).tolist():
                     now = os.stat(os.path.join(self.root, self.path(row)))
@@ -138,6 +138,16 @@ class Index:
         except OSError:
             return False
         return True
+
+    def unread(self) -> list[int]:
+        """The rows of what could not be read but may be now: files and, with sizes below 0, links and folders."""
+        rows = []
+        for row in np.flatnonzero(self.outcomes == SKIPPED).tolist():
+            note = self.notes[row]
+            unread = note.startswith(UNREAD) or (self.sizes[row] < 0 and not note.startswith(SPECIAL))
+            if unread and os.access(os.path.join(self.root, self.path(row)), os.R_OK):
+                rows.append(row)
+        return rows
 
     def is_finding_of(self, row: int, entry: Entry) -> bool:
         """Whether the finding at `row` holds for a file of the same path as it is now."""
@@ -168,7 +178,8 @@ class Index:
 def open_index(root: str, channels: int = 0, shared: str = '') -> Index:
     """Opens the index of a local folder: from its cache if that is valid, else by examining new files.
 
-    Of the processes of a run that have the same folder, process 0 does this, and the others use its index.
+    Of the processes of a run that have the same folder, process 0 does this, and the others use its index: all leave
+    out what process 0 could not read.
 
     Args:
       root: the folder.
@@ -184,7 +195,7 @@ def open_index(root: str, channels: int = 0, shared: str = '') -> Index:
     if not shared:
         return _own_index(root, cache, channels)
     known = _load(cache, root)
-    fresh = known is not None and known.is_fresh()
+    fresh = known is not None and known.is_fresh() and not known.unread()
 
     def make() -> bytes:
         mine.append(_own_index(root, cache, channels))
@@ -201,7 +212,7 @@ def open_index(root: str, channels: int = 0, shared: str = '') -> Index:
         assert known is not None
         return known
     index = _read(io.BytesIO(content), root)
-    if index is None or not index.is_fresh():  # this process has other files than process 0
+    if index is None or not index.is_fresh(retry=False):  # this process has other files than process 0
         return _own_index(root, cache, channels)
     with _locked(cache) as writable:
         if writable:
@@ -213,10 +224,9 @@ def _own_index(root: str, cache: Path, channels: int) -> Index:
     """Opens the index of a folder without the help of other processes."""
     with _locked(cache) as writable:
         known = _load(cache, root)
-        if known and known.is_fresh():
-            return known
-        index = _examine_all(root, known, channels)
-        if writable:
+        fresh = known is not None and known.is_fresh()
+        index = _examine_unread(known, channels) if known and fresh else _examine_all(root, known, channels)
+        if writable and index is not known:
             _try_to_save(index, cache)
     return index
 
@@ -281,6 +291,40 @@ def _examine_all(root: str, known: Index | None, channels: int) -> Index:
         {row: finding.note for row, finding in enumerate(findings) if finding.note},
     )
     mark_duplicates(index, np.flatnonzero(index.outcomes == USED))
+    return index
+
+
+def _examine_unread(index: Index, channels: int) -> Index:
+    """Examines again the files that could not be read. Returns `index` itself if the findings are the same."""
+
+    def find(row: int) -> tuple[Entry, Finding] | None:
+        path = os.path.join(index.root, index.path(row))
+        try:
+            now = os.stat(path)
+        except OSError:
+            return None
+        entry = Entry(int(index.folder_of[row]), index.name(row), now.st_size, now.st_mtime_ns)
+        return entry, examine_file(path, entry, channels)
+
+    rows = index.unread()
+    with ThreadPoolExecutor(available_cores()) as threads:
+        found = list(zip(rows, threads.map(find, rows), strict=True))
+    changed = [(row, *result) for row, result in found if result and result[1].note != index.notes[row]]
+    if not changed:
+        return index
+    arrays = {name: value.copy() for name, value in vars(index).items() if isinstance(value, np.ndarray)}
+    index = Index(index.root, index.folders, **arrays, notes=dict(index.notes))
+    for row, entry, finding in changed:
+        index.sizes[row], index.times[row] = entry.size, entry.time
+        index.shapes[row] = finding.height, finding.width
+        index.outcomes[row], index.conversions[row] = finding.outcome, finding.conversions
+        index.digests[row] = np.frombuffer(finding.digest, np.uint8)
+        index.notes[row] = finding.note
+    used = np.flatnonzero((index.outcomes == USED) | (index.outcomes == DUPLICATE))
+    for row in used.tolist():
+        index.notes.pop(row, None)
+    index.outcomes[used] = USED
+    mark_duplicates(index, used)
     return index
 
 
