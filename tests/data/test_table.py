@@ -106,7 +106,7 @@ def test_folders_must_agree_as_far_as_both_paths_have_any(tmp_path, monkeypatch)
     assert train.report['left_out']['rows of the table that name no file'] == {'count': 1, 'names': ['siteC/8.ppm']}
 
 
-def test_a_quotation_mark_that_is_not_closed_hides_no_rows(root, tmp_path):
+def test_unbalanced_quotation_marks_hide_no_rows(root, tmp_path):
     for path in (tmp_path / 'table.csv', root / 'metadata.csv'):
         path.write_text('file_name,label\n000.ppm,"a\nb"\n001.ppm,"cat\n' + rows('{n:03}.ppm,{label}\n'))
     message = r'the row that begins in line 4 is not CSV \(.*\); close every quotation mark'
@@ -115,6 +115,15 @@ def test_a_quotation_mark_that_is_not_closed_hides_no_rows(root, tmp_path):
     train, _ = data.load(folder_config(root, test_fraction=0.0))
     assert train.class_names is None
     assert 'metadata.csv: the row that begins in line 4 is not CSV' in train.report['labels']
+
+
+def test_a_row_in_one_line_needs_no_balanced_quotation_marks(root, tmp_path):
+    lines = [f'{number:03}.ppm,"a "{number}" mm screw", "cat" ' for number in range(3)]
+    lines += ['"003.ppm" ,"b" ,dog', f'004.ppm,"{"long " * 40_000}",cat', '005.ppm,3" nail,dog']
+    (root / 'metadata.csv').write_text('\n'.join(['file_name,text,label', *lines]))
+    train, _ = data.load(folder_config(root, test_fraction=0.0))
+    assert train.class_names == ('"cat"', 'cat', 'dog')
+    assert train.labels.tolist() == [0, 0, 0, 2, 1, 2, -1, -1]
 
 
 def test_auto_takes_the_metadata_of_a_flat_folder(root):

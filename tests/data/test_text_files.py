@@ -147,13 +147,29 @@ def read(path: Path, columns: tuple[str, ...], label: str = '') -> tuple[list[fi
     [
         ('text,y\none,1\n"two,2\n' + 'more,3\n' * 99, 3),  # to the end of the file
         ('text,y\none,1\n"two,2\n"three",3\n', 3),  # to the next quotation mark
-        ('text,y\n"six "large" eggs",1\n', 2),
+        ('text,y\n"six\n"large" eggs",1\n', 2),
+        ('text,y\none,1\n"two,2', 3),
         ('text,y\n"a\nb",1\n"two,2\n', 4),
     ],
 )
-def test_a_quotation_mark_that_is_not_closed_swallows_no_rows(tmp_path, content: str, line: int) -> None:
+def test_unbalanced_quotation_marks_swallow_no_rows(tmp_path, content: str, line: int) -> None:
     (tmp_path / 'a.csv').write_text(content)
     with pytest.raises(UserError, match=rf'a\.csv: the row that begins in line {line} is not CSV .*\ncorrect it'):
+        read(tmp_path / 'a.csv', ('text',))
+
+
+def test_a_row_in_one_line_needs_no_balanced_quotation_marks(tmp_path) -> None:
+    lines = ['text,y', '"one" ,1', '"six "large" eggs",1', 'a 4" nail,2', '"x" "y",2', '"end" of it,3']
+    (tmp_path / 'a.csv').write_text('\n'.join(lines))
+    rows, left_out = read(tmp_path / 'a.csv', ('text',), 'y')
+    sentences = ['one', 'six large" eggs"', 'a 4" nail', 'x "y"', 'end of it']
+    assert rows == [((text,), label) for text, label in zip(sentences, '11223', strict=True)]
+    assert left_out == {}
+
+
+def test_a_csv_file_with_carriage_returns_alone(tmp_path) -> None:
+    (tmp_path / 'a.csv').write_bytes(b'text,y\rone,1\rtwo,2\r')
+    with pytest.raises(UserError, match=r'line 1 is not CSV \(a carriage return .*\ncorrect it: end every line with a'):
         read(tmp_path / 'a.csv', ('text',))
 
 

@@ -1,11 +1,11 @@
 """A table of images and their classes: a CSV file, its columns, and the files that its rows name."""
 
-import csv
 import os
 import unicodedata
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from dualcl_jax.data.csv_rows import RowError, csv_rows
 from dualcl_jax.data.images.display import shown
 from dualcl_jax.data.images.kinds import SUFFIXES
 from dualcl_jax.system.errors import UserError
@@ -48,7 +48,7 @@ def read_table(path: str) -> Table:
     """Reads a CSV file, separated by commas, tabs or semicolons.
 
     Raises:
-      UserError: the file cannot be read, or its quotation marks do not match.
+      UserError: the file cannot be read, or its quotation marks are unbalanced.
     """
     local = os.path.expanduser(path)
     try:
@@ -60,27 +60,14 @@ def read_table(path: str) -> Table:
             start = file.readline()
             file.seek(0)
             delimiter = next((sign for sign in DELIMITERS if sign in start), ',')
-            return Table(path, _rows(csv.reader(file, delimiter=delimiter, strict=True), path))
+            return Table(path, [row for _, row in csv_rows(file, delimiter)])
+    except RowError as error:
+        raise UserError(f'data.labels={path}: {error}') from error
     except (OSError, ValueError) as error:
         reason = getattr(error, 'strerror', None) or error
         raise UserError(
             f'data.labels={path}: cannot be read ({reason}); use auto, subfolders, none, or the path of a CSV file'
         ) from error
-
-
-def _rows(reader: Any, path: str) -> list[list[str]]:
-    """The rows of a `csv.reader`. Raises UserError with the line in which a row begins that is not CSV."""
-    rows, line = [], 1
-    try:
-        for row in reader:
-            rows.append(row)
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise UserError(
-            f'data.labels={path}: the row that begins in line {line} is not CSV ({error}); close every quotation mark, '
-            'and double those inside a quoted value'
-        ) from error
-    return rows
 
 
 class Names:

@@ -4,13 +4,13 @@ import csv
 import dataclasses
 import gzip
 import json
-import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
 from etils import epath
 
+from dualcl_jax.data.csv_rows import RowError, csv_rows
 from dualcl_jax.data.text import wordnet
 from dualcl_jax.system.errors import UserError, first_line
 
@@ -211,7 +211,7 @@ def _read_csv(file: IO[bytes], name: str, columns: Columns, account: Account) ->
 
 
 class _CsvLines:
-    """The lines of a CSV file for `csv.reader`, with surrogates for wrong bytes.
+    """The lines of a CSV file, with surrogates for wrong bytes.
 
     Attributes:
       number: of the last line, from 1.
@@ -240,26 +240,18 @@ def _csv_rows(file: IO[bytes], name: str) -> Iterator[_TableLine]:
     """Yields the rows of a CSV file, which have several lines if a quoted value has line breaks.
 
     Raises:
-      UserError: quotation marks do not match, so that rows cannot be told apart.
+      UserError: quotation marks are unbalanced, so that rows cannot be told apart.
     """
     lines = _CsvLines(file)
-    rows = csv.reader(lines, strict=True)
-    while True:
-        number, lines.size = lines.number + 1, 0
-        limit = csv.field_size_limit(sys.maxsize)  # of the whole process, so only for the time of a row
-        try:
-            row = next(rows, None)
-        except csv.Error as error:
-            raise UserError(
-                f'data.path: {name}: the row that begins in line {number} is not CSV ({error})\n'
-                'correct it: close every quotation mark, and double those inside a quoted value; '
-                'or save the table as .tsv, without quotation marks'
-            ) from error
-        finally:
-            csv.field_size_limit(limit)
-        if row is None:
-            return
-        yield _TableLine(number, lines.size, row)
+    try:
+        for number, values in csv_rows(lines):
+            yield _TableLine(number, lines.size, values)
+            lines.size = 0
+    except RowError as error:
+        raise UserError(
+            f'data.path: {name}: {error.problem}\n'
+            f'correct it: {error.remedy}; or save the table as .tsv, without quotation marks'
+        ) from error
 
 
 def _read_tsv(file: IO[bytes], name: str, columns: Columns, account: Account) -> Iterator[Row]:
