@@ -1,9 +1,13 @@
 """CSV files of labels: their columns, and the files that their rows name."""
 
+import os
+import time
+
 import pytest
 
 from dualcl_jax import data
 from dualcl_jax.data.describe import describe_data
+from dualcl_jax.data.images.table import Names
 from dualcl_jax.system.errors import UserError
 from tests.support.image_folders import folder_config, named, write_images
 
@@ -104,6 +108,41 @@ def test_folders_must_agree_as_far_as_both_paths_have_any(tmp_path, monkeypatch)
     train, _ = data.load(folder_config(tmp_path / 'images', labels=str(tmp_path / 'table.csv'), test_fraction=0.0))
     assert train.labels.tolist() == [1, 1, 0, -1]
     assert train.report['left_out']['rows of the table that name no file'] == {'count': 1, 'names': ['siteC/8.ppm']}
+
+
+def test_loose_paths_are_found_as_by_comparing_all():
+    """Among all paths of a few names: as many files as the comparison of every folder finds."""
+    parts = ['', 'a/', 'b/', 'a/b/', 'b/a/', 'a.b/', 'b-/', 'a/b/a/', '/a/', 'a\\', 'a/ /', '../a/']
+    names = [f'{part}{name}' for part in parts for name in ('x', 'x.png', 'x.PNG', 'x.y', 'x0', 'x-1', 'y.jpg', '.png')]
+    paths = dict(
+        enumerate(name for name in names if os.path.normpath(name) == name and not name.startswith(('/', '.')))
+    )
+
+    def split(path: str) -> list[str]:
+        stem, suffix = os.path.splitext(path.replace('\\', '/'))
+        return [*(stem if suffix.lower() in ('.png', '.jpg') else stem + suffix).split('/')][::-1]
+
+    def compared(name: str) -> list[int]:
+        name = os.path.normpath(name)
+        same = [file for file, path in paths.items() if path == name]
+        equal = [file for file, path in paths.items() if split(path) == split(name)]
+        both = ((file, zip(split(path), split(name), strict=False)) for file, path in paths.items())
+        return same or equal or [file for file, pairs in both if all(one == other for one, other in pairs)]
+
+    table = Names(paths)
+    for name in names:
+        assert sorted(table.find(name, '')) == compared(name), name
+
+
+def test_loose_paths_are_found_without_comparing_all():
+    """Files of one name in folders of one name, and rows with one more folder."""
+    paths = {number: f'patient{number}/views/scan.png' for number in range(20_000)}
+    names, began = Names(paths), time.process_time()
+    for number in range(20_000):
+        assert names.find(f'images/patient{number}/views/scan.png', '') == [number]
+        assert names.find(f'patient{number}\\views\\scan', '') == [number]
+    assert names.find('images/patient/views/scan.png', '') == []
+    assert time.process_time() - began < 10  # comparing all takes minutes
 
 
 def test_unbalanced_quotation_marks_hide_no_rows(root, tmp_path):

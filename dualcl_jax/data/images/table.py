@@ -1,5 +1,6 @@
 """A table of images and their classes: a CSV file, its columns, and the files that its rows name."""
 
+import bisect
 import os
 import unicodedata
 from collections.abc import Sequence
@@ -80,7 +81,7 @@ class Names:
     def __init__(self, paths: dict[int, str]) -> None:
         self._paths = paths
         self._whole = {path: file for file, path in paths.items()}
-        self._loose: list[dict[str, list[int]]] | None = None
+        self._upwards: tuple[list[str], list[int]] | None = None
 
     def __contains__(self, path: str) -> bool:
         return os.path.normpath(path) in self._whole
@@ -97,49 +98,37 @@ class Names:
         for path in (whole, os.path.normpath(os.path.join(folder, whole))):
             if path in self._whole:
                 return [self._whole[path]]
-        if self._loose is None:
-            self._loose = [self._by(key) for key in _LOOSE]
-        for key, files in zip(_LOOSE, self._loose, strict=True):
-            found = [file for file in files.get(key(whole), ()) if _agree(whole, self._paths[file])]
-            if found:
-                return found
-        return []
+        if self._upwards is None:
+            keys = {file: _upward(path) for file, path in self._paths.items()}
+            files = sorted(keys, key=keys.__getitem__)
+            self._upwards = [keys[file] for file in files], files
+        key = _upward(whole)
+        return self._between(key, key + '\0') or self._agreeing(key)
 
-    def _by(self, key: 'Key') -> dict[str, list[int]]:
-        files: dict[str, list[int]] = {}
-        for file, path in self._paths.items():
-            files.setdefault(key(path), []).append(file)
-        return files
+    def _agreeing(self, key: str) -> list[int]:
+        """The files whose folders are those of an upward path from the last one on, as far as both have any."""
+        found = self._between(f'{key}/', f'{key}0')  # all that begin with it: 0 follows / in the order of characters
+        while key:
+            key = key.rpartition('/')[0]
+            found += self._between(key, key + '\0')
+        return found
+
+    def _between(self, first: str, end: str) -> list[int]:
+        """The files whose upward paths are from `first` to before `end`, in their order."""
+        assert self._upwards is not None
+        keys, files = self._upwards
+        return files[bisect.bisect_left(keys, first) : bisect.bisect_left(keys, end)]
 
     def example(self) -> str:
         """The path of a file."""
         return shown(next(iter(self._paths.values()), ''))
 
 
-class Key:
-    """Shortens a path: with or without its folders, and without the suffix of an image."""
-
-    def __init__(self, *, folders: bool) -> None:
-        self._folders = folders
-
-    def __call__(self, path: str) -> str:
-        path = _uniform(path)
-        path = path if self._folders else path.rpartition('/')[2]
-        stem, suffix = os.path.splitext(path)
-        return stem if suffix.lower() in SUFFIXES else path
-
-
-def _uniform(path: str) -> str:
-    return unicodedata.normalize('NFC', path.replace('\\', '/'))
-
-
-def _agree(one: str, other: str) -> bool:
-    """Whether the folders of two paths are the same from the last one on, as far as both paths have any."""
-    both = zip(*(reversed(_uniform(path).split('/')[:-1]) for path in (one, other)), strict=False)
-    return all(first == second for first, second in both)
-
-
-_LOOSE = (Key(folders=True), Key(folders=False))
+def _upward(path: str) -> str:
+    """The name of a file, without the suffix of an image, and then its folders from the last one to the first."""
+    path = unicodedata.normalize('NFC', path.replace('\\', '/'))
+    stem, suffix = os.path.splitext(path)
+    return '/'.join(reversed((stem if suffix.lower() in SUFFIXES else path).split('/')))
 
 
 def match(table: Table, names: Names, folder: str, path_column: str, label_column: str) -> Matches:
