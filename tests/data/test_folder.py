@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -382,6 +383,30 @@ def test_a_lack_of_memory_is_no_damage(images, monkeypatch):
     monkeypatch.setattr(decode, 'cut', fail)
     with pytest.raises(UserError, match=r'ant/0\.png: cannot be decoded: not enough memory; free some, then run again'):
         train.examples(np.array([0]))
+
+
+def test_copies_with_classes_are_found_in_little_memory():
+    """With under 100 bytes for each file of the folder: arrays, no Python object for each."""
+    count = 200_000
+    digests = np.random.default_rng(0).integers(256, size=(count, 16), dtype=np.uint8)
+    digests[-1] = digests[0]
+    column, sizes = np.zeros(count, np.int32), np.zeros(count, np.int64)
+    ends, names = np.arange(1, count + 1), np.full(count, ord('x'), np.uint8)
+    outcomes = np.zeros(count, np.uint8)
+    outcomes[-1] = scan.DUPLICATE
+    shapes, conversions = np.zeros((count, 2), np.int32), np.zeros(count, np.uint16)
+    files = (column, names, ends, sizes, sizes, shapes, outcomes, conversions, digests)
+    known = index.Index('', ('',), sizes[:1], *files, {count - 1: 'same content as x'})
+    labels, rows = np.full(count, -1, np.int32), np.arange(count, dtype=np.int32)
+    labels[-1] = 0
+    tracemalloc.start()
+    try:
+        chosen = folder._with_classes(known, rows, labels, np.zeros(count, np.int8))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (chosen.outcomes[0], chosen.outcomes[-1]) == (scan.DUPLICATE, scan.USED)
+    assert peak / count < 100
 
 
 @pytest.mark.slow

@@ -283,7 +283,8 @@ def _with_classes(index: Index, rows: np.ndarray, labels: np.ndarray, roles: np.
     if not (index.outcomes[rows] == DUPLICATE).any() or not (labels >= 0).any():
         return index
     index = dataclasses.replace(index, outcomes=index.outcomes.copy(), notes=dict(index.notes))
-    place = {row: number for number, row in enumerate(rows.tolist())}
+    place = np.empty(len(index), np.int32)
+    place[rows] = np.arange(len(rows), dtype=np.int32)
     groups: dict[int, list[int]] = {}
     for row, first in copies(index, rows).items():
         groups.setdefault(first, [first]).append(row)
