@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pickle
 import shutil
 import tracemalloc
 from pathlib import Path
@@ -13,9 +14,10 @@ import pytest
 
 from dualcl_jax import data
 from dualcl_jax.data.images import decode, folder, index, scan
+from dualcl_jax.data.images.crops import CropRecipe
 from dualcl_jax.data.images.encoded import EncodedSource
 from dualcl_jax.data.source import ArraySource
-from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.errors import EXIT_RESTART, RestartError, UserError, ending
 from tests.support.bad_files import encode, photo, write_bad_files
 
 
@@ -373,16 +375,24 @@ def test_a_file_that_changes_later_is_named(images):
         train.examples(np.array([0]))
 
 
-def test_a_lack_of_memory_is_no_damage(images, monkeypatch):
+@pytest.mark.parametrize('where', ['reading', 'decoding'])
+def test_a_lack_of_memory_is_no_damage(images, monkeypatch, where):
     write_classes(images)
     train, _ = data.load(config(images, memory_bytes=0, labels='none'))
 
     def fail(*args):
         raise MemoryError
 
-    monkeypatch.setattr(decode, 'cut', fail)
-    with pytest.raises(UserError, match=r'ant/0\.png: cannot be decoded: not enough memory; free some, then run again'):
-        train.examples(np.array([0]))
+    monkeypatch.setattr(*((index.Index, 'read') if where == 'reading' else (decode, 'cut')), fail)
+    crops = train.host_views(CropRecipe(((0.5, 1.0),), ((1.0, 1.0),), 8))
+    message = r'ant/0\.png: not enough memory to decode it; free some, and run the same command again$'
+    for read in (
+        lambda: train.examples(np.array([0])),
+        lambda: crops.make(np.array([0]), np.array([0]), 0, 0, crops.blank(1)),
+    ):
+        with pytest.raises(RestartError, match=message) as caught:
+            read()
+        assert ending(pickle.loads(pickle.dumps(caught.value)))[0] == EXIT_RESTART  # workers send it by pickle
 
 
 def test_copies_with_classes_are_found_in_little_memory():

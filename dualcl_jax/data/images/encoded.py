@@ -16,7 +16,7 @@ from dualcl_jax.data.images.crops import CropRecipe, central_square, crop_rng, d
 from dualcl_jax.data.images.decode import Place
 from dualcl_jax.data.images.source import KIND, image_shape, image_source, image_type
 from dualcl_jax.data.source import ArraySource, Splits
-from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.errors import RestartError, UserError
 from dualcl_jax.system.machine import available_cores
 
 READS = 8
@@ -36,6 +36,7 @@ class Files(Protocol):
 
         Raises:
           UserError: the file cannot be read, or has changed.
+          MemoryError: there is not enough memory for it.
         """
         ...
 
@@ -120,7 +121,7 @@ class EncodedSource:
 
         def store(row: int) -> None:
             index = int(indices[row])
-            encoded = self.files.read(index)
+            encoded = _read(self.files, index)
             squares[row] = _cut(self.files, index, encoded, central_square, self.stored_size, self.pixels)[0]
 
         with ThreadPoolExecutor(available_cores()) as threads:
@@ -170,20 +171,37 @@ class Crops:
         """
         rows = zip(indices.tolist(), positions.tolist(), strict=True)
         with ThreadPoolExecutor(READS) as threads:
-            contents = threads.map(self.files.read, indices.tolist())
+            contents = threads.map(partial(_read, self.files), indices.tolist())
             for row, ((index, position), encoded) in enumerate(zip(rows, contents, strict=True)):
                 place = partial(draw_boxes, crop_rng(seed, step, position), self.recipe)
                 out[row] = _cut(self.files, index, encoded, place, self.recipe.size, self.pixels)
 
 
+def _read(files: Files, index: int) -> bytes:
+    """The content of a file. Raises RestartError if there is not enough memory for it, and as `Files.read` does."""
+    try:
+        return files.read(index)
+    except MemoryError as error:
+        raise _short_of_memory(files, index) from error
+
+
+def _short_of_memory(files: Files, index: int) -> RestartError:
+    return RestartError(
+        f'{files.where(index)}: not enough memory to decode it; free some, and run the same command again'
+    )
+
+
 def _cut(files: Files, index: int, encoded: bytes, place: Place, size: int, pixels: Pixels) -> np.ndarray:
-    """Cuts the boxes of `place` from an image, resized: [V, size, size, C]."""
+    """Cuts the boxes of `place` from an image, resized: [V, size, size, C].
+
+    Raises:
+      RestartError: there is not enough memory for it.
+      UserError: it cannot be decoded.
+    """
     try:
         return pixels.cut(encoded, place, size)
     except MemoryError as error:
-        raise UserError(
-            f'{files.where(index)}: cannot be decoded: not enough memory; free some, then run again'
-        ) from error
+        raise _short_of_memory(files, index) from error
     except Exception as error:  # any error of a decoder; the image could be decoded when it was examined
         raise UserError(
             f'{files.where(index)}: cannot be decoded ({error}); remove it or restore it, then run again'

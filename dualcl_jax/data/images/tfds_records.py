@@ -42,6 +42,8 @@ class RecordFiles:
     def read(self, index: int) -> bytes:
         try:
             return _records(self.folder, self.split)[int(self.rows[index])]['image']
+        except MemoryError:
+            raise
         except Exception as error:  # array_record raises a bare RuntimeError
             raise UserError(f'{self.where(index)} cannot be read ({error}); prepare the set again') from error
 
