@@ -375,6 +375,20 @@ def test_a_file_that_changes_later_is_named(images):
         train.examples(np.array([0]))
 
 
+@pytest.mark.parametrize('number', [errno.EMFILE, errno.EIO])
+def test_a_file_that_cannot_be_read_now_is_read_after_a_restart(images, monkeypatch, number):
+    write_classes(images)
+    train, _ = data.load(config(images, memory_bytes=0, labels='none'))
+
+    def fail(*args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(index, 'open', fail, raising=False)
+    with pytest.raises(RestartError, match=r'ant/0\.png: cannot be read \(.*\); run the same command again$') as caught:
+        train.examples(np.array([0]))
+    assert ending(pickle.loads(pickle.dumps(caught.value)))[0] == EXIT_RESTART  # workers send it without its cause
+
+
 @pytest.mark.parametrize('where', ['reading', 'decoding'])
 def test_a_lack_of_memory_is_no_damage(images, monkeypatch, where):
     write_classes(images)

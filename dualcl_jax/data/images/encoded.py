@@ -36,6 +36,7 @@ class Files(Protocol):
 
         Raises:
           UserError: the file cannot be read, or has changed.
+          RestartError: it cannot be read now.
           MemoryError: there is not enough memory for it.
         """
         ...

@@ -39,7 +39,7 @@ from dualcl_jax.data.images.scan import (
     scan,
 )
 from dualcl_jax.system.console import progress
-from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.errors import RestartError, UserError, is_temporary
 from dualcl_jax.system.files import BROKEN, cache_folder, locked
 from dualcl_jax.system.machine import available_cores
 from dualcl_jax.system.processes.agreement import made_once
@@ -103,6 +103,7 @@ class Index:
 
         Raises:
           UserError: the file cannot be read, or has changed since it was examined.
+          RestartError: it cannot be read now.
         """
         path = os.path.join(self.root, self.path(row))
         try:
@@ -111,9 +112,10 @@ class Index:
                 if (now.st_size, now.st_mtime_ns) == (self.sizes[row], self.times[row]):
                     return file.read()
         except OSError as error:
-            raise UserError(
-                f'{shown(path)}: cannot be read ({error.strerror}); restore it, or start a new --workdir'
-            ) from error
+            now_only = is_temporary(error)
+            remedy = 'run the same command again' if now_only else 'restore it, or start a new --workdir'
+            problem = f'{shown(path)}: cannot be read ({error.strerror}); {remedy}'
+            raise (RestartError if now_only else UserError)(problem) from error
         raise UserError(
             f'{shown(path)}: changed since its folder was examined; restore it\n'
             f'or touch its folder, so that it is examined again, and start a new --workdir'
