@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +240,35 @@ def test_the_columns_of_jsonl_are_those_of_any_row(tmp_path) -> None:
     for columns, label, said in ((('text',), 'z', 'label_column=z'), (('text', 'z'), 'y', 'columns=z')):
         with pytest.raises(UserError, match=rf'data\.{said}: a.jsonl has no such column, only title, text'):
             read(tmp_path / 'a.jsonl', columns, label)
+
+
+def test_a_column_that_jsonl_does_not_have_is_reported_early_and_in_little_memory(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(files, 'SEARCHED', 1000)
+    lines = [json.dumps({f'{number:06}{"x" * 500}': 1, 'text': 'one'}) for number in range(3000)]
+    (tmp_path / 'a.jsonl').write_text('\n'.join(lines))
+    read_to, real = [0], files._lines
+
+    def counted(*args: Any) -> Any:
+        for number, line in real(*args):
+            read_to[0] = number
+            yield number, line
+
+    monkeypatch.setattr(files, '_lines', counted)
+    message = (
+        r'data\.columns=txt: a\.jsonl, in its first 1,000 objects, has no such column, only 000000x+, text, 000001x'
+    )
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=message):
+            read(tmp_path / 'a.jsonl', ('txt',))
+        assert tracemalloc.get_traced_memory()[1] < 400_000
+    finally:
+        tracemalloc.stop()
+    assert read_to == [1000]
+    (tmp_path / 'a.jsonl').write_text('\n'.join([*lines[:999], '{"text": "two", "y": 1}', *lines[1000:]]))
+    assert len(read(tmp_path / 'a.jsonl', ('text',), 'y')[0]) == 3000
+    with pytest.raises(UserError, match=r'data\.label_column=z: a\.jsonl, in its first 1,000 objects, has no such'):
+        read(tmp_path / 'a.jsonl', ('text',), 'z')
 
 
 def test_labels(tmp_path) -> None:

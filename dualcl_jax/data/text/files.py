@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import gzip
+import itertools
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +19,10 @@ LONGEST = 1_000_000
 """Bytes of a line, or of a row of CSV; longer ones are left out."""
 LARGEST = 2**26
 """Bytes of a row of CSV with which reading stops: a quotation mark is not closed, or this is no CSV file."""
+SEARCHED = 10_000
+"""Objects of JSONL among which each column must be found."""
+LISTED = 8
+"""The number of columns of a file that are named."""
 NAMED = 3
 """The number of places that are named for each reason."""
 EMPTY, LONG, NOT_UTF8 = 'empty', f'longer than {LONGEST:,} bytes', 'not UTF-8'
@@ -192,18 +197,29 @@ def _read_table(rows: Iterable[_TableLine], name: str, columns: Columns, account
 
 def find(columns: Columns, header: Sequence[str], name: str) -> list[int]:
     """Finds the positions of the columns in the header of a file. Raises UserError if one is missing."""
-    header = [column.encode('utf-8', 'backslashreplace').decode().strip() for column in header]
-    listed = ', '.join(header[:8]) + (', …' if len(header) > 8 else '')
+    header = [_shown(column) for column in header]
     if not columns.names:
         raise UserError(
             f"data.columns='': {name} has columns; name the one with sentences, or the two of pairs, or their "
-            f'numbers if there is no header: {listed}'
+            f'numbers if there is no header: {_listed(header)}'
         )
     for column in columns.wanted:
         if column not in header:
-            field = 'label_column' if column not in columns.names else 'columns'
-            raise UserError(f'data.{field}={column}: {name} has no such column, only {listed}')
+            raise _no_column(columns, column, name, header)
     return [header.index(column) for column in columns.wanted]
+
+
+def _no_column(columns: Columns, column: str, name: str, header: Sequence[str]) -> UserError:
+    field = 'label_column' if column not in columns.names else 'columns'
+    return UserError(f'data.{field}={column}: {name} has no such column, only {_listed(header)}')
+
+
+def _shown(column: str) -> str:
+    return column.encode('utf-8', 'backslashreplace').decode().strip()
+
+
+def _listed(header: Sequence[str]) -> str:
+    return ', '.join(header[:LISTED]) + (', …' if len(header) > LISTED else '')
 
 
 def _read_csv(file: IO[bytes], name: str, columns: Columns, account: Account) -> Iterator[Row]:
@@ -266,8 +282,7 @@ def _tsv_rows(file: IO[bytes], name: str, account: Account) -> Iterator[_TableLi
 
 
 def _read_jsonl(file: IO[bytes], name: str, columns: Columns, account: Account) -> Iterator[Row]:
-    missing = list(columns.wanted)
-    seen: dict[str, None] = {}
+    missing, seen, objects = list(columns.wanted), dict[str, None](), 0
     for number, line in _lines(file, name, account):
         place = f'{name}:{number}'
         if not line.strip():
@@ -284,11 +299,16 @@ def _read_jsonl(file: IO[bytes], name: str, columns: Columns, account: Account) 
             find(columns, list(found), name)
         found = {key.strip(): value for key, value in found.items()} | found
         if missing:
-            seen |= dict.fromkeys(found)
+            objects += 1
+            seen |= dict.fromkeys(map(_shown, itertools.islice(found, LISTED + 1)))
+            seen = dict.fromkeys(itertools.islice(seen, LISTED + 1))
             missing = [column for column in missing if column not in found]
+            if missing and objects == SEARCHED:
+                break
         yield from checked([found.get(column) for column in columns.wanted], place, columns, account)
-    if seen and missing:
-        find(columns, list(seen), name)
+    if objects and missing:
+        about = f'{name}, in its first {objects:,} objects,' if objects == SEARCHED else name
+        raise _no_column(columns, missing[0], about, list(seen))
 
 
 def checked(values: list[Any], place: str, columns: Columns, account: Account) -> Iterator[Row]:
