@@ -213,7 +213,7 @@ def test_rows_of_up_to_a_million_bytes(tmp_path, monkeypatch: pytest.MonkeyPatch
     assert csv.field_size_limit() == limit
 
 
-def test_halves_of_surrogate_pairs_are_not_text(tmp_path) -> None:
+def test_unpaired_surrogates_are_not_text(tmp_path) -> None:
     rows = [{'text': 'broken \ud83d emoji'}, {'text': 'whole \U0001f600 emoji'}, {'text': 'one', 'y': '\udc00'}]
     (tmp_path / 'a.jsonl').write_text('\n'.join(map(json.dumps, rows)))
     found, left_out = read(tmp_path / 'a.jsonl', ('text',), 'y')

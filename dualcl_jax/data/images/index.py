@@ -151,7 +151,7 @@ class Index:
                 rows.append(row)
         return rows
 
-    def is_finding_of(self, row: int, entry: Entry) -> bool:
+    def is_current_for(self, row: int, entry: Entry) -> bool:
         """Whether the finding at `row` holds for a file of the same path as it is now."""
         same = (self.sizes[row], self.times[row]) == (entry.size, entry.time)
         return same and entry.size >= 0 and not self.notes.get(row, '').startswith(UNREAD)
@@ -264,7 +264,7 @@ def _examine_all(root: str, known: Index | None, channels: int) -> Index:
 
     def find(entry: Entry) -> Finding:
         row = before.get((folders[entry.folder], entry.name), -1)
-        if known and row >= 0 and known.is_finding_of(row, entry):
+        if known and row >= 0 and known.is_current_for(row, entry):
             outcome = USED if known.outcomes[row] == DUPLICATE else int(known.outcomes[row])
             height, width = known.shapes[row].tolist()
             note = known.notes.get(row, '') if outcome != USED else ''

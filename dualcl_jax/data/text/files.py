@@ -148,7 +148,7 @@ def _codec(number: int) -> str:
 
 
 def _is_text(values: Iterable[Any]) -> bool:
-    """Whether the strings among some values are Unicode: a surrogate stands for half a character or a wrong byte."""
+    """Whether the strings among some values are Unicode: an unpaired surrogate is none, or is a wrong byte."""
     try:
         for value in values:
             if isinstance(value, str) and not value.isascii():

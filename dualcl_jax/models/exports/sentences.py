@@ -77,7 +77,7 @@ class LoadedTextEncoder:
         """Computes features float32 [N, F] of N sentences.
 
         Raises:
-          UserError: the argument is not a list of texts, or one holds half of a surrogate pair.
+          UserError: the argument is not a list of texts, or one holds an unpaired surrogate.
         """
         if isinstance(sentences, str) or not all(isinstance(sentence, str) for sentence in sentences):
             raise UserError('this encoder takes a list of sentences, such as ["a cat", "a dog"]')
@@ -90,7 +90,7 @@ class LoadedTextEncoder:
                 text.encode()
             except UnicodeEncodeError as error:
                 raise UserError(
-                    f'sentences[{number}]: its character {error.start} is half of a surrogate pair, '
+                    f'sentences[{number}]: its character {error.start} is an unpaired surrogate, '
                     f"{text[error.start]!a}; replace it, for example with '\\ufffd'"
                 ) from error
         encoded = self.description.loaded_tokenizer.encode_batch_fast(list(sentences))

@@ -95,7 +95,7 @@ def test_a_loaded_encoder_equals_that_of_the_run(tmp_path, form, name):
         np.testing.assert_allclose(loaded(SENTENCES[:1]), want[:1], atol=1e-5)
     with pytest.raises(UserError, match='takes a list of sentences'):
         loaded('a cat')
-    with pytest.raises(UserError, match=r"^sentences\[1\]: its character 2 is half of a surrogate pair, '.ud83d'"):
+    with pytest.raises(UserError, match=r"^sentences\[1\]: its character 2 is an unpaired surrogate, '.ud83d'"):
         loaded(['a cat', 'a \ud83d cat'])
 
 
