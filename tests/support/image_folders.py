@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from tests.support.bad_files import encode, photo
+
 
 def ppm(seed: int, side: int = 24) -> bytes:
     """The content of a PPM file, different for each seed."""
@@ -20,6 +22,14 @@ def write_images(root: Path, names: Iterable[str], first: int = 0) -> None:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(ppm(seed))
+
+
+def write_classes(root: Path, classes: Iterable[str] = ('bee', 'ant'), count: int = 10) -> None:
+    """Writes a folder of photographs for each class."""
+    for number, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            (root / name / f'{i}.png').write_bytes(encode(photo(100 * number + i), 'PNG'))
 
 
 def named(folders: Iterable[str], count: int) -> list[str]:

@@ -112,10 +112,10 @@ class Index:
                 if (now.st_size, now.st_mtime_ns) == (self.sizes[row], self.times[row]):
                     return file.read()
         except OSError as error:
-            now_only = is_temporary(error)
-            remedy = 'run the same command again' if now_only else 'restore it, or start a new --workdir'
-            problem = f'{shown(path)}: cannot be read ({error.strerror}); {remedy}'
-            raise (RestartError if now_only else UserError)(problem) from error
+            problem = f'{shown(path)}: cannot be read ({error.strerror})'
+            if is_temporary(error):
+                raise RestartError(f'{problem}; run the same command again') from error
+            raise UserError(f'{problem}; restore it, or start a new --workdir') from error
         raise UserError(
             f'{shown(path)}: changed since its folder was examined; restore it\n'
             f'or touch its folder, so that it is examined again, and start a new --workdir'
@@ -299,28 +299,26 @@ def _examine_all(root: str, known: Index | None, channels: int) -> Index:
 def _examine_unread(index: Index, channels: int) -> Index:
     """Examines again the files that could not be read. Returns `index` itself if the findings are the same."""
 
-    def find(row: int) -> tuple[Entry, Finding] | None:
+    def find(row: int) -> tuple[int, Entry, Finding] | None:
         path = os.path.join(index.root, index.path(row))
         try:
             now = os.stat(path)
         except OSError:
             return None
         entry = Entry(int(index.folder_of[row]), index.name(row), now.st_size, now.st_mtime_ns)
-        return entry, examine_file(path, entry, channels)
+        finding = examine_file(path, entry, channels)
+        return (row, entry, finding) if finding.note != index.notes[row] else None
 
-    rows = index.unread()
     with ThreadPoolExecutor(available_cores()) as threads:
-        found = list(zip(rows, threads.map(find, rows), strict=True))
-    changed = [(row, *result) for row, result in found if result and result[1].note != index.notes[row]]
+        changed = [found for found in threads.map(find, index.unread()) if found]
     if not changed:
         return index
     arrays = {name: value.copy() for name, value in vars(index).items() if isinstance(value, np.ndarray)}
     index = Index(index.root, index.folders, **arrays, notes=dict(index.notes))
     for row, entry, finding in changed:
         index.sizes[row], index.times[row] = entry.size, entry.time
-        index.shapes[row] = finding.height, finding.width
+        index.shapes[row], index.digests[row] = finding[2:4], np.frombuffer(finding.digest, np.uint8)
         index.outcomes[row], index.conversions[row] = finding.outcome, finding.conversions
-        index.digests[row] = np.frombuffer(finding.digest, np.uint8)
         index.notes[row] = finding.note
     used = np.flatnonzero((index.outcomes == USED) | (index.outcomes == DUPLICATE))
     for row in used.tolist():
