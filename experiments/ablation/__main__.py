@@ -21,9 +21,18 @@ from dualcl_jax.system.command_line import Parser
 from dualcl_jax.system.console import duration
 from dualcl_jax.system.errors import EXIT_RESTART, UserError, exits_cleanly
 from experiments.ablation.measures import MEASURES
-from experiments.ablation.records import Record, read_all, read_plan, read_record, same_runs, store, write_plan
+from experiments.ablation.records import (
+    Record,
+    make_plan,
+    read_all,
+    read_plan,
+    read_record,
+    same_runs,
+    store,
+    write_plan,
+)
 from experiments.ablation.runs import run_jobs
-from experiments.ablation.sweep import PLACES, Job, Sweep, load_sweep, plan
+from experiments.ablation.sweep import Job, Sweep, load_sweep, plan
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -125,22 +134,20 @@ def run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
         raise UserError(f'--jobs={flags.jobs}: must be at least 1')
     sweep = changed(load_sweep(flags.sweep), flags)
     jobs = chosen(sweep, plan(sweep, overrides), flags.arms)[item(flags.item)]
+    planned = make_plan(sweep, Path(flags.sweep).stem, overrides)
     found = {job.name: record for job in jobs if (record := read_record(flags.output, job)) is not None}
     new = [job for job in jobs if job.name not in found]
     taken = {name: record for other in flags.records for name, record in same_runs(new, other, sweep).items()}
     found |= taken
+    records = read_all(flags.output, planned)  # those of other arms and seeds, too, before the plan is replaced
     if flags.dry_run:
-        records = read_all(flags.output, read_plan(flags.output)) if (flags.output / 'sweep.json').exists() else []
         left = [job for job in jobs if job.name not in found]
         describe(sweep, jobs, len(found), time_left(left, records, flags.jobs))
         return 0
     empty = [field for job in jobs if job.name not in found for field in job.settings if field.endswith('=')]
     if empty:
         raise UserError(f'--config.{empty[0]}: the runs are measured with this field; give its value')
-    name, public = Path(flags.sweep).stem, [field for field in overrides if field.partition('=')[0] not in PLACES]
-    command = ['python -m experiments.ablation run', f'experiments/sweeps/{name}.py', f'--budget={sweep.budget}']
-    command += [f'--seeds={",".join(map(str, sweep.seeds))}', *(f'--config.{field}' for field in public)]
-    write_plan(flags.output, sweep, name, ' '.join(command))
+    write_plan(flags.output, planned)
     for job in new:
         if job.name in taken:
             store(flags.output, job, taken[job.name])

@@ -7,32 +7,47 @@ from pathlib import Path
 from typing import Any
 
 from etils import epath
+from ml_collections import ConfigDict
 
 from dualcl_jax.system.config import to_json
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import check_output, write_output
 from dualcl_jax.workdir.metrics import read_records
-from experiments.ablation.sweep import PLACES, Job, Sweep, configured
+from experiments.ablation.measures import MEASURES, Measure
+from experiments.ablation.sweep import PLACES, Job, Sweep, configured, length
 
 Record = dict[str, Any]
 
 
-def write_plan(folder: Path, sweep: Sweep, name: str, command: str) -> None:
+def make_plan(sweep: Sweep, name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The plan of a sweep, with the command that runs it; `overrides` are 'field=value' for every arm."""
+    overrides = [field for field in overrides if field.partition('=')[0] not in PLACES]
+    command = ['python -m experiments.ablation run', f'experiments/sweeps/{name}.py', f'--budget={sweep.budget}']
+    command += [f'--seeds={",".join(map(str, sweep.seeds))}', *(f'--config.{field}' for field in overrides)]
+    return {'name': name, 'command': ' '.join(command), 'overrides': overrides, **dataclasses.asdict(sweep)}
+
+
+def write_plan(folder: Path, plan: dict[str, Any]) -> None:
     """Stores the plan of a sweep.
 
     Raises:
       UserError: the folder holds another sweep, or cannot be written.
     """
     path = folder / 'sweep.json'
-    if path.exists() and (before := read_plan(folder)['name']) != name:
-        raise UserError(f'--output={folder}: holds the sweep {before}, not {name}; choose a different folder')
+    if path.exists():
+        for what in ('name', 'config'):
+            if (before := read_plan(folder)[what]) != plan[what]:
+                known = 'the sweep' if what == 'name' else 'a sweep of'
+                raise UserError(f'--output={folder}: holds {known} {before}, not {plan[what]}; choose another folder')
     check_output(str(path))
-    _write(path, {'name': name, 'command': command, **dataclasses.asdict(sweep)})
+    _write(path, plan)
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
     """Reads the plan that `write_plan` stored; the default measure is kNN accuracy. Raises UserError if absent."""
-    return {'measure': 'knn'} | _read(folder / 'sweep.json', 'no sweep here; give the --output folder of a sweep')
+    stored = _read(folder / 'sweep.json', 'no sweep here; give the --output folder of a sweep')
+    # Older plans have the overrides in their command alone.
+    return {'measure': 'knn', 'overrides': stored['command'].split(' --config.')[1:]} | stored
 
 
 def path_of(folder: Path, job: Job) -> Path:
@@ -50,23 +65,46 @@ def read_record(folder: Path, job: Job) -> Record | None:
     if not path.exists():
         return None
     record = _read(path, '')
-    if record['fields'] != job.stored_fields:
-        changed = sorted(set(record['fields']) ^ set(job.stored_fields))
-        raise UserError(
-            f'{path}: belongs to a run with different fields ({", ".join(changed) or "in a different order"})\n'
-            'use another --output, or the sweep and flags of that run'
-        )
-    if job.measure.validation.key not in record:
-        raise UserError(f'{path}: was not measured by {" and ".join(job.measure.protocols)}; use another --output')
+    _check(path, record, job.stored_fields, job.measure)
     return record
 
 
 def read_all(folder: Path, plan: dict[str, Any]) -> list[Record]:
-    """Reads all records of the plan's arms, sorted by arm and seed."""
-    order = {arm['name']: place for place, arm in enumerate(plan['arms'])}
-    found = [_read(path, '') for path in sorted((folder / 'records').glob('*.json'))]
-    found = [record for record in found if record['arm'] in order]
+    """Reads all records of the plan's arms, sorted by arm and seed.
+
+    Raises:
+      UserError: a record is damaged, or belongs to a run that is not of the plan: its fields, budget or measure differ.
+    """
+    arms = {arm['name']: arm for arm in plan['arms']}
+    order = {name: place for place, name in enumerate(arms)}
+    found = []
+    for path in sorted((folder / 'records').glob('*.json')):
+        record = _read(path, '')
+        if record['arm'] in arms:
+            _check(path, record, _planned(plan, arms[record['arm']], record), MEASURES[plan['measure']])
+            found.append(record)
     return sorted(found, key=lambda record: (order[record['arm']], record['seed']))
+
+
+def _planned(plan: dict[str, Any], arm: dict[str, Any], record: Record) -> list[str]:
+    """The fields that the plan has for the run of a record."""
+    fields = [*plan['base'], *arm['fields'], *plan['overrides'], f'seed={record["seed"]}']
+    if record['fields'][:-1] != fields:
+        return [*fields, record['fields'][-1]]
+    steps, _ = length(ConfigDict(record['config']), plan['budget'])
+    return [*fields, f'train.steps={steps}']
+
+
+def _check(path: Path, record: Record, fields: list[str], measure: Measure) -> None:
+    """Raises UserError if a record belongs to a run with other fields or another measure."""
+    if record['fields'] != fields:
+        changed = sorted(set(record['fields']) ^ set(fields))
+        raise UserError(
+            f'{path}: belongs to a run with different fields ({", ".join(changed) or "in a different order"})\n'
+            'use the sweep and flags of that run, or another folder'
+        )
+    if any(value.key not in record for value in measure.values):
+        raise UserError(f'{path}: was not measured by {" and ".join(measure.protocols)}; use another --output')
 
 
 def same_runs(jobs: Sequence[Job], other: Path, sweep: Sweep) -> dict[str, Record]:

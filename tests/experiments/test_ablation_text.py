@@ -8,13 +8,23 @@ import numpy as np
 import pytest
 
 from dualcl_jax import evaluate
+from dualcl_jax.system.config import to_json
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.training.loop import train
 from experiments.ablation import __main__ as ablation
 from experiments.ablation import runs
 from experiments.ablation.measures import MEASURES
 from experiments.ablation.plots import axis, bars, curves
-from experiments.ablation.records import path_of, read_all, read_plan, read_record, store, write_plan, write_record
+from experiments.ablation.records import (
+    make_plan,
+    path_of,
+    read_all,
+    read_plan,
+    read_record,
+    store,
+    write_plan,
+    write_record,
+)
 from experiments.ablation.sweep import configured, load_sweep, plan
 from experiments.ablation.tables import compare
 from tests.support.runs import REPOSITORY
@@ -72,10 +82,12 @@ def test_runs_are_measured_by_sts(in_process, monkeypatch: pytest.MonkeyPatch, s
     assert read_record(tmp_path, job) == record
     assert str(tmp_path) not in path_of(tmp_path, job).read_text()
 
-    write_plan(tmp_path, sweep, 'sentences', 'a command')
+    write_plan(tmp_path, make_plan(sweep, 'sentences', [*places, *SMALL]))
+    assert str(tmp_path) not in (tmp_path / 'sweep.json').read_text()
     for number, other in enumerate(jobs):
         values = {key: record[key] + number / 100 for key in KEYS}
-        store(tmp_path, other, record | {'arm': other.arm, 'fields': other.stored_fields} | values)
+        config = json.loads(to_json(configured(sweep.config, other.stored_fields)))
+        store(tmp_path, other, record | {'arm': other.arm, 'fields': other.stored_fields, 'config': config} | values)
     drawn = in_process(ablation.main, 'draw', str(tmp_path))
     assert drawn.status == 0, drawn
     texts = {name: (tmp_path / name).read_text() for name in ('table.md', 'table.tex', 'runs.csv', 'curves.csv')}

@@ -1,0 +1,103 @@
+"""Records that a sweep accepts, and those of other runs, which it refuses."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from dualcl_jax.system.errors import UserError
+from experiments.ablation import __main__ as ablation
+from experiments.ablation.measures import MEASURES
+from experiments.ablation.records import make_plan, path_of, read_all, read_plan, same_runs, store, write_plan
+from experiments.ablation.sweep import Arm, Job, Sweep, configured, load_sweep, plan
+from tests.support.runs import REPOSITORY
+
+SMALL = ('model.width=16',)
+SWEEP = Sweep(
+    title='Two methods',
+    config='configs/cifar10_moco.py',
+    base=('train.batch_size=16',),
+    arms=(Arm('moco'), Arm('both', ('loss.symmetric=True',))),
+    baseline='moco',
+    seeds=(0, 1),
+    budget=1000,
+)
+
+
+def keep(folder: Path, sweep: Sweep, job: Job, **changes) -> Path:
+    """Stores a record of a run, with the parts that are compared; returns its path."""
+    values = {value.key: 0.5 for value in MEASURES[sweep.measure].values}
+    config = json.loads(configured(sweep.config, job.fields).to_json())
+    about = {'arm': job.arm, 'seed': job.seed, 'fields': job.stored_fields, 'steps': job.steps, 'passes': job.passes}
+    store(folder, job, about | values | {'wall_time_s': 9.0, 'config': config} | changes)
+    return path_of(folder, job)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The folder of a sweep with all records."""
+    for job in plan(SWEEP, SMALL):
+        keep(tmp_path, SWEEP, job)
+    write_plan(tmp_path, make_plan(SWEEP, 'two', SMALL))
+    return tmp_path
+
+
+def test_records_of_the_plan_are_read(folder: Path) -> None:
+    stored = read_plan(folder)
+    assert [(each['arm'], each['seed']) for each in read_all(folder, stored)] == [
+        ('moco', 0),
+        ('moco', 1),
+        ('both', 0),
+        ('both', 1),
+    ]
+    older = {name: value for name, value in stored.items() if name != 'overrides'}
+    (folder / 'sweep.json').write_text(json.dumps(older))
+    assert read_plan(folder) == stored
+
+
+@pytest.mark.parametrize(
+    ('budget', 'overrides', 'named'),
+    [
+        (2000, SMALL, 'train.steps=124, train.steps=62'),
+        (1000, (*SMALL, 'loss.temperature=0.4'), 'loss.temperature=0.4'),
+        (1000, (), 'model.width=16'),
+    ],
+)
+def test_records_of_other_runs_are_not_drawn(folder: Path, budget: int, overrides: tuple[str, ...], named: str) -> None:
+    other = dataclasses.replace(SWEEP, budget=budget, seeds=(2,))
+    path = keep(folder, other, plan(other, overrides)[0])
+    with pytest.raises(UserError) as error:
+        read_all(folder, read_plan(folder))
+    assert str(error.value).startswith(f'{path}: belongs to a run with different fields (')
+    assert all(field in str(error.value) for field in named.split(', '))
+
+
+@pytest.mark.parametrize('flag', ['--budget=2000', '--config.loss.temperature=0.4'])
+@pytest.mark.parametrize('how', [[], ['--dry_run']])
+def test_other_runs_do_not_replace_the_plan(in_process, tmp_path: Path, flag: str, how: list[str]) -> None:
+    path = REPOSITORY / 'experiments' / 'sweeps' / 'share.py'
+    sweep = load_sweep(str(path))
+    kept = keep(tmp_path, sweep, plan(sweep, [])[0])
+    write_plan(tmp_path, make_plan(sweep, 'share', []))
+    before = (tmp_path / 'sweep.json').read_bytes()
+    found = in_process(ablation.main, 'run', str(path), f'--output={tmp_path}', '--seeds=7', flag, *how)
+    assert (found.status, found.err.startswith(f'error: {kept}: belongs to a run with different')) == (2, True)
+    assert (tmp_path / 'sweep.json').read_bytes() == before
+    assert not (tmp_path / 'runs').exists()
+
+
+def test_a_folder_of_another_config_is_refused(folder: Path) -> None:
+    other = dataclasses.replace(SWEEP, config='configs/cifar10.py')
+    with pytest.raises(UserError, match=r'holds a sweep of configs/cifar10_moco\.py, not configs/cifar10\.py; choose'):
+        write_plan(folder, make_plan(other, 'two', SMALL))
+
+
+def test_a_record_without_a_value_of_the_measure_is_refused(folder: Path) -> None:
+    with pytest.raises(UserError, match='was not measured by knn and linear; use another --output'):
+        read_all(folder, make_plan(dataclasses.replace(SWEEP, measure='probe'), 'two', SMALL))
+
+
+def test_records_of_another_sweep_are_those_of_its_plan(folder: Path) -> None:
+    new = dataclasses.replace(SWEEP, arms=(Arm('old'),), baseline='old')
+    assert list(same_runs(plan(new, SMALL), folder, new)) == ['old-seed0', 'old-seed1']
