@@ -9,9 +9,11 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
+from dualcl_jax.data.text.source import KIND as TEXT
 from dualcl_jax.system.config import to_json
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import check_output, write_output
+from dualcl_jax.workdir.folder import read_fingerprints
 from dualcl_jax.workdir.metrics import read_records
 from experiments.ablation.measures import MEASURES, Measure
 from experiments.ablation.sweep import PLACES, Job, Sweep, configured, length
@@ -73,16 +75,19 @@ def read_all(folder: Path, plan: dict[str, Any]) -> list[Record]:
     """Reads all records of the plan's arms, sorted by arm and seed.
 
     Raises:
-      UserError: a record is damaged, or belongs to a run that is not of the plan: its fields, budget or measure differ.
+      UserError: a record is damaged, or of a run that is not of the plan: its fields, length, measure or data differ.
     """
     arms = {arm['name']: arm for arm in plan['arms']}
     order = {name: place for place, name in enumerate(arms)}
-    found = []
+    found: list[Record] = []
+    paths: list[Path] = []
     for path in sorted((folder / 'records').glob('*.json')):
         record = _read(path, '')
         if record['arm'] in arms:
             _check(path, record, _planned(plan, arms[record['arm']], record), MEASURES[plan['measure']])
             found.append(record)
+            paths.append(path)
+    _check_data(paths, found)
     return sorted(found, key=lambda record: (order[record['arm']], record['seed']))
 
 
@@ -105,6 +110,23 @@ def _check(path: Path, record: Record, fields: list[str], measure: Measure) -> N
         )
     if any(value.key not in record for value in measure.values):
         raise UserError(f'{path}: was not measured by {" and ".join(measure.protocols)}; use another --output')
+
+
+def _check_data(paths: Sequence[Path], records: Sequence[Record]) -> None:
+    """Raises UserError if runs with equal fields of the data had different data. Older records do not tell."""
+    first: dict[tuple[str, ...], tuple[Path, str]] = {}
+    for path, record in zip(paths, records, strict=True):
+        if (fingerprint := record.get('data_fingerprint')) is None:
+            continue
+        alike = tuple(field for field in record['fields'] if field.startswith('data.'))
+        if record['config']['data']['name'] == TEXT:  # of sentences, the tokens count, which depend on other fields
+            alike = (record['arm'], *alike)
+        other, before = first.setdefault(alike, (path, fingerprint))
+        if fingerprint != before:
+            raise UserError(
+                f'{path}: trained on other data than {other.name} (data_fingerprint); use another --output, or the '
+                'data of that run'
+            )
 
 
 def same_runs(jobs: Sequence[Job], other: Path, sweep: Sweep) -> dict[str, Record]:
@@ -190,6 +212,7 @@ def write_record(folder: Path, job: Job) -> Record:
             if measure.logged in found
         ],
         'state_sha256': summary['state_sha256'],
+        'data_fingerprint': read_fingerprints(epath.Path(workdir))[0],
         'versions': summary['versions'],
         'config': config,
     }

@@ -101,3 +101,21 @@ def test_a_record_without_a_value_of_the_measure_is_refused(folder: Path) -> Non
 def test_records_of_another_sweep_are_those_of_its_plan(folder: Path) -> None:
     new = dataclasses.replace(SWEEP, arms=(Arm('old'),), baseline='old')
     assert list(same_runs(plan(new, SMALL), folder, new)) == ['old-seed0', 'old-seed1']
+
+
+def test_records_of_other_data_are_refused(folder: Path) -> None:
+    """Of runs with equal fields of the data. Older records do not tell which data they are of."""
+    jobs = plan(SWEEP, SMALL)
+    kept = [keep(folder, SWEEP, job, data_fingerprint='one') for job in jobs[1:]]
+    assert len(read_all(folder, read_plan(folder))) == len(jobs)
+    keep(folder, SWEEP, jobs[1], data_fingerprint='two')
+    with pytest.raises(UserError, match=r'trained on other data than .*; use another --output') as error:
+        read_all(folder, read_plan(folder))
+    assert any(str(error.value).startswith(f'{path}: ') for path in kept)
+
+
+def test_arms_may_have_data_of_their_own(tmp_path: Path) -> None:
+    sweep = dataclasses.replace(SWEEP, arms=(Arm('moco'), Arm('few', ('data.limit=100',))))
+    for job in plan(sweep, []):
+        keep(tmp_path, sweep, job, data_fingerprint=job.arm)
+    assert len(read_all(tmp_path, make_plan(sweep, 'two', []))) == 4

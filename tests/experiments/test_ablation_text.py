@@ -80,6 +80,8 @@ def test_runs_are_measured_by_sts(in_process, monkeypatch: pytest.MonkeyPatch, s
     assert record['curve'][-1]['step'] == record['steps'] == 4
     assert record['tf_idf'] > 0.5
     assert read_record(tmp_path, job) == record
+    report = json.loads((workdir / 'data_report.json').read_text())
+    assert record['data_fingerprint'] == report['train']['fingerprint']
     assert str(tmp_path) not in path_of(tmp_path, job).read_text()
 
     write_plan(tmp_path, make_plan(sweep, 'sentences', [*places, *SMALL]))
