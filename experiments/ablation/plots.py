@@ -98,7 +98,8 @@ def curves(comparison: Comparison) -> Figure:
             points: dict[int, list[dict[str, Any]]] = {}
             for record in comparison.records:
                 for point in record['curve'] if record['arm'] == row.arm else ():
-                    points.setdefault(point['step'], []).append(point)
+                    if point[measure.curve] is not None:  # older records have the values that are not finite
+                        points.setdefault(point['step'], []).append(point)
             found = [(each, estimate([p[measure.curve] for p in each])) for _, each in sorted(points.items())]
             xs = [float(np.mean([point[over] for point in each])) for each, _ in found]
             means = np.array([100 * each.mean for _, each in found if each])

@@ -177,6 +177,7 @@ def write_record(folder: Path, job: Job) -> Record:
     """Stores the results of a run, read from its workdir: shares of 1, measured once at the end.
 
     `curve` has the measurements during training, on the validation images if the config holds some out, or STS-B dev.
+    It lacks those without a finite value, such as the correlation of a collapsed encoder.
     """
     workdir, measure = folder / 'runs' / job.name, job.measure
     summary = json.loads((workdir / 'summary.json').read_text())
@@ -209,7 +210,7 @@ def write_record(folder: Path, job: Job) -> Record:
                 measure.curve: found[measure.logged],
             }
             for found in logged
-            if measure.logged in found
+            if found.get(measure.logged) is not None
         ],
         'state_sha256': summary['state_sha256'],
         'data_fingerprint': read_fingerprints(epath.Path(workdir))[0],

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.ablation.plots import draw_plots
+from experiments.ablation.plots import curves, draw_plots
 from experiments.ablation.records import read_all, read_plan
 from experiments.ablation.tables import compare, latex, markdown, notes, write_tables
 from tests.support.runs import REPOSITORY, contents
@@ -127,6 +127,16 @@ def test_stored_results_are_redrawn(folder: Path, tmp_path: Path) -> None:
     sweep = read_plan(folder)
     for name in write_tables(tmp_path, compare(sweep, read_all(folder, sweep))):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_points_without_a_value_are_not_drawn(records) -> None:
+    """Older records have the measurements that are not finite, as null: here one of seed 0 and all of `worse`."""
+    records[0]['curve'][1]['knn_backbone'] = None
+    for each in records[3:]:
+        each['curve'] = [point | {'knn_backbone': None} for point in each['curve']]
+    better, worse = curves(compare(SWEEP, records)).axes[0].lines
+    np.testing.assert_allclose(better.get_xydata(), [[0, 30], [10, 35], [20, 40]])
+    assert len(worse.get_xdata()) == 0
 
 
 def test_files(tmp_path: Path, records) -> None:

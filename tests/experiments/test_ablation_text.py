@@ -64,7 +64,11 @@ def test_runs_are_measured_by_sts(in_process, monkeypatch: pytest.MonkeyPatch, s
     assert arguments == [f'--workdir={workdir}', '--protocols=sts', f'--config.{places[1]}']
     assert in_process(evaluate.main, *arguments).status == 0
 
+    metrics = workdir / 'metrics.jsonl'
+    collapsed = {'step': 4, 'wall_time_s': 1.0, MEASURES['sts'].logged: None}
+    metrics.write_text(f'{metrics.read_text()}{json.dumps(collapsed)}\n')  # it has no correlation
     record = write_record(tmp_path, job)
+    assert all(point['stsb_dev_backbone'] is not None for point in record['curve'])
     evaluated = json.loads((workdir / 'evaluation' / 'sts.json').read_text())['records']
     for key, place in zip(KEYS, (('STS-B', 'dev'), ('STS-B', 'test'), ('avg7', 'test')), strict=True):
         (expected,) = (
