@@ -13,14 +13,12 @@ from dualcl_jax.models.exports.encoder import Variables, compute, only_parts
 from dualcl_jax.models.images import ImageInput
 from dualcl_jax.models.text import FIELDS as TEXT_FIELDS
 from dualcl_jax.models.text import KIND as TEXT
+from dualcl_jax.system.config import PRIVATE
 from dualcl_jax.system.devices import to_host
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import absolute
 from dualcl_jax.system.versions import versions
 from dualcl_jax.workdir.saved_run import SavedRun
-
-PRIVATE = ('data.data_dir', 'data.path', 'data.labels', 'init_from', 'text.tokenizer', 'sts.path')
-"""Fields that may hold paths of the machine; they are empty in an export."""
 
 
 def describe(run: SavedRun, *, encoder: str, projection: bool) -> tuple[Description | TextDescription, Variables]:

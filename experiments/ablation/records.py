@@ -10,20 +10,25 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from dualcl_jax.data.text.source import KIND as TEXT
-from dualcl_jax.system.config import to_json
+from dualcl_jax.system.config import PRIVATE, to_json
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import check_output, write_output
 from dualcl_jax.workdir.folder import read_fingerprints
 from dualcl_jax.workdir.metrics import read_records
 from experiments.ablation.measures import MEASURES, Measure
-from experiments.ablation.sweep import PLACES, Job, Sweep, configured, length
+from experiments.ablation.sweep import Job, Sweep, configured, length, public_fields
 
 Record = dict[str, Any]
 
 
 def make_plan(sweep: Sweep, name: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """The plan of a sweep, with the command that runs it; `overrides` are 'field=value' for every arm."""
-    overrides = [field for field in overrides if field.partition('=')[0] not in PLACES]
+    """The plan of a sweep, with the command that runs it, but without paths of this machine.
+
+    `overrides` are 'field=value' for every arm.
+    """
+    overrides = public_fields(overrides)
+    arms = tuple(dataclasses.replace(arm, fields=tuple(public_fields(arm.fields))) for arm in sweep.arms)
+    sweep = dataclasses.replace(sweep, base=tuple(public_fields(sweep.base)), arms=arms)
     command = ['python -m experiments.ablation run', f'experiments/sweeps/{name}.py', f'--budget={sweep.budget}']
     command += [f'--seeds={",".join(map(str, sweep.seeds))}', *(f'--config.{field}' for field in overrides)]
     return {'name': name, 'command': ' '.join(command), 'overrides': overrides, **dataclasses.asdict(sweep)}
@@ -93,8 +98,8 @@ def read_all(folder: Path, plan: dict[str, Any]) -> list[Record]:
 
 def _planned(plan: dict[str, Any], arm: dict[str, Any], record: Record) -> list[str]:
     """The fields that the plan has for the run of a record."""
-    fields = [*plan['base'], *arm['fields'], *plan['overrides'], f'seed={record["seed"]}']
-    if record['fields'][:-1] != fields:
+    fields = public_fields([*plan['base'], *arm['fields'], *plan['overrides'], f'seed={record["seed"]}'])
+    if public_fields(record['fields'])[:-1] != fields:
         return [*fields, record['fields'][-1]]
     steps, _ = length(ConfigDict(record['config']), plan['budget'])
     return [*fields, f'train.steps={steps}']
@@ -102,8 +107,8 @@ def _planned(plan: dict[str, Any], arm: dict[str, Any], record: Record) -> list[
 
 def _check(path: Path, record: Record, fields: list[str], measure: Measure) -> None:
     """Raises UserError if a record belongs to a run with other fields or another measure."""
-    if record['fields'] != fields:
-        changed = sorted(set(record['fields']) ^ set(fields))
+    if (stored := public_fields(record['fields'])) != fields:  # older records have more paths
+        changed = sorted(set(stored) ^ set(fields))
         raise UserError(
             f'{path}: belongs to a run with different fields ({", ".join(changed) or "in a different order"})\n'
             'use the sweep and flags of that run, or another folder'
@@ -132,7 +137,8 @@ def _check_data(paths: Sequence[Path], records: Sequence[Record]) -> None:
 def same_runs(jobs: Sequence[Job], other: Path, sweep: Sweep) -> dict[str, Record]:
     """Finds records of another sweep that belong to equal runs, whatever their arms are called there.
 
-    Two runs are equal if their fields give the same config from the same file, and the measure is the same.
+    Two runs are equal if their fields give the same config from the same file, and the measure is the same. Runs with
+    paths of which only the last part is stored are not known to be equal.
 
     Args:
       jobs: the jobs of this sweep.
@@ -156,7 +162,7 @@ def same_runs(jobs: Sequence[Job], other: Path, sweep: Sweep) -> dict[str, Recor
     found = {}
     for job in jobs:
         record = stored.get(run(job.stored_fields))
-        if record is not None:
+        if record is not None and set(job.stored_fields) <= set(job.fields):
             origin = f'{plan["name"]}/{record["arm"]}-seed{record["seed"]}'
             found[job.name] = record | {'arm': job.arm, 'fields': job.stored_fields, 'taken_from': origin}
     return found
@@ -188,9 +194,8 @@ def write_record(folder: Path, job: Job) -> Record:
     ]
     logged = read_records(epath.Path(workdir) / 'metrics.jsonl')
     rates = [record['train/false_negative_rate'] for record in logged if 'train/false_negative_rate' in record]
-    config = summary['config']
-    for section, field in (place.split('.') for place in PLACES):
-        config[section][field] = ''
+    config = ConfigDict(summary['config'])
+    config.update_from_flattened_dict(dict.fromkeys(PRIVATE, ''))
     record = {
         'arm': job.arm,
         'seed': job.seed,
@@ -215,7 +220,7 @@ def write_record(folder: Path, job: Job) -> Record:
         'state_sha256': summary['state_sha256'],
         'data_fingerprint': read_fingerprints(epath.Path(workdir))[0],
         'versions': summary['versions'],
-        'config': config,
+        'config': config.to_dict(),
     }
     store(folder, job, record)
     return record

@@ -4,19 +4,19 @@ import dataclasses
 import importlib.util
 import re
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from ml_collections import ConfigDict
 
-from dualcl_jax.system.config import load_config, override
+from dualcl_jax.system.config import LABELS, PATHS, PRIVATE, load_config, override
 from dualcl_jax.system.errors import UserError
 from experiments.ablation.measures import MEASURES, Measure
 
 REPOSITORY = Path(__file__).parents[2]
 OF_THE_SWEEP = ('seed', 'train.steps', 'train.epochs')
 """Fields that seeds and budget determine."""
-PLACES = ('data.data_dir', 'data.path', 'sts.path')
-"""Fields with locations of data on this machine; they are not stored."""
+LOCATIONS = (*PATHS, 'sts.path')
+"""Fields with locations of data on this machine; they are not stored, so that the data may move."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +94,20 @@ class Job:
 
     @property
     def stored_fields(self) -> list[str]:
-        """The fields to store in a record: all except locations on this machine."""
-        return [field for field in self.fields if field.partition('=')[0] not in PLACES]
+        """The fields to store in a record, without paths of this machine."""
+        return public_fields(self.fields)
+
+
+def public_fields(fields: Sequence[str]) -> list[str]:
+    """The fields without paths of this machine: `LOCATIONS` are left out, of other paths the last part is kept."""
+    found = []
+    for field in fields:
+        name, _, value = field.partition('=')
+        if name in PRIVATE and value not in LABELS:
+            field = f'{name}={PurePath(value).name}'
+        if name not in LOCATIONS:
+            found.append(field)
+    return found
 
 
 def load_sweep(path: str) -> Sweep:

@@ -87,6 +87,22 @@ def test_other_runs_do_not_replace_the_plan(in_process, tmp_path: Path, flag: st
     assert not (tmp_path / 'runs').exists()
 
 
+def test_the_plan_and_the_records_have_no_paths(tmp_path: Path) -> None:
+    """Those of the sweep, of its arms or of flags. Records of older versions have them, and are read."""
+    base, arm = ('init_from=/home/someone/run',), ('data.labels=/home/someone/labels.csv',)
+    sweep = dataclasses.replace(SWEEP, base=base, arms=(Arm('moco'), Arm('other', arm)))
+    jobs = plan(sweep, ['text.tokenizer=/home/someone/words'])
+    config = {'train': {'batch_size': 256}, 'loss': {'symmetric': False}}
+    for job in jobs:
+        keep(tmp_path, sweep, job, config=config)
+    write_plan(tmp_path, make_plan(sweep, 'two', ['text.tokenizer=/home/someone/words']))
+    assert not [path for path in tmp_path.rglob('*.json') if 'someone' in path.read_text()]
+    assert read_plan(tmp_path)['base'] == ['init_from=run']
+    keep(tmp_path, sweep, jobs[0], config=config, fields=list(jobs[0].fields))
+    assert len(read_all(tmp_path, read_plan(tmp_path))) == len(jobs)
+    assert same_runs(jobs, tmp_path, sweep) == {}  # other encoders may have the name
+
+
 def test_a_folder_of_another_config_is_refused(folder: Path) -> None:
     other = dataclasses.replace(SWEEP, config='configs/cifar10.py')
     with pytest.raises(UserError, match=r'holds a sweep of configs/cifar10_moco\.py, not configs/cifar10\.py; choose'):

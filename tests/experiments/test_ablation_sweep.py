@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from dualcl_jax.system.config import load_config, override, to_json
+from dualcl_jax.system.config import PRIVATE, load_config, override, to_json
 from dualcl_jax.system.errors import UserError
 from experiments.ablation.__main__ import chosen, item, parse, time_left
 from experiments.ablation.measures import MEASURES
-from experiments.ablation.sweep import Arm, Job, Sweep, configured, load_sweep, plan
+from experiments.ablation.sweep import LOCATIONS, Arm, Job, Sweep, configured, load_sweep, plan, public_fields
 from tests.support.runs import REPOSITORY
 
 SHIPPED = sorted((REPOSITORY / 'experiments' / 'sweeps').glob('*.py'))
@@ -95,11 +95,18 @@ def test_some_arms_alone() -> None:
         chosen(found, jobs, 'both,two')
 
 
-@pytest.mark.parametrize('place', ['data.path=somewhere', 'sts.path=somewhere'])
+@pytest.mark.parametrize('place', ['data.path=somewhere', 'data.data_dir=somewhere', 'sts.path=somewhere'])
 def test_places_of_this_machine_are_not_stored(place: str) -> None:
     job = plan(sweep(BOTH), [place, 'model.dim=8'])[0]
     assert place in job.fields
     assert job.stored_fields == [field for field in job.fields if field != place]
+
+
+@pytest.mark.parametrize('name', PRIVATE)
+def test_paths_of_this_machine_are_not_stored(name: str) -> None:
+    found = public_fields(['seed=1', f'{name}=/home/someone/secret/last'])
+    assert found == (['seed=1'] if name in LOCATIONS else ['seed=1', f'{name}=last'])
+    assert public_fields(['data.labels=none', 'init_from=']) == ['data.labels=none', 'init_from=']
 
 
 @pytest.mark.parametrize(
