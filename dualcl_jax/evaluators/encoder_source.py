@@ -162,10 +162,15 @@ def from_workdir(workdir: str, step: str) -> EncoderSource:
         blocks=Embedder(run.method, run.mesh),
         view_blocks=_view_blocks(views, encode, run.mesh),
         data_fingerprint=run.data_fingerprint,
-        provenance={'step': run.step, 'state_sha256': state_sha256(run.state)},
+        provenance={'step': run.step, 'state_sha256': state_sha256(run.state)} | _choice(run.chosen_by),
         tokenizer=Tokenizer.read(str(run.folder / TOKENIZER), run.config.text.length) if run.kind == TEXT else None,
         run=run,
     )
+
+
+def _choice(chosen_by: Mapping[str, str] | None) -> dict[str, Any]:
+    """How the step was chosen, for the provenance of an encoder; nothing if its score played no part."""
+    return {} if chosen_by is None else {'step_chosen_by': dict(chosen_by)}
 
 
 def _view_blocks(
@@ -230,7 +235,8 @@ def from_export(path: str, flag: str = '--exported') -> EncoderSource:
         blocks=Blocks(lambda _, examples: (function(prepare(examples)),), mesh),
         view_blocks=_view_blocks(views, lambda _, view: (function(_inputs(view)),), mesh, as_pixels=is_images),
         data_fingerprint=data_fingerprint,
-        provenance={'step': step, 'file_sha256': hashlib.sha256(reachable(path, flag).read_bytes()).hexdigest()},
+        provenance={'step': step, 'file_sha256': hashlib.sha256(reachable(path, flag).read_bytes()).hexdigest()}
+        | _choice(origin.get('step_chosen_by')),
         tokenizer=Tokenizer(described.tokenizer, described.length) if isinstance(described, TextDescription) else None,
     )
 

@@ -73,6 +73,7 @@ def _provenance(run: SavedRun) -> dict[str, Any]:
     return {
         'run': absolute(run.folder).name,
         'step': run.step,
+        **({} if run.chosen_by is None else {'step_chosen_by': run.chosen_by}),
         'data_fingerprint': run.data_fingerprint,
         'config': config.to_dict(),
         'versions': versions(),

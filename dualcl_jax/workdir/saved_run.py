@@ -27,9 +27,11 @@ from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import reachable
 from dualcl_jax.workdir.checkpoint import Checkpoints
 from dualcl_jax.workdir.folder import read_examples
-from dualcl_jax.workdir.metrics import KNN_BACKBONE, SCORES, read_records
+from dualcl_jax.workdir.metrics import KNN_BACKBONE, SCORES, STS_BACKBONE, read_records
 
 LATEST, BEST = 'latest', 'best'
+TEST = 'test'
+"""The examples of the test split, as `SavedRun.chosen_by` names them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,8 @@ class SavedRun:
       step: step of the checkpoint.
       state: the global state, replicated.
       data_fingerprint: fingerprint of the training split.
+      chosen_by: how 'best' chose the step: the `metric`, and the examples that it was measured `on`, which are test,
+        validation or STS-B dev. None for a step that was not chosen by its score.
     """
 
     folder: epath.Path
@@ -55,6 +59,7 @@ class SavedRun:
     step: int
     state: TrainState
     data_fingerprint: str
+    chosen_by: dict[str, str] | None = None
 
 
 def saved_steps(folder: epath.Path) -> list[int]:
@@ -99,7 +104,8 @@ def open_saved_run(workdir: str, step: str = LATEST, *, mesh: Mesh | None = None
       workdir: local or remote folder.
       step: 'latest', a number, or 'best' for the checkpoint with the highest score: the first of `SCORES` that the run
         has, kNN accuracy or else the correlation on STS-B dev. The score of a checkpoint is the last one in
-        `metrics.jsonl` at or before its step; of equal ones, the latest checkpoint is chosen.
+        `metrics.jsonl` at or before its step; of equal ones, the latest checkpoint is chosen. A note is printed if
+        that was measured on the test examples, because the run held out none for validation.
       mesh: devices to put the state on; by default all.
       flag: name of the path in error messages.
 
@@ -107,7 +113,7 @@ def open_saved_run(workdir: str, step: str = LATEST, *, mesh: Mesh | None = None
       UserError: there is no run or no such step, or a file in the folder cannot be read.
     """
     folder, steps = find_run(workdir, flag=flag)
-    chosen = _choose(folder, steps, step)
+    chosen, metric = _choose(folder, steps, step)
     mesh = mesh or device_mesh()
     checkpoints = Checkpoints(folder / 'checkpoints', read_only=True)
     try:
@@ -118,9 +124,15 @@ def open_saved_run(workdir: str, step: str = LATEST, *, mesh: Mesh | None = None
         method = build_method(config, views, total_steps=1, steps_per_epoch=1, num_devices=1)
     except (ValueError, AttributeError, KeyError) as error:
         raise UserError(f'{folder / "config.json"}: not a config of this version ({error})') from error
+    chosen_by = None if metric is None else {'metric': metric, 'on': _measured_on(metric, config)}
+    if chosen_by is not None and chosen_by['on'] == TEST:
+        print(
+            f'note: --step=best: step {chosen} was chosen by its kNN accuracy on the test examples of the run, so its '
+            'results on them are too high; without data.validation_fraction, use latest'
+        )
     state, record = checkpoints.restore(chosen, jax.eval_shape(lambda: create_train_state(method)), mesh)
     checkpoints.close()
-    return SavedRun(folder, config, kind, method, mesh, chosen, state, record['data_fingerprint'])
+    return SavedRun(folder, config, kind, method, mesh, chosen, state, record['data_fingerprint'], chosen_by)
 
 
 def _check_known(path: epath.Path, config: ConfigDict) -> None:
@@ -150,10 +162,17 @@ def _assumed(params: Any, config: ConfigDict) -> tuple[str, Tree]:
     return IMAGES, ArraySpec((side, side, channels), np.dtype(np.uint8))
 
 
-def _choose(folder: epath.Path, steps: list[int], step: str) -> int:
-    """The step that the text `step` refers to."""
+def _measured_on(metric: str, config: ConfigDict) -> str:
+    """The examples on which the monitor of a run measures one of `SCORES`."""
+    if metric == STS_BACKBONE:
+        return 'STS-B dev'
+    return 'validation' if config.data.validation_fraction else TEST
+
+
+def _choose(folder: epath.Path, steps: list[int], step: str) -> tuple[int, str | None]:
+    """The step that the text `step` refers to, and the metric by which it was chosen, if there is one."""
     if step == LATEST:
-        return steps[-1]
+        return steps[-1], None
     if step == BEST:
         records = read_records(folder / 'metrics.jsonl')
         has = next((score for score in SCORES if any(score in record for record in records)), KNN_BACKBONE)
@@ -165,9 +184,9 @@ def _choose(folder: epath.Path, steps: list[int], step: str) -> int:
                 f'--step=best: {folder} has no kNN accuracy in its metrics.jsonl, nor STS-B dev; name a step or use '
                 'latest'
             )
-        return max(scores)[1]
+        return max(scores)[1], has
     if not step.isdecimal() or int(step) not in steps:
         raise UserError(
             f'--step={step}: {folder} has checkpoints of {", ".join(map(str, steps))}; or use latest or best'
         )
-    return int(step)
+    return int(step), None

@@ -328,7 +328,8 @@ def test_sts_b_dev_is_enough_and_may_be_added_when_a_run_resumes(files, tmp_path
     assert found['knn_top1'] is None
     assert -1 <= found['sts_dev_spearman'] <= 1
     assert found['sts_dev_spearman_before_training'] is None
-    assert open_saved_run(str(tmp_path / 'run'), 'best').step == 6
+    best = open_saved_run(str(tmp_path / 'run'), 'best')
+    assert (best.step, best.chosen_by) == (6, {'metric': f'{STS}_backbone', 'on': 'STS-B dev'})
 
 
 def test_texts_are_never_markup_in_the_report(in_process, workdir, tmp_path):

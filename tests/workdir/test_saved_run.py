@@ -8,8 +8,10 @@ import pytest
 from orbax.checkpoint.path import atomicity, atomicity_defaults
 
 from dualcl_jax import evaluate, export, load_encoder, main, report
+from dualcl_jax.evaluators.encoder_source import from_workdir
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.workdir.checksum import state_sha256
+from dualcl_jax.workdir.export import describe
 from dualcl_jax.workdir.saved_run import BEST, find_run, open_saved_run, saved_steps
 from tests.support.runs import Trainer, contents, summary
 
@@ -52,6 +54,31 @@ def test_the_best_step_is_by_the_last_measurement_before_it(workdir: Path) -> No
     records = [{'step': 0, name: 0.9}, {'step': 8, name: 0.3}, {'step': 10}, {'step': 16, name: 0.2}]
     (workdir / 'metrics.jsonl').write_text(''.join(json.dumps(record) + '\n' for record in records))
     assert open_saved_run(str(workdir), BEST).step == 12
+
+
+@pytest.mark.parametrize(('fraction', 'on'), [(0.0, 'test'), (0.25, 'validation')])
+def test_the_best_step_tells_what_it_was_chosen_on(
+    workdir: Path, capsys: pytest.CaptureFixture[str], fraction: float, on: str
+) -> None:
+    """A choice on the test images makes the results on them too high."""
+    config = json.loads((workdir / 'config.json').read_text())
+    config['data']['validation_fraction'] = fraction
+    (workdir / 'config.json').write_text(json.dumps(config))
+    name = 'monitor/knn_top1_backbone'
+    (workdir / 'metrics.jsonl').write_text(json.dumps({'step': 8, name: 0.3}) + '\n')
+    run = open_saved_run(str(workdir), BEST)
+    printed = capsys.readouterr().out
+    assert run.chosen_by == {'metric': name, 'on': on}
+    assert describe(run, encoder='query', projection=False)[0].provenance['step_chosen_by'] == run.chosen_by
+    assert ('note: --step=best: step 16 was chosen by its kNN accuracy on the test examples' in printed) == (
+        on == 'test'
+    )
+    assert from_workdir(str(workdir), BEST).provenance['step_chosen_by']['on'] == on
+    capsys.readouterr()
+    for step in ('16', 'latest'):
+        assert open_saved_run(str(workdir), step).chosen_by is None
+        assert 'step_chosen_by' not in from_workdir(str(workdir), step).provenance
+    assert 'note' not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('step', ['9', '-8', 'newest', ''])
