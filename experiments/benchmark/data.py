@@ -71,8 +71,8 @@ def decode(rounds: int, compare: Compare) -> Cases:
     """JPEG decoders on one core, 500×375; then two crops at 224 by the loader, and by its decoder alone on all cores.
 
     The decoder's own rate is that of the same function in equally many processes, without the loader. Each round times
-    one after the other. The ratios are medians over rounds of the ratio of rates and of the ratio of CPU times per
-    image, which other programs on the machine disturb less.
+    one after the other. The ratios are medians over rounds: `ratio` of the loader's rate to the decoder's, `cpu_ratio`
+    of the decoder's CPU time per image to the loader's, which other programs on the machine disturb less.
     """
     files = _photographs(32)
     decoders: dict[str, Callable[[bytes], Any]] = {'pillow': lambda data: np.asarray(Image.open(io.BytesIO(data)))}

@@ -12,6 +12,7 @@ from dualcl_jax.losses import info_nce, normalize, select_top_k
 from dualcl_jax.method.negatives.queue import noise_queue
 from experiments.benchmark import runs
 from experiments.benchmark.__main__ import _head, main
+from tests.support.runs import REPOSITORY
 
 SMALL = (
     'data.image_size=32',
@@ -94,3 +95,11 @@ def test_a_peer_in_turn(in_process, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     cases = json.loads(done.out.splitlines()[-1])['cases']
     assert [(case['ratio'], case['ratio, views']) for case in cases] == [(1.2, 3.0), (1.2, 3.0)]
     assert len(commands) == 2 * 2 * 3
+
+
+def test_the_loader_is_described_as_it_was_recorded() -> None:
+    """The record has the decoder's CPU time relative to the loader's, the page the inverse."""
+    record = json.loads((REPOSITORY / 'experiments' / 'results' / 'decode.json').read_text())
+    loader = next(case for case in record['cases'] if case['case'] == 'loader')
+    said = f'{loader["ratio"]:.2f} × its rate, {1 / loader["cpu_ratio"]:.2f} × its CPU time per image'
+    assert said in (REPOSITORY / 'docs' / 'measurements.md').read_text()
