@@ -144,6 +144,8 @@ def test_names_that_an_npz_file_would_repeat(
     run, workdir: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feature_file, 'MOST_NAME_BYTES', 100)
+    feature_file.check_names('f.npz', ['as long as the others'] * 1000)  # much, but without padding
+    monkeypatch.setattr(feature_file, 'MOST_PADDING', 1)
     done = run(tmp_path / 'f.npz')
     assert (done.status, len(done.err.splitlines())) == (2, 1)
     assert 'name it .parquet or .csv' in done.err
