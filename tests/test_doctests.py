@@ -21,6 +21,8 @@ COMPLETE = (
     'dualcl_jax.method.views.images',
 )
 """Modules for users, in which every public function has an example."""
+SLOW = ('apply_view', 'make_views')
+"""Functions whose examples take long to compile; tests of their own call them."""
 
 
 def documented(tree: ast.Module) -> Iterator[tuple[str, str]]:
@@ -47,7 +49,11 @@ def examples() -> Iterator[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize(
-    ('module', 'name', 'text'), [pytest.param(*each, id='.'.join(each[:2])) for each in examples()]
+    ('module', 'name', 'text'),
+    [
+        pytest.param(*each, id='.'.join(each[:2]), marks=[pytest.mark.slow] if each[1] in SLOW else [])
+        for each in examples()
+    ],
 )
 def test_example(module: str, name: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     test = doctest.DocTestParser().get_doctest(text, dict(vars(importlib.import_module(module))), name, None, None)

@@ -100,7 +100,14 @@ def test_a_single_process_that_hangs(trainer: Trainer, tmp_path: Path) -> None:
     injected.hung_alone(trainer, tmp_path / 'run')
 
 
-@pytest.mark.parametrize(('phase', 'limit'), [('start', 'start_s'), ('restore', 'save_s'), ('create', 'compile_s')])
+@pytest.mark.parametrize(
+    ('phase', 'limit'),
+    [
+        ('start', 'start_s'),
+        pytest.param('restore', 'save_s', marks=pytest.mark.slow),
+        pytest.param('create', 'compile_s', marks=pytest.mark.slow),
+    ],
+)
 def test_a_process_that_hangs_before_training(trainer: Trainer, tmp_path: Path, phase: str, limit: str) -> None:
     injected.hung_before_training(trainer, tmp_path / 'run', phase, limit)
 

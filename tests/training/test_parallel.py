@@ -234,7 +234,7 @@ def test_processes_on_a_folder_measure_what_one_does(trainer: Trainer, tmp_path:
     assert not (tmp_path / 'two' / '.from_process_0').exists()
 
 
-@pytest.mark.parametrize('mapper', MAPPERS)
+@pytest.mark.parametrize('mapper', ['pmap', pytest.param('shard_map', marks=pytest.mark.slow)])
 def test_the_devices_hold_one_state(
     in_process: Callable[..., Finished], trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mapper: str
 ) -> None:
