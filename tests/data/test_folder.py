@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,18 +14,7 @@ from dualcl_jax.system.errors import UserError
 from tests.support.bad_files import encode, photo, write_bad_files
 from tests.support.image_folders import folder_config, write_classes
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    return tmp_path / 'cache' / 'dualcl_jax'
-
-
-@pytest.fixture
-def images(tmp_path) -> Path:
-    path = tmp_path / 'images'
-    path.mkdir()
-    return path
+pytestmark = pytest.mark.usefixtures('cache')
 
 
 def test_every_kind_of_bad_file_has_its_outcome(images):

@@ -17,18 +17,7 @@ from dualcl_jax.system.errors import EXIT_RESTART, RestartError, UserError, endi
 from tests.support.bad_files import encode, photo
 from tests.support.image_folders import folder_config, write_classes
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    return tmp_path / 'cache' / 'dualcl_jax'
-
-
-@pytest.fixture
-def images(tmp_path) -> Path:
-    path = tmp_path / 'images'
-    path.mkdir()
-    return path
+pytestmark = pytest.mark.usefixtures('cache')
 
 
 def test_the_cache_saves_examining_and_follows_changes(images, cache, monkeypatch):
