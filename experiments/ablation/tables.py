@@ -59,11 +59,6 @@ class Comparison:
         return [value.heading for value in self.measure.values]
 
     @property
-    def columns(self) -> list[str]:
-        """Headings of the values of an arm, each followed by that of its difference."""
-        return [column for heading in self.headings for column in (heading, 'difference')]
-
-    @property
     def chosen(self) -> Row:
         """The arm with the highest mean of the validation value."""
         return max(self.rows, key=lambda row: row.validation.found.mean)
@@ -76,7 +71,13 @@ class Comparison:
 
 def compare(sweep: dict[str, Any], records: list[Record]) -> Comparison:
     """Means and paired differences of every arm that has a finished run."""
-    rows, keys = [], [value.key for value in MEASURES[sweep['measure']].values]
+    keys = [value.key for value in MEASURES[sweep['measure']].values]
+    return Comparison(sweep, records, compare_arms(sweep, records, keys), effects(sweep, records, keys))
+
+
+def compare_arms(sweep: dict[str, Any], records: list[Record], keys: Sequence[str]) -> list[Row]:
+    """A row of values for every arm that has all of them, in the order of the plan."""
+    rows = []
     for arm in sweep['arms']:
         compared = []
         for key in keys:
@@ -87,7 +88,7 @@ def compare(sweep: dict[str, Any], records: list[Record]) -> Comparison:
                 compared.append(Compared(found, difference))
         if len(compared) == len(keys):
             rows.append(Row(arm['name'], arm['x'], arm['series'], tuple(compared)))
-    return Comparison(sweep, records, rows, effects(sweep, records, keys))
+    return rows
 
 
 def write_tables(folder: Path, comparison: Comparison) -> list[str]:
@@ -124,28 +125,38 @@ def _csv(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
 
 def markdown(comparison: Comparison) -> str:
     """The table for a README, followed by notes on what it shows and does not show."""
-
-    def row(cells: Sequence[str]) -> str:
-        return f'| {" | ".join(cells)} |'
-
-    columns = ['arm', 'n', *comparison.columns]
-    lines = [f'**{comparison.sweep["title"]}**', '', row(columns), '|---' * len(columns) + '|']
-    lines += [row((f'`{arm.arm}`', *_cells(arm, '±', '−'))) for arm in comparison.rows]
+    lines = [f'**{comparison.sweep["title"]}**', '', *markdown_arms(comparison.headings, comparison.rows)]
     if comparison.effects:
-        columns = ['changed', 'pairs', 'n', *comparison.headings]
+        rows = [
+            [f'`{effect.level}` for `{effect.instead_of}`', *_effect_cells(effect, '−')]
+            for effect in comparison.effects
+        ]
         lines += ['', 'Effects, over the arms that differ in this alone:', '']
-        lines += [row(columns), '|---' * len(columns) + '|']
-        for effect in comparison.effects:
-            changed = f'`{effect.level}` for `{effect.instead_of}`'
-            lines.append(row((changed, *_effect_cells(effect, '−'))))
+        lines += _markdown_table(('changed', 'pairs', 'n', *comparison.headings), rows)
     return '\n'.join([*lines, '', *(f'- {note}' for note in notes(comparison))]) + '\n'
+
+
+def markdown_arms(headings: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    """The lines of a Markdown table of arms: the values under these headings, each with its difference."""
+    return _markdown_table(_columns('n', headings), [[f'`{row.arm}`', *_cells(row, '±', '−')] for row in rows])
+
+
+def _columns(count: str, headings: Sequence[str]) -> list[str]:
+    """The columns of a table of arms."""
+    return ['arm', count, *(column for heading in headings for column in (heading, 'difference'))]
+
+
+def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    head = [f'| {" | ".join(columns)} |', '|---' * len(columns) + '|']
+    return [*head, *(f'| {" | ".join(cells)} |' for cells in rows)]
 
 
 def latex(comparison: Comparison) -> str:
     """The tables for a paper, which needs the package booktabs. The notes are comments."""
     lines = [f'% {note}' for note in (comparison.sweep['title'], *notes(comparison))]
-    columns = ('arm', '$n$', *comparison.columns)
-    lines += _tabular(columns, [[row.arm, *_cells(row, r'$\pm$', '$-$')] for row in comparison.rows])
+    lines += _tabular(
+        _columns('$n$', comparison.headings), [[row.arm, *_cells(row, r'$\pm$', '$-$')] for row in comparison.rows]
+    )
     if comparison.effects:
         rows = [
             [f'{effect.level} for {effect.instead_of}', *_effect_cells(effect, '$-$')] for effect in comparison.effects
