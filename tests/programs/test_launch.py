@@ -16,8 +16,9 @@ LAUNCH = REPOSITORY / 'experiments' / 'launch'
 GCLOUD = """#!/bin/bash
 echo "$@" >> calls
 case $4 in
-  ssh) [[ $* == *dualcl_jax.main* ]] || exit 0
-    read -r status < statuses; sed -i 1d statuses; exit "$status" ;;
+  ssh) [[ $* == *dualcl_jax.main* ]] && file=statuses || file=setups
+    read -r status < $file; sed -i 1d $file; exit "$status" ;;
+  create) read -r status < allocations; sed -i 1d allocations; exit "$status" ;;
   describe) read -r found < states; sed -i 1d states; echo "$found" ;;
 esac
 """
@@ -41,6 +42,14 @@ def cluster(tmp_path: Path):
     return run
 
 
+def pod(cluster, folder: Path, files: dict[str, str], *flags: str) -> tuple[int, list[str]]:
+    """Runs `tpu_pod.sh run`, where the files have the results of gcloud's commands in turn."""
+    for name, values in files.items():
+        (folder / name).write_text('\n'.join(values.split()) + '\n')
+    names = {'NAME': 'mine', 'ZONE': 'z', 'TYPE': 'v4-32', 'SOURCE': 'https://host/repository'}
+    return cluster('tpu_pod.sh', 'run', *flags, commands={'gcloud': GCLOUD}, **names)
+
+
 @pytest.mark.parametrize(
     ('statuses', 'states', 'status', 'created'),
     [
@@ -52,17 +61,31 @@ def cluster(tmp_path: Path):
     ],
 )
 def test_tpu_pod(cluster, tmp_path: Path, statuses: str, states: str, status: int, created: int) -> None:
-    for name, values in {'statuses': statuses, 'states': states}.items():
-        (tmp_path / name).write_text('\n'.join(values.split()) + '\n')
-    names = {'NAME': 'mine', 'ZONE': 'z', 'TYPE': 'v4-32', 'SOURCE': 'https://host/repository'}
-    flags = ('run', '--config=configs/imagenet.py:moco_v3', '--workdir=gs://bucket/a run')
-    found, calls = cluster('tpu_pod.sh', *flags, commands={'gcloud': GCLOUD}, **names)
+    files = {'statuses': statuses, 'states': states, 'allocations': '0', 'setups': '0'}
+    found, calls = pod(cluster, tmp_path, files, '--config=configs/imagenet.py:moco_v3', '--workdir=gs://bucket/a run')
     assert found == status
-    verbs = [call.split()[3] for call in calls]
+    verbs = [call.split()[3] for call in calls if call.startswith('compute')]
     assert verbs.count('create') == verbs.count('delete') == created
     runs = [call for call in calls if 'dualcl_jax.main' in call]
     assert len(runs) == len(statuses.split())
     assert all(r'--workdir=gs://bucket/a\ run' in call and '--worker=all' in call for call in runs)
+
+
+@pytest.mark.parametrize(
+    ('allocations', 'setups', 'status', 'created'),
+    [('1 1 0', '0', 0, 3), ('0 0', '1 0', 0, 2), ('0 1 0 0', '1 1 1', 1, 4)],
+)
+def test_tpu_pod_recreates_its_slice(
+    cluster, tmp_path: Path, allocations: str, setups: str, status: int, created: int
+) -> None:
+    """A slice is deleted before it is made again, also one whose set-up failed; the third such failure ends the run."""
+    files = {'statuses': '255 0', 'states': 'PREEMPTED', 'allocations': allocations, 'setups': setups}
+    found, calls = pod(cluster, tmp_path, files, '--config=folder')
+    assert found == status
+    verbs = [call.split()[3] for call in calls if call.startswith('compute')]
+    made = [verb for verb in verbs if verb in ('create', 'delete')]
+    assert made == ['delete', 'create'] * created
+    assert any('uv venv -q --python 3.13' in call for call in calls)
 
 
 @pytest.mark.parametrize(
