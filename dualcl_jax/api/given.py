@@ -145,7 +145,7 @@ def _images(data: Any, workdir: str) -> Given:
     if any(array.dtype.kind in 'OU' for array in named.values()):
         raise UserError(
             f'data: {type(data).__name__}; give a path, an array of images, (images, labels) or a mapping of arrays; '
-            "sentences need a text config, such as config='sentences'"
+            "sentences need a text config, such as config='simcse', or config='sentences' for pairs"
         )
     ours = {ALIASES.get(name.lower(), name): array for name, array in named.items()}
     images = ours.get('train_images', ours.get('images', np.empty(0)))

@@ -111,7 +111,7 @@ def test_unused_data_are_removed(fails: str, monkeypatch: pytest.MonkeyPatch, tm
         ([('a', 'b', 'c')], True, 'a list of strings, or a list of pairs'),
         (np.zeros((2, 8, 8, 3)), True, 'the config trains on sentences'),
         ([np.zeros((8, 8, 3)), np.zeros((9, 9, 3))], False, 'the items of train_images have different shapes'),
-        (['a sentence'], False, "data: list; give a path.*config='sentences'"),
+        (['a sentence'], False, "data: list; give a path.*config='simcse'.*config='sentences'"),
         ((np.zeros(1),) * 3, False, 'a tuple of 3'),
     ],
 )
