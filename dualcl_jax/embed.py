@@ -1,8 +1,8 @@
-"""Writes the features of images: python -m dualcl_jax.embed --workdir=DIR --data=FOLDER --output=features.parquet
+"""Writes the features of images or sentences: python -m dualcl_jax.embed --workdir=DIR --data=PATH --output=F.parquet
 
 The encoder is that of a run or, with --encoder=FILE, one in a file written by dualcl_jax.export. The output has a row
-for each image of the folder, with its file name, label and features, as .parquet, .npz or .csv. An interrupted command
-resumes. If the output is not a terminal, or with --json, the last line is JSON.
+for each image or sentence, with its file name or text, label and features, as .parquet, .npz or .csv. An interrupted
+command resumes. If the output is not a terminal, or with --json, the last line is JSON.
 """
 
 import argparse
@@ -29,7 +29,9 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument('--data', help='images (a folder or .npz) or sentences (a file); default: those of the run')
     parser.add_argument('--output', required=True, metavar='FILE', help='the file to write: .parquet, .npz or .csv')
     parser.add_argument('--layer', help='backbone (default) or projection')
-    parser.add_argument('--step', default='latest', help='a checkpoint: latest (default), best (by kNN) or a number')
+    parser.add_argument(
+        '--step', default='latest', help='a checkpoint: latest (default), best (by kNN, or else STS-B dev) or a number'
+    )
     parser.add_argument('--momentum', action='store_true', help='use the momentum encoder, not the query encoder')
     parser.add_argument('--labels', default='auto', help='auto (default), subfolders, none, or a CSV file')
     parser.add_argument(
@@ -46,7 +48,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         nargs='?',
         const=OUTLIER,
         metavar='SCORE',
-        help=f'find images that are this unusual, in deviations from the median; default: {OUTLIER:g}',
+        help=f'find examples that are this unusual, in deviations from the median; default: {OUTLIER:g}',
     )
     parser.add_argument('--json', action='store_true', help='also print the counts as JSON')
     flags, fields = parser.parse_with_fields(arguments)

@@ -14,6 +14,10 @@ from dualcl_jax.system.callable_module import make_callable
 from dualcl_jax.system.command_line import Parser, import_own
 from dualcl_jax.system.errors import exits_cleanly
 
+PROTOCOLS = ('knn', 'linear', 'finetune', 'semi', 'few_shot', 'retrieval', 'clustering', 'robustness', 'structure')
+TEXT_PROTOCOLS = ('sts', 'retrieval', 'transfer')
+"""The names of `dualcl_jax.evaluators.protocols`, which imports JAX."""
+
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Parses the flags, and the overrides of config fields as 'field=value'.
@@ -24,13 +28,17 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = Parser(
         'python -m dualcl_jax.evaluate',
         __doc__,
-        epilog='dualcl_jax/evaluators/settings.py documents every setting of the protocols.',
+        epilog=f'protocols: {", ".join(PROTOCOLS)}\n'
+        f'of text: {", ".join(TEXT_PROTOCOLS)}, and those above except finetune, semi and robustness\n'
+        'dualcl_jax/evaluators/settings.py documents every setting of the protocols.',
     )
     parser.add_import()
     parser.add_argument('--workdir', help='folder of a run, local or remote')
     parser.add_argument('--exported', metavar='FILE', help='a file written by python -m dualcl_jax.export')
-    parser.add_argument('--protocols', required=True, help='comma-separated names, or all')
-    parser.add_argument('--step', help='a checkpoint: latest (default), best (by kNN) or a number')
+    parser.add_argument(
+        '--protocols', required=True, help='comma-separated names, or all; one that cannot run is an error'
+    )
+    parser.add_argument('--step', help='a checkpoint: latest (default), best (by kNN, or else STS-B dev) or a number')
     parser.add_argument('--encoders', help='query (default), momentum or all; structure always uses all')
     parser.add_argument('--layers', default='all', help='backbone, projection or all')
     parser.add_argument(

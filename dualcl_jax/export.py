@@ -18,6 +18,8 @@ from dualcl_jax.system.errors import exits_cleanly
 
 FOLDER = 'huggingface'
 """The format that is a folder, not a file."""
+FILES = ('safetensors', 'stablehlo', 'torchvision', 'onnx')
+"""The other ones: the names of `dualcl_jax.models.exports.FORMATS`, which imports JAX."""
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -25,7 +27,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser('python -m dualcl_jax.export', __doc__)
     parser.add_import()
     parser.add_argument('--workdir', required=True, help='folder of a run that has saved a checkpoint')
-    parser.add_argument('--format', required=True, choices=('safetensors', 'stablehlo', 'torchvision', 'onnx', FOLDER))
+    parser.add_argument('--format', required=True, choices=(*FILES, FOLDER))
     parser.add_argument(
         '--output', required=True, metavar='FILE', help=f'the file to write; with {FOLDER} a new folder'
     )

@@ -35,7 +35,9 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         '--extend', action='store_true', help='train the run in the workdir longer, to the length of the config'
     )
     parser.add_argument(
-        '--init_from', metavar='PATH', help='workdir of another run, or a file of weights; start from its encoder'
+        '--init_from',
+        metavar='PATH',
+        help='start from the encoder in a workdir, in a file of weights or, of text, in a Hugging Face folder',
     )
     parser.add_argument('--skip_nonfinite', type=int, metavar='N', help='skip up to N batches whose loss is not finite')
     parser.add_argument(

@@ -1,7 +1,7 @@
 """Writes the report of a run, or one of several runs: python -m dualcl_jax.report --workdir=A [--workdir=B ...].
 
-Without --output, the report of a single run is written to report.html in its workdir. --config.data.path=PATH or
---config.data.data_dir=PATH says where its data are, if they have moved.
+Without --output, the report of a single run is written to report.html in its workdir. --config.data.path=PATH,
+--config.data.data_dir=PATH and --config.data.labels=FILE say where its data are, if they have moved.
 """
 
 import argparse

@@ -36,7 +36,7 @@ def prepare_jax(*, deterministic: bool = True) -> None:
         _started.set()
 
 
-def load_encoder(path: str) -> 'LoadedEncoder | LoadedTextEncoder':
+def load_encoder(path: str | os.PathLike[str]) -> 'LoadedEncoder | LoadedTextEncoder':
     """Loads the encoder in a file written by `dualcl export`.
 
     The result maps images [N, H, W, C] to features [N, F]. Images are uint8, or floats in [0, 1], of the size
@@ -49,4 +49,4 @@ def load_encoder(path: str) -> 'LoadedEncoder | LoadedTextEncoder':
     """
     from dualcl_jax.models.exports import load
 
-    return load(path)
+    return load(os.fspath(path))

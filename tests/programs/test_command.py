@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from dualcl_jax import __main__ as command
-from dualcl_jax import __version__, configs
+from dualcl_jax import __version__, configs, evaluate, export
+from dualcl_jax.evaluators.protocols import NAMES, TEXT_PROTOCOLS, protocols_of
+from dualcl_jax.models.exports import FORMATS
 from dualcl_jax.system.config import flatten, load_config
 from dualcl_jax.system.errors import UserError
 from tests.support.runs import REPOSITORY
@@ -46,6 +48,15 @@ def test_flags_are_parsed_before_jax(name: str) -> None:
     done = subprocess.run([sys.executable, '-c', code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert f'usage: dualcl {name}' in done.stdout
+
+
+def test_names_in_help_texts() -> None:
+    """Programs name protocols and formats without importing JAX."""
+    assert tuple(dict.fromkeys(evaluate.PROTOCOLS + evaluate.TEXT_PROTOCOLS)) == NAMES
+    assert tuple(TEXT_PROTOCOLS) == evaluate.TEXT_PROTOCOLS
+    for_text = protocols_of('text').keys() - TEXT_PROTOCOLS.keys()
+    assert set(evaluate.PROTOCOLS) - for_text == {'finetune', 'semi', 'robustness', 'retrieval'}
+    assert tuple(FORMATS) == export.FILES
 
 
 def test_configs_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ def test_as_a_command(workdir, tmp_path):
     run = open_saved_run(str(workdir))
     train = load(run.config.data).train
     want = Embedder(run.method, run.mesh)(run.state.momentum_variables, train, np.arange(4)).projection
-    loaded = load_encoder(str(output))
+    loaded = load_encoder(output)
     pixels = jax.image.resize(train.examples(np.arange(4)).astype(np.float32) / 255, (4, 8, 8, 3), 'linear')
     np.testing.assert_allclose(loaded(pixels), want, atol=1e-5)
 
