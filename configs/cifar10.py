@@ -3,7 +3,7 @@
     python -m dualcl_jax.main --config=configs/cifar10.py --config.data.data_dir=DIR --workdir=runs/cifar10
 
 Choose a recipe after a colon, as in configs/cifar10.py:moco_v3: moco_v1, moco_v2, moco_v3, dualcl_v1, dualcl_v2 or
-dualcl_v3. `experiments/results/gpu/README.md` has it at full size, with half the epochs.
+dualcl_v3. Time and accuracy: unmeasured; `experiments/results/gpu/README.md` has a similar run.
 """
 
 from dualcl_jax.configs.shared import recipes
