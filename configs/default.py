@@ -16,8 +16,8 @@ def get_config() -> ConfigDict:
 
     config.seed = 0  # for initialisation, order, views and shuffling; at least 0
 
-    # Workdir of a run, or a file of weights (.safetensors or .npz), whose encoder initialises this run's; empty: random
-    # (--init_from=DIR_OR_FILE).
+    # Workdir of a run, a file of weights (.safetensors or .npz) or, of text, a folder in Hugging Face's format, whose
+    # encoder initialises this run's; empty: random (--init_from=PATH).
     config.init_from = ''
 
     config.skip_nonfinite = (
@@ -42,13 +42,15 @@ def get_config() -> ConfigDict:
     data.test_fraction = 0.1  # share of a folder's labelled images to hold out, by content, if it has no test split
     # A fixed random share of the training images, after data.limit, that is not trained on. The monitor measures on it,
     # and all test figures that a run reports then refer to these images. Only `dualcl_jax.evaluate` uses the test
-    # split.
+    # split. The examples must be in memory (data.memory_bytes).
     data.validation_fraction = 0.0
     # How both fractions choose: stratified (the same share of every class, as far as numbers allow; no class is held
     # out whole) | random | auto (stratified in a new run; a stored run keeps its value).
     data.hold_out = 'auto'
     data.stored_size = 0  # side of the central square stored of each image, in pixels; 0: 8/7 of image_size
-    data.memory_bytes = 4 * 2**30  # squares that fit are kept in memory; otherwise every batch decodes whole images
+    # Squares of a folder, or of a TFDS set with images of any size, are kept in memory if they fit; otherwise whole
+    # images are decoded for every batch. Arrays of an npz file, and text, must fit.
+    data.memory_bytes = 4 * 2**30
     data.max_skipped = 0.05  # stop if more than this share of a folder's images cannot be used
     # Channels of the images, which are then read as they are stored, of 8 or 16 bits or floating point (docs/data.md).
     # 0: photographs, which are converted to 8-bit RGB, and arrays or TFDS sets of 8 bits with 1 or 3 channels.
