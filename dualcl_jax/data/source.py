@@ -334,7 +334,8 @@ def held_out_by_content(digests: np.ndarray, labels: np.ndarray, fraction: float
       digests: uint8 [N, 8 or more], the digests of the contents.
       labels: int32 [N], -1 where unknown.
       fraction: the share.
-      cover: keep an example of every class for training, and hold out one of every class whose share is at least one.
+      cover: keep an example of every class for training, and hold out one of every class whose share rounds to at least
+        one.
 
     Returns:
       bool [N].
