@@ -219,7 +219,8 @@ def seen(name: str, found: Result) -> str:
     if name == 'checkpoints':
         return (
             f'{found["skipped"]} skipped in favour of the previous one, '
-            f'{found["intact"]} with arrays that were intact nevertheless'
+            f'{found["intact"]} with arrays that were intact nevertheless; '
+            'all checkpoints damaged: an error, and nothing changed'
         )
     if name == 'hangs':
         return f'a step of two processes: {found["seconds"]:.1f} s with a limit of 6 s; the input of a single one'
