@@ -6,7 +6,8 @@ The full method on a ResNet-18. The fields of `dualcl_jax.method.choices.OPEN` a
 learning rate, temperature, preset and size of the views, stem, width, dtype, length and how often it measures, from the
 number of images, whether they are gray, and the devices. It prints what it chose and stores it. Any of them can be set.
 For a larger network on larger views, add --config.data.image_size=224 --config.model.stem=imagenet
---config.model.width=64. docs/how_to/own_images.md has measurements."""
+--config.model.width=64. docs/how_to/own_images.md has measurements.
+"""
 
 from ml_collections import ConfigDict
 
