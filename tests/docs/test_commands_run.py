@@ -68,6 +68,7 @@ PLACES = {
 """Names that stand for something else on every page."""
 LEFT_OUT = {
     'python -m dualcl_jax.main --config=configs/imagenet.py:moco_v3': 'ImageNet',
+    'dualcl prepare --dataset=cifar10': 'a download',
     'python -m dualcl_jax.compile': 'minutes for a ResNet-50; tests/training/test_ahead_of_time.py compiles small ones',
     'python -m experiments.': 'hours; tests/experiments run them shortened',
     'dualcl train --config=folder --config.data.path=PHOTOS --config.data.image_size=224': 'published weights',
