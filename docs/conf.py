@@ -58,5 +58,7 @@ def _is_field(value: object) -> bool:
 
 
 def _rewrite(path: Path, source: list[str]) -> None:
-    if path.suffix == '.md' and path.parent.name != 'generated':
+    if path.suffix == '.ipynb':
+        source[0] = pages.notebook_with_links(source[0], path)
+    elif path.parent.name != 'generated':
         source[0] = pages.with_links(source[0], path, path)

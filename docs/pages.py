@@ -4,6 +4,7 @@ import ast
 import contextlib
 import importlib
 import io
+import json
 import os
 import re
 import sys
@@ -17,6 +18,7 @@ from dualcl_jax.system.command_line import COMMAND
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULTS = ROOT / 'configs' / 'default.py'
+SETTINGS = ROOT / 'dualcl_jax' / 'evaluators' / 'settings.py'
 
 COPIES = {
     'ablations.md': 'experiments/README.md',
@@ -25,6 +27,8 @@ COPIES = {
     'contributing.md': 'CONTRIBUTING.md',
 }
 """Generated pages that are copies of documents of the repository."""
+SHOWN = COPIES | {'config.md': 'configs/default.py', 'settings.md': 'dualcl_jax/evaluators/settings.py'}
+"""Generated pages that show a file of the repository: links to the file go to the page."""
 
 LINK = re.compile(r'(!?)\[((?:[^\]\[]|\[[^\]]*\])*)\]\(([^)\s]+)\)')
 
@@ -32,7 +36,7 @@ LINK = re.compile(r'(!?)\[((?:[^\]\[]|\[[^\]]*\])*)\]\(([^)\s]+)\)')
 def write_all(folder: Path) -> None:
     """Writes all generated pages; a page that has not changed is not touched, so that Sphinx does not read it again."""
     folder.mkdir(exist_ok=True)
-    found = {'config.md': config_page(), 'commands.md': commands_page()}
+    found = {'config.md': config_page(), 'settings.md': settings_page(), 'commands.md': commands_page()}
     for name, source in COPIES.items():
         found[name] = with_links((ROOT / source).read_text(), ROOT / source, folder / name)
     for name, text in found.items():
@@ -49,7 +53,7 @@ def with_links(text: str, source: Path, page: Path) -> str:
       source: the file that its relative links start from.
       page: where the text is shown.
     """
-    shown = {(ROOT / path).resolve(): ROOT / 'docs' / 'generated' / name for name, path in COPIES.items()}
+    shown = {(ROOT / path).resolve(): ROOT / 'docs' / 'generated' / name for name, path in SHOWN.items()}
 
     def rewrite(found: re.Match[str]) -> str:
         image, label, target = found.groups()
@@ -66,8 +70,17 @@ def with_links(text: str, source: Path, page: Path) -> str:
     return LINK.sub(rewrite, text)
 
 
+def notebook_with_links(text: str, source: Path) -> str:
+    """Rewrites the links in the texts of a notebook as `with_links` does."""
+    notebook = json.loads(text)
+    for cell in notebook['cells']:
+        if cell['cell_type'] == 'markdown':
+            cell['source'] = with_links(''.join(cell['source']), source, source)
+    return json.dumps(notebook)
+
+
 def config_fields(source: str) -> Iterator[tuple[str, str, str]]:
-    """The fields that `configs/default.py` sets, in order: name, default, and the comments beside and above it.
+    """The fields that the first function of a file sets, in order: name, default, and comments beside and above it.
 
     A comment above several fields without a comment of their own counts for all of them.
     """
@@ -77,8 +90,8 @@ def config_fields(source: str) -> Iterator[tuple[str, str, str]]:
         for token in tokenize.generate_tokens(io.StringIO(source).readline)
         if token.type == tokenize.COMMENT
     }
-    [function] = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
-    sections, above = {'config': ''}, []
+    function = next(node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef))
+    sections, above = {'config': '', 'settings': ''}, []
     for node in function.body:
         if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Attribute):
             continue
@@ -97,17 +110,33 @@ def config_fields(source: str) -> Iterator[tuple[str, str, str]]:
 
 
 def config_page() -> str:
-    """The table of config fields."""
-    parts = [
+    """The tables of config fields."""
+    head = (
         '# Config fields\n\nGenerated from the comments of `configs/default.py`. Set a field with '
         '`--config.FIELD=VALUE`; its type is that of the default.\n'
-    ]
-    section = None
-    for field, default, comment in config_fields(DEFAULTS.read_text()):
+    )
+    return _tables(head, 'The run', DEFAULTS)
+
+
+def settings_page() -> str:
+    """The tables of the settings of the protocols."""
+    head = (
+        '# Evaluation settings\n\nGenerated from the comments of `dualcl_jax/evaluators/settings.py`. '
+        '`dualcl evaluate` takes a setting as `--config.FIELD=VALUE`; its type is that of the default, and tuples are '
+        'written as `--config.knn.k=20,200`. A section is named after its protocol. Fields of the data can '
+        'also be given ([config fields](config.md#data)).\n'
+    )
+    return _tables(head, 'All protocols', SETTINGS)
+
+
+def _tables(head: str, of_all: str, path: Path) -> str:
+    """A page with a table for each section of the fields in a file; `of_all` is the heading of those without one."""
+    parts, section = [head], None
+    for field, default, comment in config_fields(path.read_text()):
         first = field.rpartition('.')[0]
         if first != section:
             section = first
-            parts.append(f'\n## {section or "The run"}\n\n| field | default | meaning |\n|---|---|---|')
+            parts.append(f'\n## {section or of_all}\n\n| field | default | meaning |\n|---|---|---|')
         text = comment.replace('|', '\\|').replace('<-', '←').replace('<', '&lt;')
         parts.append(f'| `{field}` | `{default}` | {text} |')
     return '\n'.join(parts) + '\n'

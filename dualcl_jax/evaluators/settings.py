@@ -13,33 +13,49 @@ def default_settings() -> ConfigDict:
     settings = ConfigDict()
     settings.seed = 0  # for everything that is drawn: validation images, labelled images, noise, initial centres
 
-    settings.knn = ConfigDict({'k': (1, 5, 20, 200), 'temperature': (0.05, 0.1, 0.2)})
+    settings.knn = knn = ConfigDict()
+    knn.k = (1, 5, 20, 200)  # neighbours; every k is measured with every temperature
+    knn.temperature = (0.05, 0.1, 0.2)  # τ: votes are weighted by exp(cosine / τ)
 
     settings.linear = linear = ConfigDict()
-    linear.learning_rates = (0.03, 0.1, 0.3, 1.0)  # SGD with momentum, cosine to 0
-    linear.weight_decays = (0.0, 1e-5, 1e-4, 1e-3)
-    linear.epochs = 100
-    linear.batch_size = 256
+    linear.learning_rates = (0.03, 0.1, 0.3, 1.0)  # SGD with momentum, cosine to 0; one is chosen, with the decay
+    linear.weight_decays = (0.0, 1e-5, 1e-4, 1e-3)  # likewise
+    linear.epochs = 100  # passes over the labelled training images
+    linear.batch_size = 256  # examples of a step
     linear.validation = 0.1  # share of the labelled training images for choosing between them
 
     settings.finetune = finetune = ConfigDict()
-    finetune.epochs = 10
-    finetune.batch_size = 128
-    finetune.optimizer = 'sgd'
+    finetune.epochs = 10  # passes over the labelled training images; semi has its own
+    finetune.batch_size = 128  # images of a step
+    finetune.optimizer = 'sgd'  # sgd | lars | adamw
     finetune.learning_rate = 0.03  # of the last layer, at its peak
-    finetune.weight_decay = 1e-4
+    finetune.weight_decay = 1e-4  # added to the gradient, except for adamw, which decouples it
     finetune.layer_decay = 0.8  # each layer learns this many times as fast as the one after it
     finetune.warmup = 0.1  # share of the steps
     finetune.crop_scale = (0.25, 1.0)  # share of the image's area; flips are those of the run's views
 
-    settings.semi = ConfigDict({'fractions': (0.01, 0.1), 'epochs': (60, 20)})  # fine-tuning on a share of the labels
+    settings.semi = semi = ConfigDict()
+    semi.fractions = (0.01, 0.1)  # shares of the labels on which the network is fine-tuned
+    semi.epochs = (60, 20)  # passes over the labelled images, for each of the fractions
 
-    settings.few_shot = ConfigDict({'shots': (1, 5, 10), 'draws': 100})  # images of a class; draws of them
-    settings.retrieval = ConfigDict({'recall_at': (1, 5, 10), 'path': ''})  # for text: file of queries and passages
-    settings.clustering = ConfigDict({'starts': 10})  # of k-means; the tightest is taken
-    settings.structure = ConfigDict({'images': 10_000, 'k': 10})  # the most images; neighbours for the purity
+    settings.few_shot = few_shot = ConfigDict()
+    few_shot.shots = (1, 5, 10)  # images of a class
+    few_shot.draws = 100  # draws of them; the result is the mean
 
-    settings.sts = ConfigDict({'path': ''})  # for text: folder of the sets of semantic similarity
+    settings.retrieval = retrieval = ConfigDict()
+    retrieval.recall_at = (1, 5, 10)  # ranks for which recall is measured
+    retrieval.path = ''  # for text: file of queries and passages
+
+    settings.clustering = clustering = ConfigDict()
+    clustering.starts = 10  # of k-means; the tightest is taken
+
+    settings.structure = structure = ConfigDict()
+    structure.images = 10_000  # the most images
+    structure.k = 10  # neighbours for the purity
+
+    settings.sts = sts = ConfigDict()
+    sts.path = ''  # for text: folder of the sets of semantic similarity
+
     settings.transfer = transfer = ConfigDict()
     transfer.path = ''  # for text: folder of the sets of sentences with classes
     transfer.folds = 10  # for the sets without a part for testing

@@ -1,6 +1,7 @@
 """The site and the README: generated pages are complete, links hold, and both render without a warning."""
 
 import importlib
+import json
 import os
 import re
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from configs import default
+from dualcl_jax.evaluators.settings import default_settings
 from dualcl_jax.system.config import flatten
 from tests.support.runs import REPOSITORY
 
@@ -34,6 +36,30 @@ def test_every_config_field_is_documented() -> None:
     assert all(f'| `{field}` |' in table for field in fields)
 
 
+def test_every_setting_is_documented() -> None:
+    found = {field: (value, text) for field, value, text in pages.config_fields(pages.SETTINGS.read_text())}
+    fields = dict(flatten(default_settings()))
+    assert found.keys() == fields.keys()
+    assert [field for field, (_, text) in found.items() if not text] == []
+    assert found['finetune.warmup'] == ('0.1', 'share of the steps')
+    table = pages.settings_page()
+    assert all(f'| `{field}` |' in table for field in fields)
+
+
+def test_every_metric_is_documented() -> None:
+    text = (DOCS / 'how_to' / 'train.md').read_text()
+    sources = [path.read_text() for path in (REPOSITORY / 'dualcl_jax').rglob('*.py')]
+    found = {name for source in sources for name in re.findall(r"'((?:train|queue|time|monitor)/\w+)'", source)}
+    assert 'queue/age' in found
+    assert [name for name in sorted(found - {'train/finite'}) if f'`{name}`' not in text] == []
+
+
+def test_every_extra_is_documented() -> None:
+    text = (DOCS / 'start.md').read_text()
+    extras = tomllib.loads((REPOSITORY / 'pyproject.toml').read_text())['project']['optional-dependencies']
+    assert [extra for extra in extras if f'[{extra}]' not in text] == []
+
+
 def test_every_program_is_documented() -> None:
     text = pages.commands_page()
     for command in ('train', 'evaluate', 'embed', 'export', 'report', 'prepare', 'compile', 'selftest'):
@@ -54,8 +80,24 @@ def test_links_of_copied_documents(tmp_path: Path) -> None:
     )
 
 
+def test_links_of_notebooks() -> None:
+    cells = [
+        {'cell_type': 'code', 'source': ['[f](../../configs)']},
+        {'cell_type': 'markdown', 'source': ['[a](../../experiments/README.md#results)\n', '[b](../data.md)']},
+    ]
+    found = json.loads(pages.notebook_with_links(json.dumps({'cells': cells}), DOCS / 'notebooks' / 'one.ipynb'))
+    assert found['cells'][0] == cells[0]
+    assert found['cells'][1]['source'] == '[a](../generated/ablations.md#results)\n[b](../data.md)'
+
+
 def documents() -> list[Path]:
-    patterns = ('*.md', 'docs/**/*.md', 'experiments/README.md', 'experiments/results/gpu/README.md')
+    patterns = (
+        '*.md',
+        'docs/**/*.md',
+        'docs/notebooks/*.ipynb',
+        'experiments/README.md',
+        'experiments/results/gpu/README.md',
+    )
     return sorted(path for pattern in patterns for path in REPOSITORY.glob(pattern) if path.parent.name != 'generated')
 
 
