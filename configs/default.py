@@ -20,9 +20,8 @@ def get_config() -> ConfigDict:
     # encoder initialises this run's; empty: random (--init_from=PATH).
     config.init_from = ''
 
-    config.skip_nonfinite = (
-        0  # skip up to this many batches with a loss or gradient that is not finite (flag of this name)
-    )
+    # skip up to this many batches with a loss or gradient that is not finite (flag of this name)
+    config.skip_nonfinite = 0
 
     config.data = data = ConfigDict()
     # photo_patches | folder | npz | text | any image classification set of TFDS, as array_record

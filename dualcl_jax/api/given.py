@@ -81,9 +81,8 @@ def stored(given: Given, workdir: str) -> Iterator[None]:
         yield
     finally:
         if writes:
-            with contextlib.suppress(
-                OSError, UserError
-            ):  # of a folder that is away; the error that ended the run counts
+            # Errors of a folder that is away are suppressed: the error that ended the run counts.
+            with contextlib.suppress(OSError, UserError):
                 config = stored_config(existing_or_new(workdir))
                 if config is None or config.data.path != path:
                     os.unlink(path)

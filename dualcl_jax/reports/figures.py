@@ -226,8 +226,8 @@ def embedding_map(
                 *points[labels == label].T,
                 color=CLASS_COLOURS[index % len(CLASS_COLOURS)],
                 marker=CLASS_MARKERS[index // len(CLASS_COLOURS) % len(CLASS_MARKERS)],
-                label=' '
-                + _class_name(class_names, label, 24),  # matplotlib hides labels that begin with an underscore
+                # The space matters: matplotlib hides labels that begin with an underscore.
+                label=f' {_class_name(class_names, label, 24)}',
                 **style,
             )
     if with_legend:

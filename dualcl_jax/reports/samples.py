@@ -128,7 +128,6 @@ def in_plane(features: NDArray, seed: int = 0) -> NDArray[np.float32]:
     start += 1e-6 * np.random.default_rng(seed).normal(size=start.shape).astype(np.float32)  # separates equal features
     perplexity = min(30.0, (len(features) - 1) / 3)
     tsne = TSNE(perplexity=perplexity, init=start, learning_rate='auto', random_state=seed)
-    with threadpool_limits(
-        1
-    ):  # a second thread gains little, and on a busy machine its spinning takes ten times as long
+    # A second thread gains little, and on a busy machine its spinning takes ten times as long.
+    with threadpool_limits(1):
         return tsne.fit_transform(components)

@@ -32,9 +32,8 @@ class Console:
 
     def __init__(self, *, silent: bool = False) -> None:
         self._silent = silent
-        self._rich = RichConsole(
-            quiet=silent, highlight=False, markup=False, soft_wrap=True, force_jupyter=False
-        )  # plain lines in a notebook, too, from any thread
+        # Without Jupyter's display a notebook gets plain lines, too, from any thread.
+        self._rich = RichConsole(quiet=silent, highlight=False, markup=False, soft_wrap=True, force_jupyter=False)
         self._total = 0
         self._printed = time.monotonic()
         self._progress: Progress | None = None
