@@ -6,10 +6,10 @@ Choose a recipe after a colon, as in configs/cifar10.py:moco_v3: moco_v1, moco_v
 dualcl_v3. Time and accuracy: unmeasured; `experiments/results/gpu/README.md` has a similar run.
 """
 
-from dualcl_jax.configs.shared import recipes
 from ml_collections import ConfigDict
 
 from dualcl_jax.configs import default
+from dualcl_jax.configs.shared import recipes
 
 
 def get_config(recipe: str = '') -> ConfigDict:

@@ -7,10 +7,10 @@ dualcl_v3_vit.
 Meant for 8 GPUs (v1, v2) and 16 or a TPU pod slice (v3, batch 4,096). Time and accuracy: unmeasured.
 """
 
-from dualcl_jax.configs.shared import recipes
 from ml_collections import ConfigDict
 
 from dualcl_jax.configs import default
+from dualcl_jax.configs.shared import recipes
 
 
 def get_config(recipe: str = 'dualcl_v2') -> ConfigDict:

@@ -6,10 +6,10 @@ Recipes, after the colon: moco_v1, moco_v2, moco_v3, dualcl_v1, dualcl_v2 (the d
 Meant for one GPU or TPU chip. Time and accuracy: unmeasured.
 """
 
-from dualcl_jax.configs.shared import recipes
 from ml_collections import ConfigDict
 
 from dualcl_jax.configs import default
+from dualcl_jax.configs.shared import recipes
 
 
 def get_config(recipe: str = 'dualcl_v2') -> ConfigDict:

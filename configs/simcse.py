@@ -9,10 +9,10 @@ hardest quarter of the negatives. The sizes of the model are those of MiniLM-L6.
 dualcl_pair: `docs/text.md`; of the others: unmeasured.
 """
 
-from dualcl_jax.configs.shared import text_recipes
 from ml_collections import ConfigDict
 
 from dualcl_jax.configs import default
+from dualcl_jax.configs.shared import text_recipes
 
 
 def get_config(recipe: str = 'simcse') -> ConfigDict:
