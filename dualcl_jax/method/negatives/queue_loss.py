@@ -76,6 +76,8 @@ class Anchors(NamedTuple):
 
 Rows = tuple[Anchors, jax.Array, jax.Array]
 """Anchors, their embeddings [B, D], and the cosine [B] of each anchor with its positive."""
+Compared = tuple[Anchors, jax.Array, jax.Array]
+"""Anchors, their similarities with their positives [b], and those with all slots [b, K]."""
 
 
 class QueueContrast(NamedTuple):
@@ -174,11 +176,8 @@ class _Loss(NamedTuple):
         allowed = allowed_slots(slots_valid, self.queue.ids, anchors.ids, mask_same_image=self.mask_same_image)
         return jnp.where(allowed, similarities, -jnp.inf)
 
-    def differentiate(self, part: Rows) -> tuple[Contrast, jax.Array, jax.Array]:
-        """Computes the contrast, and the derivatives of each loss by its positive [b] and its similarities [b, K].
-
-        `part` has the anchors, and their similarities with the positives [b] and with all slots [b, K].
-        """
+    def differentiate(self, part: Compared) -> tuple[Contrast, jax.Array, jax.Array]:
+        """Computes the contrast, and the derivatives of each loss by its positive [b] and its similarities [b, K]."""
         anchors, positive, similarities = part
 
         def loss(positive: jax.Array, similarities: jax.Array) -> tuple[jax.Array, Contrast]:
@@ -198,7 +197,7 @@ class _Loss(NamedTuple):
         (_, contrast), (by_positive, by_similarity) = differentiated(positive, similarities)
         return contrast, by_positive, by_similarity
 
-    def in_closed_form(self, part: Rows) -> tuple[Contrast, jax.Array, jax.Array]:
+    def in_closed_form(self, part: Compared) -> tuple[Contrast, jax.Array, jax.Array]:
         """Computes `differentiate` where the loss `has_closed_form`: log(1 + Σ exp((s - positive) / τ)).
 
         Its derivatives are the shares of the softmax, divided by τ; that of the positive is 1 lower.
@@ -215,7 +214,7 @@ class _Loss(NamedTuple):
         (by_similarity,) = pull_back(jnp.exp(margins - loss[:, None]) / self.temperature)
         return Contrast(loss, positive, selection), jnp.expm1(-loss) / self.temperature, by_similarity
 
-    def of_part(self, part: Rows, *, closed_form: bool) -> tuple[QueueContrast, jax.Array, jax.Array]:
+    def of_part(self, part: Compared, *, closed_form: bool) -> tuple[QueueContrast, jax.Array, jax.Array]:
         """Summarizes the contrast of `differentiate`, and passes on its derivatives."""
         contrast, by_positive, by_similarity = (self.in_closed_form if closed_form else self.differentiate)(part)
         return summarize(contrast, part[0].labels, self.queue.labels), by_positive, by_similarity
