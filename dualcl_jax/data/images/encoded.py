@@ -209,7 +209,7 @@ def _cut(files: Files, index: int, encoded: bytes, place: Place, size: int, pixe
         ) from error
 
 
-def place(data: Any, train: EncodedSource, test: EncodedSource | None) -> Splits:
+def in_memory_if_small(data: Any, train: EncodedSource, test: EncodedSource | None) -> Splits:
     """Decodes both splits into memory if they fit into `data.memory_bytes` together; else returns them unchanged."""
     needed = (len(train) + (len(test) if test else 0)) * math.prod(image_shape(train))
     needed *= np.dtype(image_type(train)).itemsize

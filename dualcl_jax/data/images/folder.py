@@ -10,7 +10,7 @@ import numpy as np
 from dualcl_jax.data.images import account, kinds, stored
 from dualcl_jax.data.images.decode import INVERTED, LATE, MIN_SIDE, SCALED
 from dualcl_jax.data.images.display import shown
-from dualcl_jax.data.images.encoded import RGB, EncodedSource, Pixels, place, stored_size
+from dualcl_jax.data.images.encoded import RGB, EncodedSource, Pixels, in_memory_if_small, stored_size
 from dualcl_jax.data.images.index import LISTED, Index, copies, mark_duplicates, open_index
 from dualcl_jax.data.images.labels import (
     Labels,
@@ -90,7 +90,7 @@ def load(data: Any) -> Splits:
     Raises:
       UserError: there is no such folder, it has no images, too many of them cannot be used, or the labels do not fit.
     """
-    return place(data, *load_encoded(data))
+    return in_memory_if_small(data, *load_encoded(data))
 
 
 def load_encoded(data: Any) -> tuple[EncodedSource, EncodedSource | None]:

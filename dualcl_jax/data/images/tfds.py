@@ -10,7 +10,7 @@ from etils import epath
 from PIL import Image
 
 from dualcl_jax.data.images.decode import FORMATS
-from dualcl_jax.data.images.encoded import place, stored_size
+from dualcl_jax.data.images.encoded import in_memory_if_small, stored_size
 from dualcl_jax.data.images.source import image_shape, image_source
 from dualcl_jax.data.images.tfds_features import open_folder
 from dualcl_jax.data.images.tfds_records import read_split
@@ -50,7 +50,7 @@ def load(data: Any, others: Sequence[str] = ()) -> Splits:
     if channels == 3 and None in (height, width):
         size, shared = stored_size(data), getattr(data, 'shared', '')
         held_out = read_split(builder, test_split, 0, size, shared) if test_split else None
-        return place(data, read_split(builder, 'train', data.limit, size, shared), held_out)
+        return in_memory_if_small(data, read_split(builder, 'train', data.limit, size, shared), held_out)
     train = _read_split(data, builder, 'train', data.limit)
     if test_split is None:
         return Splits(train, None)
