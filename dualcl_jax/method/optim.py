@@ -94,8 +94,8 @@ def is_weight(params: optax.Params) -> optax.Params:
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
-POSITIONS = 'pos_embed'
-"""The name of the learned positions of a ViT."""
+POSITIONS_PARAMETER = 'pos_embed'
+"""The name of the parameter with the learned positions of a ViT."""
 
 
 def decay_mask(*, decay_norm_and_bias: bool, frozen: Sequence[str] = ()) -> Mask:
@@ -109,7 +109,7 @@ def decay_mask(*, decay_norm_and_bias: bool, frozen: Sequence[str] = ()) -> Mask
 
     def decays(path: tuple[Any, ...], leaf: jax.Array) -> bool:
         names = [getattr(entry, 'key', None) for entry in path]
-        in_general = decay_norm_and_bias or (leaf.ndim > 1 and POSITIONS not in names)
+        in_general = decay_norm_and_bias or (leaf.ndim > 1 and POSITIONS_PARAMETER not in names)
         return in_general and not any(name in names for name in frozen)
 
     return partial(jax.tree_util.tree_map_with_path, decays)
@@ -210,7 +210,7 @@ def at_step(state: optax.OptState, step: jax.Array) -> optax.OptState:
 
 _DEPTH = re.compile(r'(?:layer(\d+)|blocks|stages_(\d+)_(blocks|downsample))_(\d+)')
 """The name of a block of a ResNet, a ViT or a ConvNeXt, or of a layer between two stages of a ConvNeXt."""
-_FIRST = ('conv1', 'bn1', 'patch_embed', 'cls_token', POSITIONS, 'stem_0', 'stem_1')
+_FIRST = ('conv1', 'bn1', 'patch_embed', 'cls_token', POSITIONS_PARAMETER, 'stem_0', 'stem_1')
 
 
 def layer_rates(params: optax.Params, decay: float) -> optax.Params:

@@ -51,8 +51,8 @@ def interface(module: str) -> Any:
 def backends_started() -> bool:
     """Whether JAX has used a device in this process, as far as this version of JAX reports it."""
     bridge = sys.modules.get('jax._src.xla_bridge')
-    tells = getattr(bridge, 'backends_are_initialized', None)
-    return tells is not None and bool(tells())
+    are_initialized = getattr(bridge, 'backends_are_initialized', None)
+    return are_initialized is not None and bool(are_initialized())
 
 
 def distributed_state() -> Any:

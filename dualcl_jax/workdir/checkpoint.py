@@ -35,7 +35,7 @@ from dualcl_jax.workdir.read_checkpoint import (
     read_record,
 )
 
-BEST = 'knn_top1'
+SCORE = 'knn_top1'
 """The field of a record with the score: the first of `dualcl_jax.workdir.metrics.SCORES` that the run has."""
 LISTING_S, LISTING_PERIOD_S = 5.0, 0.5
 """How long processes that see different checkpoints wait until they see the same, and how often they look."""
@@ -133,8 +133,8 @@ class Checkpoints:
         if self._best is None:
             return
         self._best.scores.pop(step, None)
-        if record is None or record.get(BEST) is not None:
-            self._best.scores[step] = record[BEST] if record else None
+        if record is None or record.get(SCORE) is not None:
+            self._best.scores[step] = record[SCORE] if record else None
 
     def save(self, step: int, state: TrainState, record: dict[str, Any], score: float | None) -> str:
         """Starts saving a global state and a JSON record; returns once the state is copied off the devices.
@@ -146,7 +146,7 @@ class Checkpoints:
           UserError: the copies of the state differ between devices; or saving failed in a run of several processes.
         """
         began = time.monotonic()
-        sealed = seal(record | {'checksums': checksums(state), BEST: score})
+        sealed = seal(record | {'checksums': checksums(state), SCORE: score})
         self._rank(step, sealed)
         before, self._problem = self._wait(), ''
         try:

@@ -242,7 +242,7 @@ def listen(port: int, host: str = '', backlog: int | None = None) -> socket.sock
     return socket.create_server(('', port), family=family, dualstack_ipv6=both, backlog=backlog)
 
 
-async def keep(token: str, host: str, arguments: list[Any], options: dict[str, Any]) -> None:
+async def supervise(token: str, host: str, arguments: list[Any], options: dict[str, Any]) -> None:
     """Runs the coordination service and the supervisor until the last process has ended, or should have."""
     if host:
         port = str(arguments[0]).rpartition(':')[2]
@@ -271,7 +271,7 @@ def main() -> None:
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
     allow_many_sockets()
-    asyncio.run(keep(*json.load(sys.stdin)))
+    asyncio.run(supervise(*json.load(sys.stdin)))
     os._exit(0)  # without waiting for the service's own shutdown
 
 
