@@ -22,7 +22,7 @@ class _Lines:
     """Lines for `csv.reader`.
 
     Attributes:
-      number: of the last line, from 1.
+      number: the number of the last line, from 1.
       taken: the lines since `taken` was last cleared.
       ended: whether more lines were asked for than there are.
     """
@@ -79,7 +79,7 @@ def csv_rows(lines: Iterable[str], delimiter: str = ',') -> Iterator[tuple[int, 
 
 def _error(number: int, reason: str) -> RowError:
     remedy = 'close every quotation mark, and double those inside a quoted value'
-    if reason.startswith('new-line character'):  # in the words of `csv`, a matter of how the file was opened
+    if reason.startswith('new-line character'):  # `csv` then blames the way in which the file was opened
         reason = 'a carriage return without a line feed'
         remedy = 'end every line with a line feed, and quote values with carriage returns'
     return RowError(f'the row that begins in line {number} is not CSV ({reason})', remedy)

@@ -8,7 +8,7 @@ from dualcl_jax.system.errors import UserError
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
-    """The number of whole batches in an epoch. The leftover examples, others in each epoch, are skipped.
+    """The number of whole batches in an epoch. The leftover examples, different ones in each epoch, are skipped.
 
     Raises:
       UserError: there are fewer examples than one batch takes.

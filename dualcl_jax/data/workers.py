@@ -323,7 +323,7 @@ def _fork(
     allow_many_sockets()  # and open files: a set may have a thousand shards
     results = _slots(memory, spec, slots)
     work.prepare()
-    np.empty(RETAINED, np.uint8)  # else the memory of every decoded image is mapped anew, a quarter of the time
+    np.empty(RETAINED, np.uint8)  # else mapping memory for every decoded image takes a quarter of the time
     if not FORKS:
         _work(work, [results[slot] for slot in owned[0]], connections[0])
         return

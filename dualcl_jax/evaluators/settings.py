@@ -59,7 +59,7 @@ def default_settings() -> ConfigDict:
     settings.transfer = transfer = ConfigDict()
     transfer.path = ''  # for text: folder of the sets of sentences with classes
     transfer.folds = 10  # for the sets without a part for testing
-    transfer.strengths = (0.001, 0.01, 0.1, 1.0, 10.0)  # C of the logistic regression; one is chosen by set
+    transfer.strengths = (0.001, 0.01, 0.1, 1.0, 10.0)  # C of the logistic regression; one is chosen for each set
     settings.lock()
     return settings
 

@@ -73,7 +73,7 @@ def take_samples(embed: Embedder, variables: Any, splits: Splits, *, writes: boo
     queries = one_per_class(source.labels[shown], QUERY_IMAGES)
     similarities, places = map(np.asarray, nearest(features[queries], bank, NEIGHBOURS + of_training))
     found = banked[places]
-    if of_training:  # the bank may have the query itself
+    if of_training:  # the bank may contain the query itself
         kept = without_query(found, shown[queries])
         similarities, found = (values[kept].reshape(len(queries), -1) for values in (similarities, found))
     return Samples(

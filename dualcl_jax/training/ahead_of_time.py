@@ -239,7 +239,7 @@ def _roofline(limits: Limits, counted: cost.Cost, accessed: float | None) -> dic
 def _examples(config: ConfigDict) -> tuple[str, Tree, Tree]:
     """The kind of the examples, the shape of one, and the shape of what the loader is assumed to deliver for it.
 
-    The loader delivers a sentence as it is, and of an image with 8 bits the image itself or a crop for each view.
+    The loader delivers a sentence as it is and, for an image with 8 bits, the image itself or a crop for each view.
     """
     if config.model.name in TEXT_MODELS:
         return TEXT, sentences_of(config), sentences_of(config)

@@ -66,7 +66,8 @@ def train(
     ):
         run, state = open_run(config, workdir, extend=extend, enter=heartbeat.prepare)
         plan, finished = run.plan, read_summary(run.plan.folder)
-        if finished and plan.start_step == plan.total_steps == finished['step']:  # else it is of a run before --extend
+        # A summary of another step is that of the run before --extend.
+        if finished and plan.start_step == plan.total_steps == finished['step']:
             console.note(summary.closing(finished, plan.folder))
             run.checkpoints.close()
             return True

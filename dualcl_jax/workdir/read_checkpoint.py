@@ -1,7 +1,7 @@
 """Reads one checkpoint; all processes of a run agree on the outcome.
 
 Each process reads the files itself, and the read of one of them may fail. A failure that says nothing about the files,
-such as storage that is unavailable for a moment, is told from damage: it ends the start, and changes nothing.
+such as storage that is unavailable for a moment, is distinguished from damage: it ends the start, and changes nothing.
 """
 
 import itertools
@@ -77,7 +77,7 @@ def read_checkpoint(path: epath.Path, like: TrainState, mesh: Mesh, specs: Specs
 
 
 def _agree(path: epath.Path, problem: Exception | None) -> None:
-    """Tells the other processes how a read ended here, and raises the gravest outcome of all processes."""
+    """Reports to the other processes how a read ended here, and raises the gravest outcome of all processes."""
     said = ['', ''] if problem is None else [outcome(path, problem), _words(problem)]
     told = [json.loads(text) for text in from_all(exchange_name(), json.dumps(said))]
     for kind in (AWAY, REFUSED, DAMAGED):

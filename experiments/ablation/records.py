@@ -80,7 +80,7 @@ def read_all(folder: Path, plan: dict[str, Any]) -> list[Record]:
     """Reads all records of the plan's arms, sorted by arm and seed.
 
     Raises:
-      UserError: a record is damaged, or of a run that is not of the plan: its fields, length, measure or data differ.
+      UserError: a record is damaged, or of a run that is not in the plan: its fields, length, measure or data differ.
     """
     arms = {arm['name']: arm for arm in plan['arms']}
     order = {name: place for place, name in enumerate(arms)}
@@ -118,13 +118,13 @@ def _check(path: Path, record: Record, fields: list[str], measure: Measure) -> N
 
 
 def _check_data(paths: Sequence[Path], records: Sequence[Record]) -> None:
-    """Raises UserError if runs with equal fields of the data had different data. Older records do not tell."""
+    """Raises UserError if runs with equal fields of the data had different data. Older records do not contain it."""
     first: dict[tuple[str, ...], tuple[Path, str]] = {}
     for path, record in zip(paths, records, strict=True):
         if (fingerprint := record.get('data_fingerprint')) is None:
             continue
         alike = tuple(field for field in record['fields'] if field.startswith('data.'))
-        if record['config']['data']['name'] == TEXT:  # of sentences, the tokens count, which depend on other fields
+        if record['config']['data']['name'] == TEXT:  # the tokens of sentences depend on other fields, too
             alike = (record['arm'], *alike)
         other, before = first.setdefault(alike, (path, fingerprint))
         if fingerprint != before:

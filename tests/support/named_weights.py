@@ -1,4 +1,4 @@
-"""Weights that depend on the names of their tensors alone: the same here and in PyTorch, and in no file."""
+"""Weights that depend on the names of their tensors alone: they are the same here and in PyTorch, without a file."""
 
 import zlib
 from collections.abc import Mapping

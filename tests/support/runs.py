@@ -127,7 +127,7 @@ class Trainer:
 
 
 def heed_signals() -> None:
-    """Undoes that a shell that starts a program in the background lets it and its children ignore two signals."""
+    """Handles two signals that a shell makes programs in the background, and their children, ignore."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 

@@ -45,7 +45,7 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 def missing() -> str:
-    """Why there can be no cluster here; empty if there can."""
+    """Why there can be no cluster here; empty if there can be one."""
     absent = [name for name in COMMANDS if not shutil.which(name)]
     return f'needs SLURM ({", ".join(absent)}): {INSTALL}' if absent else ''
 
@@ -65,7 +65,7 @@ class Cluster:
         return done.stdout
 
     def job(self, number: str) -> dict[str, str]:
-        """What the cluster knows of a job, such as JobState, ExitCode and Restarts. A requeued job need not wait."""
+        """What the cluster knows about a job, such as JobState, ExitCode and Restarts. A requeued job need not wait."""
         found = self.command('scontrol', '--oneliner', 'show', 'job', number)
         fields = dict(field.split('=', 1) for field in found.split() if '=' in field)
         if fields['Reason'] == 'BeginTime':  # two minutes, until old credentials have expired

@@ -22,12 +22,12 @@ def write_prepared(
     """Writes a prepared version of a set into a new folder.
 
     Args:
-      folder: of the version, such as tiny/1.0.0.
-      name: of the set.
+      folder: the folder of the version, such as tiny/1.0.0.
+      name: the name of the set.
       splits: the examples by split, each with the values of its features.
       features: their descriptions, as in features.json.
       classes: names of the classes of the feature 'label'; written if there is one.
-      file_format: that the set claims to have.
+      file_format: the format that the set claims to have.
     """
     folder.mkdir(parents=True)
     infos = []

@@ -18,7 +18,7 @@ from dualcl_jax.system.errors import UserError, first_line
 LONGEST = 1_000_000
 """Bytes of a line, or of a row of CSV; longer ones are left out."""
 LARGEST = 2**26
-"""Bytes of a row of CSV with which reading stops: a quotation mark is not closed, or this is no CSV file."""
+"""Bytes of a row of CSV at which reading stops: a quotation mark is not closed, or this is not a CSV file."""
 SEARCHED = 10_000
 """Objects of JSONL among which each column must be found."""
 LISTED = 8
@@ -148,7 +148,7 @@ def _codec(number: int) -> str:
 
 
 def _is_text(values: Iterable[Any]) -> bool:
-    """Whether the strings among some values are Unicode: an unpaired surrogate is none, or is a wrong byte."""
+    """Whether the strings among some values are valid Unicode. An unpaired surrogate is not; it may be a wrong byte."""
     try:
         for value in values:
             if isinstance(value, str) and not value.isascii():
@@ -230,8 +230,8 @@ class _CsvLines:
     """The lines of a CSV file, with surrogates for wrong bytes.
 
     Attributes:
-      number: of the last line, from 1.
-      size: bytes of the lines since `size` was last set to 0.
+      number: the number of the last line, from 1.
+      size: the number of bytes of the lines since `size` was last set to 0.
     """
 
     def __init__(self, file: IO[bytes]) -> None:

@@ -165,7 +165,7 @@ def _alphabet(sentences: Iterable[str], normalizer: normalizers.Normalizer) -> l
         counts += np.bincount(points, minlength=len(counts))
     letters: dict[str, int] = {}
     for point in np.flatnonzero(counts).tolist():
-        if 0xD800 <= point < 0xE000:  # an unpaired surrogate is no character
+        if 0xD800 <= point < 0xE000:  # an unpaired surrogate is not a character
             continue
         for letter in normalizer.normalize_str(chr(point)):
             if not letter.isspace():

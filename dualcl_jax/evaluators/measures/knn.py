@@ -44,9 +44,9 @@ def nearest(queries: ArrayLike, bank: ArrayLike, k: int) -> tuple[jax.Array, jax
 
 
 def without_query(found: NDArray, own: NDArray) -> NDArray[np.bool_]:
-    """Marks the k neighbours of each query among the k + 1 nearest rows of a bank that may have the query itself.
+    """Marks the k neighbours of each query among the k + 1 nearest rows of a bank that may contain the query itself.
 
-    The query's own row is not one of them. Where it is not found, because the bank does not have it or more than k
+    The query's own row is not one of them. Where it is not found, because the bank does not contain it or more than k
     others are as near, the last row is left out instead.
 
     Args:

@@ -73,7 +73,7 @@ def nearest_others(features: NDArray, advance: Callable[[], None] = lambda: None
 
 
 def _centred(features: NDArray) -> NDArray:
-    """Features [N, F] without the part that all rows share, if N tells it from that of a single row.
+    """Features [N, F] without the part that all rows share, if N rows suffice to distinguish it from that of one row.
 
     Nothing is subtracted from two rows, whose remainders are opposite, nor from rows that are all equal.
     """

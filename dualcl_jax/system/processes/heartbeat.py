@@ -108,7 +108,7 @@ class Heartbeat:
             self._started = step
 
     def prepare(self, phase: str) -> None:
-        """Reports `RESTORE` or `CREATE`. These are no progress: other processes may still examine their data."""
+        """Reports `RESTORE` or `CREATE`. Neither is progress: other processes may still examine their data."""
         self._doing = _Doing(phase)
 
     def _send(self, message: dict) -> None:

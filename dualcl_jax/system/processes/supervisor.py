@@ -3,7 +3,7 @@
 It runs the coordination service, which JAX would run in process 0: when that service dies with process 0, JAX aborts
 all other processes with a stack trace. The supervisor also listens to every process of the run, at a port that it
 prints, and informs all of them as soon as one has died, hangs or has given up. It ends when the last process has ended,
-or `LEAVE_S` after it has informed them: the connection of a process that is lost may stay open for long.
+or `LEAVE_S` after it has informed them: the connection of a process that is lost may stay open for a long time.
 
 Every process sends lines of JSON: first {"token", "index", "host", "silence_s", "stall_s"}, then {"step", "phase"}
 every `PERIOD`, and finally {"ended": reason, empty on success; "restart": whether running the same command again cures
