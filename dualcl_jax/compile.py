@@ -39,7 +39,7 @@ def main() -> int:
     override(config, overrides)
     if flags.topology:
         os.environ['JAX_PLATFORMS'] = 'cpu'  # otherwise a TPU of this machine would be locked needlessly
-    start(None, None, None, several=False)
+    start(several=False)
     import_own(own_module(config.model.name))
     import jax
 

@@ -68,7 +68,7 @@ def main() -> int:
     given = {name: value for name, value in vars(flags).items() if name in Request._fields}
     request = Request(**given, fields=fields)
     check(request)
-    start(None, None, None, several=False)
+    start(several=False)
     import_own(flags.own)
     print_json(embed_to(request, flags.output, return_features=False)[1], always=flags.json)
     return 0

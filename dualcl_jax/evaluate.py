@@ -58,7 +58,7 @@ def main() -> int:
     flags, overrides = parse(sys.argv[1:])
     from dualcl_jax.system.processes.start import start
 
-    start(None, None, None)
+    start()
     import_own(flags.own)
     from dualcl_jax.api.evaluate import run_protocols
     from dualcl_jax.system.console import print_json

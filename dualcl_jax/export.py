@@ -44,7 +44,7 @@ def main() -> int:
     from dualcl_jax.system.processes.start import start
 
     (check_output_folder if flags.format == FOLDER else check_output)(flags.output)
-    start(None, None, None, several=False)
+    start(several=False)
     import_own(flags.own)
     from dualcl_jax.models.exports import FORMATS, TextDescription, huggingface, huggingface_images
     from dualcl_jax.workdir.export import describe

@@ -53,7 +53,7 @@ def main() -> int:
     for workdir in flags.workdir:
         find_run(workdir)
     check_output(flags.output)
-    start(None, None, None, several=False)
+    start(several=False)
     import_own(flags.own)
     from dualcl_jax.reports.content import describe
     from dualcl_jax.reports.page import render

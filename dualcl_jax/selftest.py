@@ -16,7 +16,7 @@ def main() -> int:
     Parser('python -m dualcl_jax.selftest', __doc__).parse_args()
     from dualcl_jax.system.processes.start import start
 
-    start(None, None, None)
+    start()
     import jax
 
     from dualcl_jax.training.selftest_cases import CASES, load_cases, run_cases

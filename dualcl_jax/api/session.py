@@ -30,7 +30,7 @@ def prepare_jax(*, deterministic: bool = True) -> None:
             return
         before = os.environ.get('XLA_FLAGS', '')
         used = backends_started()
-        start(None, None, None, deterministic=deterministic)
+        start(deterministic=deterministic)
         if used and os.environ.get('XLA_FLAGS', '') != before:
             print('note: JAX was already in use, without the XLA options that dualcl_jax sets; call dualcl_jax first')
         _started.set()

@@ -61,7 +61,7 @@ def shares_of(workdir: str) -> list[dict[str, float]]:
 @exits_cleanly
 def main() -> int:
     flags = parse(sys.argv[1:])
-    start(None, None, None, several=False)
+    start(several=False)
     cases = [{'workdir': workdir} | shares for workdir in flags.workdir for shares in shares_of(workdir)]
     table = Table('workdir', 'τ', *(f'1/{part}' for part in PARTS), title='Share of the softmax over all negatives')
     for case in cases:

@@ -310,7 +310,7 @@ def main() -> int:
     if flags.name in RUNS:
         show(flags, RUNS[flags.name](flags))
     else:
-        start(None, None, None, several=False)
+        start(several=False)
         if flags.name == 'step' and flags.config:
             show(flags, config_step(flags, flags.fields, compare))
             return 0

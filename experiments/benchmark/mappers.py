@@ -91,7 +91,7 @@ def one_process(flags: argparse.Namespace) -> int:
     from dualcl_jax.system.processes.start import start
 
     if flags.processes == 1:
-        start(None, None, None, several=False)
+        start(several=False)
     else:
         start(flags.place[0], flags.processes, int(flags.place[1]))
     cases = measure(flags.mappers, flags.leaves, flags.rounds)

@@ -36,7 +36,7 @@ def work() -> None:
     """Takes a step for each line on stdin, and prints the CPU seconds of this process that it took."""
     from dualcl_jax.system.processes.start import start
 
-    start(None, None, None, several=False)
+    start(several=False)
     import jax
     import numpy as np
 

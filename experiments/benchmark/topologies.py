@@ -85,7 +85,7 @@ def main() -> int:
     os.environ['JAX_PLATFORMS'] = 'cpu'
     from dualcl_jax.system.processes.start import start
 
-    start(None, None, None, several=False)
+    start(several=False)
     stored = json.loads(flags.output.read_text())['cases'] if flags.output.exists() else []
     cases = {case['topology']: case for case in stored}
     for topology in flags.topologies:

@@ -27,7 +27,7 @@ STEPS = 6
 
 
 def main(folder: str, rounds: int) -> None:
-    start(None, None, None)
+    start()
     config = quickstart.get_config()
     config.data.limit = 1280
     config.monitor.every_epochs = 0

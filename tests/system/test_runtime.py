@@ -30,7 +30,7 @@ def flags(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(start.places, 'has_tpu', lambda: tpu)
         monkeypatch.setattr(start.sys, 'unraisablehook', start.sys.unraisablehook)
         monkeypatch.setattr(start, '_start_devices', lambda: None)  # XLA aborts on a flag that it does not know
-        start.start(None, None, None)
+        start.start()
         return start.os.environ['XLA_FLAGS']
 
     return run
@@ -110,7 +110,7 @@ def test_freed_memory_is_used_again() -> None:
 import resource
 import numpy as np
 from dualcl_jax.system.processes import start
-start.start(None, None, None)
+start.start()
 for _ in range(2):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     np.ones(2**24)

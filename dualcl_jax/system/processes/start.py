@@ -53,18 +53,20 @@ GPU_PLUGINS = ('jax_cuda12_plugin', 'jax_cuda13_plugin', 'jax_rocm60_plugin', 'j
 MALLOC_OPTIONS = {'M_ARENA_MAX': (-8, 1), 'M_MMAP_THRESHOLD': (-3, 2**31 - 1), 'M_TRIM_THRESHOLD': (-1, 2**31 - 1)}
 """Number and value of the options of glibc's `mallopt` that make it keep and reuse freed memory."""
 
+_token = ''
+
 
 def start(
-    coordinator_address: str | None,
-    num_processes: int | None,
-    process_id: int | None,
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
     facts: roll_call.Facts | None = None,
     timeout_s: float = 50.0,
     deterministic: bool = True,
     *,
     several: bool = True,
 ) -> None:
-    """Sets up JAX. Call it once, before anything uses a device.
+    """Sets up JAX, and keeps the secret of the run for `token`. Call it once, before anything uses a device.
 
     Args:
       coordinator_address: HOST:PORT of process 0; None for one process, or where a scheduler provides it (`places`).
@@ -79,6 +81,7 @@ def start(
       UserError: a process is different, or the flags contradict each other.
       RestartError: a process is missing or late.
     """
+    global _token
     logging.set_verbosity(logging.FATAL)  # Orbax's threads log at length what is raised and reported in one line
     getLogger('asyncio').setLevel('CRITICAL')  # likewise
     getLogger('matplotlib').setLevel('ERROR')  # it warns where its cache cannot be written
@@ -105,18 +108,15 @@ def start(
         _start_devices()
         return
     versions = {f'version of {name}': importlib.metadata.version(name) for name in PACKAGES}
-    _shared['token'] = roll_call.roll_call(place, versions | dict(facts or {}), timeout_s)
+    _token = roll_call.roll_call(place, versions | dict(facts or {}), timeout_s)
     _join(place, timeout_s)
     _start_devices()
     _check_compilation_cache(len(set(from_all('machines', machine_id()))), chosen=chosen)
 
 
-_shared = {'token': ''}
-
-
 def token() -> str:
     """The secret that the processes of this run share; empty for a single process."""
-    return _shared['token']
+    return _token
 
 
 def _join(place: places.Place, timeout_s: float) -> None:
