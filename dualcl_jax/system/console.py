@@ -13,7 +13,6 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -119,38 +118,56 @@ def progress(total: int, what: str) -> Iterator[Callable[[], None]]:
 
     Yields a function to call after each part.
     """
-    done, printed = 0, time.monotonic()
-    bar: Progress | None = None
-    began = printed
-
-    def advance() -> None:
-        nonlocal done, printed, bar
-        done += 1
-        now = time.monotonic()
-        if bar is None and is_terminal() and now - began > 1:
-            bar = Progress(
-                TextColumn(what, markup=False),
-                MofNCompleteColumn(),
-                BarColumn(bar_width=24),
-                TimeElapsedColumn(),
-                TextColumn('left'),
-                TimeRemainingColumn(),
-            )
-            bar.start()
-            task.append(bar.add_task('', total=total))
-        if bar is not None:
-            bar.update(task[0], completed=done)
-        elif now - printed >= PLAIN_SECONDS:
-            printed = now
-            left = (now - began) / done * (total - done)
-            print(f'{what}: {done:,} of {total:,}, {duration(left)} left')
-
-    task: list[TaskID] = []
+    shown = _Parts(total, what)
     try:
-        yield advance
+        yield shown.advance
     finally:
-        if bar is not None:
-            bar.stop()
+        shown.stop()
+
+
+class _Parts:
+    """The finished parts of a task: a bar on a terminal, or else a line every `PLAIN_SECONDS`.
+
+    Args:
+      total: the number of parts.
+      what: the name of the task.
+    """
+
+    def __init__(self, total: int, what: str) -> None:
+        self._total, self._what, self._done = total, what, 0
+        self._began = self._printed = time.monotonic()
+        self._bar: Progress | None = None
+
+    def advance(self) -> None:
+        """Counts a finished part."""
+        self._done += 1
+        now = time.monotonic()
+        if self._bar is None and is_terminal() and now - self._began > 1:
+            self._bar = self._started_bar()
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=self._done)
+        elif now - self._printed >= PLAIN_SECONDS:
+            self._printed = now
+            left = (now - self._began) / self._done * (self._total - self._done)
+            print(f'{self._what}: {self._done:,} of {self._total:,}, {duration(left)} left')
+
+    def stop(self) -> None:
+        """Stops the bar, if there is one."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _started_bar(self) -> Progress:
+        bar = Progress(
+            TextColumn(self._what, markup=False),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            TextColumn('left'),
+            TimeRemainingColumn(),
+        )
+        bar.start()
+        bar.add_task('', total=self._total)
+        return bar
 
 
 @contextlib.contextmanager
