@@ -7,11 +7,12 @@ this process is one of several, so that a shell in an allocation is a single pro
 import glob
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 from dualcl_jax.system.errors import RestartError, UserError, first_line
-from dualcl_jax.system.private_jax import cluster_place, kubernetes_pods, tpu_place
+from dualcl_jax.system.private_jax import Found, cluster_place, kubernetes_pods, tpu_place
 
 SCHEDULERS = ('KUBERNETES_SERVICE_HOST', 'SLURM_JOB_ID', 'OMPI_COMM_WORLD_SIZE', 'RAY_JOB_ID', 'SKYPILOT_TASK_ID')
 """Variables of schedulers that restart a run, and may start its processes minutes apart."""
@@ -73,14 +74,14 @@ def detect(*, several: bool = True) -> Place | None:
     """
     environment = os.environ
     if environment.get('JAX_PLATFORMS', 'tpu').startswith('tpu') and has_tpu():
-        return _asked('TPU slice')
+        return _asked('TPU slice', tpu_place, required=False)
     if not several:
         return None
     if _count(environment, 'OMPI_COMM_WORLD_SIZE') > 1:
-        return _asked('Open MPI')
+        return _in_cluster('Open MPI')
     tasks = 'SLURM_STEP_NUM_TASKS' if 'SLURM_STEP_NUM_TASKS' in environment else 'SLURM_NTASKS'
     if _count(environment, tasks) > 1 and 'SLURM_STEP_NODELIST' in environment:
-        return _asked('SLURM')
+        return _in_cluster('SLURM')
     return _kubernetes() if 'KUBERNETES_SERVICE_HOST' in environment else None
 
 
@@ -95,11 +96,22 @@ def _count(environment: Mapping[str, str], name: str) -> int:
     return int(found) if found.isdecimal() else 0
 
 
-def _asked(name: str) -> Place | None:
-    """The place according to one of JAX's classes; None for a single process."""
+def _in_cluster(name: str) -> Place | None:
+    """The place according to a scheduler of `private_jax.CLUSTERS`; None for a single process."""
+    return _asked(name, partial(cluster_place, name), required=True)
+
+
+def _asked(name: str, find: Callable[[], Found | None], *, required: bool) -> Place | None:
+    """The place according to one of JAX's classes; None for a single process.
+
+    Args:
+      name: the name of what started the process, for messages.
+      find: asks the class; None if it finds no place.
+      required: whether it is an error if it finds none.
+    """
     flags = 'give --coordinator_address, --num_processes and --process_id'
     try:
-        found = tpu_place() if name == 'TPU slice' else cluster_place(name)
+        found = find()
     except UserError:
         raise
     except OSError as error:
@@ -108,7 +120,7 @@ def _asked(name: str) -> Place | None:
         if 'Failed to recognize coordinator' in str(error) or 'Retry failed' in str(error):
             raise RestartError(f'{name}: {first_line(error)}; run the same command again') from error
         raise UserError(f'{name}: the processes cannot find each other ({first_line(error)}); {flags}') from error
-    if found is None and name != 'TPU slice':
+    if found is None and required:
         raise UserError(f'{name}: JAX does not recognise it, so the processes cannot find each other; {flags}')
     return Place(*found) if found and found[1] > 1 else None
 
@@ -129,7 +141,7 @@ def _kubernetes() -> Place | None:
         ) from unknown
     if 'JOB_COMPLETION_INDEX' not in os.environ:
         raise UserError(f'Kubernetes: {pods} pods without an index; set completionMode: Indexed, and {remedy}')
-    return _asked('Kubernetes')
+    return _in_cluster('Kubernetes')
 
 
 def local_devices() -> list[int] | None:
