@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 from rich.console import Console
 from rich.table import Table
 
@@ -26,7 +26,7 @@ from dualcl_jax.method.contrast import contrast
 from dualcl_jax.method.negatives.queue import Queue, batch_queue, empty_queue
 from dualcl_jax.method.negatives.queue_loss import Anchors
 from dualcl_jax.method.resolve import resolve
-from dualcl_jax.method.state import create_train_state, queue_specs, state_specs
+from dualcl_jax.method.state import TrainState, create_train_state, queue_specs, state_specs
 from dualcl_jax.method.validation import validate, validate_devices, validate_sizes
 from dualcl_jax.method.views import VIEWS
 from dualcl_jax.models.encoder import TEXT_MODELS
@@ -119,23 +119,12 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> dict[str, Any]:
     Raises:
       UserError: the config has a mistake, or cannot be divided over the devices.
     """
-    validate(config)
-    validate_sizes(config)
-    validate_devices(config, len(devices))
-    config = resolve(
-        config,
-        platform=devices[0].platform,
-        num_devices=len(devices),
-        num_processes=len({device.process_index for device in devices}),
-        num_images=config.data.num_examples or TYPICAL_IMAGES,
-        statistics=(ASSUMED_MEAN, ASSUMED_STD),
-        vocabulary=VOCABULARY,
-    )
-    mesh, device, size = Mesh(np.asarray(devices), (AXIS,)), devices[0], config.train.batch_size
-    kind, whole, example = _examples(config)
-    views = VIEWS[kind](config, empty(batch_of(whole, 0)))
+    resolved = _resolved(config, devices)
+    mesh, device, size = Mesh(np.asarray(devices), (AXIS,)), devices[0], resolved.train.batch_size
+    kind, whole, example = _examples(resolved)
+    views = VIEWS[kind](resolved, empty(batch_of(whole, 0)))
     method = build_method(
-        config, views, total_steps=100 * STEPS_PER_EPOCH, steps_per_epoch=STEPS_PER_EPOCH, num_devices=len(devices)
+        resolved, views, total_steps=100 * STEPS_PER_EPOCH, steps_per_epoch=STEPS_PER_EPOCH, num_devices=len(devices)
     )
     step, specs, limits = partial(train_step, method), state_specs(method), _limits(device)
     state = shapes(jax.eval_shape(partial(create_train_state, method)), mesh, specs)
@@ -149,13 +138,7 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> dict[str, Any]:
         'global_batch': size,
         'bytes_per_device': None,
         'memory_bytes': limits.memory,
-        'bytes_by_part': {
-            'parameters': bytes_per_device((state.params, state.momentum_params)),
-            'batch statistics': bytes_per_device((state.batch_stats, state.momentum_batch_stats)),
-            'optimizer': bytes_per_device(state.opt_state),
-            'queue': bytes_per_device(state.queue),
-            'batch': bytes_per_device(batch),
-        },
+        'bytes_by_part': _bytes_by_part(state, batch),
         'flops_per_device': counted.flops,
         'collectives': counted.collectives,
         'collective_bytes': sum(kind['bytes'] for kind in counted.collectives.values()),
@@ -164,7 +147,7 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> dict[str, Any]:
         **head,
     }
     try:
-        compiled = MAPPERS[config.parallel.mapper](mesh, specs).lower(step, state, batch).compile()
+        compiled = MAPPERS[resolved.parallel.mapper](mesh, specs).lower(step, state, batch).compile()
     except jax.errors.JaxRuntimeError as error:
         if 'RESOURCE_EXHAUSTED' not in str(error):
             raise
@@ -185,6 +168,33 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> dict[str, Any]:
     }
 
 
+def _resolved(config: ConfigDict, devices: Sequence[Any]) -> FrozenConfigDict:
+    """Checks and resolves a config for devices, with assumptions about the data. Raises UserError for a mistake."""
+    validate(config)
+    validate_sizes(config)
+    validate_devices(config, len(devices))
+    return resolve(
+        config,
+        platform=devices[0].platform,
+        num_devices=len(devices),
+        num_processes=len({device.process_index for device in devices}),
+        num_images=config.data.num_examples or TYPICAL_IMAGES,
+        statistics=(ASSUMED_MEAN, ASSUMED_STD),
+        vocabulary=VOCABULARY,
+    )
+
+
+def _bytes_by_part(state: TrainState, batch: Tree) -> dict[str, int]:
+    """The bytes on one device of the parts of a state and of a batch, both `shapes`."""
+    return {
+        'parameters': bytes_per_device((state.params, state.momentum_params)),
+        'batch statistics': bytes_per_device((state.batch_stats, state.momentum_batch_stats)),
+        'optimizer': bytes_per_device(state.opt_state),
+        'queue': bytes_per_device(state.queue),
+        'batch': bytes_per_device(batch),
+    }
+
+
 def _head(method: Method, mesh: Mesh, limits: Limits, batch_size: int) -> tuple[dict[str, Any], int]:
     """Reports on the loss of one view order and its gradient, compiled alone with the queue or the keys of a batch.
 
@@ -194,27 +204,13 @@ def _head(method: Method, mesh: Mesh, limits: Limits, batch_size: int) -> tuple[
       The part of the report, and the bytes of the queue that all losses of a step read in further iterations of loops.
     """
     times = (2 if method.symmetric else 1) * (2 if method.key_weight and method.key_term == 'queue' else 1)
-    times, rows = times * method.accumulate_steps, batch_size // method.accumulate_steps
-
-    def loss(embeddings: jax.Array, positives: jax.Array, anchors: Anchors, queue: Queue) -> jax.Array:
-        return contrast(method, queue, embeddings, positives, anchors=anchors, k=method.num_negatives).loss.sum()
-
-    def head(embeddings: jax.Array, anchors: Anchors, queue: Queue) -> tuple[jax.Array, jax.Array]:
-        value, gradient = jax.value_and_grad(loss)(embeddings, embeddings, anchors, queue)
-        return value[None], gradient
-
-    def arguments() -> tuple[jax.Array, Anchors, Queue]:
-        embeddings, column = jnp.zeros((rows, method.dim)), jnp.zeros(rows, jnp.int32)
-        anchors = Anchors(column, column, column, jax.random.split(jax.random.key(0), rows))
-        if method.queue_size:
-            return embeddings, anchors, empty_queue(method.queue_size, method.dim)
-        keys, column = jnp.zeros((batch_size, method.dim)), jnp.zeros(batch_size, jnp.int32)
-        return embeddings, anchors, batch_queue(keys, column, column, column[0])
-
+    times *= method.accumulate_steps
     own = PartitionSpec(AXIS)
     specs = own, own, queue_specs(method)
-    described = tuple(shapes(part, mesh, spec) for part, spec in zip(jax.eval_shape(arguments), specs, strict=True))
-    mapped = jax.shard_map(head, mesh=mesh, in_specs=specs, out_specs=own, check_vma=False)
+    arguments = jax.eval_shape(partial(_head_arguments, method, batch_size))
+    described = tuple(shapes(part, mesh, spec) for part, spec in zip(arguments, specs, strict=True))
+    loss = partial(_loss_and_gradient, method)
+    mapped = jax.shard_map(loss, mesh=mesh, in_specs=specs, out_specs=own, check_vma=False)
     traced = jax.jit(mapped).trace(*described)
     keys = described[2].keys
     shape = keys.sharding.shard_shape(keys.shape)
@@ -229,6 +225,30 @@ def _head(method: Method, mesh: Mesh, limits: Limits, batch_size: int) -> tuple[
     return report, times * counted.repeated_reads * size
 
 
+def _loss(method: Method, embeddings: jax.Array, positives: jax.Array, anchors: Anchors, queue: Queue) -> jax.Array:
+    """The summed loss, [] float32, of anchors [b, D] with positives [b, D] and negatives from a queue."""
+    return contrast(method, queue, embeddings, positives, anchors=anchors, k=method.num_negatives).loss.sum()
+
+
+def _loss_and_gradient(
+    method: Method, embeddings: jax.Array, anchors: Anchors, queue: Queue
+) -> tuple[jax.Array, jax.Array]:
+    """The `_loss` [1] of anchors with themselves as positives, and its gradient [b, D] for the anchors."""
+    value, gradient = jax.value_and_grad(partial(_loss, method))(embeddings, embeddings, anchors, queue)
+    return value[None], gradient
+
+
+def _head_arguments(method: Method, batch_size: int) -> tuple[jax.Array, Anchors, Queue]:
+    """Zeros for `_loss_and_gradient`: the anchors of one part of a global batch, and the queue or the batch's keys."""
+    rows = batch_size // method.accumulate_steps
+    embeddings, column = jnp.zeros((rows, method.dim)), jnp.zeros(rows, jnp.int32)
+    anchors = Anchors(column, column, column, jax.random.split(jax.random.key(0), rows))
+    if method.queue_size:
+        return embeddings, anchors, empty_queue(method.queue_size, method.dim)
+    keys, column = jnp.zeros((batch_size, method.dim)), jnp.zeros(batch_size, jnp.int32)
+    return embeddings, anchors, batch_queue(keys, column, column, column[0])
+
+
 def _roofline(limits: Limits, counted: cost.Cost, accessed: float | None) -> dict[str, float | None]:
     compute = counted.passes / limits.flops if limits.flops else None
     memory = accessed / limits.bandwidth if limits.bandwidth and accessed else None
@@ -236,7 +256,7 @@ def _roofline(limits: Limits, counted: cost.Cost, accessed: float | None) -> dic
     return {'compute_seconds': compute, 'memory_seconds': memory, 'roofline_seconds': max(known, default=None)}
 
 
-def _examples(config: ConfigDict) -> tuple[str, Tree, Tree]:
+def _examples(config: FrozenConfigDict) -> tuple[str, Tree, Tree]:
     """The kind of the examples, the shape of one, and the shape of what the loader is assumed to deliver for it.
 
     The loader delivers a sentence as it is and, for an image with 8 bits, the image itself or a crop for each view.
