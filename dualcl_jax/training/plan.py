@@ -113,44 +113,12 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = 
     config = adopt_geometry(config, stored)
     validate_sizes(config)
     opened, machine = open_fields(config), _machine(mesh)
-    settled = fill(config, TYPICAL_IMAGES, machine, stored)  # only its data fields are final
-    data = data_config(settled, folder if stored is not None else None)
-    data.hold_out = resolve_hold_out(config, stored)
-    data.shared = str(folder) if writes and jax.process_count() > 1 else ''
-    splits = load(data, validate=True)
-    if similar is not None and splits.train.kind != TEXT:
-        raise UserError(
-            f'config.sts.path={config.sts.path}: is only for encoders of text, but {splits.train.name} holds '
-            f'{splits.train.kind}; leave it empty'
-        )
-    validate_kind(config, splits.train.kind, splits.train.name)
-    if opened and splits.train.kind != IMAGES:
-        raise UserError(f'config.{opened[0]}: is chosen automatically for images only; set a value')
-    if writes:
-        check_same_data(config.data.name, ' '.join(split.fingerprint for split in splits if split is not None))
-        forget_made(str(folder))
-    value_range = values_in_use(config.data, splits.train)
-    statistics = _statistics(config, splits.train, value_range)
-    resolved = resolve(
-        config,
-        platform=machine.platform,
-        num_devices=machine.num_devices,
-        num_processes=jax.process_count(),
-        num_images=len(splits.train),
-        bfloat16=machine.bfloat16,
-        statistics=statistics,
-        value_range=value_range,
-        vocabulary=_vocabulary(splits.train),
-        stored=stored,
-    )
-    if opened:
-        validate(resolved)
-        validate_devices(resolved, machine.num_devices)
+    splits = _load_data(config, folder, machine, stored, writes=writes)
+    resolved = _resolved(config, splits.train, machine, stored)
     check_same_run(folder, stored, resolved, extend=extend)
     resumed_from = max(saved_steps(folder), default=None)
-    if stored is not None:  # its groups may be for another number of devices
-        validate_devices(resolved, mesh.devices.size)
-        _check_local_norm(resolved, folder, resumed_from, mesh.devices.size)
+    validate_devices(resolved, mesh.devices.size)  # choices of the stored run may be for another number of devices
+    _check_local_norm(resolved, folder, resumed_from, mesh.devices.size)
     epoch, total_steps = run_length(resolved, len(splits.train))
     if extend:
         _check_longer(folder, stored, len(splits.train), total_steps)
@@ -173,6 +141,56 @@ def _machine(mesh: Mesh) -> Machine:
     """The machine of the run. Several processes, whose processors may differ, are assumed not to multiply bfloat16."""
     bfloat16 = jax.process_count() == 1 and multiplies_bfloat16()
     return Machine(mesh.devices.flat[0].platform, mesh.devices.size, bfloat16)
+
+
+def _load_data(
+    config: ConfigDict, folder: epath.Path, machine: Machine, stored: ConfigDict | None, *, writes: bool
+) -> Splits:
+    """Loads the data, and checks that the config is for examples of their kind.
+
+    With `writes`, every process of the run must call it: it also checks that all of them found the same data.
+
+    Raises:
+      UserError: a mistake in the config or the data.
+    """
+    settled = fill(config, TYPICAL_IMAGES, machine, stored)  # only its data fields are final
+    data = data_config(settled, folder if stored is not None else None)
+    data.hold_out = resolve_hold_out(config, stored)
+    data.shared = str(folder) if writes and jax.process_count() > 1 else ''
+    splits = load(data, validate=True)
+    kind, name = splits.train.kind, splits.train.name
+    if config.sts.path and kind != TEXT:
+        raise UserError(
+            f'config.sts.path={config.sts.path}: is only for encoders of text, but {name} holds {kind}; leave it empty'
+        )
+    validate_kind(config, kind, name)
+    opened = open_fields(config)
+    if opened and kind != IMAGES:
+        raise UserError(f'config.{opened[0]}: is chosen automatically for images only; set a value')
+    if writes:
+        check_same_data(config.data.name, ' '.join(split.fingerprint for split in splits if split is not None))
+        forget_made(str(folder))
+    return splits
+
+
+def _resolved(config: ConfigDict, train: Source, machine: Machine, stored: ConfigDict | None) -> FrozenConfigDict:
+    """Resolves a config for the training split and the machine. Raises UserError if a value chosen does not fit."""
+    value_range = values_in_use(config.data, train)
+    resolved = resolve(
+        config,
+        platform=machine.platform,
+        num_devices=machine.num_devices,
+        num_processes=jax.process_count(),
+        num_images=len(train),
+        bfloat16=machine.bfloat16,
+        statistics=_statistics(config, train, value_range),
+        value_range=value_range,
+        vocabulary=_vocabulary(train),
+        stored=stored,
+    )
+    if open_fields(config):
+        validate(resolved)
+    return resolved
 
 
 def _check_local_norm(config: FrozenConfigDict, folder: epath.Path, step: int | None, num_devices: int) -> None:
