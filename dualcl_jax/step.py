@@ -5,7 +5,6 @@ views, compare the queries with the queue of earlier keys, update the online enc
 """
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +20,11 @@ from dualcl_jax.method.encode import encode, encode_keys
 from dualcl_jax.method.negatives.queue import enqueue
 from dualcl_jax.method.negatives.queue_loss import Anchors
 from dualcl_jax.method.optim import at_step
-from dualcl_jax.method.state import TrainState, Variables
+from dualcl_jax.method.state import TrainState
+from dualcl_jax.models.encoder import Variables
 from dualcl_jax.system.devices import AXIS
+from dualcl_jax.system.tree import Tree
 
-Tree = Any
 Part = tuple[Tree, jax.Array, Anchors]
 """Query views, a tree [V, b, ...]; their positive keys [V, b, D]; and the metadata of the anchors, [b]."""
 

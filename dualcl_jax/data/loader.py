@@ -13,8 +13,9 @@ import numpy as np
 
 from dualcl_jax.data.order import batch_indices, steps_per_epoch
 from dualcl_jax.data.source import HostViews, Source
-from dualcl_jax.data.tree import ArraySpec, Tree, batch_of, map_tree, row_spec
+from dualcl_jax.data.tree import ArraySpec, batch_of, map_tree, row_spec
 from dualcl_jax.data.workers import computed
+from dualcl_jax.system.tree import Tree
 
 T = TypeVar('T')
 Array = Any  # NumPy in the loader, a device array once it is placed

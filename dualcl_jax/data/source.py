@@ -8,8 +8,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from dualcl_jax.data.tree import Tree, describe, leaves, map_tree, num_rows, row_spec
+from dualcl_jax.data.tree import describe, leaves, map_tree, num_rows, row_spec
 from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.tree import Tree
 
 LIMIT_SEED = 0
 """The seed of the subset that data.limit keeps, never that of the run: runs with other seeds use the same examples."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-Tree = Any
+from dualcl_jax.system.tree import Tree
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,9 +30,10 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from dualcl_jax.data.tree import ArraySpec, Tree, empty, leaves, map_tree
+from dualcl_jax.data.tree import ArraySpec, empty, leaves, map_tree
 from dualcl_jax.system.errors import RestartError, UserError
 from dualcl_jax.system.processes.supervisor import STOPPING, allow_many_sockets
+from dualcl_jax.system.tree import Tree
 
 AHEAD = 2
 """The least number of results that each worker keeps ready."""

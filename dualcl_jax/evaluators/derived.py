@@ -8,7 +8,7 @@ import numpy as np
 
 from dualcl_jax.data import Source
 from dualcl_jax.data.source import first_equal
-from dualcl_jax.data.tree import Tree
+from dualcl_jax.system.tree import Tree
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

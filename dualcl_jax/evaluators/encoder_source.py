@@ -21,10 +21,11 @@ from dualcl_jax.data.text.tokens import Tokenizer
 from dualcl_jax.evaluators.derived import Derived
 from dualcl_jax.evaluators.embed import Blocks, Embedder, Features
 from dualcl_jax.method import randomness
-from dualcl_jax.method.state import Variables, create_train_state, state_specs
+from dualcl_jax.method.state import create_train_state, state_specs
 from dualcl_jax.method.views import Views
 from dualcl_jax.method.views.images import ImageViews, resolve_views
 from dualcl_jax.method.views.text import TextViews, resolve_text_views
+from dualcl_jax.models.encoder import Variables
 from dualcl_jax.models.exports import Description, TextDescription, load
 from dualcl_jax.system.config import from_json
 from dualcl_jax.system.devices import AXIS, place

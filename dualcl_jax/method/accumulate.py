@@ -6,12 +6,11 @@ devices.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-Tree = Any
+from dualcl_jax.system.tree import Tree
 
 
 def split(rows: Tree, parts: int, axis: int = 0) -> Tree:

@@ -1,7 +1,5 @@
 """Encodes views as unit embeddings, with the query encoder and with the momentum encoder."""
 
-from typing import Any
-
 import jax
 import numpy as np
 
@@ -9,10 +7,9 @@ from dualcl_jax.losses import normalize
 from dualcl_jax.method import shuffle_keys
 from dualcl_jax.method.accumulate import join, split
 from dualcl_jax.method.build import Method
-from dualcl_jax.method.state import Variables
+from dualcl_jax.models.encoder import Variables
 from dualcl_jax.system.devices import AXIS
-
-Tree = Any
+from dualcl_jax.system.tree import Tree
 
 
 def encode(method: Method, variables: Variables, views: Tree, *, predict: bool = False) -> tuple[jax.Array, Variables]:

@@ -11,8 +11,7 @@ from jax.sharding import PartitionSpec
 from dualcl_jax.method import randomness
 from dualcl_jax.method.build import Method
 from dualcl_jax.method.negatives.queue import Queue, empty_queue, noise_queue
-
-Variables = dict[str, Any]
+from dualcl_jax.models.encoder import Variables
 
 
 @struct.dataclass

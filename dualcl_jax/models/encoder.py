@@ -47,6 +47,8 @@ FIELDS = (
 PRECISIONS = ('float32', 'tensorfloat32', 'bfloat16')
 """Precisions to which a float32 encoder may round the factors of its products on devices that are faster that way. CPUs
 never round them."""
+Variables = dict[str, Any]
+"""Variables of an `Encoder` by collection, or those of one collection: trees of arrays."""
 
 
 class Encoded(NamedTuple):

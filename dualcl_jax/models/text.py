@@ -18,10 +18,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dualcl_jax.system.tree import Tree
+
 KIND = 'text'
 """The kind of example that these encoders take."""
-
-Tree = Any
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,11 +17,10 @@ import jax.numpy as jnp
 from dualcl_jax.models.dropout import dropout
 from dualcl_jax.models.layers import layer_norm
 from dualcl_jax.models.text import POOLINGS, TextGeometry, embedding_init, look_up
+from dualcl_jax.system.tree import Tree
 
 DEVIATION = 0.02
 """Standard deviation of initial weights and embeddings, BERT's."""
-
-Tree = Any
 
 
 class Dense(nn.Module):

@@ -7,7 +7,6 @@ share any prefix, such as `module.encoder_q.`. Files are safetensors or .npz; no
 import dataclasses
 import math
 import zipfile
-from typing import Any
 
 import flax.traverse_util
 import jax
@@ -17,11 +16,10 @@ import safetensors
 import safetensors.numpy
 
 from dualcl_jax.models import convnext
+from dualcl_jax.models.encoder import Variables
 from dualcl_jax.models.vit import PATCHES, sine_cosine_positions
 from dualcl_jax.system.errors import UserError, first_line
 from dualcl_jax.system.files import BROKEN, reachable
-
-Variables = dict[str, Any]
 
 OURS = 'params.backbone.'
 """The prefix of the names of parameters in an export with this project's names."""

@@ -19,7 +19,8 @@ from dualcl_jax.method import randomness
 from dualcl_jax.method.build import Method
 from dualcl_jax.method.negatives.queue import UNKNOWN, Queue, batch_queue, valid
 from dualcl_jax.method.negatives.selectors import allowed_slots
-from dualcl_jax.method.state import TrainState, Variables
+from dualcl_jax.method.state import TrainState
+from dualcl_jax.models.encoder import Variables
 
 PARTS = (64, 32, 16, 8, 4, 2)
 """The hardest 1/64 to 1/2 of the negatives, whose share of the softmax is reported."""

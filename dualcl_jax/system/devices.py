@@ -19,10 +19,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dualcl_jax.system.errors import UserError, listed
 from dualcl_jax.system.processes.agreement import from_all
+from dualcl_jax.system.tree import Tree
 
 AXIS = 'batch'
 """Name of the mapped axis; each device on it holds its part of the global batch."""
-Tree = Any
 Specs = Any
 REPLICATED = PartitionSpec()
 Step = Callable[[Tree, Tree], tuple[Tree, Tree]]

@@ -19,7 +19,7 @@ from rich.table import Table
 from dualcl_jax.data import batch_spec
 from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.text.source import VOCABULARY
-from dualcl_jax.data.tree import ArraySpec, Tree, batch_of, empty
+from dualcl_jax.data.tree import ArraySpec, batch_of, empty
 from dualcl_jax.method.build import Method, build_method
 from dualcl_jax.method.choices import TYPICAL_IMAGES
 from dualcl_jax.method.contrast import contrast
@@ -34,6 +34,7 @@ from dualcl_jax.models.text import KIND as TEXT
 from dualcl_jax.step import train_step
 from dualcl_jax.system.devices import AXIS, MAPPERS, ShardMapMapper, bytes_per_device, shapes
 from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.tree import Tree
 from dualcl_jax.training import cost
 from dualcl_jax.workdir.saved_run import sentences_of
 

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 
 from dualcl_jax.data.text.tokens import FILE as TOKENIZER
-from dualcl_jax.models.encoder import TEXT_MODELS
+from dualcl_jax.models.encoder import TEXT_MODELS, Variables
 from dualcl_jax.models.exports import Description, TextDescription
-from dualcl_jax.models.exports.encoder import Variables, compute, only_parts
+from dualcl_jax.models.exports.encoder import compute, only_parts
 from dualcl_jax.models.images import ImageInput
 from dualcl_jax.models.text import FIELDS as TEXT_FIELDS
 from dualcl_jax.models.text import KIND as TEXT

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dualcl_jax.data.images.source import KIND as IMAGES
-from dualcl_jax.data.tree import ArraySpec, Tree, batch_of, empty
+from dualcl_jax.data.tree import ArraySpec, batch_of, empty
 from dualcl_jax.method.build import Method, build_method
 from dualcl_jax.method.state import TrainState, create_train_state
 from dualcl_jax.method.validation import unknown_fields
@@ -25,6 +25,7 @@ from dualcl_jax.system.config import from_json
 from dualcl_jax.system.devices import device_mesh
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import reachable
+from dualcl_jax.system.tree import Tree
 from dualcl_jax.workdir.checkpoint import Checkpoints
 from dualcl_jax.workdir.folder import read_examples
 from dualcl_jax.workdir.metrics import KNN_BACKBONE, SCORES, STS_BACKBONE, read_records

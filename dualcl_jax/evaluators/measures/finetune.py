@@ -18,10 +18,9 @@ from dualcl_jax.evaluators.measures.members import members
 from dualcl_jax.method import randomness
 from dualcl_jax.method.build import Method
 from dualcl_jax.method.optim import build_optimizer, learning_rate_schedule
-from dualcl_jax.method.state import Variables
 from dualcl_jax.method.views import Views
 from dualcl_jax.method.views.images import ImageViews, ViewSpec
-from dualcl_jax.models.encoder import Encoded, Encoder
+from dualcl_jax.models.encoder import Encoded, Encoder, Variables
 from dualcl_jax.system.devices import AXIS, to_host
 
 

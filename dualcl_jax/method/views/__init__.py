@@ -11,8 +11,7 @@ import jax
 
 from dualcl_jax.method.views.images import image_views
 from dualcl_jax.method.views.text import text_views
-
-Tree = Any
+from dualcl_jax.system.tree import Tree
 
 
 class Views(Protocol):

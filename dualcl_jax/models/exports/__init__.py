@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 
+from dualcl_jax.models.encoder import Variables
 from dualcl_jax.models.exports import onnx, stablehlo, weights
-from dualcl_jax.models.exports.encoder import Described, Description, LoadedEncoder, Variables
+from dualcl_jax.models.exports.encoder import Described, Description, LoadedEncoder
 from dualcl_jax.models.exports.sentences import LoadedTextEncoder, TextDescription
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import reachable

@@ -13,11 +13,12 @@ import numpy as np
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from dualcl_jax.models.encoder import FIELDS, Encoder, build_encoder
+from dualcl_jax.models.encoder import FIELDS, Encoder, Variables, build_encoder
 from dualcl_jax.models.images import ImageInput
 from dualcl_jax.models.vit import LEARNED, PATCHES
 from dualcl_jax.system.config import ADDED
 from dualcl_jax.system.errors import UserError, first_line
+from dualcl_jax.system.tree import Tree
 
 VERSION = 1
 """The version of the metadata; readers reject any other version."""
@@ -25,9 +26,6 @@ ENCODERS = ('query', 'momentum')
 OUTPUTS = ('backbone', 'projection')
 OPTIONAL = ('value_range',)
 """Fields that were added since the first file was written. They are empty where they are absent."""
-
-Variables = dict[str, Any]
-Tree = Any
 
 
 class Described(abc.ABC):

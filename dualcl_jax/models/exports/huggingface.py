@@ -12,7 +12,7 @@ import numpy as np
 import safetensors.numpy
 import tokenizers
 
-from dualcl_jax.models.exports.encoder import Variables
+from dualcl_jax.models.encoder import Variables
 from dualcl_jax.models.exports.sentences import TextDescription
 from dualcl_jax.models.huggingface import write_config, write_tensors
 from dualcl_jax.system.errors import UserError

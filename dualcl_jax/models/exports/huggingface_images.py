@@ -13,7 +13,8 @@ import numpy as np
 
 from dualcl_jax.models import convnext, vit
 from dualcl_jax.models.convnext import ConvNeXt
-from dualcl_jax.models.exports.encoder import Description, Variables
+from dualcl_jax.models.encoder import Variables
+from dualcl_jax.models.exports.encoder import Description
 from dualcl_jax.models.exports.huggingface import FORMAT, Files, pack, to_json
 from dualcl_jax.models.exports.weights import in_torch
 from dualcl_jax.models.resnet import Bottleneck, ResNet

@@ -15,7 +15,8 @@ from unittest import mock
 import jax
 import numpy as np
 
-from dualcl_jax.models.exports.encoder import Described, Description, Variables, compute, reason
+from dualcl_jax.models.encoder import Variables
+from dualcl_jax.models.exports.encoder import Described, Description, compute, reason
 from dualcl_jax.system.errors import UserError
 
 TOLERANCE = 1e-4

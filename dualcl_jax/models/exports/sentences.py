@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
-from dualcl_jax.models.exports.encoder import Described, Description, LoadedEncoder, Tree, check_positive, reason
+from dualcl_jax.models.exports.encoder import Described, Description, LoadedEncoder, check_positive, reason
 from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.tree import Tree
 
 
 @dataclasses.dataclass(frozen=True)

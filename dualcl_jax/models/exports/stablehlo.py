@@ -17,9 +17,11 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
-from dualcl_jax.models.exports.encoder import Described, LoadedEncoder, Tree, Variables, compute, reason
+from dualcl_jax.models.encoder import Variables
+from dualcl_jax.models.exports.encoder import Described, LoadedEncoder, compute, reason
 from dualcl_jax.models.exports.sentences import LoadedTextEncoder, loaded, read_description
 from dualcl_jax.system.console import quiet_stderr
+from dualcl_jax.system.tree import Tree
 
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 END = b'dualcl-jax-export\n'

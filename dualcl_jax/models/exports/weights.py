@@ -16,7 +16,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from dualcl_jax.models.exports.encoder import Described, LoadedEncoder, Variables, compute, reason
+from dualcl_jax.models.encoder import Variables
+from dualcl_jax.models.exports.encoder import Described, LoadedEncoder, compute, reason
 from dualcl_jax.models.exports.sentences import LoadedTextEncoder, loaded, read_description
 from dualcl_jax.models.weights_file import LEAVES
 from dualcl_jax.system.errors import UserError
