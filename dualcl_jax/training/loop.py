@@ -78,7 +78,9 @@ def train(
             return _train(run, state, console, stop, heartbeat, traced_steps)
 
 
-def _train(run: Run, state: Any, console: Console, stop: StopSignal, heartbeat: Heartbeat, traced_steps: int) -> bool:
+def _train(
+    run: Run, state: TrainState, console: Console, stop: StopSignal, heartbeat: Heartbeat, traced_steps: int
+) -> bool:
     """Takes the remaining steps, and writes the files of a complete run; see `train`.
 
     `state` is in the form of the run's mapper. The first step reuses its buffers.
@@ -131,7 +133,7 @@ def _train(run: Run, state: Any, console: Console, stop: StopSignal, heartbeat: 
     return True
 
 
-def _compile(run: Run, state: Any, log: MetricsLog) -> Callable[..., Any]:
+def _compile(run: Run, state: TrainState, log: MetricsLog) -> Callable[..., Any]:
     """Compiles the step for a state in the form of the run's mapper and the batches of the loader.
 
     Meanwhile a new run measures its references: the scores of baselines and of the encoder before training.
@@ -185,7 +187,7 @@ def _save(run: Run, step: int, state: TrainState, log: MetricsLog, skipped: Skip
     return run.checkpoints.save(step, state, record, next((score for score in scores if score is not None), None))
 
 
-def _finish(run: Run, state: Any, log: MetricsLog, in_flight: InFlight, console: Console) -> None:
+def _finish(run: Run, state: TrainState, log: MetricsLog, in_flight: InFlight, console: Console) -> None:
     """Writes the summary and the pictures of a complete run. Every process must call it.
 
     Args:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import optax
 from etils import epath
+from ml_collections import FrozenConfigDict
 
 from dualcl_jax.data import Splits
 from dualcl_jax.data.describe import noun, units
@@ -72,7 +73,7 @@ def header(plan: Plan, params: optax.Params, damaged: Mapping[int, str] | None =
     return facts
 
 
-def _repeats(config: Any, platform: str) -> str:
+def _repeats(config: FrozenConfigDict, platform: str) -> str:
     """The part of the header on whether the same command gives the same bits on GPUs; empty on other platforms."""
     if platform not in ('gpu', 'cuda', 'rocm'):
         return ''

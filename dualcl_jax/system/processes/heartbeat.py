@@ -111,7 +111,7 @@ class Heartbeat:
         """Reports `RESTORE` or `CREATE`. Neither is progress: other processes may still examine their data."""
         self._doing = _Doing(phase)
 
-    def _send(self, message: dict) -> None:
+    def _send(self, message: dict[str, Any]) -> None:
         if self._socket is not None:
             with self._lock:
                 self._socket.sendall(json.dumps(message).encode() + b'\n')

@@ -14,12 +14,15 @@ import secrets
 import socket
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from dualcl_jax.system.errors import RestartError, UserError
 from dualcl_jax.system.processes.places import Place, scheduled
 from dualcl_jax.system.processes.supervisor import allow_many_sockets, bind_host, listen
 
 Facts = Mapping[str, str]
+Message = dict[str, Any]
+"""A message of a process, as JSON: the identity and the facts of a process, or the answer of process 0."""
 
 GRACE_S = 2.0
 """How long the roll call continues after it has found a process that differs."""
@@ -49,7 +52,7 @@ def roll_call(place: Place, facts: Facts, timeout_s: float) -> str:
     return _ask(place, hello, end, timeout_s)
 
 
-def _answer_all(place: Place, mine: dict, end: float, timeout_s: float) -> str:
+def _answer_all(place: Place, mine: Message, end: float, timeout_s: float) -> str:
     """Process 0: receives a message from every other process, then sends all of them the same answer."""
     heard: dict[int, socket.socket] = {}
     callers: list[socket.socket] = []
@@ -143,7 +146,7 @@ def _answer(connection: socket.socket, problem: str, restart: bool, token: str) 
         connection.recv(1)  # wait until it closes, so that the port is free at once
 
 
-def _ask(place: Place, mine: dict, end: float, timeout_s: float) -> str:
+def _ask(place: Place, mine: Message, end: float, timeout_s: float) -> str:
     """Any other process: connects to process 0 until it answers."""
     while True:
         reason, unknown = 'it ended, or is no longer waiting', False
@@ -170,7 +173,7 @@ def _ask(place: Place, mine: dict, end: float, timeout_s: float) -> str:
     return verdict['token']
 
 
-def _receive(connection: socket.socket, names: tuple[str, ...]) -> dict | None:
+def _receive(connection: socket.socket, names: tuple[str, ...]) -> Message | None:
     """Receives one line of JSON, an object with these names; None for anything else."""
     try:
         with connection.makefile('rb') as stream:
@@ -180,7 +183,7 @@ def _receive(connection: socket.socket, names: tuple[str, ...]) -> dict | None:
     return message if isinstance(message, dict) and set(names) <= message.keys() else None
 
 
-def _difference(first: dict, other: dict) -> str:
+def _difference(first: Message, other: Message) -> str:
     """How a process differs from process 0; empty if they agree."""
     who = f'process {other["index"]} on {other["host"]}'
     if other['count'] != first['count']:
