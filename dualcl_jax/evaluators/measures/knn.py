@@ -75,7 +75,8 @@ def knn_scores(
 
     Source: Wu et al. 2018 (1805.01978), section 3.4, and the monitor of MoCo's CIFAR demo. Pure and jittable (k,
     temperature and num_classes static). The votes of a query are divided by their sum, which keeps a small τ from
-    overflowing and changes no prediction.
+    overflowing and changes no prediction. `knn_grid` finds the classes with the largest scores in blocks; this function
+    is for callers that need the scores.
 
     Args:
       queries: features [Q, F], normalised here.

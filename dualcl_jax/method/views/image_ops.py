@@ -3,6 +3,9 @@
 Images are float32 [H, W, C] in [0, 1] with C = 1 or 3. The HSV of the hue shift and the blends are torchvision's, on
 float images; resizing is torchvision's and Pillow's antialiased bilinear resize of the crop; the blur is an exact
 Gaussian, reflected at the edges. Pixels may differ from those of an 8-bit pipeline by its rounding.
+
+`adjust_brightness`, `adjust_contrast` and `adjust_saturation` define the blends, each as an operation of its own. The
+colour jitter of a view (`images.color_jitter`) computes the same blends with `blend`, in any order.
 """
 
 import jax
