@@ -57,18 +57,22 @@ def listed(first: Iterable[str], count: int, *, separator: str = ', ') -> str:
 
 
 def is_away(error: BaseException | None) -> bool:
-    """Whether storage or a remote service that is unavailable, or failed temporarily, caused an exception."""
-    while error is not None:
-        code = getattr(error, 'code', None)  # of the HTTP errors of remote stores
-        if (
-            isinstance(error, RestartError | ConnectionError | TimeoutError)
-            or (isinstance(error, OSError) and error.errno in AWAY)
-            or (isinstance(code, int) and (code == 429 or code >= 500))
-            or any(kind.__name__ in REMOTE for kind in type(error).__mro__)
-        ):
-            return True
-        error = error.__cause__
-    return False
+    """Whether storage or a remote service that is unavailable, or failed temporarily, caused an exception.
+
+    Only explicit causes count: an error that was raised while another was handled is often a mistake of the user.
+    """
+    return any(_says_away(cause) for cause in _causes(error, implicit=False))
+
+
+def _says_away(error: BaseException) -> bool:
+    """Whether an exception itself, without its causes, reports that storage or a remote service is unavailable."""
+    code = getattr(error, 'code', None)  # of the HTTP errors of remote stores
+    return (
+        isinstance(error, RestartError | ConnectionError | TimeoutError)
+        or (isinstance(error, OSError) and error.errno in AWAY)
+        or (isinstance(code, int) and (code == 429 or code >= 500))
+        or any(kind.__name__ in REMOTE for kind in type(error).__mro__)
+    )
 
 
 TEMPORARY = ('UNAVAILABLE', 'DEADLINE_EXCEEDED', 'RESOURCE_EXHAUSTED', 'ABORTED', 'CANCELLED')
@@ -77,12 +81,16 @@ REFUSED = ('PERMISSION_DENIED', 'UNAUTHENTICATED')
 
 
 def is_temporary(error: BaseException | None) -> bool:
-    """Whether a read failed for a reason other than what was read: storage, or the memory or limits of this machine."""
+    """Whether a read failed for a reason other than what was read: storage, or the memory or limits of this machine.
+
+    Unlike `is_away`, it takes the number of an error from its message, too, and follows implicit causes: libraries that
+    read files report the error of the system in these ways.
+    """
     return is_away(error) or any(
         isinstance(cause, MemoryError)
         or _os_error(cause) in (*AWAY, *EXHAUSTED)
         or str(cause).partition(':')[0] in TEMPORARY
-        for cause in _causes(error)
+        for cause in _causes(error, implicit=True)
     )
 
 
@@ -90,7 +98,7 @@ def is_refused(error: BaseException | None) -> bool:
     """Whether a read failed for lack of permission."""
     return any(
         _os_error(cause) in (errno.EACCES, errno.EPERM) or str(cause).partition(':')[0] in REFUSED
-        for cause in _causes(error)
+        for cause in _causes(error, implicit=True)
     )
 
 
@@ -113,11 +121,12 @@ def _os_error(error: BaseException) -> int | None:
     return int(code[1]) if code else None
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and those that led to it."""
+def _causes(error: BaseException | None, *, implicit: bool) -> Iterator[BaseException]:
+    """An exception and those that led to it; with `implicit` also those during whose handling it was raised."""
     while error is not None:
         yield error
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        follows = implicit and not error.__suppress_context__
+        error = error.__cause__ or (error.__context__ if follows else None)
 
 
 def ending(error: BaseException) -> tuple[int, str] | None:
