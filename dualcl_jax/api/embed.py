@@ -181,8 +181,8 @@ def _encoder(request: Request) -> 'tuple[EncoderSource, str, str]':
     from dualcl_jax.evaluators.evaluate import chosen
 
     if request.workdir is not None:
-        source, name = encoder_source.from_workdir(request.workdir, request.step), 'query'
-        name = 'momentum' if request.momentum else name
+        source = encoder_source.from_workdir(request.workdir, request.step)
+        name = 'momentum' if request.momentum else 'query'
     else:
         assert request.encoder is not None
         source = encoder_source.from_export(request.encoder, '--encoder')

@@ -10,7 +10,6 @@ import io
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
-from unittest import mock
 
 import jax
 import numpy as np
@@ -75,8 +74,12 @@ def _for_cpu() -> Iterator[None]:
     def on_cpu(*arguments: Any, cpu: Callable[..., Any], default: Callable[..., Any]) -> Any:
         return cpu(*arguments)
 
-    with mock.patch.object(jax.lax, 'platform_dependent', on_cpu):
+    lax: Any = jax.lax
+    before, lax.platform_dependent = lax.platform_dependent, on_cpu
+    try:
         yield
+    finally:
+        lax.platform_dependent = before
 
 
 @contextlib.contextmanager
