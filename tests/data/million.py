@@ -12,7 +12,7 @@ FOLDERS, EACH = 1000, 1000
 
 def write_cache(folder: Path) -> None:
     """Writes the cache of a set of FOLDERS × EACH files. It creates the folders, but not the files."""
-    from dualcl_jax.data.images import index
+    from dualcl_jax.data.images import index, index_cache
 
     count = FOLDERS * EACH
     names = [f'n{number // EACH:08d}_{number % EACH:05d}.JPEG'.encode() for number in range(count)]
@@ -37,9 +37,9 @@ def write_cache(folder: Path) -> None:
         rng.integers(0, 256, (count, 16), np.uint8),
         {},
     )
-    cache = index.cache_folder()
+    cache = index_cache.cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
-    index._save(made, index._cache_file(str(folder)))
+    index_cache._save(made, index_cache._cache_file(str(folder)))
 
 
 def main(folder: Path) -> None:

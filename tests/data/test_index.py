@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dualcl_jax import data
-from dualcl_jax.data.images import decode, folder, index, scan
+from dualcl_jax.data.images import decode, folder, index, index_cache, scan
 from dualcl_jax.data.images.crops import CropRecipe
 from dualcl_jax.system.errors import EXIT_RESTART, RestartError, UserError, ending
 from tests.support.bad_files import encode, photo
@@ -25,12 +25,12 @@ def test_the_cache_saves_examining_and_follows_changes(images, cache, monkeypatc
     os.utime(images / 'ant', (1, 1))
     os.utime(images / 'bee', (1, 1))
     os.utime(images, (1, 1))
-    first = index.open_index(str(images))
+    first = index_cache.open_index(str(images))
     assert list(cache.glob('*.npz'))
     examined = []
     real = index.examine_file
     monkeypatch.setattr(index, 'examine_file', lambda path, *rest: examined.append(path) or real(path, *rest))
-    again = index.open_index(str(images))
+    again = index_cache.open_index(str(images))
     assert examined == []
     assert again.report() == first.report()
     np.testing.assert_array_equal(again.digests, first.digests)
@@ -39,14 +39,14 @@ def test_the_cache_saves_examining_and_follows_changes(images, cache, monkeypatc
     changed.write_bytes(encode(photo(700), 'PNG'))
     shutil.copy(images / 'ant' / '4.png', images / 'ant' / 'z.png')
     (images / 'bee' / '9.png').unlink()
-    third = index.open_index(str(images))
+    third = index_cache.open_index(str(images))
     assert sorted(examined) == [str(changed), str(images / 'ant' / 'z.png')]
     assert len(third) == 20
     assert third.report()['duplicate'] == 1
 
     for damaged in (b'', b'PK\x03\x04 no archive'):
         next(cache.glob('*.npz')).write_bytes(damaged)
-        assert index.open_index(str(images)).report() == third.report()
+        assert index_cache.open_index(str(images)).report() == third.report()
 
 
 @pytest.mark.parametrize('channels', [0, 3])
@@ -64,13 +64,13 @@ def test_a_file_that_could_not_be_read_is_examined_again(images, monkeypatch, pr
             patch.setattr(scan, 'open', fail, raising=False)
         else:
             patch.setattr(decode, 'open_image', fail)
-        found = index.open_index(str(images), channels).report()
+        found = index_cache.open_index(str(images), channels).report()
         assert {file['outcome'] for file in found['files']} == {'skipped'}
         assert {file['reason'] for file in found['files']} <= {
             'cannot be read: Too many open files',
             'cannot be read: not enough memory',
         }
-    assert index.open_index(str(images), channels).report()['used'] == 20
+    assert index_cache.open_index(str(images), channels).report()['used'] == 20
 
 
 @pytest.mark.parametrize('case', ['shared', 'own copies', 'changes meanwhile'])
@@ -85,11 +85,11 @@ def test_one_process_examines_a_folder_that_others_share(images, tmp_path, monke
     (tmp_path / 'run').mkdir()
     examined, found, real = [], {}, index.examine_file
     monkeypatch.setattr(index, 'examine_file', lambda path, *rest: examined.append(path) or real(path, *rest))
-    monkeypatch.setattr(index, '_save', lambda known, cache: None)  # as if each process had a cache of its own
+    monkeypatch.setattr(index_cache, '_save', lambda known, cache: None)  # as if each process had a cache of its own
     monkeypatch.setattr(index.Index, 'is_fresh', lambda self, **_: case != 'changes meanwhile')
 
     def load(number):
-        found[number] = index.open_index(str(roots[number]), shared=str(tmp_path / 'run'))
+        found[number] = index_cache.open_index(str(roots[number]), shared=str(tmp_path / 'run'))
 
     assert two_processes(load) == [None, None]
     assert len(examined) == len(found[0]) * (1 if case == 'shared' else 2)
@@ -116,13 +116,13 @@ def test_what_process_0_could_not_read_is_left_out_by_all(images, tmp_path, monk
 
     monkeypatch.setattr(index, 'examine_file', examine)
     if moment == 'later start':
-        index.open_index(str(images))
+        index_cache.open_index(str(images))
         examined.clear()
         failing.append(unread)
-    monkeypatch.setattr(index, '_save', lambda known, cache: None)  # as if each process had a cache of its own
+    monkeypatch.setattr(index_cache, '_save', lambda known, cache: None)  # as if each process had a cache of its own
 
     def load(number):
-        found[number] = index.open_index(str(images), shared=str(tmp_path / 'run'))
+        found[number] = index_cache.open_index(str(images), shared=str(tmp_path / 'run'))
 
     assert two_processes(load) == [None, None]
     assert examined.count(str(unread)) == 1
@@ -136,7 +136,7 @@ def test_only_files_that_could_not_be_read_are_examined_again(images, monkeypatc
     shutil.copy(images / 'ant' / '3.png', images / 'bee' / '3.png')
     for below in ('ant', 'bee', ''):
         os.utime(images / below, (1, 1))
-    expected = index.open_index(str(images)).report()
+    expected = index_cache.open_index(str(images)).report()
     shutil.rmtree(os.environ['XDG_CACHE_HOME'])
     unread, attempts, real = images / 'ant' / '3.png', [], index.examine_file
 
@@ -146,15 +146,15 @@ def test_only_files_that_could_not_be_read_are_examined_again(images, monkeypatc
         return scan.Finding(scan.SKIPPED, f'{scan.UNREAD}: Input/output error') if failed else real(path, *rest)
 
     monkeypatch.setattr(index, 'examine_file', examine)
-    assert index.open_index(str(images)).report()['duplicate'] == 0
+    assert index_cache.open_index(str(images)).report()['duplicate'] == 0
     assert len(attempts) == 20
     monkeypatch.setattr(index, 'scan', None)
     for _ in range(2):
-        found = index.open_index(str(images)).report()
+        found = index_cache.open_index(str(images)).report()
     assert found == expected
     assert found['duplicate'] == 1
     assert attempts[20:] == [str(unread)] * 2
-    assert index.open_index(str(images)).report() == expected
+    assert index_cache.open_index(str(images)).report() == expected
     assert len(attempts) == 22
 
 

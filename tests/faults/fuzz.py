@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from configs import default
 from dualcl_jax.data.images import npz, stored
 from dualcl_jax.data.images.decode import Box, UnusableError, cut, examine
-from dualcl_jax.data.images.index import _load
+from dualcl_jax.data.images.index_cache import _load
 from dualcl_jax.data.images.table import Names, match, read_table
 from dualcl_jax.main import parse
 from dualcl_jax.method.validation import validate

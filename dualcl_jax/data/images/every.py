@@ -8,7 +8,7 @@ import numpy as np
 from dualcl_jax.data.images.display import shown
 from dualcl_jax.data.images.encoded import EncodedSource, stored_size
 from dualcl_jax.data.images.folder import IndexedFiles, check_usable, pixels_of, splits_and_labels
-from dualcl_jax.data.images.index import open_index
+from dualcl_jax.data.images.index_cache import open_index
 from dualcl_jax.data.images.labels import displayed
 from dualcl_jax.data.images.scan import DUPLICATE, SKIPPED, USED
 from dualcl_jax.data.source import fingerprint

@@ -11,7 +11,8 @@ from dualcl_jax.data.images import account, kinds, stored
 from dualcl_jax.data.images.decode import INVERTED, LATE, MIN_SIDE, SCALED
 from dualcl_jax.data.images.display import shown
 from dualcl_jax.data.images.encoded import RGB, EncodedSource, Pixels, in_memory_if_small, stored_size
-from dualcl_jax.data.images.index import LISTED, Index, copies, mark_duplicates, open_index
+from dualcl_jax.data.images.index import LISTED, Index, copies, mark_duplicates
+from dualcl_jax.data.images.index_cache import open_index
 from dualcl_jax.data.images.labels import (
     Labels,
     TableLabels,

@@ -1,27 +1,17 @@
 """The index of a folder of images: every file is examined once, before order and sharding are fixed.
 
-A file is identified by its path, size and time of change. A cache keeps the findings, so that the file is not examined
-again. The cache is a columnar .npz file in $XDG_CACHE_HOME/dualcl_jax (~/.cache/dualcl_jax). It is valid as long as no
-folder has another time of change and, in sets of up to `FULL_CHECK` files, no file has another size or time. In larger
-sets a file is compared when it is read. Files that could not be read are examined again at the next start.
+A file is identified by its path, size and time of change. An index is valid as long as no folder has another time of
+change and, in sets of up to `FULL_CHECK` files, no file has another size or time. In larger sets a file is compared
+when it is read. `dualcl_jax.data.images.index_cache` keeps indices, so that files are not examined again.
 """
 
-import contextlib
 import dataclasses
-import hashlib
-import io
-import json
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-import PIL
-import simplejpeg
 
-from dualcl_jax.data.images import stored
 from dualcl_jax.data.images.decode import CONVERSIONS, CONVERTED
 from dualcl_jax.data.images.display import shown
 from dualcl_jax.data.images.scan import (
@@ -40,14 +30,11 @@ from dualcl_jax.data.images.scan import (
 )
 from dualcl_jax.system.console import progress
 from dualcl_jax.system.errors import RestartError, UserError, is_temporary
-from dualcl_jax.system.files import BROKEN, cache_folder, locked
 from dualcl_jax.system.machine import available_cores
-from dualcl_jax.system.processes.agreement import made_once
 
 FULL_CHECK = 50_000
 LISTED = 10_000
 """The report names at most this many converted files and this many that are left out, but all skipped files."""
-VERSION = f'3 {PIL.__version__} {simplejpeg.__version__}'
 BLOCK = 4096
 
 
@@ -177,86 +164,12 @@ class Index:
         }
 
 
-def open_index(root: str, channels: int = 0, shared: str = '') -> Index:
-    """Opens the index of a local folder: from its cache if that is valid, else by examining new files.
-
-    Of the processes of a run that have the same folder, process 0 does this, and the others use its index: all leave
-    out what process 0 could not read.
-
-    Args:
-      root: the folder.
-      channels: the channels of usable images, which are read as stored; 0: images that can be converted to RGB.
-      shared: see `dualcl_jax.data.load`.
+def examine_all(root: str, known: Index | None, channels: int) -> Index:
+    """Lists the files below a folder, and examines those that `known` lacks or that have changed since.
 
     Raises:
-      UserError: there is no such folder.
+      UserError: the folder cannot be read.
     """
-    if not os.path.isdir(root):
-        raise UserError(f'data.path={root}: no such folder; with data.name=folder, set it to a local folder of images')
-    cache, mine = _cache_file(root, channels), list[Index]()
-    if not shared:
-        return _own_index(root, cache, channels)
-    known = _load(cache, root)
-    fresh = known is not None and known.is_fresh() and not known.unread()
-
-    def make() -> bytes:
-        mine.append(_own_index(root, cache, channels))
-        content = io.BytesIO()
-        _write(mine[0], content)
-        return content.getvalue()
-
-    about = os.stat(root)
-    key = repr((os.path.realpath(root), about.st_ino, about.st_mtime_ns, channels))
-    content = made_once('index', key, shared, make, needed=not fresh)
-    if mine:
-        return mine[0]
-    if content is None:
-        assert known is not None
-        return known
-    index = _read(io.BytesIO(content), root)
-    if index is None or not index.is_fresh(retry=False):  # this process has other files than process 0
-        return _own_index(root, cache, channels)
-    with _locked(cache) as writable:
-        if writable:
-            _try_to_save(index, cache)
-    return index
-
-
-def _own_index(root: str, cache: Path, channels: int) -> Index:
-    """Opens the index of a folder without the help of other processes."""
-    with _locked(cache) as writable:
-        known = _load(cache, root)
-        fresh = known is not None and known.is_fresh()
-        index = _examine_unread(known, channels) if known and fresh else _examine_all(root, known, channels)
-        if writable and index is not known:
-            _try_to_save(index, cache)
-    return index
-
-
-def _cache_file(root: str, channels: int) -> Path:
-    key = os.fsencode(os.path.realpath(root)) + (f'\0{channels} {stored.readers()}'.encode() if channels else b'')
-    return cache_folder() / f'{hashlib.sha256(key).hexdigest()[:24]}.npz'
-
-
-@contextlib.contextmanager
-def _locked(cache: Path) -> Iterator[bool]:
-    """Makes other processes of this machine wait for the cache. Yields False if nothing can be written."""
-    with contextlib.ExitStack() as stack:
-        try:
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(cache.with_suffix('.lock')))
-            writable = True
-        except OSError as error:
-            _note_uncached(cache, error)
-            writable = False
-        yield writable
-
-
-def _note_uncached(cache: Path, error: OSError) -> None:
-    print(f'note: {cache.parent} cannot be written ({error.strerror}): images are examined at every start')
-
-
-def _examine_all(root: str, known: Index | None, channels: int) -> Index:
     folders, folder_times, entries = scan(root)
     before: dict[tuple[str, bytes], int] = {}
     if known:
@@ -296,7 +209,7 @@ def _examine_all(root: str, known: Index | None, channels: int) -> Index:
     return index
 
 
-def _examine_unread(index: Index, channels: int) -> Index:
+def examine_unread(index: Index, channels: int) -> Index:
     """Examines again the files that could not be read. Returns `index` itself if the findings are the same."""
 
     def find(row: int) -> tuple[int, Entry, Finding] | None:
@@ -349,52 +262,3 @@ def copies(index: Index, rows: np.ndarray) -> dict[int, int]:
 
 def _conversions(bits: int) -> str:
     return ', '.join(name for bit, name in enumerate(CONVERSIONS) if bits >> bit & 1)
-
-
-def _try_to_save(index: Index, cache: Path) -> None:
-    """Writes the cache, or prints why it cannot be written."""
-    try:
-        _save(index, cache)
-    except OSError as error:  # such as a full disk
-        _note_uncached(cache, error)
-
-
-def _save(index: Index, cache: Path) -> None:
-    """Writes the cache, whole or not at all."""
-    partial = cache.with_suffix(f'.{os.getpid()}.new')
-    try:
-        with partial.open('wb') as file:
-            _write(index, file)
-        partial.replace(cache)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def _write(index: Index, file: BinaryIO) -> None:
-    arrays = {name: value for name, value in vars(index).items() if isinstance(value, np.ndarray)}
-    about = {'version': VERSION, 'folders': index.folders, 'notes': list(index.notes.items())}
-    arrays['about'] = np.frombuffer(json.dumps(about).encode(), np.uint8)
-    np.savez(file, **arrays)  # type: ignore[arg-type]
-
-
-def _load(cache: Path, root: str) -> Index | None:
-    """Loads the index from the cache; None if there is no cache, or it cannot be used."""
-    try:
-        with cache.open('rb') as file:
-            return _read(file, root)
-    except FileNotFoundError:
-        return None
-    except (*BROKEN, LookupError, TypeError) as error:
-        print(f'note: {cache} cannot be read ({error}): the images are examined again')
-        return None
-
-
-def _read(file: BinaryIO, root: str) -> Index | None:
-    """Reads an index from a file; None if another version wrote it. Passes on the errors of a damaged file."""
-    with np.load(file, allow_pickle=False) as archive:
-        about = json.loads(archive['about'].tobytes())
-        if about['version'] != VERSION:
-            return None
-        arrays = {name: archive[name] for name in archive.files if name != 'about'}
-        return Index(root, tuple(about['folders']), **arrays, notes={int(row): note for row, note in about['notes']})

@@ -1,0 +1,155 @@
+"""The cache of indices of folders, and how the processes of a run share one.
+
+The cache of a folder is a columnar .npz file in $XDG_CACHE_HOME/dualcl_jax (~/.cache/dualcl_jax). Files that could not
+be read are examined again at the next start.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import PIL
+import simplejpeg
+
+from dualcl_jax.data.images import stored
+from dualcl_jax.data.images.index import Index, examine_all, examine_unread
+from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.files import BROKEN, cache_folder, locked
+from dualcl_jax.system.processes.agreement import made_once
+
+VERSION = f'3 {PIL.__version__} {simplejpeg.__version__}'
+"""The version of the format and of the decoders. A cache of another version is not used."""
+
+
+def open_index(root: str, channels: int = 0, shared: str = '') -> Index:
+    """Opens the index of a local folder: from its cache if that is valid, else by examining new files.
+
+    Of the processes of a run that have the same folder, process 0 does this, and the others use its index: all leave
+    out what process 0 could not read.
+
+    Args:
+      root: the folder.
+      channels: the channels of usable images, which are read as stored; 0: images that can be converted to RGB.
+      shared: see `dualcl_jax.data.load`.
+
+    Raises:
+      UserError: there is no such folder.
+    """
+    if not os.path.isdir(root):
+        raise UserError(f'data.path={root}: no such folder; with data.name=folder, set it to a local folder of images')
+    cache, mine = _cache_file(root, channels), list[Index]()
+    if not shared:
+        return _own_index(root, cache, channels)
+    known = _load(cache, root)
+    fresh = known is not None and known.is_fresh() and not known.unread()
+
+    def make() -> bytes:
+        mine.append(_own_index(root, cache, channels))
+        content = io.BytesIO()
+        _write(mine[0], content)
+        return content.getvalue()
+
+    about = os.stat(root)
+    key = repr((os.path.realpath(root), about.st_ino, about.st_mtime_ns, channels))
+    content = made_once('index', key, shared, make, needed=not fresh)
+    if mine:
+        return mine[0]
+    if content is None:
+        assert known is not None
+        return known
+    index = _read(io.BytesIO(content), root)
+    if index is None or not index.is_fresh(retry=False):  # this process has other files than process 0
+        return _own_index(root, cache, channels)
+    with _locked(cache) as writable:
+        if writable:
+            _try_to_save(index, cache)
+    return index
+
+
+def _own_index(root: str, cache: Path, channels: int) -> Index:
+    """Opens the index of a folder without the help of other processes."""
+    with _locked(cache) as writable:
+        known = _load(cache, root)
+        fresh = known is not None and known.is_fresh()
+        index = examine_unread(known, channels) if known and fresh else examine_all(root, known, channels)
+        if writable and index is not known:
+            _try_to_save(index, cache)
+    return index
+
+
+def _cache_file(root: str, channels: int) -> Path:
+    key = os.fsencode(os.path.realpath(root)) + (f'\0{channels} {stored.readers()}'.encode() if channels else b'')
+    return cache_folder() / f'{hashlib.sha256(key).hexdigest()[:24]}.npz'
+
+
+@contextlib.contextmanager
+def _locked(cache: Path) -> Iterator[bool]:
+    """Makes other processes of this machine wait for the cache. Yields False if nothing can be written."""
+    with contextlib.ExitStack() as stack:
+        try:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(cache.with_suffix('.lock')))
+            writable = True
+        except OSError as error:
+            _note_uncached(cache, error)
+            writable = False
+        yield writable
+
+
+def _note_uncached(cache: Path, error: OSError) -> None:
+    print(f'note: {cache.parent} cannot be written ({error.strerror}): images are examined at every start')
+
+
+def _try_to_save(index: Index, cache: Path) -> None:
+    """Writes the cache, or prints why it cannot be written."""
+    try:
+        _save(index, cache)
+    except OSError as error:  # such as a full disk
+        _note_uncached(cache, error)
+
+
+def _save(index: Index, cache: Path) -> None:
+    """Writes the cache, whole or not at all."""
+    partial = cache.with_suffix(f'.{os.getpid()}.new')
+    try:
+        with partial.open('wb') as file:
+            _write(index, file)
+        partial.replace(cache)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _write(index: Index, file: BinaryIO) -> None:
+    arrays = {name: value for name, value in vars(index).items() if isinstance(value, np.ndarray)}
+    about = {'version': VERSION, 'folders': index.folders, 'notes': list(index.notes.items())}
+    arrays['about'] = np.frombuffer(json.dumps(about).encode(), np.uint8)
+    np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def _load(cache: Path, root: str) -> Index | None:
+    """Loads the index from the cache; None if there is no cache, or it cannot be used."""
+    try:
+        with cache.open('rb') as file:
+            return _read(file, root)
+    except FileNotFoundError:
+        return None
+    except (*BROKEN, LookupError, TypeError) as error:
+        print(f'note: {cache} cannot be read ({error}): the images are examined again')
+        return None
+
+
+def _read(file: BinaryIO, root: str) -> Index | None:
+    """Reads an index from a file; None if another version wrote it. Passes on the errors of a damaged file."""
+    with np.load(file, allow_pickle=False) as archive:
+        about = json.loads(archive['about'].tobytes())
+        if about['version'] != VERSION:
+            return None
+        arrays = {name: archive[name] for name in archive.files if name != 'about'}
+        return Index(root, tuple(about['folders']), **arrays, notes={int(row): note for row, note in about['notes']})
