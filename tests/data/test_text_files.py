@@ -168,6 +168,21 @@ def test_a_folder_with_splits(tmp_path) -> None:
     assert found.test.kept_files == found.train.kept_files
 
 
+@pytest.mark.parametrize('unknown', ['', '-1'])
+def test_files_with_a_class_of_the_training_files_are_preferred_for_testing(tmp_path, unknown: str) -> None:
+    for name, labels in (('train', '01' * 5), ('validation', '01'), ('test', [unknown] * 3)):
+        rows = [f'{name} {number},{label}' for number, label in enumerate(labels)]
+        (tmp_path / f'{name}.csv').write_text('\n'.join(['text,label', *rows, '  ,1', '']))
+    found = load(tmp_path, 'text', label_column='label')
+    assert found.train.report['splits']['test'] == {'folder': 'validation.csv', 'images': 2, 'labelled': 2}
+    assert found.train.class_names == ('0', '1')
+    assert found.train.report['left_out'] == {
+        'rows: empty': {'count': 2, 'names': ['train.csv:12', 'validation.csv:4']},
+        'files of no split': {'count': 1, 'names': ['test.csv']},
+    }
+    assert len(load(tmp_path, 'text').test) == 3  # without classes, the first
+
+
 def write_tfds(folder: Path, splits: dict[str, list[tuple[bytes, int]]]) -> Path:
     """A prepared TFDS set with the features text and label, of the classes no and yes."""
     features = {
@@ -188,6 +203,10 @@ def test_a_tfds_set(tmp_path) -> None:
     assert found.train.labels.tolist() == [number % 2 for number in range(40)] + [-1]
     assert found.train.report['left_out'] == {'rows: not UTF-8': {'count': 1, 'names': ['train:41']}}
     assert load(folder, 'text').train.class_names is None
+    splits = {'train': rows, 'test': [(text, -1) for text, _ in rows[:5]], 'validation': rows[:3]}
+    tested = load(write_tfds(tmp_path / 'others' / '1.0.0', splits), 'text', label_column='label')
+    assert tested.test.labels.tolist() == [0, 1, 0]
+    assert tested.train.report['left_out'] == {'other splits': {'count': 1, 'names': ['test']}}
     for columns, said in (('', "data.columns='': reviews has columns"), ('x', 'x: reviews has no such column')):
         with pytest.raises(UserError, match=f'{said}.* label, text$'):
             load(folder, columns)

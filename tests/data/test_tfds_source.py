@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from dualcl_jax import data
+from dualcl_jax.data.describe import describe_data
 from dualcl_jax.data.images import tfds as tfds_source
 from dualcl_jax.data.images import tfds_records
 from dualcl_jax.data.images.source import image_shape
@@ -119,6 +120,24 @@ def test_validation_where_there_is_no_test_split_and_no_labels(tmp_path):
     assert image_shape(train) == image_shape(test) == (4, 5, 1)
     assert_holds(test, [(pixels, -1) for pixels, _ in splits['validation']])
     assert train.class_names is None
+
+
+@pytest.mark.parametrize('sizes', [(12, 16), (-1, -1)])
+def test_a_labelled_split_is_preferred_for_testing(tmp_path, monkeypatch, sizes):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    unlabelled = [(pixels, -1) for pixels, _ in examples(4, 12, 16, 3, seed=1)]
+    splits = {'train': examples(9, 12, 16, 3), 'test': unlabelled, 'validation': examples(2, 12, 16, 3, seed=2)}
+    features = {'image': image_feature(*sizes, 3), 'label': LABEL}
+    write_set(tmp_path / 'one', splits, features)
+    fields = {'stored_size': 12, 'memory_bytes': 10**6}
+    found = data.load(config(data_dir=tmp_path / 'one', **fields))
+    assert found.test.labels.tolist() == [label for _, label in splits['validation']]
+    assert describe_data(found)['splits'] == (
+        'train: train (9 images, 9 labelled); test: validation (2 images, 2 labelled)'
+    )
+    assert found.train.report['splits']['left_out'] == ['test']
+    write_set(tmp_path / 'none', splits | {'validation': unlabelled[:2]}, features)
+    assert len(data.load(config(data_dir=tmp_path / 'none', **fields)).test) == 4
 
 
 def test_training_split_alone(tmp_path):

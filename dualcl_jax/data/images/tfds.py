@@ -1,16 +1,17 @@
 """TFDS image classification sets that are prepared as array_record, read without TensorFlow."""
 
+import dataclasses
 import hashlib
 import io
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from etils import epath
 from PIL import Image
 
 from dualcl_jax.data.images.decode import FORMATS
-from dualcl_jax.data.images.encoded import in_memory_if_small, stored_size
+from dualcl_jax.data.images.encoded import EncodedSource, in_memory_if_small, stored_size
 from dualcl_jax.data.images.source import image_shape, image_source
 from dualcl_jax.data.images.tfds_features import open_folder
 from dualcl_jax.data.images.tfds_records import read_split
@@ -19,15 +20,19 @@ from dualcl_jax.system.errors import UserError, first_line
 from dualcl_jax.system.files import reachable
 
 CHUNK = 1024  # records per read
+TEST_SPLITS = ('test', 'validation')
+"""Splits for testing, in the order of preference, if all of them or none have labels."""
 RESIZE = 'resize them to one and use data.name=npz, or choose another set'
+
+S = TypeVar('S', ArraySource, EncodedSource)
 
 
 def load(data: Any, others: Sequence[str] = ()) -> Splits:
     """Reads the set `data.name` ('name', 'name/config' or 'name:version') from `data.data_dir` into memory.
 
     An empty `data.data_dir` means the default folder of TFDS. The split 'train' is for training, and 'test' for
-    testing, or 'validation' if there is no 'test'. Only the examples that `data.limit` keeps are decoded. A set that
-    declares no image size is decoded like a folder of images.
+    testing, or 'validation' if there is no 'test', or if only 'validation' has labels, as in ImageNet. Only the
+    examples that `data.limit` keeps are decoded. A set that declares no image size is decoded like a folder of images.
 
     Images are always decoded by Pillow, and the fingerprint is computed over the encoded bytes, so it does not depend
     on the version of a decoder. Nothing in the folder is executed: see `dualcl_jax.data.images.tfds_features`.
@@ -45,20 +50,44 @@ def load(data: Any, others: Sequence[str] = ()) -> Splits:
     splits = list(builder.info.splits)
     if 'train' not in splits:
         raise UserError(f"{_where(data)} has no split 'train', only {splits}; choose another set")
-    test_split = next((split for split in ('test', 'validation') if split in splits), None)
+    tests = [split for split in TEST_SPLITS if split in splits]
     height, width, channels = dict(builder.info.features.items())['image'].shape
     if channels == 3 and None in (height, width):
         size, shared = stored_size(data), getattr(data, 'shared', '')
-        held_out = read_split(builder, test_split, 0, size, shared) if test_split else None
-        return in_memory_if_small(data, read_split(builder, 'train', data.limit, size, shared), held_out)
+        encoded = read_split(builder, 'train', data.limit, size, shared)
+        name, held_out = _preferred((split, read_split(builder, split, 0, size, shared)) for split in tests)
+        return in_memory_if_small(data, *_reported(splits, encoded, name, held_out))
     train = _read_split(data, builder, 'train', data.limit)
-    if test_split is None:
-        return Splits(train, None)
-    test = _read_split(data, builder, test_split, 0)
-    if image_shape(train) != image_shape(test):
+    name, test = _preferred((split, _read_split(data, builder, split, 0)) for split in tests)
+    if test is not None and image_shape(train) != image_shape(test):
         shapes = f'{list(image_shape(train)[:2])} and {list(image_shape(test)[:2])}'
         raise UserError(f'{_where(data)}: images of train and test differ in size, {shapes}; {RESIZE}')
-    return Splits(train, test)
+    return Splits(*_reported(splits, train, name, test))
+
+
+def _preferred(splits: Iterable[tuple[str, S]]) -> tuple[str, S | None]:
+    """The first split with a label, after its name; if none has one, the first. '' and None if there are no splits.
+
+    Of a set without classes, no more than the first split is read.
+    """
+    first: tuple[str, S] | None = None
+    for name, source in splits:
+        if source.class_names is None or (source.labels >= 0).any():
+            return name, source
+        first = first or (name, source)
+    return first or ('', None)
+
+
+def _reported(splits: Sequence[str], train: S, name: str, test: S | None) -> tuple[S, S | None]:
+    """The two splits with a report of what they are: `test` is the split `name` of all `splits`."""
+    used = {'train': ('train', train)} | ({} if test is None else {'test': (name, test)})
+    about: dict[str, Any] = {
+        role: {'folder': split, 'images': len(source), 'labelled': int((source.labels >= 0).sum())}
+        for role, (split, source) in used.items()
+    }
+    report = {'splits': about | {'left_out': [split for split in splits if split not in ('train', name)]}}
+    tested = None if test is None else dataclasses.replace(test, report=report)
+    return dataclasses.replace(train, report=report), tested
 
 
 def _where(data: Any) -> str:

@@ -49,10 +49,17 @@ class Account:
     left_out: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     def add(self, reason: str, place: str) -> None:
-        entry = self.left_out.setdefault(f'rows: {reason}', {'count': 0, 'names': []})
-        entry['count'] += 1
-        if len(entry['names']) < NAMED:
-            entry['names'].append(place)
+        self._count(f'rows: {reason}', 1, [place])
+
+    def include(self, other: 'Account') -> None:
+        """Adds the rows of another account."""
+        for reason, about in other.left_out.items():
+            self._count(reason, about['count'], about['names'])
+
+    def _count(self, reason: str, count: int, places: Sequence[str]) -> None:
+        entry = self.left_out.setdefault(reason, {'count': 0, 'names': []})
+        entry['count'] += count
+        entry['names'] += places[: NAMED - len(entry['names'])]
 
 
 @dataclasses.dataclass(frozen=True)

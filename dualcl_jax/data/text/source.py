@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from etils import epath
 from dualcl_jax.data.source import RANDOM, ArraySource, Splits, first_equal, held_out_by_content, limit_indices
 from dualcl_jax.data.text import tfds
 from dualcl_jax.data.text.files import EMPTY, Account, Columns, Row, read_rows, reader_of
+from dualcl_jax.data.text.splits import choose_test
 from dualcl_jax.data.text.tokens import FILE, Tokenizer, train_wordpiece
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import reachable
@@ -22,7 +24,8 @@ KIND = 'text'
 VOCABULARY = 16_384
 """The size of a tokenizer that is trained, if the config does not set it."""
 TRAIN_NAMES, TEST_NAMES = ('train', 'training'), ('test', 'validation', 'valid', 'val', 'dev')
-"""Prefixes of the names of files that are splits, in the order of the search."""
+"""Prefixes of the names of files that are splits; those for testing in the order of preference, if all of them or none
+have labels."""
 BETWEEN = ' — '
 """The separator of the sentences of a pair when they are shown."""
 OTHER_FILES = 'files with other endings'
@@ -45,8 +48,9 @@ def load(data: Any) -> Splits:
     An example is {'tokens': int32 [C, L], 'length': int32 [C]} with C = 1 sentence, or 2 of a pair; L is `text.length`.
     Examples of the same text, apart from case and white space, have the same id.
 
-    If a folder has files named train*, these are for training, and those named test*, validation* or dev* for testing.
-    Otherwise `data.test_fraction` of the labelled examples are for testing, chosen by their content.
+    If a folder has files named train*, these are for training, and those named test*, validation* or dev* for testing:
+    the first of these names whose files have a class of the training files, or else the first. Otherwise
+    `data.test_fraction` of the labelled examples are for testing, chosen by their content.
 
     Args:
       data: from `dualcl_jax.data.data_config`: the `data` part of a config, and `text`.
@@ -121,16 +125,15 @@ def _read(data: Any, columns: Columns, account: Account) -> tuple[_Part, _Part |
     if not root.exists():
         raise UserError(f'data.path={data.path}: no such file or folder')
 
-    def part(files: Sequence[epath.Path], origin: str) -> _Part:
-        return _Part(origin, [row for file in files for row in read_rows(file, columns, account)])
+    def rows(files: Sequence[epath.Path], account: Account) -> list[Row]:
+        return [row for file in files for row in read_rows(file, columns, account)]
 
     if not root.is_dir():
-        return part([root], root.name), None
+        return _Part(root.name, rows([root], account)), None
     if '://' in data.path:
         raise UserError(f'data.path={data.path}: must be a file, or a local folder; copy it, or mount it')
     if tfds.is_prepared(root):
-        rows = tfds.read_splits(root, columns, account)
-        parts = [_Part(split, found) for split, found in rows.items()]
+        parts = [_Part(split, found) for split, found in tfds.read_splits(root, columns, account).items()]
         return parts[0], parts[1] if len(parts) > 1 else None
     every = [epath.Path(path) for path in sorted(Path(root).rglob('*')) if path.is_file() and not _hidden(path, root)]
     files = [path for path in every if reader_of(path.name)]
@@ -141,14 +144,17 @@ def _read(data: Any, columns: Columns, account: Account) -> tuple[_Part, _Part |
     if len(files) < len(every):
         others = [str(path.relative_to(root)) for path in every if not reader_of(path.name)]
         account.left_out[OTHER_FILES] = {'count': len(others), 'names': others[:3]}
-    trained, tested = _named(files, TRAIN_NAMES), None
-    if trained:
-        tested = next((found for name in TEST_NAMES if (found := _named(files, (name,)))), None)
-        others = [str(path.relative_to(root)) for path in files if path not in trained + (tested or [])]
-        if others:
-            account.left_out['files of no split'] = {'count': len(others), 'names': others[:3]}
-    train = part(trained or files, _described(trained or files))
-    return train, part(tested, _described(tested)) if tested else None
+    trained = _named(files, TRAIN_NAMES)
+    train = _Part(_described(trained or files), rows(trained or files, account))
+    if not trained:
+        return train, None
+    tests = {name: found for name in TEST_NAMES if (found := _named(files, (name,)))}
+    tested = choose_test(train.rows, [(name, partial(rows, found)) for name, found in tests.items()], account)
+    used = [*trained, *(tests[tested[0]] if tested else ())]
+    others = [str(path.relative_to(root)) for path in files if path not in used]
+    if others:
+        account.left_out['files of no split'] = {'count': len(others), 'names': others[:3]}
+    return train, _Part(_described(tests[tested[0]]), tested[1]) if tested else None
 
 
 def _hidden(path: Path, root: epath.Path) -> bool:

@@ -1,16 +1,21 @@
 """Sentences of TFDS sets that are prepared as array_record, read without TensorFlow and without the code of the set."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from etils import epath
 
 from dualcl_jax.data.images.tfds_features import open_folder
-from dualcl_jax.data.text.files import NOT_UTF8, Account, Columns, Row, checked, find
+from dualcl_jax.data.text.files import NAMED, NOT_UTF8, Account, Columns, Row, checked, find
+from dualcl_jax.data.text.splits import choose_test
 from dualcl_jax.system.errors import UserError, first_line
 
 CHUNK = 1024
 """Records that are read at a time."""
+TEST_SPLITS = ('test', 'validation')
+"""Splits for testing, in the order of preference, if all of them or none have labels."""
+OTHER_SPLITS = 'other splits'
 
 
 def is_prepared(folder: epath.Path) -> bool:
@@ -19,9 +24,10 @@ def is_prepared(folder: epath.Path) -> bool:
 
 
 def read_splits(folder: epath.Path, columns: Columns, account: Account) -> dict[str, list[Row]]:
-    """Reads the rows of the split 'train', and of 'test' or else 'validation' if there is one.
+    """Reads the rows of the split 'train', and those of a split for testing if there is one.
 
-    The columns are features of the set.
+    That is 'test', or 'validation' if there is no 'test', or if only 'validation' has labels. The columns are features
+    of the set.
 
     Raises:
       UserError: the folder is damaged, not stored as array_record, or lacks the split or a feature.
@@ -38,8 +44,17 @@ def read_splits(folder: epath.Path, columns: Columns, account: Account) -> dict[
             raise UserError(
                 f'data.label_column={columns.label}: is no ClassLabel feature of {folder}; name one, or leave it empty'
             )
-        tested = [split for split in ('test', 'validation') if split in splits][:1]
-        return {split: list(_rows(builder, split, columns, account)) for split in ('train', *tested)}
+
+        def read(split: str, account: Account) -> list[Row]:
+            return list(_rows(builder, split, columns, account))
+
+        train = read('train', account)
+        tested = choose_test(train, [(name, partial(read, name)) for name in TEST_SPLITS if name in splits], account)
+        found = {'train': train} | ({} if tested is None else {tested[0]: tested[1]})
+        others = [split for split in splits if split not in found]
+        if others:
+            account.left_out[OTHER_SPLITS] = {'count': len(others), 'names': others[:NAMED]}
+        return found
     except UserError:
         raise
     except Exception as error:  # TFDS and array_record do not document what a damaged folder raises
