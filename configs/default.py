@@ -43,8 +43,9 @@ def get_config() -> ConfigDict:
     # and all test figures that a run reports then refer to these images. Only `dualcl_jax.evaluate` uses the test
     # split. The examples must be in memory (data.memory_bytes).
     data.validation_fraction = 0.0
-    # How both fractions choose: stratified (the same share of every class, as far as numbers allow; no class is held
-    # out whole) | random | auto (stratified in a new run; a stored run keeps its value).
+    # How both fractions choose: grouped (the same share of every class, as far as numbers allow; no class is held out
+    # whole, and copies of a text stay together) | stratified (copies apart) | random | auto (grouped in a new run; a
+    # stored run keeps its value).
     data.hold_out = 'auto'
     data.stored_size = 0  # side of the central square stored of each image, in pixels; 0: 8/7 of image_size
     # Squares of a folder, or of a TFDS set with images of any size, are kept in memory if they fit; otherwise whole

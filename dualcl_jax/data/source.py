@@ -18,8 +18,8 @@ VALIDATION_SEED = 1
 """The seed of the examples that data.validation_fraction holds out, likewise never that of the run."""
 
 
-AUTO, STRATIFIED, RANDOM = HOLD_OUTS = ('auto', 'stratified', 'random')
-"""Values of data.hold_out. In a new run 'auto' means 'stratified'; a stored run keeps its value."""
+AUTO, GROUPED, STRATIFIED, RANDOM = HOLD_OUTS = ('auto', 'grouped', 'stratified', 'random')
+"""Values of data.hold_out. In a new run 'auto' means 'grouped'; a stored run keeps its value."""
 
 
 class HostViews(Protocol):
@@ -260,10 +260,11 @@ def hold_out(train: Source, fraction: float, how: str) -> tuple[Source, Source]:
       train: N examples.
       fraction: share in (0, 1).
       how: 'random', or 'stratified': the same share of every class, as far as numbers allow, and never a whole class.
-        Examples without a label count as one class. 'auto' means 'stratified'.
+        Examples without a label count as one class. 'grouped' is 'stratified' over the examples that differ: copies,
+        which have the same id, stay together, and have the class of the first one with a label. 'auto' means 'grouped'.
 
     Returns:
-      The remaining examples, and those held out, round(fraction · N) of them.
+      The remaining examples, and those held out: round(fraction · N) of the N examples, or of those that differ.
 
     Raises:
       UserError: the examples are not in memory, or one of the parts would be empty.
@@ -273,19 +274,50 @@ def hold_out(train: Source, fraction: float, how: str) -> tuple[Source, Source]:
             f'data.validation_fraction={fraction}: only examples in memory can be divided; raise data.memory_bytes, '
             'set data.limit, or use 0'
         )
-    count = round(fraction * len(train))
-    if not 0 < count < len(train):
+    groups = _groups(train.ids, train.labels, how)
+    total = len(groups.labels)
+    count = round(fraction * total)
+    if not 0 < count < total:
         raise UserError(
-            f'data.validation_fraction={fraction}: holds out {count} of the {len(train)} training examples of '
-            f'{train.name}; choose a share that leaves examples in both parts'
+            f'data.validation_fraction={fraction}: holds out {count} of the {total} '
+            f'{"different " if total < len(train) else ""}training examples of {train.name}; choose a share that '
+            'leaves examples in both parts'
         )
-    order = np.random.default_rng(VALIDATION_SEED).permutation(len(train))
+    order = np.random.default_rng(VALIDATION_SEED).permutation(total)
     if how != RANDOM:
-        order = stratified(order, train.labels, count)
+        order = stratified(order, groups.labels, count)
+    chosen = np.zeros(total, bool)
+    chosen[order[:count]] = True
+    held_out = chosen[groups.of]
+    kept_rows, held_out_rows = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    report = _with_validation(train, kept_rows, held_out_rows)
+    kept = _some(train, kept_rows, train.name, report)
+    return kept, _some(train, held_out_rows, f'{train.name} (validation)', report)
 
-    report = _with_validation(train, order[count:], order[:count])
-    kept = _some(train, np.sort(order[count:]), train.name, report)
-    return kept, _some(train, np.sort(order[:count]), f'{train.name} (validation)', report)
+
+class _Groups(NamedTuple):
+    """Examples that are held out together or not at all.
+
+    Attributes:
+      of: int [N], the group of each example.
+      keys: [G], what the examples of each group have in common.
+      labels: int32 [G], the label of the first example of each group that has one, -1 without any.
+    """
+
+    of: np.ndarray
+    keys: np.ndarray
+    labels: np.ndarray
+
+
+def _groups(keys: np.ndarray, labels: np.ndarray, how: str) -> _Groups:
+    """Groups N examples by `keys` [N], which copies have in common; by 'random' and 'stratified' none are copies."""
+    if how in (RANDOM, STRATIFIED):
+        return _Groups(np.arange(len(keys)), keys, labels)
+    distinct, of = np.unique(keys, return_inverse=True)
+    known = np.flatnonzero(labels >= 0)[::-1]  # the first one is assigned last
+    found = np.full(len(distinct), -1, np.int32)
+    found[of[known]] = labels[known]
+    return _Groups(of, distinct, found)
 
 
 def _with_validation(train: Source, kept: np.ndarray, held_out: np.ndarray) -> Mapping[str, Any] | None:
@@ -328,23 +360,25 @@ def stratified(order: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate([order[taken], order[~taken]])
 
 
-def held_out_by_content(digests: np.ndarray, labels: np.ndarray, fraction: float, *, cover: bool) -> np.ndarray:
+def held_out_by_content(digests: np.ndarray, labels: np.ndarray, fraction: float, how: str) -> np.ndarray:
     """Marks the examples for testing: a share of the labelled ones, chosen by their content.
 
     Args:
       digests: uint8 [N, 8 or more], the digests of the contents.
       labels: int32 [N], -1 where unknown.
       fraction: the share.
-      cover: keep an example of every class for training, and hold out one of every class whose share rounds to at least
-        one.
+      how: 'random', or 'stratified': keep an example of every class for training, and hold out one of every class whose
+        share rounds to at least one. 'grouped' is 'stratified' over the contents that differ: copies stay together,
+        also those without a label, and have the class of the first one with a label. 'auto' means 'grouped'.
 
     Returns:
       bool [N].
     """
-    share = digests[:, :8].copy().view(np.uint64)[:, 0] / 2.0**64
+    groups = _groups(digests[:, :8].copy().view(np.uint64)[:, 0], labels, how)
+    share, labels = groups.keys / 2.0**64, groups.labels
     in_test = (labels >= 0) & (share < fraction)
-    if not cover or not (labels >= 0).any():
-        return in_test
+    if how == RANDOM or not (labels >= 0).any():
+        return in_test[groups.of]
     total = np.bincount(labels[labels >= 0])
     tested = np.bincount(labels[in_test], minlength=len(total))
     for label in np.flatnonzero((total > 0) & (tested == total)).tolist():
@@ -353,4 +387,4 @@ def held_out_by_content(digests: np.ndarray, labels: np.ndarray, fraction: float
     for label in np.flatnonzero((tested == 0) & (np.round(fraction * total) >= 1) & (total > 1)).tolist():
         members = np.flatnonzero(labels == label)
         in_test[members[np.argmin(share[members])]] = True
-    return in_test
+    return in_test[groups.of]

@@ -66,11 +66,11 @@ def resolve(
 
 
 def resolve_hold_out(config: ConfigDict, stored: ConfigDict | None) -> str:
-    """The config's `data.hold_out`; for 'auto', that of the stored run, or 'stratified' if there is none."""
+    """The config's `data.hold_out`; for 'auto', that of the stored run, or 'grouped' if there is none."""
     if config.data.hold_out != data.AUTO:
         return config.data.hold_out
     before = None if stored is None else dict(flatten(stored)).get('data.hold_out')
-    return before if before in data.HOLD_OUTS[1:] else data.STRATIFIED
+    return before if before in data.HOLD_OUTS[1:] else data.GROUPED
 
 
 def _lars(config: ConfigDict, stored: ConfigDict | None) -> str:

@@ -290,8 +290,8 @@ def test_a_hold_out_by_content_covers_the_classes(seed):
     rng = np.random.default_rng(seed)
     labels = np.concatenate([np.repeat(np.arange(30), 1), np.repeat(np.arange(30, 40), 12), [-1] * 20]).astype(np.int32)
     digests = rng.integers(0, 256, (len(labels), 16), np.uint8)
-    plain = held_out_by_content(digests, labels, 0.1, cover=False)
-    covered = held_out_by_content(digests, labels, 0.1, cover=True)
+    plain = held_out_by_content(digests, labels, 0.1, 'random')
+    covered = held_out_by_content(digests, labels, 0.1, 'grouped')
     assert not covered[labels < 30].any()
     for label in range(30, 40):
         members = labels == label

@@ -110,9 +110,10 @@ def test_a_stored_selector_is_kept(stored: str, requested: str, name: str) -> No
 @pytest.mark.parametrize(
     ('stored', 'asked', 'chosen'),
     [
-        (None, 'auto', 'stratified'),
+        (None, 'auto', 'grouped'),
         ('random', 'auto', 'random'),  # a run of a version without the field, see `ADDED`
-        ('stratified', 'auto', 'stratified'),
+        ('stratified', 'auto', 'stratified'),  # of a version that divided copies
+        ('grouped', 'auto', 'grouped'),
         ('random', 'stratified', 'stratified'),
     ],
 )
@@ -161,7 +162,7 @@ def test_statistics_fill_a_config_without_them() -> None:
 def test_what_a_workdir_stores() -> None:
     """It stores the same text, with the same hash in every checkpoint, as if the fields had been set by hand."""
     resolved = resolve(config_with(), platform='tpu', num_devices=1, statistics=STATISTICS)
-    config = config_with('negatives.selector=threshold', 'data.hold_out=stratified', 'parallel.mapper=pmap')
+    config = config_with('negatives.selector=threshold', 'data.hold_out=grouped', 'parallel.mapper=pmap')
     config.data.mean, config.data.std = STATISTICS
     assert to_json(resolved) == to_json(config)
     assert method_sha256(resolved) == method_sha256(config)

@@ -135,13 +135,13 @@ def test_a_long_tail_is_evaluated(trainer, in_process, tmp_path):
 
 @pytest.mark.parametrize('old', [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_stored_run_keeps_its_hold_out(trainer, in_process, tmp_path, old):
-    """A run of a version that held out at random resumes with the same images; a new one is stratified."""
+    """A run of a version that held out at random resumes with the same images; a new one holds out by class."""
     write_images(tmp_path / 'images', named(('a', 'b', 'c'), 12))
     fields = (*SMALL, 'data.name=folder', f'data.path={tmp_path / "images"}', 'data.validation_fraction=0.25')
     workdir = tmp_path / 'run'
     trainer.run(workdir, *fields, *(('data.hold_out=random',) if old else ()))
     stored = json.loads((workdir / 'config.json').read_text())
-    assert stored['data']['hold_out'] == ('random' if old else 'stratified')
+    assert stored['data']['hold_out'] == ('random' if old else 'grouped')
     fingerprints = json.loads((workdir / 'data_report.json').read_text())
     if old:
         for field in ('hold_out', 'path_column', 'label_column'):

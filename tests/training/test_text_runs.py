@@ -13,9 +13,10 @@ from configs import sentences, simcse
 from configs.shared import text_recipes
 from dualcl_jax import main
 from dualcl_jax.method.validation import validate
-from dualcl_jax.system.config import flatten, override
+from dualcl_jax.system.config import flatten, override, to_json
 from dualcl_jax.training.ahead_of_time import compile_step
 from dualcl_jax.training.loop import train
+from dualcl_jax.training.plan import make_plan
 from tests.support.runs import Trainer, checkpoints, column, records, summary
 from tests.support.text_runs import CONFIG, FIELDS, write_pairs
 
@@ -86,6 +87,28 @@ def test_other_sentences_are_refused(in_process, runs: Path, tmp_path: Path) -> 
     refused = in_process(main.main, f'--config={CONFIG}', f'--workdir={tmp_path / "run"}', '--dry_run', *flags)
     assert refused.status == 2
     assert refused.err.startswith(f'error: data.path={other}: not the ')
+
+
+def test_a_stored_run_keeps_copies_apart(tmp_path: Path) -> None:
+    """A run of a version that divided copies resumes with the same sentences; a new one holds them out together."""
+    lines = write_pairs(tmp_path / 'once.tsv', count=64).read_text()
+    config = sentences.get_config()
+    override(config, [*FIELDS, 'data.validation_fraction=0.25', 'data.hold_out=stratified'])
+    config.data.path = str(tmp_path / 'twice.tsv')
+    (tmp_path / 'twice.tsv').write_text(lines + lines)
+    before, after = (tmp_path / name for name in ('before', 'after'))
+    before.mkdir()
+    stored = make_plan(config, str(before), writes=False)
+    (before / 'config.json').write_text(to_json(stored.config))
+    (before / 'tokenizer.json').write_bytes(stored.splits.train.kept_files['tokenizer.json'])
+    config.data.hold_out = 'auto'
+    resumed, new = (make_plan(config, str(workdir), writes=False) for workdir in (before, after))
+    assert resumed.config.data.hold_out == 'stratified'
+    assert [part.fingerprint for part in resumed.splits] == [part.fingerprint for part in stored.splits]
+    assert new.config.data.hold_out == 'grouped'
+    kept, held_out = (set(part.display(np.arange(len(part)))) for part in new.splits)
+    assert len(held_out) == 16
+    assert not kept & held_out
 
 
 @pytest.mark.parametrize('preset', [pytest.param('contriever', marks=pytest.mark.slow), 'esimcse'])

@@ -34,7 +34,7 @@ from dualcl_jax.data.images.scan import (
     USED,
 )
 from dualcl_jax.data.images.splits import ABOVE, BESIDE, TEST, TRAIN, Layout, described, find_layout
-from dualcl_jax.data.source import RANDOM, Splits, fingerprint, held_out_by_content, limit_indices
+from dualcl_jax.data.source import Splits, fingerprint, held_out_by_content, limit_indices
 from dualcl_jax.system.errors import UserError, first_line, listed
 
 
@@ -107,7 +107,7 @@ def load_encoded(data: Any) -> tuple[EncodedSource, EncodedSource | None]:
     in_test = chosen.roles == TEST
     held_out = chosen.layout.test is None and chosen.labels.names is not None and data.test_fraction > 0
     if held_out:
-        in_test = held_out_by_content(index.digests[rows], labels, data.test_fraction, cover=data.hold_out != RANDOM)
+        in_test = held_out_by_content(index.digests[rows], labels, data.test_fraction, data.hold_out)
     kept = np.flatnonzero(~in_test)
     if not len(kept):
         raise UserError(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from dualcl_jax.data.source import RANDOM, ArraySource, Splits, first_equal, held_out_by_content, limit_indices
+from dualcl_jax.data.source import ArraySource, Splits, first_equal, held_out_by_content, limit_indices
 from dualcl_jax.data.text import tfds
 from dualcl_jax.data.text.files import EMPTY, Account, Columns, Row, read_rows, reader_of
 from dualcl_jax.data.text.splits import choose_test
@@ -218,7 +218,7 @@ def _digests(rows: Sequence[Row]) -> np.ndarray:
 def _divide(data: Any, train: _Part, names: Sequence[str]) -> tuple[_Part, _Part]:
     """Holds a share of the labelled examples out for testing, by their content."""
     content = _digests(train.rows).view(np.uint8).reshape(-1, 8)
-    tested = held_out_by_content(content, _labels(train.rows, names), data.test_fraction, cover=data.hold_out != RANDOM)
+    tested = held_out_by_content(content, _labels(train.rows, names), data.test_fraction, data.hold_out)
     share = f'{train.origin}: {data.test_fraction:.3g} of its labelled examples, by their content'
     return train.take(np.flatnonzero(~tested)), train.take(np.flatnonzero(tested), share)
 
