@@ -199,7 +199,8 @@ def get_config() -> ConfigDict:
     # save is postponed if it would have to wait for the previous one.
     checkpoint.every_seconds = 0.0
     checkpoint.keep = 2  # how many of the newest to keep
-    checkpoint.keep_best = 0  # how many of the best by kNN to keep in addition
+    # How many of the best by kNN to keep in addition; above 0, each state that the monitor measures is saved as well.
+    checkpoint.keep_best = 0
 
     config.monitor = monitor = ConfigDict()
     # kNN accuracy on the test split, and STS-B dev of sts.path, also before the first step and at the end; 0: off

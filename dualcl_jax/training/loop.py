@@ -104,7 +104,8 @@ def _train(
             trace.after(step, metrics)
             in_flight.add(step, metrics)
             stops = stop.after(step)
-            measures, saves = run.measures_after(step), save_schedule.after(step) or stops
+            measures = run.measures_after(step)
+            saves = save_schedule.after(step) or stops or (measures and run.saves_measured)
             in_flight.settle(0 if measures or saves or first else IN_FLIGHT)
             console.step(step)
             if measures or saves:
@@ -183,8 +184,9 @@ def _save(run: Run, step: int, state: TrainState, log: MetricsLog, skipped: Skip
         'extended_at': list(run.past.extended_at),
         'waiting': log.waiting(),
     }
-    scores = (log.last(score) for score in SCORES)
-    return run.checkpoints.save(step, state, record, next((score for score in scores if score is not None), None))
+    scores = (log.newest(name) for name in SCORES)
+    score, measured = next((found for found in scores if found[0] is not None), (None, None))
+    return run.checkpoints.save(step, state, record, score, measured)
 
 
 def _finish(run: Run, state: TrainState, log: MetricsLog, in_flight: InFlight, console: Console) -> None:

@@ -89,6 +89,11 @@ class Run:
         period = self.plan.config.monitor.every_epochs * self.plan.steps_per_epoch
         return bool(self.monitors) and (step == self.plan.total_steps or step % period == 0)
 
+    @property
+    def saves_measured(self) -> bool:
+        """Whether each state that is measured is saved too, so that the best ones can be kept."""
+        return self.plan.config.checkpoint.keep_best > 0
+
     def save_schedule(self) -> SaveSchedule:
         """The schedule of the checkpoints that are saved even if nothing stops the run; its clock starts now."""
         settings = self.plan.config.checkpoint

@@ -35,8 +35,9 @@ from dualcl_jax.workdir.read_checkpoint import (
     read_record,
 )
 
-SCORE = 'knn_top1'
-"""The field of a record with the score: the first of `dualcl_jax.workdir.metrics.SCORES` that the run has."""
+SCORE, MEASURED = 'knn_top1', 'measured_at'
+"""The fields of a record with the score, the first of `dualcl_jax.workdir.metrics.SCORES` that the run has, and with
+the step after which it was measured."""
 LISTING_S, LISTING_PERIOD_S = 5.0, 0.5
 """How long processes that see different checkpoints wait until they see the same, and how often they look."""
 
@@ -53,16 +54,20 @@ class Checkpoint(NamedTuple):
 class Best:
     """Orbax's policy that preserves the checkpoints with the highest score, and the later of equal ones.
 
+    Of checkpoints with the same measurement, only the first counts, which is the nearest to what was measured.
+
     Args:
       n: how many checkpoints to preserve.
 
     Attributes:
       scores: the score by step; None for a checkpoint whose record cannot be read, which is preserved.
+      measured: the step after which the score was measured, by step.
     """
 
     def __init__(self, n: int) -> None:
         self._n = n
         self.scores: dict[int, float | None] = {}
+        self.measured: dict[int, int] = {}
 
     def should_preserve(
         self,
@@ -72,7 +77,11 @@ class Best:
     ) -> Sequence[bool]:
         steps = [checkpoint.step for checkpoint in checkpoints]
         known = {step: self.scores[step] for step in steps if step in self.scores}
-        ranked = sorted((score, step) for step, score in known.items() if score is not None)
+        nearest: dict[int, tuple[float, int]] = {}  # by the step of a measurement, its score and the first checkpoint
+        for step, score in sorted(known.items()):
+            if score is not None:
+                nearest.setdefault(self.measured[step], (score, step))
+        ranked = sorted(nearest.values())
         best = {step for _, step in ranked[-self._n :]}
         return [step in best or known.get(step, 0.0) is None for step in steps]
 
@@ -85,7 +94,7 @@ class Checkpoints:
     Args:
       directory: local or remote folder, created if missing.
       keep: how many of the newest checkpoints to keep.
-      keep_best: how many of the checkpoints with the highest scores to keep in addition.
+      keep_best: how many of the checkpoints with the highest scores to keep in addition, see `Best`.
       read_only: change nothing in the directory, not even unfinished checkpoints that a run left there.
 
     Attributes:
@@ -135,9 +144,19 @@ class Checkpoints:
         self._best.scores.pop(step, None)
         if record is None or record.get(SCORE) is not None:
             self._best.scores[step] = record[SCORE] if record else None
+            self._best.measured[step] = (record or {}).get(MEASURED, step)  # absent in records of earlier versions
 
-    def save(self, step: int, state: TrainState, record: dict[str, Any], score: float | None) -> str:
+    def save(
+        self, step: int, state: TrainState, record: dict[str, Any], score: float | None, measured: int | None = None
+    ) -> str:
         """Starts saving a global state and a JSON record; returns once the state is copied off the devices.
+
+        Args:
+          step: the steps that were taken.
+          state: the global state.
+          record: what to store about the run.
+          score: the newest score of the encoder; None without any.
+          measured: the step after which it was measured; None means `step`.
 
         Returns:
           What went wrong with this checkpoint or the previous one, if training can continue; empty if all is well.
@@ -146,7 +165,8 @@ class Checkpoints:
           UserError: the copies of the state differ between devices; or saving failed in a run of several processes.
         """
         began = time.monotonic()
-        sealed = seal(record | {'checksums': checksums(state), SCORE: score})
+        measured = step if measured is None else measured
+        sealed = seal(record | {'checksums': checksums(state), SCORE: score, MEASURED: measured})
         self._rank(step, sealed)
         before, self._problem = self._wait(), ''
         try:

@@ -194,7 +194,12 @@ class MetricsLog:
 
     def last(self, name: str) -> float | None:
         """The newest value of a metric; None if no record has it."""
-        return next((record[name] for record in reversed(self.records) if name in record), None)
+        return self.newest(name)[0]
+
+    def newest(self, name: str) -> tuple[float | None, int | None]:
+        """The newest value of a metric and its step; None and None if no record has it."""
+        found = ((record[name], record['step']) for record in reversed(self.records) if name in record)
+        return next(found, (None, None))
 
     def close(self) -> None:
         """Writes the records that are still kept in memory, and closes the files.

@@ -104,9 +104,10 @@ def open_saved_run(workdir: str, step: str = LATEST, *, mesh: Mesh | None = None
     Args:
       workdir: local or remote folder.
       step: 'latest', a number, or 'best' for the checkpoint with the highest score: the first of `SCORES` that the run
-        has, kNN accuracy or else the correlation on STS-B dev. The score of a checkpoint is the last one in
-        `metrics.jsonl` at or before its step; of equal ones, the latest checkpoint is chosen. A note is printed if
-        that was measured on the test examples, because the run held out none for validation.
+        has, kNN accuracy or else the correlation on STS-B dev. Each measurement in `metrics.jsonl` counts for the first
+        checkpoint at or after its step, if no other measurement is between them; of equal scores, the latest is
+        chosen. A note is printed if that was measured on the test examples, because the run held out none for
+        validation.
       mesh: devices to put the state on; by default all.
       flag: name of the path in error messages.
 
@@ -177,15 +178,17 @@ def _choose(folder: epath.Path, steps: list[int], step: str) -> tuple[int, str |
     if step == BEST:
         records = read_records(folder / 'metrics.jsonl')
         has = next((score for score in SCORES if any(score in record for record in records)), KNN_BACKBONE)
-        measured = [record for record in records if record.get(has) is not None]
-        known = {at: [record[has] for record in measured if record['step'] <= at][-1:] for at in steps}
-        scores = [(score, at) for at, found in known.items() for score in found]
-        if not scores:
+        scores = {record['step']: record[has] for record in records if has in record}
+        nearest: dict[int, int] = {}  # by the step of a measurement, the first checkpoint that has no later one
+        for at in steps:
+            nearest.setdefault(max((found for found in scores if found <= at), default=-1), at)
+        ranked = [(scores[found], at) for found, at in nearest.items() if scores.get(found) is not None]
+        if not ranked:
             raise UserError(
                 f'--step=best: {folder} has no kNN accuracy in its metrics.jsonl, nor STS-B dev; name a step or use '
                 'latest'
             )
-        return max(scores)[1], has
+        return max(ranked)[1], has
     if not step.isdecimal() or int(step) not in steps:
         raise UserError(
             f'--step={step}: {folder} has checkpoints of {", ".join(map(str, steps))}; or use latest or best'

@@ -54,6 +54,14 @@ def test_ranking_survives_a_resume(tmp_path: Path, after: Scores, left: list[int
     assert save(tmp_path, after) == left
 
 
+def test_of_checkpoints_with_one_measurement_the_first_counts(tmp_path: Path) -> None:
+    scores = {10: (0.3, 9), 20: (0.8, 19), 30: (0.8, 19), 40: (0.8, 19), 50: (0.1, 45), 60: (0.1, 45)}
+    for step, (score, measured) in scores.items():
+        with Checkpoints(epath.Path(tmp_path / 'checkpoints'), keep=1, keep_best=1) as store:
+            store.save(step, state(step), {}, score, measured)
+    assert checkpoints(tmp_path) == [20, 60]
+
+
 def test_ranking_survives_many_resumes(tmp_path: Path) -> None:
     for score in BEFORE:
         save(tmp_path, [score])

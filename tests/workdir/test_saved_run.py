@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from etils import epath
 from orbax.checkpoint.path import atomicity, atomicity_defaults
 
 from dualcl_jax import evaluate, export, load_encoder, main, report
@@ -13,7 +14,7 @@ from dualcl_jax.system.errors import UserError
 from dualcl_jax.workdir.checksum import state_sha256
 from dualcl_jax.workdir.export import describe
 from dualcl_jax.workdir.saved_run import BEST, find_run, open_saved_run, saved_steps
-from tests.support.runs import Trainer, contents, summary
+from tests.support.runs import Trainer, contents, records, summary
 
 FIELDS = ('model.name=tiny', 'train.steps=16', 'monitor.every_epochs=1', 'checkpoint.every_steps=4')
 
@@ -48,12 +49,32 @@ def test_a_named_step(finished: Path) -> None:
     assert run.step == int(run.state.step) == 8
 
 
-def test_the_best_step_is_by_the_last_measurement_before_it(workdir: Path) -> None:
-    """Of the monitor's values 0.3 (step 8) and 0.2 (step 16), the first applies to steps 8 and 12; 12 is later."""
+@pytest.mark.parametrize(
+    ('scores', 'best'),
+    [
+        ({0: 0.9, 8: 0.3, 16: 0.2}, 8),  # 12 has the same measurement, and is further from it
+        ({0: 0.1, 5: 0.3, 7: 0.2, 16: 0.1}, 8),  # that of step 5 counts for no checkpoint
+        ({0: 0.1, 5: 0.3, 11: 0.5, 15: 0.2}, 12),
+        ({0: 0.1, 7: 0.3, 12: 0.3, 16: 0.2}, 12),  # equal scores
+        ({0: 0.1, 8: 0.3, 12: None, 16: 0.2}, 8),  # a measurement that is not finite
+        ({3: 0.1}, 8),
+    ],
+)
+def test_the_best_step_is_the_nearest_to_the_best_measurement(
+    workdir: Path, scores: dict[int, float | None], best: int
+) -> None:
     name = 'monitor/knn_top1_backbone'
-    records = [{'step': 0, name: 0.9}, {'step': 8, name: 0.3}, {'step': 10}, {'step': 16, name: 0.2}]
+    records = [{'step': step, name: score} for step, score in scores.items()] + [{'step': 16}]
     (workdir / 'metrics.jsonl').write_text(''.join(json.dumps(record) + '\n' for record in records))
-    assert open_saved_run(str(workdir), BEST).step == 12
+    assert open_saved_run(str(workdir), BEST).step == best
+
+
+def test_the_best_state_is_saved_as_it_was_measured(finished: Path, trainer: Trainer, tmp_path: Path) -> None:
+    """The monitor measures after every 8 steps. Saving then changes nothing else."""
+    trainer.run(tmp_path, *FIELDS, 'checkpoint.every_steps=5', 'checkpoint.keep=9', 'checkpoint.keep_best=1')
+    assert saved_steps(epath.Path(tmp_path)) == [5, 8, 10, 15, 16]
+    assert summary(tmp_path)['state_sha256'] == summary(finished)['state_sha256']
+    assert records(tmp_path) == records(finished)
 
 
 @pytest.mark.parametrize(('fraction', 'on'), [(0.0, 'test'), (0.25, 'validation')])
@@ -70,7 +91,7 @@ def test_the_best_step_tells_what_it_was_chosen_on(
     printed = capsys.readouterr().out
     assert run.chosen_by == {'metric': name, 'on': on}
     assert describe(run, encoder='query', projection=False)[0].provenance['step_chosen_by'] == run.chosen_by
-    assert ('note: --step=best: step 16 was chosen by its kNN accuracy on the test examples' in printed) == (
+    assert ('note: --step=best: step 8 was chosen by its kNN accuracy on the test examples' in printed) == (
         on == 'test'
     )
     assert from_workdir(str(workdir), BEST).provenance['step_chosen_by']['on'] == on
