@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from dualcl_jax.data import Batch, Source, Splits, batch_spec, data_config, example_spec, load
+from dualcl_jax.data.images import photo_patches
 from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.images.source import image_shape
 from dualcl_jax.data.images.statistics import channel_statistics, values_in_use
@@ -110,6 +111,8 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = 
     if writes:
         check_shared(folder, config.parallel.timeout_s)
     stored = stored_config(folder)
+    if stored is None and config.data.name == photo_patches.NAME:
+        photo_patches.check_not_divided(config.data.validation_fraction)
     config = adopt_geometry(config, stored)
     validate_sizes(config)
     opened, machine = open_fields(config), _machine(mesh)

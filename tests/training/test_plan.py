@@ -12,6 +12,8 @@ from ml_collections import FrozenConfigDict
 
 from dualcl_jax import main
 from dualcl_jax.method.negatives.selectors import EXACT
+from dualcl_jax.system.config import to_json
+from dualcl_jax.system.errors import UserError
 from dualcl_jax.training.plan import make_plan
 from tests.support import quick_config
 from tests.support.runs import QUICK, Finished, Trainer, contents, summary
@@ -61,6 +63,21 @@ def test_a_plan_does_not_change_the_config(trainer: Trainer, tmp_path: Path) -> 
     assert len(plan.config.data.mean) == 3
     assert plan.config.negatives.selector in EXACT
     assert make_plan(plan.config, str(tmp_path / 'run'), writes=False).config == plan.config
+
+
+def test_patches_that_overlap_are_not_held_out(tmp_path: Path) -> None:
+    """A new run is refused; one of an earlier version can be resumed."""
+    config = quick_config.get_config()
+    config.data.name, config.data.validation_fraction, config.negatives.selector = 'photo_patches', 0.1, 'auto'
+    with pytest.raises(UserError, match=r'^config.data.validation_fraction=0.1: .*; use 0, or other data$'):
+        make_plan(config, str(tmp_path / 'new'), writes=False)
+    (tmp_path / 'stored').mkdir()
+    config.data.mean, config.data.std, config.negatives.selector = (0.5,), (0.25,), 'all'
+    stored = config.copy_and_resolve_references()
+    stored.data.hold_out, stored.parallel.mapper = 'stratified', 'pmap'
+    (tmp_path / 'stored' / 'config.json').write_text(to_json(stored))
+    plan = make_plan(config, str(tmp_path / 'stored'), writes=False)
+    assert (len(plan.splits.train), len(plan.splits.test)) == (5994, 666)
 
 
 def test_a_selector_is_chosen_once(here, first: Path, tmp_path: Path) -> None:

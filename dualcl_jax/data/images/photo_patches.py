@@ -24,6 +24,9 @@ GAP = 16  # pixels between the regions: a whole block of JPEG's, also with halve
 MIN_STD = 1.0  # of the green channel, in grey levels: flatter patches are blank (around the retina), and cut again
 
 
+NAME = 'photo_patches'
+
+
 class Photo(NamedTuple):
     """Where a photograph comes from; `licence` as scikit-image's documentation of the image states it."""
 
@@ -87,8 +90,17 @@ def load(data: Any = None) -> Splits:
     """
     del data
     class_names = tuple(Path(photo.file).stem for photo in PHOTOS)
-    train, test = (image_source('photo_patches', p.images, p.labels, class_names) for p in cut_all())
+    train, test = (image_source(NAME, p.images, p.labels, class_names) for p in cut_all())
     return Splits(train, test)
+
+
+def check_not_divided(validation_fraction: float) -> None:
+    """Raises UserError if training patches are to be held out: they overlap those that would be left."""
+    if validation_fraction:
+        raise UserError(
+            f'config.data.validation_fraction={validation_fraction}: the training patches of data.name={NAME} overlap, '
+            'so that those held out would be seen in training; use 0, or other data'
+        )
 
 
 def cut_all() -> tuple[Patches, Patches]:
