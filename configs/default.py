@@ -208,6 +208,9 @@ def get_config() -> ConfigDict:
     monitor.k = 200  # neighbours
     monitor.temperature = 0.1  # votes are weighted by exp(cosine / temperature)
     monitor.bank = 50_000  # largest number of training images in the bank; 0: all
+    # Test images of classes that have no training images: left_out, as in `dualcl_jax.evaluate` | wrong: they count as
+    # wrong | auto: left_out in a new run; a stored run keeps its value.
+    monitor.unseen = 'auto'
 
     config.sts = sts = ConfigDict()
     # Of text: the folder of the sets of semantic similarity (docs/evaluation.md). The monitor then also measures on

@@ -13,6 +13,7 @@ from dualcl_jax.evaluators.embed import Embedder
 from dualcl_jax.evaluators.measures.knn import knn_top1
 from dualcl_jax.evaluators.measures.sentences import paired_cosines, rank_correlation
 from dualcl_jax.evaluators.sentences import embed_sentences, tf_idf, training_texts
+from dualcl_jax.method.resolve import LEFT_OUT
 from dualcl_jax.workdir.metrics import KNN_BACKBONE, STS_BACKBONE, STS_PROJECTION, STS_TF_IDF
 
 
@@ -29,24 +30,27 @@ class Monitor(Protocol):
 
 
 class KnnMonitor:
-    """Classifies the labelled test examples by their nearest labelled training examples.
+    """Classifies the test examples of `queries` by their nearest labelled training examples.
 
     Args:
       embed: computes features.
-      splits: the data; both splits need labels.
+      splits: the data; see `can_monitor`.
       k: number of neighbours.
       temperature: a vote has the weight exp(cosine / temperature).
       bank: the most training images to use; 0 for all. A fixed random subset, the same for everything compared.
+      unseen: what to do with test examples of classes without training examples, see `queries`.
     """
 
-    def __init__(self, embed: Embedder, splits: Splits, *, k: int, temperature: float, bank: int) -> None:
+    def __init__(
+        self, embed: Embedder, splits: Splits, *, k: int, temperature: float, bank: int, unseen: str = LEFT_OUT
+    ) -> None:
         assert splits.test is not None
         self._embed, self._train, self._test = embed, splits.train, splits.test
         labelled = np.flatnonzero(splits.train.labels >= 0)
         if 0 < bank < len(labelled):
             labelled = np.sort(np.random.default_rng(0).permutation(labelled)[:bank])
         self.bank_indices = labelled
-        self.query_indices = np.flatnonzero(splits.test.labels >= 0)
+        self.query_indices = queries(splits, unseen)
         bank_labels, query_labels = splits.train.labels[labelled], splits.test.labels[self.query_indices]
         self._top1: Callable[[np.ndarray, np.ndarray], float] = lambda bank, queries: knn_top1(
             queries,
@@ -116,6 +120,18 @@ class StsMonitor:
         return rank_correlation(paired_cosines(features[:count], features[count:]), self._pairs.scores)
 
 
-def can_monitor(splits: Splits) -> bool:
-    """Whether both splits have labels."""
-    return splits.test is not None and bool((splits.train.labels >= 0).any() and (splits.test.labels >= 0).any())
+def queries(splits: Splits, unseen: str) -> NDArray[np.int64]:
+    """The test examples that are classified, int64 [Q]: those with a label, and without a test split none.
+
+    With `unseen` 'left_out' their classes must have training examples, as in evaluations. With 'wrong' they need not;
+    such examples count as wrong.
+    """
+    if splits.test is None:
+        return np.empty(0, np.int64)
+    labels = splits.test.labels
+    return np.flatnonzero((labels >= 0) & (np.isin(labels, splits.train.labels) | (unseen != LEFT_OUT)))
+
+
+def can_monitor(splits: Splits, unseen: str = LEFT_OUT) -> bool:
+    """Whether there are labelled training examples, and test examples to classify by them, see `queries`."""
+    return bool((splits.train.labels >= 0).any()) and len(queries(splits, unseen)) > 0

@@ -1,5 +1,7 @@
 """Resolves a config: makes every choice that it leaves open once. Nothing changes the choice afterwards."""
 
+from collections.abc import Collection
+
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from dualcl_jax.data import source as data
@@ -9,6 +11,9 @@ from dualcl_jax.method.optim import LARS, RATE_LAST
 from dualcl_jax.models.norm import LOCAL
 from dualcl_jax.system.config import flatten
 from dualcl_jax.system.devices import default_mapper
+
+LEFT_OUT, WRONG = UNSEEN = ('left_out', 'wrong')
+"""Values of monitor.unseen beside 'auto', which means 'left_out' in a new run; a stored run keeps its value."""
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation per channel, in [0, 1]."""
@@ -30,7 +35,8 @@ def resolve(
     """Makes all open choices of a config, and returns a frozen copy with them.
 
     In the copy, the open fields of `dualcl_jax.method.choices.OPEN` have values. `negatives.selector`,
-    `optimizer.lars`, `data.hold_out` and `parallel.mapper` have a name, and `model.norm` has a number of groups.
+    `optimizer.lars`, `data.hold_out`, `monitor.unseen` and `parallel.mapper` have a name, and `model.norm` has a number
+    of groups.
     `data.mean`, `data.std` and, unless images have 8 bits, `data.value_range` have values, and so has
     `model.vocabulary` for text. Resolving the result again changes nothing.
 
@@ -54,7 +60,8 @@ def resolve(
     fields = config.to_dict()
     fields['negatives']['selector'] = _selector(config, stored)
     fields['model']['norm'] = _norm(config, num_devices, stored)
-    fields['optimizer']['lars'] = _lars(config, stored)
+    fields['optimizer']['lars'] = _kept('optimizer.lars', config, stored, LARS, RATE_LAST)
+    fields['monitor']['unseen'] = _kept('monitor.unseen', config, stored, UNSEEN, LEFT_OUT)
     fields['data']['hold_out'] = resolve_hold_out(config, stored)
     mapper = config.parallel.mapper
     fields['parallel']['mapper'] = default_mapper(num_processes) if mapper == AUTO else mapper
@@ -67,18 +74,16 @@ def resolve(
 
 def resolve_hold_out(config: ConfigDict, stored: ConfigDict | None) -> str:
     """The config's `data.hold_out`; for 'auto', that of the stored run, or 'grouped' if there is none."""
-    if config.data.hold_out != data.AUTO:
-        return config.data.hold_out
-    before = None if stored is None else dict(flatten(stored)).get('data.hold_out')
-    return before if before in data.HOLD_OUTS[1:] else data.GROUPED
+    return _kept('data.hold_out', config, stored, data.HOLD_OUTS[1:], data.GROUPED)
 
 
-def _lars(config: ConfigDict, stored: ConfigDict | None) -> str:
-    """The config's `optimizer.lars`; for 'auto', that of the stored run, or 'rate_last' if there is none."""
-    if config.optimizer.lars != AUTO:
-        return config.optimizer.lars
-    before = None if stored is None else dict(flatten(stored)).get('optimizer.lars')
-    return before if before in LARS else RATE_LAST
+def _kept(field: str, config: ConfigDict, stored: ConfigDict | None, names: Collection[str], new: str) -> str:
+    """The config's value of a field; for 'auto', that of the stored run among `names`, or `new` if there is none."""
+    given: str = dict(flatten(config))[field]
+    if given != AUTO:
+        return given
+    before = None if stored is None else dict(flatten(stored)).get(field)
+    return before if isinstance(before, str) and before in names else new
 
 
 def _selector(config: ConfigDict, stored: ConfigDict | None) -> str:

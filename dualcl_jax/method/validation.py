@@ -6,6 +6,7 @@ from dualcl_jax.data.source import HOLD_OUTS
 from dualcl_jax.method.choices import provisional
 from dualcl_jax.method.negatives.selectors import AUTO, SELECTORS, SHARDED
 from dualcl_jax.method.optim import LARS, LEARNING_RATE_SCHEDULES, MOMENTUM_SCHEDULES, OPTIMIZERS
+from dualcl_jax.method.resolve import UNSEEN
 from dualcl_jax.method.views.images import PRESETS, resolve_views
 from dualcl_jax.method.views.text import TEXT_PRESETS, resolve_text_views
 from dualcl_jax.models.convnext import LEAST
@@ -114,6 +115,7 @@ RULES: dict[str, Rule] = {
     'monitor.k': at_least(1),
     'monitor.temperature': _POSITIVE,
     'monitor.bank': at_least(0),
+    'monitor.unseen': one_of(AUTO, *UNSEEN),
     'parallel.mapper': one_of(AUTO, *MAPPERS),
     'parallel.workers': at_least(-1),
     'parallel.timeout_s': _POSITIVE,

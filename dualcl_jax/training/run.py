@@ -209,8 +209,9 @@ def _monitors(plan: Plan, embed: Embedder) -> tuple[Monitor, ...]:
     settings, found = plan.config.monitor, list[Monitor]()
     if not settings.every_epochs:
         return ()
-    if can_monitor(plan.splits):
-        found.append(KnnMonitor(embed, plan.splits, k=settings.k, temperature=settings.temperature, bank=settings.bank))
+    if can_monitor(plan.splits, settings.unseen):
+        options = {name: settings[name] for name in ('k', 'temperature', 'bank', 'unseen')}
+        found.append(KnnMonitor(embed, plan.splits, **options))
     if plan.similar is not None:
         definition = plan.splits.train.kept_files[TOKENIZER].decode()
         tokenizer = Tokenizer(definition, plan.config.text.length)

@@ -15,6 +15,7 @@ from dualcl_jax.data.text.source import KIND as TEXT
 from dualcl_jax.evaluators.monitor import can_monitor
 from dualcl_jax.method.choices import FEW_IMAGES
 from dualcl_jax.method.describe import describe_method
+from dualcl_jax.method.resolve import LEFT_OUT
 from dualcl_jax.system.console import duration
 from dualcl_jax.system.versions import versions
 from dualcl_jax.training.plan import Plan
@@ -53,12 +54,13 @@ def header(plan: Plan, params: optax.Params, damaged: Mapping[int, str] | None =
         + (f', resuming from step {plan.start_step:,}' if plan.start_step else ''),
         'workdir': str(plan.folder),
     }
-    if config.monitor.every_epochs and not can_monitor(plan.splits):
+    if config.monitor.every_epochs and not can_monitor(plan.splits, config.monitor.unseen):
         facts['kNN accuracy'] = (
-            f'not measured: it needs labelled {units(plan.splits.train.kind)}, for training and for testing'
+            f'not measured: it needs labelled {units(plan.splits.train.kind)} of the same classes, for training and '
+            'for testing'
         )
     elif config.monitor.every_epochs:
-        facts |= _limits_of_knn(plan.splits, config.monitor.k, config.monitor.bank)
+        facts |= _limits_of_knn(plan.splits, config.monitor)
     if plan.similar is not None:
         count = f'{len(plan.similar.scores):,} pairs of {config.sts.path}'
         facts['STS-B dev'] = count if config.monitor.every_epochs else 'not measured: monitor.every_epochs is 0'
@@ -96,15 +98,17 @@ def _first_run(plan: Plan) -> dict[str, str]:
     return facts
 
 
-def _limits_of_knn(splits: Splits, k: int, bank: int) -> dict[str, str]:
-    """The ways in which the kNN accuracy of a run deviates from its settings."""
+def _limits_of_knn(splits: Splits, settings: Any) -> dict[str, str]:
+    """The ways in which the kNN accuracy of a run deviates from its settings, the `monitor` part of its config."""
+    k, bank = settings.k, settings.bank
     assert splits.test is not None
     train, test = (source.labels[source.labels >= 0] for source in (splits.train, splits.test))
     count = min(len(train), bank or len(train))
     limits = [f'k is {count:,}, the number of labelled training images, instead of {k:,}'] if k > count else []
     strange = int((~np.isin(test, train)).sum())
     if strange:
-        limits.append(f'{strange:,} test images of classes without training images count as wrong')
+        what = 'are left out' if settings.unseen == LEFT_OUT else 'count as wrong'
+        limits.append(f'{strange:,} test images of classes without training images {what}')
     return {'kNN accuracy': '; '.join(limits)} if limits else {}
 
 

@@ -10,7 +10,7 @@ from dualcl_jax.method.length import run_length
 from dualcl_jax.method.negatives.selectors import SELECTORS
 from dualcl_jax.method.resolve import resolve
 from dualcl_jax.method.views import VIEWS
-from dualcl_jax.system.config import differing_fields, flatten, from_json, method_sha256, override, to_json
+from dualcl_jax.system.config import ADDED, differing_fields, flatten, from_json, method_sha256, override, to_json
 from dualcl_jax.system.errors import UserError
 
 STATISTICS = (0.5, 0.4, 0.3), (0.3, 0.2, 0.1)
@@ -29,8 +29,8 @@ def test_the_config_given_is_not_changed(fields: tuple[str, ...]) -> None:
     resolved = resolve(config, platform='cpu', num_devices=1, statistics=STATISTICS)
     assert config == config_with(*fields)
     changed = {field for field, value in flatten(resolved) if value != dict(flatten(config))[field]}
-    filled_in = 'negatives.selector', 'optimizer.lars', 'model.norm', 'data.hold_out', 'parallel.mapper'
-    assert changed <= {*filled_in, 'data.mean', 'data.std'}
+    filled_in = {'negatives.selector', 'optimizer.lars', 'model.norm', 'data.hold_out', 'parallel.mapper'}
+    assert changed <= filled_in | {'monitor.unseen', 'data.mean', 'data.std'}
     override(config, ['views.hue=0.25', 'seed=9'])
     assert resolved == resolve(
         config_with(*fields), platform='cpu', num_devices=1, statistics=STATISTICS
@@ -124,6 +124,22 @@ def test_a_stored_run_keeps_its_hold_out(stored: str | None, asked: str, chosen:
 
 
 @pytest.mark.parametrize(
+    ('stored', 'asked', 'chosen'),
+    [
+        (None, 'auto', 'left_out'),
+        ('wrong', 'auto', 'wrong'),
+        ('left_out', 'auto', 'left_out'),
+        ('wrong', 'left_out', None),
+    ],
+)
+def test_a_stored_run_keeps_what_counts_as_wrong(stored: str | None, asked: str, chosen: str | None) -> None:
+    before = None if stored is None else config_with(f'monitor.unseen={stored}')
+    resolved = resolve(config_with(f'monitor.unseen={asked}'), platform='cpu', num_devices=1, stored=before)
+    assert resolved.monitor.unseen == (chosen or asked)
+    assert ADDED['monitor.unseen'] == 'wrong'
+
+
+@pytest.mark.parametrize(
     ('stored', 'requested', 'norm'),
     [
         (None, 'local', 'split:4'),
@@ -163,6 +179,7 @@ def test_what_a_workdir_stores() -> None:
     """It stores the same text, with the same hash in every checkpoint, as if the fields had been set by hand."""
     resolved = resolve(config_with(), platform='tpu', num_devices=1, statistics=STATISTICS)
     config = config_with('negatives.selector=threshold', 'data.hold_out=grouped', 'parallel.mapper=pmap')
+    override(config, ['monitor.unseen=left_out'])
     config.data.mean, config.data.std = STATISTICS
     assert to_json(resolved) == to_json(config)
     assert method_sha256(resolved) == method_sha256(config)
