@@ -159,17 +159,20 @@ def transfer(task: Task) -> Results:
     sets: list[Classified] = task.benchmarks['transfer']
     settings, rows = task.settings.transfer, Rows(*(of.sentences for of in sets))
     folds, strengths = settings.folds, tuple(settings.strengths)
+    how: dict[str, Any]
     for encoded in encode_all(task, rows.distinct):
         for of in sets:
             features, parts = encoded.features[rows(of.sentences)], (of.train, of.validation, of.test)
             if len(of.test):
                 predicted = predict_part(features, of.labels, *parts, strengths, task.seed)
-                labels, how = of.labels[of.test], {'trained_on': len(of.train) + len(of.validation)}
+                labels = of.labels[of.test]
+                how = {'trained_on': len(of.train) + len(of.validation), 'C': predicted.strengths[0]}
             else:
                 predicted = predict_folds(features, of.labels, folds, strengths, task.seed)
-                labels, how = of.labels, {'folds': folds}
+                labels = of.labels
+                how = {'folds': folds, 'C_chosen': 'in each fold', 'C': list(predicted.strengths)}
             share = float(np.mean(predicted.labels == labels))
-            details = encoded.details | how | {'C': predicted.strength, 'classes': len(of.class_names)}
+            details = encoded.details | how | {'classes': len(of.class_names)}
             if predicted.unfinished:
                 details |= {'fits_without_convergence': predicted.unfinished}
             yield _result(of, encoded, 'top1', share, len(labels), wilson(share, len(labels)), details)

@@ -26,8 +26,21 @@ def test_cross_validation_is_scikit_learns():
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
     expected = cross_val_predict(model, features, labels, cv=StratifiedKFold(5, shuffle=True, random_state=3))
     assert (found.labels == expected).all()
-    assert (found.strength, found.unfinished) == (0.1, 0)
+    assert (found.strengths, found.unfinished) == ((0.1,) * 5, 0)
     assert 0.5 < (found.labels == labels).mean() < 1
+
+
+def test_the_strength_is_chosen_in_every_fold():
+    """A fold is predicted as the part for testing, with no look at its labels."""
+    features, labels = np.random.default_rng(0).normal(size=(120, 5)), np.arange(120) % 3
+    strengths = (1e-3, 0.03, 1.0)
+    found = predict_folds(features, labels, 4, strengths, seed=0)
+    assert len(set(found.strengths)) > 1
+    folds = StratifiedKFold(4, shuffle=True, random_state=0).split(labels, labels)
+    for strength, (train, test) in zip(found.strengths, folds, strict=True):
+        part = predict_part(features, labels, train, NONE, test, strengths, seed=0)
+        assert part.strengths == (strength,)
+        assert (part.labels == found.labels[test]).mean() > 0.95  # the order of the examples differs
 
 
 def test_a_part_for_testing():
@@ -40,7 +53,7 @@ def test_a_part_for_testing():
     }
     best = max(fits, key=lambda strength: fits[strength].score(features[validation], labels[validation]))
     model = make_pipeline(StandardScaler(), LogisticRegression(C=best)).fit(features[:180], labels[:180])
-    assert found.strength == best
+    assert found.strengths == (best,)
     assert (found.labels == model.predict(features[test])).all()
 
 
@@ -48,7 +61,7 @@ def test_a_share_is_held_out_where_there_is_no_validation():
     features, labels = draw()
     train, test = np.split(np.arange(240), [180])
     found = predict_part(csr_matrix(features), labels, train, NONE, test, (1e-9, 1.0), seed=0)
-    assert found.strength == 1.0
+    assert found.strengths == (1.0,)
     expected = LogisticRegression(C=1.0).fit(features[train], labels[train])
     assert (found.labels == expected.predict(features[test])).mean() > 0.98  # the order of the examples differs
 
@@ -56,7 +69,7 @@ def test_a_share_is_held_out_where_there_is_no_validation():
 def test_fits_that_do_not_converge_are_counted(monkeypatch):
     monkeypatch.setattr(logistic, 'ITERATIONS', 1)
     features, labels = draw()
-    assert predict_folds(features, labels, 2, (1.0,), seed=0).unfinished == 3
+    assert predict_folds(features, labels, 2, (1.0,), seed=0).unfinished == 4
 
 
 def test_no_information():

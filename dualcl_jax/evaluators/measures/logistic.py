@@ -27,12 +27,12 @@ class Predicted(NamedTuple):
 
     Attributes:
       labels: [M], the predicted labels.
-      strength: C, the inverse of the weight of the L2 penalty, chosen on held-out examples.
+      strengths: C, the inverse of the weight of the L2 penalty, of each classifier: one, or one for each fold.
       unfinished: fits that did not converge within `ITERATIONS` iterations.
     """
 
     labels: NDArray
-    strength: float
+    strengths: tuple[float, ...]
     unfinished: int
 
 
@@ -53,24 +53,24 @@ def predict_part(
     fit, check = (train, validation) if len(validation) else _hold_out(labels, train, seed)
     strength, unfinished = _choose(features, labels, fit, check, strengths)
     model, failed = _fit(features, labels, np.concatenate([fit, check]), strength)
-    return Predicted(model.predict(features[test]), strength, unfinished + failed)
+    return Predicted(model.predict(features[test]), (strength,), unfinished + failed)
 
 
 def predict_folds(features: Any, labels: NDArray, folds: int, strengths: Sequence[float], seed: int) -> Predicted:
     """Predicts all N examples by cross-validation, each by the classifier of the folds that it is not in.
 
-    Folds are random and stratified by class. The strength is chosen once, on a share of the examples outside of the
-    first fold, and used for all folds.
+    Folds are random and stratified by class. The strength of each classifier is chosen on a share of the examples that
+    it is trained on, so that no example plays a part in its own prediction.
     """
-    splits = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(labels, labels))
-    fit, check = _hold_out(labels, splits[0][0], seed)
-    strength, unfinished = _choose(features, labels, fit, check, strengths)
-    predicted = np.zeros_like(labels)
-    for train, test in splits:
-        model, failed = _fit(features, labels, train, strength)
+    predicted, unfinished = np.zeros_like(labels), 0
+    chosen: list[float] = []
+    for train, test in StratifiedKFold(folds, shuffle=True, random_state=seed).split(labels, labels):
+        strength, failed = _choose(features, labels, *_hold_out(labels, train, seed), strengths)
+        model, last = _fit(features, labels, train, strength)
         predicted[test] = model.predict(features[test])
-        unfinished += failed
-    return Predicted(predicted, strength, unfinished)
+        chosen.append(strength)
+        unfinished += failed + last
+    return Predicted(predicted, tuple(chosen), unfinished)
 
 
 def _hold_out(labels: NDArray, rows: NDArray, seed: int) -> tuple[NDArray, NDArray]:
