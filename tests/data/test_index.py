@@ -4,11 +4,14 @@ import errno
 import os
 import pickle
 import shutil
+import stat
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from jax._src import distributed
 
 from dualcl_jax import data
 from dualcl_jax.data.images import decode, folder, index, index_cache, scan
@@ -73,8 +76,10 @@ def test_a_file_that_could_not_be_read_is_examined_again(images, monkeypatch, pr
     assert index_cache.open_index(str(images), channels).report()['used'] == 20
 
 
-@pytest.mark.parametrize('case', ['shared', 'own copies', 'changes meanwhile'])
-def test_one_process_examines_a_folder_that_others_share(images, tmp_path, monkeypatch, two_processes, case):
+@pytest.mark.parametrize(
+    ('case', 'count'), [('shared', 20), ('own copies', 40), ('own mounts', 20), ('changes meanwhile', 21)]
+)
+def test_one_process_examines_a_folder_that_others_share(images, tmp_path, monkeypatch, two_processes, case, count):
     write_classes(images)
     roots = [str(images), str(images)]
     if case == 'own copies':
@@ -86,14 +91,33 @@ def test_one_process_examines_a_folder_that_others_share(images, tmp_path, monke
     examined, found, real = [], {}, index.examine_file
     monkeypatch.setattr(index, 'examine_file', lambda path, *rest: examined.append(path) or real(path, *rest))
     monkeypatch.setattr(index_cache, '_save', lambda known, cache: None)  # as if each process had a cache of its own
-    monkeypatch.setattr(index.Index, 'is_fresh', lambda self, **_: case != 'changes meanwhile')
+
+    def own_mount(path, *args, real=os.stat, **options):
+        about = real(path, *args, **options)
+        fields = {name: getattr(about, name) for name in dir(about) if name.startswith('st_')}
+        if stat.S_ISDIR(about.st_mode):  # gcsfuse numbers and dates folders in each mount
+            number = distributed.global_state.process_id
+            fields |= {'st_ino': about.st_ino + (number << 40), 'st_mtime_ns': about.st_mtime_ns + number}
+        return SimpleNamespace(**fields)
+
+    def changes(*args, real=index_cache.made_once, **options):
+        content = real(*args, **options)
+        if distributed.global_state.process_id:
+            (images / 'ant' / '3.png').write_bytes(encode(photo(700), 'PNG'))
+        return content
 
     def load(number):
         found[number] = index_cache.open_index(str(roots[number]), shared=str(tmp_path / 'run'))
 
-    assert two_processes(load) == [None, None]
-    assert len(examined) == len(found[0]) * (1 if case == 'shared' else 2)
-    np.testing.assert_array_equal(found[0].digests, found[1].digests)
+    with monkeypatch.context() as patch:
+        if case == 'own mounts':
+            patch.setattr(os, 'stat', own_mount)
+        elif case == 'changes meanwhile':
+            patch.setattr(index_cache, 'made_once', changes)
+        assert two_processes(load) == [None, None]
+    assert len(examined) == count
+    differing = (found[0].digests != found[1].digests).any(axis=1)
+    assert [found[0].path(row) for row in np.flatnonzero(differing)] == ['ant/3.png'] * (case == 'changes meanwhile')
     np.testing.assert_array_equal(found[0].names, found[1].names)
     assert (found[0].folders, found[0].notes) == (found[1].folders, found[1].notes)
 

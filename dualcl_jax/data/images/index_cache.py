@@ -55,28 +55,29 @@ def open_index(root: str, channels: int = 0, shared: str = '') -> Index:
         _write(mine[0], content)
         return content.getvalue()
 
-    about = os.stat(root)
-    key = repr((os.path.realpath(root), about.st_ino, about.st_mtime_ns, channels))
-    content = made_once('index', key, shared, make, needed=not fresh)
+    # Neither the inode nor the time of the folder: gcsfuse gives them anew to each mount.
+    content = made_once('index', repr((os.path.realpath(root), channels)), shared, make, needed=not fresh)
     if mine:
         return mine[0]
     if content is None:
         assert known is not None
         return known
     index = _read(io.BytesIO(content), root)
-    if index is None or not index.is_fresh(retry=False):  # this process has other files than process 0
-        return _own_index(root, cache, channels)
+    if index is None or not index.is_fresh(retry=False):  # this process has other files, or folders with other times
+        return _own_index(root, cache, channels, index)
     with _locked(cache) as writable:
         if writable:
             _try_to_save(index, cache)
     return index
 
 
-def _own_index(root: str, cache: Path, channels: int) -> Index:
-    """Opens the index of a folder without the help of other processes."""
+def _own_index(root: str, cache: Path, channels: int, other: Index | None = None) -> Index:
+    """Opens the index of a folder in this process. What `other` has on files that are the same is not examined."""
     with _locked(cache) as writable:
         known = _load(cache, root)
         fresh = known is not None and known.is_fresh()
+        if not fresh and other is not None:
+            known = other
         index = examine_unread(known, channels) if known and fresh else examine_all(root, known, channels)
         if writable and index is not known:
             _try_to_save(index, cache)
