@@ -122,6 +122,23 @@ def test_one_process_examines_a_folder_that_others_share(images, tmp_path, monke
     assert (found[0].folders, found[0].notes) == (found[1].folders, found[1].notes)
 
 
+@pytest.mark.parametrize('case', ['first start', 'changed folder'])
+def test_processes_with_one_home_write_the_cache_once(images, tmp_path, monkeypatch, two_processes, case):
+    write_classes(images)
+    for below in ('ant', 'bee', ''):
+        os.utime(images / below, (1, 1))
+    (tmp_path / 'run').mkdir()
+    if case == 'changed folder':
+        index_cache.open_index(str(images))
+        (images / 'ant' / '3.png').unlink()
+        os.utime(images / 'ant', (2, 2))
+    saved, save = [], index_cache._save
+    monkeypatch.setattr(index_cache, '_save', lambda known, cache: saved.append(cache) or save(known, cache))
+    run = {'shared': str(tmp_path / 'run')}
+    assert two_processes(lambda number: index_cache.open_index(str(images), **run)) == [None, None]
+    assert len(saved) == 1
+
+
 @pytest.mark.parametrize('moment', ['first start', 'later start'])
 def test_what_process_0_could_not_read_is_left_out_by_all(images, tmp_path, monkeypatch, two_processes, moment):
     write_classes(images)

@@ -65,9 +65,10 @@ def open_index(root: str, channels: int = 0, shared: str = '') -> Index:
     index = _read(io.BytesIO(content), root)
     if index is None or not index.is_fresh(retry=False):  # this process has other files, or folders with other times
         return _own_index(root, cache, channels, index)
-    with _locked(cache) as writable:
-        if writable:
-            _try_to_save(index, cache)
+    if not _holds(cache, index):  # processes with one home need not wait for its lock
+        with _locked(cache) as writable:
+            if writable and not _holds(cache, index):
+                _try_to_save(index, cache)
     return index
 
 
@@ -105,6 +106,15 @@ def _locked(cache: Path) -> Iterator[bool]:
 
 def _note_uncached(cache: Path, error: OSError) -> None:
     print(f'note: {cache.parent} cannot be written ({error.strerror}): images are examined at every start')
+
+
+def _holds(cache: Path, index: Index) -> bool:
+    """Whether the cache has this index already."""
+    found = _load(cache, index.root)
+    if found is None or (found.folders, found.notes) != (index.folders, index.notes):
+        return False
+    arrays = {name: value for name, value in vars(index).items() if isinstance(value, np.ndarray)}
+    return all(np.array_equal(value, getattr(found, name)) for name, value in arrays.items())
 
 
 def _try_to_save(index: Index, cache: Path) -> None:
