@@ -48,7 +48,7 @@ def data_config(
 
     `text.tokenizer` is the path of the tokenizer in the workdir of a run. Without one there, it is that of the config,
     or else the one in the folder of `init_from`, whose encoder needs it. It is empty for a tokenizer that is trained on
-    the corpus. `path` is in the workdir if the data are kept there.
+    the corpus. `path` is in the workdir if the data are kept there. `workdir` is that workdir.
 
     Args:
       config: a whole config; it is not changed.
@@ -60,6 +60,7 @@ def data_config(
     kept = kept_tokenizer(workdir) if workdir is not None else ''
     if workdir is not None:
         found.path = kept_data(workdir, found.path)
+    found.workdir = str(workdir or '')
     given = config.text.tokenizer
     if not given and config.init_from and found.name == text.KIND:
         given = kept_tokenizer(reachable(config.init_from, f'--init_from={config.init_from}'))
@@ -78,9 +79,10 @@ def load(data: Any, *, validate: bool = False) -> Splits:
     """Loads the splits that a data config describes.
 
     Args:
-      data: the `data` part of the config, for text from `data_config`; `num_examples` 0 accepts any number. If it has a
-        field `shared`, a folder that all processes of the run share, process 0 examines the images and reads the
-        labels for all processes with the same files, see `dualcl_jax.system.processes.agreement.made_once`.
+      data: the `data` part of the config, for text from `data_config`; `num_examples` 0 accepts any number. It may
+        have a field `workdir`, a run whose cache of findings about its data is used (`dualcl_jax.data.run_cache`), or
+        `shared`, the run that is training, which also writes it. Every process of that run must then load the data;
+        process 0 examines the images and reads the labels for all processes with the same files.
       validate: return the examples that `validation_fraction` holds out, if any, in place of the test split. Choices
         are made on them, and a training run is measured on no others.
 

@@ -27,7 +27,7 @@ from dualcl_jax.models.norm import LOCAL
 from dualcl_jax.system.devices import device_mesh
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.machine import multiplies_bfloat16
-from dualcl_jax.system.processes.agreement import check_same_data, check_shared, forget_made
+from dualcl_jax.system.processes.agreement import check_same_data, check_shared
 from dualcl_jax.workdir.folder import (
     check_same_images,
     check_same_run,
@@ -159,7 +159,7 @@ def _load_data(
     settled = fill(config, TYPICAL_IMAGES, machine, stored)  # only its data fields are final
     data = data_config(settled, folder if stored is not None else None)
     data.hold_out = resolve_hold_out(config, stored)
-    data.shared = str(folder) if writes and jax.process_count() > 1 else ''
+    data.shared = str(folder) if writes else ''
     splits = load(data, validate=True)
     kind, name = splits.train.kind, splits.train.name
     if config.sts.path and kind != TEXT:
@@ -172,7 +172,6 @@ def _load_data(
         raise UserError(f'config.{opened[0]}: is chosen automatically for images only; set a value')
     if writes:
         check_same_data(config.data.name, ' '.join(split.fingerprint for split in splits if split is not None))
-        forget_made(str(folder))
     return splits
 
 

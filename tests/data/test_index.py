@@ -16,6 +16,7 @@ from jax._src import distributed
 from dualcl_jax import data
 from dualcl_jax.data.images import decode, folder, index, index_cache, scan
 from dualcl_jax.data.images.crops import CropRecipe
+from dualcl_jax.data.run_cache import RunCache
 from dualcl_jax.system.errors import EXIT_RESTART, RestartError, UserError, ending
 from tests.support.bad_files import encode, photo
 from tests.support.image_folders import folder_config, write_classes
@@ -100,20 +101,22 @@ def test_one_process_examines_a_folder_that_others_share(images, tmp_path, monke
             fields |= {'st_ino': about.st_ino + (number << 40), 'st_mtime_ns': about.st_mtime_ns + number}
         return SimpleNamespace(**fields)
 
-    def changes(*args, real=index_cache.made_once, **options):
-        content = real(*args, **options)
+    def changes(*args, real=index_cache._kept):
+        known = real(*args)
         if distributed.global_state.process_id:
             (images / 'ant' / '3.png').write_bytes(encode(photo(700), 'PNG'))
-        return content
+        return known
 
     def load(number):
-        found[number] = index_cache.open_index(str(roots[number]), shared=str(tmp_path / 'run'))
+        found[number] = index_cache.open_index(
+            str(roots[number]), run_cache=RunCache(str(tmp_path / 'run'), trains=True)
+        )
 
     with monkeypatch.context() as patch:
         if case == 'own mounts':
             patch.setattr(os, 'stat', own_mount)
         elif case == 'changes meanwhile':
-            patch.setattr(index_cache, 'made_once', changes)
+            patch.setattr(index_cache, '_kept', changes)
         assert two_processes(load) == [None, None]
     assert len(examined) == count
     differing = (found[0].digests != found[1].digests).any(axis=1)
@@ -134,8 +137,8 @@ def test_processes_with_one_home_write_the_cache_once(images, tmp_path, monkeypa
         os.utime(images / 'ant', (2, 2))
     saved, save = [], index_cache._save
     monkeypatch.setattr(index_cache, '_save', lambda known, cache: saved.append(cache) or save(known, cache))
-    run = {'shared': str(tmp_path / 'run')}
-    assert two_processes(lambda number: index_cache.open_index(str(images), **run)) == [None, None]
+    run = RunCache(str(tmp_path / 'run'), trains=True)
+    assert two_processes(lambda number: index_cache.open_index(str(images), 0, run)) == [None, None]
     assert len(saved) == 1
 
 
@@ -163,7 +166,7 @@ def test_what_process_0_could_not_read_is_left_out_by_all(images, tmp_path, monk
     monkeypatch.setattr(index_cache, '_save', lambda known, cache: None)  # as if each process had a cache of its own
 
     def load(number):
-        found[number] = index_cache.open_index(str(images), shared=str(tmp_path / 'run'))
+        found[number] = index_cache.open_index(str(images), run_cache=RunCache(str(tmp_path / 'run'), trains=True))
 
     assert two_processes(load) == [None, None]
     assert examined.count(str(unread)) == 1

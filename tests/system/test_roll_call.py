@@ -313,28 +313,31 @@ def test_views_do_not_depend_on_the_devices() -> None:
         np.testing.assert_array_equal(four, one)
 
 
-@pytest.mark.parametrize('case', ['same', 'other key', 'has it', 'fails', 'full disk'])
-def test_process_0_makes_what_the_others_need(two_processes, tmp_path: Path, monkeypatch, case: str) -> None:
+@pytest.mark.parametrize('case', ['same', 'other key', 'has it', 'fails', 'cannot take it'])
+def test_process_0_makes_what_the_others_need(two_processes, case: str) -> None:
     made, found = [], {}
-    if case == 'full disk':
-        monkeypatch.setattr(agreement, 'write_bytes', lambda path, content: (_ for _ in ()).throw(OSError(28, 'full')))
 
     def check(index):
-        def make() -> bytes:
+        def make() -> str:
             made.append(index)
             if case == 'fails':
                 raise UserError('no such file')
-            return b'content'
+            return f'made by {index}'
+
+        def take() -> str | None:
+            assert made == [0]
+            return None if case == 'cannot take it' else 'taken'
 
         key = f'key {index}' if case == 'other key' else 'key'
-        needed = not (case == 'has it' and index == 1)
-        found[index] = agreement.made_once('thing', key, str(tmp_path), make, needed=needed)
+        has = 'had' if case == 'has it' else None
+        found[index] = agreement.made_once('thing', key, make, take, has=lambda: has)
 
     said = two_processes(check)
     assert said == [None, None] if case != 'fails' else ['no such file'] * 2
     if case != 'fails':
-        assert found == {0: b'content', 1: None if case == 'has it' else b'content'}
+        assert found == {0: 'made by 0', 1: {'same': 'taken', 'has it': 'had'}.get(case, 'made by 1')}
     assert sorted(made) == ([0] if case in ('same', 'has it') else [0, 1])
-    assert bool(contents(tmp_path)) == (case == 'same')
-    two_processes(lambda index: agreement.forget_made(str(tmp_path)))
-    assert not contents(tmp_path)
+
+
+def test_a_single_process_makes_what_it_needs() -> None:
+    assert agreement.made_once('thing', 'key', lambda: 'made', lambda: 'taken', has=lambda: 'had') == 'made'

@@ -34,6 +34,7 @@ from dualcl_jax.data.images.scan import (
     USED,
 )
 from dualcl_jax.data.images.splits import ABOVE, BESIDE, TEST, TRAIN, Layout, described, find_layout
+from dualcl_jax.data.run_cache import run_cache_of
 from dualcl_jax.data.source import Splits, fingerprint, held_out_by_content, limit_indices
 from dualcl_jax.system.errors import UserError, first_line, listed
 
@@ -100,7 +101,7 @@ def load_encoded(data: Any) -> tuple[EncodedSource, EncodedSource | None]:
         raise UserError(f'data.path={data.path}: must be a local folder; copy it, or mount it')
     if not data.path:
         raise UserError('data.path is empty: with data.name=folder, set it to a folder of images')
-    index = open_index(os.path.expanduser(data.path), data.channels, getattr(data, 'shared', ''))
+    index = open_index(os.path.expanduser(data.path), data.channels, run_cache_of(data))
     check_usable(data.path, index, max_skipped=data.max_skipped, channels=data.channels)
     chosen = _choose(data, index)
     index, rows, labels = chosen.index, chosen.rows, chosen.labels.labels

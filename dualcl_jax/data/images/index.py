@@ -7,6 +7,8 @@ when it is read. `dualcl_jax.data.images.index_cache` keeps indices, so that fil
 
 import dataclasses
 import os
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -36,6 +38,8 @@ FULL_CHECK = 50_000
 LISTED = 10_000
 """The report names at most this many converted files and this many that are left out, but all skipped files."""
 BLOCK = 4096
+SAVE_S = 600.0
+"""How often the findings so far are saved, so that an examination that is interrupted goes on where it was."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -164,49 +168,79 @@ class Index:
         }
 
 
-def examine_all(root: str, known: Index | None, channels: int) -> Index:
+def examine_all(root: str, known: Index | None, channels: int, save: Callable[[Index], None] | None = None) -> Index:
     """Lists the files below a folder, and examines those that `known` lacks or that have changed since.
+
+    Args:
+      root: the folder.
+      known: an index of the folder as it was.
+      channels: see `dualcl_jax.data.images.index_cache.open_index`.
+      save: called every `SAVE_S` seconds with an index of the files whose findings are known so far. It is not fresh.
 
     Raises:
       UserError: the folder cannot be read.
     """
     folders, folder_times, entries = scan(root)
-    before: dict[tuple[str, bytes], int] = {}
-    if known:
-        before = {(known.folders[known.folder_of[row]], known.name(row)): row for row in range(len(known))}
+    findings = _known_findings(known, folders, entries)
+    rows = [row for row, finding in enumerate(findings) if finding is None]
 
-    def find(entry: Entry) -> Finding:
-        row = before.get((folders[entry.folder], entry.name), -1)
-        if known and row >= 0 and known.is_current_for(row, entry):
-            outcome = USED if known.outcomes[row] == DUPLICATE else int(known.outcomes[row])
-            height, width = known.shapes[row].tolist()
-            note = known.notes.get(row, '') if outcome != USED else ''
-            return Finding(outcome, note, height, width, int(known.conversions[row]), known.digests[row].tobytes())
+    def find(row: int) -> Finding:
+        entry = entries[row]
         return examine_file(os.path.join(root, folders[entry.folder], os.fsdecode(entry.name)), entry, channels)
 
-    findings: list[Finding] = []
-    with ThreadPoolExecutor(available_cores()) as threads, progress(len(entries), f'examining {root}') as advance:
-        for start in range(0, len(entries), BLOCK):
-            for finding in threads.map(find, entries[start : start + BLOCK]):
-                findings.append(finding)
+    saved = time.monotonic()
+    with ThreadPoolExecutor(available_cores()) as threads, progress(len(rows), f'examining {root}') as advance:
+        for start in range(0, len(rows), BLOCK):
+            block = rows[start : start + BLOCK]
+            for row, finding in zip(block, threads.map(find, block), strict=True):
+                findings[row] = finding
                 advance()
-    index = Index(
+            if save and start + BLOCK < len(rows) and time.monotonic() - saved >= SAVE_S:
+                save(_index(root, folders, [-1] * len(folders), entries, findings))
+                saved = time.monotonic()
+    index = _index(root, folders, folder_times, entries, findings)
+    mark_duplicates(index, np.flatnonzero(index.outcomes == USED))
+    return index
+
+
+def _known_findings(known: Index | None, folders: list[str], entries: list[Entry]) -> list[Finding | None]:
+    """For each file the finding in an index; None if it has none that holds for the file as it is now."""
+    if known is None:
+        return [None] * len(entries)
+    before = {(known.folders[known.folder_of[row]], known.name(row)): row for row in range(len(known))}
+
+    def finding(entry: Entry) -> Finding | None:
+        row = before.get((folders[entry.folder], entry.name), -1)
+        if row < 0 or not known.is_current_for(row, entry):
+            return None
+        outcome = USED if known.outcomes[row] == DUPLICATE else int(known.outcomes[row])
+        height, width = known.shapes[row].tolist()
+        note = known.notes.get(row, '') if outcome != USED else ''
+        return Finding(outcome, note, height, width, int(known.conversions[row]), known.digests[row].tobytes())
+
+    return [finding(entry) for entry in entries]
+
+
+def _index(
+    root: str, folders: list[str], folder_times: list[int], entries: list[Entry], findings: list[Finding | None]
+) -> Index:
+    """The index of the files that have a finding, in which no file is a duplicate."""
+    found = [(entry, finding) for entry, finding in zip(entries, findings, strict=True) if finding is not None]
+    return Index(
         root,
         tuple(folders),
         np.array(folder_times, np.int64),
-        np.array([entry.folder for entry in entries], np.int32),
-        np.frombuffer(b''.join(entry.name for entry in entries), np.uint8),
-        np.cumsum([len(entry.name) for entry in entries], dtype=np.int64),
-        np.array([entry.size for entry in entries], np.int64),
-        np.array([entry.time for entry in entries], np.int64),
-        np.array([finding[2:4] for finding in findings], np.int32).reshape(-1, 2),
-        np.array([finding.outcome for finding in findings], np.uint8),
-        np.array([finding.conversions for finding in findings], np.uint16),
-        np.frombuffer(b''.join(finding.digest for finding in findings), np.uint8).reshape(-1, 16),
-        {row: finding.note for row, finding in enumerate(findings) if finding.note},
+        np.array([entry.folder for entry, _ in found], np.int32),
+        np.frombuffer(b''.join(entry.name for entry, _ in found), np.uint8),
+        np.cumsum([len(entry.name) for entry, _ in found], dtype=np.int64),
+        np.array([entry.size for entry, _ in found], np.int64),
+        np.array([entry.time for entry, _ in found], np.int64),
+        np.array([finding[2:4] for _, finding in found], np.int32).reshape(-1, 2),
+        np.array([finding.outcome for _, finding in found], np.uint8),
+        np.array([finding.conversions for _, finding in found], np.uint16),
+        np.frombuffer(b''.join(finding.digest for _, finding in found), np.uint8).reshape(-1, 16),
+        {row: finding.note for row, (_, finding) in enumerate(found) if finding.note},
     )
-    mark_duplicates(index, np.flatnonzero(index.outcomes == USED))
-    return index
 
 
 def examine_unread(index: Index, channels: int) -> Index:

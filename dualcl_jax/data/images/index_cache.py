@@ -1,15 +1,17 @@
-"""The cache of indices of folders, and how the processes of a run share one.
+"""The caches of indices of folders, and how the processes of a run share one.
 
-The cache of a folder is a columnar .npz file in $XDG_CACHE_HOME/dualcl_jax (~/.cache/dualcl_jax). Files that could not
-be read are examined again at the next start.
+The cache of a folder is a columnar .npz file in $XDG_CACHE_HOME/dualcl_jax (~/.cache/dualcl_jax), and a compressed one
+in the workdir of a run (`dualcl_jax.data.run_cache`). Files that could not be read are examined again at the next
+start.
 """
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +21,7 @@ import simplejpeg
 
 from dualcl_jax.data.images import stored
 from dualcl_jax.data.images.index import Index, examine_all, examine_unread
+from dualcl_jax.data.run_cache import NO_CACHE, RunCache
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import BROKEN, cache_folder, locked
 from dualcl_jax.system.processes.agreement import made_once
@@ -27,8 +30,8 @@ VERSION = f'3 {PIL.__version__} {simplejpeg.__version__}'
 """The version of the format and of the decoders. A cache of another version is not used."""
 
 
-def open_index(root: str, channels: int = 0, shared: str = '') -> Index:
-    """Opens the index of a local folder: from its cache if that is valid, else by examining new files.
+def open_index(root: str, channels: int = 0, run_cache: RunCache = NO_CACHE) -> Index:
+    """Opens the index of a local folder: from a cache that is valid, else by examining the files that no cache has.
 
     Of the processes of a run that have the same folder, process 0 does this, and the others use its index: all leave
     out what process 0 could not read.
@@ -36,53 +39,89 @@ def open_index(root: str, channels: int = 0, shared: str = '') -> Index:
     Args:
       root: the folder.
       channels: the channels of usable images, which are read as stored; 0: images that can be converted to RGB.
-      shared: see `dualcl_jax.data.load`.
+      run_cache: that of the run.
 
     Raises:
       UserError: there is no such folder.
     """
     if not os.path.isdir(root):
         raise UserError(f'data.path={root}: no such folder; with data.name=folder, set it to a local folder of images')
-    cache, mine = _cache_file(root, channels), list[Index]()
-    if not shared:
-        return _own_index(root, cache, channels)
-    known = _load(cache, root)
-    fresh = known is not None and known.is_fresh() and not known.unread()
+    cache = _cache_file(root, channels)
+    name = f'index-{cache.stem[:16]}.npz'
 
-    def make() -> bytes:
-        mine.append(_own_index(root, cache, channels))
-        content = io.BytesIO()
-        _write(mine[0], content)
-        return content.getvalue()
+    def own() -> Index:
+        kept = _kept(run_cache, name, root)
+        index = _own_index(root, cache, channels, kept, save)
+        if index is not kept:
+            save(index)
+        return index
 
-    # Neither the inode nor the time of the folder: gcsfuse gives them anew to each mount.
-    content = made_once('index', repr((os.path.realpath(root), channels)), shared, make, needed=not fresh)
-    if mine:
-        return mine[0]
-    if content is None:
-        assert known is not None
-        return known
-    index = _read(io.BytesIO(content), root)
-    if index is None or not index.is_fresh(retry=False):  # this process has other files, or folders with other times
-        return _own_index(root, cache, channels, index)
-    if not _holds(cache, index):  # processes with one home need not wait for its lock
-        with _locked(cache) as writable:
-            if writable and not _holds(cache, index):
-                _try_to_save(index, cache)
-    return index
+    def save(index: Index) -> None:
+        run_cache.save(name, functools.partial(_write, index, compressed=True))
 
-
-def _own_index(root: str, cache: Path, channels: int, other: Index | None = None) -> Index:
-    """Opens the index of a folder in this process. What `other` has on files that are the same is not examined."""
-    with _locked(cache) as writable:
+    def fresh() -> Index | None:
         known = _load(cache, root)
-        fresh = known is not None and known.is_fresh()
-        if not fresh and other is not None:
-            known = other
-        index = examine_unread(known, channels) if known and fresh else examine_all(root, known, channels)
-        if writable and index is not known:
+        return known if known is not None and known.is_fresh() and not known.unread() else None
+
+    def take() -> Index | None:
+        index = _kept(run_cache, name, root)
+        if index is None:
+            return None
+        if not index.is_fresh(retry=False):  # this process has other files, or folders with other times
+            return _own_index(root, cache, channels, index)
+        if not _holds(cache, index):  # processes with one home need not wait for its lock
+            with _locked(cache) as writable:
+                if writable and not _holds(cache, index):
+                    _try_to_save(index, cache)
+        return index
+
+    if not run_cache.trains:
+        return own()
+    # Neither the inode nor the time of the folder: gcsfuse gives them anew to each mount.
+    return made_once('index', repr((os.path.realpath(root), channels)), own, take, has=fresh)
+
+
+def _own_index(
+    root: str, cache: Path, channels: int, other: Index | None, save: Callable[[Index], None] | None = None
+) -> Index:
+    """Opens the index of a folder in this process.
+
+    Args:
+      root, channels: see `open_index`.
+      cache: the cache of this machine.
+      other: another index of the folder, which may be valid as well.
+      save: see `examine_all`.
+    """
+    with _locked(cache) as writable:
+        cached = _load(cache, root)
+        found = [index for index in (other, cached) if index is not None]
+        known = next((index for index in found if index.is_fresh()), None)
+
+        def save_part(index: Index) -> None:
+            if writable:
+                _try_to_save(index, cache)
+            if save:
+                save(index)
+
+        if known is not None:
+            index = examine_unread(known, channels)
+        else:
+            index = examine_all(root, max(found, key=len, default=None), channels, save_part)
+        if writable and (cached is None or not _same(index, cached)):
             _try_to_save(index, cache)
     return index
+
+
+def _kept(run_cache: RunCache, name: str, root: str) -> Index | None:
+    """The index in the cache of a run; None if there is none, or it cannot be used."""
+    content = run_cache.read(name)
+    if content is None:
+        return None
+    try:
+        return _read(io.BytesIO(content), root)
+    except (*BROKEN, LookupError, TypeError) as error:
+        print(f'note: {name} in {run_cache.workdir} cannot be read ({error}): the images are examined again')
+        return None
 
 
 def _cache_file(root: str, channels: int) -> Path:
@@ -111,10 +150,14 @@ def _note_uncached(cache: Path, error: OSError) -> None:
 def _holds(cache: Path, index: Index) -> bool:
     """Whether the cache has this index already."""
     found = _load(cache, index.root)
-    if found is None or (found.folders, found.notes) != (index.folders, index.notes):
-        return False
-    arrays = {name: value for name, value in vars(index).items() if isinstance(value, np.ndarray)}
-    return all(np.array_equal(value, getattr(found, name)) for name, value in arrays.items())
+    return found is not None and _same(found, index)
+
+
+def _same(one: Index, other: Index) -> bool:
+    arrays = [name for name, value in vars(one).items() if isinstance(value, np.ndarray)]
+    return (one.folders, one.notes) == (other.folders, other.notes) and all(
+        np.array_equal(getattr(one, name), getattr(other, name)) for name in arrays
+    )
 
 
 def _try_to_save(index: Index, cache: Path) -> None:
@@ -137,11 +180,11 @@ def _save(index: Index, cache: Path) -> None:
         raise
 
 
-def _write(index: Index, file: BinaryIO) -> None:
+def _write(index: Index, file: BinaryIO, *, compressed: bool = False) -> None:
     arrays = {name: value for name, value in vars(index).items() if isinstance(value, np.ndarray)}
     about = {'version': VERSION, 'folders': index.folders, 'notes': list(index.notes.items())}
     arrays['about'] = np.frombuffer(json.dumps(about).encode(), np.uint8)
-    np.savez(file, **arrays)  # type: ignore[arg-type]
+    (np.savez_compressed if compressed else np.savez)(file, **arrays)  # type: ignore[arg-type]
 
 
 def _load(cache: Path, root: str) -> Index | None:

@@ -15,6 +15,7 @@ from dualcl_jax.data.images.encoded import EncodedSource, in_memory_if_small, st
 from dualcl_jax.data.images.source import image_shape, image_source
 from dualcl_jax.data.images.tfds_features import open_folder
 from dualcl_jax.data.images.tfds_records import read_split
+from dualcl_jax.data.run_cache import run_cache_of
 from dualcl_jax.data.source import ArraySource, Splits, fingerprint, limit_indices
 from dualcl_jax.system.errors import UserError, first_line
 from dualcl_jax.system.files import reachable
@@ -53,9 +54,9 @@ def load(data: Any, others: Sequence[str] = ()) -> Splits:
     tests = [split for split in TEST_SPLITS if split in splits]
     height, width, channels = dict(builder.info.features.items())['image'].shape
     if channels == 3 and None in (height, width):
-        size, shared = stored_size(data), getattr(data, 'shared', '')
-        encoded = read_split(builder, 'train', data.limit, size, shared)
-        name, held_out = _preferred((split, read_split(builder, split, 0, size, shared)) for split in tests)
+        size, run_cache = stored_size(data), run_cache_of(data)
+        encoded = read_split(builder, 'train', data.limit, size, run_cache)
+        name, held_out = _preferred((split, read_split(builder, split, 0, size, run_cache)) for split in tests)
         return in_memory_if_small(data, *_reported(splits, encoded, name, held_out))
     train = _read_split(data, builder, 'train', data.limit)
     name, test = _preferred((split, _read_split(data, builder, split, 0)) for split in tests)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from etils import epath
 
 from dualcl_jax.data.images.encoded import EncodedSource
 from dualcl_jax.data.images.tfds_features import open_folder
+from dualcl_jax.data.run_cache import NO_CACHE, RunCache
 from dualcl_jax.data.source import fingerprint, limit_indices
 from dualcl_jax.system.console import progress
 from dualcl_jax.system.errors import UserError
@@ -51,11 +53,10 @@ class RecordFiles:
         return f'{self.folder}: record {int(self.rows[index])} of {self.split}'
 
 
-def read_split(builder: Any, split: str, limit: int, stored_size: int, shared: str = '') -> EncodedSource:
-    """Reads a split of a TFDS builder. Its labels are read once and cached until one of its files changes.
+def read_split(builder: Any, split: str, limit: int, stored_size: int, run_cache: RunCache = NO_CACHE) -> EncodedSource:
+    """Reads a split of a TFDS builder. Its labels are read once, cached and kept until one of its files changes.
 
-    Of the processes of a run that have the same files, process 0 reads the labels; see `dualcl_jax.data.load` for
-    `shared`.
+    Of the processes of a run that have the same files, process 0 reads the labels.
     """
     import tensorflow_datasets as tfds
 
@@ -68,7 +69,7 @@ def read_split(builder: Any, split: str, limit: int, stored_size: int, shared: s
     labels = np.full(count, -1, np.int32)
     if class_names is not None:
         here = identity, str(absolute(epath.Path(folder))), [path.stat().mtime for path in paths]
-        labels = _labels_of(folder, split, count, hashlib.sha256(repr(here).encode()).hexdigest(), shared)
+        labels = _labels_of(folder, split, count, hashlib.sha256(repr(here).encode()).hexdigest(), run_cache)
     rows = limit_indices(count, limit).astype(np.int32)
     name = builder.info.full_name
     digest = fingerprint(name, (stored_size, stored_size, 3), class_names, labels[rows], rows, identity)
@@ -91,34 +92,56 @@ def _records(folder: str, split: str) -> Any:
     return builder.as_data_source(split, decoders=decoders, file_format='array_record')
 
 
-def _labels_of(folder: str, split: str, count: int, key: str, shared: str) -> np.ndarray:
-    """The label of every record, int32 [N]: from the cache, from process 0, or from the records.
+def _labels_of(folder: str, split: str, count: int, key: str, run_cache: RunCache) -> np.ndarray:
+    """The label of every record, int32 [N]: from the cache of the machine or the run, or from the records.
 
     Args:
       folder: the folder of the prepared set.
       split: the name of the split.
       count: the number of records.
       key: a digest of the files, their places and times.
-      shared: see `dualcl_jax.data.load`.
+      run_cache: that of the run.
     """
     cache = cache_folder() / f'{key[:24]}.npy'
-    try:
-        cached = np.load(cache, allow_pickle=False)
-    except BROKEN:  # absent, or cut off
-        cached = np.empty(0, np.int32)
-    found = cached.shape == (count,)
+    place = hashlib.sha256(str(absolute(epath.Path(folder))).encode()).hexdigest()
+    name = f'labels_{split}-{place[:16]}.npz'
+    cached, kept = _cached_labels(cache, count), functools.partial(_kept_labels, run_cache, name, key, count)
 
-    def labels() -> np.ndarray:
-        return cached if found else _read_labels(folder, split, count)
+    def make() -> np.ndarray:
+        labels = kept()
+        if labels is None:
+            labels = _read_labels(folder, split, count) if cached is None else cached
+            run_cache.save(name, functools.partial(np.savez_compressed, key=np.array(key), labels=labels))
+        return labels
 
-    if shared:
-        content = made_once(f'labels_{split}', key, shared, lambda: labels().tobytes(), needed=not found)
-        known = cached if content is None else np.frombuffer(content, np.int32)
+    if run_cache.trains:
+        labels = made_once(f'labels_{split}', key, make, kept, has=lambda: cached)
     else:
-        known = labels()
-    if not found:
-        _save(cache, known)
-    return known
+        labels = make() if cached is None else cached
+    if cached is None:
+        _save(cache, labels)
+    return labels
+
+
+def _cached_labels(cache: Path, count: int) -> np.ndarray | None:
+    try:
+        labels = np.load(cache, allow_pickle=False)
+    except BROKEN:  # absent, or cut off
+        return None
+    return labels if labels.shape == (count,) else None
+
+
+def _kept_labels(run_cache: RunCache, name: str, key: str, count: int) -> np.ndarray | None:
+    """The labels in the cache of a run; None if it has none of these files as they are."""
+    content = run_cache.read(name)
+    if content is None:
+        return None
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            labels = archive['labels'] if str(archive['key']) == key else None
+    except (*BROKEN, LookupError):
+        return None
+    return labels if labels is not None and labels.shape == (count,) else None
 
 
 def _read_labels(folder: str, split: str, count: int) -> np.ndarray:

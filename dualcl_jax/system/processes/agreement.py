@@ -7,19 +7,18 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from etils import epath
 
 from dualcl_jax.system.errors import RestartError, UserError
-from dualcl_jax.system.files import write_bytes
 from dualcl_jax.system.private_jax import distributed_state
 
 BOOT = Path('/proc/sys/kernel/random/boot_id')
 """Where Linux shows a random id of the boot of its kernel."""
 _ONE_WEEK_S = 7 * 24 * 3600.0
 _ANSWER_S = 10.0
-_MADE = '.from_process_0'
+Made = TypeVar('Made')
 
 
 def check_shared(folder: epath.Path, timeout_s: float) -> None:
@@ -78,49 +77,47 @@ def check_same_data(name: str, fingerprint: str) -> None:
     _compare('data', fingerprint, problem, _ONE_WEEK_S)
 
 
-def made_once(name: str, key: str, folder: str, make: Callable[[], bytes], *, needed: bool = True) -> bytes | None:
-    """Returns the result of `make`: process 0 makes it, and the others with the same key read it from a shared folder.
+def made_once(
+    name: str,
+    key: str,
+    make: Callable[[], Made],
+    take: Callable[[], Made | None],
+    *,
+    has: Callable[[], Made | None] = lambda: None,
+) -> Made:
+    """Returns what process 0 makes for all processes with the same key.
 
-    If process 0 fails, the others make it as well. Every process must call it, after JAX has joined them.
+    Every process must call it, after JAX has joined them. The only process of a run makes it.
 
     Args:
       name: name of the result; a process may ask for it only once.
       key: identifies what it is made of. Processes whose key differs from that of process 0 make their own.
-      folder: a folder that all processes share; it holds the file until `forget_made`.
-      make: makes the result.
-      needed: False if this process has it already; it then gets None, unless it is process 0.
+      make: makes the result. In process 0 it also leaves it where the others can take it. If it fails there, they make
+        it as well.
+      take: takes the result of process 0; None if this process cannot use it, and makes its own.
+      has: what a process other than 0 has already, so that it does not wait for process 0; None if it has nothing.
     """
     client, index, count = _joined()
-    file = epath.Path(folder) / _MADE / name
+    if count == 1:
+        return make()
     if index == 0:
         client.key_value_set(f'dualcl/{name}/key', key)
         said = 'failed'
         try:
-            content = make()
-            wanted = [_read(client, f'{name}/{other}', _ONE_WEEK_S, by=other) for other in range(1, count)]
-            with contextlib.suppress(OSError):  # such as a full disk
-                if key in wanted:
-                    file.parent.mkdir(exist_ok=True)
-                    write_bytes(file, content)
-                said = 'made'
+            result = make()
+            said = 'made'
         finally:
             client.key_value_set(f'dualcl/{name}/made', said)
-        return content
-    client.key_value_set(f'dualcl/{name}/{index}', key if needed else '')
-    if not needed:
-        return None
-    same = _read(client, f'{name}/key', _ONE_WEEK_S, by=0) == key
-    if same and _read(client, f'{name}/made', _ONE_WEEK_S, by=0) == 'made':
-        with contextlib.suppress(OSError):
-            return file.read_bytes()
-    return make()
+        return result
+    found = has()
+    if found is None and _read(client, f'{name}/key', _ONE_WEEK_S, by=0) == key:
+        found = take() if _read(client, f'{name}/made', _ONE_WEEK_S, by=0) == 'made' else None
+    return make() if found is None else found
 
 
-def forget_made(folder: str) -> None:
-    """Removes the files of `made_once`, once every process has what it needs."""
-    if _joined()[1] == 0:
-        with contextlib.suppress(OSError):
-            (epath.Path(folder) / _MADE).rmtree(missing_ok=True)
+def is_first() -> bool:
+    """Whether this is process 0, or the only process."""
+    return _joined()[1] == 0
 
 
 def from_process_0(name: str, text: str) -> str:
