@@ -39,7 +39,7 @@ def write_cache(folder: Path) -> None:
     )
     cache = index_cache.cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
-    index_cache._save(made, index_cache._cache_file(str(folder)))
+    index_cache._save(made, index_cache._cache_file(str(folder), 0))
 
 
 def main(folder: Path) -> None:
