@@ -1,12 +1,15 @@
 """The cache of a run in its workdir: machines without a cache of their own neither examine nor read data again."""
 
 import errno
+import hashlib
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 
 from dualcl_jax import data
 from dualcl_jax.data import run_cache
@@ -231,3 +234,26 @@ def test_labels_of_a_run_that_is_only_read(records, run, read):
     loaded(records, workdir=str(run))
     assert list(run.iterdir()) == []
     assert len(read) == 2
+
+
+def test_shards_are_looked_at_together(tmp_path, monkeypatch):
+    """With one look at the length and the time of each: on gs:// it is a request."""
+    paths = [epath.Path(tmp_path / f'{number}') for number in range(8)]
+    for number, path in enumerate(paths):
+        path.write_bytes(bytes([number]) * (tfds_records.TAIL_BYTES - 1 + number))
+        os.utime(path, (number, number))
+    stat, together, looks = type(paths[0]).stat, threading.Barrier(2), []
+
+    def look(path):
+        looks.append(path.name)
+        together.wait(timeout=60)
+        return stat(path)
+
+    monkeypatch.setattr(type(paths[0]), 'stat', look)
+    shards, times = tfds_records._shards(paths)
+    assert sorted(looks) == [path.name for path in paths]
+    assert times == list(range(8))
+    for number, path in enumerate(paths):
+        content = path.read_bytes()
+        end = hashlib.sha256(content[-tfds_records.TAIL_BYTES :]).hexdigest()
+        assert shards[number] == (path.name, len(content), end)

@@ -1,11 +1,13 @@
 """TFDS sets with images of any size: records stay encoded, and `EncodedSource` decodes them."""
 
+import collections
 import contextlib
 import dataclasses
 import functools
 import hashlib
 import io
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,9 @@ from dualcl_jax.system.files import BROKEN, absolute, cache_folder
 from dualcl_jax.system.processes.agreement import made_once
 
 CHUNK = 256
+THREADS = 32
+"""How many shards are looked at at once. With 30 ms for a request, 1,024 shards on gs:// take 4 s; it was 362 s with 13
+requests for each, one after the other."""
 TAIL_BYTES = 2**17
 """Size of the end of a shard, where array_record stores the offsets of its records. They distinguish sets whose
 shards, which are padded to blocks, have equal lengths."""
@@ -63,12 +68,11 @@ def read_split(builder: Any, split: str, limit: int, stored_size: int, run_cache
     label = dict(builder.info.features.items()).get('label')
     class_names = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else None
     folder, count = str(builder.data_path), builder.info.splits[split].num_examples
-    paths = [epath.Path(path) for path in sorted(builder.info.splits[split].filepaths)]
-    shards = [(path.name, path.stat().length, hashlib.sha256(_tail(path)).hexdigest()) for path in paths]
+    shards, times = _shards([epath.Path(path) for path in sorted(builder.info.splits[split].filepaths)])
     identity = hashlib.sha256(repr((builder.info.full_name, shards)).encode()).digest()
     labels = np.full(count, -1, np.int32)
     if class_names is not None:
-        here = identity, str(absolute(epath.Path(folder))), [path.stat().mtime for path in paths]
+        here = identity, str(absolute(epath.Path(folder))), times
         labels = _labels_of(folder, split, count, hashlib.sha256(repr(here).encode()).hexdigest(), run_cache)
     rows = limit_indices(count, limit).astype(np.int32)
     name = builder.info.full_name
@@ -76,10 +80,24 @@ def read_split(builder: Any, split: str, limit: int, stored_size: int, run_cache
     return EncodedSource(name, RecordFiles(folder, split, rows), labels[rows], stored_size, class_names, digest)
 
 
-def _tail(path: epath.Path) -> bytes:
-    with path.open('rb') as file:
-        file.seek(max(path.stat().length - TAIL_BYTES, 0))
-        return file.read()
+def _shards(paths: list[epath.Path]) -> tuple[list[tuple[str, int, str]], list[int]]:
+    """The name, the length and a digest of the end of each shard, and when each changed, in seconds.
+
+    On gs:// each request takes tens of milliseconds, and a set has up to thousands of shards: they are read in threads,
+    and the lengths and times of all come from one listing of their folders, which gcsfs remembers.
+    """
+
+    def look(path: epath.Path) -> tuple[tuple[str, int, str], int]:
+        about = path.stat()
+        with path.open('rb') as file:
+            file.seek(max(about.length - TAIL_BYTES, 0))
+            return (path.name, about.length, hashlib.sha256(file.read()).hexdigest()), about.mtime
+
+    for folder in {path.parent for path in paths if '://' in str(path)}:
+        collections.deque(folder.iterdir(), maxlen=0)
+    with ThreadPoolExecutor(THREADS) as threads:
+        found = list(threads.map(look, paths))
+    return [shard for shard, _ in found], [changed for _, changed in found]
 
 
 @functools.lru_cache(maxsize=4)
