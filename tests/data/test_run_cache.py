@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from etils import epath
 
+from configs import default
 from dualcl_jax import data
 from dualcl_jax.data import run_cache
 from dualcl_jax.data.images import index, index_cache, tfds_records
 from dualcl_jax.data.run_cache import RunCache
-from tests.data.test_tfds_source import LABEL, config, examples, image_feature, write_set
+from tests.data.test_tfds_source import LABEL, examples, image_feature, write_set
 from tests.support.bad_files import encode, photo
 from tests.support.image_folders import write_classes
 
@@ -187,10 +188,17 @@ def records(tmp_path) -> Path:
     return write_set(tmp_path / 'sets', {'train': examples(5, 20, 12, 3), 'test': examples(3, 20, 12, 3)}, features)
 
 
+def load(records: Path, **fields: str) -> data.Splits:
+    found = default.get_config().data
+    with found.unlocked():
+        found.update(name='tiny', data_dir=str(records), stored_size=12, memory_bytes=0, **fields)
+    return data.load(found)
+
+
 def loaded(records: Path, **fields: str) -> data.Splits:
     """The set on a new machine."""
     new_machine()
-    return data.load(config(data_dir=records, stored_size=12, memory_bytes=0, **fields))
+    return load(records, **fields)
 
 
 def test_a_new_machine_takes_the_labels_from_the_workdir(records, run, read):
@@ -214,9 +222,8 @@ def test_labels_of_other_files_are_not_taken(records, run, read):
 
 
 def test_the_workdir_gets_the_labels_that_the_machine_knows(records, run, read):
-    fields = {'stored_size': 12, 'memory_bytes': 0}
-    data.load(config(data_dir=records, **fields))
-    data.load(config(data_dir=records, **fields, shared=str(run)))
+    load(records)
+    load(records, shared=str(run))
     loaded(records, shared=str(run))
     assert sorted(read) == ['test', 'train']
 

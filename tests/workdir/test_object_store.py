@@ -62,6 +62,8 @@ def test_a_killed_run_resumes_exactly(trainer, bucket, expected):
     out = trainer.run('gs://bucket/killed', *FIELDS).out
     assert 'resum' in out, out
     assert json.loads((bucket / 'killed/summary.json').read_bytes())['state_sha256'] == expected
+    kept = [path.name for path in (bucket / 'killed/data_cache').iterdir()]
+    assert sorted(name.partition('-')[0] for name in kept) == ['labels_test', 'labels_train']
 
 
 def test_two_processes_share_the_set(trainer, expected):
