@@ -87,14 +87,14 @@ def prepare_stock(name: str, data_dir: str) -> str:
 
 def prepare_folder(flags: argparse.Namespace) -> str:
     """Packs the usable images of a folder into a set, and returns the folder of the set."""
+    from dualcl_jax.configs import default
     from dualcl_jax.data import Splits
     from dualcl_jax.data.describe import describe_data
     from dualcl_jax.data.images import folder
     from dualcl_jax.data.images.pack import pack, place_of
 
-    data = argparse.Namespace(path=flags.folder, labels=flags.labels, test_fraction=flags.test_fraction)
-    data.path_column, data.label_column, data.hold_out = flags.path_column, flags.label_column, 'auto'
-    data.limit, data.stored_size, data.max_skipped, data.channels = 0, 1, flags.max_skipped, 0
+    data = default.get_config().data
+    data.update(path=flags.folder, stored_size=1, **{name: getattr(flags, name) for name in OF_A_FOLDER})
     place_of(flags.dataset, flags.data_dir)  # fails early if the set cannot be written there
     train, test = folder.load_encoded(data)
     for name, fact in describe_data(Splits(train, test)).items():

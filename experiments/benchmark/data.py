@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from configs import default
 from dualcl_jax.data import Loader
 from dualcl_jax.data.images import folder, photo_patches
 from dualcl_jax.data.images.crops import CropRecipe
@@ -96,8 +96,9 @@ def decode(rounds: int, compare: Compare) -> Cases:
         (Path(path) / 'images').mkdir()
         for number, data in enumerate(_photographs(BATCH * BATCHES)):
             (Path(path) / 'images' / f'{number:05d}.jpg').write_bytes(data)
-        fields = {'path': f'{path}/images', 'labels': 'none', 'test_fraction': 0.0, 'max_skipped': 0.0, 'limit': 0}
-        source, _ = folder.load_encoded(SimpleNamespace(**fields, stored_size=256))
+        config = default.get_config().data
+        config.update(path=f'{path}/images', labels='none', test_fraction=0.0, max_skipped=0.0, stored_size=256)
+        source, _ = folder.load_encoded(config)
         found: dict[str, list[tuple[float, float]]] = {'decoder alone': [], 'loader': []}
         with multiprocessing.get_context('spawn').Pool(cores, _keep, (source,)) as pool:
             pool.map(_crop, range(cores * 2))

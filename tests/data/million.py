@@ -49,15 +49,19 @@ def main(folder: Path) -> None:
         os._exit(0)
     assert os.waitpid(pid, 0)[1] == 0
     began = time.process_time()
-    from types import SimpleNamespace
-
+    from configs import default
     from dualcl_jax import data
 
-    fields = {'name': 'folder', 'path': str(folder), 'image_size': 224, 'limit': 0, 'num_examples': FOLDERS * EACH}
-    fields |= {'labels': 'auto', 'test_fraction': 0.0, 'validation_fraction': 0.0, 'stored_size': 0}
-    fields |= {'path_column': '', 'label_column': '', 'hold_out': 'auto', 'channels': 0}
-    fields |= {'memory_bytes': 2**30, 'max_skipped': 0.05}
-    train, _ = data.load(SimpleNamespace(**fields))
+    config = default.get_config().data
+    config.update(
+        name='folder',
+        path=str(folder),
+        image_size=224,
+        num_examples=FOLDERS * EACH,
+        test_fraction=0.0,
+        memory_bytes=2**30,
+    )
+    train, _ = data.load(config)
     seconds = time.process_time() - began
     assert len(train.class_names or ()) == FOLDERS
     status = Path('/proc/self/status').read_text()  # getrusage would also count the process that started this one

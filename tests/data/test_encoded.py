@@ -2,7 +2,6 @@
 
 import itertools
 import os
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -18,6 +17,7 @@ from dualcl_jax.data.images.encoded import EncodedSource
 from dualcl_jax.data.order import batch_indices
 from dualcl_jax.method.views.image_draws import draw_crop
 from tests.support.bad_files import encode, photo
+from tests.support.data_config import data_config
 
 N, B, STEPS = 40, 18, 5
 RECIPE = CropRecipe(((0.2, 1.0), (0.1, 0.5)), ((0.75, 4 / 3), (0.5, 2.0)), 12)
@@ -33,10 +33,8 @@ def source(tmp_path_factory) -> EncodedSource:
         (root / f'{i:02d}.{kind.lower()}').write_bytes(encode(photo(i, height, width), kind))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
-        fields = {'name': 'folder', 'path': str(root), 'image_size': 12, 'limit': 0, 'num_examples': 0}
-        fields |= {'labels': 'none', 'test_fraction': 0.0, 'validation_fraction': 0.0, 'stored_size': 0}
-        fields |= {'memory_bytes': 0, 'max_skipped': 0.0, 'channels': 0}
-        train, _ = data.load(SimpleNamespace(**fields))
+        fields = {'labels': 'none', 'test_fraction': 0.0, 'memory_bytes': 0, 'max_skipped': 0.0}
+        train, _ = data.load(data_config(name='folder', path=str(root), image_size=12, **fields))
     assert isinstance(train, EncodedSource)
     return train
 

@@ -1,10 +1,10 @@
 """For every source, batches depend only on (seed, step), not on processes, workers or where a run resumes."""
 
 from collections.abc import Callable
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from test_encoded import STEPS, B, batches
 
 from dualcl_jax import data
@@ -12,16 +12,14 @@ from dualcl_jax.data import Batch
 from dualcl_jax.data.images import folder, pack
 from dualcl_jax.data.images.encoded import EncodedSource
 from tests.support.bad_files import encode, photo
+from tests.support.data_config import data_config
 from tests.support.runs import REPOSITORY, write_npz
 
 SHARED = REPOSITORY.parent / 'shared' / 'tfds'
 
 
-def config(name: str, **fields) -> SimpleNamespace:
-    defaults = {'data_dir': '', 'path': '', 'image_size': 12, 'limit': 0, 'num_examples': 0, 'labels': 'none'}
-    defaults |= {'test_fraction': 0.0, 'validation_fraction': 0.0, 'stored_size': 0, 'memory_bytes': 2**30}
-    defaults |= {'max_skipped': 0.0, 'channels': 0}
-    return SimpleNamespace(**defaults | fields, name=name)
+def config(name: str, **fields) -> ConfigDict:
+    return data_config(name=name, image_size=12, labels='none', test_fraction=0.0, max_skipped=0.0, **fields)
 
 
 @pytest.fixture(scope='module')

@@ -2,24 +2,24 @@
 
 import io
 import zipfile
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from dualcl_jax import data
 from dualcl_jax.data.images import npz
 from dualcl_jax.data.images.source import image_shape
 from dualcl_jax.system.errors import UserError
+from tests.support.data_config import data_config
 
 rng = np.random.default_rng(2)
 IMAGES = rng.integers(0, 256, (12, 5, 6, 3), np.uint8)
 LABELS = np.arange(12) % 4
 
 
-def config(path) -> SimpleNamespace:
-    fields = {'limit': 0, 'num_examples': 0, 'validation_fraction': 0.0, 'memory_bytes': 2**30, 'channels': 0}
-    return SimpleNamespace(name='npz', path=str(path), data_dir='', **fields)
+def config(path) -> ConfigDict:
+    return data_config(name='npz', path=str(path))
 
 
 def load(tmp_path, **arrays):

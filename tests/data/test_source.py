@@ -2,16 +2,17 @@
 
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from dualcl_jax import data
 from dualcl_jax.data.images.encoded import EncodedSource
 from dualcl_jax.data.images.source import image_shape, image_source
 from dualcl_jax.data.source import ArraySource, Splits, limit_indices, limit_train
 from dualcl_jax.system.errors import UserError
+from tests.support.data_config import data_config
 
 
 def make_source(num_examples: int = 20, **changes) -> ArraySource:
@@ -25,10 +26,8 @@ def make_source(num_examples: int = 20, **changes) -> ArraySource:
     return image_source(**(arguments | changes))
 
 
-def config(**changes) -> SimpleNamespace:
-    fields = {'name': 'fixed', 'data_dir': '', 'path': '', 'image_size': 32, 'limit': 0, 'num_examples': 0}
-    fields |= {'validation_fraction': 0.0, 'hold_out': 'auto', 'channels': 0}
-    return SimpleNamespace(**(fields | changes))
+def config(**changes) -> ConfigDict:
+    return data_config(**{'name': 'fixed'} | changes)
 
 
 @pytest.fixture

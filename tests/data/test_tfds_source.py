@@ -3,11 +3,11 @@
 import io
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
 from PIL import Image
 
 from dualcl_jax import data
@@ -16,14 +16,14 @@ from dualcl_jax.data.images import tfds as tfds_source
 from dualcl_jax.data.images import tfds_records
 from dualcl_jax.data.images.source import image_shape
 from dualcl_jax.system.errors import UserError
+from tests.support.data_config import data_config
 from tests.support.tfds_sets import write_prepared
 
 SHARED = Path(__file__).resolve().parents[2].parent / 'shared' / 'tfds'
 
 
-def config(name='tiny', data_dir='', **changes) -> SimpleNamespace:
-    fields = {'name': name, 'data_dir': str(data_dir), 'path': '', 'image_size': 32, 'limit': 0, 'num_examples': 0}
-    return SimpleNamespace(**(fields | changes), validation_fraction=0.0, channels=0)
+def config(name='tiny', data_dir='', **changes) -> ConfigDict:
+    return data_config(name=name, data_dir=str(data_dir), **changes)
 
 
 def image_feature(*dimensions, dtype='uint8') -> dict:
@@ -163,7 +163,7 @@ def test_sizes_that_are_not_declared(tmp_path, monkeypatch):
         assert train.labels.tolist() == [first, second]
 
 
-def mistake(fields: SimpleNamespace) -> str:
+def mistake(fields: ConfigDict) -> str:
     with pytest.raises(UserError) as error:
         data.load(fields)
     assert len(str(error.value).splitlines()) <= 3
@@ -294,9 +294,9 @@ def test_labels_are_read_by_one_process(tmp_path, monkeypatch, two_processes, ca
     for folder in '01':
         write_set(tmp_path / folder, {'train': examples(5, 20, 12, 3), 'test': examples(3, 20, 12, 3)}, features)
     (tmp_path / 'run').mkdir()
-    fields = {'stored_size': 12, 'memory_bytes': 0, 'shared': str(tmp_path / 'run')}
+    fields = {'stored_size': 12, 'memory_bytes': 0}
     if case == 'labels are cached':
-        data.load(config(data_dir=tmp_path / '0', **fields | {'shared': ''}))
+        data.load(config(data_dir=tmp_path / '0', **fields))
     read, found = [], {}
     reads = tfds_records._read_labels
     monkeypatch.setattr(tfds_records, '_read_labels', lambda *given: read.append(given[1]) or reads(*given))
@@ -305,7 +305,10 @@ def test_labels_are_read_by_one_process(tmp_path, monkeypatch, two_processes, ca
 
     def load(index):
         folder = tmp_path / ('1' if case == 'own copies' and index else '0')
-        found[index] = data.load(config(data_dir=folder, **fields))
+        settings = config(data_dir=folder, **fields)
+        with settings.unlocked():  # as that of a run
+            settings.shared = str(tmp_path / 'run')
+        found[index] = data.load(settings)
 
     assert two_processes(load) == [None, None]
     assert (

@@ -10,8 +10,8 @@ import pytest
 
 from dualcl_jax.losses import info_nce, normalize, select_top_k
 from dualcl_jax.method.negatives.queue import noise_queue
-from experiments.benchmark import runs
-from experiments.benchmark.__main__ import _head, main
+from experiments.benchmark import data, runs
+from experiments.benchmark.__main__ import _head, compare, main
 from tests.support.runs import REPOSITORY
 
 SMALL = (
@@ -95,6 +95,19 @@ def test_a_peer_in_turn(in_process, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     cases = json.loads(done.out.splitlines()[-1])['cases']
     assert [(case['ratio'], case['ratio, views']) for case in cases] == [(1.2, 3.0), (1.2, 3.0)]
     assert len(commands) == 2 * 2 * 3
+
+
+def test_decoders_and_the_loader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One batch of two images."""
+    monkeypatch.setenv('XDG_CACHE_HOME', '')  # the benchmark replaces it
+    monkeypatch.setattr(data, 'BATCH', 2)
+    monkeypatch.setattr(data, 'BATCHES', 1)
+    monkeypatch.setattr(data, 'available_cores', lambda: 1)
+    cases = {case['case']: case for case in data.decode(1, compare)}
+    assert {'pillow', 'simplejpeg', 'decoder alone', 'loader'} <= cases.keys()
+    assert all(case['smallest'] <= case['images_per_second'] <= case['largest'] for case in cases.values())
+    assert cases['decoder alone']['ratio'] == cases['decoder alone']['cpu_ratio'] == 1
+    assert cases['loader']['ratio'] > 0
 
 
 def test_the_loader_is_described_as_it_was_recorded() -> None:

@@ -10,7 +10,6 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +33,7 @@ from dualcl_jax.system.errors import UserError, ending
 from dualcl_jax.workdir.folder import check_same_run, read_summary, stored_config
 from dualcl_jax.workdir.metrics import MetricsLog, read_records
 from tests.support.bad_files import encode, photo
+from tests.support.data_config import data_config
 
 
 class Reader(NamedTuple):
@@ -93,7 +93,7 @@ def written(folder: Path, name: str, content: bytes) -> Path:
 
 def read_npz(folder: Path, content: bytes) -> Any:
     path = str(written(folder, 'set.npz', content))
-    return npz.load(SimpleNamespace(path=path, memory_bytes=2**24, channels=0))
+    return npz.load(data_config(path=path, memory_bytes=2**24))
 
 
 def read_image(folder: Path, content: bytes) -> Any:

@@ -2,15 +2,16 @@
 
 import shutil
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from dualcl_jax import data, prepare
 from dualcl_jax.data.images import tfds_records
 from dualcl_jax.data.images.encoded import EncodedSource
 from tests.support.bad_files import encode, photo
+from tests.support.data_config import data_config
 
 
 @pytest.fixture
@@ -31,20 +32,8 @@ def run(monkeypatch, capsys, *flags: str) -> tuple[int, str, str]:
     return status, printed.out, printed.err
 
 
-def config(**changes) -> SimpleNamespace:
-    fields = {'data_dir': '', 'path': '', 'image_size': 16, 'limit': 0, 'num_examples': 0, 'labels': 'auto'}
-    fields |= {
-        'test_fraction': 0.1,
-        'validation_fraction': 0.0,
-        'path_column': '',
-        'label_column': '',
-        'hold_out': 'auto',
-        'stored_size': 0,
-        'memory_bytes': 2**30,
-        'max_skipped': 0.05,
-        'channels': 0,
-    }
-    return SimpleNamespace(**(fields | changes))
+def config(**changes) -> ConfigDict:
+    return data_config(image_size=16, **changes)
 
 
 @pytest.mark.parametrize('memory_bytes', [0, 2**30])

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from tests.support.bad_files import encode, photo
+from tests.support.data_config import data_config
 
 
 def ppm(seed: int, side: int = 24) -> bytes:
@@ -37,9 +38,7 @@ def named(folders: Iterable[str], count: int) -> list[str]:
     return [f'{folder}/{number}.ppm' for folder in folders for number in range(count)]
 
 
-def folder_config(path: Path | str, **changes: Any) -> SimpleNamespace:
+def folder_config(path: Path | str, **changes: Any) -> ConfigDict:
     """The data part of a config that reads a folder at 16 pixels."""
-    fields = {'name': 'folder', 'path': str(path), 'image_size': 16, 'limit': 0, 'num_examples': 0, 'labels': 'auto'}
-    fields |= {'test_fraction': 0.2, 'validation_fraction': 0.0, 'stored_size': 0, 'memory_bytes': 2**30}
-    fields |= {'max_skipped': 0.05, 'path_column': '', 'label_column': '', 'hold_out': 'auto', 'channels': 0}
-    return SimpleNamespace(**(fields | changes))
+    fields = {'name': 'folder', 'path': str(path), 'image_size': 16, 'test_fraction': 0.2}
+    return data_config(**fields | changes)

@@ -3,7 +3,6 @@
 import json
 import sys
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 
 import pytest
 from etils import epath
@@ -20,6 +19,7 @@ from dualcl_jax.system.files import check_output
 from dualcl_jax.workdir import folder as workdir
 from dualcl_jax.workdir import metrics
 from dualcl_jax.workdir.saved_run import find_run, saved_steps
+from tests.support.data_config import data_config
 
 
 class Bucket(MemoryFileSystem):
@@ -131,8 +131,8 @@ def test_without_gcsfs_it_says_what_to_install(monkeypatch):
 
 
 def npz_at(path: str) -> None:
-    npz.load(SimpleNamespace(path=path, memory_bytes=1))
+    npz.load(data_config(path=path, memory_bytes=1))
 
 
 def tfds_in(path: str) -> None:
-    tfds.load(SimpleNamespace(name='mine', data_dir=path))
+    tfds.load(data_config(name='mine', data_dir=path))
