@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualcl_jax.data import Source
-from dualcl_jax.losses import Contrast, Selector, cosine, info_nce, normalize
+from dualcl_jax.losses import Contrast, cosine, info_nce, normalize
 from dualcl_jax.method import randomness
 from dualcl_jax.method.build import Method
 from dualcl_jax.method.negatives.queue import UNKNOWN, Queue, batch_queue, valid
@@ -246,22 +246,31 @@ def _contrast(
     allowed = _allowed(method, state, queue, ids)
     positions = jnp.arange(len(ids), dtype=jnp.int32)
     rngs = randomness.example_keys(method.seed, randomness.NEGATIVES, jnp.asarray(state.step), positions)
-    contrast = _info_nce(anchors, positives, queue.keys, allowed, method.temperature, method.select, k, rngs)
+    contrast = _info_nce(method, k, anchors, positives, queue.keys, allowed, rngs)
     return contrast, np.asarray(allowed)
 
 
-@partial(jax.jit, static_argnums=(4, 5, 6))
+@partial(jax.jit, static_argnums=(0, 1))
 def _info_nce(
+    method: Method,
+    k: int,
     anchors: jax.Array,
     positives: jax.Array,
     keys: jax.Array,
     allowed: jax.Array,
-    temperature: float,
-    select: Selector,
-    k: int,
     rngs: jax.Array,
 ) -> Contrast:
-    return info_nce(anchors, positives, keys, allowed, temperature=temperature, select=select, k=k, rngs=rngs)
+    return info_nce(
+        anchors,
+        positives,
+        keys,
+        allowed,
+        temperature=method.temperature,
+        hardness=method.hardness,
+        select=method.select,
+        k=k,
+        rngs=rngs,
+    )
 
 
 def _same_class(classes: NDArray, label: int) -> float | None:

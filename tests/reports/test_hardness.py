@@ -95,10 +95,13 @@ def test_without_labels_shares_are_unknown(tmp_path):
     assert all(anchor.same_class is anchor.same_class_queue is None for anchor in found)
 
 
-@pytest.mark.parametrize('of_training', [False, True])
-def test_losses_are_info_nce_of_two_views(tmp_path, of_training):
-    """The loss is -log of the positive's share among the selected negatives; training images exclude their own keys."""
-    run, samples = reported(random_run(tmp_path, TINY))
+@pytest.mark.parametrize(('of_training', 'hardness'), [(False, 0), (True, 0), (True, 0.5)])
+def test_losses_are_info_nce_of_two_views(tmp_path, of_training, hardness):
+    """The loss is -log of the positive's share among the selected negatives, weighted as in training.
+
+    Training images exclude their own keys.
+    """
+    run, samples = reported(random_run(tmp_path, TINY, f'loss.hardness={hardness}'))
     source = run.splits.train if of_training else samples.source
     queue, method, k = run.state.queue, run.method, 12
     images = np.append(queue.ids[:2], np.arange(10, 30)).astype(np.int64) if of_training else np.arange(22)
@@ -111,8 +114,9 @@ def test_losses_are_info_nce_of_two_views(tmp_path, of_training):
     for loss, anchor, positive, image in zip(losses, anchors, positives, images, strict=True):
         allowed = valid & (queue.ids != image) if of_training else valid
         hardest = -np.sort(-(queue.keys[allowed].astype(np.float64) @ anchor))[:k]
-        logits = np.append(anchor @ positive, hardest) / method.temperature
-        assert loss == pytest.approx(np.log(np.exp(logits - logits[0]).sum()), abs=2e-4)
+        weights = np.exp(hardness * hardest / method.temperature)
+        ratios = weights / weights.mean() * np.exp((hardest - anchor @ positive) / method.temperature)
+        assert loss == pytest.approx(np.log1p(ratios.sum()), abs=2e-4)
 
 
 def test_the_share_of_the_softmax_that_the_hardest_hold(tmp_path):
