@@ -88,9 +88,8 @@ def check_encoder(method: Method, state: TrainState, path: str) -> str:
     if pretrained is not None:
         return _describe(pretrained, state)
     folder, steps = find_run(path, flag='--init_from')
-    checkpoints = Checkpoints(folder / 'checkpoints', read_only=True)
-    saved = checkpoints.saved_params(steps[-1])
-    checkpoints.close()
+    with Checkpoints(folder / 'checkpoints', read_only=True) as checkpoints:
+        saved = checkpoints.saved_params(steps[-1])
     if _shapes(saved['backbone']) != _shapes(state.params['backbone']):
         raise UserError(
             f'--init_from={path}: its backbone has different shapes from the one of this config; '

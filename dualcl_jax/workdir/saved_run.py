@@ -117,23 +117,22 @@ def open_saved_run(workdir: str, step: str = LATEST, *, mesh: Mesh | None = None
     folder, steps = find_run(workdir, flag=flag)
     chosen, metric = _choose(folder, steps, step)
     mesh = mesh or device_mesh()
-    checkpoints = Checkpoints(folder / 'checkpoints', read_only=True)
-    try:
-        config = from_json((folder / 'config.json').read_text())
-        _check_known(folder / 'config.json', config)
-        kind, example = read_examples(folder) or _assumed(checkpoints.saved_params(chosen), config)
-        views = VIEWS[kind](config, empty(batch_of(example, 0)))
-        method = build_method(config, views, total_steps=1, steps_per_epoch=1, num_devices=1)
-    except (ValueError, AttributeError, KeyError) as error:
-        raise UserError(f'{folder / "config.json"}: not a config of this version ({error})') from error
-    chosen_by = None if metric is None else {'metric': metric, 'on': _measured_on(metric, config)}
-    if chosen_by is not None and chosen_by['on'] == TEST:
-        print(
-            f'note: --step=best: step {chosen} was chosen by its kNN accuracy on the test examples of the run, so its '
-            'results on them are too high; without data.validation_fraction, use latest'
-        )
-    state, record = checkpoints.restore(chosen, jax.eval_shape(lambda: create_train_state(method)), mesh)
-    checkpoints.close()
+    with Checkpoints(folder / 'checkpoints', read_only=True) as checkpoints:
+        try:
+            config = from_json((folder / 'config.json').read_text())
+            _check_known(folder / 'config.json', config)
+            kind, example = read_examples(folder) or _assumed(checkpoints.saved_params(chosen), config)
+            views = VIEWS[kind](config, empty(batch_of(example, 0)))
+            method = build_method(config, views, total_steps=1, steps_per_epoch=1, num_devices=1)
+        except (ValueError, AttributeError, KeyError) as error:
+            raise UserError(f'{folder / "config.json"}: not a config of this version ({error})') from error
+        chosen_by = None if metric is None else {'metric': metric, 'on': _measured_on(metric, config)}
+        if chosen_by is not None and chosen_by['on'] == TEST:
+            print(
+                f'note: --step=best: step {chosen} was chosen by its kNN accuracy on the test examples of the run, so '
+                'its results on them are too high; without data.validation_fraction, use latest'
+            )
+        state, record = checkpoints.restore(chosen, jax.eval_shape(lambda: create_train_state(method)), mesh)
     return SavedRun(folder, config, kind, method, mesh, chosen, state, record['data_fingerprint'], chosen_by)
 
 

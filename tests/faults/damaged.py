@@ -42,10 +42,8 @@ class Saved:
         return folder / 'checkpoints' / f'{step:08d}'
 
     def read(self, folder: Path, step: int) -> TrainState:
-        store = Checkpoints(epath.Path(folder / 'checkpoints'), read_only=True)
-        state, _ = store.restore(step, self.like, device_mesh())
-        store.close()
-        return state
+        with Checkpoints(epath.Path(folder / 'checkpoints'), read_only=True) as store:
+            return store.restore(step, self.like, device_mesh())[0]
 
     def copy(self, to: Path) -> Path:
         shutil.rmtree(to, ignore_errors=True)

@@ -77,8 +77,11 @@ def test_another_model(saved: Saved, tmp_path: Path) -> None:
     larger = type(queue.keys)((queue.keys.shape[0] * 2, queue.keys.shape[1]), np.float32)
     like = saved.like.replace(queue=dataclasses.replace(queue, keys=larger))
     before = contents(folder)
-    with pytest.raises(UserError, match='cannot be read as a checkpoint of this config'):
-        Checkpoints(epath.Path(folder) / 'checkpoints', keep=2).newest(like, device_mesh(), {})
+    with (
+        Checkpoints(epath.Path(folder) / 'checkpoints', keep=2) as store,
+        pytest.raises(UserError, match='cannot be read as a checkpoint of this config'),
+    ):
+        store.newest(like, device_mesh(), {})
     assert contents(folder) == before
 
 
