@@ -9,11 +9,10 @@ import sys
 from collections.abc import Sequence
 
 from dualcl_jax.system.command_line import Parser, import_own
+from dualcl_jax.system.config import MOVABLE
 from dualcl_jax.system.errors import exits_cleanly
 
 MOST_RUNS = 6
-MOVABLE = ('data.path', 'data.data_dir', 'data.labels')
-"""Fields that may hold paths."""
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -5,11 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dualcl_jax.api.session import prepare_jax
-from dualcl_jax.system.config import PATHS
+from dualcl_jax.system.config import MOVABLE
 from dualcl_jax.system.errors import UserError, first_line
-
-MOVABLE = (*PATHS, 'data.labels')
-"""Fields that may hold paths of the data."""
 
 
 def evaluate(

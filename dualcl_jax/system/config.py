@@ -23,7 +23,9 @@ and which faults are tolerated, but not the result."""
 PATHS = ('data.path', 'data.data_dir')
 """Fields with the location of the data. They may change, too: the fingerprint determines whether the data are the
 same."""
-PRIVATE = (*PATHS, 'data.labels', 'init_from', 'text.tokenizer', 'sts.path')
+MOVABLE = (*PATHS, 'data.labels')
+"""Fields that may hold paths of the data, which can be given for data that have moved."""
+PRIVATE = (*MOVABLE, 'init_from', 'text.tokenizer', 'sts.path')
 """Fields that may hold paths of the machine; they are empty in an export and in the record of a sweep."""
 LENGTH = ('train.epochs', 'train.steps')
 """Fields that determine the length of a run. They may change if the run is extended."""
