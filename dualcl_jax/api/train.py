@@ -12,11 +12,8 @@ from ml_collections import ConfigDict
 from dualcl_jax.api import given
 from dualcl_jax.api.session import prepare_jax
 from dualcl_jax.system.command_line import import_own, own_module
-from dualcl_jax.system.config import add_absent_fields, flatten, load_config, override
+from dualcl_jax.system.config import LIMITS, add_absent_fields, flatten, load_config, override
 from dualcl_jax.system.errors import RestartError, UserError
-
-LIMITS = tuple(f'parallel.{phase}_s' for phase in ('start', 'compile', 'input', 'step', 'save', 'evaluate'))
-"""Fields with the time after which a hanging run ends its process; in a user's own process they are 0."""
 
 _training = threading.Lock()
 
@@ -57,7 +54,8 @@ def train(
     workdir = os.fspath(workdir)
     chosen = ConfigDict(copy.deepcopy(config) if isinstance(config, ConfigDict) else load_config(os.fspath(config)))
     add_absent_fields(chosen)
-    override(chosen, assignments(chosen, {**dict.fromkeys(LIMITS, 0), **overrides}))
+    no_limits = dict.fromkeys(LIMITS, 0)  # a hanging run does not end the user's own process
+    override(chosen, assignments(chosen, no_limits | overrides))
     if init_from:
         chosen.init_from = os.fspath(init_from)
     with _alone():

@@ -17,7 +17,7 @@ from dualcl_jax.models.resnet import STEMS
 from dualcl_jax.models.text import KIND as TEXT
 from dualcl_jax.models.text import POOLINGS
 from dualcl_jax.models.vit import PATCHES, POSITIONS
-from dualcl_jax.system.config import Rule, at_least, between, check_fields, flatten, one_of
+from dualcl_jax.system.config import LIMITS, Rule, at_least, between, check_fields, flatten, one_of
 from dualcl_jax.system.devices import MAPPERS
 from dualcl_jax.system.errors import UserError
 
@@ -121,7 +121,7 @@ RULES: dict[str, Rule] = {
     'parallel.timeout_s': _POSITIVE,
     'parallel.silence_s': at_least(2),
     'parallel.stall_s': _POSITIVE,
-    **{f'parallel.{phase}_s': at_least(0) for phase in ('start', 'compile', 'input', 'step', 'save', 'evaluate')},
+    **dict.fromkeys(LIMITS, at_least(0)),
 }
 
 

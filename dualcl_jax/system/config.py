@@ -29,6 +29,8 @@ PRIVATE = (*MOVABLE, 'init_from', 'text.tokenizer', 'sts.path')
 """Fields that may hold paths of the machine; they are empty in an export and in the record of a sweep."""
 LENGTH = ('train.epochs', 'train.steps')
 """Fields that determine the length of a run. They may change if the run is extended."""
+LIMITS = tuple(f'parallel.{phase}_s' for phase in ('start', 'compile', 'input', 'step', 'save', 'evaluate'))
+"""Fields that limit the time of a phase, in seconds; after it a hanging run ends its process. 0 for no limit."""
 LABELS = ('auto', 'subfolders', 'none')
 """The values of `data.labels` that are not the path of a file."""
 

@@ -12,8 +12,18 @@ from configs import default
 from dualcl_jax.method.validation import FREE, RULES, unknown_fields, validate, validate_devices, validate_schedule
 from dualcl_jax.method.views.images import ViewSpec, resolve_views
 from dualcl_jax.method.views.text import TextSpec, resolve_text_views
-from dualcl_jax.system.config import OPERATIONAL, differing_fields, flatten, from_json, load_config, override, to_json
+from dualcl_jax.system.config import (
+    LIMITS,
+    OPERATIONAL,
+    differing_fields,
+    flatten,
+    from_json,
+    load_config,
+    override,
+    to_json,
+)
 from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.processes.heartbeat import PHASES
 from tests.support.runs import REPOSITORY
 
 CONFIGS = sorted((REPOSITORY / 'configs').glob('*.py'))
@@ -112,6 +122,10 @@ def test_every_field_is_checked() -> None:
         assert field in RULES or isinstance(value, bool) or field in elsewhere or field.startswith('views.'), field
     assert unknown_fields(default.get_config()) == []
     assert set(FREE) <= dict(flatten(default.get_config())).keys() - RULES.keys()
+
+
+def test_every_phase_has_a_limit() -> None:
+    assert set(LIMITS) == {f'parallel.{field}' for field in PHASES.values()}
 
 
 @pytest.mark.parametrize(('preset', 'spec'), [('moco_v2', ViewSpec), ('contriever', TextSpec)])
