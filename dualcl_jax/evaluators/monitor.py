@@ -14,7 +14,7 @@ from dualcl_jax.evaluators.measures.knn import knn_top1
 from dualcl_jax.evaluators.measures.sentences import paired_cosines, rank_correlation
 from dualcl_jax.evaluators.sentences import embed_sentences, tf_idf, training_texts
 from dualcl_jax.method.resolve import LEFT_OUT
-from dualcl_jax.workdir.metrics import KNN_BACKBONE, STS_BACKBONE, STS_PROJECTION, STS_TF_IDF
+from dualcl_jax.workdir.metrics import KNN_BACKBONE, KNN_PROJECTION, KNN_RAW, STS_BACKBONE, STS_PROJECTION, STS_TF_IDF
 
 
 class Monitor(Protocol):
@@ -68,7 +68,7 @@ class KnnMonitor:
         queries = self._embed(variables, self._test, self.query_indices)
         return {
             KNN_BACKBONE: self._top1(bank.backbone, queries.backbone),
-            'monitor/knn_top1_projection': self._top1(bank.projection, queries.projection),
+            KNN_PROJECTION: self._top1(bank.projection, queries.projection),
         }
 
     def references(self) -> dict[str, float]:
@@ -80,7 +80,7 @@ class KnnMonitor:
         queries = self._embed.raw(self._test, self.query_indices)
         if bank is None or queries is None:
             return {}
-        return {'monitor/knn_top1_raw_pixels': self._top1(bank, queries)}
+        return {KNN_RAW: self._top1(bank, queries)}
 
 
 class StsMonitor:

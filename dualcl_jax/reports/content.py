@@ -24,7 +24,7 @@ from dualcl_jax.reports.subject import Subject
 from dualcl_jax.system.config import flatten
 from dualcl_jax.system.console import duration
 from dualcl_jax.system.files import absolute
-from dualcl_jax.workdir.metrics import KNN_BACKBONE, STS_BACKBONE, STS_PROJECTION, STS_TF_IDF
+from dualcl_jax.workdir.metrics import KNN_BACKBONE, KNN_PROJECTION, KNN_RAW, STS_BACKBONE, STS_PROJECTION, STS_TF_IDF
 
 Content = dict[str, Any]
 
@@ -116,9 +116,9 @@ def _numbers(run: Subject) -> list[dict[str, str]]:
     rate = 'images a second' if kind == IMAGES else 'examples a second'
     measured: list[tuple[str, float | None, str, str]] = [
         ('kNN, backbone', last(KNN_BACKBONE), percent, knn),
-        ('kNN, projection', last('monitor/knn_top1_projection'), percent, knn),
+        ('kNN, projection', last(KNN_PROJECTION), percent, knn),
         ('kNN, before training', start.get(KNN_BACKBONE), percent, origin),
-        (f'kNN, {raw}', start.get('monitor/knn_top1_raw_pixels'), percent, 'no encoder'),
+        (f'kNN, {raw}', start.get(KNN_RAW), percent, 'no encoder'),
         ('STS-B dev, backbone', last(STS_BACKBONE), times, spearman),
         ('STS-B dev, projection', last(STS_PROJECTION), times, spearman),
         ('STS-B dev, before training', start.get(STS_BACKBONE), times, origin),

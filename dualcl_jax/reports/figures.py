@@ -15,7 +15,7 @@ from etils import epath
 from numpy.typing import NDArray
 
 from dualcl_jax.system.files import write_bytes
-from dualcl_jax.workdir.metrics import KNN_BACKBONE, STS_BACKBONE, STS_PROJECTION, STS_TF_IDF
+from dualcl_jax.workdir.metrics import KNN_BACKBONE, KNN_PROJECTION, KNN_RAW, STS_BACKBONE, STS_PROJECTION, STS_TF_IDF
 
 DPI = 150
 DASHED = (0, (4, 3))
@@ -48,7 +48,7 @@ SCORES = (
         'kNN accuracy on held-out examples',
         ' %',
         'raw pixels',
-        (KNN_BACKBONE, 'monitor/knn_top1_projection', 'monitor/knn_top1_raw_pixels'),
+        (KNN_BACKBONE, KNN_PROJECTION, KNN_RAW),
     ),
     Score('Spearman on STS-B dev × 100', '', 'TF-IDF', (STS_BACKBONE, STS_PROJECTION, STS_TF_IDF)),
 )

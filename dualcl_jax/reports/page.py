@@ -14,10 +14,9 @@ from etils import epath
 from dualcl_jax.evaluators.records import OUTCOMES
 from dualcl_jax.reports.content import Content
 from dualcl_jax.system.files import write_text
-from dualcl_jax.workdir.metrics import KNN_BACKBONE, STS_BACKBONE, STS_PROJECTION, STS_TF_IDF
+from dualcl_jax.workdir.metrics import KNN_BACKBONE, KNN_PROJECTION, KNN_RAW, STS_BACKBONE, STS_PROJECTION, STS_TF_IDF
 
-RAW_PIXELS = 'monitor/knn_top1_raw_pixels'
-REFERENCES = (RAW_PIXELS, STS_TF_IDF)
+REFERENCES = (KNN_RAW, STS_TF_IDF)
 """Levels that are measured once."""
 
 # Each panel: title, unit, and lines of (metric, name). The first line is solid, the second dashed, the third dotted.
@@ -28,8 +27,8 @@ PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         '%',
         (
             (KNN_BACKBONE, 'backbone'),
-            ('monitor/knn_top1_projection', 'projection'),
-            (RAW_PIXELS, 'raw pixels'),
+            (KNN_PROJECTION, 'projection'),
+            (KNN_RAW, 'raw pixels'),
         ),
     ),
     (

@@ -20,7 +20,16 @@ from dualcl_jax.system.console import duration
 from dualcl_jax.system.versions import versions
 from dualcl_jax.training.plan import Plan
 from dualcl_jax.training.run import Run
-from dualcl_jax.workdir.metrics import KNN_BACKBONE, STS_BACKBONE, STS_PROJECTION, STS_TF_IDF, MetricsLog, Record
+from dualcl_jax.workdir.metrics import (
+    KNN_BACKBONE,
+    KNN_PROJECTION,
+    KNN_RAW,
+    STS_BACKBONE,
+    STS_PROJECTION,
+    STS_TF_IDF,
+    MetricsLog,
+    Record,
+)
 
 
 def header(plan: Plan, params: optax.Params, damaged: Mapping[int, str] | None = None) -> dict[str, str]:
@@ -156,8 +165,8 @@ def results(
         'extended_at': list(run.past.extended_at),
         'loss': log.last('train/loss'),
         'knn_top1': log.last(KNN_BACKBONE),
-        'knn_top1_projection': log.last('monitor/knn_top1_projection'),
-        'knn_top1_raw_pixels': log.at_start('monitor/knn_top1_raw_pixels'),
+        'knn_top1_projection': log.last(KNN_PROJECTION),
+        'knn_top1_raw_pixels': log.at_start(KNN_RAW),
         'knn_top1_random_encoder': None if plan.config.init_from else log.at_start(KNN_BACKBONE),
         **(_sts(log) if plan.similar is not None else {}),
         'wall_time_s': round(wall_time_s, 3),

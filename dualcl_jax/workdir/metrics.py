@@ -20,6 +20,8 @@ Record = dict[str, Any]
 
 KNN_BACKBONE = 'monitor/knn_top1_backbone'
 """The metric by which runs and checkpoints are compared: kNN accuracy of backbone features, in [0, 1]."""
+KNN_PROJECTION, KNN_RAW = 'monitor/knn_top1_projection', 'monitor/knn_top1_raw_pixels'
+"""The same accuracy for the projection, and for raw pixels or bags of words, which need no encoder."""
 STS_BACKBONE = 'monitor/sts_dev_spearman_backbone'
 """The metric by which runs of text without labels are compared: Spearman's correlation on STS-B dev, in [-1, 1]."""
 STS_PROJECTION, STS_TF_IDF = 'monitor/sts_dev_spearman_projection', 'monitor/sts_dev_spearman_tf_idf'
