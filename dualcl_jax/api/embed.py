@@ -131,8 +131,8 @@ def embed_to(
     import jax
 
     from dualcl_jax.evaluators.embed_all import Embedding, gathered, parts_of
-    from dualcl_jax.evaluators.feature_file import WRITERS, check_format, check_names, replaced
-    from dualcl_jax.system.files import check_output, reachable
+    from dualcl_jax.evaluators.feature_file import WRITERS, check_format, check_names
+    from dualcl_jax.system.files import check_output, reachable, replacing_output
 
     if jax.process_count() > 1:
         raise UserError(
@@ -158,12 +158,12 @@ def embed_to(
     if features is not None:
         parts = gathered(parts, features)
     labels, class_names = examples.labels, examples.class_names
-    if path is None:
+    if output is None:
         collections.deque(parts, maxlen=0)
     else:
         about = {'encoder_of': dict(source.provenance), 'encoder': name, 'layer': layer, 'of': source.name}
-        with replaced(path) as partial:
-            WRITERS[path.suffix.lower()](partial, examples.names, labels, class_names, parts, about)
+        with replacing_output(output) as partial:
+            WRITERS[check_format(output)](Path(partial), examples.names, labels, class_names, parts, about)
     print(f'{output or "in memory"}: {layer} features [{count:,}, {first.shape[1]:,}] of the {name} encoder')
     found = {'output': output, 'examples': count, 'features': first.shape[1]}
     if searches:

@@ -4,13 +4,14 @@ import contextlib
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.files import replacing
 
 Images = np.ndarray | tuple[np.ndarray, np.ndarray] | Mapping[str, np.ndarray]
 Sentences = Sequence[str] | Sequence[tuple[str, str]]
@@ -90,16 +91,11 @@ def stored(given: Given, workdir: str) -> Iterator[None]:
 
 def _write(path: str, write: Write) -> None:
     """Writes a file atomically. Raises UserError if that fails."""
-    partial = f'{path}-{uuid.uuid4().hex}'
     try:
-        with open(partial, 'wb') as file:
+        with replacing(Path(path), shared=True) as partial, partial.open('wb') as file:
             write(file)
-        os.replace(partial, path)
     except OSError as error:
-        raise UserError(f'{path}: cannot be written ({error.strerror or error}); choose another workdir') from error
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(partial)
+        raise UserError(f'{path}: cannot be written ({error.strerror}); choose another workdir') from error
 
 
 def _place(workdir: str, digest: str, ending: str) -> str:

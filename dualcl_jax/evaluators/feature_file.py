@@ -1,11 +1,10 @@
 """Files of features: parquet, npz and CSV, written part by part."""
 
-import contextlib
 import csv
 import io
 import json
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,21 +119,3 @@ def check_names(output: str, names: Sequence[str]) -> None:
             f'--output={output}: the names would take {needed:,} bytes, since the longest one has {longest:,} '
             'characters; name it .parquet or .csv'
         )
-
-
-@contextlib.contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """A context with a path to write to, which replaces the file once everything is written.
-
-    Raises:
-      UserError: it cannot be written.
-    """
-    partial = path.with_name(f'.{path.name}.new')
-    try:
-        yield partial
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f'--output={path}: cannot be written ({error.strerror or error}); choose another') from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from etils import epath
 
@@ -20,6 +20,34 @@ BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImpl
 """What reading a damaged .npz file can raise; an encrypted one raises RuntimeError."""
 
 
+AnyPath = TypeVar('AnyPath', Path, epath.Path)
+
+
+@contextlib.contextmanager
+def replacing(path: AnyPath, *, shared: bool = False) -> Iterator[AnyPath]:
+    """A context with a partial file beside `path`, which replaces it at the end. After any error it is removed.
+
+    Args:
+      path: the file to write.
+      shared: whether several processes may write the file at once. Each partial file then has its own name. Otherwise
+        it is NAME.new, so that the next write replaces the one that a killed process left.
+
+    Raises:
+      OSError: it names the file, and has an error number and a reason.
+    """
+    partial = _beside(path) if shared else path.parent / f'{path.name}.new'
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException as error:
+        with contextlib.suppress(Exception):  # the error above is the one to raise
+            partial.unlink(missing_ok=True)  # frees its space on a full disk
+        if not isinstance(error, OSError):
+            raise
+        number = error.errno or (errno.EISDIR if isinstance(error, IsADirectoryError) else errno.EIO)
+        raise OSError(number, error.strerror or str(error), str(path)) from error  # epath omits these
+
+
 def write_text(path: epath.Path, text: str) -> None:
     """Replaces a file atomically by text. Raises OSError, which names the file."""
     write_bytes(path, text.encode())
@@ -27,15 +55,8 @@ def write_text(path: epath.Path, text: str) -> None:
 
 def write_bytes(path: epath.Path, content: bytes) -> None:
     """Replaces a file atomically. Raises OSError, which names the file."""
-    partial = path.parent / f'{path.name}.new'
-    try:
+    with replacing(path) as partial:
         partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)  # frees its space on a full disk
-        number = error.errno or (errno.EISDIR if isinstance(error, IsADirectoryError) else errno.EIO)
-        raise OSError(number, error.strerror or str(error), str(path)) from error  # epath omits these
 
 
 def reachable(path: str, named: str) -> epath.Path:
@@ -125,19 +146,20 @@ def check_output(path: str) -> None:
         raise _refusal(path, error) from error
 
 
-def write_output(path: str, content: bytes) -> None:
-    """Writes an output file atomically. Raises UserError on failure."""
-    file = reachable(path, f'--output={path}')
-    partial = _beside(file)
+@contextlib.contextmanager
+def replacing_output(path: str, *, shared: bool = False) -> Iterator[epath.Path]:
+    """The context `replacing` for an output file. Raises UserError if the file cannot be written."""
     try:
-        try:
-            partial.write_bytes(content)
-            partial.replace(file)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
+        with replacing(reachable(path, f'--output={path}'), shared=shared) as partial:
+            yield partial
     except OSError as error:
         raise _refusal(path, error) from error
+
+
+def write_output(path: str, content: bytes) -> None:
+    """Writes an output file atomically. Raises UserError on failure."""
+    with replacing_output(path, shared=True) as partial:
+        partial.write_bytes(content)
 
 
 def check_output_folder(path: str) -> None:
@@ -168,7 +190,7 @@ def write_output_folder(path: str, files: Mapping[str, bytes]) -> None:
         raise _refusal(path, error) from error
 
 
-def _beside(file: epath.Path) -> epath.Path:
+def _beside(file: AnyPath) -> AnyPath:
     return file.parent / f'.{file.name}-{uuid.uuid4().hex}'
 
 

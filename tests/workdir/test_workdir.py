@@ -17,7 +17,7 @@ from dualcl_jax.data import ArraySource, Splits
 from dualcl_jax.data.images.source import image_source
 from dualcl_jax.system.config import override
 from dualcl_jax.system.errors import RestartError, UserError
-from dualcl_jax.system.files import write_json, write_text
+from dualcl_jax.system.files import replacing, write_json, write_text
 from dualcl_jax.workdir import folder as folders
 from dualcl_jax.workdir.folder import (
     check_same_run,
@@ -111,6 +111,24 @@ def test_half_a_file_makes_room_again(tmp_path: Path, monkeypatch: pytest.Monkey
         write_text(epath.Path(tmp_path) / 'file', 'text')
     assert failed.value.filename == str(tmp_path / 'file')
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('shared', [False, True])
+@pytest.mark.parametrize('error', [KeyboardInterrupt, ValueError])
+def test_an_interrupted_write_changes_nothing(tmp_path: Path, shared: bool, error: type[BaseException]) -> None:
+    path = tmp_path / 'file'
+    path.write_text('before')
+    with pytest.raises(error), replacing(path, shared=shared) as partial, partial.open('w'):
+        raise error
+    assert [file.read_text() for file in tmp_path.iterdir()] == ['before']
+
+
+def test_processes_that_write_one_file_at_once(tmp_path: Path) -> None:
+    path = tmp_path / 'file'
+    with replacing(path, shared=True) as first, replacing(path, shared=True) as second:
+        first.write_text('first')
+        second.write_text('second')
+    assert [file.read_text() for file in tmp_path.iterdir()] == ['first']  # it ended last
 
 
 def test_read_summary(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from dualcl_jax.data.images import stored
 from dualcl_jax.data.images.index import Index, examine_all, examine_unread
 from dualcl_jax.data.run_cache import NO_CACHE, RunCache
 from dualcl_jax.system.errors import UserError
-from dualcl_jax.system.files import BROKEN, cache_folder, locked
+from dualcl_jax.system.files import BROKEN, cache_folder, locked, replacing
 from dualcl_jax.system.processes.agreement import made_once
 
 VERSION = f'3 {PIL.__version__} {simplejpeg.__version__}'
@@ -170,14 +170,8 @@ def _try_to_save(index: Index, cache: Path) -> None:
 
 def _save(index: Index, cache: Path) -> None:
     """Writes the cache, whole or not at all."""
-    partial = cache.with_suffix(f'.{os.getpid()}.new')
-    try:
-        with partial.open('wb') as file:
-            _write(index, file)
-        partial.replace(cache)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
+    with replacing(cache, shared=True) as partial, partial.open('wb') as file:
+        _write(index, file)
 
 
 def _write(index: Index, file: BinaryIO, *, compressed: bool = False) -> None:

@@ -1,12 +1,10 @@
 """TFDS sets with images of any size: records stay encoded, and `EncodedSource` decodes them."""
 
 import collections
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import io
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from dualcl_jax.data.run_cache import NO_CACHE, RunCache
 from dualcl_jax.data.source import fingerprint, limit_indices
 from dualcl_jax.system.console import progress
 from dualcl_jax.system.errors import UserError
-from dualcl_jax.system.files import BROKEN, absolute, cache_folder
+from dualcl_jax.system.files import BROKEN, absolute, cache_folder, replacing
 from dualcl_jax.system.processes.agreement import made_once
 
 CHUNK = 256
@@ -176,12 +174,9 @@ def _read_labels(folder: str, split: str, count: int) -> np.ndarray:
 
 def _save(cache: Path, labels: np.ndarray) -> None:
     """Writes the cache atomically."""
-    partial = cache.with_suffix(f'.{os.getpid()}.npy')
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        np.save(partial, labels)
-        partial.replace(cache)
+        with replacing(cache, shared=True) as partial, partial.open('wb') as file:
+            np.save(file, labels)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         print(f'note: {cache} cannot be written ({error.strerror}): labels are read at every start')
