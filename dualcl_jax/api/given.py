@@ -10,7 +10,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.errors import UserError, reason_of
 from dualcl_jax.system.files import replacing
 
 Images = np.ndarray | tuple[np.ndarray, np.ndarray] | Mapping[str, np.ndarray]
@@ -95,7 +95,7 @@ def _write(path: str, write: Write) -> None:
         with replacing(Path(path), shared=True) as partial, partial.open('wb') as file:
             write(file)
     except OSError as error:
-        raise UserError(f'{path}: cannot be written ({error.strerror}); choose another workdir') from error
+        raise UserError(f'{path}: cannot be written ({reason_of(error)}); choose another workdir') from error
 
 
 def _place(workdir: str, digest: str, ending: str) -> str:

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from dualcl_jax.data.tree import ArraySpec, empty, leaves, map_tree
-from dualcl_jax.system.errors import RestartError, UserError
+from dualcl_jax.system.errors import RestartError, UserError, reason_of
 from dualcl_jax.system.processes.supervisor import STOPPING, allow_many_sockets
 from dualcl_jax.system.tree import Tree
 
@@ -245,7 +245,7 @@ def _allocate(size: int) -> SharedMemory | None:
     try:
         return SharedMemory(size) if size else None
     except OSError as error:
-        print(f'note: no shared memory for parallel.workers ({error.strerror}): the training process decodes itself')
+        print(f'note: no shared memory for parallel.workers ({reason_of(error)}): the training process decodes itself')
         return None
 
 
@@ -269,7 +269,7 @@ def _start(work: Work[Any], spec: Tree, memory: SharedMemory, slots: int, owned:
             _spawn(process)
         except OSError as error:
             raise UserError(
-                f'parallel.workers: processes cannot be started ({error.strerror}); set fewer, or raise the limit'
+                f'parallel.workers: processes cannot be started ({reason_of(error)}); set fewer, or raise the limit'
             ) from error
         here.pop_all()
         return _Group(process, [mine for mine, _ in pipes], report)

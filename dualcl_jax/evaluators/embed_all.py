@@ -15,7 +15,7 @@ from dualcl_jax.data import Source
 from dualcl_jax.data.tree import map_tree
 from dualcl_jax.evaluators.encoder_source import EncoderSource
 from dualcl_jax.system.console import progress
-from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.errors import UserError, reason_of
 from dualcl_jax.system.files import write_bytes, write_json
 
 PART = 4096
@@ -85,7 +85,7 @@ def parts_of(
         try:
             _open(folder, _identity(encoder, name, layer, examples))
         except OSError as error:
-            raise UserError(f'{folder}: cannot be written ({error.strerror}); choose another --output') from error
+            raise UserError(f'{folder}: cannot be written ({reason_of(error)}); choose another --output') from error
     starts = [(source, start) for source in examples.sources for start in range(0, len(source), PART)]
     paths = [None if folder is None else folder / f'{number:06d}.npy' for number in range(len(starts))]
     blocks = sum(encoder.blocks.num_blocks(min(PART, len(source) - start)) for source, start in starts)
@@ -156,4 +156,4 @@ def _keep(path: Path, features: np.ndarray) -> None:
     try:
         write_bytes(path, file.getvalue())
     except OSError as error:
-        raise UserError(f'{path}: cannot be written ({error.strerror}); free some space, and run again') from error
+        raise UserError(f'{path}: cannot be written ({reason_of(error)}); free some space, and run again') from error

@@ -25,7 +25,7 @@ from dualcl_jax.method.optim import has_known_blocks
 from dualcl_jax.method.validation import RULES as CONFIG_RULES
 from dualcl_jax.method.views.images import ImageViews
 from dualcl_jax.system.config import check_fields, override
-from dualcl_jax.system.errors import UserError, first_line
+from dualcl_jax.system.errors import UserError, first_line, reason_of
 from dualcl_jax.system.files import reachable, write_json
 from dualcl_jax.system.versions import versions
 from dualcl_jax.workdir.folder import open_workdir
@@ -279,7 +279,7 @@ def evaluate(
                 write_json(folder / f'{name}.json', head | {'records': records})
             except OSError as error:
                 raise UserError(
-                    f'{folder}/{name}.json: cannot be written ({error.strerror}); choose another --output'
+                    f'{folder}/{name}.json: cannot be written ({reason_of(error)}); choose another --output'
                 ) from error
         found += records
     names = [] if splits is None else [split.name for split in splits if split is not None]

@@ -15,7 +15,7 @@ from dualcl_jax.method.validation import validate
 from dualcl_jax.method.views.images import ImageViews, image_views
 from dualcl_jax.reports.figures import view_pairs
 from dualcl_jax.reports.visible import visible
-from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.errors import UserError, reason_of
 from dualcl_jax.system.files import reachable
 
 IMAGES = 10
@@ -46,7 +46,7 @@ def show_views(config: ConfigDict, path: str) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         view_pairs(visible(train.examples(ids)), views, file)
     except OSError as error:
-        raise UserError(f'--show_views={path}: cannot be written ({error.strerror}); choose another path') from error
+        raise UserError(f'--show_views={path}: cannot be written ({reason_of(error)}); choose another path') from error
     print(f'{len(ids)} images and their views are in {path}')
 
 

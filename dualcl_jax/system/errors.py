@@ -102,15 +102,24 @@ def is_refused(error: BaseException | None) -> bool:
     )
 
 
-def reason(error: Exception) -> str:
-    """Describes an exception in one line."""
-    number = _os_error(error)
+def reason_of(error: BaseException, *, typed: bool = False) -> str:
+    """The reason of an exception in one line: that of the system, or else the first 200 characters of its message.
+
+    Args:
+      error: the exception.
+      typed: whether the name of its type precedes its message.
+
+    Example:
+      >>> reason_of(OSError(28, 'No space left on device', 'file')), reason_of(OSError('no connection'))
+      ('No space left on device', 'no connection')
+    """
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    number = _os_error(error)
     if number:
         return os.strerror(number)
-    lines = str(error).splitlines()
-    return f'{type(error).__name__}: {lines[0][:200]}' if lines else type(error).__name__
+    line = first_line(error)[:200]
+    return f'{type(error).__name__}: {line}' if typed and str(error).strip() else line
 
 
 def _os_error(error: BaseException) -> int | None:

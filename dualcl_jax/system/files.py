@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from etils import epath
 
-from dualcl_jax.system.errors import UserError, first_line
+from dualcl_jax.system.errors import UserError, first_line, reason_of
 
 BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError, MemoryError)
 """What reading a damaged .npz file can raise; an encrypted one raises RuntimeError."""
@@ -195,4 +195,4 @@ def _beside(file: AnyPath) -> AnyPath:
 
 
 def _refusal(path: str, error: OSError) -> UserError:
-    return UserError(f'--output={path}: cannot be written ({error.strerror or error}); choose another path')
+    return UserError(f'--output={path}: cannot be written ({reason_of(error)}); choose another path')

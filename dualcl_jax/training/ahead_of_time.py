@@ -33,7 +33,7 @@ from dualcl_jax.models.encoder import TEXT_MODELS
 from dualcl_jax.models.text import KIND as TEXT
 from dualcl_jax.step import train_step
 from dualcl_jax.system.devices import AXIS, MAPPERS, ShardMapMapper, bytes_per_device, shapes
-from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.errors import UserError, first_line
 from dualcl_jax.system.tree import Tree
 from dualcl_jax.training import cost
 from dualcl_jax.workdir.saved_run import sentences_of
@@ -93,7 +93,7 @@ def topology_devices(name: str) -> list[Any]:
     try:
         return list(topologies.get_topology_desc(name, 'tpu').devices)
     except jax.errors.JaxRuntimeError as error:
-        raise UserError(f'--topology={name}: {str(error).splitlines()[0]}\nuse one such as v5e:4x4') from error
+        raise UserError(f'--topology={name}: {first_line(error)}\nuse one such as v5e:4x4') from error
 
 
 def compile_step(config: ConfigDict, devices: Sequence[Any]) -> dict[str, Any]:

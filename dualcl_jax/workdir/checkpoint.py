@@ -20,7 +20,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from dualcl_jax.method.state import TrainState
 from dualcl_jax.system.devices import REPLICATED, Specs
-from dualcl_jax.system.errors import RestartError, UserError, reason
+from dualcl_jax.system.errors import RestartError, UserError, reason_of
 from dualcl_jax.system.files import absolute, check_writable
 from dualcl_jax.system.processes.agreement import from_all, from_process_0
 from dualcl_jax.workdir.checksum import checksums, seal
@@ -198,7 +198,7 @@ class Checkpoints:
 
     def _failed(self, error: Exception) -> str:
         """Removes the remains of a checkpoint that could not be saved, and returns a description of the problem."""
-        problem = f'step {self._saving} could not be saved in {self._directory} ({reason(error)})'
+        problem = f'step {self._saving} could not be saved in {self._directory} ({reason_of(error, typed=True)})'
         self._saving = None
         self._away = is_gone(self._directory)
         if jax.process_count() > 1:  # the processes are no longer in step at Orbax's barriers
@@ -209,7 +209,7 @@ class Checkpoints:
                 self._manager = self._open()  # this removes what was partly written
                 self._usable = True
         except Exception as again:
-            problem += f'; the folder cannot be reopened either ({reason(again)})'
+            problem += f'; the folder cannot be reopened either ({reason_of(again, typed=True)})'
         return problem
 
     def _error(self, problem: str) -> UserError:
@@ -321,7 +321,7 @@ class Checkpoints:
             with ocp.StandardCheckpointer() as checkpointer:
                 return checkpointer.metadata(path / 'state').item_metadata.tree['params']
         except Exception as error:  # Orbax and tensorstore raise many types for one problem
-            kind, why = outcome(path, error), reason(error)
+            kind, why = outcome(path, error), reason_of(error, typed=True)
             raise (self._unreadable({step: why}) if kind == DAMAGED else failure(path, kind, why)) from error
 
     def _unreadable(self, damaged: Mapping[int, str]) -> UserError:

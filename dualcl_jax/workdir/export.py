@@ -15,7 +15,7 @@ from dualcl_jax.models.text import FIELDS as TEXT_FIELDS
 from dualcl_jax.models.text import KIND as TEXT
 from dualcl_jax.system.config import PRIVATE
 from dualcl_jax.system.devices import to_host
-from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.errors import UserError, reason_of
 from dualcl_jax.system.files import absolute
 from dualcl_jax.system.versions import versions
 from dualcl_jax.workdir.saved_run import SavedRun
@@ -63,7 +63,7 @@ def _with_inputs(run: SavedRun, about: dict[str, Any]) -> Description | TextDesc
     try:
         tokenizer = (run.folder / TOKENIZER).read_text()
     except OSError as error:
-        raise UserError(f'{run.folder / TOKENIZER}: cannot be read ({error.strerror}); restore it') from error
+        raise UserError(f'{run.folder / TOKENIZER}: cannot be read ({reason_of(error)}); restore it') from error
     return TextDescription(**about, length=run.config.text.length, tokenizer=tokenizer)
 
 

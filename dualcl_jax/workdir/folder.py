@@ -18,7 +18,7 @@ from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.source import count_classes
 from dualcl_jax.data.tree import describe, parse
 from dualcl_jax.system.config import LENGTH, PATHS, differing_fields, flatten, from_json, to_json
-from dualcl_jax.system.errors import RestartError, UserError
+from dualcl_jax.system.errors import RestartError, UserError, reason_of
 from dualcl_jax.system.files import check_writable, reachable, write_json, write_text
 from dualcl_jax.system.tree import Tree
 
@@ -34,7 +34,7 @@ def open_workdir(path: str, flag: str = '--workdir') -> epath.Path:
         workdir.mkdir(parents=True, exist_ok=True)
         check_writable(workdir)
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = reason_of(error)
         raise UserError(f'{flag}={path}: cannot be written ({reason}); choose another folder') from error
     return workdir
 
@@ -66,7 +66,7 @@ def missing_is_away(workdir: epath.Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR) and not workdir.is_dir():
             raise RestartError(
-                f'{workdir}: {error.strerror}; run the same command when it is back, to resume from a checkpoint'
+                f'{workdir}: {reason_of(error)}; run the same command when it is back, to resume from a checkpoint'
             ) from error
         raise
 
@@ -101,7 +101,9 @@ def lock(workdir: epath.Path) -> None:
                 'wait until it ends, stop it, or use another folder'
             ) from None
         except OSError as error:
-            print(f'note: {workdir} cannot be locked ({error.strerror}): make sure that no other process trains in it')
+            print(
+                f'note: {workdir} cannot be locked ({reason_of(error)}): make sure that no other process trains in it'
+            )
         break
     _locks[path] = file
 

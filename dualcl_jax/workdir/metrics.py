@@ -12,7 +12,7 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.errors import UserError, reason_of
 from dualcl_jax.system.files import write_text
 from dualcl_jax.workdir.trackers import Tracker
 
@@ -157,7 +157,7 @@ class MetricsLog:
 
     def _cannot_store(self, error: OSError) -> None:
         if not self._failing:
-            self._problem = f'{self._path} cannot be written ({error.strerror}): records are kept until it can be'
+            self._problem = f'{self._path} cannot be written ({reason_of(error)}): records are kept until it can be'
         self._behind = self._failing = True
 
     def _track(self, records: Sequence[Record]) -> None:
@@ -181,7 +181,7 @@ class MetricsLog:
                 self._flushed = time.monotonic()
         except OSError as error:
             self._problem = (
-                self._problem or f'tensorboard/ cannot be written ({error.strerror}): no further events are written'
+                self._problem or f'tensorboard/ cannot be written ({reason_of(error)}): no further events are written'
             )
             self._events = None
 

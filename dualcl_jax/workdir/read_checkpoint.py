@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from dualcl_jax.method.state import TrainState
 from dualcl_jax.system.devices import Specs, shapes
-from dualcl_jax.system.errors import RestartError, UserError, is_refused, is_temporary, reason
+from dualcl_jax.system.errors import RestartError, UserError, is_refused, is_temporary, reason_of
 from dualcl_jax.system.processes.agreement import from_all
 from dualcl_jax.workdir.checksum import checksums, is_sealed
 
@@ -87,7 +87,7 @@ def _agree(path: epath.Path, problem: Exception | None) -> None:
 
 
 def _words(problem: Exception) -> str:
-    return str(problem) if isinstance(problem, DamagedError) else reason(problem)
+    return str(problem) if isinstance(problem, DamagedError) else reason_of(problem, typed=True)
 
 
 def outcome(path: epath.Path, error: Exception) -> str:

@@ -5,7 +5,14 @@ import sys
 
 import pytest
 
-from dualcl_jax.system.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, RestartError, UserError, exits_cleanly
+from dualcl_jax.system.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_USER_ERROR,
+    RestartError,
+    UserError,
+    exits_cleanly,
+    reason_of,
+)
 
 
 def test_user_error_is_at_most_three_lines(capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,6 +87,21 @@ def test_a_message_about_something_that_is_away(cause: Exception, status: int) -
             raise UserError('--workdir=gs://b/r: cannot be reached') from error
 
     assert main() == status
+
+
+@pytest.mark.parametrize(
+    ('error', 'reason', 'typed'),
+    [
+        (OSError(errno.EIO, 'As it says', 'file'), 'As it says', 'As it says'),
+        (OSError('no connection\nto it'), 'no connection', 'OSError: no connection'),
+        (ValueError("a read failed [os_error_code='28']"), 'No space left on device', 'No space left on device'),
+        (ValueError('x' * 300), 'x' * 200, f'ValueError: {"x" * 200}'),
+        (EOFError(), 'EOFError', 'EOFError'),
+    ],
+)
+def test_the_reason_of_an_exception(error: Exception, reason: str, typed: str) -> None:
+    """An error of storage may have no number and no reason of the system."""
+    assert (reason_of(error), reason_of(error, typed=True)) == (reason, typed)
 
 
 def test_what_a_restart_cures(capsys: pytest.CaptureFixture[str]) -> None:

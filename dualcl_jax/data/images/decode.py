@@ -24,6 +24,7 @@ import simplejpeg
 from PIL import Image
 
 from dualcl_jax.data.images import tiff
+from dualcl_jax.system.errors import first_line
 
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'JPEG2000')
 """The formats that Pillow may read: image files alone, none of the formats that start other programs."""
@@ -118,8 +119,7 @@ def examine(encoded: bytes) -> Facts:
     except Image.DecompressionBombError:
         raise UnusableError(f'larger than {MAX_PIXELS:,} pixels') from None
     except Exception as error:  # damaged files raise errors of many types
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UnusableError(f'damaged: {reason}') from error
+        raise UnusableError(f'damaged: {first_line(error)}') from error
 
 
 def cut(encoded: bytes, place: Place, size: int) -> np.ndarray:

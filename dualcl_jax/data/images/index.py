@@ -31,7 +31,7 @@ from dualcl_jax.data.images.scan import (
     scan,
 )
 from dualcl_jax.system.console import progress
-from dualcl_jax.system.errors import RestartError, UserError, is_temporary
+from dualcl_jax.system.errors import RestartError, UserError, is_temporary, reason_of
 from dualcl_jax.system.machine import available_cores
 
 FULL_CHECK = 50_000
@@ -103,7 +103,7 @@ class Index:
                 if (now.st_size, now.st_mtime_ns) == (self.sizes[row], self.times[row]):
                     return file.read()
         except OSError as error:
-            problem = f'{shown(path)}: cannot be read ({error.strerror})'
+            problem = f'{shown(path)}: cannot be read ({reason_of(error)})'
             if is_temporary(error):
                 raise RestartError(f'{problem}; run the same command again') from error
             raise UserError(f'{problem}; restore it, or start a new --workdir') from error

@@ -22,7 +22,7 @@ import simplejpeg
 from dualcl_jax.data.images import stored
 from dualcl_jax.data.images.index import Index, examine_all, examine_unread
 from dualcl_jax.data.run_cache import NO_CACHE, RunCache
-from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.errors import UserError, reason_of
 from dualcl_jax.system.files import BROKEN, cache_folder, locked, replacing
 from dualcl_jax.system.processes.agreement import made_once
 
@@ -144,7 +144,7 @@ def _locked(cache: Path) -> Iterator[bool]:
 
 
 def _note_uncached(cache: Path, error: OSError) -> None:
-    print(f'note: {cache.parent} cannot be written ({error.strerror}): images are examined at every start')
+    print(f'note: {cache.parent} cannot be written ({reason_of(error)}): images are examined at every start')
 
 
 def _holds(cache: Path, index: Index) -> bool:

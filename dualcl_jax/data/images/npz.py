@@ -8,7 +8,7 @@ import numpy as np
 from dualcl_jax.data.images.source import image_source
 from dualcl_jax.data.images.stored import TYPES, as_kept
 from dualcl_jax.data.source import Splits
-from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.errors import UserError, first_line, reason_of
 from dualcl_jax.system.files import BROKEN, reachable
 
 MAX_CLASSES = 65_536
@@ -113,10 +113,10 @@ def _read(path: str, memory_bytes: int) -> tuple[dict[str, np.ndarray], dict[str
                 arrays[ours] = archive[name]
             return arrays, stored, sorted(set(archive.files) - set(stored.values()))
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise UserError(f'data.path={path}: {error.strerror or error}; give the path of an .npz file') from error
+        raise UserError(f'data.path={path}: {reason_of(error)}; give the path of an .npz file') from error
     except BROKEN as error:
         what = f'array {name!r} ' if name else ''
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         if 'allow_pickle' in reason:
             reason = 'it holds Python objects, which are never unpickled'
         raise UserError(f'data.path={path}: {what}cannot be read ({reason}); write it again with np.savez') from error

@@ -10,7 +10,7 @@ from etils import epath
 
 from dualcl_jax.data.images.encoded import EncodedSource
 from dualcl_jax.system.console import progress
-from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.errors import UserError, reason_of
 from dualcl_jax.system.files import reachable
 
 VERSION = '1.0.0'
@@ -35,7 +35,7 @@ def pack(name: str, train: EncodedSource, test: EncodedSource | None, data_dir: 
         partial.rename(folder)
     except OSError as error:
         raise UserError(
-            f'--data_dir={data_dir}: cannot be written ({error.strerror}); choose another folder'
+            f'--data_dir={data_dir}: cannot be written ({reason_of(error)}); choose another folder'
         ) from error
     return folder
 

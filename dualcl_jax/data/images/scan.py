@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from dualcl_jax.data.images import kinds, stored
 from dualcl_jax.data.images.decode import UnusableError, examine
-from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.errors import UserError, reason_of
 
 USED, SKIPPED, DUPLICATE, IGNORED, NOT_TAKEN = range(5)
 OUTCOMES = ('used', 'skipped', 'duplicate', 'ignored', 'not_taken')
@@ -65,8 +65,8 @@ def scan(root: str) -> tuple[list[str], list[int], list[Entry]]:
                 items = sorted(listed, key=lambda item: os.fsencode(item.name))
         except OSError as error:
             if not position:
-                raise UserError(f'data.path={root}: cannot be read ({error.strerror})') from error
-            entries.append(Entry(*listed_as[folders[position]], -1, 0, f'{UNREADABLE_FOLDER}: {error.strerror}'))
+                raise UserError(f'data.path={root}: cannot be read ({reason_of(error)})') from error
+            entries.append(Entry(*listed_as[folders[position]], -1, 0, f'{UNREADABLE_FOLDER}: {reason_of(error)}'))
             del folders[position], times[position]
             continue
         times[position] = changed if changed < began - RECENT_NS else -1
@@ -97,7 +97,7 @@ def _entry(item: os.DirEntry, folder: int, here: str) -> Entry | os.stat_result:
     try:
         found = item.stat()
     except OSError as error:
-        problem = 'broken link' if item.is_symlink() else f'{UNREAD}: {error.strerror}'
+        problem = 'broken link' if item.is_symlink() else f'{UNREAD}: {reason_of(error)}'
         return Entry(folder, name, -1, 0, problem)
     if stat.S_ISDIR(found.st_mode):
         if os.access(os.path.join(here, item.name), os.R_OK | os.X_OK):
@@ -132,7 +132,7 @@ def examine_file(path: str, entry: Entry, channels: int = 0) -> Finding:
                 return Finding(SKIPPED, f'larger than {MAX_BYTES:,} bytes')
             encoded = start + file.read()
     except OSError as error:
-        return Finding(SKIPPED, f'{UNREAD}: {error.strerror}')
+        return Finding(SKIPPED, f'{UNREAD}: {reason_of(error)}')
     except MemoryError:
         return Finding(SKIPPED, f'{UNREAD}: {NO_MEMORY}')
     digest = hashlib.blake2b(encoded, digest_size=16).digest()

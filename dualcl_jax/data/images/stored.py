@@ -23,6 +23,7 @@ from PIL import Image
 
 from dualcl_jax.data.images import decode
 from dualcl_jax.data.images.decode import Facts, Place, UnusableError
+from dualcl_jax.system.errors import first_line
 
 SUFFIX = '.npy'
 TYPES = {'uint8': 'uint8', 'uint16': 'uint16', **dict.fromkeys(('int16', 'float16', 'float32', 'float64'), 'float32')}
@@ -104,8 +105,7 @@ def _read(encoded: bytes, channels: int) -> tuple[np.ndarray, int]:
     except Image.UnidentifiedImageError:
         raise UnusableError('not an image of a known format') from None
     except Exception as error:  # damaged files raise errors of many types
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UnusableError(f'damaged: {reason}') from error
+        raise UnusableError(f'damaged: {first_line(error)}') from error
     return as_kept(pixels), turned
 
 

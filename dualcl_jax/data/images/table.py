@@ -9,7 +9,7 @@ from typing import NamedTuple
 from dualcl_jax.data.csv_rows import RowError, csv_rows
 from dualcl_jax.data.images.display import shown
 from dualcl_jax.data.images.kinds import SUFFIXES
-from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.errors import UserError, reason_of
 
 MAX_CSV_BYTES = 2**30
 PATH_COLUMNS = (
@@ -65,7 +65,7 @@ def read_table(path: str) -> Table:
     except RowError as error:
         raise UserError(f'data.labels={path}: {error}') from error
     except (OSError, ValueError) as error:
-        reason = getattr(error, 'strerror', None) or error
+        reason = reason_of(error)
         raise UserError(
             f'data.labels={path}: cannot be read ({reason}); use auto, subfolders, none, or the path of a CSV file'
         ) from error

@@ -17,7 +17,7 @@ from dualcl_jax.data.images.tfds_features import open_folder
 from dualcl_jax.data.run_cache import NO_CACHE, RunCache
 from dualcl_jax.data.source import fingerprint, limit_indices
 from dualcl_jax.system.console import progress
-from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.errors import UserError, reason_of
 from dualcl_jax.system.files import BROKEN, absolute, cache_folder, replacing
 from dualcl_jax.system.processes.agreement import made_once
 
@@ -179,4 +179,4 @@ def _save(cache: Path, labels: np.ndarray) -> None:
         with replacing(cache, shared=True) as partial, partial.open('wb') as file:
             np.save(file, labels)
     except OSError as error:
-        print(f'note: {cache} cannot be written ({error.strerror}): labels are read at every start')
+        print(f'note: {cache} cannot be written ({reason_of(error)}): labels are read at every start')

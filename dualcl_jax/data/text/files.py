@@ -13,7 +13,7 @@ from etils import epath
 
 from dualcl_jax.data.csv_rows import RowError, csv_rows
 from dualcl_jax.data.text import wordnet
-from dualcl_jax.system.errors import UserError, first_line
+from dualcl_jax.system.errors import UserError, first_line, reason_of
 
 LONGEST = 1_000_000
 """Bytes of a line, or of a row of CSV; longer ones are left out."""
@@ -117,7 +117,7 @@ def read_rows(path: epath.Path, columns: Columns, account: Account) -> Iterator[
                 else:
                     account.add(EMPTY, path.name)
     except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, 'strerror', None) or first_line(error)
+        reason = reason_of(error)
         raise UserError(f'data.path={path}: cannot be read ({reason}); restore the file') from error
 
 

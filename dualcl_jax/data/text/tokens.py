@@ -10,7 +10,7 @@ import tokenizers
 from etils import epath
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
-from dualcl_jax.system.errors import UserError, first_line
+from dualcl_jax.system.errors import UserError, first_line, reason_of
 from dualcl_jax.system.files import reachable
 
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'true')  # where it is unset, a later fork prints a warning
@@ -68,7 +68,7 @@ class Tokenizer:
         try:
             return cls(file.read_text(), length)
         except (OSError, ValueError) as error:
-            reason = getattr(error, 'strerror', None) or first_line(error)
+            reason = reason_of(error)
             raise UserError(
                 f"{named}: {file.name} cannot be used ({reason}); name a tokenizer.json, a folder that has one, or '' "
                 'to train one on the corpus'

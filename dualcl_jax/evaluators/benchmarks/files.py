@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.errors import UserError, reason_of
 from dualcl_jax.system.files import reachable
 
 ENCODINGS = ('utf-8-sig', 'cp1252')
@@ -26,7 +26,7 @@ def read_text(path: Path, field: str) -> str:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f'config.{field}: {path} cannot be read ({error.strerror}); name another path') from error
+        raise UserError(f'config.{field}: {path} cannot be read ({reason_of(error)}); name another path') from error
     for encoding in ENCODINGS:
         try:
             text = content.decode(encoding)

@@ -6,7 +6,7 @@ from dualcl_jax.models.encoder import Variables
 from dualcl_jax.models.exports import onnx, stablehlo, weights
 from dualcl_jax.models.exports.encoder import Described, Description, LoadedEncoder
 from dualcl_jax.models.exports.sentences import LoadedTextEncoder, TextDescription
-from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.errors import UserError, reason_of
 from dualcl_jax.system.files import reachable
 
 __all__ = ['FORMATS', 'Described', 'Description', 'LoadedEncoder', 'LoadedTextEncoder', 'TextDescription', 'load']
@@ -36,7 +36,7 @@ def load(path: str) -> LoadedEncoder | LoadedTextEncoder:
         content = reachable(path, path).read_bytes()
     except OSError as error:
         raise UserError(
-            f'{path}: cannot be read ({error.strerror or error}); name a file that python -m dualcl_jax.export wrote'
+            f'{path}: cannot be read ({reason_of(error)}); name a file that python -m dualcl_jax.export wrote'
         ) from error
     try:
         return stablehlo.read(content) if content.endswith(stablehlo.END) else weights.read(content)

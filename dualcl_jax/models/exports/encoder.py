@@ -17,7 +17,7 @@ from dualcl_jax.models.encoder import FIELDS, Encoder, Variables, build_encoder
 from dualcl_jax.models.images import ImageInput
 from dualcl_jax.models.vit import LEARNED, PATCHES
 from dualcl_jax.system.config import ADDED
-from dualcl_jax.system.errors import UserError, first_line
+from dualcl_jax.system.errors import UserError, reason_of
 from dualcl_jax.system.tree import Tree
 
 VERSION = 1
@@ -112,7 +112,7 @@ class Described(abc.ABC):
         try:
             return build_encoder(ConfigDict(absent | self.architecture))
         except (AttributeError, KeyError, TypeError, UserError) as error:
-            raise ValueError(f'its architecture cannot be built: {reason(error)}') from error
+            raise ValueError(f'its architecture cannot be built: {reason_of(error)}') from error
 
     @property
     def step(self) -> int:
@@ -137,7 +137,7 @@ class Described(abc.ABC):
         try:
             output, whole = jax.eval_shape(init, jax.random.key(0))
         except Exception as error:  # Flax and JAX raise errors of many types for impossible sizes
-            raise ValueError(f'its architecture cannot be built: {reason(error)}') from error
+            raise ValueError(f'its architecture cannot be built: {reason_of(error)}') from error
         if getattr(output, self.output).shape[1] != self.features:
             raise ValueError('features does not equal the length of its output')
         return only_parts(whole, self.parts)
@@ -220,11 +220,6 @@ def _numbers(name: str, values: Any) -> tuple[float, ...]:
     if not all(map(math.isfinite, numbers)):
         raise ValueError(f'{name} must be finite')
     return numbers
-
-
-def reason(error: Exception) -> str:
-    """The message of an exception as one short line."""
-    return first_line(error)[:200]
 
 
 def only_parts(variables: Variables, parts: tuple[str, ...]) -> Variables:

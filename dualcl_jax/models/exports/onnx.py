@@ -15,8 +15,8 @@ import jax
 import numpy as np
 
 from dualcl_jax.models.encoder import Variables
-from dualcl_jax.models.exports.encoder import Described, Description, compute, reason
-from dualcl_jax.system.errors import UserError
+from dualcl_jax.models.exports.encoder import Described, Description, compute
+from dualcl_jax.system.errors import UserError, reason_of
 
 TOLERANCE = 1e-4
 """Largest difference of a feature from JAX's, relative to the largest feature."""
@@ -54,7 +54,7 @@ def write(description: Described, variables: Variables) -> bytes:
             pixels = np.random.default_rng(0).uniform(size=(CHECKED, *shape)).astype(np.float32)
             (found,) = session.run(None, {session.get_inputs()[0].name: pixels})
     except Exception as error:  # both packages raise errors of many types
-        raise UserError(f'--format=onnx: {name} cannot be converted ({reason(error)}); use stablehlo') from error
+        raise UserError(f'--format=onnx: {name} cannot be converted ({reason_of(error)}); use stablehlo') from error
     expected = np.asarray(jax.jit(function)(pixels))
     if found.shape != expected.shape or found.dtype != np.float32:
         raise UserError(f'--format=onnx: {name} becomes {found.dtype} {found.shape} in onnxruntime; use stablehlo')

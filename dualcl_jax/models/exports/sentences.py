@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
-from dualcl_jax.models.exports.encoder import Described, Description, LoadedEncoder, check_positive, reason
-from dualcl_jax.system.errors import UserError
+from dualcl_jax.models.exports.encoder import Described, Description, LoadedEncoder, check_positive
+from dualcl_jax.system.errors import UserError, reason_of
 from dualcl_jax.system.tree import Tree
 
 
@@ -58,7 +58,7 @@ class TextDescription(Described):
             tokenizer.no_padding()
             tokenizer.enable_truncation(self.length)
         except Exception as error:  # the library raises Exception itself
-            raise ValueError(f'its tokenizer cannot be used: {reason(error)}') from error
+            raise ValueError(f'its tokenizer cannot be used: {reason_of(error)}') from error
         return tokenizer
 
 

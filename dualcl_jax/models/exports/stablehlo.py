@@ -18,9 +18,10 @@ import jax.export
 import jax.numpy as jnp
 
 from dualcl_jax.models.encoder import Variables
-from dualcl_jax.models.exports.encoder import Described, LoadedEncoder, compute, reason
+from dualcl_jax.models.exports.encoder import Described, LoadedEncoder, compute
 from dualcl_jax.models.exports.sentences import LoadedTextEncoder, loaded, read_description
 from dualcl_jax.system.console import quiet_stderr
+from dualcl_jax.system.errors import reason_of
 from dualcl_jax.system.tree import Tree
 
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
@@ -88,7 +89,7 @@ def read(content: bytes) -> LoadedEncoder | LoadedTextEncoder:
     except Exception as error:  # JAX raises errors of many types for a damaged program
         if newer:
             raise ValueError(f'it needs jax {writer} or newer, and jax {jax.__version__} is installed') from error
-        raise ValueError(f'its program cannot be used: {reason(error)}') from error
+        raise ValueError(f'its program cannot be used: {reason_of(error)}') from error
     if getattr(found, 'shape', None) != (2, description.features) or found.dtype != jnp.float32:
         raise ValueError('the features of its program do not match its description')
     return loaded(description, jax.jit(exported.call))

@@ -17,10 +17,10 @@ import safetensors
 import safetensors.numpy
 
 from dualcl_jax.models.encoder import Variables
-from dualcl_jax.models.exports.encoder import Described, LoadedEncoder, compute, reason
+from dualcl_jax.models.exports.encoder import Described, LoadedEncoder, compute
 from dualcl_jax.models.exports.sentences import LoadedTextEncoder, loaded, read_description
 from dualcl_jax.models.weights_file import LEAVES
-from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.errors import UserError, reason_of
 
 Tensors = dict[str, np.ndarray]
 
@@ -75,7 +75,7 @@ def read(content: bytes) -> LoadedEncoder | LoadedTextEncoder:
         tensors = safetensors.numpy.load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], 'little')])
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise ValueError(reason(error)) from error
+        raise ValueError(reason_of(error)) from error
     metadata = header.get('__metadata__') or {}
     if 'sha256' not in metadata:
         raise ValueError('its metadata have no description')

@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from dualcl_jax.system.errors import RestartError, UserError
+from dualcl_jax.system.errors import RestartError, UserError, reason_of
 from dualcl_jax.system.processes.places import Place, scheduled
 from dualcl_jax.system.processes.supervisor import allow_many_sockets, bind_host, listen
 
@@ -103,7 +103,7 @@ def _listen(place: Place, end: float) -> socket.socket:
         except OSError as error:
             kind = RestartError if scheduled() and error.errno == errno.EADDRINUSE else UserError
             if error.errno != errno.EADDRINUSE or time.monotonic() > end:
-                raise kind(f'{place.problem}: cannot listen on it ({error.strerror}); use a free port') from error
+                raise kind(f'{place.problem}: cannot listen on it ({reason_of(error)}); use a free port') from error
         if not said:
             print(f'note: {place.problem}: the port is in use; waiting until it is free', flush=True)
         said = True
@@ -158,7 +158,7 @@ def _ask(place: Place, mine: Message, end: float, timeout_s: float) -> str:
             if verdict is not None:
                 break
         except OSError as error:
-            reason = error.strerror or str(error)
+            reason = reason_of(error)
             unknown = isinstance(error, socket.gaierror) and error.errno != socket.EAI_AGAIN
         if time.monotonic() > end:
             if unknown and not scheduled():
