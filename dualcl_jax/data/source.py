@@ -325,10 +325,17 @@ def _with_validation(train: Source, kept: np.ndarray, held_out: np.ndarray) -> M
     if train.report is None or 'splits' not in train.report:
         return train.report
     before = train.report['splits']['train']
-    counts = [{'images': len(rows), 'labelled': int((train.labels[rows] >= 0).sum())} for rows in (kept, held_out)]
     folder = f'{before["folder"]}: {len(held_out) / len(train.labels):.3g} of its images, at random'
-    splits = {'train': before | counts[0], 'validation': {'folder': folder} | counts[1]}
+    splits = {
+        'train': before | described_split(before['folder'], train.labels[kept]),
+        'validation': described_split(folder, train.labels[held_out]),
+    }
     return {**train.report, 'splits': {**train.report['splits'], **splits}}
+
+
+def described_split(folder: str | None, labels: np.ndarray) -> dict[str, Any]:
+    """The entry of a report for a split from a folder, file or array, with labels int32 [N], -1 where unknown."""
+    return {'folder': folder, 'images': len(labels), 'labelled': int((labels >= 0).sum())}
 
 
 def stratified(order: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:

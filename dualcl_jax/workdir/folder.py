@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from dualcl_jax.data import Source, Splits, example_spec
 from dualcl_jax.data.images.source import KIND as IMAGES
-from dualcl_jax.data.source import count_classes
+from dualcl_jax.data.source import count_classes, described_split
 from dualcl_jax.data.tree import describe, parse
 from dualcl_jax.system.config import LENGTH, PATHS, differing_fields, flatten, from_json, to_json
 from dualcl_jax.system.errors import RestartError, UserError, reason_of
@@ -261,10 +261,7 @@ def read_fingerprints(workdir: epath.Path) -> tuple[str | None, str | None]:
 def _plain_splits(splits: Splits) -> dict[str, Any]:
     """The splits of a set that does not report what it used as the splits."""
     named = {name: source for name, source in splits._asdict().items() if source is not None}
-    return {
-        name: {'folder': None, 'images': len(source), 'labelled': int((source.labels >= 0).sum())}
-        for name, source in named.items()
-    } | {'left_out': []}
+    return {name: described_split(None, source.labels) for name, source in named.items()} | {'left_out': []}
 
 
 def read_examples(workdir: epath.Path) -> tuple[str, Tree] | None:

@@ -20,7 +20,7 @@ from dualcl_jax.models.text import FIELDS
 from dualcl_jax.models.vit import LEARNED, PATCHES
 from dualcl_jax.models.weights_file import Taken, is_weights_file, take
 from dualcl_jax.system.devices import replicate
-from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.errors import UserError, listed
 from dualcl_jax.system.files import reachable
 from dualcl_jax.workdir.checkpoint import Checkpoints
 from dualcl_jax.workdir.huggingface import Pretrained, find_pretrained
@@ -160,7 +160,7 @@ def _describe(pretrained: Pretrained, state: TrainState) -> str:
         [
             pretrained.describe(),
             f'{len(jax.tree.leaves(loaded.params))} tensors loaded',
-            f'left out: {_listed(left)}' if left else 'none left out',
+            f'left out: {listed(left[:SHOWN], len(left))}' if left else 'none left out',
             f'new: {", ".join(fresh)}' if fresh else 'nothing new',
         ]
     )
@@ -168,9 +168,3 @@ def _describe(pretrained: Pretrained, state: TrainState) -> str:
 
 def _shapes(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.shape, tree)
-
-
-def _listed(names: list[str]) -> str:
-    """The first names, and how many more there are."""
-    more = len(names) - SHOWN
-    return ', '.join(names[:SHOWN]) + (f' and {more} others' if more > 0 else '')

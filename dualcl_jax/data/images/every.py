@@ -10,7 +10,7 @@ from dualcl_jax.data.images.encoded import EncodedSource, stored_size
 from dualcl_jax.data.images.folder import IndexedFiles, check_usable, pixels_of, splits_and_labels
 from dualcl_jax.data.images.index_cache import open_index
 from dualcl_jax.data.images.labels import displayed
-from dualcl_jax.data.images.scan import DUPLICATE, SKIPPED, USED
+from dualcl_jax.data.images.scan import SKIPPED
 from dualcl_jax.data.source import fingerprint
 from dualcl_jax.system.errors import UserError
 
@@ -40,7 +40,7 @@ def every_image(data: Any) -> Named:
         raise UserError(f'{data.path}: must be a local folder; copy it, or mount it')
     index = open_index(os.path.expanduser(data.path), data.channels)
     check_usable(data.path, index, max_skipped=1.0, channels=data.channels)
-    rows = np.flatnonzero((index.outcomes == USED) | (index.outcomes == DUPLICATE)).astype(np.int32)
+    rows = index.usable()
     labels = splits_and_labels(data, index, rows)[1]
     size, class_names = stored_size(data), displayed(labels.names)
     pixels = pixels_of(data, index, rows)

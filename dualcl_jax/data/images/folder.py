@@ -35,7 +35,7 @@ from dualcl_jax.data.images.scan import (
 )
 from dualcl_jax.data.images.splits import ABOVE, BESIDE, TEST, TRAIN, Layout, described, find_layout
 from dualcl_jax.data.run_cache import run_cache_of
-from dualcl_jax.data.source import Splits, fingerprint, held_out_by_content, limit_indices
+from dualcl_jax.data.source import Splits, described_split, fingerprint, held_out_by_content, limit_indices
 from dualcl_jax.system.errors import UserError, first_line, listed
 
 
@@ -204,8 +204,7 @@ def _unread_images(index: Index) -> np.ndarray:
     rows = [row for row, note in index.notes.items() if note in kinds.UNREAD and index.outcomes[row] == IGNORED]
     if not any(index.notes[row] == kinds.RAW for row in rows):
         return np.array(rows, np.int32)
-    usable = np.flatnonzero((index.outcomes == USED) | (index.outcomes == DUPLICATE)).tolist()
-    photos = {os.path.splitext(index.path(row))[0] for row in usable}
+    photos = {os.path.splitext(index.path(row))[0] for row in index.usable().tolist()}
     return np.array([row for row in rows if os.path.splitext(index.path(row))[0] not in photos], np.int32)
 
 
@@ -218,7 +217,7 @@ def _reasons(index: Index, rows: np.ndarray) -> str:
 
 def _choose(data: Any, index: Index) -> _Chosen:
     """Chooses the splits, the labels, and the images that neither leaves out."""
-    rows = np.flatnonzero((index.outcomes == USED) | (index.outcomes == DUPLICATE)).astype(np.int32)
+    rows = index.usable()
     layout, labels, table = splits_and_labels(data, index, rows)
     roles = layout.roles[index.folder_of[rows]]
     taken = ((roles == TRAIN) | (roles == TEST)) & ~labels.stray
@@ -313,7 +312,5 @@ def _splits_report(chosen: _Chosen, labels: Mapping[str, np.ndarray], fraction: 
         'test': described(layout.test) if layout.test is not None else from_train if fraction else None,
     }
     return {
-        split: {'folder': folder, 'images': len(labels[split]), 'labelled': int((labels[split] >= 0).sum())}
-        for split, folder in folders.items()
-        if folder is not None
+        split: described_split(folder, labels[split]) for split, folder in folders.items() if folder is not None
     } | {'left_out': [described(folder) for folder in layout.beside]}

@@ -132,6 +132,10 @@ class Index:
             return False
         return True
 
+    def usable(self) -> np.ndarray:
+        """The rows of the files that can be used, with duplicates, int32 [n]."""
+        return np.flatnonzero((self.outcomes == USED) | (self.outcomes == DUPLICATE)).astype(np.int32)
+
     def unread(self) -> list[int]:
         """The rows of what could not be read but may be now: files and, with sizes below 0, links and folders."""
         rows = []
@@ -267,7 +271,7 @@ def examine_unread(index: Index, channels: int) -> Index:
         index.shapes[row], index.digests[row] = finding[2:4], np.frombuffer(finding.digest, np.uint8)
         index.outcomes[row], index.conversions[row] = finding.outcome, finding.conversions
         index.notes[row] = finding.note
-    used = np.flatnonzero((index.outcomes == USED) | (index.outcomes == DUPLICATE))
+    used = index.usable()
     for row in used.tolist():
         index.notes.pop(row, None)
     index.outcomes[used] = USED

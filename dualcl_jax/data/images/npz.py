@@ -7,7 +7,7 @@ import numpy as np
 
 from dualcl_jax.data.images.source import image_source
 from dualcl_jax.data.images.stored import TYPES, as_kept
-from dualcl_jax.data.source import Splits
+from dualcl_jax.data.source import Splits, described_split
 from dualcl_jax.system.errors import UserError, first_line, reason_of
 from dualcl_jax.system.files import BROKEN, reachable
 
@@ -60,11 +60,7 @@ def load(data: Any) -> Splits:
     class_names = tuple(str(label) for label in range(num_classes)) or None
     report = {
         'splits': {
-            split: {
-                'folder': stored[f'{start}images'],
-                'images': len(splits[split][0]),
-                'labelled': int((splits[split][1] >= 0).sum()),
-            }
+            split: described_split(stored[f'{start}images'], splits[split][1])
             for split, start in (('train', prefix), ('test', 'test_'))
             if split in splits
         }

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from dualcl_jax.data.source import ArraySource, Splits, first_equal, held_out_by_content, limit_indices
+from dualcl_jax.data.source import ArraySource, Splits, described_split, first_equal, held_out_by_content, limit_indices
 from dualcl_jax.data.text import tfds
 from dualcl_jax.data.text.files import EMPTY, Account, Columns, Row, read_rows, reader_of
 from dualcl_jax.data.text.splits import choose_test
@@ -72,10 +72,7 @@ def load(data: Any) -> Splits:
     encoded = {split: _encode(tokenizer, part.rows) for split, part in parts.items()}
     labels = {split: _labels(part.rows, names) for split, part in parts.items()}
     report: dict[str, Any] = {
-        'splits': {
-            split: {'folder': part.origin, 'images': len(part.rows), 'labelled': int((labels[split] >= 0).sum())}
-            for split, part in parts.items()
-        }
+        'splits': {split: described_split(part.origin, labels[split]) for split, part in parts.items()}
         | {'left_out': []},
         'labels': f'column {data.label_column}' if names else None,
         'left_out': account.left_out,

@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dualcl_jax.system.errors import UserError, reason_of
+from dualcl_jax.system.errors import UserError, listed, reason_of
 from dualcl_jax.system.files import reachable
 
 ENCODINGS = ('utf-8-sig', 'cp1252')
@@ -77,8 +77,9 @@ def present(folder: str, names: Sequence[str], field: str) -> list[Path]:
         raise UserError(f'config.{field}={folder}: no such folder; name the one with {names[0]}')
     missing = [name for name in names if not (root / name).is_file()]
     if missing:
-        more = f' and {len(missing) - 1} others' if len(missing) > 1 else ''
-        raise UserError(f'config.{field}={folder}: has no file {missing[0]}{more}; add what is missing')
+        raise UserError(
+            f'config.{field}={folder}: has no file {listed(missing[:1], len(missing))}; add what is missing'
+        )
     return [root / name for name in names]
 
 

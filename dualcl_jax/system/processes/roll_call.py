@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from dualcl_jax.system.errors import RestartError, UserError, reason_of
+from dualcl_jax.system.errors import RestartError, UserError, listed, reason_of
 from dualcl_jax.system.processes.places import Place, scheduled
 from dualcl_jax.system.processes.supervisor import allow_many_sockets, bind_host, listen
 
@@ -112,7 +112,7 @@ def _listen(place: Place, end: float) -> socket.socket:
 
 def _missing(place: Place, heard: set[int], timeout_s: float) -> str:
     missing = sorted(set(range(1, place.processes)) - heard)
-    names = ', '.join(map(str, missing[:8])) + (f' and {len(missing) - 8} more' if len(missing) > 8 else '')
+    names = listed(map(str, missing[:8]), len(missing))
     return (
         f'process {names} of {place.processes} did not start within {timeout_s:g} s: '
         'check its output, or raise parallel.timeout_s'
