@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dualcl_jax.models.layers import bias_init, global_mean, layer_norm
+from dualcl_jax.models.layers import bias_init, global_mean, layer_norm, normal
 
 EPSILON = 1e-6
 """The ε of every layer norm."""
@@ -16,14 +16,7 @@ PATCH = 4
 """Side of the patches that the stem projects."""
 LEAST = 32
 """The least side of an image in pixels: four stages halve or quarter it."""
-
-
-def _init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """Normal values with deviation 0.02, truncated at two deviations, drawn flat like `layers.lecun_normal`."""
-    size = 1
-    for length in shape:
-        size *= length
-    return 0.02 * jax.random.truncated_normal(key, -2, 2, (size,), dtype).reshape(shape)
+_init = normal(0.02, truncated=True)
 
 
 def _dense(features: int, *, name: str, dtype: Any) -> nn.Dense:

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dualcl_jax.models.convnext import convnext_t
+from dualcl_jax.models import convnext
 from dualcl_jax.models.heads import PREDICTORS, PROJECTIONS, Head
 from dualcl_jax.models.norm import BatchNorm
 from dualcl_jax.models.resnet import STEMS, resnet18, resnet34, resnet50
@@ -30,7 +30,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     'vit_s16_h6': vit_s16_h6,
     'vit_b16': vit_b16,
     'vit_l16': vit_l16,
-    'convnext_t': convnext_t,
+    'convnext_t': convnext.convnext_t,
     'vit_tiny': vit_tiny,
     'tiny': Tiny,
     'bag': Bag,
@@ -209,6 +209,6 @@ def channels_of(params: Any, model: str) -> int:
     backbone = params['backbone']
     if model in PATCHES:  # a row of the kernel for each pixel of a patch and channel
         return int(backbone['patch_embed']['kernel'].shape[0]) // PATCHES[model] ** 2
-    if 'stem_0' in backbone:  # of a ConvNeXt, with patches of 4×4
-        return int(backbone['stem_0']['kernel'].shape[0]) // 16
+    if 'stem_0' in backbone:  # of a ConvNeXt, likewise
+        return int(backbone['stem_0']['kernel'].shape[0]) // convnext.PATCH**2
     return int(backbone['conv1']['kernel'].shape[2])

@@ -1,6 +1,7 @@
 """Layers and initialisers shared by all models."""
 
 import math
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -10,19 +11,29 @@ import jax.numpy as jnp
 from dualcl_jax.models.convolution import conv
 
 
+def normal(deviation: float, *, truncated: bool = False) -> nn.initializers.Initializer:
+    """Initialiser with normal values times `deviation`; they are truncated at ±2 first if `truncated`.
+
+    They are drawn flat, because XLA:CPU takes seconds to compile a random draw of several dimensions and a tenth of a
+    second for a flat one (jax 0.12).
+    """
+    draw = partial(jax.random.truncated_normal, lower=-2, upper=2) if truncated else jax.random.normal
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        return deviation * draw(key, shape=(math.prod(shape),), dtype=dtype).reshape(shape)
+
+    return init
+
+
 def lecun_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
     """Normal values truncated at two deviations, with variance 1 / fan-in; the last axis of `shape` is the output.
 
-    The values equal those of `nn.initializers.lecun_normal()`. They are drawn flat, because XLA:CPU takes seconds to
-    compile a random draw of several dimensions and a tenth of a second for a flat one (jax 0.12).
+    The values equal those of `nn.initializers.lecun_normal()`.
     """
     deviation = math.sqrt(1 / math.prod(shape[:-1])) / 0.87962566103423978  # deviation of the truncated normal
-    flat = jax.random.truncated_normal(key, -2, 2, (math.prod(shape),), dtype)
-    return (flat * deviation).reshape(shape)
+    return normal(deviation, truncated=True)(key, shape, dtype)
 
 
-conv_kernel_init = lecun_normal
-dense_kernel_init = lecun_normal
 bias_init = nn.initializers.zeros_init()
 norm_scale_init = nn.initializers.ones_init()
 
@@ -47,7 +58,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = self.param('kernel', conv_kernel_init, shape, jnp.float32)
+        kernel = self.param('kernel', lecun_normal, shape, jnp.float32)
         padding = self.size // 2 if self.padding is None else self.padding
         precision = jax.config.jax_default_matmul_precision  # it may differ where the backward pass is traced
         return conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, padding, precision)
@@ -60,7 +71,7 @@ def layer_norm(x: jax.Array, epsilon: float, *, name: str) -> jax.Array:
 
 def dense(features: int, *, dtype: Any, name: str, use_bias: bool = True) -> nn.Dense:
     """`nn.Dense` with float32 parameters and this project's initialisers; computes in and returns `dtype`."""
-    return nn.Dense(features, use_bias, dtype=dtype, kernel_init=dense_kernel_init, bias_init=bias_init, name=name)
+    return nn.Dense(features, use_bias, dtype=dtype, kernel_init=lecun_normal, bias_init=bias_init, name=name)
 
 
 def relu(x: jax.Array) -> jax.Array:

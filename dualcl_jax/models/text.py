@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dualcl_jax.models.layers import normal
 from dualcl_jax.system.tree import Tree
 
 KIND = 'text'
@@ -133,15 +134,6 @@ POOLINGS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {'mean': mask
 """Functions that reduce token vectors [n, L, D] and lengths [n] to one vector for each sentence [n, D]."""
 
 
-def embedding_init(deviation: float) -> nn.initializers.Initializer:
-    """Initialiser with normal values, drawn flat like `layers.lecun_normal`."""
-
-    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-        return deviation * jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
-
-    return init
-
-
 class Bag(nn.Module):
     """The mean of the embeddings of a sentence's tokens (1511.08198): a tree of n sentences to float32 [n, width].
 
@@ -164,6 +156,6 @@ class Bag(nn.Module):
     @nn.compact
     def __call__(self, sentences: Tree, *, train: bool) -> jax.Array:
         shape = self.geometry.vocabulary, self.width
-        table = self.param('words', embedding_init(1 / math.sqrt(self.width)), shape, jnp.float32)
+        table = self.param('words', normal(1 / math.sqrt(self.width)), shape, jnp.float32)
         words, count = sentences['tokens'][:, 1:-1], sentences['length'] - 2
         return masked_mean(look_up(table.astype(self.dtype), words), count)

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from dualcl_jax.models.dropout import dropout
-from dualcl_jax.models.layers import layer_norm
-from dualcl_jax.models.text import POOLINGS, TextGeometry, embedding_init, look_up
+from dualcl_jax.models.layers import layer_norm, normal
+from dualcl_jax.models.text import POOLINGS, TextGeometry, look_up
 from dualcl_jax.system.tree import Tree
 
 DEVIATION = 0.02
@@ -37,7 +37,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = x.shape[-1], self.features
-        kernel = self.param('kernel', embedding_init(DEVIATION), shape, jnp.float32).astype(self.dtype)
+        kernel = self.param('kernel', normal(DEVIATION), shape, jnp.float32).astype(self.dtype)
         bias = self.param('bias', nn.initializers.zeros_init(), (self.features,), jnp.float32).astype(self.dtype)
         precision = jax.config.jax_default_matmul_precision  # it may differ where the backward pass is traced
         out = product(x.astype(self.dtype).reshape(-1, shape[0]), kernel, precision)
@@ -183,7 +183,7 @@ class Embeddings(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        sizes, init = self.geometry, embedding_init(DEVIATION)
+        sizes, init = self.geometry, normal(DEVIATION)
         words = self.param('words', init, (sizes.vocabulary, self.width), jnp.float32)
         positions = self.param('positions', init, (sizes.max_positions, self.width), jnp.float32)
         x = look_up(words, tokens) + positions[sizes.position_offset :][: tokens.shape[1]][None]

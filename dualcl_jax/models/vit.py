@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dualcl_jax.models.layers import layer_norm
+from dualcl_jax.models.layers import layer_norm, normal
 
 SINE_COSINE, LEARNED = POSITIONS = ('sine_cosine', 'learned')
 """The values of `model.positions`."""
@@ -24,17 +24,12 @@ EPSILON = 1e-6
 
 
 def uniform(bound: float) -> nn.initializers.Initializer:
-    """Initialiser with values uniform over [-bound, bound], drawn flat like `layers.lecun_normal`."""
+    """Initialiser with values uniform over [-bound, bound], drawn flat like `layers.normal`."""
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
         return jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound).reshape(shape)
 
     return init
-
-
-def _small_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """Normal values with deviation 0.02, drawn flat like `layers.lecun_normal`."""
-    return 0.02 * jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
 
 
 def _dense(inputs: int, outputs: int, *, name: str, dtype: Any, parts: int = 1) -> nn.Dense:
@@ -119,7 +114,7 @@ class VisionTransformer(nn.Module):
         token = self.param('cls_token', nn.initializers.normal(1e-6), (self.dim,), jnp.float32)
         x = jnp.concatenate([jnp.broadcast_to(token.astype(self.dtype), (count, 1, self.dim)), x], axis=1)
         if self.positions == LEARNED:
-            places = self.param('pos_embed', _small_normal, (1 + rows * columns, self.dim), jnp.float32)
+            places = self.param('pos_embed', normal(0.02), (1 + rows * columns, self.dim), jnp.float32)
             x = x + places.astype(self.dtype)[None]
         block = nn.remat(Block) if self.remat else Block
         for index in range(self.depth):

@@ -29,6 +29,8 @@ LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'runnin
 """The last part of a variable's path, and of its name in PyTorch."""
 INSIDE_BLOCKS = {'qkv': 'attn.qkv', 'proj': 'attn.proj', 'fc1': 'mlp.fc1', 'fc2': 'mlp.fc2'}
 """Layers of a block of a ViT or ConvNeXt, and their names in timm."""
+TO_TORCH, FROM_TORCH = {4: (3, 2, 0, 1), 2: (1, 0)}, {4: (2, 3, 1, 0), 2: (1, 0)}
+"""The order of the axes of kernels, by their number, in PyTorch and back. Other arrays stay as they are."""
 SUFFIXES = ('.safetensors', '.npz')
 FIRST = {'params.backbone.conv1.kernel': 2, 'params.backbone.patch_embed.kernel': 0, 'params.backbone.stem_0.kernel': 0}
 """The first layer of each kind of network, and the axis of its kernel that depends on the channels of the images."""
@@ -105,9 +107,11 @@ def take(path: str, template: Variables, model: str, grid: tuple[int, int], *, l
             notes.append(f'{given} {fresh}')
             continue
         if array.shape != leaf.shape:
+            axes = TO_TORCH.get(len(leaf.shape), range(len(leaf.shape)))
+            needed = tuple(leaf.shape[axis] for axis in axes)  # as far as the transposition determines it
             raise UserError(
                 f'{flag}: {given} is {tensors[given].shape}, but this config needs '
-                f'{_torch_shape(name, leaf.shape)}; use the model.name, stem and width of the file, and its channels'
+                f'{needed}; use the model.name, stem and width of the file, and its channels'
             )
         found[name] = array
     if model in PATCHES:
@@ -155,11 +159,21 @@ def torch_name(name: str) -> str:
         return leaf  # cls_token and pos_embed
     if path[0] == 'patch_embed':
         return f'patch_embed.proj.{LEAVES[leaf]}'
-    if path[0].startswith(('blocks_', 'stages_')) or path[0].startswith('stem_'):
+    if path[0].startswith(('blocks_', 'stages_', 'stem_')):
         first = path[0].replace('_', '.')
         rest = [INSIDE_BLOCKS.get(part, part) for part in path[1:]]
         return '.'.join([first, *rest, LEAVES.get(leaf, leaf)])
     return '.'.join(path).replace('_', '.') + f'.{LEAVES.get(leaf, leaf)}'
+
+
+def in_torch(array: np.ndarray) -> np.ndarray:
+    """Transposes a kernel to the order of axes in PyTorch; other arrays stay as they are."""
+    return array.transpose(TO_TORCH.get(array.ndim, range(array.ndim)))
+
+
+def from_torch(array: np.ndarray) -> np.ndarray:
+    """The inverse of `in_torch`."""
+    return array.transpose(FROM_TORCH.get(array.ndim, range(array.ndim)))
 
 
 def _in_a_block(name: str) -> bool:
@@ -242,16 +256,9 @@ def _converted(
         return array.reshape(-1), None
     if name.endswith('pos_embed'):
         return _positions(array, grid)
-    if (array.ndim == 4 and name.split('.')[2] == 'patch_embed') or (array.ndim == 4 and len(shape) == 2):
-        return array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0]), None  # patches row by row, channels last
-    if array.ndim == 4:
-        return array.transpose(2, 3, 1, 0), None
-    return (array.T if array.ndim == 2 else array), None
-
-
-def _torch_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in the layout of other libraries, as far as the transposition determines it."""
-    return tuple(np.empty(shape).transpose(3, 2, 0, 1).shape) if len(shape) == 4 else tuple(reversed(shape))
+    if array.ndim == 4 and (name.split('.')[2] == 'patch_embed' or len(shape) == 2):
+        return from_torch(array).reshape(-1, array.shape[0]), None  # patches row by row, channels last
+    return from_torch(array), None
 
 
 def _positions(array: np.ndarray, grid: tuple[int, int]) -> tuple[np.ndarray, str | None]:

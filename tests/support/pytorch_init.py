@@ -24,5 +24,5 @@ def pytorch_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.flo
 
 
 if __name__ == '__main__':
-    layers.conv_kernel_init = layers.dense_kernel_init = pytorch_uniform
+    layers.lecun_normal = pytorch_uniform
     sys.exit(main.main())

@@ -16,10 +16,9 @@ from dualcl_jax.models.convnext import ConvNeXt
 from dualcl_jax.models.encoder import Variables
 from dualcl_jax.models.exports.encoder import Description
 from dualcl_jax.models.exports.huggingface import FORMAT, Files, pack, to_json
-from dualcl_jax.models.exports.weights import in_torch
 from dualcl_jax.models.resnet import Bottleneck, ResNet
 from dualcl_jax.models.vit import LEARNED, VisionTransformer, sine_cosine_positions
-from dualcl_jax.models.weights_file import LEAVES
+from dualcl_jax.models.weights_file import LEAVES, in_torch
 from dualcl_jax.system.errors import UserError
 
 Tensors = dict[str, np.ndarray]
@@ -131,7 +130,7 @@ def _vit(network: VisionTransformer, description: Description, flat: Flat) -> tu
     tensors = {
         'embeddings.cls_token': flat[('cls_token',)][None, None],
         'embeddings.position_embeddings': places[None],
-        'embeddings.patch_embeddings.projection.weight': kernel.transpose(3, 2, 0, 1),
+        'embeddings.patch_embeddings.projection.weight': in_torch(kernel),
         'embeddings.patch_embeddings.projection.bias': flat['patch_embed', 'bias'],
         'layernorm.weight': flat['norm', 'scale'],
         'layernorm.bias': flat['norm', 'bias'],
@@ -140,7 +139,7 @@ def _vit(network: VisionTransformer, description: Description, flat: Flat) -> tu
         if not path[0].startswith('blocks_'):
             continue
         block, layer, leaf = f'encoder.layer.{path[0].removeprefix("blocks_")}', path[1], LEAVES[path[2]]
-        value = value.T if value.ndim == 2 else value
+        value = in_torch(value)
         if layer == 'qkv':
             for name, part in zip(('query', 'key', 'value'), np.split(value, 3), strict=True):
                 tensors[f'{block}.attention.attention.{name}.{leaf}'] = part
@@ -153,7 +152,7 @@ def _convnext(network: ConvNeXt, description: Description, flat: Flat) -> tuple[
     config = {
         'model_type': 'convnext',
         'architectures': ['ConvNextModel'],
-        'patch_size': 4,
+        'patch_size': convnext.PATCH,
         'num_stages': len(network.dims),
         'hidden_sizes': list(network.dims),
         'depths': list(network.depths),
@@ -178,7 +177,7 @@ def _convnext(network: ConvNeXt, description: Description, flat: Flat) -> tuple[
                 layer = 'layer_scale_parameter' if leaf == 'gamma' else f'{CONVNEXT_LAYERS[path[1]]}.{leaf}'
                 name = f'encoder.stages.{stage}.layers.{index}.{layer}'
         if value.ndim == 2 and (first == 'stem_0' or '_downsample_' in first):  # a convolution with its own stride
-            side = 4 if first == 'stem_0' else 2
+            side = convnext.PATCH if first == 'stem_0' else 2
             value = value.reshape(side, side, -1, value.shape[1])
         tensors[name] = in_torch(value)
     return config, tensors

@@ -19,15 +19,13 @@ import safetensors.numpy
 from dualcl_jax.models.encoder import Variables
 from dualcl_jax.models.exports.encoder import Described, LoadedEncoder, compute
 from dualcl_jax.models.exports.sentences import LoadedTextEncoder, loaded, read_description
-from dualcl_jax.models.weights_file import LEAVES
+from dualcl_jax.models.weights_file import LEAVES, from_torch, in_torch
 from dualcl_jax.system.errors import UserError, reason_of
 
 Tensors = dict[str, np.ndarray]
 
 FLAX, TORCH = 'flax', 'pt'
 """The `format` in the metadata, as other readers of safetensors expect it."""
-TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0)}
-FROM_TORCH = {4: (2, 3, 1, 0), 2: (1, 0)}
 
 
 def write(description: Described, variables: Variables) -> bytes:
@@ -64,11 +62,6 @@ def torchvision_name(name: str, description: Described) -> str:
     return f'{module}.{LEAVES[leaf]}'
 
 
-def in_torch(array: np.ndarray) -> np.ndarray:
-    """Transposes a kernel to the order of axes in torch; other arrays stay as they are."""
-    return array.transpose(TO_TORCH.get(array.ndim, range(array.ndim)))
-
-
 def read(content: bytes) -> LoadedEncoder | LoadedTextEncoder:
     """Reads the encoder from a file with either kind of names. Raises ValueError if it is damaged or not an export."""
     try:
@@ -90,9 +83,7 @@ def read(content: bytes) -> LoadedEncoder | LoadedTextEncoder:
         stored = name if names == FLAX else torchvision_name(name, description)
         if stored not in tensors:
             raise ValueError(f'it has no tensor {stored}')
-        array = tensors[stored]
-        if names == TORCH:
-            array = array.transpose(FROM_TORCH.get(array.ndim, range(array.ndim)))
+        array = from_torch(tensors[stored]) if names == TORCH else tensors[stored]
         if array.shape != leaf.shape or array.dtype != leaf.dtype:
             raise ValueError(f'tensor {stored} is {array.dtype} {array.shape}, not {leaf.dtype} {leaf.shape}')
         flat[name] = array
