@@ -17,7 +17,7 @@ from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.images.source import image_shape, image_type, is_photographic
 from dualcl_jax.data.tree import batch_of, empty
 from dualcl_jax.evaluators.encoder_source import EncoderSource
-from dualcl_jax.evaluators.protocols import can_shoot, kind_of, protocols_of
+from dualcl_jax.evaluators.protocols import kind_of, protocols_of, shot_classes
 from dualcl_jax.evaluators.records import VERSION, make_record, table
 from dualcl_jax.evaluators.settings import RULES, default_settings, whole
 from dualcl_jax.evaluators.task import Task
@@ -179,7 +179,7 @@ def notes(task: Task, protocols: Sequence[str]) -> list[str]:
     sizes = np.unique(train, return_counts=True)[1]
     for count in whole(settings.few_shot.shots) if 'few_shot' in protocols else ():
         fewer = int((sizes < count).sum())
-        if not can_shoot(train, task.query_labels, count):
+        if not len(shot_classes(task, count)):
             found.append(f'left out: few_shot with {count} images a class: too few classes have that many')
         elif fewer:
             found.append(f'few_shot with {count} images a class: without {fewer:,} classes that have fewer')

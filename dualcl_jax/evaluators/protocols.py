@@ -137,16 +137,16 @@ def few_shot(task: Task) -> Results:
     """
     settings, train = task.settings.few_shot, task.labels('train')
     for count in whole(settings.shots):
-        classes, sizes = np.unique(train, return_counts=True)
-        enough = classes[sizes >= count]
-        tested = np.isin(task.query_labels, enough)
-        if not can_shoot(train, task.query_labels, count):
+        enough = shot_classes(task, count)
+        if not len(enough):
             continue
+        tested = np.isin(task.query_labels, enough)
         chosen = shots.draw_shots(_among(train, enough), len(enough), count, settings.draws, task.seed)
         labels = _among(task.query_labels[tested], enough)
         details = _details(task, {'shots': count, 'draws': settings.draws})
-        if len(enough) < len(classes):
-            details |= {'classes': len(enough), 'classes_with_fewer_images': len(classes) - len(enough)}
+        fewer = len(np.unique(train)) - len(enough)
+        if fewer:
+            details |= {'classes': len(enough), 'classes_with_fewer_images': fewer}
         for encoder, layer in task.places:
             bank, queries = task.features('train', encoder, layer), task.queries(encoder, layer)[tested]
             accuracies = shots.centroid_accuracies(bank, chosen, queries, labels)
@@ -161,11 +161,11 @@ def few_shot(task: Task) -> Results:
             )
 
 
-def can_shoot(train: np.ndarray, test: np.ndarray, count: int) -> bool:
-    """Whether two classes have `count` training images and a test image is of one of them, by the labels of both."""
-    classes, sizes = np.unique(train[train >= 0], return_counts=True)
+def shot_classes(task: Task, count: int) -> np.ndarray:
+    """The classes with `count` training images, sorted; none if they are fewer than two or have no test image."""
+    classes, sizes = np.unique(task.labels('train'), return_counts=True)
     enough = classes[sizes >= count]
-    return len(enough) > 1 and bool(np.isin(test, enough).any())
+    return enough if len(enough) > 1 and np.isin(task.query_labels, enough).any() else enough[:0]
 
 
 def _among(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dualcl_jax.method.optim import OPTIMIZERS
-from dualcl_jax.system.config import Rule, at_least, between, one_of
+from dualcl_jax.system.config import BELOW_1, Rule, at_least, between, one_of
 
 
 def default_settings() -> ConfigDict:
@@ -89,7 +89,7 @@ RULES: dict[str, Rule] = {
     'finetune.learning_rate': _FROM_0,
     'finetune.weight_decay': _FROM_0,
     'finetune.layer_decay': (lambda value: 0 < value <= 1, 'must be above 0 and at most 1'),
-    'finetune.warmup': (lambda value: 0 <= value < 1, 'must be at least 0 and below 1'),
+    'finetune.warmup': BELOW_1,
     'finetune.crop_scale': (
         lambda values: len(values) == 2 and 0 < values[0] <= values[1] <= 1,
         'must be a range in (0, 1], such as 0.25,1',

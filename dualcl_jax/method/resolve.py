@@ -58,7 +58,7 @@ def resolve(
     gray = statistics is not None and not config.data.mean and is_gray(statistics)
     config = fill(config, num_images, Machine(platform, num_devices, bfloat16), stored, gray=gray)
     fields = config.to_dict()
-    fields['negatives']['selector'] = _selector(config, stored)
+    fields['negatives']['selector'] = _kept('negatives.selector', config, stored, EXACT, EXACT[0])  # else the fastest
     fields['model']['norm'] = _norm(config, num_devices, stored)
     fields['optimizer']['lars'] = _kept('optimizer.lars', config, stored, LARS, RATE_LAST)
     fields['monitor']['unseen'] = _kept('monitor.unseen', config, stored, UNSEEN, LEFT_OUT)
@@ -84,14 +84,6 @@ def _kept(field: str, config: ConfigDict, stored: ConfigDict | None, names: Coll
         return given
     before = None if stored is None else dict(flatten(stored)).get(field)
     return before if isinstance(before, str) and before in names else new
-
-
-def _selector(config: ConfigDict, stored: ConfigDict | None) -> str:
-    """The name of the config's selector; for 'auto', that of the stored run if it is exact, else the fastest."""
-    if config.negatives.selector != AUTO:
-        return config.negatives.selector
-    before = None if stored is None else dict(flatten(stored)).get('negatives.selector')
-    return before if before in EXACT else EXACT[0]
 
 
 def _norm(config: ConfigDict, num_devices: int, stored: ConfigDict | None) -> str:

@@ -17,7 +17,7 @@ from dualcl_jax.models.resnet import STEMS
 from dualcl_jax.models.text import KIND as TEXT
 from dualcl_jax.models.text import POOLINGS
 from dualcl_jax.models.vit import PATCHES, POSITIONS
-from dualcl_jax.system.config import LIMITS, Rule, at_least, between, check_fields, flatten, one_of
+from dualcl_jax.system.config import BELOW_1, LIMITS, Rule, at_least, between, check_fields, flatten, one_of
 from dualcl_jax.system.devices import MAPPERS
 from dualcl_jax.system.errors import UserError
 
@@ -43,8 +43,8 @@ RULES: dict[str, Rule] = {
     'data.image_size': at_least(4),
     'data.limit': at_least(0),
     'data.num_examples': at_least(0),
-    'data.test_fraction': (lambda value: 0 <= value < 1, 'must be at least 0 and below 1'),
-    'data.validation_fraction': (lambda value: 0 <= value < 1, 'must be at least 0 and below 1'),
+    'data.test_fraction': BELOW_1,
+    'data.validation_fraction': BELOW_1,
     'data.hold_out': one_of(*HOLD_OUTS),
     'data.labels': (bool, 'choose auto, subfolders, none, or the path of a CSV file'),
     'data.stored_size': at_least(0),
@@ -78,7 +78,7 @@ RULES: dict[str, Rule] = {
     'model.token_types': at_least(0),
     'model.norm_epsilon': _POSITIVE,
     'model.pooling': one_of(*POOLINGS),
-    'model.dropout': (lambda value: 0 <= value < 1, 'must be at least 0 and below 1'),
+    'model.dropout': BELOW_1,
     'loss.temperature': _POSITIVE,
     'loss.hardness': at_least(0),
     'loss.key_weight': between(0, 1),
@@ -98,7 +98,7 @@ RULES: dict[str, Rule] = {
     'optimizer.learning_rate': at_least(0),
     'optimizer.reference_batch': at_least(0),
     'optimizer.schedule': one_of(*LEARNING_RATE_SCHEDULES),
-    'optimizer.momentum': (lambda value: 0 <= value < 1, 'must be at least 0 and below 1'),
+    'optimizer.momentum': BELOW_1,
     'optimizer.weight_decay': at_least(0),
     'optimizer.warmup_epochs': at_least(0),
     'optimizer.clip': at_least(0),

@@ -1,19 +1,18 @@
 """A page with pictures of near duplicates and outliers, and a table of each."""
 
-import base64
 import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 
 from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.evaluators.embed_all import Examples
 from dualcl_jax.evaluators.measures.neighbours import Pairs
 from dualcl_jax.reports.figures import fit_within
+from dualcl_jax.reports.html import environment, jpeg_uri
 from dualcl_jax.reports.visible import visible
 from dualcl_jax.system.files import write_output
 
@@ -68,14 +67,7 @@ def write_page(
         sections.append(
             _section('Outliers', len(outliers.rows), 'images', examples, outliers.rows[:SHOWN, None], values)
         )
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader('dualcl_jax.reports', 'templates'),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template('neighbours.html').render(title=output.stem, about=about, sections=sections)
+    page = environment().get_template('neighbours.html').render(title=output.stem, about=about, sections=sections)
     path = str(output.with_suffix('.html'))
     write_output(path, page.encode())
     return path
@@ -100,11 +92,6 @@ def _section(
 
 def _pictures(examples: Examples, rows: np.ndarray) -> list[str]:
     """Each image as a data URI."""
-    from PIL import Image
-
-    uris = []
-    for image in examples.at(rows) if len(rows) else ():
-        content = io.BytesIO()
-        Image.fromarray(fit_within(visible(image), SIDE)).save(content, 'JPEG', quality=85)
-        uris.append('data:image/jpeg;base64,' + base64.b64encode(content.getvalue()).decode())
-    return uris
+    return [
+        jpeg_uri(fit_within(visible(image), SIDE), quality=85) for image in (examples.at(rows) if len(rows) else ())
+    ]

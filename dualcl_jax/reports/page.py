@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import jinja2
 from etils import epath
 
 from dualcl_jax.evaluators.records import OUTCOMES
 from dualcl_jax.reports.content import Content
+from dualcl_jax.reports.html import environment
 from dualcl_jax.system.files import write_text
 from dualcl_jax.workdir.metrics import KNN_BACKBONE, KNN_PROJECTION, KNN_RAW, STS_BACKBONE, STS_PROJECTION, STS_TF_IDF
 
@@ -60,11 +60,8 @@ FOR_SCRIPT = ('name', 'series', 'settled', 'map', 'class_names', 'fingerprint')
 
 def render(runs: Sequence[Content]) -> str:
     """Renders the page of runs, whose contents are from `content.describe`."""
-    loader = jinja2.PackageLoader('dualcl_jax.reports', 'templates')
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters['percent'] = lambda share: f'{100 * share:.1f} %'
+    pages = environment()
+    pages.filters['percent'] = lambda share: f'{100 * share:.1f} %'
     panels = [
         {
             'title': title,
@@ -83,7 +80,7 @@ def render(runs: Sequence[Content]) -> str:
             for run in runs
         ],
     }
-    return environment.get_template('report.html').render(
+    return pages.get_template('report.html').render(
         runs=runs,
         panels=panels,
         data=data,

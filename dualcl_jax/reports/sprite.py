@@ -1,7 +1,5 @@
 """Packs many small images into one picture inside a page, which stores each image once and shows it anywhere."""
 
-import base64
-import io
 import math
 
 import numpy as np
@@ -9,6 +7,7 @@ from numpy.typing import NDArray
 
 from dualcl_jax.data import Source
 from dualcl_jax.reports.figures import fit_within
+from dualcl_jax.reports.html import jpeg_uri
 from dualcl_jax.reports.visible import visible
 
 LARGEST = 64
@@ -48,8 +47,6 @@ class Sprite:
 
     def data_uri(self) -> str:
         """The picture as a data URI: rows of square tiles, each with its image in the middle."""
-        from PIL import Image
-
         side, pitch, columns = self.side, self.pitch, self.columns
         rows = max(1, math.ceil(len(self._images) / columns))
         sheet = np.full((rows * pitch, columns * pitch, 3), GRAY, np.uint8)
@@ -60,6 +57,4 @@ class Sprite:
                 for at, length in zip(divmod(place, columns), (height, width), strict=True)
             )
             sheet[top : top + height, left : left + width] = image
-        content = io.BytesIO()
-        Image.fromarray(sheet).save(content, 'JPEG', quality=QUALITY, subsampling=0)
-        return 'data:image/jpeg;base64,' + base64.b64encode(content.getvalue()).decode()
+        return jpeg_uri(sheet, quality=QUALITY, subsampling=0)

@@ -314,6 +314,9 @@ def between(least: float, largest: float) -> Rule:
     return lambda value: least <= value <= largest, f'must be between {least} and {largest}'
 
 
+BELOW_1: Rule = (lambda value: 0 <= value < 1, 'must be at least 0 and below 1')
+
+
 def check_fields(config: ConfigDict, rules: Mapping[str, Rule]) -> None:
     """Checks every field that has a rule, each on its own.
 

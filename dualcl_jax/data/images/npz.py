@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from dualcl_jax.data.images.source import image_source
-from dualcl_jax.data.images.stored import TYPES, as_kept
+from dualcl_jax.data.images.stored import TYPES, as_kept, npy_header
 from dualcl_jax.data.source import Splits, described_split
 from dualcl_jax.system.errors import UserError, first_line, reason_of
 from dualcl_jax.system.files import BROKEN, reachable
@@ -123,9 +123,7 @@ def _claimed_bytes(archive: Any, name: str) -> int:
     if f'{name}.npy' not in archive.zip.namelist():
         raise ValueError(f'{name} is not an array')
     with archive.zip.open(f'{name}.npy') as member:
-        version = np.lib.format.read_magic(member)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(member)
+        shape, dtype = npy_header(member)
     return abs(math.prod(shape)) * max(dtype.itemsize, 1)
 
 

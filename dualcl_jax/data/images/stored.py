@@ -16,12 +16,12 @@ import importlib.metadata
 import io
 import logging
 import warnings
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
 
-from dualcl_jax.data.images import decode
+from dualcl_jax.data.images import decode, tiff
 from dualcl_jax.data.images.decode import Facts, Place, UnusableError
 from dualcl_jax.system.errors import first_line
 
@@ -96,7 +96,7 @@ def _read(encoded: bytes, channels: int) -> tuple[np.ndarray, int]:
     try:
         if encoded.startswith(b'\x93NUMPY'):
             pixels, turned = _read_array(encoded, channels), 0
-        elif encoded[:4] in (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'):
+        elif tiff.is_tiff(encoded):
             pixels, turned = _read_tiff(encoded, channels), 0
         else:
             pixels, turned = _read_with_pillow(encoded, channels)
@@ -126,11 +126,17 @@ def _check(height: int, width: int, found: int, channels: int, dtype: Any) -> No
         raise UnusableError(f'{width}×{height} pixels: more than {MAX_VALUES:,} values in {channels} channels')
 
 
+def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    """The shape and the type of an array by the header of its .npy file. Passes on the errors of a damaged one."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    return shape, dtype
+
+
 def _read_array(encoded: bytes, channels: int) -> np.ndarray:
     file = io.BytesIO(encoded)
-    version = np.lib.format.read_magic(file)
-    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = header(file)
+    shape, dtype = npy_header(file)
     if dtype.hasobject:
         raise UnusableError('an array of Python objects, which are never unpickled')
     if len(shape) not in (2, 3):

@@ -13,7 +13,6 @@ SUB_DIRECTORIES, EXTRA_SAMPLES, SAMPLE_FORMAT, DNG_VERSION = 330, 338, 339, 5070
 _COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 4: 1, 5: 4, 6: 3, 8: 3, 9: 3, 10: 3}
 """Channels of a photometric interpretation."""
 _MOSAIC = (32803, 34892)  # photometric interpretations of raw files
-_ALPHA = (1, 2)  # extra samples that are transparency
 _SIZES = {1: 'B', 3: 'H', 4: 'I', 6: 'b', 8: 'h', 9: 'i', 13: 'I', 16: 'Q', 17: 'q', 18: 'Q'}
 _MAX_ENTRIES, _MAX_VALUES = 1024, 64
 

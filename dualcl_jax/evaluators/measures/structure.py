@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualcl_jax.evaluators.measures.knn import nearest, without_query
+from dualcl_jax.evaluators.measures.members import members
 from dualcl_jax.evaluators.measures.unit import unit
 
 BLOCK_ROWS = 512
@@ -98,8 +99,8 @@ def class_distances(features: NDArray, labels: NDArray) -> tuple[float, float]:
     It takes features [N, F] and labels [N] with pairs of both kinds, and is exact, from sums over classes in float64.
     """
     rows = _unit(features)
-    sums = np.stack([rows[labels == label].sum(axis=0) for label in np.unique(labels)])
-    counts = np.unique(labels, return_counts=True)[1].astype(np.float64)
+    classes, sizes = np.unique(labels, return_counts=True)
+    sums, counts = np.stack([rows[of_class].sum(axis=0) for of_class in members(labels, classes)]), sizes.astype(float)
     squares = np.sum(rows**2)
     within_pairs = np.sum(counts * (counts - 1))
     between_pairs = len(rows) ** 2 - np.sum(counts**2)

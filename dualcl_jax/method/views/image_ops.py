@@ -156,8 +156,7 @@ def gray(image: jax.Array) -> jax.Array:
     """
     if image.shape[-1] == 1:
         return image
-    red, green, blue = GRAY_WEIGHTS
-    return red * image[..., 0:1] + green * image[..., 1:2] + blue * image[..., 2:3]
+    return luma(image[..., 0:1], image[..., 1:2], image[..., 2:3])
 
 
 def luma(red: jax.Array, green: jax.Array, blue: jax.Array) -> jax.Array:
