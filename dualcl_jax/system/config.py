@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_collections
 from ml_collections import ConfigDict, config_dict
 
 from dualcl_jax import configs
@@ -208,18 +207,19 @@ def from_json(text: str | bytes) -> ConfigDict:
     Raises:
       ValueError: the text is not a config.
     """
-
-    def tuples(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: tuples(entry) for name, entry in value.items()}
-        return tuple(value) if isinstance(value, list) else value
-
     values = json.loads(text)
     if not isinstance(values, dict):
         raise ValueError('no fields in it')
-    config = ml_collections.ConfigDict(tuples(values))
+    config = ConfigDict(_tuples(values))
     add_absent_fields(config)
     return config
+
+
+def _tuples(value: Any) -> Any:
+    """Replaces the lists in a tree of dicts by tuples."""
+    if isinstance(value, dict):
+        return {name: _tuples(entry) for name, entry in value.items()}
+    return tuple(value) if isinstance(value, list) else value
 
 
 def add_absent_fields(config: ConfigDict) -> None:

@@ -206,7 +206,6 @@ def _finish(run: Run, state: TrainState, log: MetricsLog, in_flight: InFlight, c
         log,
         rates,
         skipped_steps=in_flight.skipped.steps,
-        wall_time_s=run.wall_time_s(),
         state_sha256=state_sha256(global_state),
     )
     if run.plan.config.log.pictures:

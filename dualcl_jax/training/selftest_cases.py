@@ -1,5 +1,6 @@
 """The cases of the self-test: each compares a result of this machine with a stored float64 result."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import resources
@@ -185,9 +186,6 @@ def step_case(arrays: Arrays) -> float:
 
     The encoder computes at the highest precision here. The other cases check that the loss requests it itself.
     """
-    import dataclasses
-    from functools import partial
-
     import jax
     import jax.numpy as jnp
     from jax.sharding import Mesh

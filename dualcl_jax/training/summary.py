@@ -146,7 +146,6 @@ def results(
     rates: Mapping[str, float],
     *,
     skipped_steps: Sequence[int],
-    wall_time_s: float,
     state_sha256: str,
 ) -> dict[str, Any]:
     """The content of `summary.json`; values that were not measured are None.
@@ -169,7 +168,7 @@ def results(
         'knn_top1_raw_pixels': log.at_start(KNN_RAW),
         'knn_top1_random_encoder': None if plan.config.init_from else log.at_start(KNN_BACKBONE),
         **(_sts(log) if plan.similar is not None else {}),
-        'wall_time_s': round(wall_time_s, 3),
+        'wall_time_s': round(run.wall_time_s(), 3),
         'state_sha256': state_sha256,
         'config': plan.config.to_dict(),
         'versions': versions(),

@@ -17,7 +17,6 @@ The draws of the crop and of the colour jitter are in `image_draws`, the convent
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -58,7 +57,7 @@ OF_COLOURS = ('saturation', 'hue', 'grayscale')
 VIEW_DRAWS = CROP_DRAWS + JITTER_DRAWS + 1 + len(PROBABILITIES)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class ViewSpec:
     """The recipe of one view; the defaults are MoCo v2's. Hashable, so it can be a static argument of `jax.jit`.
 
@@ -303,7 +302,7 @@ def resolve_views(views: Any) -> tuple[ViewSpec, ViewSpec]:
     return dataclasses.replace(first, **chosen), dataclasses.replace(second, **chosen)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class ImageViews(ImageInput):
     """Views of images, `dualcl_jax.method.views.Views` of [n, H, W, C] as `ImageInput.scaled` takes them.
 
