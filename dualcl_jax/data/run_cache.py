@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from etils import epath
 
+from dualcl_jax.system.errors import reason_of
 from dualcl_jax.system.files import write_bytes
 from dualcl_jax.system.processes.agreement import is_first
 
@@ -49,7 +50,7 @@ class RunCache(NamedTuple):
             file.parent.mkdir(exist_ok=True)
             write_bytes(file, content.getvalue())
         except OSError as error:  # such as a full disk
-            print(f'note: {file} cannot be written ({error.strerror}): each machine reads the data on its own')
+            print(f'note: {file} cannot be written ({reason_of(error)}): each machine reads the data on its own')
 
     def _file(self, name: str) -> epath.Path:
         return epath.Path(self.workdir) / FOLDER / name
