@@ -54,22 +54,24 @@ def as_a_whole(
     return summarize(contrast, rows.labels, queue.labels)
 
 
+LOSSES = [
+    *((selector, 0.0, 0.2) for selector in SELECT),
+    ('all', 1.5, 0.2),  # without a closed form
+    ('all', 0.0, 0.02),  # likewise, as exp(2 / 0.02) overflows
+]
+"""Selector, hardness and temperature."""
+SIZES = [(5, 4, True), (30, B, False), (0, B, True), (0, B, False), (30, 1, True)]
+"""Filled slots, anchors in a block, and whether the loss may be computed in closed form."""
+FAST = {'all': SIZES[:3], 'top_k': SIZES[:2]}
+"""Sizes of the fast tests; the first alone for the other selectors."""
+
+
 @pytest.mark.parametrize(
-    ('filled', 'anchors_in_a_block', 'closed_form'),
+    ('selector', 'hardness', 'temperature', 'filled', 'anchors_in_a_block', 'closed_form'),
     [
-        (0, B, True),
-        (5, 4, True),
-        (30, B, False),
-        pytest.param(0, B, False, marks=pytest.mark.slow),
-        pytest.param(30, 1, True, marks=pytest.mark.slow),
-    ],
-)
-@pytest.mark.parametrize(
-    ('selector', 'hardness', 'temperature'),
-    [
-        *((selector, 0.0, 0.2) for selector in SELECT),
-        ('all', 1.5, 0.2),  # without a closed form
-        ('all', 0.0, 0.02),  # likewise, as exp(2 / 0.02) overflows
+        pytest.param(*loss, *sizes, marks=[] if sizes in FAST.get(loss[0], SIZES[:1]) else pytest.mark.slow)
+        for loss in LOSSES
+        for sizes in SIZES
     ],
 )
 def test_equals_info_nce(
@@ -77,9 +79,9 @@ def test_equals_info_nce(
     selector: str,
     hardness: float,
     temperature: float,
+    filled: int,
     anchors_in_a_block: int,
     closed_form: bool,
-    filled: int,
 ) -> None:
     monkeypatch.setattr(queue_loss, 'CPU', queue_loss.Blocks(anchors_in_a_block * K * 4, 1, 2 * K * 4, closed_form))
     anchors, positives, rows, queue = make(filled)
