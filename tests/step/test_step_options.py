@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from configs import default
+from dualcl_jax.system.devices import MAPPERS
 from tests.reference import moco as reference
 from tests.step.test_reference_step import TOTAL_STEPS, given_views, make_batches, named, run, standardized, tiny
 
@@ -107,3 +108,11 @@ def test_only_queries_pass_through_the_predictor(given_views):
     before, after = (state.params['predictor']['fc_1']['kernel'] for state in (states[0], states[-1]))
     assert np.abs(after - before).max() > 0
     assert all(np.isfinite(m['train/loss']) for m in metrics)
+
+
+def test_mappers_give_the_same_bits(given_views):
+    """So parallel.mapper='auto' may stand for another one when a run resumes."""
+    config = tiny(default.get_config(), 20, **PLAIN | {'train__accumulate_steps': 2, 'loss__shuffle_keys': True})
+    first, *others = (run(config, make_batches()[:3], mapper=mapper, devices=2) for mapper in MAPPERS)
+    for other in others:
+        chex.assert_trees_all_equal(other, first)

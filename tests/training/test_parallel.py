@@ -82,7 +82,8 @@ def test_equal_losses(workdir: Callable[[str], Path], layout: str) -> None:
     np.testing.assert_allclose(losses[:steps], expected[:steps], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize('devices', [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow  # tests/step/test_step_options.py compares single steps
+@pytest.mark.parametrize('devices', [1, 2])
 def test_mappers_give_the_same_bits(trainer: Trainer, tmp_path: Path, devices: int) -> None:
     """So parallel.mapper='auto' may stand for another one when a run resumes."""
     for mapper in MAPPERS:
