@@ -4,9 +4,6 @@ import dataclasses
 import html.parser
 import json
 import re
-import subprocess
-import sys
-import zipfile
 
 import numpy as np
 import pytest
@@ -15,7 +12,6 @@ from sklearn.metrics import confusion_matrix
 from dualcl_jax.reports.content import describe
 from dualcl_jax.reports.page import render
 from tests.support.random_run import STEP, random_run, reported
-from tests.support.runs import REPOSITORY
 
 TINY = 'model.name=tiny'
 HOSTILE = '</script><img src=x onerror=alert(1)>"\'&{{ 7*7 }}'
@@ -239,14 +235,3 @@ def test_long_curves_are_thinned(tmp_path):
     (series,) = content(tmp_path, records=records)['series'].values()
     assert len(series) == 400
     assert series[0] == (12.0, 0.0012)
-
-
-@pytest.mark.slow
-def test_the_wheel_has_the_templates(tmp_path):
-    subprocess.run(
-        [sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--wheel-dir', str(tmp_path), str(REPOSITORY)],
-        check=True,
-    )
-    (wheel,) = tmp_path.glob('*.whl')
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {f'dualcl_jax/reports/templates/report.{kind}' for kind in ('html', 'css', 'js')} <= set(names)
