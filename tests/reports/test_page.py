@@ -5,8 +5,10 @@ import html.parser
 import json
 import re
 
+import jax
 import numpy as np
 import pytest
+from etils import epath
 from sklearn.metrics import confusion_matrix
 
 from dualcl_jax.reports.content import describe
@@ -38,10 +40,6 @@ class Parsed(html.parser.HTMLParser):
         return ' '.join(' '.join(self.words).split())
 
 
-def content(tmp_path, *fields, records=None, **options):
-    return describe(*reported(random_run(tmp_path, TINY, *fields, **options), records=records))
-
-
 RECORDS = [
     {'step': 0, 'wall_time_s': 1.0, 'monitor/knn_top1_backbone': 0.25, 'monitor/knn_top1_raw_pixels': 0.3},
     *(
@@ -53,8 +51,25 @@ RECORDS = [
 
 
 @pytest.fixture(scope='module')
-def whole(tmp_path_factory):
-    return content(tmp_path_factory.mktemp('whole'), records=RECORDS)
+def run(tmp_path_factory):
+    return random_run(tmp_path_factory.mktemp('run'), TINY)
+
+
+@pytest.fixture(scope='module')
+def report(run):
+    """The run as the subject of a report, and the report's images; tests change copies."""
+    return reported(run)
+
+
+@pytest.fixture(scope='module')
+def unlabelled(tmp_path_factory):
+    return reported(random_run(tmp_path_factory.mktemp('unlabelled'), TINY, labels=False))
+
+
+@pytest.fixture(scope='module')
+def whole(report):
+    subject, samples = report
+    return describe(dataclasses.replace(subject, records=RECORDS), samples)
 
 
 def test_what_a_run_shows(whole):
@@ -99,35 +114,34 @@ def test_names_are_text(whole):
     assert data['runs'][0]['name'] == HOSTILE
 
 
-def test_a_metric_that_never_has_a_value_has_no_curve(tmp_path):
+def test_a_metric_that_never_has_a_value_has_no_curve(unlabelled):
     """Without labels, the share of negatives of the anchor's class is null in every record."""
+    subject, samples = unlabelled
     records = [{'step': 1, 'wall_time_s': 1.0, 'train/loss': 2.0, 'train/false_negative_rate': None}]
-    found = content(tmp_path, records=records, labels=False)
+    found = describe(dataclasses.replace(subject, records=records), samples)
     assert found['series'] == {'train/loss': [(1.0, 2.0)]}
     assert "Negatives of the anchor's class" not in render([found])
 
 
-def test_the_confusion_matrix_agrees_with_scikit_learn(tmp_path):
-    subject, samples = reported(random_run(tmp_path, TINY))
-    found = describe(subject, samples)
-    want = confusion_matrix(samples.labels, found['map']['predictions'])
-    np.testing.assert_array_equal(found['confusion']['counts'], want)
-    assert found['confusion']['accuracy'] == pytest.approx(np.trace(want) / want.sum())
+def test_the_confusion_matrix_agrees_with_scikit_learn(whole, report):
+    _, samples = report
+    want = confusion_matrix(samples.labels, whole['map']['predictions'])
+    np.testing.assert_array_equal(whole['confusion']['counts'], want)
+    assert whole['confusion']['accuracy'] == pytest.approx(np.trace(want) / want.sum())
     wrong = want - np.diag(np.diag(want))
-    assert found['confusion']['worst'][0]['count'] == wrong.max() > 0
+    assert whole['confusion']['worst'][0]['count'] == wrong.max() > 0
 
 
-def test_the_share_of_the_softmax_is_shown(tmp_path):
-    found = content(tmp_path)
-    assert [part for part, _ in found['softmax']['shares']] == [64, 32, 16, 8, 4, 2]
-    shares = [share for _, share in found['softmax']['shares']]
+def test_the_share_of_the_softmax_is_shown(whole):
+    assert [part for part, _ in whole['softmax']['shares']] == [64, 32, 16, 8, 4, 2]
+    shares = [share for _, share in whole['softmax']['shares']]
     assert shares == sorted(shares)
-    count = found['softmax']['images']
-    assert f'of the softmax, τ 0.1, {count} images {100 * shares[0]:.1f} %' in Parsed(render([found])).text
+    count = whole['softmax']['images']
+    assert f'of the softmax, τ 0.1, {count} images {100 * shares[0]:.1f} %' in Parsed(render([whole])).text
 
 
-def test_without_labels(tmp_path):
-    found = content(tmp_path, labels=False)
+def test_without_labels(unlabelled):
+    found = describe(*unlabelled)
     text = Parsed(render([found])).text
     assert 'The data set has no labels; the parts that need them are left out.' in text
     assert 'No matrix: the training images have no labels.' in text
@@ -136,10 +150,10 @@ def test_without_labels(tmp_path):
     assert found['map']['predictions'] is None
 
 
-def test_one_class(tmp_path):
-    subject, samples = reported(random_run(tmp_path, TINY))
-    subject.splits.train.labels[:] = 0
-    found = describe(subject, samples)
+def test_one_class(report):
+    subject, samples = report
+    train = dataclasses.replace(subject.splits.train, labels=np.zeros_like(subject.splits.train.labels))
+    found = describe(dataclasses.replace(subject, splits=subject.splits._replace(train=train)), samples)
     assert 'No matrix: all labels are of one class.' in Parsed(render([found])).text
 
 
@@ -152,16 +166,14 @@ def test_without_a_test_split_or_a_queue(tmp_path):
     assert 'There is no queue: the negatives come from the batch' in text
 
 
-def test_a_sharded_queue(tmp_path):
+def test_a_sharded_queue(tmp_path, whole):
     """The run's selector works on all devices at once; the page shows what one device selects from the whole queue."""
-    want = content(tmp_path)
-    found = content(tmp_path, 'queue.sharded=True')
-    assert found['gallery'] == want['gallery']
-    assert found['map']['losses'] == want['map']['losses']
+    found = describe(*reported(random_run(tmp_path, TINY, 'queue.sharded=True')))
+    assert found['gallery'] == whole['gallery']
+    assert found['map']['losses'] == whole['map']['losses']
 
 
-def test_an_empty_queue(tmp_path):
-    run = random_run(tmp_path, TINY)
+def test_an_empty_queue(run):
     empty = run.state.queue.replace(filled=0 * run.state.queue.filled)
     run = dataclasses.replace(run, state=run.state.replace(queue=empty))
     text = Parsed(render([describe(*reported(run))])).text
@@ -169,9 +181,10 @@ def test_an_empty_queue(tmp_path):
     assert 'of the softmax' not in text
 
 
-def test_an_encoder_that_diverged(tmp_path):
-    run = random_run(tmp_path, TINY)
-    run.state.params['backbone']['conv1']['kernel'] = run.state.params['backbone']['conv1']['kernel'] * np.nan
+def test_an_encoder_that_diverged(run):
+    params = jax.tree.map(lambda leaf: leaf, run.state.params)  # dictionaries of its own
+    params['backbone']['conv1']['kernel'] *= np.nan
+    run = dataclasses.replace(run, state=run.state.replace(params=params))
     text = Parsed(render([describe(*reported(run))])).text
     assert 'No map: the features are not finite' in text
     assert 'No matrix: the features are not finite' in text
@@ -185,13 +198,14 @@ def record(protocol='knn', **fields):
     return {'protocol': protocol, 'interval': interval, **common, **rest, **fields}
 
 
-def test_evaluations_are_shown(tmp_path):
+def test_evaluations_are_shown(tmp_path, report):
     folder = tmp_path / 'evaluation' / 'on_other'
     folder.mkdir(parents=True)
     (folder.parent / 'knn.json').write_text(json.dumps({'records': [record(), record(k=200, value=0.7)]}))
     (folder / 'linear.json').write_text(json.dumps({'records': [record('linear', k=None, tau=None, interval=None)]}))
     (folder.parent / 'notes.json').write_text('[]')
-    found = content(tmp_path)
+    subject, samples = report
+    found = describe(dataclasses.replace(subject, folder=epath.Path(tmp_path)), samples)
     text = Parsed(render([found])).text
     assert 'knn 2 results' in text
     assert '0.6634 0.6400 to 0.6800 query backbone 20 0.1 rate 0.03 cifar10, test, 10,000, step 9' in text
@@ -230,8 +244,9 @@ def test_results_of_two_runs_share_a_row_if_their_settings_agree(whole):
     assert 'semi 2 results' in text
 
 
-def test_long_curves_are_thinned(tmp_path):
+def test_long_curves_are_thinned(report):
+    subject, samples = report
     records = [{'step': step, 'wall_time_s': 1.0, 'train/loss': step / 1e4} for step in range(10_000)]
-    (series,) = content(tmp_path, records=records)['series'].values()
+    (series,) = describe(dataclasses.replace(subject, records=records), samples)['series'].values()
     assert len(series) == 400
     assert series[0] == (12.0, 0.0012)
