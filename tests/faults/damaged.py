@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 from etils import epath
-from injected import DAMAGES, damage
 
 from dualcl_jax.method.state import TrainState, create_train_state
 from dualcl_jax.system.config import from_json
@@ -15,6 +14,7 @@ from dualcl_jax.system.devices import device_mesh
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.workdir.checkpoint import Checkpoints
 from dualcl_jax.workdir.checksum import state_sha256
+from tests.faults.injected import DAMAGES, damage
 from tests.support import quick_config
 from tests.support.methods import image_method
 from tests.support.runs import Trainer, checkpoints, contents

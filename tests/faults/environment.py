@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from injected import two
 from PIL import Image
 
+from tests.faults.injected import two
 from tests.support.runs import QUICK, REPOSITORY, TIMEOUT, Finished, Trainer, finish, summary
 
 FEW = ('train.steps=4', 'negatives.selector=all')

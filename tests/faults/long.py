@@ -23,18 +23,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).parents[2]
-sys.path[:0] = [str(REPOSITORY / 'tests' / 'faults')]
-os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+import jax
 
-import environment  # noqa: E402
-import injected  # noqa: E402
-import storage  # noqa: E402
-from damaged import damaged_checkpoints  # noqa: E402
-from fuzz import READERS, fuzz  # noqa: E402
-
-from dualcl_jax.system.machine import processor  # noqa: E402
-from tests.support.runs import Trainer, heed_signals, killed_at_last, wait_until  # noqa: E402
+from dualcl_jax.system.machine import processor
+from tests.faults import environment, injected, storage
+from tests.faults.damaged import damaged_checkpoints
+from tests.faults.fuzz import READERS, fuzz
+from tests.support.runs import REPOSITORY, Trainer, heed_signals, killed_at_last, wait_until
 
 FOLDER = REPOSITORY / 'runs' / 'faults'
 RESULTS = FOLDER / 'results.json'
@@ -337,6 +332,7 @@ def main() -> None:
     parser.add_argument('--only', choices=PARTS, help='run only this part')
     flags = parser.parse_args()
     heed_signals()
+    jax.config.update('jax_platforms', 'cpu')  # for the checkpoints that this process reads
     FOLDER.mkdir(parents=True, exist_ok=True)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     numbers_of = {'kills': flags.kills, 'inputs': flags.examples, 'soak': flags.steps, 'overhead': flags.rounds}

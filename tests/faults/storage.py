@@ -8,8 +8,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from injected import CONFIG, LONG, assert_same_end, logged
-
+from tests.faults.injected import CONFIG, LONG, assert_same_end, logged
 from tests.support.runs import Finished, Trainer, checkpoints, finish, kill, killed_at_last, summary, wait_until
 
 
@@ -60,9 +59,9 @@ def read_only_disk(trainer: Trainer, folder: Path) -> Finished:
     return refused
 
 
-def refused_writes(trainer: Trainer, workdir: Path, expected: Path) -> Finished:
+def refused_writes(trainer: Trainer, workdir: Path, expected: Path, fields: Sequence[str] = LONG) -> Finished:
     """Writes fail for a while; the run continues, keeps its records, and writes them later."""
-    with killed_at_last(trainer.start(workdir, *LONG)) as process:
+    with killed_at_last(trainer.start(workdir, *fields)) as process:
         wait_until(lambda: checkpoints(workdir) and logged(workdir, 3), process)
         limit = resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
         assert process.stdout is not None

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from damaged import STEPS, Saved, damage_all, damage_one
 from etils import epath
-from injected import DAMAGES
 
 from dualcl_jax.system.devices import device_mesh
 from dualcl_jax.system.errors import RestartError, UserError
 from dualcl_jax.workdir.checkpoint import Checkpoints
+from tests.faults.damaged import STEPS, Saved, damage_all, damage_one
+from tests.faults.injected import DAMAGES
 from tests.support.runs import Trainer, contents
 
 

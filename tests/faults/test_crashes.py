@@ -4,10 +4,9 @@ import random
 import signal
 from pathlib import Path
 
-import injected
 import pytest
-import storage
 
+from tests.faults import injected, storage
 from tests.support.runs import Trainer
 
 
@@ -30,10 +29,6 @@ def test_killed(trainer: Trainer, expected: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_interrupted_twice_while_a_step_hangs(trainer: Trainer, tmp_path: Path) -> None:
     injected.interrupted_twice(trainer, tmp_path / 'run')
-
-
-def test_writes_refused_for_a_while(trainer: Trainer, expected: Path, tmp_path: Path) -> None:
-    storage.refused_writes(trainer, tmp_path / 'run', expected)
 
 
 @pytest.mark.slow

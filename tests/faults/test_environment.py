@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-import environment
 import pytest
 
+from tests.faults import environment
 from tests.support.runs import Trainer
 
 CASES = [name if name in environment.FAST else pytest.param(name, marks=pytest.mark.slow) for name in environment.CASES]

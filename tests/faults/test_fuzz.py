@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from fuzz import READERS, fuzz
+
+from tests.faults.fuzz import READERS, fuzz
 
 
 @pytest.mark.parametrize('name', READERS)

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-import many
 import numpy as np
 import pytest
 
+from tests.faults import many
 from tests.support.runs import Trainer, column, records, summary
 
 pytestmark = pytest.mark.slow

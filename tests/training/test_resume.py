@@ -11,6 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from tests.faults import storage
 from tests.support.runs import (
     REPOSITORY,
     Trainer,
@@ -89,6 +90,10 @@ def test_killed_again_and_again(trainer: Trainer, uninterrupted: Path, tmp_path:
         assert not (workdir / 'summary.json').exists()
     trainer.run(workdir, *LONG)
     assert_same_end(workdir, uninterrupted)
+
+
+def test_writes_refused_for_a_while(trainer: Trainer, uninterrupted: Path, tmp_path: Path) -> None:
+    storage.refused_writes(trainer, tmp_path / 'run', uninterrupted, LONG)
 
 
 def test_stopped_by_sigterm(trainer: Trainer, uninterrupted: Path, tmp_path: Path) -> None:
