@@ -18,7 +18,7 @@ def expected(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path
     return workdir
 
 
-@pytest.mark.slow  # tests/training/test_resume.py kills three times
+@pytest.mark.slow  # tests/training/test_resume.py kills twice
 def test_killed(trainer: Trainer, expected: Path, tmp_path: Path) -> None:
     kills = list(injected.killed(trainer, tmp_path / 'run', random.Random(0), 2))
     assert kills
