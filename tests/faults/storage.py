@@ -130,19 +130,20 @@ def refused_records(trainer: Trainer, workdir: Path, expected: Path) -> None:
 
 def second_run(trainer: Trainer, workdir: Path) -> None:
     """Two runs in one workdir: the second is rejected, the first is unaffected."""
+    fields = (*LONG, 'train.steps=40')
     os.environ['DUALCL_HANG'] = '0:30'  # so that it is there for as long as the second needs
     try:
-        process = trainer.start(workdir, *LONG, config=CONFIG)
+        process = trainer.start(workdir, *fields, config=CONFIG)
     finally:
         del os.environ['DUALCL_HANG']
     with killed_at_last(process):
         wait_until(lambda: logged(workdir), process)
-        refused = trainer.run(workdir, *LONG, config=CONFIG, status=2)
+        refused = trainer.run(workdir, *fields, config=CONFIG, status=2)
         assert process.poll() is None
         kill(process)
     assert f'--workdir={workdir}: another process ({process.pid}) trains in it' in refused.err, refused
     assert len(refused.err.splitlines()) == 1
-    trainer.run(workdir, *LONG, config=CONFIG)  # a lock dies with its process
+    trainer.run(workdir, *fields, config=CONFIG)  # a lock dies with its process
 
 
 def torn_record(trainer: Trainer, workdir: Path, expected: Path) -> None:
