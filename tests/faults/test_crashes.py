@@ -60,6 +60,7 @@ def test_full_disk(trainer: Trainer, expected: Path, tmp_path: Path) -> None:
     assert 'Read-only file system' in ended.err
 
 
+@pytest.mark.slow  # tests/workdir/test_listing.py has two threads for the processes
 def test_one_of_two_cannot_read_a_checkpoint(trainer: Trainer, tmp_path: Path) -> None:
     injected.unreadable_in_one(trainer, tmp_path / 'run')
 
