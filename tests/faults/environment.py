@@ -220,5 +220,5 @@ CASES: Mapping[str, Callable[[Trainer, Path], None]] = {
 }
 MOUNTING = ('cache full', 'no shared memory', 'no space but the workdir')
 """Cases that need `mounted`."""
-FAST = ('no lock service', 'wrong JAX_PLATFORMS', 'stdout full', 'script without a guard')
-"""Cases of the short form; the others are marked slow."""
+FAST = ('no lock service', 'wrong JAX_PLATFORMS', 'script without a guard')
+"""Cases of the short form; the others are marked slow. `tests/system/test_terminal.py` has those of standard output."""
