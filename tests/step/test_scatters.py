@@ -20,19 +20,22 @@ from tests.support.methods import image_method
 
 BATCH, SIDE = 32, 32
 SELECTED = ('top_k', 'threshold', 'approx_max_k', 'ring', 'random')
+KEY_TERM = {'loss.key_weight': 0.5, 'loss.key_term': 'queue'}
+PARTS = {'train.accumulate_steps': 2, 'model.norm': 'local'}
 STEPS = {
     'full method': ('cifar10', '', {}),
     'max pooling': ('imagenet', 'dualcl_v2', {'model.name': 'resnet18'}),
     'shuffled keys': ('cifar10', 'moco_v1', {}),
     'without a queue': ('cifar10', 'moco_v3', {}),
     'key term, batch': ('cifar10', '', {'loss.key_weight': 0.5}),
-    'key term, queue': ('cifar10', '', {'loss.key_weight': 0.5, 'loss.key_term': 'queue'}),
-    'in parts': ('cifar10', '', {'train.accumulate_steps': 2, 'model.norm': 'local'}),
+    'key term, queue': ('cifar10', '', KEY_TERM),
+    'in parts': ('cifar10', '', PARTS),
     'sharded queue': ('cifar10', '', {'queue.sharded': True}),
+    'these three': ('cifar10', '', KEY_TERM | PARTS | {'queue.sharded': True}),
     **{f'selector {name}': ('cifar10', '', {'negatives.selector': name}) for name in SELECTED},
 }
-SLOW = [f'selector {name}' for name in SELECTED]
-"""Selectors in the whole step; `test_a_selector_alone` looks at each alone."""
+SLOW = ['key term, queue', 'in parts', 'sharded queue', *(f'selector {name}' for name in SELECTED)]
+"""Steps whose scatters other tests have: 'these three', and of selectors in the whole step `test_a_selector_alone`."""
 
 
 def program(config_name: str, recipe: str, fields: dict[str, object]) -> str:
