@@ -25,7 +25,7 @@ demo: venv
 
 test: venv
 	$(BIN)/python -m compileall -q dualcl_jax configs experiments tests  # for the many processes of the tests
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
 slow: venv $(VENV)/docs $(VENV)/gcs
 	$(BIN)/python -m pytest -m slow --ignore=tests/method/test_sharded_queue.py

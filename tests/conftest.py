@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('TEST_DEVICES', '4')
-os.environ.setdefault('OMP_NUM_THREADS', '1')  # two pytest processes share two cores
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # several pytest processes share the cores
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 os.environ['XLA_FLAGS'] = ' '.join(
     [
@@ -38,12 +38,14 @@ hypothesis.settings.register_profile('busy', deadline=None)  # for a machine wit
 hypothesis.settings.load_profile('busy')
 
 LONGEST = (
-    'faults/test_crashes.py', 'training/test_resume.py', 'programs/test_evaluate.py', 'method/test_queue_loss.py',
-    'programs/test_text_program.py', 'training/test_extend.py', 'reports/test_page.py', 'method/test_sharded_queue.py',
-    'training/test_parallel.py', 'training/test_golden.py', 'training/test_text_runs.py', 'training/test_pretrained.py',
-    'models/exports/test_exports.py', 'training/test_elastic.py', 'test_any_example.py', 'test_doctests.py',
+    'training/test_resume.py', 'programs/test_evaluate.py', 'training/test_extend.py', 'faults/test_crashes.py',
+    'programs/test_text_program.py', 'method/test_sharded_queue.py', 'training/test_parallel.py',
+    'test_any_example.py', 'training/test_elastic.py', 'models/exports/test_exports.py', 'training/test_pretrained.py',
+    'training/test_plan.py', 'step/test_step_options.py', 'training/test_golden.py', 'system/test_roll_call.py',
+    'programs/test_mistakes.py', 'training/test_text_runs.py', 'faults/test_checkpoints.py', 'reports/test_page.py',
+    'evaluators/test_finetune.py', 'method/test_queue_loss.py',
 )  # fmt: skip
-"""The slowest files, which start first so that both processes finish at about the same time."""
+"""The slowest files, which start first so that all processes finish at about the same time."""
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
