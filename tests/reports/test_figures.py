@@ -65,8 +65,24 @@ def test_curves_of_a_run(tmp_path):
         assert has_colour(pixels, colour)
 
 
-def test_curves_of_a_long_run_show_a_running_mean(tmp_path):
-    opened(figures.curves(run_records(steps=2000), str(tmp_path / 'curves.png')), *CURVES)
+def test_curves_of_a_long_run_show_a_running_mean(tmp_path, monkeypatch):
+    """It is over 50 of 2,000 steps, so that noise of alternating signs disappears; the loss itself is drawn lighter."""
+    drawn, line = [], figures._line
+
+    def observed(axes, series, colour, **style):
+        drawn.append((series, style))
+        line(axes, series, colour, **style)
+
+    monkeypatch.setattr(figures, '_line', observed)
+    records = run_records(steps=2000)
+    for record in records[1:]:
+        record['train/loss'] += 0.5 * (-1) ** record['step']
+    opened(figures.curves(records, str(tmp_path / 'curves.png')), *CURVES)
+    (loss, lighter), (mean, _), *_ = drawn
+    assert len(loss) == 2001
+    assert lighter['alpha'] < 1
+    np.testing.assert_allclose(mean[:, 0], np.arange(25.5, 1976))
+    np.testing.assert_allclose(mean[:, 1], 7 - mean[:, 0] / 2000)
 
 
 def test_curves_without_labels_show_only_the_loss(tmp_path):
