@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('TEST_DEVICES', '4')
@@ -25,8 +26,10 @@ os.environ['XLA_FLAGS'] = ' '.join(
 
 import hypothesis
 import jax
+import jax.numpy as jnp
 import pytest
 
+from dualcl_jax.method.views import images
 from dualcl_jax.models.encoder import MODELS
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.processes import start
@@ -88,6 +91,19 @@ def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
         return Finished(status, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for the indexes of folders of images, which is this test's own."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    return tmp_path / 'cache' / 'dualcl_jax'
+
+
+@pytest.fixture
+def given_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches then contain both views as six channels, instead of random views of an image."""
+    monkeypatch.setattr(images, 'make_views', lambda keys, given, specs, size: jnp.stack(jnp.split(given, 2, axis=-1)))
 
 
 @pytest.fixture(scope='session')

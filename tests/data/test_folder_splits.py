@@ -12,10 +12,7 @@ from dualcl_jax.data.source import held_out_by_content
 from dualcl_jax.system.errors import UserError
 from tests.support.image_folders import folder_config, named, ppm, write_images
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+pytestmark = pytest.mark.usefixtures('cache')
 
 
 @pytest.fixture

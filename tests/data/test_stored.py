@@ -20,10 +20,7 @@ from tests.support.cases import case
 from tests.support.image_folders import folder_config
 from tests.support.stored_images import scene, write_scenes
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+pytestmark = pytest.mark.usefixtures('cache')
 
 
 def npy(array: np.ndarray, **options) -> bytes:

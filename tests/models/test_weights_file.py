@@ -24,9 +24,7 @@ SHAPES = json.loads(str(REFERENCE['shapes']))
 FLAG = '--init_from=FILE'
 
 
-@pytest.fixture(autouse=True)
-def small_convnext(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MODELS, 'convnext_t', partial(ConvNeXt, (1, 1, 2, 1), (8, 16, 24, 32)))
+pytestmark = pytest.mark.usefixtures('small_convnext')
 
 
 def encoder(name: str, **fields: Any) -> Encoder:

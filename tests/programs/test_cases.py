@@ -15,9 +15,7 @@ from tests.support.runs import records
 SMALL = ('model.name=tiny', 'train.batch_size=8', 'train.steps=2', 'checkpoint.every_steps=2', 'monitor.every_epochs=0')
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+pytestmark = pytest.mark.usefixtures('cache')
 
 
 SPLITS = {

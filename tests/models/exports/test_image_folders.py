@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from dualcl_jax.models.convnext import ConvNeXt
-from dualcl_jax.models.encoder import MODELS
 from dualcl_jax.models.exports import load
 from dualcl_jax.models.exports.huggingface_images import FEATURES, class_of, write_folder
 from dualcl_jax.models.exports.weights import write
@@ -50,9 +47,7 @@ print(f'{kind} {difference:.1e}')
 """
 
 
-@pytest.fixture(autouse=True)
-def small_convnext(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MODELS, 'convnext_t', partial(ConvNeXt, (1, 1, 2, 1), (8, 16, 24, 32)))
+pytestmark = pytest.mark.usefixtures('small_convnext')
 
 
 def exported(folder: Path, *fields: str, channels: int = 3, projection: bool = False) -> tuple[Any, dict[str, bytes]]:
