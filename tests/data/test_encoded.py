@@ -10,17 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dualcl_jax import data
-from dualcl_jax.data import Batch, Loader
-from dualcl_jax.data.images.crops import CropRecipe, central_square, crop_rng, draw_box
+from dualcl_jax.data import Batch
+from dualcl_jax.data.images.crops import central_square, crop_rng, draw_box
 from dualcl_jax.data.images.decode import Box, cut
 from dualcl_jax.data.images.encoded import EncodedSource
 from dualcl_jax.data.order import batch_indices
 from dualcl_jax.method.views.image_draws import draw_crop
 from tests.support.bad_files import encode, photo
+from tests.support.batches import RECIPE, STEPS, B, batches
 from tests.support.data_config import data_config
 
-N, B, STEPS = 40, 18, 5
-RECIPE = CropRecipe(((0.2, 1.0), (0.1, 0.5)), ((0.75, 4 / 3), (0.5, 2.0)), 12)
+N = 40
 
 
 @pytest.fixture(scope='module')
@@ -37,23 +37,6 @@ def source(tmp_path_factory) -> EncodedSource:
         train, _ = data.load(data_config(name='folder', path=str(root), image_size=12, **fields))
     assert isinstance(train, EncodedSource)
     return train
-
-
-def batches(source, rows=None, start=0, workers=0) -> list[Batch]:
-    rows = np.arange(B) if rows is None else rows
-    loader = Loader(
-        source,
-        rows=rows,
-        seed=3,
-        batch_size=B,
-        start_step=start,
-        stop_step=STEPS,
-        place=lambda batch: batch,
-        recipe=RECIPE,
-        workers=workers,
-    )
-    with loader as made:
-        return list(made)
 
 
 @pytest.fixture(scope='module')

@@ -5,13 +5,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from test_encoded import STEPS, B, batches
 
 from dualcl_jax import data
 from dualcl_jax.data import Batch
 from dualcl_jax.data.images import folder, pack
 from dualcl_jax.data.images.encoded import EncodedSource
 from tests.support.bad_files import encode, photo
+from tests.support.batches import STEPS, B, batches
 from tests.support.data_config import data_config
 from tests.support.runs import REPOSITORY, write_npz
 

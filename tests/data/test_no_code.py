@@ -19,8 +19,8 @@ from dualcl_jax.data.images import tfds as tfds_source
 from dualcl_jax.data.images.tfds_features import check_features, check_versions
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.workdir.saved_run import open_saved_run
-from tests.data.test_tfds_source import COLOUR, LABEL, config, examples, image_feature, write_set
 from tests.support.runs import REPOSITORY
+from tests.support.tfds_sets import COLOUR, LABEL, config, examples, image_feature, write_set
 
 GOLDEN = REPOSITORY / 'tests/data/golden'
 CLASS = 'planted_here.evil.Evil'

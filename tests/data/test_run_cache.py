@@ -16,9 +16,9 @@ from dualcl_jax import data
 from dualcl_jax.data import run_cache
 from dualcl_jax.data.images import index, index_cache, tfds_records
 from dualcl_jax.data.run_cache import RunCache
-from tests.data.test_tfds_source import LABEL, examples, image_feature, write_set
 from tests.support.bad_files import encode, photo
 from tests.support.image_folders import write_classes
+from tests.support.tfds_sets import LABEL, examples, image_feature, write_set
 
 pytestmark = pytest.mark.usefixtures('cache')
 

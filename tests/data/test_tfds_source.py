@@ -1,6 +1,5 @@
 """TFDS sets: the real sets beside the repository if present, and small ones written here without TensorFlow."""
 
-import io
 import sys
 from pathlib import Path
 
@@ -8,7 +7,6 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
-from PIL import Image
 
 from dualcl_jax import data
 from dualcl_jax.data.describe import describe_data
@@ -16,48 +14,9 @@ from dualcl_jax.data.images import tfds as tfds_source
 from dualcl_jax.data.images import tfds_records
 from dualcl_jax.data.images.source import image_shape
 from dualcl_jax.system.errors import UserError
-from tests.support.data_config import data_config
-from tests.support.tfds_sets import write_prepared
+from tests.support.tfds_sets import COLOUR, LABEL, config, examples, image_feature, write_set
 
 SHARED = Path(__file__).resolve().parents[2].parent / 'shared' / 'tfds'
-
-
-def config(name='tiny', data_dir='', **changes) -> ConfigDict:
-    return data_config(name=name, data_dir=str(data_dir), **changes)
-
-
-def image_feature(*dimensions, dtype='uint8') -> dict:
-    return {
-        'pythonClassName': 'tensorflow_datasets.core.features.image_feature.Image',
-        'image': {'dtype': dtype, 'shape': {'dimensions': [str(size) for size in dimensions]}},
-    }
-
-
-LABEL = {
-    'pythonClassName': 'tensorflow_datasets.core.features.class_label_feature.ClassLabel',
-    'classLabel': {'numClasses': '3'},
-}
-
-
-def write_set(root: Path, splits: dict, features: dict, file_format: str = 'array_record') -> Path:
-    """Writes a prepared TFDS folder `tiny/1.0.0` in `root`; `splits` maps a name to its (image array, label) pairs."""
-
-    def values(pixels: np.ndarray, label: int) -> dict[str, bytes | int]:
-        file = io.BytesIO()
-        Image.fromarray(pixels.squeeze()).save(file, 'PNG')
-        return {'image': file.getvalue()} | ({'label': label} if 'label' in features else {})
-
-    rows = {split: [values(*example) for example in found] for split, found in splits.items()}
-    write_prepared(root / 'tiny' / '1.0.0', 'tiny', rows, features, ('ant', 'bee', 'cat'), file_format)
-    return root
-
-
-def examples(count: int, *shape: int, seed: int = 0) -> list[tuple[np.ndarray, int]]:
-    rng = np.random.default_rng(seed)
-    return [(rng.integers(0, 256, shape, np.uint8), int(rng.integers(3))) for _ in range(count)]
-
-
-COLOUR = {'image': image_feature(4, 5, 3), 'label': LABEL}
 
 
 @pytest.fixture

@@ -15,12 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.test_tfds_source import LABEL, image_feature
 from tests.docs.test_commands import CASES, is_pattern, python_blocks
 from tests.support.runs import REPOSITORY
 from tests.support.text_runs import write_pairs
 from tests.support.text_sets import write_classification, write_passages, write_sts
-from tests.support.tfds_sets import write_prepared
+from tests.support.tfds_sets import LABEL, image_feature, write_prepared
 
 pytestmark = pytest.mark.slow
 
@@ -74,7 +73,7 @@ LEFT_OUT = {
     'dualcl train --config=folder --config.data.path=PHOTOS --config.data.image_size=224': 'published weights',
     'python -m dualcl_jax.main --config=CONFIG': 'any config',
     'python -m dualcl_jax.export --workdir=DIR': 'any run on text; tests/models/exports/test_text_exports.py',
-    'dualcl embed --workdir=DIR --data=FILE': 'any run on text; tests/evaluators/test_embed_sentences.py',
+    'dualcl embed --workdir=DIR --data=FILE': 'any run on text; tests/programs/test_text_program.py',
     '--format=onnx': 'an extra; tests/models/exports/test_onnx.py',
 }
 """Parts of commands that are not run here, and why."""

@@ -22,10 +22,9 @@ from dualcl_jax.method.state import create_train_state, state_specs
 from dualcl_jax.system.devices import REPLICATED, place
 from dualcl_jax.workdir.checkpoint import Checkpoints
 from dualcl_jax.workdir.checksum import state_sha256
-from tests.step.test_reference_step import assert_follows_reference, full_recipe, given_views, make_batches, run
 from tests.support.methods import image_method
+from tests.support.steps import assert_follows_reference, full_recipe, make_batches, run
 
-__all__ = ['given_views']
 AXIS = 'batch'
 B, K, D, SELECTED = 16, 48, 8, 9
 SLOW = pytest.mark.slow

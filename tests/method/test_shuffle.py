@@ -8,9 +8,8 @@ from jax.sharding import Mesh, PartitionSpec
 from configs import default
 from dualcl_jax.method.accumulate import split
 from dualcl_jax.method.shuffle_keys import destinations, exchange
-from tests.step.test_reference_step import given_views, make_batches, run, tiny
+from tests.support.steps import make_batches, run, tiny
 
-__all__ = ['given_views']
 AXIS = 'batch'
 
 

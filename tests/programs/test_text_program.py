@@ -35,9 +35,9 @@ from dualcl_jax.training.loop import train
 from dualcl_jax.training.plan import make_plan
 from dualcl_jax.workdir.export import describe as exported
 from dualcl_jax.workdir.saved_run import open_saved_run
-from tests.reports.test_page import Parsed
 from tests.support.evaluations import printed_records
 from tests.support.labelled_text import CLASSES, HOSTILE, text_config, write_sentences
+from tests.support.pages import Parsed
 from tests.support.runs import column, contents, records, summary
 from tests.support.text_sets import write_classification, write_passages, write_sts
 

@@ -7,10 +7,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from test_page import HOSTILE, RECORDS, record
 
 from dualcl_jax.reports.content import describe
 from dualcl_jax.reports.page import render
+from tests.support.pages import HOSTILE, RECORDS, record
 from tests.support.random_run import random_run, reported
 
 webdriver = pytest.importorskip('selenium.webdriver', reason='selenium is not installed')

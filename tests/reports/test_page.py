@@ -1,7 +1,6 @@
 """The text of the page: it is escaped, self-contained, and gives a reason for each part that it omits."""
 
 import dataclasses
-import html.parser
 import json
 import re
 
@@ -13,41 +12,10 @@ from sklearn.metrics import confusion_matrix
 
 from dualcl_jax.reports.content import describe
 from dualcl_jax.reports.page import render
-from tests.support.random_run import STEP, random_run, reported
+from tests.support.pages import HOSTILE, RECORDS, Parsed, record
+from tests.support.random_run import random_run, reported
 
 TINY = 'model.name=tiny'
-HOSTILE = '</script><img src=x onerror=alert(1)>"\'&{{ 7*7 }}'
-
-
-class Parsed(html.parser.HTMLParser):
-    """Tags with their attributes, and the text outside style and script."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict]] = []
-        self.words: list[str] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        if self.tags and self.tags[-1][0] not in ('style', 'script'):
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return ' '.join(' '.join(self.words).split())
-
-
-RECORDS = [
-    {'step': 0, 'wall_time_s': 1.0, 'monitor/knn_top1_backbone': 0.25, 'monitor/knn_top1_raw_pixels': 0.3},
-    *(
-        {'step': step, 'wall_time_s': 1.0 + step, 'train/loss': 4.0 - step / 20, 'train/loss_chance': 3.5}
-        for step in range(1, STEP + 1)
-    ),
-    {'step': STEP, 'wall_time_s': 30.0, 'monitor/knn_top1_backbone': 0.75},
-]
 
 
 @pytest.fixture(scope='module')
@@ -188,14 +156,6 @@ def test_an_encoder_that_diverged(run):
     text = Parsed(render([describe(*reported(run))])).text
     assert 'No map: the features are not finite' in text
     assert 'No matrix: the features are not finite' in text
-
-
-def record(protocol='knn', **fields):
-    common = {'metric': 'top1', 'value': 0.6634, 'data_set': 'cifar10', 'split': 'test', 'examples': 10_000, 'step': 9}
-    rest = {'encoder': 'query', 'layer': 'backbone', 'k': 20, 'tau': 0.1, 'details': {'rate': 0.03}}
-    interval = {'low': 0.64, 'high': 0.68, 'method': 'wilson'}
-    common['data_fingerprint'] = 'a' * 64
-    return {'protocol': protocol, 'interval': interval, **common, **rest, **fields}
 
 
 def test_evaluations_are_shown(tmp_path, report):

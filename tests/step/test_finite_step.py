@@ -7,12 +7,10 @@ import jax
 import numpy as np
 import optax
 import pytest
-from test_reference_step import given_views, make_batches, run, tiny
 
 from configs import default
 from dualcl_jax.step import all_finite
-
-__all__ = ['given_views']
+from tests.support.steps import make_batches, run, tiny
 
 
 def spoiled(batch, value):

@@ -7,9 +7,8 @@ import pytest
 from configs import default
 from dualcl_jax.system.devices import MAPPERS
 from tests.reference import moco as reference
-from tests.step.test_reference_step import TOTAL_STEPS, given_views, make_batches, named, run, standardized, tiny
+from tests.support.steps import TOTAL_STEPS, make_batches, named, run, standardized, tiny
 
-__all__ = ['given_views']
 PLAIN = {'optimizer__name': 'sgd', 'negatives__selector': 'all', 'negatives__mask_same_image': False}
 
 

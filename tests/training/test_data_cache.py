@@ -9,9 +9,9 @@ from etils import epath
 from dualcl_jax import data
 from dualcl_jax.data.images import index, tfds_records
 from dualcl_jax.workdir.folder import read_fingerprints, stored_config
-from tests.data.test_tfds_source import LABEL, examples, image_feature, write_set
 from tests.support.image_folders import named, write_images
 from tests.support.runs import Trainer, summary
+from tests.support.tfds_sets import LABEL, examples, image_feature, write_set
 
 FIELDS = ('model.name=tiny', 'train.batch_size=8', 'checkpoint.every_steps=2', 'data.memory_bytes=0')
 REFUSING = """

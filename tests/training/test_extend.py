@@ -9,9 +9,9 @@ import pytest
 from configs import default
 from dualcl_jax import data, report
 from dualcl_jax.method.optim import learning_rate_schedule
-from tests.data.test_tfds_source import COLOUR, examples, write_set
 from tests.support.bad_files import encode, photo
 from tests.support.runs import Trainer, checkpoints, column, contents, summary, write_npz
+from tests.support.tfds_sets import COLOUR, examples, write_set
 
 FIELDS = ('model.name=tiny', 'negatives.selector=top_k', 'checkpoint.every_steps=10', 'checkpoint.keep=9')
 

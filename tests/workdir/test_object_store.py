@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.data.test_tfds_source import LABEL, image_feature, write_set
 from tests.support.object_store import object_store, stored, upload
 from tests.support.runs import Trainer, kill, killed_at_last, summary, wait_until
+from tests.support.tfds_sets import LABEL, image_feature, write_set
 
 MISSING = [name for name in ('gcsfs', 'gcp_storage_emulator') if importlib.util.find_spec(name) is None]
 pytestmark = [
