@@ -81,15 +81,16 @@ REFUSED = ('PERMISSION_DENIED', 'UNAUTHENTICATED')
 
 
 def is_temporary(error: BaseException | None) -> bool:
-    """Whether a read failed for a reason other than what was read: storage, or the memory or limits of this machine.
+    """Whether a read or a write failed for a while: by its storage, or by the memory or limits of this machine.
 
     Unlike `is_away`, it takes the number of an error from its message, too, and follows implicit causes: libraries that
-    read files report the error of the system in these ways.
+    read files report the error of the system in these ways. A full disk is no such failure, although tensorstore
+    reports it as RESOURCE_EXHAUSTED.
     """
     return is_away(error) or any(
         isinstance(cause, MemoryError)
         or _os_error(cause) in (*AWAY, *EXHAUSTED)
-        or str(cause).partition(':')[0] in TEMPORARY
+        or (_os_error(cause) not in FULL and str(cause).partition(':')[0] in TEMPORARY)
         for cause in _causes(error, implicit=True)
     )
 

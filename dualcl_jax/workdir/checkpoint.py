@@ -20,7 +20,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from dualcl_jax.method.state import TrainState
 from dualcl_jax.system.devices import REPLICATED, Specs
-from dualcl_jax.system.errors import RestartError, UserError, reason_of
+from dualcl_jax.system.errors import RestartError, UserError, is_temporary, reason_of
 from dualcl_jax.system.files import absolute, check_writable
 from dualcl_jax.system.processes.agreement import from_all, from_process_0
 from dualcl_jax.workdir.checksum import checksums, seal
@@ -163,6 +163,7 @@ class Checkpoints:
 
         Raises:
           UserError: the copies of the state differ between devices; or saving failed in a run of several processes.
+          RestartError: it failed in a run of several processes, and may succeed later.
         """
         began = time.monotonic()
         measured = step if measured is None else measured
@@ -200,7 +201,7 @@ class Checkpoints:
         """Removes the remains of a checkpoint that could not be saved, and returns a description of the problem."""
         problem = f'step {self._saving} could not be saved in {self._directory} ({reason_of(error, typed=True)})'
         self._saving = None
-        self._away = is_gone(self._directory)
+        self._away = is_gone(self._directory) or is_temporary(error)
         if jax.process_count() > 1:  # the processes are no longer in step at Orbax's barriers
             raise self._error(problem) from error
         self._usable = False
@@ -215,7 +216,7 @@ class Checkpoints:
     def _error(self, problem: str) -> UserError:
         outcome = f'it resumes from step {self._saved}' if self._saved else 'it starts again'
         if self._away:
-            return RestartError(f'{problem}\nrun the same command when the folder is back: {outcome}')
+            return RestartError(f'{problem}\nrun the same command when the folder can be written again: {outcome}')
         return UserError(f'{problem}\nfree some space there, or fix the folder, and run the same command: {outcome}')
 
     def finish(self) -> None:
@@ -223,6 +224,7 @@ class Checkpoints:
 
         Raises:
           UserError: the checkpoint could not be saved.
+          RestartError: it could not be saved, but may be later.
         """
         began = time.monotonic()
         self._problem = self._wait()
