@@ -1,5 +1,6 @@
 """TFDS sets: the real sets beside the repository if present, and small ones written here without TensorFlow."""
 
+import pickle
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from dualcl_jax.data.describe import describe_data
 from dualcl_jax.data.images import tfds as tfds_source
 from dualcl_jax.data.images import tfds_records
 from dualcl_jax.data.images.source import image_shape
-from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.errors import EXIT_RESTART, EXIT_USER_ERROR, UserError, ending
 from tests.support.tfds_sets import COLOUR, LABEL, config, examples, image_feature, write_set
 
 SHARED = Path(__file__).resolve().parents[2].parent / 'shared' / 'tfds'
@@ -213,6 +214,39 @@ def test_damaged_and_missing_files(tiny):
     assert "split 'train' cannot be read" in mistake(config(data_dir=tiny))
     (folder / 'dataset_info.json').write_text('{')
     assert 'cannot be opened' in mistake(config(data_dir=tiny))
+
+
+PATH = 'set/denied/tiny-train.array_record-00000-of-00001'
+
+
+@pytest.mark.parametrize(
+    ('said', 'status'),
+    [
+        (f'open() failed: Too many open files; opening {PATH}', EXIT_RESTART),
+        ('Input/output error; at byte 6060', EXIT_RESTART),
+        ('UNAVAILABLE: HTTP response code: 503', EXIT_RESTART),
+        (f'open() failed: No such file or directory; opening {PATH}', EXIT_USER_ERROR),
+        ('Corrupted Riegeli/records file: chunk header hash mismatch; at byte 6060', EXIT_USER_ERROR),
+        ('ArrayRecord file should be at least 64KB big', EXIT_USER_ERROR),
+    ],
+)
+@pytest.mark.parametrize('read', ['one by one', 'labels', 'into memory'])
+def test_records_that_cannot_be_read(tmp_path, monkeypatch, read, said, status):
+    """array_record raises one type for everything. Worker processes send the error without its cause."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    sides = (4, 5) if read == 'into memory' else (-1, -1)
+    write_set(tmp_path, {'train': examples(9, 20, 12, 3)}, {'image': image_feature(*sides, 3), 'label': LABEL})
+    found = config(data_dir=tmp_path, stored_size=12, memory_bytes=0)
+    train = data.load(found).train if read == 'one by one' else None
+
+    def fail(*args):
+        raise RuntimeError(said)
+
+    for name in ('__getitem__', '__getitems__'):
+        monkeypatch.setattr(f'tensorflow_datasets.core.data_sources.array_record.ArrayRecordDataSource.{name}', fail)
+    with pytest.raises(UserError, match='cannot be read') as caught:
+        train.examples(np.array([0])) if train else data.load(found)
+    assert ending(pickle.loads(pickle.dumps(caught.value)))[0] == status
 
 
 def test_a_file_that_is_no_image(tmp_path, monkeypatch):

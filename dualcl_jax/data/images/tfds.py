@@ -13,7 +13,7 @@ from PIL import Image
 from dualcl_jax.data.images.decode import FORMATS
 from dualcl_jax.data.images.encoded import EncodedSource, in_memory_if_small, stored_size
 from dualcl_jax.data.images.source import image_shape, image_source
-from dualcl_jax.data.images.tfds_features import open_folder
+from dualcl_jax.data.images.tfds_features import open_folder, unreadable
 from dualcl_jax.data.images.tfds_records import read_split
 from dualcl_jax.data.run_cache import run_cache_of
 from dualcl_jax.data.source import ArraySource, Splits, fingerprint, limit_indices
@@ -45,6 +45,7 @@ def load(data: Any, others: Sequence[str] = ()) -> Splits:
     Raises:
       UserError: the set is missing, damaged or not stored as array_record, its images are not uint8 of one size, or it
         has features that are not part of TFDS.
+      RestartError: its records cannot be read now.
     """
     builder = _open(data, others)
     _check_image_feature(data, builder)
@@ -179,9 +180,7 @@ def _read_split(data: Any, builder: Any, split: str, limit: int) -> ArraySource:
     except (UserError, MemoryError):
         raise
     except Exception as error:  # array_record raises a bare RuntimeError, Pillow several kinds
-        raise UserError(
-            f'{_where(data)}: split {split!r} cannot be read ({first_line(error)}); {_remedy(data)}'
-        ) from error
+        raise unreadable(f'{_where(data)}: split {split!r}', error, _remedy(data)) from error
     if not len(pixels):
         raise UserError(f'{_where(data)}: split {split!r} is empty; {_remedy(data)}')
     name = builder.info.full_name

@@ -6,17 +6,22 @@ is therefore opened only if all its features are those of TFDS itself.
 
 import functools
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
 
-from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.errors import RestartError, UserError, first_line, is_temporary
 
 FILES = ('features.json', 'dataset_info.json')
 """The files of a prepared folder that can describe features."""
 CLASS_FIELDS = ('pythonClassName', 'python_class_name', 'type')
 """The fields that name a class, in both spellings of the format and in the one before TFDS 4."""
+DAMAGE = re.compile(
+    'corrupt|invalid|data_?loss|not_?found|no such file|at least 64KB|permission|denied|unauthenticated', re.IGNORECASE
+)
+"""How array_record says that a file is damaged, is missing or may not be read."""
 
 
 def open_folder(folder: epath.Path) -> Any:
@@ -30,6 +35,19 @@ def open_folder(folder: epath.Path) -> Any:
 
     check_features(folder)
     return tfds.builder_from_directory(folder)
+
+
+def unreadable(what: str, error: Exception, remedy: str) -> UserError:
+    """The exception for records that cannot be read, such as the record or the split `what`.
+
+    It is a `RestartError` if the storage or this machine may have failed for a while: array_record raises a bare
+    RuntimeError, and only its text says what happened.
+    """
+    problem = f'{what} cannot be read ({first_line(error)})'
+    said = str(error).partition('; opening ')[0]  # a path follows
+    if is_temporary(error) or (type(error) is RuntimeError and not DAMAGE.search(said)):
+        return RestartError(f'{problem}; run the same command again')
+    return UserError(f'{problem}; {remedy}')
 
 
 def check_features(folder: epath.Path) -> None:

@@ -13,11 +13,11 @@ import numpy as np
 from etils import epath
 
 from dualcl_jax.data.images.encoded import EncodedSource
-from dualcl_jax.data.images.tfds_features import open_folder
+from dualcl_jax.data.images.tfds_features import open_folder, unreadable
 from dualcl_jax.data.run_cache import NO_CACHE, RunCache
 from dualcl_jax.data.source import fingerprint, limit_indices
 from dualcl_jax.system.console import progress
-from dualcl_jax.system.errors import UserError, reason_of
+from dualcl_jax.system.errors import reason_of
 from dualcl_jax.system.files import BROKEN, absolute, cache_folder, replacing
 from dualcl_jax.system.processes.agreement import made_once
 
@@ -50,7 +50,7 @@ class RecordFiles:
         except MemoryError:
             raise
         except Exception as error:  # array_record raises a bare RuntimeError
-            raise UserError(f'{self.where(index)} cannot be read ({error}); prepare the set again') from error
+            raise unreadable(self.where(index), error, 'prepare the set again') from error
 
     def where(self, index: int) -> str:
         return f'{self.folder}: record {int(self.rows[index])} of {self.split}'
@@ -161,14 +161,18 @@ def _kept_labels(run_cache: RunCache, name: str, key: str, count: int) -> np.nda
 
 
 def _read_labels(folder: str, split: str, count: int) -> np.ndarray:
-    """Reads all records for their labels, int32 [N]."""
-    labels, records = np.empty(count, np.int32), _records(folder, split)
-    with progress(count, f'reading labels of {split}') as advance:
-        for start in range(0, count, CHUNK):
-            rows = range(start, min(start + CHUNK, count))
-            for row, record in zip(rows, records.__getitems__(list(rows)), strict=True):
-                labels[row] = record['label']
-                advance()
+    """Reads all records for their labels, int32 [N]. Raises UserError or RestartError if they cannot be read."""
+    labels = np.empty(count, np.int32)
+    try:
+        records = _records(folder, split)
+        with progress(count, f'reading labels of {split}') as advance:
+            for start in range(0, count, CHUNK):
+                rows = range(start, min(start + CHUNK, count))
+                for row, record in zip(rows, records.__getitems__(list(rows)), strict=True):
+                    labels[row] = record['label']
+                    advance()
+    except Exception as error:  # array_record raises a bare RuntimeError
+        raise unreadable(f'{folder}: the labels of {split}', error, 'prepare the set again') from error
     return labels
 
 

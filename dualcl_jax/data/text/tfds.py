@@ -6,10 +6,10 @@ from typing import Any
 
 from etils import epath
 
-from dualcl_jax.data.images.tfds_features import open_folder
+from dualcl_jax.data.images.tfds_features import open_folder, unreadable
 from dualcl_jax.data.text.files import NAMED, NOT_UTF8, Account, Columns, Row, checked, find
 from dualcl_jax.data.text.splits import choose_test
-from dualcl_jax.system.errors import UserError, first_line
+from dualcl_jax.system.errors import UserError
 
 CHUNK = 1024
 """Records that are read at a time."""
@@ -31,6 +31,7 @@ def read_splits(folder: epath.Path, columns: Columns, account: Account) -> dict[
 
     Raises:
       UserError: the folder is damaged, not stored as array_record, or lacks the split or a feature.
+      RestartError: its records cannot be read now.
     """
     import tensorflow_datasets as tfds  # half a second: only when used
 
@@ -58,9 +59,7 @@ def read_splits(folder: epath.Path, columns: Columns, account: Account) -> dict[
     except UserError:
         raise
     except Exception as error:  # TFDS and array_record do not document what a damaged folder raises
-        raise UserError(
-            f'data.path={folder}: cannot be read ({first_line(error)}); prepare it again as array_record'
-        ) from error
+        raise unreadable(f'data.path={folder}:', error, 'prepare it again as array_record') from error
 
 
 def _rows(builder: Any, split: str, columns: Columns, account: Account) -> Iterator[Row]:
