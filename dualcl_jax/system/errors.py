@@ -154,6 +154,8 @@ def ending(error: BaseException) -> tuple[int, str] | None:
         return status, 'error: ' + '\n'.join(str(error).strip().splitlines()[:3])
     if isinstance(error, KeyboardInterrupt):
         return EXIT_INTERRUPTED, 'interrupted; run the same command to resume from the last checkpoint'
+    if status == EXIT_RESTART:  # such as gcsfs's HttpError, which is no OSError
+        return status, f'error: {type(error).__name__}: {first_line(error)}; run the same command again'
     return None
 
 
@@ -168,7 +170,7 @@ def exits_cleanly(main: Callable[[], int]) -> Callable[[], int]:
             if sys.platform == 'win32':
                 raise UserError('Windows is not supported: use Linux, macOS, or Linux in WSL 2')
             return main()
-        except (UserError, OSError, KeyboardInterrupt) as error:
+        except (Exception, KeyboardInterrupt) as error:
             found = ending(error)
             if found is None:
                 raise

@@ -55,8 +55,13 @@ def write_text(path: epath.Path, text: str) -> None:
 
 def write_bytes(path: epath.Path, content: bytes) -> None:
     """Replaces a file atomically. Raises OSError, which names the file."""
-    with replacing(path) as partial:
-        partial.write_bytes(content)
+    try:
+        with replacing(path) as partial:
+            partial.write_bytes(content)
+    except OSError:
+        raise
+    except Exception as error:  # remote stores raise types of their own
+        raise OSError(errno.EIO, first_line(error), str(path)) from error
 
 
 def reachable(path: str, named: str) -> epath.Path:

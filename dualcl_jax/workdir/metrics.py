@@ -179,7 +179,7 @@ class MetricsLog:
             elif time.monotonic() - self._flushed > FLUSH_SECONDS:
                 self._events.flush()
                 self._flushed = time.monotonic()
-        except OSError as error:
+        except Exception as error:  # the client of a remote store raises types of its own
             self._problem = (
                 self._problem or f'tensorboard/ cannot be written ({reason_of(error)}): no further events are written'
             )

@@ -61,6 +61,7 @@ class HttpError(Exception):
     """As that of gcsfs."""
 
     def __init__(self, code: int) -> None:
+        super().__init__(code)
         self.code = code
 
 
@@ -113,6 +114,26 @@ def test_what_a_restart_cures(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == 'error: process 1 died\n'
 
 
+@pytest.mark.parametrize(
+    ('error', 'said'),
+    [
+        (HttpError(503), 'HttpError: 503'),
+        (HttpError(429), 'HttpError: 429'),
+        (ClientConnectionError(), 'ClientConnectionError: ClientConnectionError'),
+        (ConnectionError('reset'), 'ConnectionError: reset'),
+    ],
+)
+def test_a_remote_store_that_is_away(capsys: pytest.CaptureFixture[str], error: Exception, said: str) -> None:
+    """Clients of remote stores raise what is no OSError, or has no number."""
+
+    @exits_cleanly
+    def main() -> int:
+        raise error
+
+    assert main() == 75
+    assert capsys.readouterr().err == f'error: {said}; run the same command again\n'
+
+
 def test_windows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, 'platform', 'win32')
     assert exits_cleanly(lambda: 0)() == EXIT_USER_ERROR
@@ -125,4 +146,13 @@ def test_faults_of_ours_keep_their_traceback() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
+        main()
+
+
+def test_a_refusal_of_a_remote_store_keeps_its_traceback() -> None:
+    @exits_cleanly
+    def main() -> int:
+        raise HttpError(400)
+
+    with pytest.raises(HttpError):
         main()

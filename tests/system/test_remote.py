@@ -14,7 +14,7 @@ from configs import default
 from dualcl_jax import load_encoder
 from dualcl_jax.data.images import npz, tfds
 from dualcl_jax.reports.figures import curves
-from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.errors import UserError, ending
 from dualcl_jax.system.files import check_output
 from dualcl_jax.workdir import folder as workdir
 from dualcl_jax.workdir import metrics
@@ -92,6 +92,55 @@ def test_files_of_a_run(buckets, monkeypatch):
 
     curves(again.records, folder / 'figures' / 'curves.png')
     assert (folder / 'figures' / 'curves.png').read_bytes().startswith(b'\x89PNG')
+
+
+class HttpError(Exception):
+    """As that of gcsfs once its retries are used up."""
+
+    code = 503
+
+
+def test_a_store_that_fails_for_a_while(buckets, monkeypatch):
+    """Records are kept until they can be written, and at the end the same command may be run again."""
+    failing = []
+
+    def fail():
+        if failing:
+            raise HttpError('503 backend error')
+
+    class Store(Bucket):
+        def _open(self, path, mode='rb', **options):
+            if 'b' in mode and 'r' not in mode:
+                fail()
+            return super()._open(path, mode, **options)
+
+    class Writer(Events):
+        def flush(self):
+            fail()
+
+    buckets(Store)
+    monkeypatch.setattr(metrics, 'EventsWriter', lambda *arguments, **options: Writer())
+    monkeypatch.setattr(metrics, 'FLUSH_SECONDS', -1.0)
+    folder = workdir.open_workdir('gs://bucket/away')
+    log = metrics.MetricsLog(folder, 0)
+    failing.append(True)
+    log.write(1, 0.0, {'train/loss': 1.0})
+    assert (
+        log.problem() == 'tensorboard/ cannot be written (HttpError: 503 backend error): no further events are written'
+    )
+    log.flush()
+    said = 'gs://bucket/away/metrics.jsonl cannot be written (503 backend error): records are kept until it can be'
+    assert log.problem() == said
+    assert [record['step'] for record in log.waiting()] == [1]
+    with pytest.raises(OSError, match='backend error') as raised:
+        log.close()
+    assert ending(raised.value) == (
+        75,
+        'error: gs://bucket/away/metrics.jsonl: 503 backend error; fix that, and run the same command again',
+    )
+    failing.clear()
+    log.close()
+    assert lines(folder) == [1]
 
 
 def test_a_checkpoint_that_is_not_finished(buckets):
