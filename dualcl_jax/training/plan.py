@@ -11,6 +11,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from dualcl_jax.data import Batch, Source, Splits, batch_spec, data_config, example_spec, load
 from dualcl_jax.data.images import photo_patches
+from dualcl_jax.data.images.account import unread
 from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.images.source import image_shape
 from dualcl_jax.data.images.statistics import channel_statistics, values_in_use
@@ -29,6 +30,7 @@ from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.machine import multiplies_bfloat16
 from dualcl_jax.system.processes.agreement import check_same_data, check_shared
 from dualcl_jax.workdir.folder import (
+    check_read,
     check_same_images,
     check_same_run,
     existing_or_new,
@@ -155,6 +157,7 @@ def _load_data(
 
     Raises:
       UserError: a mistake in the config or the data.
+      RestartError: files that the run was trained on cannot be read now.
     """
     settled = fill(config, TYPICAL_IMAGES, machine, stored)  # only its data fields are final
     data = data_config(settled, folder if stored is not None else None)
@@ -166,12 +169,15 @@ def _load_data(
         raise UserError(
             f'config.sts.path={config.sts.path}: is only for encoders of text, but {name} holds {kind}; leave it empty'
         )
+    if saved_steps(folder):
+        check_read(folder, config, splits.train)
     validate_kind(config, kind, name)
     opened = open_fields(config)
     if opened and kind != IMAGES:
         raise UserError(f'config.{opened[0]}: is chosen automatically for images only; set a value')
     if writes:
-        check_same_data(config.data.name, ' '.join(split.fingerprint for split in splits if split is not None))
+        fingerprints = ' '.join(split.fingerprint for split in splits if split is not None)
+        check_same_data(config.data.name, fingerprints, unread(splits.train.report))
     return splits
 
 

@@ -14,6 +14,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from dualcl_jax.data import Source, Splits, example_spec
+from dualcl_jax.data.images.account import unread
 from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.source import count_classes, described_split
 from dualcl_jax.data.tree import describe, parse
@@ -210,6 +211,17 @@ def check_same_images(workdir: epath.Path, config: ConfigDict, trained_on: str, 
             f'{location(config)}: not the data that {workdir} was trained on\n'
             'restore the data, or start in a new --workdir'
         )
+
+
+def check_read(workdir: epath.Path, config: ConfigDict, train: Source) -> None:
+    """Checks that the data on which the run in the folder was trained do not differ by files left out for a while.
+
+    Raises:
+      RestartError: they differ, and a file could not be read for a while.
+    """
+    file, trained_on = unread(train.report), read_fingerprints(workdir)[0]
+    if file and trained_on not in (None, train.fingerprint):
+        raise RestartError(f'{location(config)}: {file}\nrun the same command again, to resume {workdir}')
 
 
 def write_config(workdir: epath.Path, config: ConfigDict) -> None:

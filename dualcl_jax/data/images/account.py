@@ -8,7 +8,7 @@ import numpy as np
 
 from dualcl_jax.data.images.display import shown
 from dualcl_jax.data.images.index import Index
-from dualcl_jax.data.images.scan import DUPLICATE, NOT_TAKEN, OTHER_CLASS, SAME_CONTENT, USED
+from dualcl_jax.data.images.scan import DUPLICATE, NOT_TAKEN, OTHER_CLASS, SAME_CONTENT, USED, is_passing
 
 NAMED = 3
 """The number of files that are named for each reason."""
@@ -41,6 +41,12 @@ def left_out(index: Index, groups: Mapping[str, np.ndarray], unmatched: Sequence
     if unmatched:
         found[UNMATCHED] = {'count': len(unmatched), 'names': [shown(name) for name in unmatched[:NAMED]]}
     return found
+
+
+def unread(report: Mapping[str, Any] | None) -> str:
+    """The first file in the report of a source that could not be read for a while, with the reason; empty if none."""
+    found = ((file['path'], file['reason']) for file in (report or {}).get('files', ()))
+    return next((f'{path} {reason}' for path, reason in found if is_passing(reason)), '')
 
 
 def reason_of(note: str) -> str:

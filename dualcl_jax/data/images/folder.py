@@ -32,11 +32,12 @@ from dualcl_jax.data.images.scan import (
     SAME_CONTENT,
     SKIPPED,
     USED,
+    is_passing,
 )
 from dualcl_jax.data.images.splits import ABOVE, BESIDE, TEST, TRAIN, Layout, described, find_layout
 from dualcl_jax.data.run_cache import run_cache_of
 from dualcl_jax.data.source import Splits, described_split, fingerprint, held_out_by_content, limit_indices
-from dualcl_jax.system.errors import UserError, first_line, listed
+from dualcl_jax.system.errors import RestartError, UserError, first_line, listed
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -163,9 +164,14 @@ def check_usable(path: str, index: Index, *, max_skipped: float, channels: int =
 
     Raises:
       UserError: the folder has none, too many of them cannot be used, or most are of formats that cannot be read.
+      RestartError: it may have enough when those that could not be read for a while are examined again.
     """
     used, skipped = int((index.outcomes == USED).sum()), np.flatnonzero(index.outcomes == SKIPPED)
     share = len(skipped) / max(used + len(skipped), 1)
+    passing = [row for row in skipped.tolist() if is_passing(index.notes[row])]
+    if passing and (not used or share > max_skipped):
+        named = listed((f'{index.shown(row)} {index.notes[row]}' for row in passing[:3]), len(passing), separator='; ')
+        raise RestartError(f'data.path={path}: {named}\nrun the same command again')
     first = (f'{index.shown(row)} ({index.notes[row]})' for row in skipped[:3].tolist())
     named = listed(first, len(skipped), separator='; ')
     hint = '' if channels else _hint(index)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from dualcl_jax.data.images import kinds, stored
 from dualcl_jax.data.images.decode import UnusableError, examine
-from dualcl_jax.system.errors import UserError, reason_of
+from dualcl_jax.system.errors import AWAY, EXHAUSTED, UserError, reason_of
 
 USED, SKIPPED, DUPLICATE, IGNORED, NOT_TAKEN = range(5)
 OUTCOMES = ('used', 'skipped', 'duplicate', 'ignored', 'not_taken')
@@ -24,6 +24,8 @@ SPECIAL = 'not a regular file'
 SAME_CONTENT, OTHER_CLASS = 'same content as', ', with another class'
 UNREAD, NO_MEMORY = 'cannot be read', 'not enough memory'
 """A note that begins with `UNREAD` says nothing about the file: the next attempt may succeed."""
+PASSING = {NO_MEMORY, *map(os.strerror, (*AWAY, *EXHAUSTED))}
+"""Reasons in such a note that running the same command again may remove."""
 
 
 class Entry(NamedTuple):
@@ -45,6 +47,11 @@ class Finding(NamedTuple):
     width: int = 0
     conversions: int = 0
     digest: bytes = bytes(16)
+
+
+def is_passing(note: str) -> bool:
+    """Whether a note is about a file or a folder that could not be read for a while."""
+    return note.startswith((UNREAD, UNREADABLE_FOLDER)) and note.rpartition(': ')[2] in PASSING
 
 
 def scan(root: str) -> tuple[list[str], list[int], list[Entry]]:

@@ -56,7 +56,7 @@ def check_shared(folder: epath.Path, timeout_s: float) -> None:
             nonce.unlink(missing_ok=True)
 
 
-def check_same_data(name: str, fingerprint: str) -> None:
+def check_same_data(name: str, fingerprint: str, unread: str = '') -> None:
     """Checks that every process found the same images. Every process must call it, like `check_shared`.
 
     It waits as long as another process is still examining its images. If that process is lost, JAX ends the wait.
@@ -64,9 +64,11 @@ def check_same_data(name: str, fingerprint: str) -> None:
     Args:
       name: name of the data set.
       fingerprint: fingerprint of the images that this process found.
+      unread: a file that this process could not read for a while; empty if there is none.
 
     Raises:
       UserError: names the processes whose images differ from those of process 0.
+      RestartError: they differ, and one of them could not read a file.
     """
     if _joined()[2] == 1:
         return
@@ -74,7 +76,16 @@ def check_same_data(name: str, fingerprint: str) -> None:
         f'data.name={name}: process APART found different images from process 0\n'
         'give every host the same files, or a folder that they share'
     )
-    _compare('data', fingerprint, problem, _ONE_WEEK_S)
+    try:
+        _compare('data', fingerprint, problem, _ONE_WEEK_S)
+    except UserError as error:  # in every process
+        for index, file in enumerate(from_all('unread', unread)):
+            if file:
+                raise RestartError(
+                    f'data.name={name}: the processes found different images (process {index}: {file})\n'
+                    'run the same command again'
+                ) from error
+        raise
 
 
 def made_once(
