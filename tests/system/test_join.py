@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
-from dualcl_jax.system.processes import roll_call
+from dualcl_jax.system.errors import UserError, ending
+from dualcl_jax.system.processes import roll_call, start
 from dualcl_jax.system.processes.places import Place
 from tests.support.runs import REPOSITORY, TIMEOUT, free_port
 
@@ -42,8 +44,6 @@ def process(address: str, index: int, timeout_s: float, **variables: str) -> sub
 
 
 def versions() -> dict[str, str]:
-    from dualcl_jax.system.processes import start
-
     return {f'version of {name}': start.importlib.metadata.version(name) for name in start.PACKAGES}
 
 
@@ -78,6 +78,97 @@ def test_the_other_process_is_gone_after_the_roll_call() -> None:
     assert joining.returncode == 75, (out, err)
     assert err.splitlines()[-1].startswith(f'error: --coordinator_address={place.address}: the processes could not be')
     assert len(err.splitlines()) == 1
+
+
+DEVICES = """
+import os, sys, time
+import jax
+from dualcl_jax.system.errors import exits_cleanly
+from dualcl_jax.system.processes import start
+
+address, index, case = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+initialise = jax.devices
+
+def devices():
+    if index == 0:
+        return initialise()  # JAX waits here for the devices of the other process
+    if case == 'hang':
+        time.sleep(1000)
+    if case == 'dies':
+        os._exit(9)
+    raise RuntimeError('INTERNAL: the driver does not answer')
+
+@exits_cleanly
+def main():
+    jax.devices = devices
+    start.DEVICES_S = 5.0 if index else 1000.0
+    start.start(address, 2, index, {}, 100.0)
+    return 0
+
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ('case', 'status', 'said'),
+    [
+        ('fails', 75, 'JAX cannot use the devices of this machine now (INTERNAL: the driver does not answer)'),
+        pytest.param('hang', 75, 'the devices of this process did not start within 5 s', marks=pytest.mark.slow),
+        pytest.param('dies', 9, '', marks=pytest.mark.slow),
+    ],
+)
+def test_the_devices_of_one_process_do_not_start(case: str, status: int, said: str) -> None:
+    """The other one learns of it, although it waits in JAX, which would abort it after minutes."""
+    address = f'127.0.0.1:{free_port()}'
+    began = time.monotonic()
+    joined = [
+        subprocess.Popen(
+            [sys.executable, '-c', DEVICES, address, str(index), case],
+            cwd=REPOSITORY,
+            env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    try:
+        ended = [process.communicate(timeout=TIMEOUT) for process in joined]
+    finally:
+        for process in joined:
+            process.kill()
+    assert [process.returncode for process in joined] == [75, status], ended
+    assert ended[1][1] == (f'error: {said}; run the same command again\n' if said else '')
+    cause = f'stopped: {said}; run the same command again' if said else 'died'
+    assert ended[0][1].splitlines() == [
+        f'error: process 1 on {socket.gethostname()} {cause}',
+        'run the same command in all processes again: they resume from the last checkpoint',
+    ]
+    assert time.monotonic() - began < 90
+
+
+@pytest.mark.parametrize(
+    ('problem', 'status'),
+    [
+        (RuntimeError('ABORTED: The TPU is already in use by process with pid 7.'), 75),
+        (RuntimeError('UNAVAILABLE: TPU initialization failed: open(/dev/vfio/0): Device or resource busy'), 75),
+        (RuntimeError('INTERNAL: CUDA_ERROR_SYSTEM_NOT_READY: system not yet initialized'), 75),
+        (RuntimeError("Unable to initialize backend 'cuda': FAILED_PRECONDITION: No visible GPU devices."), 2),
+        (RuntimeError("Unable to initialize backend 'tpu': UNAVAILABLE: No TPU Platform available."), 2),
+        (RuntimeError("Backend 'foo' is not in the list of known backends: ['cpu']"), 2),
+        (AssertionError(), 2),
+    ],
+)
+def test_the_devices_of_a_single_process(monkeypatch: pytest.MonkeyPatch, problem: Exception, status: int) -> None:
+    def devices() -> None:
+        raise problem
+
+    monkeypatch.setattr(jax, 'devices', devices)
+    with pytest.raises(UserError, match='JAX cannot use') as raised:
+        start._start_devices()
+    found = ending(raised.value)
+    assert found is not None
+    assert found[0] == status
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])

@@ -1,9 +1,11 @@
 """Heartbeats that the processes of a run send to the supervisor (`supervisor.py`), so that none waits for a lost one.
 
 Without them, JAX aborts the processes after 100 s with a stack trace, or lets them wait forever for a process that
-hangs. Each process also limits the time of its own phases, which detects when all of them, or the only one, hang.
+hangs. They begin as soon as JAX has joined the processes. In a run, each process also limits the time of its own
+phases, which detects when all of them, or the only one, hang.
 """
 
+import atexit
 import contextlib
 import dataclasses
 import json
@@ -13,17 +15,19 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
 from dualcl_jax.system.errors import EXIT_RESTART, RestartError, UserError, ending
 from dualcl_jax.system.private_jax import distributed_state
-from dualcl_jax.system.processes import start
 from dualcl_jax.system.processes.supervisor import PERIOD, Supervised
 
 REMEDY = 'run the same command in all processes again: they resume from the last checkpoint'
+SILENCE_S = 120.0
+"""How long a process may send no heartbeat before a run limits it: loading a driver may stop all of its threads."""
 START, RESTORE, CREATE = 'start', 'restore', 'create'
 """Phases before the first step: examining the data, and restoring or creating the state."""
 PHASES = {
@@ -49,99 +53,73 @@ class _Doing:
     seconds: float = 0.0
 
 
-class Heartbeat:
-    """A context around the work of one process of a run, which begins with the phase `START`.
+class Line:
+    """The connection of this process to the supervisor, from when JAX has joined the processes until this one ends.
 
-    When another process is lost, or a phase of this one exceeds its limit, this process exits at once, whatever it is
-    doing, with a line that names the lost process, or the phase and the step. The exit status is 75, or 2 if another
-    process stopped because of a mistake. When this process fails, it reports the reason to the others.
+    It sends a heartbeat every `PERIOD`. When another process is lost, this one exits at once, whatever it is doing,
+    with a line that names the lost process. The exit status is 75, or 2 if the other one stopped because of a mistake.
 
     Args:
-      config: `parallel.silence_s` is how long a process may send no heartbeat, `parallel.stall_s` how long it may stay
-        behind the others, `parallel.timeout_s` how long to wait for the supervisor; for the other limits see `PHASES`.
+      token: the secret of the run's processes.
+      timeout_s: how long to wait for the supervisor.
+
+    Attributes:
+      name: names this process.
+      doing: what this process reports: its phase, and `started`, the last step that it started.
+
+    Raises:
+      RestartError: the supervisor does not answer.
     """
 
-    def __init__(self, config: ConfigDict) -> None:
-        self._parallel = config.parallel
-        self._doing = _Doing(START)  # replaced as a whole, because a thread reads it
-        self._started = 0
-        self._socket: socket.socket | None = None
-        self._name, self._host = 'this process', ''
-        self._lock, self._lost, self._leaving = threading.Lock(), threading.Event(), False
-        self._problem, self._ending = UserError(), threading.Lock()
-
-    def __enter__(self) -> 'Heartbeat':
+    def __init__(self, token: str, timeout_s: float) -> None:
         state = distributed_state()
-        work = [self._beat]
-        if state.client is not None and state.num_processes and state.num_processes > 1:
-            self._connect(state)
-            work.append(self._listen)
-        for function in work:
-            threading.Thread(target=function, name='dualcl-heartbeat', daemon=True).start()
-        return self
-
-    def _connect(self, state: Any) -> None:
-        """Connects to the supervisor of a run of several processes."""
         if isinstance(state.service, Supervised):
             state.client.key_value_set('dualcl/supervisor', str(state.service.port))
-        timeout_s = self._parallel.timeout_s
         try:
             port = int(state.client.blocking_key_value_get('dualcl/supervisor', int(1000 * timeout_s)))
         except RuntimeError as error:
             raise RestartError(f'process 0 did not start within {timeout_s:g} s; {REMEDY}') from error
         self._host = str(state.coordinator_address).rpartition(':')[0].strip('[]')
-        self._name = f'process {state.process_id} on {socket.gethostname()}'
-        hello = {'token': start.token(), 'index': state.process_id, 'host': socket.gethostname()}
-        limits = {'silence_s': self._parallel.silence_s, 'stall_s': self._parallel.stall_s}
+        self.name = f'process {state.process_id} on {socket.gethostname()}'
+        self.doing, self.started = _Doing(START), 0
+        self._silence_s = SILENCE_S
+        self._lock, self._lost, self._leaving = threading.Lock(), threading.Event(), False
+        self._problem = UserError()
+        hello = {'token': token, 'index': state.process_id, 'host': socket.gethostname()}
         try:
-            self._socket = socket.create_connection((self._host, port), timeout=self._parallel.silence_s)
-            self._send(hello | limits)
+            self._socket = socket.create_connection((self._host, port), timeout=SILENCE_S)
+            self._send(hello | {'silence_s': SILENCE_S, 'stall_s': SILENCE_S})
         except OSError as error:
             raise RestartError(
                 f'{self._host}:{port}: no answer from the supervisor of the run ({error}); {REMEDY}'
             ) from error
+        self._start(self._listen)
+        self._start(self._beat)
 
-    def enter(self, phase: str, step: int, *, settled: int) -> None:
-        """Reports a new phase of training, the step that it belongs to, and the last step that the devices finished."""
-        self._doing = _Doing(phase, step, settled)
-        if phase != 'input':
-            self._started = step
+    def _start(self, function: Callable[[], None]) -> None:
+        threading.Thread(target=function, name='dualcl-line', daemon=True).start()
 
-    def prepare(self, phase: str) -> None:
-        """Reports `RESTORE` or `CREATE`. Neither is progress: other processes may still examine their data."""
-        self._doing = _Doing(phase)
+    def take(self, silence_s: float, stall_s: float) -> None:
+        """Begins a run with limits for a process that sends no heartbeat, and for one that lags behind the others."""
+        self._silence_s = silence_s
+        self._socket.settimeout(silence_s)
+        with contextlib.suppress(OSError):  # `_listen` detects it
+            self._send({'silence_s': silence_s, 'stall_s': stall_s, 'ended': None})
+        if self._leaving:  # after an earlier run of this process
+            self._leaving = False
+            self._start(self._beat)
 
     def _send(self, message: dict[str, Any]) -> None:
-        if self._socket is not None:
-            with self._lock:
-                self._socket.sendall(json.dumps(message).encode() + b'\n')
+        with self._lock:
+            self._socket.sendall(json.dumps(message).encode() + b'\n')
 
     def _beat(self) -> None:
-        """Sends heartbeats until this process or the supervisor ends, and ends this process if its phase hangs."""
-        last = time.monotonic()
-        try:
+        """Sends heartbeats until this process or the supervisor ends."""
+        with contextlib.suppress(OSError):  # `_listen` detects it
             while not self._lost.wait(PERIOD) and not self._leaving:
-                now, doing = time.monotonic(), self._doing
-                doing.seconds += min(now - last, 2 * PERIOD)  # more means that this process was suspended
-                last = now
-                self._send({'step': self._started, 'phase': doing.phase})
-                limit = self._parallel[PHASES[doing.phase]]
-                if limit and doing.seconds > limit:
-                    self._hang(doing, limit)
-        except OSError:  # `_listen` detects it
-            return
-
-    def _hang(self, doing: _Doing, limit: float) -> None:
-        of, done = (
-            (f' of step {doing.step}', f'; the last step finished was {doing.settled}') if doing.step else ('', '')
-        )
-        text = f'{self._name} hangs: {doing.phase}{of} takes longer than parallel.{PHASES[doing.phase]}={limit:g}{done}'
-        with contextlib.suppress(OSError):
-            self._send({'ended': text, 'restart': True})
-        self._end(RestartError(f'{text}\n{REMEDY}'))
+                self._send({'step': self.started, 'phase': self.doing.phase})
 
     def _listen(self) -> None:
-        assert self._socket is not None
         problem: UserError | None = None
         try:
             with self._socket.makefile('rb') as lines:
@@ -158,32 +136,139 @@ class Heartbeat:
             self._problem, leaving = problem, self._leaving
             self._lost.set()
         if not leaving:  # the main thread may wait forever
-            self._end(problem)
+            _end(problem)
 
-    def _end(self, error: BaseException) -> None:
-        """Exits without JAX's shutdown, which waits for the other processes."""
-        self._ending.acquire()  # so that only one thread reports and exits
-        status, text = ending(error) or (1, ''.join(traceback.format_exception(error)).rstrip())
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # the streams may be closed
-            sys.stdout.flush()
-            print(text, file=sys.stderr, flush=True)
-        os._exit(status)
+    def tell(self, text: str, *, restart: bool) -> None:
+        """Tells the other processes that this one ends, and why; an empty text if its work is done."""
+        with contextlib.suppress(OSError):  # if the supervisor is gone, the others have already noticed
+            self._send({'ended': text, 'restart': restart})
+
+    def leave(self, error: BaseException | None) -> None:
+        """Tells the other processes that this one is done or has failed; then it exits at once, with its message."""
+        with self._lock:
+            self._leaving = True
+        if error is None:
+            self.tell('', restart=True)
+            return
+        ours = isinstance(error, UserError) or not isinstance(error, Exception)
+        if not ours and self._lost.wait(self._silence_s + 2 * PERIOD):  # JAX raised because a process was lost
+            _end(self._problem)
+        text = str(error).strip()
+        restart = (ending(error) or (1, ''))[0] == EXIT_RESTART
+        self.tell(text.splitlines()[0] if text else type(error).__name__, restart=restart)
+        _end(error)
+
+
+_ending = threading.Lock()
+_lines: list[Line] = []
+
+
+def connect(token: str, timeout_s: float) -> None:
+    """Opens the `Line` of this process, which JAX has just joined with the others; it ends with the process."""
+    try:
+        line = Line(token, timeout_s)
+    except RestartError as error:
+        _end(error)
+    _lines[:] = [line]
+    atexit.register(line.leave, None)
+
+
+def tell(text: str) -> None:
+    """Tells the other processes, if there are any, that this one ends and that they should restart with it."""
+    for line in _lines:
+        line.tell(text, restart=True)
+
+
+def leave(error: BaseException) -> NoReturn:
+    """Ends this process at once for an error, which it tells the other processes first."""
+    for line in _lines:
+        line.leave(error)
+    _end(error)
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """A context in which an error of this process ends all processes of the run, if there are others.
+
+    They would otherwise wait for this one, and it for them, until JAX aborts them with a stack trace.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if _lines:
+            leave(error)
+        raise
+
+
+def _end(error: BaseException) -> NoReturn:
+    """Exits without JAX's shutdown, which waits for the other processes."""
+    _ending.acquire()  # so that only one thread reports and exits
+    status, text = ending(error) or (1, ''.join(traceback.format_exception(error)).rstrip())
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # the streams may be closed
+        sys.stdout.flush()
+        print(text, file=sys.stderr, flush=True)
+    os._exit(status)
+
+
+class Heartbeat:
+    """A context around the work of one process of a run, which begins with the phase `START`.
+
+    When a phase exceeds its limit, this process exits at once, whatever it is doing, with status 75 and a line that
+    names the phase and the step. The `Line` of this process, if there are others, reports the phases to them, and the
+    reason if this process fails.
+
+    Args:
+      config: `parallel.silence_s` is how long a process may send no heartbeat, `parallel.stall_s` how long it may stay
+        behind the others; for the other limits see `PHASES`.
+    """
+
+    def __init__(self, config: ConfigDict) -> None:
+        self._parallel = config.parallel
+        self._doing = _Doing(START)  # replaced as a whole, because a thread reads it
+        self._line = _lines[0] if _lines else None
+        self._leaving = threading.Event()
+
+    def __enter__(self) -> 'Heartbeat':
+        if self._line is not None:
+            self._line.doing = self._doing
+            self._line.take(self._parallel.silence_s, self._parallel.stall_s)
+        threading.Thread(target=self._watch, name='dualcl-heartbeat', daemon=True).start()
+        return self
+
+    def enter(self, phase: str, step: int, *, settled: int) -> None:
+        """Reports a new phase of training, the step that it belongs to, and the last step that the devices finished."""
+        self.prepare(phase, step, settled)
+        if phase != 'input' and self._line is not None:
+            self._line.started = step
+
+    def prepare(self, phase: str, step: int = 0, settled: int = 0) -> None:
+        """Reports `RESTORE` or `CREATE`. Neither is progress: other processes may still examine their data."""
+        self._doing = _Doing(phase, step, settled)
+        if self._line is not None:
+            self._line.doing = self._doing
+
+    def _watch(self) -> None:
+        """Ends this process if its phase hangs."""
+        last = time.monotonic()
+        while not self._leaving.wait(PERIOD):
+            now, doing = time.monotonic(), self._doing
+            doing.seconds += min(now - last, 2 * PERIOD)  # more means that this process was suspended
+            last = now
+            limit = self._parallel[PHASES[doing.phase]]
+            if limit and doing.seconds > limit:
+                self._hang(doing, limit)
+
+    def _hang(self, doing: _Doing, limit: float) -> None:
+        of, done = (
+            (f' of step {doing.step}', f'; the last step finished was {doing.settled}') if doing.step else ('', '')
+        )
+        name = 'this process' if self._line is None else self._line.name
+        text = f'{name} hangs: {doing.phase}{of} takes longer than parallel.{PHASES[doing.phase]}={limit:g}{done}'
+        leave(RestartError(f'{text}\n{REMEDY}'))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._lock:
-            self._leaving = True
-        if self._socket is None:
-            return
-        if error is None:
-            self._send({'ended': ''})
-            return
-        ours = isinstance(error, UserError) or not isinstance(error, Exception)
-        if not ours and self._lost.wait(self._parallel.silence_s + 2 * PERIOD):  # JAX raised because a process was lost
-            self._end(self._problem)
-        text = str(error).strip()
-        with contextlib.suppress(OSError):  # if the supervisor is gone, the others have already noticed
-            restart = (ending(error) or (1, ''))[0] == EXIT_RESTART
-            self._send({'ended': text.splitlines()[0] if text else type(error).__name__, 'restart': restart})
-        self._end(error)
+        self._leaving.set()
+        if self._line is not None:
+            self._line.leave(error)

@@ -5,6 +5,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import sys
 import threading
 import warnings
@@ -19,7 +20,7 @@ from absl import logging
 from dualcl_jax.system.errors import EXIT_RESTART, STORAGE, RestartError, UserError, first_line
 from dualcl_jax.system.files import cache_folder, can_create
 from dualcl_jax.system.private_jax import coordination_service
-from dualcl_jax.system.processes import places, roll_call, supervisor
+from dualcl_jax.system.processes import heartbeat, places, roll_call, supervisor
 from dualcl_jax.system.processes.agreement import from_all, machine_id
 from dualcl_jax.system.versions import PACKAGES
 
@@ -40,6 +41,18 @@ CPU_FLAGS_KNOWN_TO = ((0, 12), (0, 13))
 
 JAX_LIMIT_S = 240.0
 """Time limit in seconds, below the time after which JAX aborts with a stack trace when it cannot join the processes."""
+
+DEVICES_S = 600.0
+"""Time limit in seconds for the devices of joined processes. JAX itself waits 300 s for those of the others."""
+BUSY = re.compile(
+    r'already in use|busy|unavailable|not.ready|time[d_ ]*out|out.of.memory|resource.exhausted|aborted|deadline',
+    re.IGNORECASE,
+)
+"""How JAX reports devices that another process uses, or that do not answer for a while."""
+NO_DEVICE = re.compile(r'\bno\b[\w ]*(device|platform)', re.IGNORECASE)
+"""How JAX reports that a machine has no such devices."""
+UNKNOWN_PLATFORM = 'not in the list of known backends'
+"""How JAX reports a wrong name in JAX_PLATFORMS."""
 
 GPU_FLAGS = ('--xla_gpu_exclude_nondeterministic_ops=true',)
 """With these flags, a program on GPUs gives the same bits each time it runs. A program fails to compile if one of its
@@ -110,8 +123,10 @@ def start(
     versions = {f'version of {name}': importlib.metadata.version(name) for name in PACKAGES}
     _token = roll_call.roll_call(place, versions | dict(facts or {}), timeout_s)
     _join(place, timeout_s)
-    _start_devices()
-    _check_compilation_cache(len(set(from_all('machines', machine_id()))), chosen=chosen)
+    heartbeat.connect(token(), timeout_s)
+    with heartbeat.told():
+        _start_joined_devices()
+        _check_compilation_cache(len(set(from_all('machines', machine_id()))), chosen=chosen)
 
 
 def token() -> str:
@@ -163,11 +178,27 @@ def _bypass_proxy(host: str) -> None:
     os.environ['no_grpc_proxy'] = ','.join(filter(None, [given, host]))  # noqa: SIM112
 
 
-def _start_devices() -> None:
+def _start_joined_devices() -> None:
+    """Initialises the devices of a process that JAX has joined; it exits with status 75 after `DEVICES_S`."""
+    late = RestartError(f'the devices of this process did not start within {DEVICES_S:g} s; run the same command again')
+    giving_up = threading.Timer(DEVICES_S, heartbeat.leave, [late])
+    giving_up.daemon = True
+    giving_up.start()
+    try:
+        _start_devices(joined=True)
+    finally:
+        giving_up.cancel()
+
+
+def _start_devices(*, joined: bool = False) -> None:
     """Initialises the devices of JAX.
+
+    Args:
+      joined: whether JAX has joined this process with others: a failure is then that of a machine, or of another one.
 
     Raises:
       UserError: there are none, or their driver fails.
+      RestartError: they are in use, or do not answer for a while.
     """
     import jax
 
@@ -176,6 +207,11 @@ def _start_devices() -> None:
     except (RuntimeError, AssertionError) as error:
         chosen = os.environ.get('JAX_PLATFORMS')
         reason = first_line(error) if str(error) else 'no such device'
+        absent = not str(error) or UNKNOWN_PLATFORM in reason
+        if not absent and (joined or (BUSY.search(reason) and not NO_DEVICE.search(reason))):
+            raise RestartError(
+                f'JAX cannot use the devices of this machine now ({reason}); run the same command again'
+            ) from error
         raise UserError(
             f'JAX_PLATFORMS={chosen}: JAX cannot use it ({reason}); correct it, or unset it'
             if chosen

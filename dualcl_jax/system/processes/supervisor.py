@@ -6,9 +6,10 @@ prints, and informs all of them as soon as one has died, hangs or has given up. 
 or `LEAVE_S` after it has informed them: the connection of a process that is lost may stay open for a long time.
 
 Every process sends lines of JSON: first {"token", "index", "host", "silence_s", "stall_s"}, then {"step", "phase"}
-every `PERIOD`, and finally {"ended": reason, empty on success; "restart": whether running the same command again cures
-it}. It receives a line every `PERIOD`: {"lost": which and how, or empty; "restart"}. The token is a secret that the
-processes share from their roll call: connections without it are closed.
+every `PERIOD`, {"silence_s", "stall_s"} to change these limits, and finally {"ended": reason, empty on success;
+"restart": whether running the same command again cures it}. It receives a line every `PERIOD`: {"lost": which and how,
+or empty; "restart"}. The token is a secret that the processes share from their roll call: connections without it are
+closed.
 """
 
 import asyncio
@@ -142,6 +143,8 @@ class Supervisor:
         if message.get('step', 0) > member.step:
             member.step, member.behind = message['step'], None
         member.phase = message.get('phase', member.phase)
+        member.silence_s = message.get('silence_s', member.silence_s)
+        member.stall_s = message.get('stall_s', member.stall_s)
         member.restart = message.get('restart', member.restart)
         member.ended = message.get('ended', member.ended)
 
