@@ -20,6 +20,7 @@ from dualcl_jax.system.console import Console
 from dualcl_jax.system.devices import process_rows, to_host, whole
 from dualcl_jax.system.files import write_json
 from dualcl_jax.system.machine import share_of_cores
+from dualcl_jax.system.processes.agreement import from_process_0
 from dualcl_jax.system.processes.heartbeat import Heartbeat
 from dualcl_jax.system.processes.stop_signal import StopSignal
 from dualcl_jax.system.terminal import lenient_output
@@ -213,6 +214,7 @@ def _finish(run: Run, state: TrainState, log: MetricsLog, in_flight: InFlight, c
     log.close()
     if run.writes:
         write_json(run.plan.folder / 'summary.json', results)  # written last: a run with this file is complete
+    from_process_0('finished', '')  # at its end JAX would wait for it no longer than 300 s, and then abort
     console.warn(log.problem())
     console.close()
     console.note(summary.closing(results, run.plan.folder))

@@ -5,12 +5,14 @@ DUALCL_HANG_IN=start|restore|create: the data are never read, or the state is ne
 DUALCL_HANG_STEP=STEP: that step of the devices waits forever, in every process.
 DUALCL_UNREADABLE=PROCESS:STEP:NUMBER: that process cannot read the checkpoint of that step: an error of this number, or
 damage if it is 0.
+DUALCL_DRAW=SECONDS: drawing the pictures takes as long, and JAX waits for the other processes at the end for a moment.
 DUALCL_FULL=NAME: of a file of that name only the first half is written before the disk is full.
 """
 
 import errno
 import os
 import time
+from functools import partial
 
 import jax.numpy as jnp
 from etils.epath import gpath
@@ -111,6 +113,19 @@ def _unreadable(process: int, step: int, number: int) -> None:
 
 if 'DUALCL_UNREADABLE' in os.environ:
     _unreadable(*map(int, os.environ['DUALCL_UNREADABLE'].split(':')))
+
+
+def _draw(seconds: float) -> None:
+    import jax
+
+    from dualcl_jax.training import loop
+
+    jax.distributed.initialize = partial(jax.distributed.initialize, shutdown_timeout_seconds=3)
+    loop.draw_pictures = lambda subject, samples: time.sleep(seconds)
+
+
+if 'DUALCL_DRAW' in os.environ:
+    _draw(float(os.environ['DUALCL_DRAW']))
 
 
 def _full(name: str) -> None:

@@ -291,6 +291,14 @@ def stopped_together(trainer: Trainer, workdir: Path, number: int, whom: tuple[i
     return took
 
 
+def slow_pictures(trainer: Trainer, workdir: Path) -> None:
+    """One of two processes draws the pictures for longer than JAX waits for a process at the end."""
+    with two(trainer, workdir, 'train.steps=2', 'log.pictures=True', DUALCL_DRAW='20') as processes:
+        for process in processes:
+            assert finish(process, 0).err == ''
+    assert summary(workdir)['step'] == 2
+
+
 # --- numbers
 
 

@@ -129,5 +129,11 @@ def test_processes_stop_together(trainer: Trainer, tmp_path: Path, number: int, 
 
 
 @pytest.mark.slow
+def test_pictures_that_take_long(trainer: Trainer, tmp_path: Path) -> None:
+    """Process 0 draws them alone; the others wait for it, longer than JAX would."""
+    injected.slow_pictures(trainer, tmp_path / 'run')
+
+
+@pytest.mark.slow
 def test_batches_that_are_not_finite(trainer: Trainer, tmp_path: Path) -> None:
     injected.nonfinite(trainer, tmp_path)
