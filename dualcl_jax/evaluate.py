@@ -56,25 +56,27 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 @exits_cleanly
 def main() -> int:
     flags, overrides = parse(sys.argv[1:])
+    from dualcl_jax.system.processes.heartbeat import together
     from dualcl_jax.system.processes.start import start
 
     start()
-    import_own(flags.own)
-    from dualcl_jax.api.evaluate import run_protocols
-    from dualcl_jax.system.console import print_json
+    with together():
+        import_own(flags.own)
+        from dualcl_jax.api.evaluate import run_protocols
+        from dualcl_jax.system.console import print_json
 
-    found = run_protocols(
-        flags.workdir,
-        flags.exported,
-        protocols=flags.protocols,
-        step=flags.step or 'latest',
-        encoders=flags.encoders,
-        layers=flags.layers,
-        output=flags.output,
-        fields=overrides,
-    )
-    print_json(found, always=flags.json)
-    return 0
+        found = run_protocols(
+            flags.workdir,
+            flags.exported,
+            protocols=flags.protocols,
+            step=flags.step or 'latest',
+            encoders=flags.encoders,
+            layers=flags.layers,
+            output=flags.output,
+            fields=overrides,
+        )
+        print_json(found, always=flags.json)
+        return 0
 
 
 make_callable(__name__, 'dualcl_jax.api.evaluate:evaluate')

@@ -62,6 +62,7 @@ def main() -> int:
 
 def _main(flags: argparse.Namespace, overrides: list[str]) -> int:
     from dualcl_jax.system.config import flatten, load_config, override
+    from dualcl_jax.system.processes.heartbeat import together
     from dualcl_jax.system.processes.start import start
 
     config = load_config(flags.config)
@@ -75,20 +76,21 @@ def _main(flags: argparse.Namespace, overrides: list[str]) -> int:
     timeout_s = fields.get('parallel.timeout_s', 50.0)
     deterministic = fields.get('parallel.deterministic', True)
     start(flags.coordinator_address, flags.num_processes, flags.process_id, facts, timeout_s, deterministic)
-    import_own(own_module(str(fields.get('model.name', ''))))
-    if flags.show_views is not None:
-        from dualcl_jax.reports.view_sheet import show_views
+    with together():
+        import_own(own_module(str(fields.get('model.name', ''))))
+        if flags.show_views is not None:
+            from dualcl_jax.reports.view_sheet import show_views
 
-        show_views(config, flags.show_views)
-        return 0
-    if flags.dry_run:
-        from dualcl_jax.training.dry_run import dry_run
+            show_views(config, flags.show_views)
+            return 0
+        if flags.dry_run:
+            from dualcl_jax.training.dry_run import dry_run
 
-        dry_run(config, flags.workdir, extend=flags.extend)
-        return 0
-    from dualcl_jax.training.loop import train
+            dry_run(config, flags.workdir, extend=flags.extend)
+            return 0
+        from dualcl_jax.training.loop import train
 
-    return 0 if train(config, flags.workdir, traced_steps=flags.profile, extend=flags.extend) else EXIT_RESTART
+        return 0 if train(config, flags.workdir, traced_steps=flags.profile, extend=flags.extend) else EXIT_RESTART
 
 
 if __name__ == '__main__':

@@ -14,6 +14,7 @@ EXIT_FAILED = 1
 @exits_cleanly
 def main() -> int:
     Parser('python -m dualcl_jax.selftest', __doc__).parse_args()
+    from dualcl_jax.system.processes.heartbeat import together
     from dualcl_jax.system.processes.start import start
 
     start()
@@ -21,7 +22,8 @@ def main() -> int:
 
     from dualcl_jax.training.selftest_cases import CASES, load_cases, run_cases
 
-    results = run_cases(load_cases())
+    with together():
+        results = run_cases(load_cases())
     table = Table('case', 'error', 'allowed', 'result', title=f'{jax.device_count()} × {jax.devices()[0].device_kind}')
     for name, (error, passed) in results.items():
         table.add_row(name, f'{error:.2g}', f'{CASES[name][1]:.0e}', 'pass' if passed else 'FAIL')

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from dualcl_jax.system.errors import EXIT_RESTART, RestartError, UserError, ending
 from dualcl_jax.system.private_jax import distributed_state
+from dualcl_jax.system.processes.agreement import from_all
 from dualcl_jax.system.processes.supervisor import PERIOD, Supervised
 
 REMEDY = 'run the same command in all processes again: they resume from the last checkpoint'
@@ -66,6 +67,7 @@ class Line:
     Attributes:
       name: names this process.
       doing: what this process reports: its phase, and `started`, the last step that it started.
+      left: whether this process has told the others that its work is done.
 
     Raises:
       RestartError: the supervisor does not answer.
@@ -83,7 +85,7 @@ class Line:
         self.name = f'process {state.process_id} on {socket.gethostname()}'
         self.doing, self.started = _Doing(START), 0
         self._silence_s = SILENCE_S
-        self._lock, self._lost, self._leaving = threading.Lock(), threading.Event(), False
+        self._lock, self._lost, self.left = threading.Lock(), threading.Event(), False
         self._problem = UserError()
         hello = {'token': token, 'index': state.process_id, 'host': socket.gethostname()}
         try:
@@ -105,8 +107,8 @@ class Line:
         self._socket.settimeout(silence_s)
         with contextlib.suppress(OSError):  # `_listen` detects it
             self._send({'silence_s': silence_s, 'stall_s': stall_s, 'ended': None})
-        if self._leaving:  # after an earlier run of this process
-            self._leaving = False
+        if self.left:  # after an earlier run of this process
+            self.left = False
             self._start(self._beat)
 
     def _send(self, message: dict[str, Any]) -> None:
@@ -116,7 +118,7 @@ class Line:
     def _beat(self) -> None:
         """Sends heartbeats until this process or the supervisor ends."""
         with contextlib.suppress(OSError):  # `_listen` detects it
-            while not self._lost.wait(PERIOD) and not self._leaving:
+            while not self._lost.wait(PERIOD) and not self.left:
                 self._send({'step': self.started, 'phase': self.doing.phase})
 
     def _listen(self) -> None:
@@ -133,7 +135,7 @@ class Line:
                 f'lost contact with the supervisor of the run, which runs beside process 0 at {self._host}\n{REMEDY}'
             )
         with self._lock:
-            self._problem, leaving = problem, self._leaving
+            self._problem, leaving = problem, self.left
             self._lost.set()
         if not leaving:  # the main thread may wait forever
             _end(problem)
@@ -146,7 +148,7 @@ class Line:
     def leave(self, error: BaseException | None) -> None:
         """Tells the other processes that this one is done or has failed; then it exits at once, with its message."""
         with self._lock:
-            self._leaving = True
+            self.left = True
         if error is None:
             self.tell('', restart=True)
             return
@@ -198,6 +200,15 @@ def told() -> Iterator[None]:
         if _lines:
             leave(error)
         raise
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """The context `told`, which each process leaves when all have come to its end."""
+    with told():
+        yield
+        if _lines and not _lines[0].left:
+            from_all('done', '')
 
 
 def _end(error: BaseException) -> NoReturn:
