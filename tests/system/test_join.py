@@ -15,6 +15,7 @@ import pytest
 from dualcl_jax.system.errors import UserError, ending
 from dualcl_jax.system.processes import roll_call, start
 from dualcl_jax.system.processes.places import Place
+from dualcl_jax.system.processes.stop_signal import SIGNALLED
 from tests.support.runs import QUICK, REPOSITORY, TIMEOUT, Trainer, finish, free_port, killed_at_last
 
 PROGRAM = """
@@ -198,6 +199,66 @@ def test_the_devices_of_a_single_process(monkeypatch: pytest.MonkeyPatch, proble
     found = ending(raised.value)
     assert found is not None
     assert found[0] == status
+
+
+EXAMINING = """
+import sys, time
+from configs import default
+from dualcl_jax.system.errors import exits_cleanly
+from dualcl_jax.system.processes import start
+from dualcl_jax.system.processes.heartbeat import Heartbeat, together
+from dualcl_jax.system.processes.stop_signal import StopSignal, exits_on_signals
+
+@exits_cleanly
+def main():
+    with exits_on_signals():
+        start.start(sys.argv[1], 2, int(sys.argv[2]), {}, 100.0)
+        with together(), StopSignal(several_processes=True), Heartbeat(default.get_config()):
+            print('ready', flush=True)
+            time.sleep(1000)
+    return 0
+
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ('number', 'status'),
+    [
+        (signal.SIGTERM, 75),
+        pytest.param(signal.SIGUSR1, 75, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 75, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_before_the_first_step(number: int, status: int) -> None:
+    """To one of two processes that examine their data: both end at once."""
+    address = f'127.0.0.1:{free_port()}'
+    started = [
+        subprocess.Popen(
+            [sys.executable, '-c', EXAMINING, address, str(index)],
+            cwd=REPOSITORY,
+            env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    try:
+        for process in started:
+            assert process.stdout is not None
+            assert process.stdout.readline() == 'ready\n'
+        began = time.monotonic()
+        started[1].send_signal(number)
+        ended = [process.communicate(timeout=TIMEOUT) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [75, status], ended
+    assert ended[0][1].splitlines()[0] == f'error: process 1 on {socket.gethostname()} stopped: {SIGNALLED}'
+    assert 'run the same command' in ended[1][1]
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])

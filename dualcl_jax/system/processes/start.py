@@ -22,6 +22,7 @@ from dualcl_jax.system.files import cache_folder, can_create
 from dualcl_jax.system.private_jax import coordination_service
 from dualcl_jax.system.processes import heartbeat, places, roll_call, supervisor
 from dualcl_jax.system.processes.agreement import from_all, machine_id
+from dualcl_jax.system.processes.stop_signal import hold_back_preemption
 from dualcl_jax.system.versions import PACKAGES
 
 CPU_FLAGS = (
@@ -123,6 +124,7 @@ def start(
     versions = {f'version of {name}': importlib.metadata.version(name) for name in PACKAGES}
     _token = roll_call.roll_call(place, versions | dict(facts or {}), timeout_s)
     _join(place, timeout_s)
+    hold_back_preemption()
     heartbeat.connect(token(), timeout_s)
     with heartbeat.told():
         _start_joined_devices()

@@ -1,6 +1,7 @@
 """Stopping on a signal after the current step, so that a run can save its state first."""
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -10,11 +11,37 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 
 from dualcl_jax.system.errors import EXIT_INTERRUPTED, EXIT_RESTART
+from dualcl_jax.system.processes import heartbeat
 from dualcl_jax.system.processes.supervisor import STOPPING
 
 AGAIN = 'stopping after the current step; press Ctrl-C again to stop at once and lose what is not saved yet'
 AT_ONCE = 'stopped at once; run the same command to resume from the last checkpoint'
 NOTHING_YET = 'stopped before the first step was completed; run the same command to continue'
+SIGNALLED = 'it received a signal before the first step was completed'
+"""Why a process stopped that a signal ended while there was nothing to save, for the other processes of its run."""
+
+_set_aside: list[ctypes.Array[ctypes.c_char]] = []
+"""The handler of SIGTERM that JAX's preemption service has installed, as the C library describes it."""
+_BYTES = 1024
+"""More than the size of the C library's description of a handler on any system."""
+
+
+def hold_back_preemption() -> None:
+    """Sets the handler of JAX's preemption service aside, which has replaced that of Python, until the first step.
+
+    The service agrees on a step after which all processes stop. Call it once JAX has joined the processes.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is threading.main_thread() and before is not None:
+        _set_aside[:] = [ctypes.create_string_buffer(_BYTES)]
+        ctypes.CDLL(None).sigaction(signal.SIGTERM, None, _set_aside[0])
+        signal.signal(signal.SIGTERM, before)
+
+
+def _let_preemption_work() -> None:
+    """Installs the handler again that `hold_back_preemption` has set aside."""
+    while _set_aside:
+        ctypes.CDLL(None).sigaction(signal.SIGTERM, _set_aside.pop(), None)
 
 
 @contextlib.contextmanager
@@ -40,14 +67,15 @@ def _leave_at_once(number: int, frame: FrameType | None) -> None:
 class StopSignal:
     """A context in which the first signal of `STOPPING` requests a stop, and a second Ctrl-C ends the process at once.
 
-    Until the first call of `after` there is nothing to save: a signal ends the process, with exit status 75 unless it
-    is Ctrl-C. A separate thread handles the signals, because the main thread may be blocked in a program on the
-    devices. A signal that the process was started to ignore, such as SIGHUP by nohup, stays ignored. Python handles
-    signals in its main thread: in any other thread, the context does nothing in a run of a single process.
+    Until the first call of `after` there is nothing to save: a signal ends the process and the others of its run, with
+    exit status 75 unless it is Ctrl-C. A separate thread handles the signals, because the main thread may be blocked in
+    a program on the devices. A signal that the process was started to ignore, such as SIGHUP by nohup, stays ignored.
+    Python handles signals in its main thread: in any other thread, the context does nothing in a run of a single
+    process.
 
     Several processes must stop after the same step, or those that continue would wait forever for the others. In that
-    case JAX's preemption service, which has listened for SIGTERM since the processes joined, agrees on the step, and
-    the first of the other signals is forwarded to it.
+    case JAX's preemption service, which listens for SIGTERM from the first step on (`hold_back_preemption`), agrees on
+    the step, and the first of the other signals is forwarded to it.
 
     Args:
       several_processes: whether the run has more than one process.
@@ -58,11 +86,7 @@ class StopSignal:
     def __init__(self, *, several_processes: bool, ends_process: bool = True) -> None:
         self._several, self._ends_process = several_processes, ends_process
         self._main = threading.current_thread() is threading.main_thread()
-        self._handled = [
-            number
-            for number in STOPPING
-            if signal.getsignal(number) is not signal.SIG_IGN and not (several_processes and number == signal.SIGTERM)
-        ]
+        self._handled = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
         self._asked, self._began, self._interrupts = threading.Event(), False, 0
 
     def __enter__(self) -> 'StopSignal':
@@ -88,7 +112,8 @@ class StopSignal:
             self._interrupts += number == signal.SIGINT
             if self._interrupts > 1:
                 _leave(EXIT_INTERRUPTED, AT_ONCE)
-            if not self._began and not self._several:
+            if not self._began:
+                heartbeat.tell(SIGNALLED)
                 interrupted = number == signal.SIGINT
                 _leave(*((EXIT_INTERRUPTED, AT_ONCE) if interrupted else (EXIT_RESTART, NOTHING_YET)))
             if number == signal.SIGINT:
@@ -107,9 +132,11 @@ class StopSignal:
 
     def after(self, step: int) -> bool:
         """Whether to stop after this step. Every process calls it once per step, and all get the same answer."""
-        self._began = True
         if not self._several:
+            self._began = True
             return self._asked.is_set()
+        _let_preemption_work()
+        self._began = True
         from jax.experimental import multihost_utils  # late, so that `exits_on_signals` takes effect at once
 
         return multihost_utils.reached_preemption_sync_point(step)
