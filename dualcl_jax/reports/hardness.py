@@ -26,6 +26,8 @@ PARTS = (64, 32, 16, 8, 4, 2)
 """The hardest 1/64 to 1/2 of the negatives, whose share of the softmax is reported."""
 BLOCK = 250
 """How many images are encoded at a time."""
+BYTES = 2**28
+"""The size of the similarities that are computed at a time, of some of the anchors and the whole queue."""
 NO_IMAGE = -2
 """The id of an anchor that is not a training image; no slot of the queue has this id."""
 
@@ -136,8 +138,11 @@ def image_losses(
     losses = []
     for anchors in _view_pairs(method, state, source, images):
         ids = jnp.asarray(anchors.ids if of_training else np.full(BLOCK, NO_IMAGE), jnp.int32)
-        contrast, _ = _contrast(method, state, queue, k, anchors.queries, anchors.keys, ids)
-        losses.append(np.asarray(contrast.loss)[: anchors.size])
+        block = []
+        for rows in _rows(queue, anchors.size):
+            given = anchors.queries[rows], anchors.keys[rows], ids[rows]
+            block.append(np.asarray(_contrast(method, state, queue, k, *given, first=rows.start)[0].loss))
+        losses.append(np.concatenate(block)[: anchors.size])
     return np.concatenate(losses)
 
 
@@ -169,15 +174,16 @@ def softmax_shares(
     """
     shares = []
     for anchors in _view_pairs(method, state, train, images):
-        allowed = _allowed(method, state, queue, jnp.asarray(anchors.ids, jnp.int32))
-        similarities = np.asarray(cosine(anchors.queries, queue.keys))
-        for row, candidates in zip(similarities[: anchors.size], np.asarray(allowed), strict=False):
-            if not candidates.any():
-                continue
-            hardest = -np.sort(-row[candidates].astype(np.float64))
-            last = [max(len(hardest) // part, 1) - 1 for part in parts]
-            held = np.cumsum(np.exp((hardest - hardest[0]) / np.asarray(temperatures)[:, None]), axis=1)
-            shares.append(held[:, last] / held[:, -1:])
+        for rows in _rows(queue, anchors.size):
+            allowed = np.asarray(_allowed(method, state, queue, jnp.asarray(anchors.ids[rows], jnp.int32)))
+            similarities = np.asarray(cosine(anchors.queries[rows], queue.keys))
+            for row, candidates in zip(similarities[: anchors.size - rows.start], allowed, strict=False):
+                if not candidates.any():
+                    continue
+                hardest = -np.sort(-row[candidates].astype(np.float64))
+                last = [max(len(hardest) // part, 1) - 1 for part in parts]
+                held = np.cumsum(np.exp((hardest - hardest[0]) / np.asarray(temperatures)[:, None]), axis=1)
+                shares.append(held[:, last] / held[:, -1:])
     return np.mean(shares, axis=0) if shares else np.full((len(temperatures), len(parts)), np.nan)
 
 
@@ -239,12 +245,29 @@ def _allowed(method: Method, state: TrainState, queue: Queue, ids: jax.Array) ->
     return allowed_slots(valid(queue), queue.ids, ids, mask_same_image=mask)
 
 
+def _rows(queue: Queue, size: int) -> Iterator[slice]:
+    """Parts of a block, equal in size, whose similarities to the queue take at most `BYTES`; those of `size` images."""
+    most = max(BYTES // (4 * queue.size), 1)
+    count = next(count for count in range(min(most, BLOCK), 0, -1) if BLOCK % count == 0)
+    return (slice(start, start + count) for start in range(0, size, count))
+
+
 def _contrast(
-    method: Method, state: TrainState, queue: Queue, k: int, anchors: jax.Array, positives: jax.Array, ids: jax.Array
+    method: Method,
+    state: TrainState,
+    queue: Queue,
+    k: int,
+    anchors: jax.Array,
+    positives: jax.Array,
+    ids: jax.Array,
+    first: int = 0,
 ) -> tuple[Contrast, NDArray[np.bool_]]:
-    """Computes the loss of anchors [b] with negatives selected as in training, and which slots [b, K] were allowed."""
+    """Computes the loss of anchors [b] with negatives selected as in training, and which slots [b, K] were allowed.
+
+    `first` is the position of the first anchor, from which random choices derive.
+    """
     allowed = _allowed(method, state, queue, ids)
-    positions = jnp.arange(len(ids), dtype=jnp.int32)
+    positions = jnp.arange(first, first + len(ids), dtype=jnp.int32)
     rngs = randomness.example_keys(method.seed, randomness.NEGATIVES, jnp.asarray(state.step), positions)
     contrast = _info_nce(method, k, anchors, positives, queue.keys, allowed, rngs)
     return contrast, np.asarray(allowed)

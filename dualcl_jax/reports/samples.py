@@ -55,21 +55,36 @@ class Samples(NamedTuple):
         return self.source.labels[self.shown]
 
 
-def take_samples(embed: Embedder, variables: Any, splits: Splits, *, writes: bool = True) -> Samples | None:
-    """Draws images, the same for one data set in every run, and encodes them. Every process must call it.
+class Encoded(NamedTuple):
+    """Images of a run and their backbone features; see `Samples` for the fields."""
 
-    Returns:
-      The samples, or None in a process that does not write.
-    """
+    source: Source
+    of_training: bool
+    shown: NDArray
+    features: NDArray
+    banked: NDArray
+    bank: NDArray
+
+
+def take_samples(embed: Embedder, variables: Any, splits: Splits) -> Samples:
+    """Draws images, the same for one data set in every run, encodes them and arranges them in the plane."""
+    return arrange(encode(embed, variables, splits))
+
+
+def encode(embed: Embedder, variables: Any, splits: Splits) -> Encoded:
+    """Draws images, the same for one data set in every run, and encodes them. Every process must call it."""
     train, source = splits.train, splits.test or splits.train
     rng = np.random.default_rng(0)
     shown = rng.permutation(len(source))[:MAP_IMAGES]
     banked = np.sort(rng.permutation(len(train))[:BANK_IMAGES])
     features = embed(variables, source, shown).backbone
     bank = embed(variables, train, banked).backbone
-    if not writes:
-        return None
-    of_training = source is train
+    return Encoded(source, source is train, shown, features, banked, bank)
+
+
+def arrange(encoded: Encoded) -> Samples:
+    """Finds the nearest neighbours of some images, and arranges all in the plane. One process is enough."""
+    source, of_training, shown, features, banked, bank = encoded
     queries = one_per_class(source.labels[shown], QUERY_IMAGES)
     similarities, places = map(np.asarray, nearest(features[queries], bank, NEIGHBOURS + of_training))
     found = banked[places]

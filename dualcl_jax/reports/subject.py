@@ -68,7 +68,6 @@ def read_subject(workdir: str, paths: Sequence[str] = ()) -> tuple[Subject, Samp
     check_same_images(run.folder, run.config, run.data_fingerprint, splits.train.fingerprint)
     epoch, total_steps = run_length(run.config, len(splits.train))
     samples = take_samples(Embedder(run.method, run.mesh), run.state.variables, splits)
-    assert samples is not None
     summary = read_summary(run.folder)
     subject = Subject(
         folder=run.folder,

@@ -13,11 +13,12 @@ from dualcl_jax.data import Loader
 from dualcl_jax.method.state import TrainState
 from dualcl_jax.method.validation import validate
 from dualcl_jax.reports.pictures import draw_pictures
-from dualcl_jax.reports.samples import take_samples
+from dualcl_jax.reports.samples import arrange, encode
 from dualcl_jax.reports.subject import Subject
 from dualcl_jax.step import train_step
 from dualcl_jax.system.console import Console
 from dualcl_jax.system.devices import process_rows, to_host, whole
+from dualcl_jax.system.errors import FULL, reason
 from dualcl_jax.system.files import write_json
 from dualcl_jax.system.machine import share_of_cores
 from dualcl_jax.system.processes.agreement import from_process_0
@@ -210,7 +211,7 @@ def _finish(run: Run, state: TrainState, log: MetricsLog, in_flight: InFlight, c
         state_sha256=state_sha256(global_state),
     )
     if run.plan.config.log.pictures:
-        _draw(run, global_state, log, results['versions'])
+        console.warn(_draw(run, global_state, log, results['versions']))
     log.close()
     if run.writes:
         write_json(run.plan.folder / 'summary.json', results)  # written last: a run with this file is complete
@@ -220,13 +221,33 @@ def _finish(run: Run, state: TrainState, log: MetricsLog, in_flight: InFlight, c
     console.note(summary.closing(results, run.plan.folder))
 
 
-def _draw(run: Run, state: TrainState, log: MetricsLog, versions: dict[str, str]) -> None:
-    """Writes `figures/` and `report.html`. Every process must call it; only the one that writes draws."""
+def _draw(run: Run, state: TrainState, log: MetricsLog, versions: dict[str, str]) -> str:
+    """Writes `figures/` and `report.html`. Every process must call it; only the one that writes draws.
+
+    Returns:
+      A warning if they cannot be drawn; the run is complete without them. Empty if they are.
+
+    Raises:
+      OSError: the disk is full.
+    """
     plan, state = run.plan, whole(state)
-    samples = take_samples(run.embed, state.variables, plan.splits, writes=run.writes)
-    if samples is None:
-        return
-    subject = Subject(
+    encoded = encode(run.embed, state.variables, plan.splits)
+    if not run.writes:
+        return ''
+    try:
+        draw_pictures(_subject(run, state, log, versions), arrange(encoded))
+    except Exception as error:  # whatever drawing raises
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise
+        remedy = f'dualcl report --workdir={plan.folder} --output=FILE.html draws the report later'
+        return f'the pictures cannot be drawn ({reason(error)}); {remedy}'
+    return ''
+
+
+def _subject(run: Run, state: TrainState, log: MetricsLog, versions: dict[str, str]) -> Subject:
+    """What the pictures show of a complete run."""
+    plan = run.plan
+    return Subject(
         folder=plan.folder,
         config=plan.config,
         method=plan.method,
@@ -237,4 +258,3 @@ def _draw(run: Run, state: TrainState, log: MetricsLog, versions: dict[str, str]
         records=log.records,
         versions=versions,
     )
-    draw_pictures(subject, samples)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from dualcl_jax.method import randomness
+from dualcl_jax.reports import hardness
 from dualcl_jax.reports.hardness import hardest_negatives, image_losses, negatives_of, softmax_shares
 from tests.support.random_run import STEP, random_run, reported, subject_of
 
@@ -135,6 +136,26 @@ def test_the_share_of_the_softmax_that_the_hardest_hold(tmp_path):
     assert found[0] == pytest.approx(1)
     assert found[1:] == pytest.approx(np.mean(expected, axis=0), rel=1e-5)
     assert 1 / 3 < found[1] < 1
+
+
+@pytest.mark.parametrize('selector', ['top_k', 'random'])
+def test_few_anchors_at_a_time_for_a_long_queue(tmp_path, monkeypatch, selector):
+    run = subject_of(random_run(tmp_path, TINY, f'negatives.selector={selector}'))
+    method, state, train, queue = run.method, run.state, run.splits.train, run.state.queue
+
+    def found():
+        return (
+            image_losses(method, state, train, np.arange(33), queue, 12, of_training=True),
+            softmax_shares(method, state, train, np.arange(33), queue, (1, 4), [0.3]),
+        )
+
+    together = found()
+    sizes, allow = [], hardness._allowed
+    monkeypatch.setattr(hardness, 'BYTES', 4 * queue.size * 12)
+    monkeypatch.setattr(hardness, '_allowed', lambda *given: sizes.append(len(given[3])) or allow(*given))
+    for some, all_ in zip(found(), together, strict=True):
+        np.testing.assert_allclose(some, all_, rtol=1e-5)
+    assert sizes == [10] * 4 * 2
 
 
 def test_the_share_is_unknown_where_no_image_has_a_negative(tmp_path):

@@ -53,7 +53,6 @@ def reported(run: SavedRun, *, records: list[dict[str, Any]] | None = None) -> t
     """The run as the subject of a report, and the report's images."""
     subject = subject_of(run, records=records)
     samples = take_samples(Embedder(run.method, run.mesh), run.state.variables, subject.splits)
-    assert samples is not None
     return subject, samples
 
 

@@ -147,6 +147,7 @@ def finish(process: Process, status: int) -> Finished:
     out, err = process.communicate(timeout=TIMEOUT)
     finished = Finished(process.returncode, out, err)
     assert finished.status == status, finished
+    assert 'pictures cannot be drawn' not in out, finished  # a warning, as the run is complete without them
     return finished
 
 

@@ -1,5 +1,6 @@
 """A run of configs/folder.py chooses what is open from the set, prints it, stores it and keeps it; what is set wins."""
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dualcl_jax import main
+from dualcl_jax.training import loop
 from tests.support.image_folders import named, write_images
 from tests.support.runs import Finished, summary
 from tests.support.text_runs import write_pairs
@@ -49,6 +51,22 @@ def test_choices_are_printed_stored_and_kept(command, tmp_path: Path) -> None:
     refused = command('--config.loss.temperature=0.3', '--config.train.batch_size=16', '--dry_run')
     assert refused.status == 2
     assert 'a different train.batch_size' in refused.err
+
+
+@pytest.mark.parametrize(
+    ('problem', 'status'),
+    [(MemoryError('4 TiB'), 0), (ValueError('NaN'), 0), (OSError(errno.ENOSPC, 'No space left on device'), 2)],
+)
+def test_a_run_is_complete_without_its_pictures(command, tmp_path: Path, monkeypatch, problem, status: int) -> None:
+    def fail(*given: object) -> None:
+        raise problem
+
+    monkeypatch.setattr(loop, 'draw_pictures', fail)
+    done = command('--config.log.pictures=True')
+    assert done.status == status, done
+    assert (tmp_path / 'run' / 'summary.json').exists() == (status == 0)
+    said = f'the pictures cannot be drawn ({type(problem).__name__}: {problem}); dualcl report --workdir={tmp_path}/run'
+    assert (said in ''.join(done.out.split('\n'))) == (status == 0), done
 
 
 def test_choices_are_for_images(command, tmp_path: Path) -> None:
