@@ -150,7 +150,8 @@ class Tracker:
 
     `tracker.json` in the workdir holds the last record that was sent; it is written before that record is sent. A run
     that goes back to an earlier checkpoint does not send the records in between again: an exact resume repeats them.
-    If sending fails, the run continues without its tracker, and the next start sends what is missing.
+    If sending fails, or the tracker cannot be started although it has received records of the run before, the run
+    continues without it, and the next start sends what is missing.
 
     Args:
       name: a name of `TRACKERS`; empty for a tracker that does nothing.
@@ -159,7 +160,7 @@ class Tracker:
       total_steps: length of the run; a run that ends earlier is marked as stopped.
 
     Raises:
-      UserError: the tracker cannot be started.
+      UserError: the tracker cannot be started for the first time.
     """
 
     def __init__(self, name: str, folder: epath.Path, config: ConfigDict, total_steps: int) -> None:
@@ -172,6 +173,7 @@ class Tracker:
             return
         check_tracker(name)
         self._stored = _read(self._path)
+        known = name in self._stored
         self._place = self._stored.setdefault(name, {'id': uuid.uuid4().hex[:8], 'step': -1, 'names': []})
         fields = {field: value for field, value in flatten(config) if value is not None}
         local = os.path.abspath(str(folder)) if self._local else ''
@@ -179,6 +181,9 @@ class Tracker:
             with _quiet():
                 self._sink = TRACKERS[name](Started(self._place['id'], folder.name or name, local, fields))
         except Exception as error:  # each tracker raises its own types
+            if known:
+                self._fail(error)
+                return
             reason = f'{type(error).__name__}: {first_line(error)}'
             raise UserError(
                 f'config.log.tracker={name!r}: {reason}\n{REMEDY[name]}, or leave the field empty'

@@ -97,6 +97,26 @@ def test_server_that_goes_away(sent: Sent, tmp_path: Path) -> None:
     log.close()
 
 
+def test_server_that_is_away_when_the_run_resumes(sent: Sent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was restarted by a scheduler goes on; at its first start, a mistake is more likely."""
+
+    def refuse(run: Started) -> Sink:
+        raise RuntimeError('Run initialization has timed out')
+
+    monkeypatch.setitem(trackers.REMEDY, 'list', 'start its server')
+    with monkeypatch.context() as away:
+        away.setitem(TRACKERS, 'list', refuse)
+        with pytest.raises(UserError, match="'list': RuntimeError: Run initialization has timed"):
+            log_steps(tmp_path, 'list', 0, 1)
+    log_steps(tmp_path, 'list', 0, 1, 5, ends=False)
+    with monkeypatch.context() as away:
+        away.setitem(TRACKERS, 'list', refuse)
+        log = log_steps(tmp_path, 'list', 5, 6, 7)
+        assert log.problem().startswith('list: RuntimeError: Run initialization has timed out; no further records are')
+    log_steps(tmp_path, 'list', 7, 8, 12)
+    assert [step for step, _ in sent] == [1, 5, 5, 6, 7, 8, 12, -1]
+
+
 def test_damaged_file(sent: Sent, tmp_path: Path) -> None:
     for content in ('{"list": {}}', '[]', '{', '{"list": {"id": "a", "step": "x", "names": []}}'):
         (tmp_path / 'tracker.json').write_text(content)
