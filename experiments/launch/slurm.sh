@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
-# Trains on a SLURM cluster, and requeues itself until the run has ended. One process per task, with the GPUs of its task:
+# Trains on a SLURM cluster, and requeues itself until the run has ended. One process per task, which uses its share of
+# the GPUs of its node:
 #
-#   sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-task=1 --cpus-per-task=12 experiments/launch/slurm.sh \
+#   sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 --cpus-per-task=12 experiments/launch/slurm.sh \
 #       --config=configs/imagenet.py:moco_v3 --config.data.data_dir=DIR --workdir=DIR
+#
+# With --gpus-per-task=1 a task sees its own GPU alone, and NCCL may not copy directly between the GPUs of a node.
 #
 # 600 s ahead of the time limit SLURM signals the tasks; they save and exit with 75. After any status but 0 (done) and 2
 # (a mistake), at most RESTARTS times (100), the job is requeued. Give --cpus-per-task: decoding needs cores.

@@ -103,6 +103,13 @@ def test_tasks_that_see_the_same_gpus_share_them(
     assert seen_by_jax(monkeypatch) == used
 
 
+@pytest.mark.parametrize('local', range(8))
+def test_a_task_for_each_gpu_of_a_node(environment, local: int) -> None:
+    """As `experiments/launch/slurm.sh` gives them: --ntasks-per-node=8 --gpus-per-node=8."""
+    environment(task(1, local, nodes=2, tasks=8, gpus='0,1,2,3,4,5,6,7', on_node=8), gpus=8)
+    assert places.local_devices() == [local]
+
+
 def test_gpus_that_cannot_be_shared(environment) -> None:
     environment(task(0, 2, nodes=1, tasks=3, gpus='0,1,2,3', on_node=4), gpus=4)
     with pytest.raises(UserError, match='3 processes on this machine cannot share 4 GPUs evenly'):

@@ -166,7 +166,7 @@ def local_devices() -> list[int] | None:
     if visible % processes:
         raise UserError(
             f'{processes} processes on this machine cannot share {visible} GPUs evenly; '
-            'start one per GPU, or one per machine, for example with --gpus-per-task of SLURM'
+            'start one per GPU, or one per machine, for example with --ntasks-per-node of SLURM'
         )
     share = visible // processes
     return list(range(index * share, (index + 1) * share))
