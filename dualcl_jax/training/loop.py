@@ -21,7 +21,7 @@ from dualcl_jax.system.devices import process_rows, to_host, whole
 from dualcl_jax.system.errors import FULL, reason
 from dualcl_jax.system.files import write_json
 from dualcl_jax.system.machine import share_of_cores
-from dualcl_jax.system.processes.agreement import from_process_0
+from dualcl_jax.system.processes.agreement import from_all, from_process_0
 from dualcl_jax.system.processes.heartbeat import Heartbeat
 from dualcl_jax.system.processes.stop_signal import StopSignal
 from dualcl_jax.system.terminal import lenient_output
@@ -89,7 +89,7 @@ def _train(
     """
     plan = run.plan
     tracker = Tracker(plan.config.log.tracker if run.writes else '', plan.folder, plan.config, plan.total_steps)
-    log = MetricsLog(plan.folder, plan.start_step, writes=run.writes, waiting=run.past.waiting, tracker=tracker)
+    log = _open_log(run, tracker)
     step = plan.start_step
     heartbeat.enter('compile', step + 1, settled=step)
     step_fn = _compile(run, state, log)
@@ -134,6 +134,21 @@ def _train(
     heartbeat.enter('evaluate', step, settled=step)
     _finish(run, state, log, in_flight, console)
     return True
+
+
+def _open_log(run: Run, tracker: Tracker) -> MetricsLog:
+    """Opens the metrics. The process that writes replaces their file only when all others have read it."""
+    opened = partial(
+        MetricsLog,
+        run.plan.folder,
+        run.plan.start_step,
+        writes=run.writes,
+        waiting=run.past.waiting,
+        tracker=tracker,
+    )
+    log = None if run.writes else opened()
+    from_all('metrics', '')
+    return log or opened()
 
 
 def _compile(run: Run, state: TrainState, log: MetricsLog) -> Callable[..., Any]:
