@@ -18,7 +18,7 @@ from dualcl_jax.reports.subject import Subject
 from dualcl_jax.step import train_step
 from dualcl_jax.system.console import Console
 from dualcl_jax.system.devices import process_rows, to_host, whole
-from dualcl_jax.system.errors import FULL, reason
+from dualcl_jax.system.errors import FULL, reason_of
 from dualcl_jax.system.files import write_json
 from dualcl_jax.system.machine import share_of_cores
 from dualcl_jax.system.processes.agreement import from_all, from_process_0
@@ -255,7 +255,7 @@ def _draw(run: Run, state: TrainState, log: MetricsLog, versions: dict[str, str]
         if isinstance(error, OSError) and error.errno in FULL:
             raise
         remedy = f'dualcl report --workdir={plan.folder} --output=FILE.html draws the report later'
-        return f'the pictures cannot be drawn ({reason(error)}); {remedy}'
+        return f'the pictures cannot be drawn ({reason_of(error, typed=True)}); {remedy}'
     return ''
 
 
