@@ -125,9 +125,7 @@ def test_a_store_that_fails_for_a_while(buckets, monkeypatch):
     log = metrics.MetricsLog(folder, 0)
     failing.append(True)
     log.write(1, 0.0, {'train/loss': 1.0})
-    assert (
-        log.problem() == 'tensorboard/ cannot be written (HttpError: 503 backend error): no further events are written'
-    )
+    assert log.problem() == 'tensorboard/ cannot be written (503 backend error): no further events are written'
     log.flush()
     said = 'gs://bucket/away/metrics.jsonl cannot be written (503 backend error): records are kept until it can be'
     assert log.problem() == said
