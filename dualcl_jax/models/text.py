@@ -94,8 +94,12 @@ look_up.defvjp(_look_up, _gradient_of_table)
 
 
 def add_rows(rows: jax.Array, places: jax.Array, *, size: int) -> jax.Array:
-    """Sums the rows [N, D] that have the same place, int32 [N] in [0, size): [size, D]."""
-    return jnp.zeros((size, rows.shape[1]), rows.dtype).at[places].add(rows)
+    """Sums the rows [N, D] that have the same place, int32 [N] in [0, size): [size, D].
+
+    The sums are float32. In bfloat16, which rounds each addition, those of frequent tokens would stop growing.
+    """
+    sums = jnp.zeros((size, rows.shape[1]), jnp.float32).at[places].add(rows.astype(jnp.float32))
+    return sums.astype(rows.dtype)
 
 
 def add_sorted_rows(rows: jax.Array, places: jax.Array, *, size: int) -> jax.Array:

@@ -141,6 +141,14 @@ def test_the_gradient_of_a_table_is_that_of_rows_by_token():
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_the_gradient_of_a_frequent_token_has_the_precision_of_bfloat16():
+    rows, places = jnp.ones((5000, 3), jnp.bfloat16), jnp.zeros(5000, jnp.int32).at[0].set(1)
+    for add in (add_rows, add_sorted_rows):
+        found = add(rows, places, size=2)
+        assert found.dtype == jnp.bfloat16
+        np.testing.assert_allclose(found.astype(jnp.float32), [[4999.0] * 3, [1.0] * 3], rtol=0.01)
+
+
 @pytest.mark.parametrize('name', NAMES)
 def test_the_gradient_has_no_order_that_varies_on_gpus(name):
     """As `tests/step/test_scatters.py` for whole steps."""
