@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict, config_dict
 
 from dualcl_jax.system.config import flatten
+from dualcl_jax.system.errors import UserError
 
 TYPICAL_IMAGES = 10_000
 """The number of images that is assumed when a config is checked or compiled without its data."""
@@ -61,7 +62,7 @@ class Scale(NamedTuple):
     Attributes:
       fixed: the values of fields.
       batch_size: the number of images in a global batch.
-      rate: the learning rate for this batch size; it scales linearly with the batch size.
+      rate: the learning rate of SGD for this batch size; it scales linearly with the batch size.
       queue: the largest number of keys.
       images: the number of images that a run processes, within the limits of `epochs`.
       epochs: the fewest and the most epochs.
@@ -130,6 +131,8 @@ def is_gray(statistics: tuple[tuple[float, ...], tuple[float, ...]]) -> bool:
 def choose(config: ConfigDict, num_images: int, machine: Machine, *, gray: bool = False) -> dict[str, Any]:
     """Chooses a value for every field of `OPEN`. Values that depend on other fields follow those that the config sets.
 
+    The learning rate is that of SGD, at `optimizer.reference_batch` where it is set and else at the batch.
+
     Args:
       config: a config, whose fields may be open.
       num_images: the number of training images, at least 1.
@@ -153,7 +156,7 @@ def choose(config: ConfigDict, num_images: int, machine: Machine, *, gray: bool 
         'model.dtype': 'bfloat16' if machine.bfloat16 or machine.platform != 'cpu' else 'float32',
         'train.batch_size': batch,
         'queue.size': min(max(2 ** (num_images.bit_length() - 1), SMALLEST_QUEUE), scale.queue),
-        'optimizer.learning_rate': scale.rate * batch / scale.batch_size,
+        'optimizer.learning_rate': scale.rate * (set_.get('optimizer.reference_batch') or batch) / scale.batch_size,
         'train.epochs': epochs,
         'monitor.every_epochs': max(epochs // MEASUREMENTS, 1),
     }
@@ -168,6 +171,9 @@ def fill(
       config: a config, which is not changed. Without open fields it is returned itself.
       num_images, machine, gray: see `choose`.
       stored: the resolved config of the run in the workdir.
+
+    Raises:
+      UserError: the learning rate would be chosen for another optimizer than SGD.
     """
     opened = open_fields(config)
     if not opened:
@@ -175,8 +181,19 @@ def fill(
     filled = ConfigDict(config.to_dict())
     before = {} if stored is None else dict(flatten(stored))
     _set(filled, {field: before[field] for field in opened if before.get(field) is not None})
-    chosen = choose(filled, num_images, machine, gray=gray)
-    _set(filled, {field: chosen[field] for field in open_fields(filled)})
+    if 'optimizer.learning_rate' in open_fields(filled) and config.optimizer.name != 'sgd':
+        raise UserError(
+            'config.optimizer.learning_rate: is chosen automatically for sgd only; '
+            f'set it for {config.optimizer.name}.\n'
+            'With optimizer.reference_batch=256, MoCo v3 has 0.6 for lars and 1.5e-4 for adamw'
+        )
+    return _fill(filled, choose(filled, num_images, machine, gray=gray))
+
+
+def _fill(config: ConfigDict, chosen: Mapping[str, Any]) -> ConfigDict:
+    """Copies a config and takes the values of its open fields from `chosen`."""
+    filled = ConfigDict(config.to_dict())
+    _set(filled, {field: chosen[field] for field in open_fields(config)})
     return filled
 
 
@@ -187,8 +204,8 @@ def _set(config: ConfigDict, values: Mapping[str, Any]) -> None:
 
 
 def provisional(config: ConfigDict, num_devices: int = 1) -> ConfigDict:
-    """Applies `fill` for a typical set on CPUs, to check the fields that a config does set."""
-    return fill(config, TYPICAL_IMAGES, Machine('cpu', num_devices))
+    """Chooses for a typical set on CPUs, to check the fields that a config does set; a run may have stored others."""
+    return _fill(config, choose(config, TYPICAL_IMAGES, Machine('cpu', num_devices)))
 
 
 def describe(config: ConfigDict, opened: Collection[str], num_images: int, machine: Machine) -> str:

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 from configs import cifar10, folder
 from dualcl_jax.data.order import steps_per_epoch
 from dualcl_jax.method.choices import OPEN, Machine, choose, fill, open_fields
+from dualcl_jax.method.optim import peak_learning_rate
 from dualcl_jax.method.resolve import resolve
 from dualcl_jax.method.validation import validate, validate_devices
 from dualcl_jax.system.config import differing_fields, flatten, from_json, method_sha256, override, to_json
@@ -50,6 +51,29 @@ def test_what_is_set_is_kept_and_the_rate_follows_the_batch() -> None:
     assert chosen.optimizer.learning_rate == pytest.approx(2 * usual.optimizer.learning_rate)
     assert chosen.monitor.every_epochs == 1
     assert open_fields(config), 'the config given has changed'
+
+
+def test_the_rate_is_that_of_the_reference_batch_where_it_is_set() -> None:
+    usual = fill(config_with(), 3000, CPU)
+    for fields in (('optimizer.reference_batch=256',), ('optimizer.reference_batch=256', 'train.batch_size=64')):
+        config = fill(config_with(*fields), 3000, CPU)
+        peak = peak_learning_rate(config.optimizer.learning_rate, config.train.batch_size, 256)
+        per_image = usual.optimizer.learning_rate / usual.train.batch_size
+        assert peak == pytest.approx(per_image * config.train.batch_size)
+
+
+@pytest.mark.parametrize('name', ['adamw', 'lars'])
+def test_the_rate_of_other_optimizers_must_be_set(name: str) -> None:
+    config = config_with(f'optimizer.name={name}')
+    with pytest.raises(UserError, match=r'config\.optimizer\.learning_rate: .* set it for ' + name):
+        resolve(config, platform='cpu', num_devices=1)
+    given = resolve(
+        config_with(f'optimizer.name={name}', 'optimizer.learning_rate=1e-3'), platform='cpu', num_devices=1
+    )
+    assert given.optimizer.learning_rate == 1e-3
+    stored = from_json(to_json(given))  # perhaps of a version that chose it
+    validate(config)
+    assert resolve(config, platform='cpu', num_devices=1, stored=stored) == given
 
 
 def test_gray_images_have_views_of_their_own() -> None:
