@@ -14,7 +14,7 @@ from dualcl_jax.data.loader import Batch
 from dualcl_jax.method import randomness
 from dualcl_jax.method.accumulate import average_gradient, join, split
 from dualcl_jax.method.build import Method
-from dualcl_jax.method.contrast import Candidates, Comparison, compare, gather_candidates
+from dualcl_jax.method.contrast import Candidates, Comparison, allowed_negatives, compare, gather_candidates
 from dualcl_jax.method.diagnostics import measure
 from dualcl_jax.method.encode import encode, encode_keys
 from dualcl_jax.method.negatives.queue import enqueue
@@ -71,8 +71,9 @@ def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainSt
     params = jax.tree.map(jnp.add, state.params, updates)
 
     # Metrics, and whether the step is finite on every device.
-    labels = anchors.labels if method.queue_axis is None else candidates.everyone.labels
-    metrics = measure(compared, labels, candidates.queues[0], state.step, method.queue_axis)
+    counted = anchors if method.queue_axis is None else candidates.everyone
+    allowed = partial(allowed_negatives, method, candidates)
+    metrics = measure(compared, counted, candidates.queues[0], allowed, state.step, method.queue_axis)
     metrics |= {'train/gradient_norm': optax.tree.norm(gradients)}
     metrics |= {'train/learning_rate': method.learning_rate(state.step), 'train/ema_momentum': momentum}
     if method.count_negatives is not None:

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from dualcl_jax.losses import HasLoss, chance_level, dual_view_loss, info_nce
 from dualcl_jax.method.build import Method
 from dualcl_jax.method.encode import in_global_order
-from dualcl_jax.method.negatives.queue import Queue, batch_queue
+from dualcl_jax.method.negatives.queue import Queue, batch_queue, valid
 from dualcl_jax.method.negatives.queue_loss import Anchors, QueueContrast, contrast_with_queue, summarize
+from dualcl_jax.method.negatives.selectors import allowed_slots
 from dualcl_jax.system.devices import AXIS
 
 
@@ -126,6 +127,18 @@ def contrast(
         rngs=anchors.rngs,
     )
     return summarize(among_keys, anchors.labels, queue.labels)
+
+
+def allowed_negatives(method: Method, candidates: Candidates, anchors: Anchors) -> jax.Array:
+    """Marks which candidates of a view order may be negatives of each anchor, [b, K] bool, as in `contrast`.
+
+    With a sharded queue the columns are the slots of this device.
+    """
+    if not method.queue_size:
+        return _others(method, candidates.everyone, anchors)
+    queue = candidates.queues[0]
+    slots = valid(queue, method.queue_axis)
+    return allowed_slots(slots, queue.ids, anchors.ids, mask_same_image=method.mask_same_image)
 
 
 def _contrast_keys(

@@ -9,7 +9,7 @@ from dualcl_jax.losses import chance_level, info_nce
 from dualcl_jax.method.contrast import Comparison
 from dualcl_jax.method.diagnostics import measure
 from dualcl_jax.method.negatives.queue import empty_queue
-from dualcl_jax.method.negatives.queue_loss import summarize
+from dualcl_jax.method.negatives.queue_loss import Anchors, summarize
 from dualcl_jax.method.negatives.selectors import SELECTORS
 
 DEVICES, SHARE, VIEWS, D, K, FILLED, STEP = 2, 3, 2, 4, 10, 8, 7
@@ -53,7 +53,10 @@ def measured(queue, labels, selector='top_k', k=3, queries=None, allowed=None):
         ]
         loss = jnp.stack([c.loss.mean() for c in contrasts]).mean()
         chance = chance_level(jnp.concatenate([c.negatives for c in contrasts]))
-        return measure(Comparison(loss, chance, queries, contrasts), labels, queue, jnp.int32(STEP))
+        places = jnp.arange(SHARE)
+        anchors = Anchors(places, places, labels, None)
+        compared = Comparison(loss, chance, queries, contrasts)
+        return measure(compared, anchors, queue, lambda anchors: allowed[anchors.positions], jnp.int32(STEP))
 
     metrics = jax.jit(jax.vmap(one_device, axis_name='batch'))(
         *map(
@@ -87,7 +90,7 @@ def test_every_metric(selector, k):
             chances.append(np.log(1 + len(slots)))
             similarities.extend(keys[slots] @ query)
             selected.extend(labels[i] == classes[j] for j in slots if labels[i] >= 0 and classes[j] >= 0)
-    in_queue = [a == b for a in labels for b in classes if a >= 0 and b >= 0]
+    in_queue = [labels[i] == classes[j] for i, j in np.argwhere(allowed) if labels[i] >= 0 and classes[j] >= 0]
     flat = queries.reshape(-1, D)
     expected = {
         'train/loss': np.mean(losses),

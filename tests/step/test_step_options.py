@@ -73,6 +73,18 @@ def test_parts_of_a_batch_equal_the_batch(given_views, queue_size):
         assert_close(states[-1], whole[-1])
 
 
+@pytest.mark.parametrize('same_image', [False, True])
+@pytest.mark.parametrize(('queue_size', 'sharded'), [(0, False), (20, False), (20, True)])
+def test_class_rates_agree_where_all_negatives_are_selected(given_views, queue_size, sharded, same_image):
+    """Both are over the allowed negatives: not the anchor's own key, nor older keys of its image if they are masked."""
+    fields = PLAIN | {'negatives__mask_same_image': same_image, 'queue__sharded': sharded}
+    batches = make_batches()[:3]
+    _, metrics = run(tiny(default.get_config(), queue_size, **fields), batches, devices=2)
+    for step in metrics[min(queue_size, 1) :]:
+        assert 0 < step['train/same_class_rate'] < 1
+        np.testing.assert_allclose(step['train/same_class_rate'], step['train/false_negative_rate'], rtol=1e-6)
+
+
 def test_two_tau_scales_the_gradient_and_not_the_loss(given_views):
     config = tiny(default.get_config(), 20, **PLAIN | {'loss__temperature': 0.3, 'queue__init': 'noise'})
     _, [plain] = run(config, make_batches()[:1])
