@@ -214,7 +214,7 @@ def get_config() -> ConfigDict:
 
     config.sts = sts = ConfigDict()
     # Of text: the folder of the sets of semantic similarity (docs/evaluation.md). The monitor then also measures on
-    # STS-B dev, never on a test set. `dualcl_jax.evaluate` takes the folder as its default. Empty: not measured.
+    # STS-B dev, and on nothing else. `dualcl_jax.evaluate` takes the folder as its default. Empty: not measured.
     sts.path = ''
 
     config.parallel = parallel = ConfigDict()

@@ -56,7 +56,8 @@ def fisher(correlation: float, count: int) -> Interval | None:
 def fisher_mean(correlations: Sequence[float], counts: Sequence[int]) -> Interval | None:
     """The interval of the mean of rank correlations, each as for `fisher`; None if one has no interval.
 
-    The correlations are of independent sets of pairs.
+    The correlations are of independent sets of pairs. Where sets share pairs, as STS-B and STS12 to STS16 do, the
+    interval is too narrow (docs/evaluation.md).
 
     The variance of a correlation is (1 - correlation²)² times that of its z, to first order.
     """

@@ -84,7 +84,7 @@ class KnnMonitor:
 
 
 class StsMonitor:
-    """Spearman's correlation of cosine similarity with human scores, on STS-B dev; test sets are never used.
+    """Spearman's correlation of cosine similarity with human scores, on STS-B dev. No other file is read.
 
     It is NaN if all similarities are equal.
 

@@ -46,6 +46,25 @@ def test_sts(folders):
     assert found[0].fingerprint != found[6].fingerprint
 
 
+def test_pairs_of_sts_b_that_are_in_the_sets_of_the_years():
+    """The numbers of docs/evaluation.md."""
+
+    def keys(found):
+        clean = ([' '.join(text.lower().split()) for text in part] for part in (found.first, found.second))
+        return [frozenset(pair) for pair in zip(*clean, strict=True)]
+
+    sets = {(found.name, found.split): keys(found) for found in read_sts(str(real('sts')))}
+    years = [key for (name, _), found in sets.items() if name not in ('STS-B', 'SICK-R') for key in found]
+    assert len(sets) == 8
+    dev, test = sets['STS-B', 'dev'], sets['STS-B', 'test']
+    of_years, of_dev = set(years), set(dev)
+    assert [len(found) for found in (dev, test)] == [1500, 1379]
+    assert [sum(key in of_years for key in found) for found in (dev, test)] == [996, 881]
+    assert round(sum(key in of_dev for key in years) / len(years), 2) == 0.08
+    assert sum(key in of_dev for key in test) == 4
+    assert not of_dev & set(sets['SICK-R', 'test'])
+
+
 def test_sts_rows_may_be_quoted_or_hold_quotes(folders, tmp_path):
     folder = shutil.copytree(folders['sts'], tmp_path / 'sts')
     (folder / 'stsb-en-dev.csv').write_text('"one, and ""two""",\u2028three,1.5\nfour,five,2\n')
