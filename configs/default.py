@@ -100,7 +100,7 @@ def get_config() -> ConfigDict:
     # divide the number of devices or be a multiple of it). config.json stores local as the split:n that it means on the
     # devices where the run starts, and a run keeps that when it resumes.
     model.norm = 'split:8'
-    # none | linear (MoCo v1) | mlp (v2) | mlp2_bn (v3 after a ResNet) | mlp3_bn (v3 after a ViT)
+    # none | linear (MoCo v1) | mlp (v2) | mlp2_bn (v3 after a ResNet) | mlp3_bn (v3 after a ViT) | tanh (SimCSE)
     model.projection = 'mlp'
     model.predictor = 'none'  # on the query side only: none | mlp2 (MoCo v3 after a ResNet) | mlp2_bn (after a ViT)
     model.head_width = 4096  # width of the inner layers of v3's projections and predictors

@@ -1,7 +1,13 @@
 """Recipes for tuning or training sentence encoders, as changes of a config; all but `pair` and `crop` are published.
 
-Sizes and rates are those of the papers. What differs here: the learning rate falls by a cosine, not linearly, and keys
-have no gradient, also in SimCSE, whose two views share one encoder (momentum 0).
+Sizes and rates are those of the papers. What differs here:
+
+- The learning rate falls by a cosine, not linearly.
+- Keys have no gradient, also in SimCSE, whose two views share one encoder (momentum 0).
+- `mocose`: its projection has layer norm and dropout, and its predictor tanh; here the projection is linear, and the
+  predictor has batch statistics and ReLU. Its adversarial perturbation of the embeddings is left out.
+- `contriever`: its embeddings are not normalised, and its learning rate rises over 20,000 steps. Here there is no
+  warm-up, whose length is a field in epochs (`optimizer.warmup_epochs`).
 """
 
 from collections.abc import Callable
@@ -15,7 +21,7 @@ def simcse(config: ConfigDict) -> None:
     config.text.length = 32
     config.model.name = 'transformer'
     config.model.pooling = 'cls'
-    config.model.projection = 'linear'
+    config.model.projection = 'tanh'
     config.model.norm = 'local'
     config.model.dropout = 0.1
     config.loss.temperature = 0.05
@@ -41,11 +47,9 @@ def esimcse(config: ConfigDict) -> None:
 
 
 def mocose(config: ConfigDict) -> None:
-    """2203.06735: dropout views, a predictor on the query side, a small queue and a low momentum.
-
-    Its adversarial perturbation of the embeddings is left out.
-    """
+    """2203.06735: dropout views, a predictor on the query side, a small queue and a low momentum."""
     simcse(config)
+    config.model.projection = 'linear'
     config.views.preset = 'mocose'
     config.model.predictor = 'mlp2'
     config.model.head_width = 768
@@ -56,7 +60,7 @@ def mocose(config: ConfigDict) -> None:
 def contriever(config: ConfigDict) -> None:
     """2112.09118: MoCo on two random crops of a document, with deleted words; mean pooling, no projection.
 
-    Meant for many GPUs. The paper does not normalise its embeddings; here they have unit length.
+    Meant for many GPUs.
     """
     simcse(config)
     config.views.preset = 'contriever'

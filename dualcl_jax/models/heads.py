@@ -35,6 +35,11 @@ def linear(
     return dense(dim, dtype=dtype, name='fc')(x)
 
 
+def tanh(x: jax.Array, *, dim: int, hidden: int, dtype: Any, norm: Callable[..., nn.Module], train: bool) -> jax.Array:
+    """`linear`, then tanh, computed in float32 (SimCSE, arXiv 2104.08821, its published code)."""
+    return jnp.tanh(dense(dim, dtype=dtype, name='fc')(x).astype(jnp.float32))
+
+
 def mlp(x: jax.Array, *, dim: int, hidden: int, dtype: Any, norm: Callable[..., nn.Module], train: bool) -> jax.Array:
     """A hidden layer as wide as the features, ReLU, then `linear` (MoCo v2, arXiv 2003.04297)."""
     x = relu(dense(x.shape[-1], dtype=dtype, name='fc_0')(x))
@@ -68,6 +73,7 @@ def mlp_bn(
 PROJECTIONS: dict[str, Callable[..., jax.Array]] = {
     'none': identity,
     'linear': linear,
+    'tanh': tanh,
     'mlp': mlp,
     'mlp2_bn': partial(mlp_bn, layers=2, last_bn=True),
     'mlp3_bn': partial(mlp_bn, layers=3, last_bn=True),

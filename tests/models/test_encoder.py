@@ -89,7 +89,7 @@ def test_bfloat16_is_near_float32():
 
 def test_projections_match_numpy():
     images = random_images(2)
-    for kind in ('linear', 'mlp'):
+    for kind in ('linear', 'tanh', 'mlp'):
         encoder = make(name='tiny', projection=kind)
         variables = jax.tree.map(np.asarray, init(encoder, images))
         backbone, projected = apply(encoder, variables, images)
@@ -97,8 +97,9 @@ def test_projections_match_numpy():
         layers = variables['params']['projection']
         if kind == 'mlp':
             x = np.maximum(x @ layers['fc_0']['kernel'] + layers['fc_0']['bias'], 0)
-        last = layers['fc' if kind == 'linear' else 'fc_2']
-        np.testing.assert_allclose(projected, x @ last['kernel'] + last['bias'], atol=1e-5)
+        last = layers['fc_2' if kind == 'mlp' else 'fc']
+        x = x @ last['kernel'] + last['bias']
+        np.testing.assert_allclose(projected, np.tanh(x) if kind == 'tanh' else x, atol=1e-5)
 
 
 def test_two_views_in_one_call_equal_two_calls():

@@ -170,6 +170,8 @@ def test_recipes(recipe: str) -> None:
         'pair': (2048, 0.99),
         'crop': (2048, 0.99),
     }[name]
+    heads = {'simcse': 'tanh', 'esimcse': 'tanh', 'mocose': 'linear'}
+    assert fields['model.projection'] == heads.get(name, 'none')
 
 
 def test_an_unknown_recipe() -> None:

@@ -26,9 +26,14 @@ MODULES = 'sentence_transformers.models'
 PADS, MASKS = ('[PAD]', '<pad>'), ('[MASK]', '<mask>')
 MODES = {'cls': 'cls_token', 'mean': 'mean_tokens'}
 """The names of poolings here and in sentence-transformers."""
-ACTIVATIONS = {True: 'torch.nn.modules.activation.ReLU', False: 'torch.nn.modules.linear.Identity'}
-PROJECTIONS = {'none': (), 'linear': ('fc',), 'mlp': ('fc_0', 'fc_2')}
-"""The dense layers of the projections that sentence-transformers can express, with ReLU between them."""
+IDENTITY, RELU, TANH = 'linear.Identity', 'activation.ReLU', 'activation.Tanh'
+PROJECTIONS: dict[str, dict[str, str]] = {
+    'none': {},
+    'linear': {'fc': IDENTITY},
+    'tanh': {'fc': TANH},
+    'mlp': {'fc_0': RELU, 'fc_2': IDENTITY},
+}
+"""The dense layers of the projections that sentence-transformers can express, and what follows each in torch.nn."""
 
 
 def write_folder(description: TextDescription, variables: Variables, card: str) -> Files:
@@ -114,12 +119,12 @@ def _dense_layers(description: TextDescription, params: Mapping[str, Any]) -> di
             f'--format={FORMAT}: sentence-transformers has no projection {kind}; leave --projection out, or use '
             'safetensors or stablehlo'
         )
-    layers, names = {}, PROJECTIONS[kind]
-    for index, name in enumerate(names):
+    layers = {}
+    for index, (name, activation) in enumerate(PROJECTIONS[kind].items()):
         kernel, bias = params['projection'][name]['kernel'], params['projection'][name]['bias']
         config = {'in_features': kernel.shape[0], 'out_features': kernel.shape[1], 'bias': True}
         layers[f'{index + 2}_Dense'] = {
-            'config.json': to_json(config | {'activation_function': ACTIVATIONS[index < len(names) - 1]}),
+            'config.json': to_json(config | {'activation_function': f'torch.nn.modules.{activation}'}),
             'model.safetensors': pack({'linear.weight': kernel.T, 'linear.bias': bias}),
         }
     return layers

@@ -116,22 +116,24 @@ def test_a_run_without_its_tokenizer_is_not_exported(tmp_path):
 
 @pytest.mark.parametrize('kind', ['bert', 'roberta'])
 def test_a_folder_of_a_transformer_is_one_of_hugging_face(tmp_path, kind):
-    fields = ('model.name=transformer', 'model.pooling=cls', *(ROBERTA if kind == 'roberta' else ()))
+    fields = ('model.name=transformer', 'model.pooling=cls')
+    fields += (*ROBERTA, 'model.projection=tanh') if kind == 'roberta' else ()
+    layers = ('2_Dense',) if kind == 'roberta' else ('2_Dense', '3_Dense')
     run = text_run(tmp_path, *fields, tokenizer=kind)
     folder = folder_of(run, tmp_path / 'out', projection=True)
     found = find_pretrained(str(folder))
-    assert (found.kind, found.fields['pooling'], found.left_out) == (kind, 'cls', ('Dense', 'Dense'))
+    assert (found.kind, found.fields['pooling'], found.left_out) == (kind, 'cls', ('Dense',) * len(layers))
     sizes = vars(run.method.encoder.text) | {'width': 8}
     assert found.fields == {name: sizes[name] for name in found.fields}
     params = jax.device_get(run.state.params['backbone'])
     for a, b in zip(jax.tree.leaves(found.load().params), jax.tree.leaves(params), strict=True):
         np.testing.assert_array_equal(a, b)
     x = expected(run, SENTENCES, run.state.variables, 'backbone')
-    for name in ('2_Dense', '3_Dense'):
+    for name in layers:
         layer = safetensors.numpy.load_file(folder / name / 'model.safetensors')
         x = x @ layer['linear.weight'].T + layer['linear.bias']
-        if 'ReLU' in json.loads((folder / name / 'config.json').read_text())['activation_function']:
-            x = np.maximum(x, 0)
+        activation = json.loads((folder / name / 'config.json').read_text())['activation_function'].rpartition('.')[2]
+        x = {'ReLU': lambda x: np.maximum(x, 0), 'Tanh': np.tanh, 'Identity': lambda x: x}[activation](x)
     np.testing.assert_allclose(x, expected(run, SENTENCES, run.state.variables, 'projection'), atol=1e-4)
     about = json.loads((folder / 'tokenizer_config.json').read_text())
     assert about['model_max_length'] == (16 if kind == 'bert' else 14)
