@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dualcl_jax.models.layers import bias_init, global_mean, layer_norm, normal
+from dualcl_jax.models.layers import Dense, add_bias, bias_init, global_mean, layer_norm, normal
 
 EPSILON = 1e-6
 """The ε of every layer norm."""
@@ -19,8 +19,8 @@ LEAST = 32
 _init = normal(0.02, truncated=True)
 
 
-def _dense(features: int, *, name: str, dtype: Any) -> nn.Dense:
-    return nn.Dense(features, dtype=dtype, kernel_init=_init, bias_init=bias_init, name=name)
+def _dense(features: int, *, name: str, dtype: Any) -> Dense:
+    return Dense(features, dtype=dtype, kernel_init=_init, name=name)
 
 
 def _patches(x: jax.Array, side: int) -> jax.Array:
@@ -29,6 +29,30 @@ def _patches(x: jax.Array, side: int) -> jax.Array:
     rows, columns = height // side, width // side
     x = x[:, : rows * side, : columns * side].reshape(count, rows, side, columns, side, channels)
     return x.swapaxes(2, 3).reshape(count, rows, columns, side * side * channels)
+
+
+class Depthwise(nn.Module):
+    """A 7×7 convolution of each channel, [N, H, W, D] to [N, H, W, D] in `dtype`, with a bias; see `layers.add_bias`.
+
+    Attributes:
+      dtype: the dtype of the computation; the parameters are float32.
+    """
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        dim = x.shape[-1]
+        kernel = self.param('kernel', _init, (7, 7, 1, dim), jnp.float32)
+        y = jax.lax.conv_general_dilated(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            window_strides=(1, 1),
+            padding=((3, 3), (3, 3)),
+            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+            feature_group_count=dim,
+        )
+        return add_bias(y, self.param('bias', bias_init, (dim,), jnp.float32))
 
 
 class Block(nn.Module):
@@ -43,12 +67,11 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         dim = x.shape[-1]
-        options = {'feature_group_count': dim, 'dtype': self.dtype, 'kernel_init': _init, 'bias_init': bias_init}
-        y = nn.Conv(dim, (7, 7), padding=3, name='conv_dw', **options)(x)
+        y = Depthwise(self.dtype, name='conv_dw')(x)
         y = _dense(4 * dim, name='fc1', dtype=self.dtype)(layer_norm(y, EPSILON, name='norm'))
         y = _dense(dim, name='fc2', dtype=self.dtype)(nn.gelu(y, approximate=False))
         gamma = self.param('gamma', nn.initializers.constant(1e-6), (dim,), jnp.float32)
-        return x + gamma.astype(self.dtype)[None, None, None] * y
+        return x + (gamma[None, None, None] * y.astype(jnp.float32)).astype(self.dtype)
 
 
 class ConvNeXt(nn.Module):

@@ -69,9 +69,42 @@ def layer_norm(x: jax.Array, epsilon: float, *, name: str) -> jax.Array:
     return nn.LayerNorm(epsilon=epsilon, name=name)(x.astype(jnp.float32)).astype(x.dtype)
 
 
-def dense(features: int, *, dtype: Any, name: str, use_bias: bool = True) -> nn.Dense:
-    """`nn.Dense` with float32 parameters and this project's initialisers; computes in and returns `dtype`."""
-    return nn.Dense(features, use_bias, dtype=dtype, kernel_init=lecun_normal, bias_init=bias_init, name=name)
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """x + bias in the dtype of x, for a float32 bias whose shape is that of the last axes of x.
+
+    It is added in float32, so that its gradient, the sum of that of x over the first axes, is summed in float32.
+    XLA:CPU sums bfloat16 values in bfloat16, which rounds each addition, and takes longer for it.
+    """
+    return (x.astype(jnp.float32) + jnp.expand_dims(bias, range(x.ndim - bias.ndim))).astype(x.dtype)
+
+
+class Dense(nn.Module):
+    """Dense layer [..., I] to [..., features], which computes in and returns `dtype`.
+
+    The parameters are float32: `kernel` [I, features] and `bias` [features].
+
+    Attributes:
+      features: length of the result.
+      use_bias: whether there is a bias.
+      dtype: the dtype of the computation.
+      kernel_init: initialiser of the kernel; the bias is 0 at first.
+    """
+
+    features: int
+    use_bias: bool = True
+    dtype: Any = jnp.float32
+    kernel_init: nn.initializers.Initializer = lecun_normal
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param('kernel', self.kernel_init, (x.shape[-1], self.features), jnp.float32)
+        y = jnp.matmul(x.astype(self.dtype), kernel.astype(self.dtype))
+        return add_bias(y, self.param('bias', bias_init, (self.features,), jnp.float32)) if self.use_bias else y
+
+
+def dense(features: int, *, dtype: Any, name: str, use_bias: bool = True) -> Dense:
+    """`Dense` with this project's initialisers."""
+    return Dense(features, use_bias, dtype, name=name)
 
 
 def relu(x: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from dualcl_jax.models.dropout import dropout
-from dualcl_jax.models.layers import layer_norm, normal
+from dualcl_jax.models.layers import add_bias, layer_norm, normal
 from dualcl_jax.models.text import POOLINGS, TextGeometry, look_up
 from dualcl_jax.system.tree import Tree
 
@@ -38,10 +38,10 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = x.shape[-1], self.features
         kernel = self.param('kernel', normal(DEVIATION), shape, jnp.float32).astype(self.dtype)
-        bias = self.param('bias', nn.initializers.zeros_init(), (self.features,), jnp.float32).astype(self.dtype)
+        bias = self.param('bias', nn.initializers.zeros_init(), (self.features,), jnp.float32)
         precision = jax.config.jax_default_matmul_precision  # it may differ where the backward pass is traced
         out = product(x.astype(self.dtype).reshape(-1, shape[0]), kernel, precision)
-        return (out + bias[None]).reshape(*x.shape[:-1], self.features)
+        return add_bias(out, bias).reshape(*x.shape[:-1], self.features)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

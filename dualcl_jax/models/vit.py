@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dualcl_jax.models.layers import layer_norm, normal
+from dualcl_jax.models.layers import Dense, add_bias, layer_norm, normal
 
 SINE_COSINE, LEARNED = POSITIONS = ('sine_cosine', 'learned')
 """The values of `model.positions`."""
@@ -32,10 +32,10 @@ def uniform(bound: float) -> nn.initializers.Initializer:
     return init
 
 
-def _dense(inputs: int, outputs: int, *, name: str, dtype: Any, parts: int = 1) -> nn.Dense:
+def _dense(inputs: int, outputs: int, *, name: str, dtype: Any, parts: int = 1) -> Dense:
     """Dense layer with Glorot uniform weights; each of the `parts` of its outputs is drawn as a separate layer."""
     bound = math.sqrt(6 / (inputs + outputs // parts))
-    return nn.Dense(outputs, dtype=dtype, kernel_init=uniform(bound), name=name)
+    return Dense(outputs, dtype=dtype, kernel_init=uniform(bound), name=name)
 
 
 def sine_cosine_positions(height: int, width: int, dim: int, temperature: float = 10_000.0) -> np.ndarray:
@@ -112,10 +112,11 @@ class VisionTransformer(nn.Module):
         if self.positions == SINE_COSINE:
             x = x + jnp.asarray(sine_cosine_positions(rows, columns, self.dim), self.dtype)[None]
         token = self.param('cls_token', nn.initializers.normal(1e-6), (self.dim,), jnp.float32)
-        x = jnp.concatenate([jnp.broadcast_to(token.astype(self.dtype), (count, 1, self.dim)), x], axis=1)
+        first = jnp.broadcast_to(token, (count, 1, self.dim)).astype(self.dtype)
+        x = jnp.concatenate([first, x], axis=1)
         if self.positions == LEARNED:
             places = self.param('pos_embed', normal(0.02), (1 + rows * columns, self.dim), jnp.float32)
-            x = x + places.astype(self.dtype)[None]
+            x = add_bias(x, places)
         block = nn.remat(Block) if self.remat else Block
         for index in range(self.depth):
             x = block(self.heads, self.dtype, name=f'blocks_{index}')(x)
@@ -142,7 +143,7 @@ class PatchProjection(nn.Module):
         bias = self.param('bias', nn.initializers.zeros_init(), (self.dim,), jnp.float32)
         if self.frozen:
             kernel, bias = jax.lax.stop_gradient((kernel, bias))
-        return patches.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)[None, None]
+        return add_bias(patches.astype(self.dtype) @ kernel.astype(self.dtype), bias)
 
 
 vit_s16 = partial(VisionTransformer, 16, 384, 12, 12)
