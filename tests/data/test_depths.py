@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
+from configs import default
+from dualcl_jax.data import load
+from dualcl_jax.data.describe import describe_data
 from dualcl_jax.data.images.decode import (
     INVERTED,
     LATE,
@@ -41,6 +44,12 @@ def whole(encoded: bytes, side: int = 16) -> np.ndarray:
     return cut(encoded, lambda height, width: [Box(0, 0, height, width)], side)[0]
 
 
+def with_significant_bits(encoded: bytes, bits: int) -> bytes:
+    """The PNG with the number of bits that its values use."""
+    data = b'sBIT' + bytes([bits])
+    return encoded[:33] + struct.pack('>I', 1) + data + struct.pack('>I', zlib.crc32(data)) + encoded[33:]
+
+
 def ramp(dtype: type, largest: int) -> np.ndarray:
     return np.linspace(0, largest, 256).astype(dtype).reshape(16, 16)
 
@@ -52,6 +61,26 @@ def test_gray_keeps_the_upper_bits_that_it_uses(format, largest, bits, flag):
     encoded = encode(values, format)
     assert examine(encoded).conversions & (SCALED | SIXTEEN_BIT) == flag
     np.testing.assert_array_equal(whole(encoded), np.repeat((values >> (bits - 8))[..., None], 3, axis=2))
+
+
+def test_a_folder_whose_gray_images_are_taken_for_different_depths_says_so(tmp_path):
+    """Not where one depth fits all of them, and not where the files declare theirs."""
+
+    def pixels_of(name: str, *encoded: bytes) -> str | None:
+        (tmp_path / name).mkdir()
+        for number, content in enumerate(encoded):
+            (tmp_path / name / f'{number}.png').write_bytes(content)
+        data = default.get_config().data
+        data.update(name='folder', path=str(tmp_path / name), image_size=8)
+        return describe_data(load(data)).get('pixels')
+
+    dark, bright, full = (encode(ramp(np.uint16, largest), 'PNG') for largest in (200, 4000, 60_000))
+    said = pixels_of('camera', dark, bright, encode(photo(1, 16, 16), 'PNG'))
+    assert 'largest value needs: 1 of 8 and 1 of 12 bits; if one camera took them, use --config.data.channels=1' in said
+    assert '1 of 12 and 1 of 16 bits' in pixels_of('bright', bright, full)
+    assert pixels_of('alike', bright, encode(ramp(np.uint16, 3000), 'PNG')) is None
+    declared = [with_significant_bits(encode(ramp(np.uint16, largest), 'PNG'), 12) for largest in (200, 4000)]
+    assert pixels_of('declared', *declared) is None
 
 
 @pytest.mark.parametrize('big', [False, True])
@@ -78,11 +107,6 @@ def test_a_bigtiff_that_is_cut_short_is_refused():
 
 def test_declared_bits_decide():
     """A dark image of a camera with 12 bits stays dark; a declaration that the values contradict is not believed."""
-
-    def with_significant_bits(encoded: bytes, bits: int) -> bytes:
-        data = b'sBIT' + bytes([bits])
-        return encoded[:33] + struct.pack('>I', 1) + data + struct.pack('>I', zlib.crc32(data)) + encoded[33:]
-
     dark = ramp(np.uint16, 200)
     assert whole(with_significant_bits(encode(dark, 'PNG'), 12)).max() == 200 >> 4
     bright = ramp(np.uint16, 65535)

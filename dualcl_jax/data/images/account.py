@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dualcl_jax.data.images.decode import AS_8, AS_12, GRAY, SIXTEEN_BIT
 from dualcl_jax.data.images.display import shown
 from dualcl_jax.data.images.index import Index
 from dualcl_jax.data.images.scan import DUPLICATE, NOT_TAKEN, OTHER_CLASS, SAME_CONTENT, USED, is_passing
@@ -47,6 +48,24 @@ def unread(report: Mapping[str, Any] | None) -> str:
     """The first file in the report of a source that could not be read for a while, with the reason; empty if none."""
     found = ((file['path'], file['reason']) for file in (report or {}).get('files', ()))
     return next((f'{path} {reason}' for path, reason in found if is_passing(reason)), '')
+
+
+def mixed_depths(conversions: np.ndarray) -> str:
+    """Says how gray images of more than 8 bits are scaled if they are taken for images of different depths, else ''.
+
+    Args:
+      conversions: those of the images that are used, see `Index`.
+    """
+    gray = conversions & GRAY > 0
+    counts = {8: gray & (conversions & AS_8 > 0), 12: gray & (conversions & AS_12 > 0)}
+    counts[16] = gray & (conversions & SIXTEEN_BIT > 0)
+    found = [f'{int(rows.sum()):,} of {bits}' for bits, rows in counts.items() if rows.any()]
+    if len(found) < 2:
+        return ''
+    return (
+        f'gray of more than 8 bits, each scaled by the bits that its largest value needs: {" and ".join(found)} bits; '
+        'if one camera took them, use --config.data.channels=1, which scales all alike'
+    )
 
 
 def reason_of(note: str) -> str:

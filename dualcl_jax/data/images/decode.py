@@ -47,10 +47,12 @@ CONVERSIONS = (
     'scaled from the fewer than 16 bits that it uses',
     'inverted, since its smallest value is white',
     'its EXIF orientation is beyond the first 64 KiB',
+    'as 8 bits, by its largest value',
+    'as 12 bits, by its largest value',
 )
 """The conversions of images that are used; the i-th is bit i of `Facts.conversions`."""
 CONVERTED = (1 << len(CONVERSIONS)) - 1
-ANIMATED, PAGES, SIXTEEN_BIT, CMYK, PALETTE, ALPHA, GRAY, TURNED, TOLERATED, SCALED, INVERTED, LATE = (
+ANIMATED, PAGES, SIXTEEN_BIT, CMYK, PALETTE, ALPHA, GRAY, TURNED, TOLERATED, SCALED, INVERTED, LATE, AS_8, AS_12 = (
     1 << i for i in range(len(CONVERSIONS))
 )
 EXIF, EARLY = b'Exif\0\0', 1 << 16
@@ -284,11 +286,15 @@ def _from_integers(values: np.ndarray, depth: Depth) -> tuple[np.ndarray, int]:
         raise UnusableError('32-bit or signed pixels, whose range is unknown; write 8 or 16 bits')
     declared = depth.declared
     used = declared if 8 <= declared <= 16 and largest >> declared == 0 else 0
-    used = used or next(bits for bits in (8, 12, 16) if largest >> bits == 0)
+    guessed = 0
+    if not used:
+        used = next(bits for bits in (8, 12, 16) if largest >> bits == 0)
+        guessed = {8: AS_8, 12: AS_12}.get(used, 0)
     pixels = np.repeat((values >> (used - 8)).astype(np.uint8)[..., None], 3, axis=2)
     if depth.inverted:
         pixels = 255 - pixels
-    return pixels, GRAY | (SIXTEEN_BIT if used == 16 else SCALED) | (INVERTED if depth.inverted else 0)
+    scaled = SIXTEEN_BIT if used == 16 else SCALED
+    return pixels, GRAY | scaled | guessed | (INVERTED if depth.inverted else 0)
 
 
 def _check_alpha(alpha: np.ndarray) -> None:

@@ -126,6 +126,8 @@ def load_encoded(data: Any) -> tuple[EncodedSource, EncodedSource | None]:
     }
     if pixels.as_stored:
         report['pixels'] = f'as stored, {pixels.channels} channels of {pixels.dtype}'
+    elif mixed := account.mixed_depths(index.conversions[rows]):
+        report['pixels'] = mixed
 
     def source(positions: np.ndarray) -> EncodedSource:
         content = [index.digests[rows[positions]]]
