@@ -56,11 +56,11 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 @exits_cleanly
 def main() -> int:
     flags, overrides = parse(sys.argv[1:])
-    from dualcl_jax.system.processes.heartbeat import together
+    from dualcl_jax.system.processes.heartbeat import ending_together
     from dualcl_jax.system.processes.start import start
 
     start()
-    with together():
+    with ending_together():
         import_own(flags.own)
         from dualcl_jax.api.evaluate import run_protocols
         from dualcl_jax.system.console import print_json

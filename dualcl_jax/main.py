@@ -62,7 +62,7 @@ def main() -> int:
 
 def _main(flags: argparse.Namespace, overrides: list[str]) -> int:
     from dualcl_jax.system.config import flatten, load_config, override
-    from dualcl_jax.system.processes.heartbeat import together
+    from dualcl_jax.system.processes.heartbeat import ending_together
     from dualcl_jax.system.processes.start import start
 
     config = load_config(flags.config)
@@ -76,7 +76,7 @@ def _main(flags: argparse.Namespace, overrides: list[str]) -> int:
     timeout_s = fields.get('parallel.timeout_s', 50.0)
     deterministic = fields.get('parallel.deterministic', True)
     start(flags.coordinator_address, flags.num_processes, flags.process_id, facts, timeout_s, deterministic)
-    with together():
+    with ending_together():
         import_own(own_module(str(fields.get('model.name', ''))))
         if flags.show_views is not None:
             from dualcl_jax.reports.view_sheet import show_views

@@ -14,7 +14,7 @@ EXIT_FAILED = 1
 @exits_cleanly
 def main() -> int:
     Parser('python -m dualcl_jax.selftest', __doc__).parse_args()
-    from dualcl_jax.system.processes.heartbeat import together
+    from dualcl_jax.system.processes.heartbeat import ending_together
     from dualcl_jax.system.processes.start import start
 
     start()
@@ -22,7 +22,7 @@ def main() -> int:
 
     from dualcl_jax.training.selftest_cases import CASES, load_cases, run_cases
 
-    with together():
+    with ending_together():
         results = run_cases(load_cases())
     table = Table('case', 'error', 'allowed', 'result', title=f'{jax.device_count()} × {jax.devices()[0].device_kind}')
     for name, (error, passed) in results.items():

@@ -206,14 +206,14 @@ import sys, time
 from configs import default
 from dualcl_jax.system.errors import exits_cleanly
 from dualcl_jax.system.processes import start
-from dualcl_jax.system.processes.heartbeat import Heartbeat, together
+from dualcl_jax.system.processes.heartbeat import Heartbeat, ending_together
 from dualcl_jax.system.processes.stop_signal import StopSignal, exits_on_signals
 
 @exits_cleanly
 def main():
     with exits_on_signals():
         start.start(sys.argv[1], 2, int(sys.argv[2]), {}, 100.0)
-        with together(), StopSignal(several_processes=True), Heartbeat(default.get_config()):
+        with ending_together(), StopSignal(several_processes=True), Heartbeat(default.get_config()):
             print('ready', flush=True)
             time.sleep(1000)
     return 0

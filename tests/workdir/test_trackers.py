@@ -98,7 +98,7 @@ def test_server_that_goes_away(sent: Sent, tmp_path: Path) -> None:
 
 
 def test_server_that_is_away_when_the_run_resumes(sent: Sent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that was restarted by a scheduler goes on; at its first start, a mistake is more likely."""
+    """A run that was restarted by a scheduler continues; at its first start, a mistake is more likely."""
 
     def refuse(run: Started) -> Sink:
         raise RuntimeError('Run initialization has timed out')

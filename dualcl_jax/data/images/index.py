@@ -39,7 +39,7 @@ LISTED = 10_000
 """The report names at most this many converted files and this many that are left out, but all skipped files."""
 BLOCK = 4096
 SAVE_S = 600.0
-"""How often the findings so far are saved, so that an examination that is interrupted goes on where it was."""
+"""How often the findings so far are saved, so that an interrupted examination resumes from there."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -54,7 +54,7 @@ class _Doing:
     seconds: float = 0.0
 
 
-class Line:
+class Connection:
     """The connection of this process to the supervisor, from when JAX has joined the processes until this one ends.
 
     It sends a heartbeat every `PERIOD`. When another process is lost, this one exits at once, whatever it is doing,
@@ -67,7 +67,7 @@ class Line:
     Attributes:
       name: names this process.
       doing: what this process reports: its phase, and `started`, the last step that it started.
-      left: whether this process has told the others that its work is done.
+      left: whether this process has reported to the others that its work is done.
 
     Raises:
       RestartError: the supervisor does not answer.
@@ -99,9 +99,9 @@ class Line:
         self._start(self._beat)
 
     def _start(self, function: Callable[[], None]) -> None:
-        threading.Thread(target=function, name='dualcl-line', daemon=True).start()
+        threading.Thread(target=function, name='dualcl-connection', daemon=True).start()
 
-    def take(self, silence_s: float, stall_s: float) -> None:
+    def begin_run(self, silence_s: float, stall_s: float) -> None:
         """Begins a run with limits for a process that sends no heartbeat, and for one that lags behind the others."""
         self._silence_s = silence_s
         self._socket.settimeout(silence_s)
@@ -140,56 +140,56 @@ class Line:
         if not leaving:  # the main thread may wait forever
             _end(problem)
 
-    def tell(self, text: str, *, restart: bool) -> None:
-        """Tells the other processes that this one ends, and why; an empty text if its work is done."""
+    def report_end(self, text: str, *, restart: bool) -> None:
+        """Reports to the other processes that this one ends, and why; an empty text if its work is done."""
         with contextlib.suppress(OSError):  # if the supervisor is gone, the others have already noticed
             self._send({'ended': text, 'restart': restart})
 
     def leave(self, error: BaseException | None) -> None:
-        """Tells the other processes that this one is done or has failed; then it exits at once, with its message."""
+        """Reports to the others that this process is done or has failed; then it exits at once, with its message."""
         with self._lock:
             self.left = True
         if error is None:
-            self.tell('', restart=True)
+            self.report_end('', restart=True)
             return
         ours = isinstance(error, UserError) or not isinstance(error, Exception)
         if not ours and self._lost.wait(self._silence_s + 2 * PERIOD):  # JAX raised because a process was lost
             _end(self._problem)
         text = str(error).strip()
         restart = (ending(error) or (1, ''))[0] == EXIT_RESTART
-        self.tell(text.splitlines()[0] if text else type(error).__name__, restart=restart)
+        self.report_end(text.splitlines()[0] if text else type(error).__name__, restart=restart)
         _end(error)
 
 
 _ending = threading.Lock()
-_lines: list[Line] = []
+_connections: list[Connection] = []
 
 
 def connect(token: str, timeout_s: float) -> None:
-    """Opens the `Line` of this process, which JAX has just joined with the others; it ends with the process."""
+    """Opens the `Connection` of this process, which JAX has just joined with the others; it ends with the process."""
     try:
-        line = Line(token, timeout_s)
+        connection = Connection(token, timeout_s)
     except RestartError as error:
         _end(error)
-    _lines[:] = [line]
-    atexit.register(line.leave, None)
+    _connections[:] = [connection]
+    atexit.register(connection.leave, None)
 
 
-def tell(text: str) -> None:
-    """Tells the other processes, if there are any, that this one ends and that they should restart with it."""
-    for line in _lines:
-        line.tell(text, restart=True)
+def end_others(text: str) -> None:
+    """Ends the other processes, if there are any, with status 75, because this one ends for the reason `text`."""
+    for connection in _connections:
+        connection.report_end(text, restart=True)
 
 
 def leave(error: BaseException) -> NoReturn:
-    """Ends this process at once for an error, which it tells the other processes first."""
-    for line in _lines:
-        line.leave(error)
+    """Ends this process at once for an error, which it reports to the other processes first."""
+    for connection in _connections:
+        connection.leave(error)
     _end(error)
 
 
 @contextlib.contextmanager
-def told() -> Iterator[None]:
+def sharing_errors() -> Iterator[None]:
     """A context in which an error of this process ends all processes of the run, if there are others.
 
     They would otherwise wait for this one, and it for them, until JAX aborts them with a stack trace.
@@ -197,17 +197,17 @@ def told() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if _lines:
+        if _connections:
             leave(error)
         raise
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
-    """The context `told`, which each process leaves when all have come to its end."""
-    with told():
+def ending_together() -> Iterator[None]:
+    """The context `sharing_errors`, which no process leaves before all have come to its end."""
+    with sharing_errors():
         yield
-        if _lines and not _lines[0].left:
+        if _connections and not _connections[0].left:
             from_all('done', '')
 
 
@@ -225,8 +225,8 @@ class Heartbeat:
     """A context around the work of one process of a run, which begins with the phase `START`.
 
     When a phase exceeds its limit, this process exits at once, whatever it is doing, with status 75 and a line that
-    names the phase and the step. The `Line` of this process, if there are others, reports the phases to them, and the
-    reason if this process fails.
+    names the phase and the step. If there are other processes, the `Connection` of this one reports the phases to them,
+    and the reason if this process fails.
 
     Args:
       config: `parallel.silence_s` is how long a process may send no heartbeat, `parallel.stall_s` how long it may stay
@@ -236,27 +236,27 @@ class Heartbeat:
     def __init__(self, config: ConfigDict) -> None:
         self._parallel = config.parallel
         self._doing = _Doing(START)  # replaced as a whole, because a thread reads it
-        self._line = _lines[0] if _lines else None
+        self._connection = _connections[0] if _connections else None
         self._leaving = threading.Event()
 
     def __enter__(self) -> 'Heartbeat':
-        if self._line is not None:
-            self._line.doing = self._doing
-            self._line.take(self._parallel.silence_s, self._parallel.stall_s)
+        if self._connection is not None:
+            self._connection.doing = self._doing
+            self._connection.begin_run(self._parallel.silence_s, self._parallel.stall_s)
         threading.Thread(target=self._watch, name='dualcl-heartbeat', daemon=True).start()
         return self
 
     def enter(self, phase: str, step: int, *, settled: int) -> None:
         """Reports a new phase of training, the step that it belongs to, and the last step that the devices finished."""
         self.prepare(phase, step, settled)
-        if phase != 'input' and self._line is not None:
-            self._line.started = step
+        if phase != 'input' and self._connection is not None:
+            self._connection.started = step
 
     def prepare(self, phase: str, step: int = 0, settled: int = 0) -> None:
         """Reports `RESTORE` or `CREATE`. Neither is progress: other processes may still examine their data."""
         self._doing = _Doing(phase, step, settled)
-        if self._line is not None:
-            self._line.doing = self._doing
+        if self._connection is not None:
+            self._connection.doing = self._doing
 
     def _watch(self) -> None:
         """Ends this process if its phase hangs."""
@@ -273,7 +273,7 @@ class Heartbeat:
         of, done = (
             (f' of step {doing.step}', f'; the last step finished was {doing.settled}') if doing.step else ('', '')
         )
-        name = 'this process' if self._line is None else self._line.name
+        name = 'this process' if self._connection is None else self._connection.name
         text = f'{name} hangs: {doing.phase}{of} takes longer than parallel.{PHASES[doing.phase]}={limit:g}{done}'
         leave(RestartError(f'{text}\n{REMEDY}'))
 
@@ -281,5 +281,5 @@ class Heartbeat:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._leaving.set()
-        if self._line is not None:
-            self._line.leave(error)
+        if self._connection is not None:
+            self._connection.leave(error)

@@ -126,7 +126,7 @@ def start(
     _join(place, timeout_s)
     hold_back_preemption()
     heartbeat.connect(token(), timeout_s)
-    with heartbeat.told():
+    with heartbeat.sharing_errors():
         _start_joined_devices()
         _check_compilation_cache(len(set(from_all('machines', machine_id()))), chosen=chosen)
 

@@ -38,7 +38,7 @@ def hold_back_preemption() -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-def _let_preemption_work() -> None:
+def _restore_preemption() -> None:
     """Installs the handler again that `hold_back_preemption` has set aside."""
     while _set_aside:
         ctypes.CDLL(None).sigaction(signal.SIGTERM, _set_aside.pop(), None)
@@ -113,7 +113,7 @@ class StopSignal:
             if self._interrupts > 1:
                 _leave(EXIT_INTERRUPTED, AT_ONCE)
             if not self._began:
-                heartbeat.tell(SIGNALLED)
+                heartbeat.end_others(SIGNALLED)
                 interrupted = number == signal.SIGINT
                 _leave(*((EXIT_INTERRUPTED, AT_ONCE) if interrupted else (EXIT_RESTART, NOTHING_YET)))
             if number == signal.SIGINT:
@@ -135,7 +135,7 @@ class StopSignal:
         if not self._several:
             self._began = True
             return self._asked.is_set()
-        _let_preemption_work()
+        _restore_preemption()
         self._began = True
         from jax.experimental import multihost_utils  # late, so that `exits_on_signals` takes effect at once
 
