@@ -78,6 +78,16 @@ def test_all_are_informed_and_the_supervisor_ends_with_the_last_process(kept: su
     assert kept.process.wait(20) == 0
 
 
+def test_a_process_that_dies_before_the_others_connect(kept: supervisor.Supervised) -> None:
+    """The others still join: they would find neither the supervisor nor JAX's service."""
+    with connected(kept, 1) as first, first.makefile('rb') as lines:
+        lines.readline()
+    time.sleep(2 * supervisor.PERIOD)
+    assert kept.process.poll() is None
+    with connected(kept, 0) as second, second.makefile('rb') as lines:
+        assert json.loads(lines.readline())['lost'] == 'process 1 on host1 died'
+
+
 def test_the_supervisor_does_not_wait_for_a_lost_process(kept: supervisor.Supervised) -> None:
     """A host without power closes no connection; the supervisor would hold the port of the coordinator."""
     with connected(kept, 0, silence_s=1), connected(kept, 1, silence_s=1) as lost, lost.makefile('rb') as lines:

@@ -94,11 +94,12 @@ class Supervisor:
 
     Args:
       token: the secret of the run's processes.
+      count: the number of these processes.
     """
 
-    def __init__(self, token: str) -> None:
+    def __init__(self, token: str, count: int) -> None:
         self.members: dict[int, Member] = {}
-        self._token = token
+        self._token, self._count = token, count
         self._verdict = Verdict()
         self._decided = asyncio.Event()
         self._open = 0
@@ -135,7 +136,7 @@ class Supervisor:
         finally:
             member.gone = True
             self._open -= 1
-            if not self._open:
+            if not self._open and len(self.members) == self._count:  # else one that is yet to connect is informed
                 self.last_closed.set()
 
     def _receive(self, member: Member, message: dict[str, Any]) -> None:
@@ -251,7 +252,7 @@ async def supervise(token: str, host: str, arguments: list[Any], options: dict[s
         port = str(arguments[0]).rpartition(':')[2]
         arguments[0] = f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
     service = run_coordination_service(arguments, options)
-    supervisor = Supervisor(token)
+    supervisor = Supervisor(token, arguments[1])
     listener = listen(0, host, backlog=4096)
     await asyncio.start_server(supervisor.serve, sock=listener, backlog=4096)
     judging = asyncio.create_task(supervisor.judge())
@@ -264,7 +265,7 @@ async def supervise(token: str, host: str, arguments: list[Any], options: dict[s
         if judging.done():
             await asyncio.wait({closed}, timeout=LEAVE_S)
             break
-        if not supervisor.members and os.getppid() != parent:  # process 0 ended before any process connected
+        if 0 not in supervisor.members and os.getppid() != parent:  # process 0 ended before it connected
             break
     judging.cancel()
     del service
