@@ -80,7 +80,7 @@ FIELDS = {
     'model.width=0': ['model.width=0', 'at least 1'],
     'model.dim=1': ['model.dim=1', 'at least 2'],
     'model.dtype=float16': ['model.dtype', 'float32, bfloat16'],
-    'model.projection=deep': ['model.projection', 'linear, mlp'],
+    'model.projection=deep': ['model.projection', 'linear, tanh, mlp'],
     'model.norm=batch': ['model.norm', "'local', 'sync' or 'split:n'"],
     'model.norm=split:': ['model.norm', "'split:n'"],
     'model.norm=split:0': ['model.norm', 'n at least 1'],
