@@ -61,7 +61,7 @@ RECIPES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
 }
 """The configuration file and the fields of each run, which has one CPU device."""
-FAST = ('dual_view', 'one_way')
+FAST = ('dual_view',)
 """The runs that are not marked as slow."""
 
 
