@@ -59,6 +59,7 @@ def _percent(step: int, steps: int) -> int:
 PANELS = {
     'width 16, 16 pixels, small batches': (of_sweep, 'small_batch_fresh', 1e3),
     'width 16, 24 pixels': (of_sweep, 'longer', 1e3),
+    'CIFAR-100, width 16, 24 pixels': (of_sweep, 'cifar100', 1e3),
     'width 64, 32 pixels, one H100': (of_gpu, 'cifar10_h100', 1e6),
 }
 """By title: the source of the curves, its name, and the unit of the passes."""
@@ -85,7 +86,7 @@ def draw_panel(axes: Axes, title: str) -> None:
 
 def draw(path: Path) -> None:
     """Draws the figure into a file."""
-    figure = Figure(figsize=(10.5, 3.5), layout='constrained')
+    figure = Figure(figsize=(13.0, 3.5), layout='constrained')
     FigureCanvasAgg(figure)
     for axes, title in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
         draw_panel(axes, title)
