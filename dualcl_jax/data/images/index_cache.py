@@ -115,13 +115,7 @@ def _own_index(
 def _kept(run_cache: RunCache, name: str, root: str) -> Index | None:
     """The index in the cache of a run; None if there is none, or it cannot be used."""
     content = run_cache.read(name)
-    if content is None:
-        return None
-    try:
-        return _read(io.BytesIO(content), root)
-    except (*BROKEN, LookupError, TypeError) as error:
-        print(f'note: {name} in {run_cache.workdir} cannot be read ({error}): the images are examined again')
-        return None
+    return None if content is None else _usable(f'{name} in {run_cache.workdir}', lambda: io.BytesIO(content), root)
 
 
 def _cache_file(root: str, channels: int) -> Path:
@@ -183,13 +177,18 @@ def _write(index: Index, file: BinaryIO, *, compressed: bool = False) -> None:
 
 def _load(cache: Path, root: str) -> Index | None:
     """Loads the index from the cache; None if there is no cache, or it cannot be used."""
+    return _usable(str(cache), lambda: cache.open('rb'), root)
+
+
+def _usable(shown: str, open_file: Callable[[], BinaryIO], root: str) -> Index | None:
+    """Reads an index from a file that `open_file` opens; None if there is none, or it cannot be used."""
     try:
-        with cache.open('rb') as file:
+        with open_file() as file:
             return _read(file, root)
     except FileNotFoundError:
         return None
     except (*BROKEN, LookupError, TypeError) as error:
-        print(f'note: {cache} cannot be read ({error}): the images are examined again')
+        print(f'note: {shown} cannot be read ({error}): the images are examined again')
         return None
 
 

@@ -13,16 +13,14 @@ from PIL import Image
 from dualcl_jax.data.images.decode import FORMATS
 from dualcl_jax.data.images.encoded import EncodedSource, in_memory_if_small, stored_size
 from dualcl_jax.data.images.source import image_shape, image_source
-from dualcl_jax.data.images.tfds_features import open_folder, unreadable
+from dualcl_jax.data.images.tfds_features import TEST_SPLITS, open_folder, unreadable
 from dualcl_jax.data.images.tfds_records import read_split
 from dualcl_jax.data.run_cache import run_cache_of
-from dualcl_jax.data.source import ArraySource, Splits, fingerprint, limit_indices
+from dualcl_jax.data.source import ArraySource, Splits, described_split, fingerprint, limit_indices
 from dualcl_jax.system.errors import UserError, first_line
 from dualcl_jax.system.files import reachable
 
 CHUNK = 1024  # records per read
-TEST_SPLITS = ('test', 'validation')
-"""Splits for testing, in the order of preference, if all of them or none have labels."""
 RESIZE = 'resize them to one and use data.name=npz, or choose another set'
 
 S = TypeVar('S', ArraySource, EncodedSource)
@@ -82,11 +80,9 @@ def _preferred(splits: Iterable[tuple[str, S]]) -> tuple[str, S | None]:
 
 def _reported(splits: Sequence[str], train: S, name: str, test: S | None) -> tuple[S, S | None]:
     """The two splits with a report of what they are: `test` is the split `name` of all `splits`."""
-    used = {'train': ('train', train)} | ({} if test is None else {'test': (name, test)})
-    about: dict[str, Any] = {
-        role: {'folder': split, 'images': len(source), 'labelled': int((source.labels >= 0).sum())}
-        for role, (split, source) in used.items()
-    }
+    about = {'train': described_split('train', train.labels)}
+    if test is not None:
+        about['test'] = described_split(name, test.labels)
     report = {'splits': about | {'left_out': [split for split in splits if split not in ('train', name)]}}
     tested = None if test is None else dataclasses.replace(test, report=report)
     return dataclasses.replace(train, report=report), tested

@@ -14,6 +14,8 @@ from etils import epath
 
 from dualcl_jax.system.errors import RestartError, UserError, first_line, is_temporary
 
+TEST_SPLITS = ('test', 'validation')
+"""Splits for testing, in the order of preference, if all of them or none have labels."""
 FILES = ('features.json', 'dataset_info.json')
 """The files of a prepared folder that can describe features."""
 CLASS_FIELDS = ('pythonClassName', 'python_class_name', 'type')

@@ -6,15 +6,13 @@ from typing import Any
 
 from etils import epath
 
-from dualcl_jax.data.images.tfds_features import open_folder, unreadable
+from dualcl_jax.data.images.tfds_features import TEST_SPLITS, open_folder, unreadable
 from dualcl_jax.data.text.files import NAMED, NOT_UTF8, Account, Columns, Row, checked, find
 from dualcl_jax.data.text.splits import choose_test
 from dualcl_jax.system.errors import UserError
 
 CHUNK = 1024
 """Records that are read at a time."""
-TEST_SPLITS = ('test', 'validation')
-"""Splits for testing, in the order of preference, if all of them or none have labels."""
 OTHER_SPLITS = 'other splits'
 
 
