@@ -19,16 +19,14 @@ from dualcl_jax.data.images.crops import CropRecipe
 from dualcl_jax.data.run_cache import RunCache
 from dualcl_jax.system.errors import EXIT_RESTART, RestartError, UserError, ending
 from tests.support.bad_files import encode, photo
-from tests.support.image_folders import folder_config, write_classes
+from tests.support.image_folders import folder_config, make_old, write_classes
 
 pytestmark = pytest.mark.usefixtures('cache')
 
 
 def test_the_cache_saves_examining_and_follows_changes(images, cache, monkeypatch):
     write_classes(images)
-    os.utime(images / 'ant', (1, 1))
-    os.utime(images / 'bee', (1, 1))
-    os.utime(images, (1, 1))
+    make_old(images)
     first = index_cache.open_index(str(images))
     assert list(cache.glob('*.npz'))
     examined = []
@@ -57,8 +55,7 @@ def test_the_cache_saves_examining_and_follows_changes(images, cache, monkeypatc
 @pytest.mark.parametrize('problem', [OSError(errno.EMFILE, 'Too many open files'), MemoryError()])
 def test_a_file_that_could_not_be_read_is_examined_again(images, monkeypatch, problem, channels):
     write_classes(images)
-    for folder_ in ('ant', 'bee', ''):
-        os.utime(images / folder_, (1, 1))
+    make_old(images)
 
     def fail(*args):
         raise problem
@@ -86,8 +83,7 @@ def test_one_process_examines_a_folder_that_others_share(images, tmp_path, monke
     if case == 'own copies':
         roots[1] = shutil.copytree(images, tmp_path / 'copy')
     for root in roots:
-        for below in ('ant', 'bee', ''):
-            os.utime(os.path.join(root, below), (1, 1))
+        make_old(root)
     (tmp_path / 'run').mkdir()
     examined, found, real = [], {}, index.examine_file
     monkeypatch.setattr(index, 'examine_file', lambda path, *rest: examined.append(path) or real(path, *rest))
@@ -128,8 +124,7 @@ def test_one_process_examines_a_folder_that_others_share(images, tmp_path, monke
 @pytest.mark.parametrize('case', ['first start', 'changed folder'])
 def test_processes_with_one_home_write_the_cache_once(images, tmp_path, monkeypatch, two_processes, case):
     write_classes(images)
-    for below in ('ant', 'bee', ''):
-        os.utime(images / below, (1, 1))
+    make_old(images)
     (tmp_path / 'run').mkdir()
     if case == 'changed folder':
         index_cache.open_index(str(images))
@@ -145,8 +140,7 @@ def test_processes_with_one_home_write_the_cache_once(images, tmp_path, monkeypa
 @pytest.mark.parametrize('moment', ['first start', 'later start'])
 def test_what_process_0_could_not_read_is_left_out_by_all(images, tmp_path, monkeypatch, two_processes, moment):
     write_classes(images)
-    for below in ('ant', 'bee', ''):
-        os.utime(images / below, (1, 1))
+    make_old(images)
     (tmp_path / 'run').mkdir()
     unread = images / 'bee' / '3.png'
     failing, examined, found, real = [unread], [], {}, index.examine_file
@@ -178,8 +172,7 @@ def test_what_process_0_could_not_read_is_left_out_by_all(images, tmp_path, monk
 def test_only_files_that_could_not_be_read_are_examined_again(images, monkeypatch):
     write_classes(images)
     shutil.copy(images / 'ant' / '3.png', images / 'bee' / '3.png')
-    for below in ('ant', 'bee', ''):
-        os.utime(images / below, (1, 1))
+    make_old(images)
     expected = index_cache.open_index(str(images)).report()
     shutil.rmtree(os.environ['XDG_CACHE_HOME'])
     unread, attempts, real = images / 'ant' / '3.png', [], index.examine_file

@@ -17,7 +17,7 @@ from dualcl_jax.data import run_cache
 from dualcl_jax.data.images import index, index_cache, tfds_records
 from dualcl_jax.data.run_cache import RunCache
 from tests.support.bad_files import encode, photo
-from tests.support.image_folders import write_classes
+from tests.support.image_folders import make_old, write_classes
 from tests.support.tfds_sets import LABEL, examples, image_feature, write_set
 
 pytestmark = pytest.mark.usefixtures('cache')
@@ -41,13 +41,8 @@ def examined(monkeypatch) -> list[str]:
 def old_images(images) -> Path:
     """Twenty images in folders that have not changed for long."""
     write_classes(images)
-    made_old(images)
+    make_old(images)
     return images
-
-
-def made_old(images: Path) -> None:
-    for below in ('ant', 'bee', ''):
-        os.utime(images / below, (1, 1))
 
 
 def new_machine() -> None:

@@ -1,5 +1,6 @@
 """Folders of small images for tests, whose bytes depend on no encoder, and configs to read them."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,12 @@ def write_classes(root: Path, classes: Iterable[str] = ('bee', 'ant'), count: in
         (root / name).mkdir(parents=True)
         for i in range(count):
             (root / name / f'{i}.png').write_bytes(encode(photo(100 * number + i), 'PNG'))
+
+
+def make_old(root: Path | str) -> None:
+    """Dates a folder, and the folders below it, as if they had not changed for long."""
+    for folder in Path(root).rglob(''):
+        os.utime(folder, (1, 1))
 
 
 def named(folders: Iterable[str], count: int) -> list[str]:

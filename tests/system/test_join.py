@@ -34,9 +34,12 @@ sys.exit(main())
 """
 
 
-def process(address: str, index: int, timeout_s: float, **variables: str) -> subprocess.Popen[str]:
+def process(
+    address: str, index: int, *arguments: float | str, program: str = PROGRAM, **variables: str
+) -> subprocess.Popen[str]:
+    """Starts a process of a program that joins others, with further arguments and environment variables."""
     return subprocess.Popen(
-        [sys.executable, '-c', PROGRAM, address, str(index), str(timeout_s)],
+        [sys.executable, '-c', program, address, str(index), *map(str, arguments)],
         cwd=REPOSITORY,
         env=os.environ | {'JAX_PLATFORMS': 'cpu'} | variables,
         stdout=subprocess.PIPE,
@@ -121,25 +124,15 @@ sys.exit(main())
 )
 def test_the_devices_of_one_process_do_not_start(case: str, status: int, said: str) -> None:
     """The other one learns of it, although it waits in JAX, which would abort it after minutes."""
-    address = f'127.0.0.1:{free_port()}'
     began = time.monotonic()
-    joined = [
-        subprocess.Popen(
-            [sys.executable, '-c', DEVICES, address, str(index), case],
-            cwd=REPOSITORY,
-            env=os.environ | {'JAX_PLATFORMS': 'cpu'},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
+    address = f'127.0.0.1:{free_port()}'
+    joined = [process(address, index, case, program=DEVICES) for index in range(2)]
     try:
-        ended = [process.communicate(timeout=TIMEOUT) for process in joined]
+        ended = [one.communicate(timeout=TIMEOUT) for one in joined]
     finally:
-        for process in joined:
-            process.kill()
-    assert [process.returncode for process in joined] == [75, status], ended
+        for one in joined:
+            one.kill()
+    assert [one.returncode for one in joined] == [75, status], ended
     assert ended[1][1] == (f'error: {said}; run the same command again\n' if said else '')
     cause = f'stopped: {said}; run the same command again' if said else 'died'
     assert ended[0][1].splitlines() == [
@@ -234,28 +227,18 @@ sys.exit(main())
 def test_a_signal_before_the_first_step(number: int, status: int) -> None:
     """To one of two processes that examine their data: both end at once."""
     address = f'127.0.0.1:{free_port()}'
-    started = [
-        subprocess.Popen(
-            [sys.executable, '-c', EXAMINING, address, str(index)],
-            cwd=REPOSITORY,
-            env=os.environ | {'JAX_PLATFORMS': 'cpu'},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
+    started = [process(address, index, program=EXAMINING) for index in range(2)]
     try:
-        for process in started:
-            assert process.stdout is not None
-            assert process.stdout.readline() == 'ready\n'
+        for one in started:
+            assert one.stdout is not None
+            assert one.stdout.readline() == 'ready\n'
         began = time.monotonic()
         started[1].send_signal(number)
-        ended = [process.communicate(timeout=TIMEOUT) for process in started]
+        ended = [one.communicate(timeout=TIMEOUT) for one in started]
     finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [75, status], ended
+        for one in started:
+            one.kill()
+    assert [one.returncode for one in started] == [75, status], ended
     assert ended[0][1].splitlines()[0] == f'error: process 1 on {socket.gethostname()} stopped: {SIGNALLED}'
     assert 'run the same command' in ended[1][1]
     assert time.monotonic() - began < 30

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import os
 import socket
 import weakref
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from dualcl_jax.data.images.source import image_source
 from dualcl_jax.data.loader import Batch, make_batch
 from dualcl_jax.system.devices import MAPPERS, device_mesh, process_rows, replicate, to_host
 from dualcl_jax.training.in_flight import InFlight
-from tests.support.image_folders import named, write_images
+from tests.support.image_folders import make_old, named, write_images
 from tests.support.runs import (
     QUICK,
     Finished,
@@ -200,8 +199,7 @@ def test_processes_on_a_folder_measure_what_one_does(trainer: Trainer, tmp_path:
     """Each of two processes, with caches of their own, decodes a part of the images for the monitor."""
     for number, split in enumerate(('train', 'test')):
         write_images(tmp_path / 'images' / split, named('ab', 20), first=100 * number)
-    for folder in (tmp_path / 'images').rglob(''):
-        os.utime(folder, (1, 1))
+    make_old(tmp_path / 'images')
     fields = ['data.name=folder', f'data.path={tmp_path}/images', 'data.memory_bytes=1', 'parallel.workers=1']
     fields += ['train.steps=2', 'monitor.every_epochs=1', 'negatives.selector=all']
     trainer.run(tmp_path / 'one', *fields, devices=2)
