@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dualcl_jax.models.layers import dense, relu
+from dualcl_jax.models.layers import Dense, relu
 from dualcl_jax.system.errors import UserError
 
 
@@ -32,18 +32,18 @@ def linear(
     x: jax.Array, *, dim: int, hidden: int, dtype: Any, norm: Callable[..., nn.Module], train: bool
 ) -> jax.Array:
     """One dense layer with bias, [N, F] to [N, dim] (MoCo, arXiv 1911.05722)."""
-    return dense(dim, dtype=dtype, name='fc')(x)
+    return Dense(dim, dtype=dtype, name='fc')(x)
 
 
 def tanh(x: jax.Array, *, dim: int, hidden: int, dtype: Any, norm: Callable[..., nn.Module], train: bool) -> jax.Array:
     """`linear`, then tanh, computed in float32 (SimCSE, arXiv 2104.08821, its published code)."""
-    return jnp.tanh(dense(dim, dtype=dtype, name='fc')(x).astype(jnp.float32))
+    return jnp.tanh(Dense(dim, dtype=dtype, name='fc')(x).astype(jnp.float32))
 
 
 def mlp(x: jax.Array, *, dim: int, hidden: int, dtype: Any, norm: Callable[..., nn.Module], train: bool) -> jax.Array:
     """A hidden layer as wide as the features, ReLU, then `linear` (MoCo v2, arXiv 2003.04297)."""
-    x = relu(dense(x.shape[-1], dtype=dtype, name='fc_0')(x))
-    return dense(dim, dtype=dtype, name='fc_2')(x)
+    x = relu(Dense(x.shape[-1], dtype=dtype, name='fc_0')(x))
+    return Dense(dim, dtype=dtype, name='fc_2')(x)
 
 
 def mlp_bn(
@@ -63,9 +63,9 @@ def mlp_bn(
     `last_bn`.
     """
     for layer in range(layers - 1):
-        x = dense(hidden, dtype=dtype, name=f'fc_{layer}', use_bias=False)(x)
+        x = Dense(hidden, dtype=dtype, name=f'fc_{layer}', use_bias=False)(x)
         x = relu(norm(name=f'bn_{layer}')(x, train=train))
-    x = dense(dim, dtype=dtype, name=f'fc_{layers - 1}', use_bias=False)(x)
+    x = Dense(dim, dtype=dtype, name=f'fc_{layers - 1}', use_bias=False)(x)
     return norm(name=f'bn_{layers - 1}', affine=False)(x, train=train) if last_bn else x
 
 

@@ -102,11 +102,6 @@ class Dense(nn.Module):
         return add_bias(y, self.param('bias', bias_init, (self.features,), jnp.float32)) if self.use_bias else y
 
 
-def dense(features: int, *, dtype: Any, name: str, use_bias: bool = True) -> Dense:
-    """`Dense` with this project's initialisers."""
-    return Dense(features, use_bias, dtype, name=name)
-
-
 def relu(x: jax.Array) -> jax.Array:
     """max(x, 0) in the dtype of x. It is computed in float32, because pure bfloat16 loops are slow in XLA:CPU."""
     return nn.relu(x.astype(jnp.float32)).astype(x.dtype)
