@@ -1,0 +1,25 @@
+"""Selected negatives in a queue of which 30 % are random vectors, at two temperatures, with the dual view.
+
+In all other respects the arms are those of `temperature.py`, so that runs of one seed can be compared with and without
+noise.
+"""
+
+from experiments.ablation.sweep import Arm, Sweep
+from experiments.sweeps.shared.cifar10 import ALL, BASE, BUDGET, DUAL_VIEW, FEW_SEEDS, hardest
+
+
+def get_sweep() -> Sweep:
+    return Sweep(
+        title='Selected negatives in a queue with 30 % of random vectors',
+        config='experiments/sweeps/shared/noisy_bank.py',
+        base=(*BASE, *DUAL_VIEW),
+        arms=tuple(
+            Arm(f'{name}-tau_{tau}', (*fields, f'loss.temperature={tau}'), x=tau, series=name)
+            for name, fields in (('all', ALL), ('hardest', hardest(0.25)))
+            for tau in (0.1, 0.4)
+        ),
+        baseline='all-tau_0.1',
+        seeds=FEW_SEEDS,
+        budget=BUDGET,
+        x_label='temperature τ',
+    )
