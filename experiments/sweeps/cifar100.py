@@ -1,8 +1,8 @@
 """MoCo and the full method on CIFAR-100, with the best settings of `cifar100_settings.py`, four times as long."""
 
 from experiments.ablation.sweep import Arm, Sweep
-from experiments.sweeps.shared.cifar10 import MORE_SEEDS
-from experiments.sweeps.shared.cifar100 import BASE, CONFIG, METHODS, fields
+from experiments.sweeps.shared.cifar10 import METHODS, MORE_SEEDS, method_fields
+from experiments.sweeps.shared.cifar100 import BASE, CONFIG
 
 SETTINGS = 32, 1024, 0.0075
 """Keys that enter the queue in a step, size of the queue, learning rate: best for both methods."""
@@ -16,7 +16,7 @@ def get_sweep() -> Sweep:
         config=CONFIG,
         base=(*BASE, 'checkpoint.every_steps=2000'),
         arms=tuple(
-            Arm(method, (*fields(method, *SETTINGS), f'monitor.every_epochs={MEASURED_EPOCHS // orders}'))
+            Arm(method, (*method_fields(method, *SETTINGS), f'monitor.every_epochs={MEASURED_EPOCHS // orders}'))
             for method, (orders, _) in METHODS.items()
         ),
         baseline='moco',

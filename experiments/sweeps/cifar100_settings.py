@@ -6,7 +6,8 @@ two points worse than 0.0075 for both.
 """
 
 from experiments.ablation.sweep import Arm, Sweep
-from experiments.sweeps.shared.cifar100 import BASE, CONFIG, METHODS, fields
+from experiments.sweeps.shared.cifar10 import METHODS, method_fields
+from experiments.sweeps.shared.cifar100 import BASE, CONFIG
 
 SETTINGS = (128, 4096, 0.03), (128, 4096, 0.06), (32, 1024, 0.0075)
 """Keys that enter the queue in a step, size of the queue, learning rate."""
@@ -18,7 +19,7 @@ def get_sweep() -> Sweep:
         config=CONFIG,
         base=BASE,
         arms=tuple(
-            Arm(f'{method}-keys_{keys}-queue_{queue}-lr_{rate}', fields(method, keys, queue, rate))
+            Arm(f'{method}-keys_{keys}-queue_{queue}-lr_{rate}', method_fields(method, keys, queue, rate))
             for keys, queue, rate in SETTINGS
             for method in METHODS
         ),

@@ -37,3 +37,21 @@ FEW_SEEDS, MORE_SEEDS = (0, 1, 2), (0, 1, 2, 3, 4)
 def hardest(share: float) -> tuple[str, ...]:
     """Selects exactly the hardest share of the queue."""
     return 'negatives.selector=auto', f'negatives.fraction={share}'
+
+
+METHODS = {
+    'moco': (1, ALL),
+    'full': (2, ('loss.symmetric=True', *hardest(0.25), *KEY_TERM)),
+}
+"""The view orders of a method, and its fields: plain MoCo, and the dual view with the hardest quarter and key term."""
+
+
+def method_fields(method: str, keys: int, queue: int, rate: float) -> tuple[str, ...]:
+    """Fields of a method that puts `keys` keys into the queue in each step."""
+    orders, own = METHODS[method]
+    return (
+        *own,
+        f'train.batch_size={keys // orders}',
+        f'queue.size={queue}',
+        f'optimizer.learning_rate={rate}',
+    )

@@ -19,19 +19,3 @@ BASE = (
     'model.dtype=bfloat16',
     'monitor.every_epochs=4',
 )
-METHODS = {
-    'moco': (1, cifar10.ALL),
-    'full': (2, ('loss.symmetric=True', *cifar10.hardest(0.25), *cifar10.KEY_TERM)),
-}
-"""The view orders of a method, and its fields: plain MoCo, and the dual view with the hardest quarter and key term."""
-
-
-def fields(method: str, keys: int, queue: int, rate: float) -> tuple[str, ...]:
-    """Fields of a method that puts `keys` keys into the queue in each step."""
-    orders, own = METHODS[method]
-    return (
-        *own,
-        f'train.batch_size={keys // orders}',
-        f'queue.size={queue}',
-        f'optimizer.learning_rate={rate}',
-    )
