@@ -90,6 +90,7 @@ def test_a_cache_that_is_cut_off_is_written_again(images, tmp_path, monkeypatch,
 def test_mistakes(images, tmp_path, monkeypatch, capsys):
     for flags, message in (
         (('--dataset=Mine!', f'--folder={images}'), '--dataset=Mine!: must consist of lower-case letters'),
+        (('--dataset=npz', f'--folder={images}'), '--dataset=npz: data.name=npz reads other data'),
         (('--dataset=mine', f'--folder={images}/nowhere'), 'no such folder'),
         (('--folder=x',), '--dataset'),
         (('--dataset=mine', '--folder='), '--folder is empty: name a folder of images'),

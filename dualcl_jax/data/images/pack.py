@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from dualcl_jax.data import SOURCES
 from dualcl_jax.data.images.encoded import EncodedSource
 from dualcl_jax.system.console import progress
 from dualcl_jax.system.errors import UserError, reason_of
@@ -44,12 +45,14 @@ def place_of(name: str, data_dir: str) -> epath.Path:
     """The folder of a set that is to be packed.
 
     Raises:
-      UserError: TFDS does not take the name, or the folder exists already.
+      UserError: TFDS does not take the name, a source of this package has it, or the folder exists already.
     """
     if not re.fullmatch(r'[a-z][a-z0-9_]*', name):
         raise UserError(
             f'--dataset={name}: must consist of lower-case letters, digits and underscores, and begin with a letter'
         )
+    if name in SOURCES:
+        raise UserError(f'--dataset={name}: data.name={name} reads other data than TFDS sets; choose another name')
     folder = reachable(data_dir, f'--data_dir={data_dir}') / name / VERSION
     if folder.exists():
         raise UserError(f'--data_dir={data_dir}: {folder} already exists; remove it, or choose another --dataset')
