@@ -105,6 +105,25 @@ def test_malformed_arrays(tmp_path, arrays, message):
     assert str(tmp_path / 'set.npz') in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ('shape', 'channels'), [((4, 3, 32, 32), 0), ((4, 3, 32, 32), 32), ((4, 1, 28, 28), 0), ((4, 6, 8, 10), 10)]
+)
+def test_channels_before_the_sides_are_refused(tmp_path, shape, channels):
+    np.savez(tmp_path / 'set.npz', images=np.ones(shape, np.uint8))
+    settings = config(tmp_path / 'set.npz')
+    settings.channels = channels
+    with pytest.raises(UserError, match=r"'images' is uint8 .*; they come last: use x\.transpose\(0, 2, 3, 1\)$"):
+        npz.load(settings)
+
+
+@pytest.mark.parametrize('shape', [(4, 3, 3, 1), (4, 5, 40, 3), (4, 7, 7, 12), (4, 8, 8, 8)])
+def test_small_images_are_not_taken_for_channels_first(tmp_path, shape):
+    np.savez(tmp_path / 'set.npz', images=np.ones(shape, np.uint8))
+    settings = config(tmp_path / 'set.npz')
+    settings.channels = shape[3]
+    assert image_shape(npz.load(settings).train) == shape[1:]
+
+
 @pytest.mark.parametrize('keep', [0, 10, 300, -60])
 def test_a_truncated_file(tmp_path, keep):
     np.savez(tmp_path / 'whole.npz', images=IMAGES)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from dualcl_jax.data.images.decode import MIN_SIDE
 from dualcl_jax.data.images.source import image_source
 from dualcl_jax.data.images.stored import TYPES, as_kept, npy_header
 from dualcl_jax.data.source import Splits, described_split
@@ -130,6 +131,7 @@ def _claimed_bytes(archive: Any, name: str) -> int:
 def _checked_images(data: Any, name: str, images: np.ndarray) -> np.ndarray:
     """Checks an array of the file, and returns it as [N, H, W, C] of one of the types that are kept."""
     stated, channels = f'data.path={data.path}: array {name!r}', data.channels
+    check_layout(stated, images)
     if images.ndim == 3:
         images = images[..., None]
     types, allowed = (TYPES, (channels,)) if channels else ({'uint8': 'uint8'}, (1, 3))
@@ -148,6 +150,25 @@ def _checked_images(data: Any, name: str, images: np.ndarray) -> np.ndarray:
                 f'{stated}: {strange:,} of its {len(images):,} images have NaN or infinite values; repair them'
             )
     return images
+
+
+def check_layout(named: str, images: np.ndarray) -> None:
+    """Checks that images do not have their channels first, as those of PyTorch have.
+
+    Images [N, H, W, C] of fewer than `MIN_SIDE` rows are accepted, unless both other axes would do as sides.
+
+    Args:
+      named: the array, as the error message names it.
+      images: the array, of any shape.
+
+    Raises:
+      UserError: the array looks like [N, C, H, W].
+    """
+    if images.ndim == 4 and 0 < images.shape[1] < MIN_SIDE <= min(images.shape[2:]):
+        raise UserError(
+            f'{named} is {images.dtype} {list(images.shape)}, with the channels before the sides; '
+            'they come last: use x.transpose(0, 2, 3, 1)'
+        )
 
 
 def _checked_labels(path: str, name: str, labels: np.ndarray, num_images: int) -> np.ndarray:
