@@ -11,6 +11,7 @@ from PIL import Image, PngImagePlugin
 from configs import default
 from dualcl_jax.data import load
 from dualcl_jax.data.describe import describe_data
+from dualcl_jax.data.images import stored
 from dualcl_jax.data.images.decode import (
     INVERTED,
     LATE,
@@ -123,6 +124,8 @@ REFUSED = {
     ),
     'float': (tiff(ramp(np.float32, 1)[..., None], photometric=1), 'floating-point'),
     'double': (tiff(ramp(np.float64, 1)[..., None], photometric=1), 'floating-point'),
+    'integers of 32 bits': (tiff(ramp(np.int32, 19)[..., None], photometric=1), '32-bit pixels'),
+    'unsigned integers of 32 bits': (tiff(ramp(np.uint32, 65535)[..., None], photometric=1, big=True), '32-bit pixels'),
     'signed': (tiff(ramp(np.int8, 100)[..., None], photometric=1), 'signed'),
     'dark colours of 16 bits': (tiff((photo(1, 16, 16) * 16).astype(np.uint16) // 16 * 15), 'few of their 16 bits'),
     'a thumbnail': (tiff(photo(1, 16, 16), t254=1), 'thumbnail'),
@@ -144,6 +147,21 @@ def test_what_is_refused(name):
     encoded, reason = REFUSED[name]
     with pytest.raises(UnusableError, match=reason):
         examine(encoded)
+
+
+@pytest.mark.parametrize('mode', ['L', 'RGB', 'CMYK'])
+def test_a_jpeg_whose_last_part_is_zeros_is_refused(mode):
+    """With a thumbnail in its EXIF, which has an end of its own."""
+    pixels = np.random.default_rng(1).integers(0, 255, (64, 64, 3), np.uint8)
+    thumbnail = b'Exif\0\0' + encode(photo(1, 16, 16), 'JPEG')
+    encoded = encode(Image.fromarray(pixels).convert(mode), 'JPEG', quality=95, exif=thumbnail)
+    assert examine(encoded + b'more')[:2] == (64, 64)
+    for share in (0.3, 0.9):
+        start = int(len(encoded) * share)
+        zeroed = encoded[:start] + bytes(len(encoded) - start)
+        for refuses in (examine, lambda content: stored.examine(content, 3)):
+            with pytest.raises(UnusableError, match='damaged: truncated'):
+                refuses(zeroed)
 
 
 def test_transparency_of_a_tiff_is_laid_over_white():

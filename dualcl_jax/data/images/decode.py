@@ -10,7 +10,7 @@ and texts are not applied and may have any length.
 A gray image with more than 8 bits keeps the upper 8 of the bits that it uses: those that the file declares (sBIT of
 PNG, MaxSampleValue of TIFF), else the fewest of 8, 12 and 16 that hold its largest value. Colours of 16 bits keep the
 upper 8, and are refused if these leave fewer than 16 levels. Images of 2, 4 or more channels that are neither colours
-nor transparency, thumbnails of raw files and floating-point pixels are refused.
+nor transparency, thumbnails of raw files, floating-point pixels and integers of more than 16 bits are refused.
 """
 
 import io
@@ -97,6 +97,7 @@ def examine(encoded: bytes) -> Facts:
     """
     if not encoded:
         raise UnusableError('empty file')
+    check_end(encoded)
     try:
         jpeg = _jpeg_header(encoded)
         if jpeg:
@@ -107,7 +108,7 @@ def examine(encoded: bytes) -> Facts:
                 conversions |= LATE
             try:
                 _decode_jpeg(encoded, height, width, 8)
-            except ValueError:  # a warning of libjpeg-turbo: harmless, or a file cut short; Pillow distinguishes them
+            except ValueError:  # a warning of libjpeg-turbo: harmless, or damage; Pillow distinguishes them
                 _decode_with_pillow(encoded)
                 conversions |= TOLERATED
             upright = (width, height) if orientation > 4 else (height, width)
@@ -128,6 +129,8 @@ def cut(encoded: bytes, place: Place, size: int) -> np.ndarray:
     """Cuts the boxes of `place` from an image, each resized to a square: uint8 [n, size, size, 3].
 
     A JPEG is decoded at the smallest of the scales 1, 1/2, 1/4 and 1/8 that keeps `size` pixels a side in every box.
+    Sides that the scale does not divide are rounded up, and boxes are scaled by the rounded sides: those at the right
+    and at the bottom end less than one pixel of the result away from where they would at full scale.
     """
     jpeg = _jpeg_header(encoded)
     if jpeg:
@@ -185,6 +188,15 @@ def _start_of_scan(encoded: bytes) -> int:
         else:
             place += 2 + int.from_bytes(encoded[place + 2 : place + 4], 'big')
     return place
+
+
+def check_end(encoded: bytes) -> None:
+    """Raises UnusableError for a JPEG of which only a part was written.
+
+    The marker of its end is missing. Where zeros take the place of the rest, decoders read them as pixels.
+    """
+    if encoded[:2] == b'\xff\xd8' and encoded.rfind(b'\xff\xd9') < _start_of_scan(encoded):
+        raise UnusableError('damaged: truncated, a JPEG without its end')
 
 
 def _decode_jpeg(encoded: bytes, height: int, width: int, divisor: int) -> np.ndarray:

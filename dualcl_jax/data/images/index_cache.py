@@ -26,7 +26,7 @@ from dualcl_jax.system.errors import UserError, reason_of
 from dualcl_jax.system.files import BROKEN, cache_folder, locked, replacing
 from dualcl_jax.system.processes.agreement import made_once
 
-VERSION = f'3 {PIL.__version__} {simplejpeg.__version__}'
+VERSION = f'4 {PIL.__version__} {simplejpeg.__version__}'
 """The version of the format and of the decoders. A cache of another version is not used."""
 
 

@@ -47,6 +47,7 @@ def examine(encoded: bytes, channels: int) -> Facts:
     """
     if not encoded:
         raise UnusableError('empty file')
+    decode.check_end(encoded)
     pixels, turned = _read(encoded, channels)
     if pixels.dtype.kind == 'f' and not np.isfinite(pixels).all():
         raise UnusableError('NaN or infinite values')

@@ -76,6 +76,8 @@ def refusal(encoded: bytes) -> str:
         return f'{samples} channels: only 1 or 3, and transparency, can be used; write those that matter'
     if 3 in kinds:
         return 'floating-point pixels, whose range is unknown; write 8 or 16 bits'
+    if bits > 16:
+        return f'{bits}-bit pixels, whose range is unknown; write 8 or 16 bits'
     if 2 in kinds and bits == 8:
         return 'signed pixels of 8 bits; write unsigned ones'
     return ''
