@@ -37,6 +37,12 @@ TABLES = {
     'semicolons': ('file;label\n' + rows('{n:03}.ppm;{label}\n'), 'file and label'),
     'other folders': ('path,label\n' + rows('/home/me/set/{n:03}.ppm,{label}\n'), 'path and label'),
     'Windows': ('path,label\n' + rows('set\\{n:03}.ppm,{label}\n'), 'path and label'),
+    'UTF-16': ('file\tlabel\n' + rows('{n:03}.ppm\t{label}\n'), 'file and label'),
+    'a comma in a header of semicolons': (
+        'file;label;comment, if any\n' + rows('{n:03}.ppm;{label};\n'),
+        'file and label',
+    ),
+    'commas in values of tabs': ('site0, 000.ppm\tcat\n' + rows('{n:03}.ppm\t{label}\n'), '1 and 2'),
     'a column after it': ('path,label,width\n' + rows('{n:03}.ppm,{label},9\n'), 'path and label'),
 }
 
@@ -45,12 +51,19 @@ TABLES = {
 def test_columns(root, tmp_path, name):
     content, columns = TABLES[name]
     path = tmp_path / 'table.csv'
-    path.write_text(content)
+    path.write_text(content, encoding='utf-16' if name == 'UTF-16' else 'utf-8')
     train, _ = data.load(folder_config(root, labels=str(path), test_fraction=0.0))
     assert train.class_names == ('cat', 'dog')
     assert train.labels.tolist() == [0, 1] * 4
     said = describe_data(data.Splits(train, None))['classes']
     assert said.endswith(f'columns {columns}; 0 rows name no file, 0 files are in no row'), said
+
+
+def test_rows_without_a_class_are_ignored(root, tmp_path):
+    (tmp_path / 'table.csv').write_text('path,label\n000.ppm,\n000.ppm,cat\n\n001.ppm,dog\n001.ppm, \ngone.ppm,\n')
+    train, _ = data.load(folder_config(root, labels=str(tmp_path / 'table.csv'), test_fraction=0.0))
+    assert train.labels.tolist() == [0, 1] + [-1] * 6
+    assert '0 rows name no file, 6 files are in no row' in train.report['labels']
 
 
 def test_rows_and_files_without_a_partner_are_counted(root, tmp_path):
@@ -83,6 +96,7 @@ def test_columns_that_are_named(root, tmp_path):
         ('000.ppm,site,cat\n', {}, r'the first line, 000\.ppm, site, cat, does not say .* path,label'),
         ('file,label\n0.ppm,a\n', {'label_column': 'klass'}, r'label_column=klass: no such column.* file, label$'),
         ('file,label\n0.ppm,a\n', {'path_column': 'x'}, r'path_column=x: no such column.* file, label$'),
+        ('file,label\n"a\n\nb",cat\n\n001.ppm\n', {}, r'line 6 has 1 columns'),
     ],
 )
 def test_ambiguous_tables_are_refused_in_one_line(root, tmp_path, content, fields, message):
@@ -98,6 +112,24 @@ def test_a_name_of_several_files_is_refused(tmp_path, monkeypatch):
     (tmp_path / 'table.csv').write_text('path,label\n0.ppm,cat\n')
     with pytest.raises(UserError, match=r'line 2 names 0\.ppm, but 2 files have this name; .* such as x/0\.ppm'):
         data.load(folder_config(tmp_path / 'images', labels=str(tmp_path / 'table.csv')))
+
+
+def test_of_files_that_differ_in_their_suffixes_that_of_the_row_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    names = ['images/0.JPG', 'images/1.jpg', 'masks/0.png', 'masks/1.png', 'x/2.jpg', 'x/2.png']
+    write_images(tmp_path / 'images', names)
+    (tmp_path / 'table.csv').write_text('path,label\n0.jpg,cat\n1.jpg,dog\n2.png,cat\n')
+    train, _ = data.load(folder_config(tmp_path / 'images', labels=str(tmp_path / 'table.csv'), test_fraction=0.0))
+    assert train.labels.tolist() == [0, 1, -1, -1, -1, 0]
+
+
+@pytest.mark.parametrize('order', [1, -1])
+def test_a_row_that_names_a_file_more_closely_counts(root, tmp_path, order):
+    lines = ['000.ppm,cat', 'extra/000.ppm,dog', 'more/000.ppm,cow', '001,dog', 'extra/001.ppm,cat', 'extra/2.ppm,cat']
+    (tmp_path / 'table.csv').write_text('\n'.join(['path,label', *lines[::order]]))
+    train, _ = data.load(folder_config(root, labels=str(tmp_path / 'table.csv'), test_fraction=0.0))
+    assert train.labels.tolist() == [0, 1] + [-1] * 6
+    assert '4 rows name no file' in train.report['labels']
 
 
 def test_folders_must_agree_as_far_as_both_paths_have_any(tmp_path, monkeypatch):
@@ -122,12 +154,17 @@ def test_loose_paths_are_found_as_by_comparing_all():
         stem, suffix = os.path.splitext(path.replace('\\', '/'))
         return [*(stem if suffix.lower() in ('.png', '.jpg') else stem + suffix).split('/')][::-1]
 
+    def suffix(path: str) -> str:
+        return os.path.splitext(path.replace('\\', '/'))[1]
+
     def compared(name: str) -> list[int]:
         name = os.path.normpath(name)
         same = [file for file, path in paths.items() if path == name]
         equal = [file for file, path in paths.items() if split(path) == split(name)]
         both = ((file, zip(split(path), split(name), strict=False)) for file, path in paths.items())
-        return same or equal or [file for file, pairs in both if all(one == other for one, other in pairs)]
+        found = same or equal or [file for file, pairs in both if all(one == other for one, other in pairs)]
+        alike = [file for file in found if suffix(paths[file]) == suffix(name)]
+        return alike or [file for file in found if suffix(paths[file]).lower() == suffix(name).lower()] or found
 
     table = Names(paths)
     for name in names:
