@@ -84,7 +84,7 @@ def read_table(path: str) -> Table:
 def _fit(file: IO[str], delimiter: str) -> float:
     """The share of the first rows that have as many columns as the very first one; 0 if that has only one."""
     file.seek(0)
-    counts = []
+    counts: list[int] = []
     with contextlib.suppress(RowError):  # raised again if this is the delimiter
         counts.extend(len(row) for _, row in itertools.islice(csv_rows(file, delimiter), TRIED) if row)
     return counts.count(counts[0]) / len(counts) if counts and counts[0] > 1 else 0.0
@@ -218,10 +218,10 @@ def match(table: Table, names: Names, folder: str, path_column: str, label_colum
             unmatched.append(name)
     best: dict[int, tuple[int, str]] = {}
     for rank, number, name, label, file in sorted(found, key=lambda match: match[0]):
-        closest, known = best.setdefault(file, (rank, label))
+        closest, kept = best.setdefault(file, (rank, label))
         if closest < rank:
             unmatched.append(name)
-        elif known != label:
+        elif kept != label:
             raise UserError(
                 f'data.labels={table.file}: line {number} gives {shown(os.path.normpath(name))} a second class; '
                 'keep one'
