@@ -204,6 +204,17 @@ def test_pictures_beside_class_folders(root, stray, used, unlabelled):
     assert (len(kept), int((kept.labels < 0).sum())) == (20 + stray, stray)
 
 
+@pytest.mark.parametrize('wrapper', ['', 'set/'])
+def test_splits_below_the_classes_are_named(root, wrapper):
+    """They are not used as splits. Not named where a class lacks one."""
+    write_images(root, named((f'{wrapper}{name}/{split}' for name in 'ab' for split in ('train', 'val')), 4))
+    splits = data.load(folder_config(root))
+    said = f'train: the whole folder, with {wrapper}a/val/ (move folders of splits above those of classes) ('
+    assert describe_data(splits)['splits'].startswith(said)
+    write_images(root, [f'{wrapper}c/train/0.ppm'], first=100)
+    assert folders_of(data.load(folder_config(root)))['train'] == 'the whole folder'
+
+
 def test_a_folder_of_unlabelled_images_is_no_class(root):
     write_images(root, named(('a', 'b', 'unlabeled'), 4))
     train, _ = data.load(folder_config(root, test_fraction=0.0))

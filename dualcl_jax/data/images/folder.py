@@ -313,10 +313,12 @@ def _with_classes(index: Index, rows: np.ndarray, labels: np.ndarray, roles: np.
 
 def _splits_report(chosen: _Chosen, labels: Mapping[str, np.ndarray], fraction: float) -> dict[str, Any]:
     """Reports the folder of each split, the number of its images, and the number of labelled ones."""
-    layout = chosen.layout
+    layout, whole = chosen.layout, described(chosen.layout.train)
+    if layout.below_classes:
+        whole += f', with {described(layout.below_classes)} (move folders of splits above those of classes)'
     from_train = f'{described(layout.train)}: {fraction:.3g} of its labelled images, by their content'
     folders = {
-        'train': described(layout.train),
+        'train': whole,
         'test': described(layout.test) if layout.test is not None else from_train if fraction else None,
     }
     return {

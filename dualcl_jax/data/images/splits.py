@@ -31,6 +31,7 @@ class Layout:
       depths: the number of folders in the paths of the two.
       beside: folders with images that are neither.
       roles: int8 [F], the role of each folder of the index.
+      below_classes: without splits, a folder named like one for testing, if every class has such a folder; else ''.
     """
 
     train: str
@@ -38,6 +39,7 @@ class Layout:
     depths: tuple[int, int]
     beside: tuple[str, ...]
     roles: np.ndarray
+    below_classes: str = ''
 
 
 def split_name(folder: str) -> str:
@@ -70,7 +72,7 @@ def find_layout(folders: Sequence[str], counts: np.ndarray, labelled: np.ndarray
         if len(below) != 1:
             break
         prefix = (*prefix, below[0])
-    return Layout('', None, (0, 0), (), np.full(len(folders), TRAIN, np.int8))
+    return Layout('', None, (0, 0), (), np.full(len(folders), TRAIN, np.int8), _below_classes(tree, prefix))
 
 
 class _Tree:
@@ -133,6 +135,18 @@ def _splits_in(tree: _Tree, prefix: tuple[str, ...]) -> tuple[str, str | None] |
     others = [name for name in below if name != train and name.lower() not in UNLABELLED_NAMES]
     flat = not any(tree.below((*prefix, name)) for name in others)
     return (train, None) if len(tree.classes(inside)) > 1 and not tree.direct.get(inside) and flat else None
+
+
+def _below_classes(tree: _Tree, prefix: tuple[str, ...]) -> str:
+    """A folder for testing, if every folder in a folder has one for training and one for testing; else ''."""
+    found = ''
+    for name in tree.below(prefix):
+        inside = {split_name(folder): folder for folder in tree.below((*prefix, name))}
+        tests = [os.path.join(*prefix, name, inside[test]) for test in TEST_NAMES if test in inside]
+        if 'train' not in inside or not tests:
+            return ''
+        found = found or tests[0]
+    return found
 
 
 def _layout(tree: _Tree, prefix: tuple[str, ...], train: str, test: str | None) -> Layout:
