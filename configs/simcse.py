@@ -5,8 +5,8 @@
 MODEL is a folder in Hugging Face's format with BERT's architecture (config.json, model.safetensors, tokenizer.json).
 Recipes, after the colon of --config=configs/simcse.py:RECIPE: simcse (the default), esimcse, mocose, contriever, crop
 (of passages), pair (of queries and passages), and dualcl_simcse and so on, with both views as query and key and the
-hardest quarter of the negatives. The sizes of the model are those of MiniLM-L6. Time and accuracy of crop and
-dualcl_pair: `docs/text.md`; of the others: unmeasured.
+hardest quarter of the negatives. The encoder has the sizes of MODEL. `docs/text.md` has the time and the accuracy of
+crop and dualcl_pair, and what differs from the published methods. Accuracies of the others: unmeasured.
 """
 
 from ml_collections import ConfigDict

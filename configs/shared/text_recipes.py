@@ -1,13 +1,7 @@
 """Recipes for tuning or training sentence encoders, as changes of a config; all but `pair` and `crop` are published.
 
-Sizes and rates are those of the papers. What differs here:
-
-- The learning rate falls by a cosine, not linearly.
-- Keys have no gradient, also in SimCSE, whose two views share one encoder (momentum 0).
-- `mocose`: its projection has layer norm and dropout, and its predictor tanh; here the projection is linear, and the
-  predictor has batch statistics and ReLU. Its adversarial perturbation of the embeddings is left out.
-- `contriever`: its embeddings are not normalised, and its learning rate rises over 20,000 steps. Here there is no
-  warm-up, whose length is a field in epochs (`optimizer.warmup_epochs`).
+Sizes and rates are the authors' for BERT-base; `docs/text.md` lists what differs from their code. A projection or an
+inner layer that is as wide as the encoder remains so with an encoder of another width.
 """
 
 from collections.abc import Callable
@@ -16,7 +10,7 @@ from ml_collections import ConfigDict
 
 
 def simcse(config: ConfigDict) -> None:
-    """2104.08821, unsupervised, for BERT-base: dropout as the only difference of views, no queue, one epoch."""
+    """2104.08821, unsupervised: dropout as the only difference of views, no queue, one epoch."""
     config.views.preset = 'simcse'
     config.text.length = 32
     config.model.name = 'transformer'
@@ -39,7 +33,7 @@ def simcse(config: ConfigDict) -> None:
 
 
 def esimcse(config: ConfigDict) -> None:
-    """2109.04380: SimCSE with repeated words in one view, and a queue of 2.5 batches from a momentum encoder."""
+    """2109.04380: SimCSE with repeated tokens in one view, and a queue of 2.5 batches from a momentum encoder."""
     simcse(config)
     config.views.preset = 'esimcse'
     config.queue.size = 160
@@ -47,14 +41,17 @@ def esimcse(config: ConfigDict) -> None:
 
 
 def mocose(config: ConfigDict) -> None:
-    """2203.06735: dropout views, a predictor on the query side, a small queue and a low momentum."""
+    """2202.13093: dropout views, a predictor on the query side, a small queue, and a low momentum that rises to 1."""
     simcse(config)
     config.model.projection = 'linear'
     config.views.preset = 'mocose'
     config.model.predictor = 'mlp2'
-    config.model.head_width = 768
-    config.queue.size = 256
-    config.ema.momentum = 0.85
+    config.model.head_width = config.model.width
+    config.queue.size = 512
+    config.queue.init = 'noise'
+    config.ema.momentum = 0.75
+    config.ema.schedule = 'cosine'
+    config.optimizer.weight_decay = 1e-6
 
 
 def contriever(config: ConfigDict) -> None:
@@ -68,6 +65,7 @@ def contriever(config: ConfigDict) -> None:
     config.model.pooling = 'mean'
     config.model.projection = 'none'
     config.queue.size = 131_072
+    config.queue.init = 'noise'
     config.ema.momentum = 0.9995
     config.optimizer.learning_rate = 5e-5
     config.optimizer.weight_decay = 0.01

@@ -61,7 +61,7 @@ _CROPPED = TextSpec(crop_scale=(0.05, 0.5), deletion=0.1)
 TEXT_PRESETS: dict[str, Preset] = {
     'simcse': Preset((TextSpec(), TextSpec())),  # 2104.08821: the views differ by the encoder's dropout alone
     'esimcse': Preset((TextSpec(), TextSpec(repetition=0.32))),  # 2109.04380
-    'mocose': Preset((TextSpec(), TextSpec())),  # 2203.06735, without its adversarial perturbation of embeddings
+    'mocose': Preset((TextSpec(), TextSpec())),  # 2202.13093, without its adversarial perturbation of embeddings
     'contriever': Preset((_CROPPED, _CROPPED)),  # 2112.09118
     'pair': Preset((TextSpec(deletion=0.1), TextSpec(deletion=0.1)), pair=True),  # ours
 }
