@@ -38,6 +38,8 @@ def describe_method(
     orders = 'both view orders' if method.symmetric else 'one way'
     key_term = f', key term {method.key_term} at {method.key_weight:g}' if method.key_weight else ''
     stem = '' if train.kind == TEXT else f'{config.model.stem} stem, '
+    if config.model.name == 'transformer':
+        stem = f'pooling {config.model.pooling}, '
     projection = f'{config.model.projection} projection to {method.dim}'
     if config.model.projection == 'none':
         projection = 'no projection'

@@ -10,7 +10,7 @@ Their input is a tree. With n sentences of at most L tokens:
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Self
 
@@ -65,6 +65,19 @@ class TextGeometry:
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(TextGeometry))
+
+
+def describe_sizes(model: Mapping[str, Any]) -> str:
+    """The sizes of a transformer in words.
+
+    Args:
+      model: the fields of a model config; `pooling` may be missing.
+    """
+    pooling = f', pooling {model["pooling"]}' if 'pooling' in model else ''
+    return (
+        f'{model["layers"]} layers of {model["width"]}, {model["heads"]} heads, {model["vocabulary"]:,} tokens, '
+        f'{model["max_positions"] - model["position_offset"]:,} positions{pooling}'
+    )
 
 
 @jax.custom_vjp

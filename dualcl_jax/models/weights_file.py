@@ -5,6 +5,7 @@ share any prefix, such as `module.encoder_q.`. Files are safetensors or .npz; no
 """
 
 import dataclasses
+import json
 import math
 import zipfile
 
@@ -16,7 +17,7 @@ import safetensors
 import safetensors.numpy
 
 from dualcl_jax.models import convnext
-from dualcl_jax.models.encoder import Variables
+from dualcl_jax.models.encoder import MODELS, Variables
 from dualcl_jax.models.vit import PATCHES, sine_cosine_positions
 from dualcl_jax.system.errors import UserError, first_line
 from dualcl_jax.system.files import BROKEN, reachable
@@ -90,6 +91,7 @@ def take(path: str, template: Variables, model: str, grid: tuple[int, int], *, l
     expected = flax.traverse_util.flatten_dict(template, sep='.')
     backbone = {name: leaf for name, leaf in expected.items() if name.split('.')[1] == 'backbone'}
     if any(name.startswith(OURS) for name in tensors):
+        check_name(_stored_name(path, flag), model, flag)
         return _ours(tensors, expected, backbone, model, flag)
     prefix = _prefix(tensors, flag)
     found, notes = {}, []
@@ -150,6 +152,22 @@ def read_tensors(path: str, flag: str) -> dict[str, np.ndarray]:
         name: array.astype(np.float32) if jnp.issubdtype(array.dtype, jnp.floating) else array
         for name, array in tensors.items()
     }
+
+
+def check_name(stored: str, model: str, flag: str) -> None:
+    """Raises UserError if an encoder is another of `MODELS` than this one, whose shapes may be the same: vit_s16_h6."""
+    if stored != model and stored in MODELS and model in MODELS:
+        raise UserError(f'{flag}: is a {stored}, not a {model}; use the model.name of its run, {stored}')
+
+
+def _stored_name(path: str, flag: str) -> str:
+    """The `model.name` in the description of an export of this project; '' if it has none."""
+    if not path.lower().endswith('.safetensors'):
+        return ''
+    with reachable(path, flag).open('rb') as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), 'little')))
+    described = json.loads(header.get('__metadata__', {}).get('architecture', '{}'))
+    return str(described.get('name', '')) if isinstance(described, dict) else ''
 
 
 def torch_name(name: str) -> str:

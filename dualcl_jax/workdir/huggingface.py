@@ -11,7 +11,7 @@ from etils import epath
 
 from dualcl_jax.data.text.tokens import FILE as TOKENIZER
 from dualcl_jax.models.huggingface import Loaded, read_config, read_tensors
-from dualcl_jax.models.text import POOLINGS, TextGeometry
+from dualcl_jax.models.text import POOLINGS, TextGeometry, describe_sizes
 from dualcl_jax.system.errors import UserError, first_line
 from dualcl_jax.system.files import reachable
 
@@ -61,12 +61,7 @@ class Pretrained:
 
     def describe(self) -> str:
         """The network in words."""
-        sizes = self.fields
-        pooling = f', pooling {sizes["pooling"]}' if 'pooling' in sizes else ''
-        return (
-            f'{self.kind} of {self.path}: {sizes["layers"]} layers of {sizes["width"]}, {sizes["heads"]} heads, '
-            f'{sizes["vocabulary"]:,} tokens, {sizes["max_positions"] - sizes["position_offset"]:,} positions{pooling}'
-        )
+        return f'{self.kind} of {self.path}: {describe_sizes(self.fields)}'
 
 
 def find_pretrained(path: str) -> Pretrained | None:

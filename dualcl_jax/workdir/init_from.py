@@ -1,7 +1,8 @@
 """Starts a new run from another encoder: from a run, a file of weights, or a sentence transformer of Hugging Face.
 
 From a run or a file it takes the (online) backbone, and the projection if the shapes agree. From a folder of Hugging
-Face it takes the backbone; the network then has the sizes of the folder, and the config of the run stores them.
+Face it takes the backbone. With the encoder of text of a folder or of a run the network has its sizes and pooling, and
+the config of the new run stores them.
 """
 
 import dataclasses
@@ -10,42 +11,68 @@ from typing import Any
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
+from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dualcl_jax.method.build import Method
 from dualcl_jax.method.state import TrainState
+from dualcl_jax.models.encoder import TEXT_MODELS
 from dualcl_jax.models.images import ImageInput
-from dualcl_jax.models.text import FIELDS
+from dualcl_jax.models.text import FIELDS, describe_sizes
 from dualcl_jax.models.vit import LEARNED, PATCHES
-from dualcl_jax.models.weights_file import Taken, is_weights_file, take
+from dualcl_jax.models.weights_file import Taken, check_name, is_weights_file, take
 from dualcl_jax.system.devices import replicate
 from dualcl_jax.system.errors import UserError, listed
-from dualcl_jax.system.files import reachable
 from dualcl_jax.workdir.checkpoint import Checkpoints
+from dualcl_jax.workdir.folder import stored_config
 from dualcl_jax.workdir.huggingface import Pretrained, find_pretrained
 from dualcl_jax.workdir.saved_run import find_run, open_saved_run
 
 TRANSFORMER = 'transformer'
 """The `model.name` that can start from a folder of Hugging Face."""
+HEADS = ('dim', 'head_width')
+"""Widths of the projection and the predictor, which follow the width of the encoder where they are equal to it."""
 SHOWN = 4
 """How many of the tensors without a place are named."""
 
 
 def adopt_geometry(config: ConfigDict, stored: ConfigDict | None) -> ConfigDict:
-    """A config whose model has the sizes of the folder of Hugging Face that `init_from` names.
+    """A config whose model has the sizes and the pooling of the encoder of text that `init_from` names.
 
-    If `init_from` is empty or names a run or a file, this is the config itself.
+    The encoder is in a folder of Hugging Face, or in a run with the same `model.name`; for any other, this is the
+    config itself. Dropout stays that of the config. Those of `HEADS` that are equal to the width remain so.
 
     Args:
       config: it is not changed.
-      stored: the config of the run in the workdir, which no longer needs the folder; None for a new run.
+      stored: the config of the run in the workdir; None for a new run. A run that resumes no longer needs the encoder,
+        and keeps what it has stored.
 
     Raises:
-      UserError: the folder cannot be used, or the config has another model.
+      UserError: the encoder cannot be used, or the config has another model than the folder.
     """
     if not config.init_from or is_weights_file(config.init_from):
         return config
+    if stored is not None and (stored.init_from, stored.model.name) != (config.init_from, config.model.name):
+        stored = None
+    fields = _geometry(config, stored)
+    if not fields:
+        return config
+    adopted = ConfigDict(config.to_dict())
+    adopted.model.update(fields)
+    for head in HEADS:
+        if config.model[head] == config.model.width:
+            adopted.model[head] = fields['width'] if stored is None else stored.model[head]
+    return adopted
+
+
+def _geometry(config: ConfigDict, stored: ConfigDict | None) -> dict[str, Any]:
+    """The fields of a model config that the encoder of text at `init_from` determines; none for another encoder.
+
+    Args:
+      config: the config of the run.
+      stored: the config of the run in the workdir if it started from the same encoder.
+    """
     pretrained = find_pretrained(config.init_from)
     if pretrained is not None:
         if config.model.name != TRANSFORMER:
@@ -53,21 +80,13 @@ def adopt_geometry(config: ConfigDict, stored: ConfigDict | None) -> ConfigDict:
                 f'--init_from={config.init_from}: holds a {TRANSFORMER}; set --config.model.name={TRANSFORMER}, not '
                 f'{config.model.name}'
             )
-        fields = pretrained.fields
-    elif stored is not None and _resumes_without(config, stored):
-        fields = {name: stored.model[name] for name in ('width', *FIELDS) if name != 'dropout'}
-    else:
-        return config
-    adopted = ConfigDict(config.to_dict())
-    adopted.model.update(fields)
-    return adopted
-
-
-def _resumes_without(config: ConfigDict, stored: ConfigDict) -> bool:
-    """Whether the run in the workdir is a transformer that started from a folder that is no longer there."""
-    if (stored.init_from, stored.model.name) != (config.init_from, TRANSFORMER):
-        return False
-    return not reachable(config.init_from, f'--init_from={config.init_from}').exists()
+        return pretrained.fields
+    if config.model.name not in TEXT_MODELS:
+        return {}
+    source = stored or _run(config.init_from)[2]
+    if source.model.name != config.model.name:
+        return {}
+    return {name: source.model[name] for name in ('width', *FIELDS) if name != 'dropout'}
 
 
 def check_encoder(method: Method, state: TrainState, path: str) -> str:
@@ -77,7 +96,7 @@ def check_encoder(method: Method, state: TrainState, path: str) -> str:
       A description of what the run takes from it.
 
     Raises:
-      UserError: there is no encoder, it cannot be read, or its backbone has other shapes.
+      UserError: there is no encoder, it cannot be read, or it is another network.
     """
     if is_weights_file(path):
         return (
@@ -87,15 +106,27 @@ def check_encoder(method: Method, state: TrainState, path: str) -> str:
     pretrained = find_pretrained(path)
     if pretrained is not None:
         return _describe(pretrained, state)
-    folder, steps = find_run(path, flag='--init_from')
+    folder, step, source = _run(path)
+    check_name(source.model.name, method.encoder.model, f'--init_from={path}')
     with Checkpoints(folder / 'checkpoints', read_only=True) as checkpoints:
-        saved = checkpoints.saved_params(steps[-1])
+        saved = checkpoints.saved_params(step)
     if _shapes(saved['backbone']) != _shapes(state.params['backbone']):
+        same = 'the same model.name, width, stem and positions, on images with the same number of channels'
+        if not isinstance(method.views, ImageInput):
+            same = f'the model.name, the sizes and the tokenizer of that run, which are in {folder}'
         raise UserError(
-            f'--init_from={path}: its backbone has different shapes from the one of this config; '
-            'use the same model.name, width and stem, on images with the same number of channels'
+            f'--init_from={path}: its backbone has different shapes from the one of this config; use {same}'
         )
-    return f'the encoder of {path}'
+    sizes = f': {describe_sizes(source.model)}' if source.model.name == TRANSFORMER else ''
+    return f'the encoder of {path}{sizes}'
+
+
+def _run(path: str) -> tuple[epath.Path, int, ConfigDict]:
+    """The folder of the run that a path names, the step of its newest checkpoint, and its config."""
+    folder, steps = find_run(path, flag='--init_from')
+    config = stored_config(folder)
+    assert config is not None  # `find_run` has found the file
+    return folder, steps[-1], config
 
 
 def with_encoder(method: Method, state: TrainState, path: str, mesh: Mesh) -> TrainState:

@@ -15,7 +15,7 @@ import safetensors.numpy
 from configs import default
 from dualcl_jax.models.convnext import ConvNeXt
 from dualcl_jax.models.encoder import MODELS, Encoder, build_encoder
-from dualcl_jax.models.weights_file import Taken, take
+from dualcl_jax.models.weights_file import Taken, check_name, take
 from dualcl_jax.system.errors import UserError
 from tests.support.named_weights import images, weights
 
@@ -160,6 +160,23 @@ def test_patches_of_an_export(rows: int, fresh: bool, tmp_path: Path) -> None:
     else:
         with pytest.raises(UserError, match=r'patch_embed\.kernel is \(84, '):
             taken(tmp_path / 'w.npz', made, 32)
+
+
+def test_an_encoder_of_equal_shapes(tmp_path: Path) -> None:
+    """The shapes of a ViT do not depend on its heads; an export names its model. One's own network may be renamed."""
+    made = encoder('vit_tiny')
+    whole = flax.traverse_util.flatten_dict(template(made, 32), sep='.')
+    tensors = {name: np.zeros(leaf.shape, np.float32) for name, leaf in whole.items()}
+    for name, refused in (('vit_s16_h6', True), ('vit_tiny', False), ('old:Net', False)):
+        described = {'architecture': json.dumps({'name': name})}
+        safetensors.numpy.save_file(tensors, tmp_path / 'w.safetensors', described)
+        if refused:
+            with pytest.raises(UserError, match=f'{FLAG}: is a vit_s16_h6, not a vit_tiny; use the model.name of its'):
+                taken(tmp_path / 'w.safetensors', made, 32)
+        else:
+            assert taken(tmp_path / 'w.safetensors', made, 32).source == 'an export of dualcl_jax'
+    with pytest.raises(UserError, match='is a vit_s16, not a vit_s16_h6'):
+        check_name('vit_s16', 'vit_s16_h6', FLAG)
 
 
 def test_smaller_network_than_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,7 @@ def test_wrong_files(start, tmp_path: Path) -> None:
     before = contents(tmp_path)
     for path, fields, said in (
         (file, ['model.width=8'], 'params.backbone.conv1.kernel is'),
-        (file, ['model.name=resnet18'], 'use the model.name'),
+        (file, ['model.name=resnet18'], 'is a tiny, not a resnet18; use the model.name of its run, tiny'),
         (tmp_path / 'weights.pth', [], 'pickled weights are not read'),
         (tmp_path / 'missing.npz', [], 'cannot be read'),
     ):

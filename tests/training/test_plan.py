@@ -119,7 +119,12 @@ def test_init_from(here, trainer: Trainer, first: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ('fields', 'said'), [(('model.width=8',), 'its backbone has different shapes'), ((), 'no run with')]
+    ('fields', 'said'),
+    [
+        (('model.width=8',), 'its backbone has different shapes'),
+        (('model.name=resnet18',), 'not a resnet18; use the model.name of its run, '),
+        ((), 'no run with'),
+    ],
 )
 def test_init_from_an_unsuitable_run(here, first: Path, tmp_path: Path, fields: tuple, said: str) -> None:
     source = first if fields else tmp_path / 'nothing'

@@ -7,11 +7,15 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from ml_collections import ConfigDict
 
+from configs import default, simcse
 from dualcl_jax import main
 from dualcl_jax.models.huggingface import write_tensors
+from dualcl_jax.system.config import to_json
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.workdir.huggingface import find_pretrained
+from dualcl_jax.workdir.init_from import adopt_geometry
 from dualcl_jax.workdir.saved_run import open_saved_run
 from tests.support.runs import REPOSITORY, summary
 
@@ -55,6 +59,9 @@ def test_a_run_has_the_encoder_of_the_folder_and_stands_alone(run, tmp_path, nam
     assert (config['width'], config['layers'], config['position_offset']) == (16, 2, 0 if name == 'bert' else 2)
     assert config['pooling'] == ('cls' if name == 'bert' else 'mean')
     assert (workdir / 'tokenizer.json').exists()
+    second = run(workdir, '--config.model.pooling=mean', '--dry_run', workdir=tmp_path / 'second').out
+    assert f'starts from       the encoder of {workdir}: 2 layers of 16, 4 heads' in second
+    assert f'width 16, pooling {config["pooling"]}, linear' in second
 
     stored = safetensors.numpy.load_file(folder / 'model.safetensors')
     shutil.rmtree(folder)
@@ -71,6 +78,41 @@ def test_a_run_has_the_encoder_of_the_folder_and_stands_alone(run, tmp_path, nam
     if name == 'roberta':  # a whole run takes seconds; of bert, the plan is enough
         run(folder)
         assert summary(workdir)['state_sha256'] == state
+
+
+def stored_run(folder, **model):
+    """The config of a run with a checkpoint, in a folder without its state."""
+    config = default.get_config()
+    config.model.update(model)
+    (folder / 'checkpoints' / '00000001').mkdir(parents=True)
+    (folder / 'config.json').write_text(to_json(config))
+    return config
+
+
+def test_the_geometry_of_another_run(tmp_path):
+    sizes = {'width': 32, 'layers': 3, 'heads': 2, 'position_offset': 2, 'norm_epsilon': 1e-5, 'pooling': 'cls'}
+    stored_run(tmp_path / 'first', name='transformer', dropout=0.2, **sizes)
+    config = simcse.get_config('mocose')
+    config.init_from, config.model.dropout = str(tmp_path / 'first'), 0.3
+    found = adopt_geometry(config, None).model
+    assert {name: found[name] for name in sizes} == sizes
+    assert (found.dim, found.head_width, found.dropout) == (32, 32, 0.3)
+    config.model.dim = 7  # another length than the width is kept
+    assert adopt_geometry(config, None).model.dim == 7
+    config.model.name = 'bag'  # refused later: it is another network
+    assert adopt_geometry(config, None) is config
+
+
+def test_a_run_that_resumes_keeps_its_geometry(tmp_path):
+    """Runs of earlier versions had the sizes of their own config, and `model.dim` did not follow the width."""
+    stored_run(tmp_path / 'first', name='transformer', width=32, heads=2, pooling='cls')
+    config = simcse.get_config()
+    for source, width in ((tmp_path / 'first', 32), (MODELS / 'bert', 16), (tmp_path / 'gone', 8)):
+        config.init_from = str(source)
+        stored = ConfigDict(config.to_dict())
+        stored.model.update(width=width, heads=4, pooling='mean', dim=384)
+        found = adopt_geometry(config, stored).model
+        assert (found.width, found.heads, found.dim) == (width, 4, 384)
 
 
 def test_a_dry_run_checks_the_folder(run, tmp_path):
