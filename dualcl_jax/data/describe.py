@@ -42,6 +42,12 @@ def describe_data(splits: Splits) -> dict[str, str]:
             f'{tokens["vocabulary"]:,}, {tokens["tokenizer"]}; {tokens["length"]} for each sentence: '
             f'{tokens["cut"]:.1%} of the sentences are cut, {tokens["padding"]:.1%} of the tokens are padding'
         )
+    if 'in_other_pairs' in report:
+        shares = report['in_other_pairs']
+        facts['in other pairs'] = (
+            f'{shares["first"]:.1%} of the first and {shares["second"]:.1%} of the second sentences; such pairs may be '
+            "each other's negatives"
+        )
     if report.get('left_out'):
         facts['left out'] = '; '.join(
             f'{about["count"]:,} {reason} ({_listed(about["names"], about["count"])})'

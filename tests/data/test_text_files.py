@@ -114,6 +114,19 @@ def test_equal_sentences_have_equal_ids(tmp_path) -> None:
     assert load(tmp_path / 'pairs.tsv', '0,1').train.ids.tolist() == [0, 0, 2]
 
 
+def test_sentences_that_are_in_other_pairs(tmp_path) -> None:
+    """Such pairs have ids of their own. A copy of a pair is no other pair."""
+    for lines, shares in (('q\tp\nr\tP\nq\t p\ns\tt\n', [0.0, 0.75]), ('q\tp\nq\tr\n', [1.0, 0.0])):
+        (tmp_path / 'pairs.tsv').write_text(lines)
+        found = load(tmp_path / 'pairs.tsv', '0,1')
+        assert list(found.train.report['in_other_pairs'].values()) == shares
+        said = f'{shares[0]:.1%} of the first and {shares[1]:.1%} of the second sentences; '
+        assert describe_data(found)['in other pairs'].startswith(said)
+    for lines, columns in (('q\tp\nq\tp\np\tq\n', '0,1'), ('q\tp\nq\tr\n', '0')):
+        (tmp_path / 'pairs.tsv').write_text(lines)
+        assert 'in_other_pairs' not in load(tmp_path / 'pairs.tsv', columns).train.report
+
+
 def test_rows_that_are_left_out(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, 'LONGEST', 200)
     good = '\n'.join(TEXTS)

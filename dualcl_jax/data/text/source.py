@@ -78,7 +78,7 @@ def load(data: Any) -> Splits:
         'left_out': account.left_out,
         'tokens': {'tokenizer': how, 'vocabulary': tokenizer.size, 'length': tokenizer.length}
         | _shares(*encoded['train']),
-    }
+    } | _in_other_pairs(train.rows)
     sources = {
         split: ArraySource(
             KIND,
@@ -210,6 +210,19 @@ def _digests(rows: Sequence[Row]) -> np.ndarray:
     texts = ('\t'.join(' '.join(sentence.lower().split()) for sentence in row.sentences) for row in rows)
     hashed = b''.join(hashlib.blake2b(text.encode('utf-8', 'surrogatepass'), digest_size=8).digest() for text in texts)
     return np.frombuffer(hashed, '<u8')
+
+
+def _in_other_pairs(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """The shares of the first and of the second sentences that occur in another pair, too, as `in_other_pairs`.
+
+    Empty if both are 0, or if the rows are no pairs. Copies of a pair, which have one id, are the same pair.
+    """
+    pairs = np.unique(first_equal(_digests(rows)))
+    shares = {}
+    for place, name in enumerate(('first', 'second') if rows and len(rows[0].sentences) == 2 else ()):
+        sentences = first_equal(_digests([row._replace(sentences=row.sentences[place : place + 1]) for row in rows]))
+        shares[name] = float(np.mean(np.bincount(sentences[pairs], minlength=len(rows))[sentences] > 1))
+    return {'in_other_pairs': shares} if any(shares.values()) else {}
 
 
 def _divide(data: Any, train: _Part, names: Sequence[str]) -> tuple[_Part, _Part]:
