@@ -1,8 +1,9 @@
 """Writes the features of images or sentences: python -m dualcl_jax.embed --workdir=DIR --data=PATH --output=F.parquet
 
 The encoder is that of a run or, with --encoder=FILE, one in a file written by dualcl_jax.export. The output has a row
-for each image or sentence, with its file name or text, label and features, as .parquet, .npz or .csv. An interrupted
-command resumes. If the output is not a terminal, or with --json, the last line is JSON.
+for each image or sentence, with its file name or text, label and features, as .parquet, .npz or .csv. Images without a
+file of their own are named by split and row, such as train/0. An interrupted command resumes. If the output is not a
+terminal, or with --json, the last line is JSON.
 """
 
 import argparse

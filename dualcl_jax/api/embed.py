@@ -234,18 +234,15 @@ def _examples(request: Request, source: 'EncoderSource') -> 'Examples':
 
     settings = _settings(request, source)
     if request.data is not None and settings.name == 'folder':
-        found = every_image(settings)
-        if found.skipped:
-            count = len(found.skipped)
-            print(f'left out: {count:,} files: {listed(found.skipped[:3], count, separator="; ")}')
-        examples = Examples([found.source], found.names)
-        check_examples(source, examples.sources[0])
-        return examples
-    loaded = data.load(source.data_config(settings))
+        every, skipped = every_image(settings)
+        loaded, count = data.Splits(every, None), len(skipped)
+        left_out = f'{count:,} files: {listed(skipped[:3], count, separator="; ")}' if count else None
+    else:
+        loaded = data.load(source.data_config(settings))
+        left_out = describe_data(loaded).get('left out')
     check_examples(source, loaded.train)
     if request.data is None and not request.fields:
         check_trained_on(source, loaded.train)
-    left_out = describe_data(loaded).get('left out')
     if left_out:
         print(f'left out: {left_out}')
     splits = {name: split for name, split in loaded._asdict().items() if split is not None}

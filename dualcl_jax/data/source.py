@@ -81,7 +81,10 @@ class Source(Protocol):
         ...
 
     def display(self, indices: np.ndarray) -> list[str] | None:
-        """The text of each example at `indices` (integers [n]), as its author wrote it; None if it has none."""
+        """What identifies each example at `indices` (integers [n]) to a user; None if nothing does.
+
+        It is the text as its author wrote it, or the path of a file of images, relative to the folder of the set.
+        """
         ...
 
     def host_views(self, recipe: Any) -> HostViews | None:
@@ -112,7 +115,7 @@ class ArraySource:
       kind: the kind of the examples.
       ids: int32 [N], see `Source`; by default all examples differ.
       kept_files: the files of which the workdir keeps a copy, see `Source`.
-      texts: [N], the text of each example for display; None if there is none.
+      texts: [N], what `display` returns for each example; None for nothing.
 
     Raises:
       ValueError: labels or ids of another length or type, or arrays without a leading axis in common.

@@ -47,6 +47,9 @@ class Slow:
     def where(self, index: int) -> str:
         return self.files.where(index)
 
+    def names(self, indices: np.ndarray) -> list[str] | None:
+        return self.files.names(indices)
+
 
 def make_source(root: Path, count: int, read_ms: float) -> Any:
     """A source of `count` images below a new folder, of which the first batches can be read."""

@@ -168,7 +168,11 @@ def test_the_memory_budget_decides(images):
         np.testing.assert_array_equal(left.examples(np.arange(len(left))), right.examples(np.arange(len(right))))
         np.testing.assert_array_equal(left.labels, right.labels)
         assert left.fingerprint == right.fingerprint
+        names = right.display(np.arange(len(right)))
+        assert left.display(np.arange(len(left))) == names
+        assert [name.split('/')[0] for name in names] == [right.class_names[label] for label in right.labels]
     limited, _ = data.load(folder_config(images, limit=5))
+    assert limited.display(np.arange(2)) == small.display(data.source.limit_indices(len(small), 5)[:2])
     np.testing.assert_array_equal(
         limited.examples(np.arange(2)), small.examples(data.source.limit_indices(len(small), 5)[:2])
     )

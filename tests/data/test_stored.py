@@ -251,7 +251,7 @@ def test_every_image(tmp_path):
     root = write_scenes(tmp_path / 'images', '.tif', 6)
     found = every.every_image(folder_config(root, channels=5, stored_size=20))
     assert found.source.examples(np.arange(6)).dtype == np.uint16
-    assert found.names[0] == 'forest/1.tif'
+    assert found.source.display(np.arange(1)) == ['forest/1.tif']
 
 
 def test_arrays(tmp_path):

@@ -102,6 +102,15 @@ def test_own_data_and_layers(in_process, workdir: Path, tmp_path: Path) -> None:
     assert np.abs(momentum.features - query['features']).max() > 0
 
 
+def test_files_of_a_folder_that_is_not_in_data(in_process, workdir: Path, folder: Path, tmp_path: Path) -> None:
+    fields = ('--config.data.name=folder', f'--config.data.path={folder}', '--config.data.test_fraction=0.2')
+    done = in_process(embed.main, f'--workdir={workdir}', f'--output={tmp_path}/f.csv', *fields)
+    rows = read(tmp_path / 'f.csv')[1:]
+    assert last_line(done)['examples'] == len(rows) == 19  # without copies
+    assert [row[0][0] for row in rows] == [row[2] for row in rows]  # the class is the folder
+    assert {'a/small.jpg', 'b/05.png'} <= {row[0] for row in rows}
+
+
 def test_resumes(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     last_line(run(tmp_path / 'whole.npz'))
     monkeypatch.setattr(embed_all, 'PART', 8)

@@ -45,6 +45,10 @@ class Files(Protocol):
         """The name of a file for the user."""
         ...
 
+    def names(self, indices: np.ndarray) -> list[str] | None:
+        """The paths of the files at `indices` in their folder; None if they are records of a set."""
+        ...
+
 
 class Pixels(NamedTuple):
     """How the pixels of files are read.
@@ -130,8 +134,8 @@ class EncodedSource:
                 pass
         return squares
 
-    def display(self, indices: np.ndarray) -> None:
-        del indices  # pictures have no text
+    def display(self, indices: np.ndarray) -> list[str] | None:
+        return self.files.names(indices)
 
     def host_views(self, recipe: CropRecipe | None) -> 'Crops | None':
         """Random crops of whole images by a recipe."""
@@ -139,8 +143,9 @@ class EncodedSource:
 
     def decoded(self) -> ArraySource:
         """Decodes every image of the split, and returns it as a split in memory."""
-        pixels = self.examples(np.arange(len(self)))
-        return image_source(self.name, pixels, self.labels, self.class_names, self.fingerprint, self.report)
+        rows = np.arange(len(self))
+        pixels, files = self.examples(rows), self.display(rows)
+        return image_source(self.name, pixels, self.labels, self.class_names, self.fingerprint, self.report, files)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

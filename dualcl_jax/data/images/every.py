@@ -1,11 +1,10 @@
-"""Every usable image of a folder, copies included, with its name and class: for features, not for training."""
+"""Every usable image of a folder, copies included, with its class: for features, not for training."""
 
 import os
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dualcl_jax.data.images.display import shown
 from dualcl_jax.data.images.encoded import EncodedSource, stored_size
 from dualcl_jax.data.images.folder import IndexedFiles, check_usable, pixels_of, splits_and_labels
 from dualcl_jax.data.images.index_cache import open_index
@@ -15,18 +14,14 @@ from dualcl_jax.data.source import fingerprint
 from dualcl_jax.system.errors import UserError
 
 
-class Named(NamedTuple):
-    """Examples and a name for each, such as a path relative to a folder.
+class Everything(NamedTuple):
+    """Examples; and `skipped`, the names of the files that cannot be read as images, with the reason."""
 
-    `skipped` names the files that cannot be read as images, with the reason.
-    """
-
-    source: Any
-    names: list[str]
+    source: EncodedSource
     skipped: list[str]
 
 
-def every_image(data: Any) -> Named:
+def every_image(data: Any) -> Everything:
     """Lists the usable images of the folder `data.path` in the order of their paths, with labels, without splits.
 
     Args:
@@ -49,4 +44,4 @@ def every_image(data: Any) -> Named:
     digest = fingerprint('every', shape, class_names, labels.labels, index.digests[rows], how)
     source = EncodedSource('folder', IndexedFiles(index, rows), labels.labels, size, class_names, digest, pixels=pixels)
     skipped = [f'{index.shown(row)} ({index.notes[row]})' for row in np.flatnonzero(index.outcomes == SKIPPED).tolist()]
-    return Named(source, [shown(index.path(row)) for row in rows.tolist()], skipped)
+    return Everything(source, skipped)

@@ -59,6 +59,9 @@ class IndexedFiles:
     def where(self, index: int) -> str:
         return shown(os.path.join(self.index.root, self.index.path(int(self.rows[index]))))
 
+    def names(self, indices: np.ndarray) -> list[str]:
+        return [self.index.shown(row) for row in self.rows[indices].tolist()]
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Chosen:

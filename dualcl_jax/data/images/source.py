@@ -1,6 +1,6 @@
 """Sources of images: arrays [n, H, W, C] of one of `TYPES`, all of one size."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,15 +20,18 @@ def image_source(
     class_names: tuple[str, ...] | None = None,
     fingerprint: str = '',
     report: Mapping[str, Any] | None = None,
+    files: Sequence[str] | None = None,
 ) -> ArraySource:
-    """A split of images in memory: pixels [N, H, W, C] of one of `TYPES`; for the other arguments see `ArraySource`.
+    """A split of images in memory: pixels [N, H, W, C] of one of `TYPES`, and their `files` [N], if any.
+
+    For the other arguments see `ArraySource`.
 
     Raises:
       ValueError: pixels or labels of another shape or type.
     """
     if pixels.dtype.name not in TYPES or pixels.ndim != 4:
         raise ValueError(f'pixels: expected [N, H, W, C] of {", ".join(TYPES)}, got {pixels.dtype} {pixels.shape}')
-    return ArraySource(name, pixels, labels, class_names, fingerprint, report, kind=KIND)
+    return ArraySource(name, pixels, labels, class_names, fingerprint, report, kind=KIND, texts=files)
 
 
 def is_photographic(dtype: str, channels: int) -> bool:
