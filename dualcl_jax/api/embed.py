@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from dualcl_jax.api.arguments import optional_path, path_of
+from dualcl_jax.api.given import source_of
 from dualcl_jax.api.session import prepare_jax
 from dualcl_jax.system.errors import UserError, listed
 
@@ -64,7 +66,7 @@ def embed(
     layer: str | None = None,
     step: str | int = 'latest',
     momentum: bool = False,
-    labels: str = 'auto',
+    labels: str | os.PathLike[str] = 'auto',
 ) -> 'Embedding':
     """The features of every image of a folder or an `.npz` file, copies included, or of sentences.
 
@@ -83,16 +85,25 @@ def embed(
       labels: 'auto', 'subfolders', 'none', or the path of a CSV file.
 
     Returns:
-      `features` float32 [N, F], `files` [N] (the sentences for text), `labels` int32 [N] and `class_names`.
+      `features` float32 [N, F], `files` [N] (the sentences for text; split and row, such as `train/0`, for images
+      without a file of their own), `labels` int32 [N] and `class_names`.
 
     Raises:
       UserError: a mistake that the user can fix, with the line that the command would print.
     """
-    run, file, images = (None if path is None else os.fspath(path) for path in (workdir, encoder, data))
-    request = Request(run, file, images, layer, str(step), momentum, labels)
+    request = Request(
+        optional_path('workdir', workdir),
+        optional_path('encoder', encoder),
+        optional_path('data', data, 'give a path; for arrays, write an .npz file, or use dualcl_jax.load_encoder'),
+        layer,
+        str(step),
+        momentum,
+        path_of('labels', labels, "give 'auto', 'subfolders', 'none', or the path of a CSV file"),
+    )
+    written = optional_path('output', output)
     check(request)
     prepare_jax()
-    found = embed_to(request, None if output is None else os.fspath(output), return_features=True)[0]
+    found = embed_to(request, written, return_features=True)[0]
     assert found is not None
     return found
 
@@ -205,7 +216,7 @@ def _settings(request: Request, source: 'EncoderSource') -> 'ConfigDict':
     config = ConfigDict({'data': source.config.data.to_dict()})
     form = None
     if request.data is not None:
-        form = TEXT if source.kind == TEXT else 'npz' if request.data.endswith('.npz') else 'folder'
+        form = source_of(request.data, of_text=source.kind == TEXT)
     if request.labels != 'auto' and form != 'folder':
         raise UserError(f'--labels={request.labels}: only for a folder of images in --data; leave it out')
     if form is not None:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dualcl_jax.api.arguments import assignment, optional_path
 from dualcl_jax.api.session import prepare_jax
 from dualcl_jax.system.config import MOVABLE
 from dualcl_jax.system.errors import UserError, first_line
@@ -43,16 +44,18 @@ def evaluate(
         raise UserError('evaluate: give either a workdir or exported=FILE')
     if exported is not None and str(step) != 'latest':
         raise UserError(f'step={step}: an exported encoder has only one step; leave it out')
+    run, file = optional_path('workdir', workdir), optional_path('exported', exported)
+    folder = optional_path('output', output)
     prepare_jax()
     found = run_protocols(
-        None if workdir is None else os.fspath(workdir),
-        None if exported is None else os.fspath(exported),
+        run,
+        file,
         protocols=_joined(protocols) or '',
         step=str(step),
         encoders=_joined(encoders),
         layers=_joined(layers) or '',
-        output=None if output is None else os.fspath(output),
-        fields=[f'{field}={value}' for field, value in (fields or {}).items()],
+        output=folder,
+        fields=[assignment(field, value) for field, value in (fields or {}).items()],
     )
     return found['records']
 

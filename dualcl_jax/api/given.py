@@ -13,7 +13,7 @@ import numpy as np
 from dualcl_jax.system.errors import UserError, reason_of
 from dualcl_jax.system.files import replacing
 
-Images = np.ndarray | tuple[np.ndarray, np.ndarray] | Mapping[str, np.ndarray]
+Images = np.ndarray | tuple[np.ndarray, np.ndarray | None] | Mapping[str, np.ndarray]
 Sentences = Sequence[str] | Sequence[tuple[str, str]]
 Data = str | os.PathLike[str] | Images | Sentences
 Write = Callable[[IO[bytes]], object]
@@ -52,12 +52,17 @@ def describe(data: Data, workdir: str, *, of_text: bool) -> Given:
     """
     if isinstance(data, str | os.PathLike):
         path = os.fspath(data)
-        arrays = path.endswith('.npz') and not os.path.isdir(path)
-        return Given({'data.name': 'text' if of_text else 'npz' if arrays else 'folder', 'data.path': path})
+        return Given({'data.name': source_of(path, of_text=of_text), 'data.path': path})
     if '://' in workdir:
         kind = 'sentences' if of_text else 'arrays'
         raise UserError(f'workdir={workdir}: {kind} are stored in the workdir, which must be local; or give a file')
     return _sentences(data, workdir) if of_text else _images(data, workdir)
+
+
+def source_of(path: str, *, of_text: bool) -> str:
+    """The `data.name` of the data at a path."""
+    arrays = path.lower().endswith('.npz') and not os.path.isdir(os.path.expanduser(path))
+    return 'text' if of_text else 'npz' if arrays else 'folder'
 
 
 @contextlib.contextmanager
@@ -107,6 +112,8 @@ def _place(workdir: str, digest: str, ending: str) -> str:
 
 
 def _sentences(data: Any, workdir: str) -> Given:
+    if isinstance(data, np.ndarray) and data.dtype.kind in 'OTU':
+        data = data.tolist()
     rows: list[Any] = list(data) if isinstance(data, Sequence) else [None]
     columns: tuple[str, ...] = (TEXT,) if all(isinstance(row, str) for row in rows) else PAIR
     if len(columns) == 2 and not all(_is_pair(row) for row in rows):
@@ -125,24 +132,35 @@ def _is_pair(row: Any) -> bool:
 
 
 def _images(data: Any, workdir: str) -> Given:
-    from dualcl_jax.data.images.npz import ALIASES
+    from dualcl_jax.data.images.npz import ALIASES, IMAGES, LABELS, check_layout
     from dualcl_jax.data.images.source import is_photographic
 
     if isinstance(data, Mapping):
-        arrays = dict(data)
+        arrays = {str(name): values for name, values in data.items()}
     elif isinstance(data, tuple):
         if len(data) != 2:
             raise UserError(f'data: a tuple of {len(data)} items; give (images, labels)')
         arrays = {'train_images': data[0], 'train_labels': data[1]}
     else:
         arrays = {'train_images': data}
-    named: dict[str, Any] = {name: _array(name, array) for name, array in arrays.items()}
-    if any(array.dtype.kind in 'OU' for array in named.values()):
-        raise UserError(
-            f'data: {type(data).__name__}; give a path, an array of images, (images, labels) or a mapping of arrays; '
-            "sentences need a text config, such as config='simcse', or config='sentences' for pairs"
-        )
-    ours = {ALIASES.get(name.lower(), name): array for name, array in named.items()}
+    named: dict[str, Any] = {name: _array(name, values) for name, values in arrays.items() if values is not None}
+    ours: dict[str, Any] = {}
+    for name, array in named.items():
+        known = ALIASES.get(name.lower(), name)
+        ours[known] = array
+        if known in IMAGES:
+            if array.dtype.kind in 'OSTU':
+                raise UserError(
+                    f'data: {type(data).__name__}; give a path, an array of images, (images, labels) or a mapping of '
+                    "arrays; sentences need a text config, such as config='simcse', or config='sentences' for pairs"
+                )
+            check_layout(f'data: {name}', array)
+        elif known in LABELS and array.dtype.kind not in 'iu':
+            raise UserError(
+                f'data: {name} are {array.dtype}; labels must be integers: np.unique(labels, return_inverse=True)[1]'
+            )
+        elif array.dtype.hasobject:
+            raise UserError(f'data: {name} holds Python objects, which are not stored; leave it out')
     images = ours.get('train_images', ours.get('images', np.empty(0)))
     channels = images.shape[3] if images.ndim == 4 else 1
     stated = images.ndim in (3, 4) and not is_photographic(images.dtype.name, channels)

@@ -4,6 +4,7 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
+from dualcl_jax.api.arguments import path_of
 from dualcl_jax.system.private_jax import backends_started
 from dualcl_jax.system.processes.start import start
 
@@ -49,4 +50,4 @@ def load_encoder(path: str | os.PathLike[str]) -> 'LoadedEncoder | LoadedTextEnc
     """
     from dualcl_jax.models.exports import load
 
-    return load(os.fspath(path))
+    return load(path_of('path', path))

@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dualcl_jax.api import given
+from dualcl_jax.api.arguments import assignment, path_of
 from dualcl_jax.api.session import prepare_jax
 from dualcl_jax.system.command_line import import_own, own_module
 from dualcl_jax.system.config import LIMITS, add_absent_fields, flatten, load_config, override
@@ -42,7 +43,7 @@ def train(
       init_from: a workdir, a file of weights or, of text, a Hugging Face folder; start from its encoder.
       extend: whether the run in the workdir may become longer.
       **overrides: fields of the config: `epochs=20` where only one field has that last name, or with its section,
-        `train__epochs=20` or `**{'train.epochs': 20}`.
+        `train__epochs=20` or `**{'train.epochs': 20}`. Several numbers are a sequence or an array.
 
     Returns:
       The content of `summary.json`.
@@ -51,13 +52,15 @@ def train(
       UserError: a mistake that the user can fix, with the line that the command would print.
       RestartError: the run was interrupted; the same call resumes it.
     """
-    workdir = os.fspath(workdir)
-    chosen = ConfigDict(copy.deepcopy(config) if isinstance(config, ConfigDict) else load_config(os.fspath(config)))
+    workdir = path_of('workdir', workdir)
+    if not isinstance(config, ConfigDict):
+        config = load_config(path_of('config', config, 'give the name or path of a config, or a ConfigDict'))
+    chosen = ConfigDict(copy.deepcopy(config))
     add_absent_fields(chosen)
     no_limits = dict.fromkeys(LIMITS, 0)  # a hanging run does not end the user's own process
     override(chosen, assignments(chosen, no_limits | overrides))
     if init_from:
-        chosen.init_from = os.fspath(init_from)
+        chosen.init_from = path_of('init_from', init_from)
     with _alone():
         prepare_jax(deterministic=chosen.parallel.deterministic)
         import_own(own_module(chosen.model.name))
@@ -94,7 +97,7 @@ def assignments(config: ConfigDict, overrides: Mapping[str, Any]) -> list[str]:
                 named = ', '.join(known.replace('.', '__') for known in same)
                 raise UserError(f'{name}: several fields have this name; choose from {named}')
             field = same[0] if same else field
-        found.append(f'{field}={value}')
+        found.append(assignment(field, value))
     return found
 
 

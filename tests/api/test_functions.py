@@ -4,6 +4,7 @@ import signal
 import threading
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,7 +13,7 @@ from configs import default
 from dualcl_jax import evaluate as evaluate_program
 from dualcl_jax import main
 from dualcl_jax.api.train import assignments
-from dualcl_jax.system.config import load_config
+from dualcl_jax.system.config import load_config, override
 from dualcl_jax.system.errors import RestartError, UserError
 from dualcl_jax.system.processes.stop_signal import StopSignal
 from dualcl_jax.training import loop
@@ -41,7 +42,7 @@ def test_same_run_as_the_command(in_process, config: str, arrays: dict[str, np.n
     assert summary(tmp_path / 'command')['state_sha256'] == found['state_sha256']
     again = dualcl_jax.train(arrays, workdir=tmp_path / 'run', config=load_config(config), **own)
     assert again == found
-    records = dualcl_jax.evaluate(tmp_path / 'run', protocols=['knn'], fields={'knn.k': (1, 5)})
+    records = dualcl_jax.evaluate(tmp_path / 'run', protocols=['knn'], fields={'knn.k': np.array([1, 5])})
     assert {record['k'] for record in records} == {1, 5}
     assert dualcl_jax.evaluate is evaluate_program  # one object, whatever was imported first
 
@@ -90,6 +91,14 @@ def test_errors_are_those_of_the_command(in_process, config: str, tmp_path: Path
         dualcl_jax.evaluate(exported='encoder', step=5)
     with pytest.raises(UserError, match='a tuple of 3'):
         dualcl_jax.train((np.zeros(1),) * 3, workdir=tmp_path / 'run', config=config)  # type: ignore[arg-type]
+    for call, argument in (
+        (lambda: dualcl_jax.train(workdir=None), 'workdir: NoneType'),  # type: ignore[arg-type]
+        (lambda: dualcl_jax.train(workdir='run', config={}), 'config: dict'),  # type: ignore[arg-type]
+        (lambda: dualcl_jax.evaluate(['run']), 'workdir: list'),  # type: ignore[arg-type]
+        (lambda: dualcl_jax.load_encoder(3), 'path: int'),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(UserError, match=f'{argument}; give'):
+            call()
     with pytest.raises(UserError, match='which must be local'):
         dualcl_jax.train(np.zeros((2, 8, 8, 3), np.uint8), workdir='gs://bucket/run', config=config)
 
@@ -150,6 +159,15 @@ def test_names_of_fields() -> None:
     with pytest.raises(UserError, match='momentum: several fields have this name; choose from ema__momentum'):
         assignments(config, {'momentum': 0.9})
     assert assignments(config, {'no_such': 1}) == ['no_such=1']  # which `override` refuses
+
+
+@pytest.mark.parametrize(
+    'mean', [[0.25, 0.5, 0.75], np.array([0.25, 0.5, 0.75]), tuple(np.array([0.25, 0.5, 0.75])), jnp.arange(1, 4) / 4]
+)
+def test_sequences_and_arrays_as_values(mean) -> None:
+    config = default.get_config()
+    override(config, assignments(config, {'mean': mean, 'epochs': np.int64(3), 'learning_rate': np.float64(0.1)}))
+    assert (config.data.mean, config.train.epochs, config.optimizer.learning_rate) == ((0.25, 0.5, 0.75), 3, 0.1)
 
 
 def test_a_config_given_keeps_its_open_fields(config: str, tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from dualcl_jax.system.errors import UserError
 from tests.support import text_runs
 from tests.support.runs import REPOSITORY
 
+IMAGES = np.zeros((2, 8, 8, 3), np.uint8)
+
 
 def stored(found: given.Given, workdir: Path) -> str:
     """The path of the data, written for a run that uses them."""
@@ -40,6 +42,7 @@ def test_pairs_train_as_their_file_does(in_process, monkeypatch: pytest.MonkeyPa
 def test_sentences_are_stored(tmp_path: Path) -> None:
     sentences = ['one\tsentence', 'another,\nof "two" lines', 'ä']
     found = given.describe(sentences, str(tmp_path), of_text=True)
+    assert given.describe(np.array(sentences), str(tmp_path), of_text=True).fields == found.fields
     assert (found.fields['data.name'], found.fields['data.columns']) == ('text', 'text')
     lines = Path(stored(found, tmp_path)).read_text().splitlines()
     assert [json.loads(line)['text'] for line in lines] == sentences
@@ -54,7 +57,15 @@ def test_a_sentence_with_an_unpaired_surrogate_is_left_out(tmp_path: Path) -> No
 
 
 def test_paths(tmp_path: Path) -> None:
-    for data, workdir, name in (('a.npz', 'w', 'npz'), (tmp_path, 'gs://b/w', 'folder'), ('a.tsv', 'w', 'text')):
+    (tmp_path / 'set.npz').mkdir()
+    cases = (
+        ('a.npz', 'w', 'npz'),
+        ('a.NPZ', 'w', 'npz'),
+        (tmp_path, 'gs://b/w', 'folder'),
+        (tmp_path / 'set.npz', 'w', 'folder'),
+        ('a.tsv', 'w', 'text'),
+    )
+    for data, workdir, name in cases:
         found = given.describe(data, workdir, of_text=name == 'text')
         assert found == given.Given({'data.name': name, 'data.path': str(data)})
 
@@ -82,6 +93,12 @@ def test_the_name_follows_the_content(tmp_path: Path) -> None:
     ]
     assert names[0] == names[1]
     assert len(set(names)) == 3
+
+
+def test_other_arrays_and_no_labels(tmp_path: Path) -> None:
+    named = {'images': IMAGES, 'labels': None, 'class_names': np.array(['a', 'b'])}
+    for data, expected in ((named, ['images', 'class_names']), ((IMAGES, None), ['train_images'])):
+        assert list(np.load(stored(given.describe(data, str(tmp_path), of_text=False), tmp_path))) == expected
 
 
 @pytest.mark.parametrize('fails', ['the_run', 'the_disk'])
@@ -113,6 +130,12 @@ def test_unused_data_are_removed(fails: str, monkeypatch: pytest.MonkeyPatch, tm
         ([np.zeros((8, 8, 3)), np.zeros((9, 9, 3))], False, 'the items of train_images have different shapes'),
         (['a sentence'], False, "data: list; give a path.*config='simcse'.*config='sentences'"),
         ((np.zeros(1),) * 3, False, 'a tuple of 3'),
+        (b'folder', False, 'data: bytes; give a path'),
+        (np.zeros((6, 3, 32, 32), np.uint8), False, r'data: train_images is uint8 .*x\.transpose\(0, 2, 3, 1\)'),
+        ({'X_test': np.zeros((6, 1, 9, 9))}, False, r'data: X_test is float64 .*x\.transpose\(0, 2, 3, 1\)'),
+        ((IMAGES, ['cat', 'dog']), False, r'data: train_labels are <U3; labels must be integers: np\.unique'),
+        ({'images': IMAGES, 'labels': np.zeros(2)}, False, 'data: labels are float64; labels must be integers'),
+        ({'images': IMAGES, 'more': {}}, False, 'data: more holds Python objects, which are not stored; leave it out'),
     ],
 )
 def test_other_data_is_refused(data, of_text: bool, message: str, tmp_path: Path) -> None:

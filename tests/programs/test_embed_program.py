@@ -102,7 +102,7 @@ def test_own_data_and_layers(in_process, workdir: Path, tmp_path: Path) -> None:
     assert np.abs(momentum.features - query['features']).max() > 0
 
 
-def test_files_of_a_folder_that_is_not_in_data(in_process, workdir: Path, folder: Path, tmp_path: Path) -> None:
+def test_files_of_a_folder_without_the_flag_data(in_process, workdir: Path, folder: Path, tmp_path: Path) -> None:
     fields = ('--config.data.name=folder', f'--config.data.path={folder}', '--config.data.test_fraction=0.2')
     done = in_process(embed.main, f'--workdir={workdir}', f'--output={tmp_path}/f.csv', *fields)
     rows = read(tmp_path / 'f.csv')[1:]
@@ -283,3 +283,14 @@ def test_mistakes_of_data(run, workdir: Path, tmp_path: Path, capsys: pytest.Cap
         dualcl_jax.embed(workdir, data=gray)
     with pytest.raises(UserError, match='--labels=none: only for a folder of images'):
         dualcl_jax.embed(workdir, data=gray, labels='none')
+    with pytest.raises(UserError, match='data: ndarray; give a path; for arrays'):
+        dualcl_jax.embed(workdir, data=np.zeros((9, 16, 16, 3), np.uint8))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="labels: NoneType; give 'auto'"):
+        dualcl_jax.embed(workdir, data=empty, labels=None)  # type: ignore[arg-type]
+
+
+def test_a_table_as_a_path_and_a_folder_named_as_a_file(workdir: Path, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / 'photos.npz').symlink_to(folder)
+    (tmp_path / 't.csv').write_text('file,label\na/00.png,one\nb/01.png,two\n')
+    found = dualcl_jax.embed(workdir, data=tmp_path / 'photos.npz', labels=tmp_path / 't.csv')
+    assert (len(found.files), found.class_names) == (21, ('one', 'two'))

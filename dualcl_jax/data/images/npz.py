@@ -13,6 +13,8 @@ from dualcl_jax.system.errors import UserError, first_line, reason_of
 from dualcl_jax.system.files import BROKEN, reachable
 
 MAX_CLASSES = 65_536
+IMAGES = ('images', 'train_images', 'test_images')
+LABELS = ('labels', 'train_labels', 'test_labels')
 ALIASES = {'x_train': 'train_images', 'y_train': 'train_labels', 'x_test': 'test_images', 'y_test': 'test_labels'}
 """The names that Keras gives to the arrays of its sets, in any case, and ours."""
 
@@ -85,7 +87,6 @@ def _read(path: str, memory_bytes: int) -> tuple[dict[str, np.ndarray], dict[str
     """
     if not path:
         raise UserError('data.path is empty: with data.name=npz, set it to an .npz file')
-    wanted = {f'{split}{kind}' for split in ('', 'train_', 'test_') for kind in ('images', 'labels')}
     name = None
     try:
         with reachable(path, f'data.path={path}').open('rb') as file:
@@ -95,7 +96,7 @@ def _read(path: str, memory_bytes: int) -> tuple[dict[str, np.ndarray], dict[str
             stored: dict[str, str] = {}
             for name in archive.files:
                 ours = ALIASES.get(name.lower(), name)
-                if ours in wanted and stored.setdefault(ours, name) != name:
+                if ours in IMAGES + LABELS and stored.setdefault(ours, name) != name:
                     raise UserError(f'data.path={path}: has both {stored[ours]!r} and {name!r}; keep one of them')
             claimed = 0
             for name in stored.values():
