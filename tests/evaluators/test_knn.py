@@ -40,7 +40,7 @@ def brute_force(queries, bank, bank_labels, k, temperature, num_classes):
     return np.array(all_similarities), np.array(all_indices), scores
 
 
-@pytest.mark.parametrize(('k', 'temperature'), [(1, 0.1), (20, 0.1), (200, 0.1), (50, 1.0), (30, 0.02)])
+@pytest.mark.parametrize(('k', 'temperature'), [(1, 0.1), (5, 0.2), (20, 0.1), (200, 0.1), (50, 1.0), (30, 0.02)])
 def test_predictions_equal_scikit_learn(k, temperature):
     queries, labels, bank, bank_labels = clustered(k, 150, 600, 24, 7)
     reference = KNeighborsClassifier(
@@ -171,6 +171,15 @@ def test_devices_exchange_nothing():
     ).compile()
     assert 'f32[4,80]' in compiled.as_text()  # each device has a quarter of the similarities
     assert 'all-gather' not in compiled.as_text()
+
+
+def test_many_classes_take_no_more_memory_than_the_similarities():
+    """With [Q, k, C] it would be 200 times as much for this number of classes."""
+    queries, bank, labels = (jax.ShapeDtypeStruct(*of) for of in (((64, 8), 'f4'), ((800, 8), 'f4'), ((800,), 'i4')))
+    mesh = jax.sharding.Mesh(np.asarray(jax.local_devices()[:1]), ('devices',))
+    options = {'mesh': mesh, 'ks': (200, 5), 'temperatures': (0.1, 0.2), 'num_classes': 800}
+    compiled = knn._predict_block.lower(queries, bank, labels, **options).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * (4 * 64 * 800)
 
 
 @pytest.mark.parametrize(

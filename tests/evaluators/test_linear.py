@@ -5,6 +5,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from dualcl_jax.evaluators.measures import linear
 from dualcl_jax.evaluators.measures.linear import choose_probe, predict, train_probes
 
 FEATURES, CLASSES = 24, 6
@@ -101,8 +102,20 @@ def test_the_choice_uses_held_out_images():
     np.testing.assert_array_equal(choices[0].probe.weights, choices[1].probe.weights)
 
 
-@pytest.mark.parametrize('count', [1, 9000])
-def test_prediction_in_parts(count):
+@pytest.mark.parametrize('validation', [0.01, 0.99])
+def test_an_image_is_held_out_and_one_remains(validation):
+    features, labels = draw(7, 10)
+    settings = {'learning_rates': (0.1,), 'weight_decays': (0.0,), 'epochs': 1, 'batch_size': 4, 'seed': 0}
+    choice = choose_probe(features, labels, CLASSES, validation=validation, **settings)
+    assert 0 <= choice.validation_top1 <= 1
+
+
+@pytest.mark.parametrize(('count', 'held'), [(1, 2**29), (9000, 2**29), (300, 4 * 2 * CLASSES * 64), (3, 1)])
+def test_prediction_in_parts(count, held, monkeypatch):
+    """As many examples at a time as keep the scores of all probes within the bound, but at least one."""
+    rows, one = [], linear._predict
+    monkeypatch.setattr(linear, 'PREDICT_BYTES', held)
+    monkeypatch.setattr(linear, '_predict', lambda *given: (rows.append(len(given[2])), one(*given))[1])
     features, labels = draw(8, 200)
     probes = train_probes(features, labels, CLASSES, [0.1, 0.01], [0.0, 0.0], epochs=2, batch_size=64, seed=0)
     test, _ = draw(9, count)
@@ -110,3 +123,4 @@ def test_prediction_in_parts(count):
     found = predict(probes, test)
     assert found.shape == (2, count)
     assert np.mean(found == scores.argmax(axis=2)) > 0.999
+    assert max(rows) == min(count, 8192, max(1, held // (4 * 2 * CLASSES)))

@@ -90,15 +90,21 @@ def knn_scores(
       scores [Q, C] float32, at least 0; each row sums to 1.
     """
     similarities, indices = nearest(queries, bank, k)
-    return _vote(similarities, jnp.asarray(bank_labels)[indices], temperature, num_classes)
+    labels = jnp.asarray(bank_labels)[indices]
+    return _vote(similarities, labels, temperature, jnp.arange(num_classes, dtype=labels.dtype)[None])
 
 
-def _vote(similarities: jax.Array, labels: jax.Array, temperature: float, num_classes: int) -> jax.Array:
-    """[Q, C] scores from the similarities and labels of neighbours, both [Q, k]."""
+def _vote(similarities: jax.Array, labels: jax.Array, temperature: float, classes: jax.Array) -> jax.Array:
+    """[Q, C] scores of classes [Q, C] or [1, C] from the similarities and labels of neighbours, both [Q, k]."""
     votes = jax.nn.softmax(similarities / temperature, axis=-1)
-    classes = jnp.arange(num_classes, dtype=labels.dtype)
-    # Compare, select and sum fuse into one reduction: nothing of size [Q, k, C] is held, and no scatter reorders sums.
-    return jnp.sum(jnp.where(labels[:, :, None] == classes[None, None, :], votes[:, :, None], 0), axis=1)
+
+    def scores_of(vote: jax.Array, label: jax.Array) -> jax.Array:
+        return jnp.where(label[:, None] == classes, vote[:, None], 0)
+
+    # One neighbour after another, the most similar first: nothing of size [Q, k, C] is held, and, unlike in a scatter,
+    # the order of the sum is fixed.
+    first, others = scores_of(votes[:, 0], labels[:, 0]), (votes[:, 1:].T, labels[:, 1:].T)
+    return lax.scan(lambda scores, other: (scores + scores_of(*other), None), first, others, unroll=4)[0]
 
 
 def knn_predict(
@@ -237,11 +243,14 @@ def _predict_block(
         similarities, indices = nearest(queries, bank, max(ks))
         labels = bank_labels[indices]
 
-        def classes(k: int, temperature: float) -> jax.Array:
-            scores = _vote(similarities[:, :k], labels[:, :k], temperature, num_classes)
-            return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+        def best(k: int, temperature: float) -> jax.Array:
+            # One of the neighbours' classes has the largest score: where they are fewer, the others are not scored.
+            classes = labels[:, :k] if k < num_classes else jnp.arange(num_classes, dtype=jnp.int32)[None]
+            scores = _vote(similarities[:, :k], labels[:, :k], temperature, classes)
+            largest = scores == jnp.max(scores, axis=-1, keepdims=True)
+            return jnp.min(jnp.where(largest, classes, num_classes), axis=-1)
 
-        return jnp.stack([jnp.stack([classes(k, temperature) for temperature in temperatures]) for k in ks])
+        return jnp.stack([jnp.stack([best(k, temperature) for temperature in temperatures]) for k in ks])
 
     # A jit over sharded queries would suffice, but XLA then gathers all similarities on every device for its top-k.
     split, replicated = PartitionSpec('devices'), PartitionSpec()

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from dualcl_jax.data.source import stratified
 
 MOMENTUM = 0.9
-PREDICT_ROWS = 8192
+PREDICT_ROWS, PREDICT_BYTES = 8192, 2**29
+"""The most examples whose classes are predicted at a time, and the most memory for their scores."""
 
 
 class Probes(NamedTuple):
@@ -129,11 +130,10 @@ def _epoch(
 
 def predict(probes: Probes, features: NDArray) -> NDArray[np.int32]:
     """The class with the largest score for each of N features by each of G probes, [G, N] int32; on ties the lower."""
+    rows = max(1, min(PREDICT_ROWS, PREDICT_BYTES // (4 * probes.biases.size)))
     parts = [
-        np.asarray(
-            _predict(probes.weights, probes.biases, (features[start : start + PREDICT_ROWS] - probes.mean) / probes.std)
-        )
-        for start in range(0, len(features), PREDICT_ROWS)
+        np.asarray(_predict(probes.weights, probes.biases, (features[start : start + rows] - probes.mean) / probes.std))
+        for start in range(0, len(features), rows)
     ]
     return np.concatenate(parts, axis=1)
 
@@ -163,15 +163,15 @@ def choose_probe(
     given in ascending order.
 
     Args:
-      features, labels, num_classes, epochs, batch_size, seed: see `train_probes`; the seed also determines
-        which images are held out.
+      features, labels, num_classes, epochs, batch_size, seed: see `train_probes`, with N at least 2; the seed also
+        determines which images are held out.
       learning_rates, weight_decays: all combinations are trained.
-      validation: share of the images held out, at least one image; they are drawn at random, or by class if that would
-        hold out all images of a class.
+      validation: share of the images held out, at least one image and at most all but one; they are drawn at random,
+        or by class if that would hold out all images of a class.
       advance: called 2 · epochs times.
     """
     order = np.random.default_rng(seed).permutation(len(features))
-    held_out = max(1, round(validation * len(features)))
+    held_out = min(max(1, round(validation * len(features))), len(features) - 1)
     if len(np.unique(labels[order[held_out:]])) < len(np.unique(labels)):
         order = stratified(order, labels, held_out)
     fit, check = order[held_out:], order[:held_out]
