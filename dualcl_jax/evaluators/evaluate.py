@@ -17,7 +17,7 @@ from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.images.source import image_shape, image_type, is_photographic
 from dualcl_jax.data.tree import batch_of, empty
 from dualcl_jax.evaluators.encoder_source import EncoderSource
-from dualcl_jax.evaluators.protocols import kind_of, protocols_of, shot_classes
+from dualcl_jax.evaluators.protocols import kind_of, protocols_of, shot_classes, structure_rows
 from dualcl_jax.evaluators.records import VERSION, make_record, table
 from dualcl_jax.evaluators.settings import RULES, default_settings, whole
 from dualcl_jax.evaluators.task import Task
@@ -152,9 +152,15 @@ def notes(task: Task, protocols: Sequence[str]) -> list[str]:
     if task.benchmarks and task.source.baselines.left_out:
         found.append(f'left out: {task.source.baselines.left_out}')
     if 'structure' in protocols:
-        labels = task.labels('test' if 'test' in task.rows else 'train')
-        if len(np.unique(labels)) == 1 and labels[0] >= 0:
-            found.append('left out: purity and class distances: all labelled examples have the same class')
+        split, chosen = structure_rows(task)
+        labels = task.labels(split)[chosen]
+        sizes = np.unique(labels[labels >= 0], return_counts=True)[1]
+        alone = int(np.sum(sizes == 1))
+        if len(sizes) == 1 or alone == len(sizes) > 0:
+            reason = 'the same class' if len(sizes) == 1 else 'different classes'
+            found.append(f'left out: purity and class distances: all labelled examples have {reason}')
+        elif alone:
+            found.append(f'left out: purity of {alone:,} examples that are alone in their class')
     if not any(known[name].needs_labels for name in protocols):
         return found
     found += [

@@ -27,7 +27,8 @@ def wilson(share: float, count: int) -> Interval:
     shrink = 1 + Z**2 / count
     centre = (share + Z**2 / (2 * count)) / shrink
     reach = Z / shrink * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
-    return Interval(max(centre - reach, 0.0), min(centre + reach, 1.0), 'wilson')
+    low, high = max(centre - reach, 0.0), min(centre + reach, 1.0)
+    return Interval(0.0 if share == 0 else low, 1.0 if share == 1 else high, 'wilson')  # free of rounding
 
 
 def normal(values: ArrayLike) -> Interval | None:

@@ -32,6 +32,8 @@ from dualcl_jax.system.console import progress
 from dualcl_jax.system.errors import UserError
 
 Results = Iterator[Result]
+PURITY = {'share_of': 'min(k, others of the class)'}
+"""Details of the purity, which earlier versions gave as a share of k for every class."""
 
 
 def _top1(
@@ -227,13 +229,12 @@ def robustness(task: Task) -> Results:
 
 def structure(task: Task) -> Results:
     """How the embedding lies on the sphere, for query and momentum encoder side by side, with or without labels."""
-    name = 'test' if 'test' in task.rows else 'train'
-    settings, rows = task.settings.structure, task.rows[name]
-    chosen = np.sort(np.random.default_rng(task.seed).permutation(len(rows))[: settings.images])
+    (name, chosen), settings = structure_rows(task), task.settings.structure
+    rows = task.rows[name]
     if len(chosen) < 2:
         raise UserError(f'{task.split(name).name}: one {name} image has no structure; choose a set with more')
     labels = task.labels(name)[chosen]
-    classes, counts = np.unique(labels[labels >= 0], return_counts=True)
+    _, counts = np.unique(labels[labels >= 0], return_counts=True)
     for encoder in task.source.encoders:
         views = task.embed_views(encoder, task.split(name), rows[chosen], f'views of {name} examples, {encoder}')
         whole_split = len(chosen) == len(rows)
@@ -249,13 +250,21 @@ def structure(task: Task) -> Results:
             spread = embedding.std_per_dimension(features)
             details = {'least': float(np.min(spread)), 'most': float(np.max(spread)), 'by_dimension': spread.tolist()}
             yield result('std_per_dimension', float(spread.mean()), details=details)
-            if len(classes) > 1:
+            if len(counts) > 1 and np.max(counts) > 1:
                 shares = embedding.purity(features, labels, settings.k)
-                yield result('purity', float(shares.mean()), interval=normal(shares), k=settings.k)
-                if np.max(counts) > 1:
-                    within, between = embedding.class_distances(features, labels)
-                    yield result('intra_class_distance', within)
-                    yield result('inter_class_distance', between)
+                alone = {'alone_in_class': len(chosen) - len(shares)} if len(shares) < len(chosen) else {}
+                of = {'k': settings.k, 'examples': len(shares), 'details': PURITY | alone}
+                yield result('purity', float(shares.mean()), interval=normal(shares), **of)
+                within, between = embedding.class_distances(features, labels)
+                yield result('intra_class_distance', within)
+                yield result('inter_class_distance', between)
+
+
+def structure_rows(task: Task) -> tuple[str, np.ndarray]:
+    """The split that `structure` measures, and which of its `rows` it takes, in ascending order."""
+    name = 'test' if 'test' in task.rows else 'train'
+    order = np.random.default_rng(task.seed).permutation(len(task.rows[name]))
+    return name, np.sort(order[: task.settings.structure.images])
 
 
 class Protocol(NamedTuple):

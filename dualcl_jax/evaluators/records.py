@@ -96,7 +96,7 @@ def check_record(record: Mapping[str, Any]) -> None:
 
 
 def table(records: Iterable[Mapping[str, Any]], title: str, own: Iterable[str] | None = None) -> Table:
-    """A table of records for a terminal, each encoder and layer in a column; ± is half the width of the interval.
+    """A table of records for a terminal, each encoder and layer in a column, each value with the ends of its interval.
 
     Args:
       records: records of any protocols.
@@ -113,12 +113,15 @@ def table(records: Iterable[Mapping[str, Any]], title: str, own: Iterable[str] |
         of += [value if isinstance(value, str) else f'{name} {value:g}' for name, value in kinds.items()]
         row = record['protocol'], record['metric'], ', '.join(elsewhere + of)
         interval = record['interval']
-        reach = f' ± {(interval["high"] - interval["low"]) / 2:.4f}' if interval else ''
+        reach = f' {interval["low"]:.4f}–{interval["high"]:.4f}' if interval else ''
         cells.setdefault(row, {})[record['encoder'], record['layer']] = f'{record["value"]:.4f}{reach}'
     columns = list(dict.fromkeys(place for row in cells.values() for place in row))
-    view = Table('protocol', 'metric', 'of', title=title)
+    view = Table(title=title)
+    for name in ('protocol', 'metric'):
+        view.add_column(name, no_wrap=True)
+    view.add_column('of')
     for encoder, layer in columns:
-        view.add_column(f'{encoder}\n{layer}', justify='right', no_wrap=True)
+        view.add_column(f'{encoder}\n{layer}', justify='right', overflow='fold')  # an interval may have its own line
     for row, values in cells.items():
         view.add_row(*row, *(values.get(place, '') for place in columns))
     return view

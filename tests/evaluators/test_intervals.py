@@ -14,6 +14,11 @@ def test_wilson_agrees_with_scipy(correct, count):
     assert method == 'wilson'
 
 
+def test_wilson_ends_at_0_and_1_exactly():
+    """Rounding must not leave the share itself outside."""
+    assert all(wilson(0.0, count).low == 0 and wilson(1.0, count).high == 1 for count in range(1, 300))
+
+
 def test_normal_covers_the_mean_19_times_of_20():
     rng = np.random.default_rng(0)
     found = [normal(rng.normal(3.0, 2.0, 200)) for _ in range(2000)]

@@ -111,3 +111,16 @@ def test_pixels_confirm_copies() -> None:
     assert (np.diff(found.similarities) <= 0).all()
     nothing = Pairs(first[:0], second[:0], np.ones(0, np.float32))
     assert len(confirmed(nothing, 0.9, lambda rows: images[rows]).first) == 0
+
+
+@pytest.mark.parametrize('kind', ['uint8', 'uint16', 'float32'])
+def test_equal_blank_images_are_copies(kind: str) -> None:
+    """Pixels of one value have no correlation: blank images are copies where that value is the same."""
+    high = np.iinfo(kind).max if kind != 'float32' else 0.3
+    images = np.random.default_rng(0).uniform(0, high, (7, 20, 20, 1)).astype(kind)
+    images[:2], images[2:4], images[4] = 0, high, high / 3
+    first, second = np.triu_indices(7, 1)
+    alike = Pairs(first, second, np.ones(len(first), np.float32))
+    found = confirmed(alike, 0.9, lambda rows: images[rows])
+    assert sorted(zip(found.first.tolist(), found.second.tolist(), strict=True)) == [(0, 1), (2, 3)]
+    np.testing.assert_array_equal(found.similarities, 1)

@@ -65,9 +65,20 @@ def test_the_table_puts_encoders_side_by_side():
     rows = [line for line in file.getvalue().splitlines() if 'knn' in line]
     assert len(rows) == 2
     assert 'k 3, tau 0.1' in rows[0]
-    assert '0.5000 ± ' in rows[0]
+    assert '0.5000 0.2366–0.7634' in rows[0]
     assert '0.2500' in rows[0]
     assert 'noise, strength 3' in rows[1]
+
+
+def test_a_narrow_table_has_the_ends_of_asymmetric_intervals():
+    sure = record() | {'value': 1.0, 'interval': wilson(1.0, 30)._asdict()}
+    places = [(encoder, layer) for encoder in ('query', 'momentum') for layer in ('backbone', 'projection')]
+    file = io.StringIO()
+    found = [sure | {'encoder': encoder, 'layer': layer} for encoder, layer in places]
+    Console(file=file, width=100).print(table(found, 'title'))
+    text = file.getvalue()
+    assert '±' not in text
+    assert text.count('0.8865–1.0000') == text.count('1.0000') - 4 == 4
 
 
 def test_the_table_names_data_that_its_title_does_not():

@@ -78,7 +78,10 @@ def test_purity_and_class_distances_pair_by_pair(seed, count, k):
     cosines = unit(features) @ unit(features).T
     np.fill_diagonal(cosines, -np.inf)
     order = np.argsort(-cosines, axis=1, kind='stable')[:, : min(k, count - 1)]
-    np.testing.assert_allclose(purity(features, labels, k), (labels[order] == labels[:, None]).mean(axis=1))
+    others = (labels[:, None] == labels[None]).sum(axis=1) - 1
+    hits = (labels[order] == labels[:, None]).sum(axis=1)
+    expected = [hit / min(k, most) for hit, most in zip(hits, others, strict=True) if most]
+    np.testing.assert_allclose(purity(features, labels, k), expected)
     same, others = labels[:, None] == labels[None], ~np.eye(count, dtype=bool)
     if (same & others).any() and not same.all():
         within, between = class_distances(features, labels)
@@ -92,6 +95,13 @@ def test_blocks_change_nothing(monkeypatch):
     monkeypatch.setattr(structure, 'BLOCK_ROWS', 16)
     assert uniformity(features) == pytest.approx(expected[0], abs=1e-5)
     np.testing.assert_array_equal(purity(features, labels, 4), expected[1])
+
+
+def test_purity_of_small_classes():
+    """It is 1 where all others of the class are the nearest; an image without others is left out."""
+    labels = np.concatenate([np.repeat(np.arange(20), 3), [20]])
+    features = np.eye(21)[labels] + 1e-3 * np.random.default_rng(0).normal(size=(61, 21))
+    np.testing.assert_array_equal(purity(features.astype(np.float32), labels, 10), np.ones(60))
 
 
 def test_purity_of_collapsed_features_excludes_the_image_itself():

@@ -294,6 +294,7 @@ def test_a_long_tail_is_evaluated_for_what_can_be(run, workdir: Path, tmp_path: 
         f'left out: 2 {reason}, 2 classes: 8, 9',
         'k 100, 200 becomes 30, the number of labelled training images',
         'few_shot with 10 images a class: without 6 classes that have fewer',
+        'left out: purity of 3 examples that are alone in their class',
         'finetune, semi: finetune.layer_decay has no effect: this network has no blocks that are known by name',
     ):
         assert words in ' '.join(done.out.split()), done.out
@@ -302,6 +303,8 @@ def test_a_long_tail_is_evaluated_for_what_can_be(run, workdir: Path, tmp_path: 
         if record['protocol'] not in ('structure', 'clustering'):
             assert record['details']['left_out'] == {reason: {'count': 2, 'classes': 2, 'names': ['8', '9']}}
             assert record['examples'] == (20 if record['details'].get('shots', 1) > 1 else 21)
+    (purity,) = {(r['examples'], r['details']['alone_in_class']) for r in found if r['metric'] == 'purity'}
+    assert purity == (20, 3)
     clamped = [record for record in found if record['protocol'] == 'knn' and 'asked_k' in record['details']]
     assert {(record['k'], tuple(record['details']['asked_k'])) for record in clamped} == {(30, (100, 200))}
     shots = {

@@ -125,16 +125,25 @@ def confirmed(pairs: Pairs, threshold: float, images_at: Callable[[NDArray], NDA
     blocks = [reduced(images_at(rows[start : start + QUERIES])) for start in range(0, len(rows), QUERIES)]
     if not blocks:
         return pairs
-    small = np.concatenate(blocks)
     first, second = places.reshape(2, -1)
-    values = np.minimum(pairs.similarities, np.einsum('pf,pf->p', small[first], small[second]))
+    values = np.minimum(pairs.similarities, _correlations(np.concatenate(blocks), first, second))
     kept = np.flatnonzero(values >= threshold)
     order = kept[np.argsort(-values[kept], kind='stable')]
     return Pairs(pairs.first[order], pairs.second[order], values[order])
 
 
+def _correlations(pixels: NDArray, first: NDArray, second: NDArray) -> NDArray:
+    """Correlations [P] of pairs of rows of pixels [n, F]. Those of blank images are 1 if they are equal, or else 0."""
+    means = pixels.mean(axis=1, keepdims=True)
+    remainders = pixels - means
+    blank = np.abs(remainders).max(axis=1) <= ROUNDING * np.abs(means[:, 0])
+    small = unit(np.where(blank[:, None], 0, remainders))
+    equal = blank[first] & blank[second] & np.isclose(means[first, 0], means[second, 0], rtol=ROUNDING, atol=0)
+    return np.where(equal, np.float32(1), np.einsum('pf,pf->p', small[first], small[second]))
+
+
 def reduced(images: NDArray) -> NDArray:
-    """Vectors float32 [n, F] of images [n, H, W, C]; their products are correlations of reduced pixels."""
+    """Pixels float32 [n, F] of images [n, H, W, C], reduced to `REDUCED` a side."""
     from PIL import Image
 
     def reduce(image: NDArray) -> NDArray:
@@ -146,5 +155,4 @@ def reduced(images: NDArray) -> NDArray:
     else:
         planes = np.moveaxis(images.astype(np.float32), 3, 1)
         small = [np.concatenate([reduce(plane) for plane in image]) for image in planes]
-    vectors = np.stack(small)
-    return unit(vectors - vectors.mean(axis=1, keepdims=True))
+    return np.stack(small)

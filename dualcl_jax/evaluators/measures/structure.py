@@ -76,16 +76,30 @@ def std_per_dimension(features: NDArray) -> NDArray[np.float64]:
 
 
 def purity(features: NDArray, labels: NDArray, k: int) -> NDArray[np.float64]:
-    """The share of each image's k nearest other images that are of its class: [N], for features [N, F]."""
+    """How many of each image's k nearest other images are of its class, as a share of the most that can be.
+
+    That is min(k, n) for a class with n other images: 1 if they are the nearest ones, also in small classes. Images
+    that are alone in their class are left out.
+
+    Args:
+      features: [N, F].
+      labels: integers [N]; a class has at least two images.
+      k: number of neighbours, clamped to N - 1.
+
+    Returns:
+      [M] in [0, 1], for the M images with others of their class.
+    """
     k = min(k, len(features) - 1)
+    _, group, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    others = sizes[group] - 1
     shares = []
     for start in range(0, len(features), BLOCK_ROWS):
         rows = np.arange(start, min(start + BLOCK_ROWS, len(features)))
         padded = np.pad(features[rows], ((0, min(BLOCK_ROWS, len(features)) - len(rows)), (0, 0)))
         found = np.asarray(_nearest(padded, features, k + 1))[: len(rows)]
         same = (labels[found] == labels[rows, None]) & without_query(found, rows)
-        shares.append(same.sum(axis=1) / k)
-    return np.concatenate(shares)
+        shares.append(same.sum(axis=1) / np.clip(others[rows], 1, k))
+    return np.concatenate(shares)[others > 0]
 
 
 @functools.partial(jax.jit, static_argnums=2)
