@@ -9,7 +9,15 @@ import numpy as np
 import optax
 import pytest
 
-from dualcl_jax.method.optim import MOMENTUM_SCHEDULES, build_optimizer, is_weight, learning_rate_schedule
+from dualcl_jax.method.optim import (
+    MOMENTUM_SCHEDULES,
+    build_optimizer,
+    count_schedule,
+    decay_mask,
+    is_weight,
+    learning_rate_schedule,
+    step_schedule,
+)
 
 SHAPES = {'conv': {'kernel': (3, 3, 2, 4)}, 'bn': {'scale': (4,), 'bias': (4,)}, 'fc': {'kernel': (4, 3), 'bias': (3,)}}
 
@@ -32,6 +40,24 @@ def test_learning_rate(peak, total, warmup):
     assert schedule(jnp.int32(0)) == (0 if warmup else np.float32(peak))
     assert schedule(jnp.int32(warmup)) == np.float32(peak)
     np.testing.assert_allclose(schedule(jnp.int32(total)), 0, atol=1e-7 * peak)
+
+
+@pytest.mark.parametrize('warmup', [0, 7])
+def test_learning_rate_in_steps(warmup):
+    rates = jax.jit(jax.vmap(step_schedule(1.5, 50, warmup)))(jnp.arange(53, dtype=jnp.int32))
+    expected = [1.5 * (t / warmup if t < warmup else 1 if t < 30 else 0.1 if t < 40 else 0.01) for t in range(53)]
+    np.testing.assert_allclose(rates, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize('name', ['linear', 'cosine'])
+@pytest.mark.parametrize(('first', 'last'), [(1000, 100), (3, 64)])
+def test_number_of_negatives(name, first, last):
+    counts = jax.jit(jax.vmap(count_schedule(name, first, last, 40)))(jnp.arange(41, dtype=jnp.int32))
+    assert counts.dtype == jnp.int32
+    progress = np.arange(41) / 40
+    share = progress if name == 'linear' else (1 - np.cos(np.pi * progress)) / 2
+    np.testing.assert_allclose(counts, first + (last - first) * share, rtol=0, atol=0.5001)
+    assert (counts[0], counts[-1]) == (first, last)
 
 
 @pytest.mark.parametrize(('momentum', 'total'), [(0.99, 40), (0.996, 1000), (0.0, 5), (1.0, 5)])
@@ -61,11 +87,21 @@ def test_weights_are_kernels():
     }
 
 
+@pytest.mark.parametrize('everything', [False, True])
+def test_frozen_layers_do_not_decay(everything):
+    decays = decay_mask(decay_norm_and_bias=everything, frozen=('conv', 'bn'))(random_tree(0))
+    assert decays == {
+        'conv': {'kernel': False},
+        'bn': {'scale': False, 'bias': False},
+        'fc': {'kernel': True, 'bias': everything},
+    }
+
+
 def schedule(step):
     return learning_rate_schedule(0.5, 6, 2)(step)
 
 
-def take_steps(name, gradients, decay_norm_and_bias, momentum=0.9, weight_decay=0.1):
+def take_steps(name, gradients, decay_norm_and_bias, momentum=0.9, weight_decay=0.1, clip=0.0):
     """The parameters after each of the updates, on the device."""
     name, _, lars = name.partition(' ')
     optimizer = build_optimizer(
@@ -75,6 +111,7 @@ def take_steps(name, gradients, decay_norm_and_bias, momentum=0.9, weight_decay=
         weight_decay=weight_decay,
         decay_norm_and_bias=decay_norm_and_bias,
         lars=lars or 'rate_first',
+        clip=clip,
     )
     params = random_tree(0)
     state = optimizer.init(params)
@@ -142,17 +179,35 @@ def moco_v3_lars(parameter, gradient, memory, step, rate, momentum, decay):
 RULES = {'sgd': pytorch_sgd, 'adamw': adamw, 'lars': lars, 'lars rate_last': moco_v3_lars}
 
 
+def assert_same_steps(ours, expected):
+    for step, (a, b) in enumerate(zip(ours, expected, strict=True)):
+        jax.tree.map(
+            lambda x, y, step=step: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5, err_msg=f'step {step}'), a, b
+        )
+
+
 @pytest.mark.parametrize('decay_norm_and_bias', [False, True])
 @pytest.mark.parametrize('name', RULES)
 def test_optimizers_step_by_step(name, decay_norm_and_bias):
     gradients = [random_tree(seed) for seed in range(1, 6)]
     ours = take_steps(name, gradients, decay_norm_and_bias)
-    expected = numpy_steps(RULES[name], gradients, decay_norm_and_bias)
-    for step, (a, b) in enumerate(zip(ours, expected, strict=True)):
-        jax.tree.map(
-            lambda x, y, step=step: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5, err_msg=f'step {step}'), a, b
-        )
+    assert_same_steps(ours, numpy_steps(RULES[name], gradients, decay_norm_and_bias))
     assert jax.tree.structure(ours[-1]) == jax.tree.structure(random_tree(0))
+
+
+@pytest.mark.parametrize('name', ['sgd', 'adamw'])
+def test_only_larger_gradients_are_clipped_before_decay_and_momentum(name):
+    gradients = [
+        jax.tree.map(lambda leaf, scale=np.float32(scale): scale * leaf, random_tree(seed))
+        for seed, scale in enumerate((1.0, 0.05, 3.0, 0.02), 1)
+    ]
+    norms = [np.sqrt(sum((np.float64(leaf) ** 2).sum() for leaf in jax.tree.leaves(tree))) for tree in gradients]
+    assert [norm > 1 for norm in norms] == [True, False, True, False]
+    clipped = [
+        jax.tree.map(lambda leaf, by=max(norm, 1): np.float64(leaf) / by, tree)
+        for tree, norm in zip(gradients, norms, strict=True)
+    ]
+    assert_same_steps(take_steps(name, gradients, True, clip=1.0), numpy_steps(RULES[name], clipped, True))
 
 
 def test_the_optimizers_work_under_optax():

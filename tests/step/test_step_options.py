@@ -1,12 +1,15 @@
 """Options of the step: negatives from the batch, a predictor, parts of a batch, a schedule of k, a loss factor."""
 
 import chex
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import default
+from dualcl_jax.models.encoder import build_encoder
 from dualcl_jax.system.devices import MAPPERS
 from tests.reference import moco as reference
+from tests.support.methods import image_method
 from tests.support.steps import TOTAL_STEPS, make_batches, named, run, standardized, tiny
 
 PLAIN = {'optimizer__name': 'sgd', 'negatives__selector': 'all', 'negatives__mask_same_image': False}
@@ -102,23 +105,52 @@ def test_count_of_negatives_by_step(given_views):
     expected = [round(20 - 16 * t / TOTAL_STEPS) for t in range(len(metrics))]
     assert [m['train/negatives'] for m in metrics] == expected
     np.testing.assert_allclose([m['train/loss_chance'] for m in metrics], np.log1p(expected), rtol=1e-6)
+    config = tiny(default.get_config(), 20, **fields | {'negatives__schedule': 'cosine'})
+    method = image_method(config, total_steps=TOTAL_STEPS, steps_per_epoch=1, num_devices=1)
+    falling = [round(4 + 16 * (1 + np.cos(np.pi * t / TOTAL_STEPS)) / 2) for t in range(TOTAL_STEPS)]
+    assert [method.count_negatives(jnp.int32(t)) for t in range(TOTAL_STEPS)] == falling
+
+
+def test_clipped_gradients():
+    fields = {'optimizer__clip': 0.5, 'optimizer__learning_rate': 0.1, 'optimizer__weight_decay': 0.0}
+    config = tiny(default.get_config(), 20, **PLAIN | fields)
+    method = image_method(config, total_steps=TOTAL_STEPS, steps_per_epoch=1, num_devices=1)
+    for length, expected in ((7.0, 0.05), (0.3, 0.03)):
+        gradient = {'kernel': jnp.full((1, 1), length)}
+        update, _ = method.optimizer.update(gradient, method.optimizer.init(gradient), gradient)
+        np.testing.assert_allclose(update['kernel'], -expected, rtol=1e-6)
 
 
 def test_only_queries_pass_through_the_predictor(given_views):
-    """The momentum encoder has no predictor, and gradients reach the predictor."""
+    """The momentum encoder has no predictor, and gradients reach the predictor. Each view has its own statistics."""
     fields = {
         'model__projection': 'mlp2_bn',
         'model__predictor': 'mlp2',
         'model__head_width': 16,
         'model__norm': 'sync',
     }
-    states, metrics = run(tiny(default.get_config(), 0, **PLAIN | fields), make_batches()[:2], devices=2)
+    config, batches = tiny(default.get_config(), 0, **PLAIN | fields), make_batches()[:2]
+    states, metrics = run(config, batches, devices=2)
     assert set(states[0].params) - set(states[0].momentum_params) == {'predictor'}
     assert set(states[0].momentum_batch_stats) == {'projection'}
     assert 'scale' not in states[0].params['projection'].get('bn_1', {})
     before, after = (state.params['predictor']['fc_1']['kernel'] for state in (states[0], states[-1]))
     assert np.abs(after - before).max() > 0
     assert all(np.isfinite(m['train/loss']) for m in metrics)
+
+    def encoded(variables, images, **options):
+        call = build_encoder(config.model).apply
+        projection = call(variables, np.float32(images), train=True, mutable=['batch_stats'], **options)[0].projection
+        return projection / np.linalg.norm(projection, axis=1, keepdims=True)
+
+    views = [standardized(config, batches[0].examples[..., part]) for part in (slice(0, 3), slice(3, 6))]
+    losses = []
+    for query, key in (views, views[::-1]):
+        queries = encoded(states[0].variables, query, predict=True)
+        keys = encoded(states[0].momentum_variables, key)  # ξ is still θ
+        similarities = np.float64(queries) @ np.float64(keys).T / config.loss.temperature
+        losses.append(np.log(np.exp(similarities).sum(axis=1)) - np.diag(similarities))
+    np.testing.assert_allclose(metrics[0]['train/loss'], np.mean(losses), rtol=1e-4)
 
 
 def test_mappers_give_the_same_bits(given_views):
