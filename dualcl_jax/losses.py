@@ -123,16 +123,21 @@ class Contrast(NamedTuple):
 
 AnyContrast = TypeVar('AnyContrast', bound=HasLoss)
 
+SHORTEST = 1e-24
+"""The squared length below which a row counts as zero."""
+
 
 def normalize(features: jax.Array) -> jax.Array:
-    """Scales the rows of [..., D] to unit length, in float32; a zero row remains zero.
+    """Scales the rows of [..., D] to unit length, in float32; a zero row remains zero, and has gradient 0.
 
     Example:
       >>> normalize(jnp.array([[0.0, 2.0], [0.0, 0.0]])).tolist()
       [[0.0, 1.0], [0.0, 0.0]]
     """
     features = features.astype(jnp.float32)
-    return features * jax.lax.rsqrt(jnp.maximum((features**2).sum(-1, keepdims=True), 1e-24))
+    squares = (features**2).sum(-1, keepdims=True)
+    scale = jax.lax.rsqrt(jnp.maximum(squares, SHORTEST))
+    return features * jnp.where(squares < SHORTEST, 0.0, scale)  # else the gradient of a zero row is 1e12 times larger
 
 
 def cosine(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -345,6 +345,15 @@ def test_gradient_of_normalize():
     )
 
 
+def test_the_gradient_of_a_zero_row_is_zero():
+    """A sentence without tokens has a zero row; its gradient was 1e12 times larger than those of other rows."""
+    rows, weights = jnp.array([[0.0, 0.0], [1.0, 2.0], [1e-13, 0.0]]), jnp.array([1.0, -3.0])
+    gradient = jax.grad(lambda x: (normalize(x) * weights).sum())(rows)
+    np.testing.assert_array_equal(gradient[jnp.array([0, 2])], 0)
+    np.testing.assert_array_equal(gradient[1], jax.grad(lambda x: (normalize(x) * weights).sum())(rows[1:2])[0])
+    assert jnp.isnan(normalize(jnp.array([jnp.nan, 1.0]))).all()  # a diverged row does not count as zero
+
+
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 def test_every_product_of_the_lowered_loss_is_at_full_precision(dtype):
     """The encoder's dtype does not matter: an accelerator must not round the similarities to bfloat16."""
