@@ -145,6 +145,7 @@ def test_labels_by_csv(images, tmp_path):
     for text, message in (
         ('bee/1.png', r'line 1 has 1 columns'),
         ('bee/1.png,a\nbee/1.png,b', r'line 2 gives bee/1\.png a second class'),
+        ('path,label\nbee/1.png,red, or so', r'line 2 has 3 columns, the first one 2; put values with separators in'),
         ('x.png,a', r'names none of the images .* such as ant/0\.png'),
         ('\xff', 'names none|line 1'),
     ):

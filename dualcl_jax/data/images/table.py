@@ -185,7 +185,8 @@ def match(table: Table, names: Names, folder: str, path_column: str, label_colum
       path_column, label_column: the names of columns, '' to recognise them.
 
     Raises:
-      UserError: the columns cannot be recognised, a row lacks one, or two rows give a file two classes.
+      UserError: the columns cannot be recognised, a row lacks one or has more of them, or two rows give a file two
+        classes.
     """
     first = [value.strip() for value in table.rows[0][1]] if table.rows else []
     known = {*PATH_COLUMNS, *LABEL_COLUMNS}
@@ -203,6 +204,11 @@ def match(table: Table, names: Names, folder: str, path_column: str, label_colum
     for number, row in table.rows[is_header:]:
         if len(row) <= max(place, label_place):
             raise UserError(f'data.labels={table.file}: line {number} has {len(row)} columns; give a path and a class')
+        if any(value.strip() for value in row[len(first) :]):
+            raise UserError(
+                f'data.labels={table.file}: line {number} has {len(row)} columns, the first one {len(first)}; put '
+                'values with separators in quotation marks'
+            )
         name, label = row[place].strip(), row[label_place].strip()
         if not label:
             continue
