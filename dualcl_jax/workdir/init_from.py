@@ -24,6 +24,7 @@ from dualcl_jax.models.vit import LEARNED, PATCHES
 from dualcl_jax.models.weights_file import Taken, check_name, is_weights_file, take
 from dualcl_jax.system.devices import replicate
 from dualcl_jax.system.errors import UserError, listed
+from dualcl_jax.system.files import reachable
 from dualcl_jax.workdir.checkpoint import Checkpoints
 from dualcl_jax.workdir.folder import stored_config
 from dualcl_jax.workdir.huggingface import Pretrained, find_pretrained
@@ -123,6 +124,11 @@ def check_encoder(method: Method, state: TrainState, path: str) -> str:
 
 def _run(path: str) -> tuple[epath.Path, int, ConfigDict]:
     """The folder of the run that a path names, the step of its newest checkpoint, and its config."""
+    if not reachable(path, f'--init_from={path}').exists():
+        raise UserError(
+            f'--init_from={path}: no such folder, and models are not downloaded; name a workdir, or the local folder '
+            'or file of a model'
+        )
     folder, steps = find_run(path, flag='--init_from')
     config = stored_config(folder)
     assert config is not None  # `find_run` has found the file

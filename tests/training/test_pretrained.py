@@ -152,6 +152,7 @@ DAMAGES = {
         lambda folder: (folder / '1_Pooling/config.json').write_text('{"pooling_mode_max_tokens": true}'),
         "its pooling is 'max_tokens'; only mean, cls",
     ),
+    'absent': (shutil.rmtree, 'no such folder, and models are not downloaded; name a workdir, or the local folder'),
 }
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -74,19 +74,21 @@ class LoadedTextEncoder:
     description: TextDescription
     function: Callable[[Tree], jax.Array] = dataclasses.field(repr=False)
 
-    def __call__(self, sentences: Sequence[str]) -> jax.Array:
+    def __call__(self, sentences: Iterable[str]) -> jax.Array:
         """Computes features float32 [N, F] of N sentences.
 
         Raises:
           UserError: the argument is not a list of texts, or one holds an unpaired surrogate.
         """
-        if isinstance(sentences, str) or not all(isinstance(sentence, str) for sentence in sentences):
-            raise UserError('this encoder takes a list of sentences, such as ["a cat", "a dog"]')
         return self.function(self.tokens(sentences))
 
-    def tokens(self, sentences: Sequence[str]) -> dict[str, np.ndarray]:
+    def tokens(self, sentences: Iterable[str]) -> dict[str, np.ndarray]:
         """Encodes N sentences as tokens, as `function` takes them. Raises UserError as `__call__` does."""
-        for number, text in enumerate(sentences):
+        given = list(sentences) if isinstance(sentences, Iterable) and not isinstance(sentences, str) else [None]
+        texts = [text for text in given if isinstance(text, str)]
+        if len(texts) < len(given):
+            raise UserError('this encoder takes a list of sentences, such as ["a cat", "a dog"]')
+        for number, text in enumerate(texts):
             try:
                 text.encode()
             except UnicodeEncodeError as error:
@@ -94,7 +96,7 @@ class LoadedTextEncoder:
                     f'sentences[{number}]: its character {error.start} is an unpaired surrogate, '
                     f"{text[error.start]!a}; replace it, for example with '\\ufffd'"
                 ) from error
-        encoded = self.description.loaded_tokenizer.encode_batch_fast(list(sentences))
+        encoded = self.description.loaded_tokenizer.encode_batch_fast(texts)
         tokens = np.zeros((len(encoded), self.description.length), np.int32)
         for row, sentence in zip(tokens, encoded, strict=True):
             row[: len(sentence.ids)] = sentence.ids

@@ -93,8 +93,10 @@ def test_a_loaded_encoder_equals_that_of_the_run(tmp_path, form, name):
         np.testing.assert_allclose(loaded(SENTENCES), want, atol=1e-5)
         assert loaded.description.features == want.shape[1]
         np.testing.assert_allclose(loaded(SENTENCES[:1]), want[:1], atol=1e-5)
-    with pytest.raises(UserError, match='takes a list of sentences'):
-        loaded('a cat')
+    np.testing.assert_array_equal(loaded(iter(SENTENCES)), loaded(SENTENCES))
+    for wrong in ('a cat', ['a cat', 1], 1):
+        with pytest.raises(UserError, match='takes a list of sentences'):
+            loaded(wrong)
     with pytest.raises(UserError, match=r"^sentences\[1\]: its character 2 is an unpaired surrogate, '.ud83d'"):
         loaded(['a cat', 'a \ud83d cat'])
 
