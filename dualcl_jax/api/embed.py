@@ -240,6 +240,8 @@ def _examples(request: Request, source: 'EncoderSource') -> 'Examples':
     from dualcl_jax import data
     from dualcl_jax.data.describe import describe_data
     from dualcl_jax.data.images.every import every_image
+    from dualcl_jax.data.text.source import BETWEEN
+    from dualcl_jax.data.text.source import KIND as TEXT
     from dualcl_jax.evaluators.embed_all import Examples
     from dualcl_jax.evaluators.evaluate import check_examples, check_trained_on
 
@@ -261,6 +263,9 @@ def _examples(request: Request, source: 'EncoderSource') -> 'Examples':
     for name, split in splits.items():
         shown = split.display(np.arange(len(split)))
         names += [f'{name}/{row}' for row in range(len(split))] if shown is None else shown
+    if loaded.train.kind == TEXT and any(BETWEEN in name for name in names):
+        print('pairs: their first sentences are embedded; --config.data.columns names another column')
+        names = [name.partition(BETWEEN)[0] for name in names]
     return Examples(list(splits.values()), names)
 
 

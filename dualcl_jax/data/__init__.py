@@ -48,7 +48,8 @@ def data_config(
 
     `text.tokenizer` is the path of the tokenizer in the workdir of a run. Without one there, it is that of the config,
     or else the one in the folder of `init_from`, whose encoder needs it. It is empty for a tokenizer that is trained on
-    the corpus. `path` is in the workdir if the data are kept there. `workdir` is that workdir.
+    the corpus. `text.pretrained` is `init_from`. `path` is in the workdir if the data are kept there. `workdir` is that
+    workdir.
 
     Args:
       config: a whole config; it is not changed.
@@ -70,6 +71,7 @@ def data_config(
             'definition': definition,
             'length': config.text.length,
             'vocabulary': config.model.vocabulary,
+            'pretrained': config.init_from,
         }
     )
     return found

@@ -9,6 +9,8 @@ from dualcl_jax.data.text.source import KIND as TEXT
 
 SHOWN_CLASSES = 5
 """The number of class names that are listed."""
+MANY_UNKNOWN = 0.05
+"""The share of unknown tokens from which a tokenizer does not fit the text."""
 
 
 def units(kind: str) -> str:
@@ -40,8 +42,14 @@ def describe_data(splits: Splits) -> dict[str, str]:
         tokens = report['tokens']
         facts['tokens'] = (
             f'{tokens["vocabulary"]:,}, {tokens["tokenizer"]}; {tokens["length"]} for each sentence: '
-            f'{tokens["cut"]:.1%} of the sentences are cut, {tokens["padding"]:.1%} of the tokens are padding'
+            f'{tokens["cut"]:.1%} of the sentences are cut, {tokens["padding"]:.1%} of the tokens are padding, '
+            f'{tokens["unknown"]:.1%} of those of the text are unknown'
         )
+        if tokens['unknown'] >= MANY_UNKNOWN:
+            facts['unknown tokens'] = (
+                'warning: the encoder sees the same token for all words that the tokenizer does not have; name a '
+                'tokenizer for this language with --config.text.tokenizer'
+            )
     if 'in_other_pairs' in report:
         shares = report['in_other_pairs']
         facts['in other pairs'] = (

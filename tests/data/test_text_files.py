@@ -1,9 +1,7 @@
 """Sentences and pairs from files of every kind: what is read, what is left out, and what is refused."""
 
 import gzip
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,58 +9,15 @@ from etils import epath
 
 from configs import default
 from dualcl_jax import data
-from dualcl_jax.data import Splits
 from dualcl_jax.data.describe import describe_data
 from dualcl_jax.data.source import first_equal
 from dualcl_jax.data.text import files
-from dualcl_jax.data.text.tokens import Tokenizer
 from dualcl_jax.system.errors import UserError
 from tests.support.runs import REPOSITORY
-from tests.support.text_runs import pairs
+from tests.support.text_files import TERMS, TEXTS, load, sentences, write
 from tests.support.tfds_sets import MODULE, write_prepared
 
 SHARED = REPOSITORY.parent / 'shared' / 'text'
-TERMS, TEXTS = zip(*pairs(40), strict=True)
-
-
-def load(path: Path | str, columns: str = '', **changes: Any) -> Splits:
-    """What a config reads; `changes` are of its `data` part, and `vocabulary`."""
-    config = default.get_config()
-    config.data.name, config.data.path, config.data.columns = 'text', str(path), columns
-    config.text.length = 8
-    config.model.vocabulary = changes.pop('vocabulary', 200)
-    config.data.update(changes)
-    return data.load(data.data_config(config))
-
-
-def sentences(source: data.Source) -> list[list[str]]:
-    """The text of each example, as far as its tokens say."""
-    tokenizer = Tokenizer(source.kept_files['tokenizer.json'].decode(), 8)
-    arrays = source.examples(np.arange(len(source)))
-    rows = zip(arrays['tokens'], arrays['length'], strict=True)
-    return [[tokenizer.decode(*sentence) for sentence in zip(*row, strict=True)] for row in rows]
-
-
-def write(path: Path, kind: str) -> str:
-    """Writes the pairs into a file of a kind, and returns the names of the columns."""
-    if kind.startswith('numbered'):
-        path.write_text(''.join(f'x\t{term}\t{text}\n' for term, text in zip(TERMS, TEXTS, strict=True)))
-        return '1,2'
-    if kind.startswith('tsv'):
-        path.write_text('term\tn\ttext\n' + ''.join(f'{a}\t1\t{b}\n' for a, b in zip(TERMS, TEXTS, strict=True)))
-    if kind.startswith('csv'):
-        path.write_text('\ufefftext,term\n' + ''.join(f'"{b}",{a}\r\n' for a, b in zip(TERMS, TEXTS, strict=True)))
-    if kind.startswith('jsonl'):
-        rows = [json.dumps({'text': text, 'term': term}) for term, text in zip(TERMS, TEXTS, strict=True)]
-        path.write_text('\n'.join(rows))
-    if kind.startswith('parquet'):
-        import pyarrow
-        from pyarrow import parquet
-
-        parquet.write_table(pyarrow.table({'text': list(TEXTS), 'term': list(TERMS)}), path)
-    return 'term,text'
-
-
 CUT = gzip.compress(b'one\n' * 99, mtime=0)[:-9]  # the time would make another test of it in each process
 
 
@@ -172,30 +127,6 @@ def test_a_folder(tmp_path) -> None:
     assert found.train.report['left_out'] == {'files with other endings': {'count': 1, 'names': ['LICENSE']}}
 
 
-def test_a_folder_with_splits(tmp_path) -> None:
-    for name in ('train-00000-of-00002', 'train-00001-of-00002', 'test-00000-of-00001', 'unsupervised'):
-        (tmp_path / f'{name}.txt').write_text(f'of {name[:7]}')
-    found = load(tmp_path)
-    assert (len(found.train), len(found.test)) == (2, 1)
-    assert list(found.train.report['left_out']) == ['files of no split']
-    assert found.test.kept_files == found.train.kept_files
-
-
-@pytest.mark.parametrize('unknown', ['', '-1'])
-def test_files_with_a_class_of_the_training_files_are_preferred_for_testing(tmp_path, unknown: str) -> None:
-    for name, labels in (('train', '01' * 5), ('validation', '01'), ('test', [unknown] * 3)):
-        rows = [f'{name} {number},{label}' for number, label in enumerate(labels)]
-        (tmp_path / f'{name}.csv').write_text('\n'.join(['text,label', *rows, '  ,1', '']))
-    found = load(tmp_path, 'text', label_column='label')
-    assert found.train.report['splits']['test'] == {'folder': 'validation.csv', 'images': 2, 'labelled': 2}
-    assert found.train.class_names == ('0', '1')
-    assert found.train.report['left_out'] == {
-        'rows: empty': {'count': 2, 'names': ['train.csv:12', 'validation.csv:4']},
-        'files of no split': {'count': 1, 'names': ['test.csv']},
-    }
-    assert len(load(tmp_path, 'text').test) == 3  # without classes, the first
-
-
 def write_tfds(folder: Path, splits: dict[str, list[tuple[bytes, int]]]) -> Path:
     """A prepared TFDS set with the features text and label, of the classes no and yes."""
     features = {
@@ -278,7 +209,37 @@ def test_wordnet_as_it_was_measured() -> None:
             {},
             r'1 of 2 rows cannot be used, more than.*0.05 of them\n.*not UTF-8 \(a.txt:1',
         ),
-        ('a.txt', 'sixteen bits'.encode('utf-16'), '', {}, r'no sentences in it\n1 rows: not UTF-8'),
+        (
+            'a.txt',
+            'sixteen bits'.encode('utf-16'),
+            '',
+            {},
+            r'a.txt: is UTF-16; convert it to UTF-8: iconv -f UTF-16 -t',
+        ),
+        ('a.csv', b'\xfe\xff\0x\0\n\0a', 'x', {}, r'a.csv: is UTF-16; convert it'),
+        (
+            'a.txt',
+            'sixteen bits'.encode('utf-16-le'),
+            '',
+            {},
+            r'no sentences in it\n1 rows: with NUL char.* \(a.txt:1\)',
+        ),
+        (
+            'a.json',
+            b'[{"text": "one"},\n',
+            '',
+            {},
+            r'files that end in .json are not read; .* .jsonl, with an object in',
+        ),
+        ('a.HTML.gz', b'<html>\n', '', {}, r'files that end in .html are not read; save the text as .txt'),
+        ('a.txt', '\u200b\n\ufeff\n\xad'.encode(), '', {}, r'no sentences in it\n3 rows: empty \(a.txt'),
+        (
+            'a.csv',
+            b'text,y\n' + b'one, two,1\n' * 2 + b'one,1\n' * 8,
+            'text',
+            {},
+            r'2 of 10 rows .*\n2 rows: with more values than the header \(a.csv:2, a.csv:3\)\n.*commas need quotation',
+        ),
         ('a.txt', b'one\n', 'text', {}, r"data.columns=text: .*a.txt has lines, not columns; use ''"),
         ('a.txt', b'one\n', '', {'label_column': 'y'}, r"data.label_column=y: .*a.txt has lines, not columns; use ''"),
         ('a.csv', b'x,y\n1,2\n', '', {}, r"data.columns='': a.csv has columns; name the one with sentences.*: x, y$"),
@@ -338,4 +299,9 @@ def test_the_tokenizer_of_a_config(tmp_path) -> None:
     assert data.data_config(config, epath.Path(tmp_path)).text.tokenizer == str(kept)
     config.text.tokenizer, config.model.vocabulary = str(kept), 10
     with pytest.raises(UserError, match=r'more than the model.vocabulary=10 rows .*; set --config.model.vocabulary=0'):
+        data.load(data.data_config(config))
+    config.init_from = 'FOLDER'
+    with pytest.raises(
+        UserError, match=r'=10 rows .*; --config.text.tokenizer must name the one of --init_from=FOLDER; '
+    ):
         data.load(data.data_config(config))

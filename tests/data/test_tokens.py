@@ -72,11 +72,25 @@ def test_the_same_bytes_in_other_processes(tokenizer: Tokenizer, threads: str) -
 def test_rare_characters(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of more characters than `ALPHABET` the most frequent ones have tokens; words with others are unknown."""
     monkeypatch.setattr(tokens, 'ALPHABET', 3)
-    tokenizer = train_wordpiece(['abab abc', 'abd cab'], vocabulary=30, length=5)
+    tokenizer = train_wordpiece(['abab abc', 'abd cab'], vocabulary=14, length=5)
     rows = tokenizer.encode(['ab', 'abd'])['tokens'][:, 0]
     unknown = SPECIAL.index('[UNK]')
     assert rows[0, 1] != unknown
     assert rows[1, 1] == unknown
+
+
+def test_a_language_with_many_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than `ALPHABET` characters get tokens if the corpus needs them, and the vocabulary has room for them."""
+    monkeypatch.setattr(tokens, 'ALPHABET', 3)
+    chinese = [chr(0x4E00 + place) for place in range(40)]
+    tokenizer = train_wordpiece([''.join(chinese)], vocabulary=160, length=50)
+    assert tokenizer.unknown == SPECIAL.index('[UNK]')
+    assert not (tokenizer.encode(chinese)['tokens'] == tokenizer.unknown).any()
+    tokenizer = train_wordpiece([''.join(chinese)], vocabulary=80, length=50)
+    assert (tokenizer.encode(chinese)['tokens'] == tokenizer.unknown).sum() == 20
+    monkeypatch.setattr(tokens, 'ALPHABET', 12)
+    rare = train_wordpiece([*['abcdefghijk'] * 10_000, 'lmnopqrs'], vocabulary=160, length=50)
+    assert (rare.encode(['l', 'm'])['tokens'][:, 0, 1] == rare.unknown).tolist() == [False, True]  # as in English
 
 
 def test_a_vocabulary_that_is_too_small() -> None:

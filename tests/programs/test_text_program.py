@@ -268,6 +268,18 @@ def test_sentences_are_embedded_under_their_own_text(in_process, workdir, featur
         np.testing.assert_allclose(found['features'], features[0](lines), atol=1e-5)
 
 
+def test_pairs_are_embedded_under_their_first_sentence(in_process, workdir, features, tmp_path):
+    (tmp_path / 'new.tsv').write_text('a cat — asleep\tit sleeps\na dog\tit runs\n')
+    columns = ('--config.data.columns=0,1', '--config.data.label_column=')
+    given = (f'--workdir={workdir}', f'--data={tmp_path / "new.tsv"}', *columns, f'--output={tmp_path / "f.npz"}')
+    finished = in_process(embed_program.main, *given)
+    assert finished.status == 0, finished
+    assert 'pairs: their first sentences are embedded' in finished.out
+    with np.load(tmp_path / 'f.npz') as found:
+        assert found['files'].tolist() == ['a cat — asleep', 'a dog']
+        np.testing.assert_allclose(found['features'], features[0](found['files'].tolist()), atol=1e-5)
+
+
 def test_rows_of_a_labelled_file_stay_in_their_order(in_process, workdir, tmp_path):
     lines = [f'the sentence of number {number},{CLASSES[number % 2]}' for number in range(20)]
     (tmp_path / 'new.csv').write_text('\n'.join(['sentence,class', *lines, ' ,']))

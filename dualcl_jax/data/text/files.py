@@ -1,18 +1,32 @@
 """Reads sentences: one per line, columns of a CSV, TSV, JSONL or parquet file, or a folder of such files."""
 
+import codecs
 import csv
-import dataclasses
 import gzip
 import itertools
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, NamedTuple
 
 from etils import epath
 
 from dualcl_jax.data.csv_rows import RowError, csv_rows
 from dualcl_jax.data.text import wordnet
+from dualcl_jax.data.text.rows import (
+    EMPTY,
+    LISTED,
+    NO_COLUMN,
+    NOT_UTF8,
+    Account,
+    Columns,
+    Row,
+    checked,
+    find,
+    is_text,
+    no_column,
+    shown,
+)
 from dualcl_jax.system.errors import UserError, first_line, reason_of
 
 LONGEST = 1_000_000
@@ -21,74 +35,23 @@ LARGEST = 2**26
 """Bytes of a row of CSV at which reading stops: a quotation mark is not closed, or this is not a CSV file."""
 SEARCHED = 10_000
 """Objects of JSONL among which each column must be found."""
-LISTED = 8
-"""The number of columns of a file that are named."""
-NAMED = 3
-"""The number of places that are named for each reason."""
-EMPTY, LONG, NOT_UTF8 = 'empty', f'longer than {LONGEST:,} bytes', 'not UTF-8'
+LONG, NOT_JSON, NUL = f'longer than {LONGEST:,} bytes', 'not a JSON object', 'with NUL characters'
+TOO_MANY = 'with more values than the header'
+ENCODINGS = {
+    codecs.BOM_UTF32_LE: 'UTF-32',
+    codecs.BOM_UTF32_BE: 'UTF-32',
+    codecs.BOM_UTF16_LE: 'UTF-16',
+    codecs.BOM_UTF16_BE: 'UTF-16',
+}
+"""Encodings that cannot be read, by the bytes with which a file begins; a longer mark comes before its beginning."""
+NOT_LINES = (
+    *('.json', '.ndjson', '.xml', '.html', '.htm', '.yaml', '.yml', '.pdf', '.doc', '.docx', '.odt', '.rtf', '.epub'),
+    *('.xls', '.xlsx', '.ods', '.arrow', '.feather', '.orc', '.avro', '.npy', '.npz', '.pkl', '.pickle', '.h5', '.db'),
+    *('.sqlite', '.zip', '.tar', '.tgz', '.bz2', '.xz', '.zst', '.7z'),
+)
+"""Endings of tables, documents and archives, in which a line is no sentence."""
 UNDECODABLE = '\udcff'
 """Stands for a value that is not UTF-8: a surrogate, as `surrogateescape` gives."""
-NO_COLUMN, NOT_JSON, NOT_TEXT = 'without the column', 'not a JSON object', 'not text'
-
-
-class Row(NamedTuple):
-    """The sentences of an example, and its class as text, None where it has none."""
-
-    sentences: tuple[str, ...]
-    label: str | None
-
-
-@dataclasses.dataclass
-class Account:
-    """Counts rows that are left out, by reason.
-
-    Attributes:
-      left_out: for each reason, the number of rows ('count') and the places of the first ones ('names').
-    """
-
-    left_out: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-
-    def add(self, reason: str, place: str) -> None:
-        self._count(f'rows: {reason}', 1, [place])
-
-    def include(self, other: 'Account') -> None:
-        """Adds the rows of another account."""
-        for reason, about in other.left_out.items():
-            self._count(reason, about['count'], about['names'])
-
-    def _count(self, reason: str, count: int, places: Sequence[str]) -> None:
-        entry = self.left_out.setdefault(reason, {'count': 0, 'names': []})
-        entry['count'] += count
-        entry['names'] += places[: NAMED - len(entry['names'])]
-
-
-@dataclasses.dataclass(frozen=True)
-class Columns:
-    """Which columns of a table hold the sentences and the class.
-
-    Args:
-      names: the names, or numbers from 0, of one or two columns with sentences; if empty, a line is a sentence.
-      label: the name or number of the column with the class; if empty, there are no classes.
-    """
-
-    names: tuple[str, ...]
-    label: str
-
-    @property
-    def wanted(self) -> tuple[str, ...]:
-        return (*self.names, self.label) if self.label else self.names
-
-    @property
-    def by_number(self) -> bool:
-        """Whether columns are named by their numbers, as in a table without a header."""
-        return all(name.isdecimal() for name in self.wanted)
-
-    def row(self, values: Sequence[Any]) -> Row:
-        """Makes a row from the values of the wanted columns."""
-        label = values[-1] if self.label else None
-        known = label is not None and str(label).strip() != ''
-        sentences = tuple(' '.join(value.split()) for value in values[: len(self.names) or 1])
-        return Row(sentences, str(label).strip() if known else None)
 
 
 Read = Callable[[IO[bytes], str, Columns, Account], Iterator[Row]]
@@ -101,6 +64,12 @@ def read_rows(path: epath.Path, columns: Columns, account: Account) -> Iterator[
       UserError: the file cannot be read, or does not have the columns.
     """
     read = reader_of(path.name) or _read_lines
+    ending = next((ending for ending in NOT_LINES if path.name.lower().removesuffix('.gz').endswith(ending)), None)
+    if ending is not None:
+        raise UserError(
+            f'data.path={path}: files that end in {ending} are not read; save the text as .txt, with a sentence in '
+            'each line, or as .csv, .tsv, .parquet or .jsonl, with an object in each line'
+        )
     if columns.names and read is _read_lines:
         raise UserError(
             f"data.columns={','.join(columns.names)}: {path} has lines, not columns; use '', or a file that ends in "
@@ -116,6 +85,8 @@ def read_rows(path: epath.Path, columns: Columns, account: Account) -> Iterator[
                     yield row
                 else:
                     account.add(EMPTY, path.name)
+    except _EncodingError as error:
+        raise UserError(f'data.path={path}: is {error}; convert it to UTF-8: iconv -f {error} -t utf-8') from error
     except (OSError, EOFError, zlib.error) as error:
         reason = reason_of(error)
         raise UserError(f'data.path={path}: cannot be read ({reason}); restore the file') from error
@@ -144,25 +115,28 @@ def _lines(file: IO[bytes], name: str, account: Account) -> Iterator[tuple[int, 
     """Yields the number and the text of each line that can be used."""
     for number, line in _raw_lines(file, name, account):
         try:
-            yield number, line.decode(_codec(number))
+            text = line.decode(_codec(number, line))
         except UnicodeDecodeError:
             account.add(NOT_UTF8, f'{name}:{number}')
+            continue
+        if '\0' in text:
+            account.add(NUL, f'{name}:{number}')
+        else:
+            yield number, text
 
 
-def _codec(number: int) -> str:
-    """The encoding of a line; only the first one may begin with a byte order mark."""
-    return 'utf-8-sig' if number == 1 else 'utf-8'
+class _EncodingError(Exception):
+    """A file has another encoding, which the error names."""
 
 
-def _is_text(values: Iterable[Any]) -> bool:
-    """Whether the strings among some values are valid Unicode. An unpaired surrogate is not; it may be a wrong byte."""
-    try:
-        for value in values:
-            if isinstance(value, str) and not value.isascii():
-                value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _codec(number: int, line: bytes) -> str:
+    """The encoding of a line; only the first one may begin with a byte order mark. Raises _EncodingError."""
+    if number > 1:
+        return 'utf-8'
+    for mark, encoding in ENCODINGS.items():
+        if line.startswith(mark):
+            raise _EncodingError(encoding)
+    return 'utf-8-sig'
 
 
 def _read_lines(file: IO[bytes], name: str, columns: Columns, account: Account) -> Iterator[Row]:
@@ -184,49 +158,33 @@ class _TableLine(NamedTuple):
 def _read_table(rows: Iterable[_TableLine], name: str, columns: Columns, account: Account) -> Iterator[Row]:
     """Yields the rows of a table whose first row is a header, unless columns are named by their numbers."""
     places: list[int] = []
-    if columns.by_number and columns.wanted:
-        places = [int(column) for column in columns.wanted]
+    width = None
     for number, size, row in rows:
         place = f'{name}:{number}'
+        if not row:
+            account.add(EMPTY, place)
+            continue
         if not places:
-            places = find(columns, row, name)
-        elif size > LONGEST:
+            numbered = bool(columns.names) and columns.by_number
+            columns = columns.within([str(at) for at in range(len(row))] if numbered else row)
+            places = [int(column) for column in columns.wanted] if numbered else find(columns, row, name)
+            width = None if numbered else len(row)
+            if not numbered:
+                continue
+        if size > LONGEST:
             account.add(LONG, place)
-        elif not _is_text(row):
+        elif any('\0' in value for value in row):
+            account.add(NUL, place)
+        elif not is_text(row):
             account.add(NOT_UTF8, place)
         elif len(row) <= max(places):
-            account.add(NO_COLUMN if row else EMPTY, place)
+            account.add(NO_COLUMN, place)
+        elif width is not None and any(value.strip() for value in row[width:]):
+            account.add(TOO_MANY, place)  # such as a comma without quotation marks, which ends a sentence
         elif not all(row[at].strip() for at in places[: len(columns.names)]):
             account.add(EMPTY, place)
         else:
             yield columns.row([row[at] for at in places])
-
-
-def find(columns: Columns, header: Sequence[str], name: str) -> list[int]:
-    """Finds the positions of the columns in the header of a file. Raises UserError if one is missing."""
-    header = [_shown(column) for column in header]
-    if not columns.names:
-        raise UserError(
-            f"data.columns='': {name} has columns; name the one with sentences, or the two of pairs, or their "
-            f'numbers if there is no header: {_listed(header)}'
-        )
-    for column in columns.wanted:
-        if column not in header:
-            raise _no_column(columns, column, name, header)
-    return [header.index(column) for column in columns.wanted]
-
-
-def _no_column(columns: Columns, column: str, name: str, header: Sequence[str]) -> UserError:
-    field = 'label_column' if column not in columns.names else 'columns'
-    return UserError(f'data.{field}={column}: {name} has no such column, only {_listed(header)}')
-
-
-def _shown(column: str) -> str:
-    return column.encode('utf-8', 'backslashreplace').decode().strip()
-
-
-def _listed(header: Sequence[str]) -> str:
-    return ', '.join(header[:LISTED]) + (', …' if len(header) > LISTED else '')
 
 
 def _read_csv(file: IO[bytes], name: str, columns: Columns, account: Account) -> Iterator[Row]:
@@ -256,7 +214,7 @@ class _CsvLines:
         self.size += len(line) - line.endswith(b'\n')
         if self.size > LARGEST:
             raise csv.Error(f'more than {LARGEST:,} bytes')
-        return line.decode(_codec(self.number), 'surrogateescape')
+        return line.decode(_codec(self.number, line), 'surrogateescape')
 
 
 def _csv_rows(file: IO[bytes], name: str) -> Iterator[_TableLine]:
@@ -284,12 +242,12 @@ def _read_tsv(file: IO[bytes], name: str, columns: Columns, account: Account) ->
 def _tsv_rows(file: IO[bytes], name: str, account: Account) -> Iterator[_TableLine]:
     """Yields the rows of a TSV file: every line is one, and every tab separates."""
     for number, line in _raw_lines(file, name, account):
-        text = line.decode(_codec(number), 'surrogateescape').removesuffix('\n').removesuffix('\r')
+        text = line.decode(_codec(number, line), 'surrogateescape').removesuffix('\n').removesuffix('\r')
         yield _TableLine(number, 0, text.split('\t') if text else [])
 
 
 def _read_jsonl(file: IO[bytes], name: str, columns: Columns, account: Account) -> Iterator[Row]:
-    missing, seen, objects = list(columns.wanted), dict[str, None](), 0
+    missing, seen, objects = list(columns.names if columns.optional else columns.wanted), dict[str, None](), 0
     for number, line in _lines(file, name, account):
         place = f'{name}:{number}'
         if not line.strip():
@@ -307,7 +265,7 @@ def _read_jsonl(file: IO[bytes], name: str, columns: Columns, account: Account) 
         found = {key.strip(): value for key, value in found.items()} | found
         if missing:
             objects += 1
-            seen |= dict.fromkeys(map(_shown, itertools.islice(found, LISTED + 1)))
+            seen |= dict.fromkeys(map(shown, itertools.islice(found, LISTED + 1)))
             seen = dict.fromkeys(itertools.islice(seen, LISTED + 1))
             missing = [column for column in missing if column not in found]
             if missing and objects == SEARCHED:
@@ -315,22 +273,7 @@ def _read_jsonl(file: IO[bytes], name: str, columns: Columns, account: Account) 
         yield from checked([found.get(column) for column in columns.wanted], place, columns, account)
     if objects and missing:
         about = f'{name}, in its first {objects:,} objects,' if objects == SEARCHED else name
-        raise _no_column(columns, missing[0], about, list(seen))
-
-
-def checked(values: list[Any], place: str, columns: Columns, account: Account) -> Iterator[Row]:
-    """Yields a row of values, if its sentences are text."""
-    sentences = values[: len(columns.names)]
-    if any(value is None for value in sentences):
-        account.add(NO_COLUMN, place)
-    elif not all(isinstance(value, str) for value in sentences):
-        account.add(NOT_TEXT, place)
-    elif not _is_text(values):
-        account.add(NOT_UTF8, place)
-    elif not all(value.strip() for value in sentences):
-        account.add(EMPTY, place)
-    else:
-        yield columns.row(values)
+        raise no_column(columns, missing[0], about, list(seen))
 
 
 def _read_parquet(file: IO[bytes], name: str, columns: Columns, account: Account) -> Iterator[Row]:
@@ -340,6 +283,7 @@ def _read_parquet(file: IO[bytes], name: str, columns: Columns, account: Account
     try:
         table = parquet.ParquetFile(file)
         header = table.schema_arrow.names
+        columns = columns.within(header)
         chosen = [header[place] for place in find(columns, header, name)]
         number = 0
         for batch in table.iter_batches(columns=chosen):

@@ -6,14 +6,15 @@ import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
 from dualcl_jax.data.source import ArraySource, Splits, described_split, first_equal, held_out_by_content, limit_indices
 from dualcl_jax.data.text import tfds
-from dualcl_jax.data.text.files import EMPTY, Account, Columns, Row, read_rows, reader_of
+from dualcl_jax.data.text.files import TOO_MANY, read_rows, reader_of
+from dualcl_jax.data.text.rows import EMPTY, Account, Columns, Row
 from dualcl_jax.data.text.splits import choose_test
 from dualcl_jax.data.text.tokens import FILE, Tokenizer, train_wordpiece
 from dualcl_jax.system.errors import UserError
@@ -26,8 +27,10 @@ VOCABULARY = 16_384
 TRAIN_NAMES, TEST_NAMES = ('train', 'training'), ('test', 'validation', 'valid', 'val', 'dev')
 """Prefixes of the names of files that are splits; those for testing in the order of preference, if all of them or none
 have labels."""
-BETWEEN = ' — '
-"""The separator of the sentences of a pair when they are shown."""
+BETWEEN = '\u2003—\u2003'
+"""The separator of the sentences of a pair when they are shown; no sentence has this space, see `Columns.row`."""
+NO_CLASS = '-1'
+"""The class that data sets of Hugging Face give to rows for testing whose class is not published."""
 OTHER_FILES = 'files with other endings'
 
 
@@ -40,6 +43,14 @@ class _Part:
 
     def take(self, indices: np.ndarray, origin: str = '') -> '_Part':
         return _Part(origin or self.origin, [self.rows[index] for index in indices.tolist()])
+
+
+class _Encoded(NamedTuple):
+    """A part of N rows, their tokens [N, C, L] and lengths [N, C], and which sentences were cut, bool [N, C]."""
+
+    part: _Part
+    arrays: dict[str, np.ndarray]
+    cut: np.ndarray
 
 
 def load(data: Any) -> Splits:
@@ -61,15 +72,17 @@ def load(data: Any) -> Splits:
     """
     columns, account = _columns(data), Account()
     train, test = _read(data, columns, account)
-    _check_usable(data, account, len(train.rows) + (len(test.rows) if test else 0))
-    names = _class_names([*train.rows, *(test.rows if test else ())])
+    _check_usable(data, account, len(train.rows), len(test.rows) if test else 0)
+    names = _class_names(train.rows, test.rows if test else ())
     if test is None and names and data.test_fraction:
         train, test = _divide(data, train, names)
     train = train.take(limit_indices(len(train.rows), data.limit))
     parts = {'train': train} | ({'test': test} if test is not None and test.rows else {})
     _check_memory(data, sum(len(part.rows) for part in parts.values()), max(len(columns.names), 1))
     tokenizer, how = _tokenizer(data, train.rows)
-    encoded = {split: _encode(tokenizer, part.rows) for split, part in parts.items()}
+    encoded = {split: _encode(tokenizer, part, account) for split, part in parts.items()}
+    parts = {split: found.part for split, found in encoded.items() if split == 'train' or found.part.rows}
+    _check_usable(data, account, *(len(part.rows) for part in parts.values()))
     labels = {split: _labels(part.rows, names) for split, part in parts.items()}
     report: dict[str, Any] = {
         'splits': {split: described_split(part.origin, labels[split]) for split, part in parts.items()}
@@ -77,12 +90,12 @@ def load(data: Any) -> Splits:
         'labels': f'column {data.label_column}' if names else None,
         'left_out': account.left_out,
         'tokens': {'tokenizer': how, 'vocabulary': tokenizer.size, 'length': tokenizer.length}
-        | _shares(*encoded['train']),
-    } | _in_other_pairs(train.rows)
+        | _shares(tokenizer, encoded['train']),
+    } | _in_other_pairs(parts['train'].rows)
     sources = {
         split: ArraySource(
             KIND,
-            encoded[split][0],
+            encoded[split].arrays,
             labels[split],
             names or None,
             report=report,
@@ -122,7 +135,7 @@ def _read(data: Any, columns: Columns, account: Account) -> tuple[_Part, _Part |
     if not root.exists():
         raise UserError(f'data.path={data.path}: no such file or folder')
 
-    def rows(files: Sequence[epath.Path], account: Account) -> list[Row]:
+    def rows(files: Sequence[epath.Path], account: Account, columns: Columns = columns) -> list[Row]:
         return [row for file in files for row in read_rows(file, columns, account)]
 
     if not root.is_dir():
@@ -146,7 +159,9 @@ def _read(data: Any, columns: Columns, account: Account) -> tuple[_Part, _Part |
     if not trained:
         return train, None
     tests = {name: found for name in TEST_NAMES if (found := _named(files, (name,)))}
-    tested = choose_test(train.rows, [(name, partial(rows, found)) for name, found in tests.items()], account)
+    optional = dataclasses.replace(columns, optional=True)
+    candidates = [(name, partial(rows, found, columns=optional)) for name, found in tests.items()]
+    tested = choose_test(train.rows, candidates, account)
     used = [*trained, *(tests[tested[0]] if tested else ())]
     others = [str(path.relative_to(root)) for path in files if path not in used]
     if others:
@@ -167,18 +182,23 @@ def _described(files: Sequence[epath.Path]) -> str:
     return files[0].name if len(files) == 1 else f'{len(files):,} files, {files[0].name} to {files[-1].name}'
 
 
-def _check_usable(data: Any, account: Account, used: int) -> None:
-    """Checks that there are sentences, and that not too many rows are left out; empty rows do not count."""
+def _check_usable(data: Any, account: Account, train: int, test: int = 0) -> None:
+    """Checks that there are sentences to train on, and that not too many rows are left out; empty rows do not count."""
     rows = {reason: about for reason, about in account.left_out.items() if reason.startswith('rows: ')}
     skipped = sum(about['count'] for reason, about in rows.items() if reason != f'rows: {EMPTY}')
     listed = '; '.join(f'{about["count"]:,} {reason} ({", ".join(about["names"])})' for reason, about in rows.items())
-    if not used:
+    used = train + test
+    if not train:
         raise UserError(f'data.path={data.path}: no sentences in it' + (f'\n{listed}' if listed else ''))
+    quoted = f'rows: {TOO_MANY}' in rows
+    remedy = (
+        'values with commas need quotation marks' if quoted else 'iconv -f latin1 -t utf-8 converts a file to UTF-8'
+    )
     if skipped > data.max_skipped * (used + skipped):
         raise UserError(
             f'data.path={data.path}: {skipped:,} of {used + skipped:,} rows cannot be used, more than '
             f'config.data.max_skipped={data.max_skipped:g} of them\n{listed}\n'
-            'correct them (text must be UTF-8: iconv -f latin1 -t utf-8 converts a file), or raise that share'
+            f'correct them ({remedy}), or raise that share'
         )
 
 
@@ -192,9 +212,13 @@ def _check_memory(data: Any, count: int, sentences: int) -> None:
         )
 
 
-def _class_names(rows: Sequence[Row]) -> tuple[str, ...]:
-    """The names of the classes, in numerical order if all of them are numbers."""
-    names = {row.label for row in rows if row.label is not None}
+def _class_names(train: Sequence[Row], test: Sequence[Row]) -> tuple[str, ...]:
+    """The names of the classes, in numerical order if all of them are numbers.
+
+    -1 is a class if a row for training has it, as of opinions from -1 to 1. It otherwise stands for no class.
+    """
+    trained = {row.label for row in train}
+    names = {label for label in trained | ({row.label for row in test} - {NO_CLASS}) if label is not None}
     numbers = all(re.fullmatch(r'-?\d{1,18}', name) for name in names)
     return tuple(sorted(names, key=lambda name: (int(name) if numbers else 0, name)))
 
@@ -202,7 +226,7 @@ def _class_names(rows: Sequence[Row]) -> tuple[str, ...]:
 def _labels(rows: Sequence[Row], names: Sequence[str]) -> np.ndarray:
     """The labels of the rows, int32 [N], -1 where unknown."""
     number = {name: label for label, name in enumerate(names)}
-    return np.array([-1 if row.label is None else number[row.label] for row in rows], np.int32)
+    return np.array([-1 if row.label is None else number.get(row.label, -1) for row in rows], np.int32)
 
 
 def _digests(rows: Sequence[Row]) -> np.ndarray:
@@ -245,21 +269,39 @@ def _tokenizer(data: Any, rows: Sequence[Row]) -> tuple[Tokenizer, str]:
         ), 'trained on the corpus'
     tokenizer = Tokenizer.read(text.tokenizer, text.length)
     if 0 < text.vocabulary < tokenizer.size:
+        remedy = 'set --config.model.vocabulary=0'
+        if text.pretrained:
+            remedy = (
+                f'--config.text.tokenizer must name the one of --init_from={text.pretrained}; or enlarge the embedding '
+                'there, with resize_token_embeddings of transformers'
+            )
         raise UserError(
             f'text.tokenizer={text.tokenizer}: has {tokenizer.size:,} tokens, more than the model.vocabulary='
-            f'{text.vocabulary} rows of the token embedding; set --config.model.vocabulary=0'
+            f'{text.vocabulary} rows of the token embedding; {remedy}'
         )
     return tokenizer, text.tokenizer
 
 
-def _encode(tokenizer: Tokenizer, rows: Sequence[Row]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Encodes N examples: tokens [N, C, L], lengths [N, C], and which sentences were cut, bool [N, C]."""
-    columns = [tokenizer.encode_and_cut(sentences) for sentences in zip(*(row.sentences for row in rows), strict=True)]
+def _encode(tokenizer: Tokenizer, part: _Part, account: Account) -> _Encoded:
+    """Encodes a part with at least one row. A row with a sentence without tokens is left out, and counted as empty."""
+    sentences = zip(*(row.sentences for row in part.rows), strict=True)
+    columns = [tokenizer.encode_and_cut(column) for column in sentences]
     arrays = {name: np.concatenate([column[0][name] for column in columns], axis=1) for name in ('tokens', 'length')}
-    return arrays, np.stack([column[1] for column in columns], axis=1)
+    cut = np.stack([column[1] for column in columns], axis=1)
+    kept = np.flatnonzero((arrays['length'] > 2).all(axis=1))
+    if len(kept) == len(part.rows):
+        return _Encoded(part, arrays, cut)
+    # Of characters that the tokenizer removes, such as a zero-width space.
+    account.add(EMPTY, part.origin, len(part.rows) - len(kept))
+    return _Encoded(part.take(kept), {name: array[kept] for name, array in arrays.items()}, cut[kept])
 
 
-def _shares(arrays: dict[str, np.ndarray], cut: np.ndarray) -> dict[str, float]:
-    """The share of the sentences that were cut, and of the tokens that are padding."""
-    length = arrays['tokens'].shape[-1]
-    return {'cut': float(cut.mean()), 'padding': 1.0 - float(arrays['length'].mean()) / length}
+def _shares(tokenizer: Tokenizer, encoded: _Encoded) -> dict[str, float]:
+    """The share of the sentences that were cut, of the tokens that are padding, and of those of the text, unknown."""
+    tokens, length = encoded.arrays['tokens'], encoded.arrays['length']
+    inside = np.arange(tokens.shape[-1]) < length[..., None]
+    return {
+        'cut': float(encoded.cut.mean()),
+        'padding': 1.0 - float(length.mean()) / tokens.shape[-1],
+        'unknown': float(((tokens == tokenizer.unknown) & inside).sum() / (length - 2).sum()),
+    }

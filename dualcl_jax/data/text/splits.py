@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from dualcl_jax.data.text.files import Account, Row
+from dualcl_jax.data.text.rows import Account, Row
 
 Candidate = tuple[str, Callable[[Account], list[Row]]]
 """The name of a split, and a function that reads its rows and counts those that it leaves out."""

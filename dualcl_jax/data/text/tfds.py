@@ -7,7 +7,7 @@ from typing import Any
 from etils import epath
 
 from dualcl_jax.data.images.tfds_features import TEST_SPLITS, open_folder, unreadable
-from dualcl_jax.data.text.files import NAMED, NOT_UTF8, Account, Columns, Row, checked, find
+from dualcl_jax.data.text.rows import NAMED, NOT_UTF8, Account, Columns, Row, checked, find
 from dualcl_jax.data.text.splits import choose_test
 from dualcl_jax.system.errors import UserError
 

@@ -19,9 +19,10 @@ FILE = 'tokenizer.json'
 """The name of a tokenizer in a folder: a workdir, or a model of Hugging Face."""
 PAD, UNKNOWN, FIRST, LAST, MASK = SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
 """The special tokens of a trained WordPiece, whose ids are their positions here."""
-PADS = (PAD, '<pad>')
-ALPHABET = 1000
-"""The largest number of characters that get a token of their own, the most frequent ones of a corpus."""
+PADS, UNKNOWNS = (PAD, '<pad>'), (UNKNOWN, '<unk>')
+ALPHABET, COVERED = 1000, 0.9995
+"""How many characters, the most frequent ones of a corpus, get a token of their own: this number, or as many as make up
+this share of the corpus if these are more, as in Chinese, but then at most a quarter of the vocabulary."""
 BLOCK = 8192
 """Sentences that are encoded at a time."""
 
@@ -95,8 +96,16 @@ class Tokenizer:
     @functools.cached_property
     def pad(self) -> int:
         """The id of the tokens beyond the end of a sentence; 0 if the tokenizer has no padding token."""
-        ids = (self._tokenizer.token_to_id(name) for name in PADS)
-        return next((number for number in ids if number is not None), 0)
+        return self._id(PADS, 0)
+
+    @functools.cached_property
+    def unknown(self) -> int:
+        """The id of the token in place of words that the tokenizer cannot express; -1 if there is none."""
+        return self._id(UNKNOWNS, -1)
+
+    def _id(self, names: Sequence[str], absent: int) -> int:
+        ids = (self._tokenizer.token_to_id(name) for name in names)
+        return next((number for number in ids if number is not None), absent)
 
     def encode(self, sentences: Sequence[str]) -> dict[str, np.ndarray]:
         """Encodes n sentences: 'tokens' int32 [n, 1, L] and 'length' int32 [n, 1], the number of tokens that count."""
@@ -131,7 +140,7 @@ def train_wordpiece(sentences: Sequence[str], *, vocabulary: int, length: int) -
       UserError: the vocabulary is too small for the characters of the sentences.
     """
     normalizer, pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
-    alphabet = _alphabet(sentences, normalizer)
+    alphabet = _alphabet(sentences, normalizer, max(ALPHABET, vocabulary // 4))
     inside = [f'##{letter}' for letter in alphabet if len(pre_tokenizer.pre_tokenize_str(f'a{letter}')) == 1]
     numbered = [*SPECIAL, *alphabet, *inside]
     if len(numbered) > vocabulary:
@@ -157,8 +166,8 @@ def train_wordpiece(sentences: Sequence[str], *, vocabulary: int, length: int) -
     return Tokenizer(tokenizer.to_str(), length)
 
 
-def _alphabet(sentences: Iterable[str], normalizer: normalizers.Normalizer) -> list[str]:
-    """The `ALPHABET` most frequent characters after normalisation, in their order in Unicode."""
+def _alphabet(sentences: Iterable[str], normalizer: normalizers.Normalizer, largest: int) -> list[str]:
+    """The most frequent characters after normalisation, at most `largest`, in their order in Unicode."""
     counts = np.zeros(0x110000, np.int64)
     for sentence_block in _blocks(sentences):
         points = np.frombuffer(sentence_block.encode('utf-32-le', 'surrogatepass'), '<u4')
@@ -170,7 +179,10 @@ def _alphabet(sentences: Iterable[str], normalizer: normalizers.Normalizer) -> l
         for letter in normalizer.normalize_str(chr(point)):
             if not letter.isspace():
                 letters[letter] = letters.get(letter, 0) + int(counts[point])
-    return sorted(sorted(letters, key=lambda letter: (-letters[letter], letter))[:ALPHABET])
+    by_count = sorted(letters, key=lambda letter: (-letters[letter], letter))
+    share = np.cumsum([letters[letter] for letter in by_count]) / max(sum(letters.values()), 1)
+    needed = 1 + int(np.searchsorted(share, COVERED))
+    return sorted(by_count[: min(max(ALPHABET, needed), largest)])
 
 
 def _blocks(sentences: Iterable[str]) -> Iterable[str]:
