@@ -346,11 +346,10 @@ def test_gradient_of_normalize():
 
 
 def test_the_gradient_of_a_zero_row_is_zero():
-    """A sentence without tokens has a zero row; its gradient was 1e12 times larger than those of other rows."""
-    rows, weights = jnp.array([[0.0, 0.0], [1.0, 2.0], [1e-13, 0.0]]), jnp.array([1.0, -3.0])
-    gradient = jax.grad(lambda x: (normalize(x) * weights).sum())(rows)
-    np.testing.assert_array_equal(gradient[jnp.array([0, 2])], 0)
-    np.testing.assert_array_equal(gradient[1], jax.grad(lambda x: (normalize(x) * weights).sum())(rows[1:2])[0])
+    """Such as that of a sentence without tokens. It was 1e12 times larger than those of other rows."""
+    gradient = jax.grad(lambda x: (normalize(x) @ jnp.array([1.0, -3.0])).sum())
+    rows = jnp.array([[0.0, 0.0], [1.0, 2.0], [1e-13, 0.0]])
+    np.testing.assert_array_equal(gradient(rows), [[0, 0], gradient(rows[1:2])[0], [0, 0]])
     assert jnp.isnan(normalize(jnp.array([jnp.nan, 1.0]))).all()  # a diverged row does not count as zero
 
 
