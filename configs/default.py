@@ -97,7 +97,8 @@ def get_config() -> ConfigDict:
     model.stem = 'cifar'  # of a ResNet; cifar: 3×3, stride 1 | imagenet: 7×7, stride 2, and pooling
     model.width = 64  # channels of the first stage of a ResNet; of every token of text; a ViT's name determines it
     # Groups of the batch statistics: local (each device is one) | sync (one) | split:n (n of the global batch; n must
-    # divide the number of devices or be a multiple of it). config.json stores local as the split:n that it means on the
+    # divide the number of devices or be a multiple of it). If a head has batch normalisation, a group needs
+    # at least two images, better more. config.json stores local as the split:n that it means on the
     # devices where the run starts, and a run keeps that when it resumes.
     model.norm = 'split:8'
     # none | linear (MoCo v1) | mlp (v2) | mlp2_bn (v3 after a ResNet) | mlp3_bn (v3 after a ViT) | tanh (SimCSE)
@@ -128,11 +129,13 @@ def get_config() -> ConfigDict:
 
     config.loss = loss = ConfigDict()
     loss.temperature = 0.1  # τ > 0
-    loss.hardness = 0.0  # β >= 0: weights a negative of similarity s by exp(β·s/τ), 2010.04592; 0: all equally
+    # β >= 0: weights a selected negative of similarity s by exp(β·s/τ), 2010.04592; 0: all equally.
+    loss.hardness = 0.0
     loss.symmetric = True  # both views act as query and as key; False: MoCo's one-way loss
     loss.key_weight = 0.0  # w in [0, 1], weight of the term anchored at the key
-    # Negatives of that term: batch (other queries of the global batch) | queue (at w = 0.5 it ruined the encoder in the
-    # runs of experiments/README.md: anchor and negatives are constants, so it only attracts).
+    # Negatives of that term: batch (all other queries of the global batch, with equal weights: the queue, the selector
+    # and the hardness apply to the other term alone) | queue (at w = 0.5 it ruined the encoder in the runs of
+    # experiments/README.md: anchor and negatives are constants, so it only attracts).
     loss.key_term = 'batch'
     loss.two_tau = False  # scale the differentiated loss by 2τ (MoCo v3); the logged loss remains InfoNCE
     loss.shuffle_keys = False  # encode keys in other BN groups and devices than their queries (MoCo's shuffling BN)
@@ -145,7 +148,7 @@ def get_config() -> ConfigDict:
     # Of queue.size, or of the batch without a queue, in (0, 1]; used if k is 0. experiments/ablation/softmax_share.py
     # measures how much of the softmax a share holds: at τ 0.1 the hardest quarter held 92 % by itself.
     negatives.fraction = 0.25
-    negatives.skip = 0  # for selector='ring': how many of the hardest to leave out
+    negatives.skip = 0  # for selector='ring': how many of the hardest to leave out; fewer than there are candidates
     # constant | linear | cosine: k over the run, from start_fraction to k; with threshold, ring or random.
     negatives.schedule = 'constant'
     negatives.start_fraction = 1.0  # of the candidates, in (0, 1]; used with a schedule

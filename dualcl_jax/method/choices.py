@@ -14,7 +14,7 @@ from dualcl_jax.system.config import flatten
 from dualcl_jax.system.errors import UserError
 
 TYPICAL_IMAGES = 10_000
-"""The number of images that is assumed when a config is checked or compiled without its data."""
+"""The number of images that is assumed when a config is compiled without its data."""
 
 OPEN: dict[str, type] = {
     'data.image_size': int,
@@ -151,6 +151,7 @@ def choose(config: ConfigDict, num_images: int, machine: Machine, *, gray: bool 
     batch = set_.get('train.batch_size', max(min(scale.batch_size, num_images) // devices, 1) * devices)
     fewest, most = scale.epochs
     epochs = set_.get('train.epochs', min(max(round(scale.images / num_images), fewest), most))
+    length = config.train.steps // max(num_images // batch, 1) if config.train.steps else epochs
     return scale.fixed | {
         'views.preset': 'small_gray' if gray else 'small',
         'model.dtype': 'bfloat16' if machine.bfloat16 or machine.platform != 'cpu' else 'float32',
@@ -158,7 +159,7 @@ def choose(config: ConfigDict, num_images: int, machine: Machine, *, gray: bool 
         'queue.size': min(max(2 ** (num_images.bit_length() - 1), SMALLEST_QUEUE), scale.queue),
         'optimizer.learning_rate': scale.rate * (set_.get('optimizer.reference_batch') or batch) / scale.batch_size,
         'train.epochs': epochs,
-        'monitor.every_epochs': max(epochs // MEASUREMENTS, 1),
+        'monitor.every_epochs': max(length // MEASUREMENTS, 1),
     }
 
 
@@ -187,13 +188,8 @@ def fill(
             f'set it for {config.optimizer.name}.\n'
             'With optimizer.reference_batch=256, MoCo v3 has 0.6 for lars and 1.5e-4 for adamw'
         )
-    return _fill(filled, choose(filled, num_images, machine, gray=gray))
-
-
-def _fill(config: ConfigDict, chosen: Mapping[str, Any]) -> ConfigDict:
-    """Copies a config and takes the values of its open fields from `chosen`."""
-    filled = ConfigDict(config.to_dict())
-    _set(filled, {field: chosen[field] for field in open_fields(config)})
+    chosen = choose(filled, num_images, machine, gray=gray)
+    _set(filled, {field: chosen[field] for field in open_fields(filled)})
     return filled
 
 
@@ -203,13 +199,12 @@ def _set(config: ConfigDict, values: Mapping[str, Any]) -> None:
         config[section][name] = value
 
 
-def provisional(config: ConfigDict, num_devices: int = 1) -> ConfigDict:
-    """Chooses for a typical set on CPUs, to check the fields that a config does set; a run may have stored others."""
-    return _fill(config, choose(config, TYPICAL_IMAGES, Machine('cpu', num_devices)))
-
-
 def describe(config: ConfigDict, opened: Collection[str], num_images: int, machine: Machine) -> str:
-    """Describes in one line what was chosen for the open fields of a run, and why."""
+    """Describes in one line what was chosen for the open fields of a run, and why; empty if none of them matters."""
     fields = dict(flatten(config))
-    values = ' '.join(f'{field}={fields[field]}' for field in opened)
+    values = ' '.join(
+        f'{field}={fields[field]}' for field in opened if field != 'train.epochs' or not config.train.steps
+    )
+    if not values:
+        return ''
     return f'for {num_images:,} images on {machine.platform}: {values}; set a field with --config.FIELD=VALUE'

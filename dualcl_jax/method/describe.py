@@ -27,23 +27,13 @@ def describe_method(
     else:
         shown = f'{config.views.preset}, {views.describe()}' if isinstance(views, TextViews) else ''
     labels = f'{len(train.class_names)} classes' if train.class_names else 'no labels'
-    negatives = (
-        'all allowed' if config.negatives.selector == 'all' else f'{config.negatives.selector} {method.num_negatives}'
-    )
-    if method.count_negatives is not None:
-        first, last = (int(method.count_negatives(jnp.int32(step))) for step in (0, total_steps))
-        negatives = f'{config.negatives.selector} {first} to {last} ({config.negatives.schedule})'
-    kind_of_queue = 'a sharded queue' if method.queue_axis else 'a queue'
-    pool = f'{kind_of_queue} of {method.queue_size:,}' if method.queue_size else 'the other keys of the batch'
     orders = 'both view orders' if method.symmetric else 'one way'
-    key_term = f', key term {method.key_term} at {method.key_weight:g}' if method.key_weight else ''
     stem = '' if train.kind == TEXT else f'{config.model.stem} stem, '
     if config.model.name == 'transformer':
         stem = f'pooling {config.model.pooling}, '
     projection = f'{config.model.projection} projection to {method.dim}'
     if config.model.projection == 'none':
         projection = 'no projection'
-    noun = 'image' if train.kind == IMAGES else train.kind
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     return {
         'data': f'{train.name}, {len(train):,} {_examples(train)}, {labels}'
@@ -54,11 +44,40 @@ def describe_method(
         'encoder': f'{config.model.name}, width {config.model.width}, {stem}{projection}'
         + ('' if config.model.predictor == 'none' else f', {config.model.predictor} predictor')
         + f'; {count:,} parameters, {config.model.dtype}',
-        'loss': f'{orders}, τ {method.temperature:g}{key_term}',
-        'negatives': f'{negatives} of {pool}'
-        + (f', weighted by hardness, β {method.hardness:g}' if method.hardness else '')
-        + (f', no older key of the same {noun}' if method.mask_same_image else ''),
+        'loss': f'{orders}, τ {method.temperature:g}{_key_term(method)}',
+        'negatives': _negatives(config, method, 'image' if train.kind == IMAGES else train.kind, total_steps),
     }
+
+
+def _key_term(method: Method) -> str:
+    """Describes the term anchored at the key; empty if the loss has none."""
+    if not method.key_weight:
+        return ''
+    against = 'the selected keys' if method.key_term == 'queue' else 'all other queries of the batch, equally weighted'
+    return f', key term at {method.key_weight:g} against {against}'
+
+
+def _negatives(config: ConfigDict, method: Method, noun: str, total_steps: int) -> str:
+    """Describes the negatives of the query, and how many the selector can choose from enough candidates."""
+    if method.key_weight == 1 and method.key_term == 'batch':
+        return 'those of the key term alone'
+    negatives, candidates = config.negatives, method.queue_size or config.train.batch_size - 1
+    skipped = negatives.skip if negatives.selector == 'ring' else 0
+    counts = [method.num_negatives]
+    if method.count_negatives is not None:
+        counts = [int(method.count_negatives(jnp.int32(step))) for step in (0, total_steps)]
+    shown = ' to '.join(str(min(count, candidates - skipped)) for count in counts)
+    chosen = 'all allowed' if negatives.selector == 'all' else f'{negatives.selector} {shown}'
+    kind_of_queue = 'a sharded queue' if method.queue_axis else 'a queue'
+    pool = f'{kind_of_queue} of {method.queue_size:,}' if method.queue_size else 'the other keys of the batch'
+    return (
+        chosen
+        + (f' ({negatives.schedule})' if method.count_negatives is not None else '')
+        + (f' after the {skipped:,} hardest' if skipped else '')
+        + f' of {pool}'
+        + (f', weighted by hardness, β {method.hardness:g}' if method.hardness else '')
+        + (f', no older key of the same {noun}' if method.mask_same_image else '')
+    )
 
 
 def _without_colours(views: ImageViews) -> str:

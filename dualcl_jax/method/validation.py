@@ -3,14 +3,14 @@
 from ml_collections import ConfigDict
 
 from dualcl_jax.data.source import HOLD_OUTS
-from dualcl_jax.method.choices import provisional
+from dualcl_jax.method.groups import check_groups
 from dualcl_jax.method.negatives.selectors import AUTO, SELECTORS, SHARDED
 from dualcl_jax.method.optim import LARS, LEARNING_RATE_SCHEDULES, MOMENTUM_SCHEDULES, OPTIMIZERS
 from dualcl_jax.method.resolve import UNSEEN
 from dualcl_jax.method.views.images import PRESETS, resolve_views
 from dualcl_jax.method.views.text import TEXT_PRESETS, resolve_text_views
 from dualcl_jax.models.convnext import LEAST
-from dualcl_jax.models.encoder import DTYPES, MODELS, PRECISIONS, TEXT_MODELS, find_model
+from dualcl_jax.models.encoder import DTYPES, MODELS, PRECISIONS, TEXT_MODELS, find_model, takes_remat
 from dualcl_jax.models.heads import PREDICTORS, PROJECTIONS
 from dualcl_jax.models.norm import norm_layout
 from dualcl_jax.models.resnet import STEMS
@@ -33,12 +33,14 @@ _PER_CHANNEL: Rule = (
 )
 _RANGE: Rule = (
     lambda values: not values or (len(values) == 2 and values[0] < values[1]),
-    'must be empty (measured) or two numbers, the lowest and the highest value',
+    'must be empty (measured) or two numbers, the lowest and the highest value, both finite',
 )
 MOST_CHANNELS = 1024
+MOST = 2**31 - 1
+"""The largest number of steps, slots and dimensions: they are counted in int32."""
 
 RULES: dict[str, Rule] = {
-    'seed': between(0, 2**31 - 1),
+    'seed': between(0, MOST),
     'skip_nonfinite': at_least(0),
     'data.image_size': at_least(4),
     'data.limit': at_least(0),
@@ -66,7 +68,7 @@ RULES: dict[str, Rule] = {
     'model.projection': one_of(*PROJECTIONS),
     'model.predictor': one_of(*PREDICTORS),
     'model.head_width': at_least(1),
-    'model.dim': at_least(2),
+    'model.dim': at_least(2, MOST),
     'model.dtype': one_of(*DTYPES),
     'model.matmul_precision': one_of(*PRECISIONS),
     'model.vocabulary': at_least(0),
@@ -89,7 +91,7 @@ RULES: dict[str, Rule] = {
     'negatives.fraction': _SHARE,
     'negatives.schedule': one_of('constant', 'linear', 'cosine'),
     'negatives.start_fraction': _SHARE,
-    'queue.size': at_least(0),
+    'queue.size': at_least(0, MOST),
     'queue.init': one_of('empty', 'noise'),
     'ema.momentum': between(0, 1),
     'ema.schedule': one_of(*MOMENTUM_SCHEDULES),
@@ -104,7 +106,7 @@ RULES: dict[str, Rule] = {
     'optimizer.clip': at_least(0),
     'train.batch_size': at_least(1),
     'train.epochs': at_least(0),
-    'train.steps': at_least(0),
+    'train.steps': at_least(0, MOST),
     'train.accumulate_steps': at_least(1),
     'log.every_steps': at_least(1),
     'checkpoint.every_steps': at_least(0),
@@ -146,15 +148,15 @@ def unknown_fields(config: ConfigDict) -> list[str]:
 def validate(config: ConfigDict) -> None:
     """Checks every field alone, then the combinations that need neither data nor devices.
 
-    Open fields (`dualcl_jax.method.choices`) count as if they were chosen for a typical set.
+    A combination with an open field (`dualcl_jax.method.choices`) is not checked: the run checks it again when it has
+    chosen a value.
 
     Raises:
       UserError: a value is invalid. The message names the field, its value and the valid values.
     """
     check_fields(config, RULES)
-    config = provisional(config)
-    (resolve_text_views if config.views.preset in TEXT_PRESETS else resolve_views)(config.views)
-    if not config.train.epochs and not config.train.steps:
+    _validate_views(config.views)
+    if config.train.epochs == 0 and not config.train.steps:
         raise UserError('config.train.epochs=0: train for some epochs, or set train.steps')
     if len(config.data.mean) != len(config.data.std):
         raise UserError('config.data.mean and config.data.std: give both, of one length, or neither')
@@ -162,18 +164,43 @@ def validate(config: ConfigDict) -> None:
         raise UserError(f'config.data.std={tuple(config.data.std)}: must be above 0')
     _validate_negatives(config)
     find_model(config.model.name)
-    if config.model.name == 'convnext_t' and config.data.image_size < LEAST:
-        raise UserError(f'config.data.image_size={config.data.image_size}: convnext_t needs at least {LEAST} pixels')
-    side = PATCHES.get(config.model.name, 1)
-    if config.data.image_size % side:
+    if config.data.image_size is not None:
+        _validate_image_size(config.data.image_size, config.model.name)
+    if config.model.remat and not takes_remat(config.model.name):
         raise UserError(
-            f'config.data.image_size={config.data.image_size}: must be a multiple of {side}, the patches of '
-            f'model.name={config.model.name}'
+            f'config.model.remat=True: {config.model.name} has no field remat, to recompute its blocks; use False'
         )
-    if config.model.remat and config.model.name in ('tiny', 'bag'):
-        raise UserError(f'config.model.remat=True: {config.model.name} has no blocks to recompute; use False')
-    if config.loss.key_weight == 1 and config.loss.key_term == 'batch' and config.train.batch_size == 1:
+    if config.loss.key_weight == 1 and config.loss.key_term == 'batch':
+        _validate_key_term_alone(config)
+
+
+def _validate_key_term_alone(config: ConfigDict) -> None:
+    """Checks a loss that consists of the key term against the batch."""
+    if config.train.batch_size == 1:
         raise UserError('config.train.batch_size=1: the key term needs other queries; use a larger batch')
+    if config.loss.hardness > 0:
+        raise UserError(
+            f'config.loss.hardness={config.loss.hardness}: no negatives are weighted with loss.key_weight=1 and '
+            "loss.key_term='batch'; use 0, or a smaller loss.key_weight"
+        )
+
+
+def _validate_views(views: ConfigDict) -> None:
+    """Checks the fields of the views. An open preset is one of images, which have the same fields and ranges."""
+    if views.preset is None:
+        views = ConfigDict(views.to_dict() | {'preset': next(iter(PRESETS))})
+    (resolve_text_views if views.preset in TEXT_PRESETS else resolve_views)(views)
+
+
+def _validate_image_size(size: int, model: str) -> None:
+    """Checks that a model takes images of this size."""
+    if model == 'convnext_t' and size < LEAST:
+        raise UserError(f'config.data.image_size={size}: convnext_t needs at least {LEAST} pixels')
+    side = PATCHES.get(model, 1)
+    if size % side:
+        raise UserError(
+            f'config.data.image_size={size}: must be a multiple of {side}, the patches of model.name={model}'
+        )
 
 
 def validate_sizes(config: ConfigDict) -> None:
@@ -185,7 +212,7 @@ def validate_sizes(config: ConfigDict) -> None:
     model = config.model
     if model.name != 'transformer':
         return
-    if model.width % model.heads:
+    if model.width is not None and model.width % model.heads:
         raise UserError(f'config.model.heads={model.heads}: must divide model.width={model.width}')
     longest = model.max_positions - model.position_offset
     if config.text.length > longest:
@@ -197,14 +224,16 @@ def validate_sizes(config: ConfigDict) -> None:
 def _validate_negatives(config: ConfigDict) -> None:
     """Checks that there are negatives, and that the selector and the key term can use them."""
     size, batch, k = config.queue.size, config.train.batch_size, config.negatives.k
-    if k > (size or batch):
-        most = f'config.queue.size={size}' if size else f'config.train.batch_size={batch} without a queue'
-        raise UserError(f'config.negatives.k={k}: must be at most {most}')
-    if config.negatives.skip >= (size or batch):
-        most = f'config.queue.size={size}' if size else f'config.train.batch_size={batch}'
-        raise UserError(f'config.negatives.skip={config.negatives.skip}: must be less than {most}')
+    most = size if size != 0 else batch  # None if it is open
+    if most is not None and k > most:
+        named = f'config.queue.size={size}' if size else f'config.train.batch_size={batch} without a queue'
+        raise UserError(f'config.negatives.k={k}: must be at most {named}')
     if size == 0 and batch == 1:
         raise UserError('config.queue.size=0: one image has no negatives; use a larger train.batch_size, or a queue')
+    skip = config.negatives.skip
+    if most is not None and skip >= (size or batch - 1):
+        named = f'config.queue.size={size}' if size else f'{batch - 1}, the other keys of train.batch_size={batch}'
+        raise UserError(f'config.negatives.skip={skip}: must be less than {named}, or no negatives remain')
     if config.negatives.schedule != 'constant' and config.negatives.selector not in (AUTO, *COUNTED):
         raise UserError(
             f'config.negatives.schedule={config.negatives.schedule!r}: needs a '
@@ -249,13 +278,21 @@ def validate_kind(config: ConfigDict, kind: str, name: str) -> None:
 
 
 def validate_devices(config: ConfigDict, num_devices: int) -> None:
-    """Checks the values that depend on the number of devices.
+    """Checks the values that depend on the number of devices, as far as they are set.
 
     Raises:
       UserError: the batch, the BN groups, or a sharded queue cannot be divided.
     """
-    config = provisional(config, num_devices)
+    norm_layout(config.model.norm, num_devices)
+    size = config.queue.size
+    if config.queue.sharded and size is not None and size % num_devices:
+        raise UserError(
+            f'config.queue.size={size}: a sharded queue must be a multiple of the {num_devices} devices, such as '
+            f'{max(size // num_devices, 1) * num_devices}'
+        )
     batch = config.train.batch_size
+    if batch is None:
+        return
     if batch % num_devices:
         near = max(batch // num_devices, 1) * num_devices
         raise UserError(
@@ -266,26 +303,21 @@ def validate_devices(config: ConfigDict, num_devices: int) -> None:
         raise UserError(
             f'config.train.accumulate_steps={parts}: must divide the {share} images of a device (batch_size={batch})'
         )
-    size = config.queue.size
-    if config.queue.sharded and size % num_devices:
-        raise UserError(
-            f'config.queue.size={size}: a sharded queue must be a multiple of the {num_devices} devices, such as '
-            f'{max(size // num_devices, 1) * num_devices}'
-        )
-    groups, _ = norm_layout(config.model.norm, num_devices)
-    share //= parts
-    if share % groups:
-        raise UserError(
-            f'config.model.norm={config.model.norm!r}: {groups} groups on a device do not divide its {share} images'
-        )
+    check_groups(config, num_devices)
 
 
 def validate_schedule(config: ConfigDict, total_steps: int, steps_per_epoch: int) -> None:
     """Checks the values that depend on the length of the run.
 
     Raises:
-      UserError: the warm-up is as long as the run.
+      UserError: the run has too many steps, or the warm-up is as long as the run.
     """
+    if total_steps > MOST:
+        field = 'steps' if config.train.steps else 'epochs'
+        raise UserError(
+            f'config.train.{field}={config.train[field]}: {total_steps:,} steps are too many; at most {MOST:,} can be '
+            'counted'
+        )
     if round(config.optimizer.warmup_epochs * steps_per_epoch) >= total_steps:
         raise UserError(
             f'config.optimizer.warmup_epochs={config.optimizer.warmup_epochs}: must be shorter than the run '

@@ -1,5 +1,6 @@
 """Encoders: a backbone and a projection, with batch statistics over groups of the batch."""
 
+import inspect
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -143,7 +144,7 @@ def find_model(name: str) -> Callable[..., nn.Module]:
         stored configs and files of weights contain names, too, and must not execute code.
 
     Raises:
-      UserError: there is no such model.
+      UserError: there is no such model, or it cannot be made like those of `MODELS`.
     """
     if name in MODELS:
         return MODELS[name]
@@ -155,7 +156,20 @@ def find_model(name: str) -> Callable[..., nn.Module]:
     found = getattr(sys.modules[module], attribute, None)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise UserError(f'model.name={name!r}: {module} has no Flax module {attribute}')
+    try:
+        inspect.signature(found).bind(norm=None, stem='', width=0, dtype=None, name=None)
+        inspect.signature(found.__call__).bind(None, None, train=True)
+    except TypeError as error:
+        raise UserError(
+            f'model.name={name!r}: must be made from norm, stem, width and dtype, and called with images and train '
+            f'({error}); docs/python.md has an example'
+        ) from error
     return found
+
+
+def takes_remat(name: str) -> bool:
+    """Whether a model, see `find_model`, has blocks that it can recompute: whether it takes `remat`."""
+    return 'remat' in inspect.signature(find_model(name)).parameters
 
 
 def build_encoder(model_config: Any, *, groups: int = 1, span: int = 1, axis_name: str | None = None) -> Encoder:

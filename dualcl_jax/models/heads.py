@@ -84,6 +84,8 @@ PREDICTORS: dict[str, Callable[..., jax.Array] | None] = {
     'mlp2': partial(mlp_bn, layers=2, last_bn=False),
     'mlp2_bn': partial(mlp_bn, layers=2, last_bn=True),
 }
+NORMALIZED = ('mlp2', 'mlp2_bn', 'mlp3_bn')
+"""The projections and predictors with batch normalisation."""
 
 
 class Head(nn.Module):

@@ -112,7 +112,7 @@ def _numbers(run: Subject) -> list[dict[str, str]]:
     kind = run.splits.train.kind
     raw = {IMAGES: 'raw pixels', TEXT: 'bag of words'}.get(kind, 'raw values')
     chance = _beside('chance', '{:.2f}', last('train/loss_chance'))
-    of_queue = _beside('in the whole queue', percent, last('train/same_class_rate'))
+    of_allowed = _beside('of all allowed', percent, last('train/same_class_rate'))
     rate = 'images a second' if kind == IMAGES else 'examples a second'
     measured: list[tuple[str, float | None, str, str]] = [
         ('kNN, backbone', last(KNN_BACKBONE), percent, knn),
@@ -124,7 +124,7 @@ def _numbers(run: Subject) -> list[dict[str, str]]:
         ('STS-B dev, before training', start.get(STS_BACKBONE), times, origin),
         ('STS-B dev, TF-IDF', start.get(STS_TF_IDF), times, 'no encoder'),
         ('contrastive loss', last('train/loss'), '{:.3f}', chance),
-        ('same-class negatives', last('train/false_negative_rate'), percent, of_queue),
+        ('same-class negatives', last('train/false_negative_rate'), percent, of_allowed),
         ('effective rank', last('train/effective_rank'), '{:.1f}', f'of {run.method.dim}, queries'),
         (rate, last('time/images_per_second'), '{:,.0f}', 'in training'),
     ]

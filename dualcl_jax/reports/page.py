@@ -44,7 +44,7 @@ PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     (
         "Negatives of the anchor's class",
         '%',
-        (('train/false_negative_rate', 'selected'), ('train/same_class_rate', 'in the queue')),
+        (('train/false_negative_rate', 'selected'), ('train/same_class_rate', 'all allowed')),
     ),
     ('Effective rank of queries', '', (('train/effective_rank', 'rank'),)),
     ('Gradient norm', '', (('train/gradient_norm', 'norm'),)),

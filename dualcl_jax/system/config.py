@@ -304,9 +304,10 @@ def one_of(*choices: str) -> Rule:
     return lambda value: value in choices, 'choose one of ' + ', '.join(choices)
 
 
-def at_least(least: float) -> Rule:
-    """The rule that a number is at least `least`."""
-    return lambda value: value >= least, f'must be at least {least}'
+def at_least(least: float, most: float = math.inf) -> Rule:
+    """The rule that a number is at least `least`, and at most `most`, which the remedy names if it is finite."""
+    bound = '' if most == math.inf else f' and at most {most}'
+    return lambda value: least <= value <= most, f'must be at least {least}{bound}'
 
 
 def between(least: float, largest: float) -> Rule:
@@ -333,5 +334,7 @@ def check_fields(config: ConfigDict, rules: Mapping[str, Rule]) -> None:
             continue
         numbers = value if isinstance(value, tuple) else (value,)
         finite = all(math.isfinite(number) for number in numbers if isinstance(number, float))
+        if not finite and isinstance(value, float):  # the remedies for tuples say it
+            remedy = remedy.replace('must be', 'must be finite,', 1)
         if not finite or not holds(value):
             raise UserError(f'config.{field}={value!r}: {remedy}')

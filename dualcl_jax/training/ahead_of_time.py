@@ -172,9 +172,7 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> dict[str, Any]:
 def _resolved(config: ConfigDict, devices: Sequence[Any]) -> FrozenConfigDict:
     """Checks and resolves a config for devices, with assumptions about the data. Raises UserError for a mistake."""
     validate(config)
-    validate_sizes(config)
-    validate_devices(config, len(devices))
-    return resolve(
+    resolved = resolve(
         config,
         platform=devices[0].platform,
         num_devices=len(devices),
@@ -183,6 +181,10 @@ def _resolved(config: ConfigDict, devices: Sequence[Any]) -> FrozenConfigDict:
         statistics=(ASSUMED_MEAN, ASSUMED_STD),
         vocabulary=VOCABULARY,
     )
+    validate(resolved)
+    validate_sizes(resolved)
+    validate_devices(resolved, len(devices))
+    return resolved
 
 
 def _bytes_by_part(state: TrainState, batch: Tree) -> dict[str, int]:

@@ -24,7 +24,8 @@ def warning(records: Sequence[dict[str, Any]], total_steps: int) -> str | None:
     """Returns a warning once a fault has lasted for `PATIENCE` records of a run, and None for later records.
 
     The faults are a loss above `NEAR_CHANCE` of its chance level after a tenth of the run, a loss below `NEAR_NOTHING`
-    of it in the first half, and queries whose `train/feature_std` is below `COLLAPSED_STD`.
+    of it in the first half, queries whose `train/feature_std` is below `COLLAPSED_STD`, and no negatives although the
+    queue is full.
     """
     trained = (record for record in reversed(records) if 'train/loss' in record)
     recent = list(itertools.islice(trained, PATIENCE + 1))[::-1]
@@ -37,6 +38,9 @@ def warning(records: Sequence[dict[str, Any]], total_steps: int) -> str | None:
         ),
         'the queries have collapsed to one direction: try a lower learning rate or a higher ema.momentum': (
             lambda r: r['train/feature_std'] < COLLAPSED_STD
+        ),
+        'the anchors have no negatives: lower negatives.skip, or use a larger queue or batch': (
+            lambda r: r['train/loss_chance'] == 0 and r.get('queue/fill') == 1
         ),
     }
     for message, shows in faults.items():

@@ -132,7 +132,7 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = 
     method = build_method(
         resolved, views, total_steps=total_steps, steps_per_epoch=epoch, num_devices=mesh.devices.size
     )
-    chosen = describe(resolved, opened, len(splits.train), machine) if opened else ''
+    chosen = describe(resolved, opened, len(splits.train), machine)
     plan = Plan(resolved, folder, splits, mesh, method, epoch, total_steps, resumed_from, similar, chosen=chosen)
     if plan.resumed_from is not None and (trained_on := read_fingerprints(folder)[0]) is not None:
         check_same_images(folder, resolved, trained_on, splits.train.fingerprint)

@@ -15,6 +15,7 @@ from dualcl_jax.data.text.source import KIND as TEXT
 from dualcl_jax.evaluators.monitor import can_monitor
 from dualcl_jax.method.choices import FEW_IMAGES
 from dualcl_jax.method.describe import describe_method
+from dualcl_jax.method.groups import LEAST, group_size, normalized_alone
 from dualcl_jax.method.resolve import LEFT_OUT
 from dualcl_jax.system.console import duration
 from dualcl_jax.system.versions import versions
@@ -79,9 +80,36 @@ def header(plan: Plan, params: optax.Params, damaged: Mapping[int, str] | None =
         facts['starts from'] = plan.origin
     if plan.chosen:
         facts |= _first_run(plan)
-    if config.loss.shuffle_keys and devices * groups == method.encoder.span:
-        facts['warning'] = 'loss.shuffle_keys has no effect with one BN group'
+    if found := _warnings(plan):
+        facts['warning'] = '; '.join(found)
     return facts
+
+
+def _warnings(plan: Plan) -> list[str]:
+    """Describes fields that are set without an effect, and batch statistics that leave little of the examples."""
+    config, encoder, devices = plan.config, plan.method.encoder, plan.mesh.devices.size
+    selector, monitor = config.negatives.selector, config.monitor
+    measured = monitor.every_epochs and (plan.similar is not None or can_monitor(plan.splits, monitor.unseen))
+    idle = {
+        'loss.shuffle_keys has no effect with one BN group': (
+            config.loss.shuffle_keys and devices * encoder.groups == encoder.span
+        ),
+        f'negatives.k has no effect with negatives.selector={selector}': config.negatives.k and selector == 'all',
+        f'negatives.skip has no effect with negatives.selector={selector}': (
+            config.negatives.skip and selector != 'ring'
+        ),
+        'checkpoint.keep_best has no effect: the monitor measures nothing': (
+            config.checkpoint.keep_best and not measured
+        ),
+    }
+    found = [message for message, holds in idle.items() if holds]
+    alone = normalized_alone(config)
+    if alone and group_size(config, devices) == LEAST:
+        found.append(
+            f'model.norm={config.model.norm} leaves {LEAST} {units(plan.splits.train.kind)} in a group, of which the '
+            f'batch normalisation of {alone} keeps only signs: use larger groups'
+        )
+    return found
 
 
 def _repeats(config: FrozenConfigDict, platform: str) -> str:

@@ -168,8 +168,12 @@ def plan(sweep: Sweep, overrides: Sequence[str]) -> list[Job]:
             if own:
                 raise UserError(f'arm {arm.name}: {own[0]}: the sweep sets seeds and length; leave it out')
             config = configured(sweep.config, fields)
+            if config.train.batch_size is None:
+                raise UserError(
+                    f'arm {arm.name}: train.batch_size: the sweep needs a value to compute the length of runs'
+                )
             steps, passes = length(config, sweep.budget)
-            if not config.monitor.every_epochs:
+            if config.monitor.every_epochs == 0:
                 raise UserError(
                     f'arm {arm.name}: monitor.every_epochs=0: the sweep compares {measure.title} and must measure it'
                 )

@@ -90,13 +90,14 @@ def config_step(flags: argparse.Namespace, fields: Sequence[str], compare: Compa
         if flags.batch:
             config.train.batch_size = flags.batch
         validate(config)
-        validate_devices(config, mesh.size)
         resolved = resolve(
             config,
             platform=mesh.devices.flat[0].platform,
             num_devices=mesh.size,
             statistics=(ASSUMED_MEAN, ASSUMED_STD),
         )
+        validate(resolved)
+        validate_devices(resolved, mesh.size)
         size, count = resolved.data.image_size, resolved.train.batch_size
         of_views = (2,) if size >= CROPPED_FROM else ()
         images = np.random.default_rng(0).integers(0, 256, (count, *of_views, size, size, 3), np.uint8)

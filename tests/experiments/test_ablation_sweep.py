@@ -1,5 +1,6 @@
 """Valid and invalid sweeps, and the included sweeps."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,13 @@ def test_paths_of_this_machine_are_not_stored(name: str) -> None:
     found = public_fields(['seed=1', f'{name}=/home/someone/secret/last'])
     assert found == (['seed=1'] if name in LOCATIONS else ['seed=1', f'{name}=last'])
     assert public_fields(['data.labels=none', 'init_from=']) == ['data.labels=none', 'init_from=']
+
+
+def test_a_config_with_open_fields_needs_a_batch() -> None:
+    found = dataclasses.replace(sweep(BOTH), config='configs/folder.py', base=())
+    with pytest.raises(UserError, match=r'arm both: train\.batch_size: the sweep needs a value'):
+        plan(found, [])
+    assert [job.steps for job in plan(dataclasses.replace(found, base=('train.batch_size=32',)), [])] == [15, 15]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 
 from configs import cifar10, folder
 from dualcl_jax.data.order import steps_per_epoch
-from dualcl_jax.method.choices import OPEN, Machine, choose, fill, open_fields
+from dualcl_jax.method.choices import OPEN, Machine, choose, describe, fill, open_fields
 from dualcl_jax.method.optim import peak_learning_rate
 from dualcl_jax.method.resolve import resolve
 from dualcl_jax.method.validation import validate, validate_devices
@@ -107,10 +107,48 @@ def test_a_stored_run_keeps_its_choices() -> None:
     assert [field.split()[0] for field in differing_fields(stored, again)] == ['loss.temperature']
 
 
-@pytest.mark.parametrize('field', ['queue.size=-1', 'train.batch_size=-5', 'negatives.k=4096', 'model.width=0'])
+@pytest.mark.parametrize('field', ['queue.size=-1', 'train.batch_size=-5', 'model.width=0', 'views.hue=0.9'])
 def test_mistakes_are_found_before_the_data_are_read(field: str) -> None:
-    with pytest.raises(UserError, match=field.replace('.', r'\.')):
+    with pytest.raises(UserError, match=field.partition('=')[0].replace('.', r'\.')):
         validate(config_with(field))
+
+
+@pytest.mark.parametrize(
+    ('fields', 'of_cpus'),
+    [
+        (('negatives.k=2000',), 'negatives.k=2000: must be at most config.queue.size=1024'),
+        (('negatives.selector=ring', 'negatives.skip=1500'), 'must be less than config.queue.size=1024'),
+        (('train.accumulate_steps=64',), r'must divide the 32 images of a device \(batch_size=32\)'),
+        (('model.norm=split:64',), r'64 groups on a device do not divide its 32 images \(train.batch_size=32\)'),
+        (('model.name=vit_s16',), 'data.image_size=24: must be a multiple of 16'),
+        (('model.name=convnext_t',), 'data.image_size=24: convnext_t needs at least 32'),
+    ],
+)
+def test_combinations_with_an_open_field_are_checked_once_it_is_chosen(fields: tuple[str, ...], of_cpus: str) -> None:
+    """What a GPU chooses may fit, also if a CPU checks the config, and resumes what the GPU has begun."""
+
+    def check(config: ConfigDict) -> None:
+        validate(config)
+        validate_devices(config, 1)
+
+    config = config_with(*fields)
+    check(config)
+    of_gpu = resolve(config, platform='gpu', num_devices=1)
+    check(of_gpu)
+    check(resolve(config, platform='cpu', num_devices=1, stored=from_json(to_json(of_gpu))))
+    with pytest.raises(UserError, match=of_cpus):
+        check(resolve(config, platform='cpu', num_devices=1))
+
+
+def test_the_period_of_the_monitor_follows_the_length_of_the_run() -> None:
+    config = fill(config_with('train.steps=2000'), 3000, CPU)  # 21 epochs
+    assert (config.monitor.every_epochs, config.train.epochs) == (2, 100)
+    assert fill(config_with('train.steps=1'), 3000, CPU).monitor.every_epochs == 1
+    said = describe(config, open_fields(config_with()), 3000, CPU)
+    assert 'monitor.every_epochs=2' in said
+    assert 'train.epochs' not in said
+    assert 'train.epochs=100' in describe(fill(config_with(), 3000, CPU), open_fields(config_with()), 3000, CPU)
+    assert describe(config, ['train.epochs'], 3000, CPU) == ''
 
 
 def test_flags_set_open_fields_by_their_type() -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from configs import default
 from dualcl_jax import embed, export, load_encoder, main
+from dualcl_jax.method.validation import validate
 from dualcl_jax.models.encoder import find_model
 from dualcl_jax.system.command_line import import_own
 from dualcl_jax.system.errors import UserError
@@ -26,6 +28,29 @@ class Net(nn.Module):
     def __call__(self, images, *, train):
         x = nn.Conv(self.width, (3, 3), 2, name='conv1')(images)
         return nn.relu(self.norm(name='bn1')(x, train=train)).mean(axis=(1, 2))
+
+
+class WithRemat(Net):
+    remat: bool = False
+
+
+class WithDepth(Net):
+    depth: int
+
+
+class WithoutStem(nn.Module):
+    norm: object
+    width: int
+    dtype: object
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        return images.mean(axis=(1, 2))
+
+
+class WithoutTrain(Net):
+    def __call__(self, images):
+        return images.mean(axis=(1, 2))
 
 
 def function():
@@ -78,6 +103,26 @@ def test_run_export_and_embed(nets: str, in_process, tmp_path: Path) -> None:
 def test_no_such_model(name: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         find_model(name)
+
+
+@pytest.mark.parametrize(
+    ('network', 'said'),
+    [('WithDepth', "argument: 'depth'"), ('WithoutStem', "argument 'stem'"), ('WithoutTrain', "argument 'train'")],
+)
+def test_a_network_that_is_made_otherwise(nets: str, network: str, said: str) -> None:
+    import_own(nets)
+    with pytest.raises(UserError, match=f'{nets}:{network}.*: must be made from norm, stem, .*{said}'):
+        find_model(f'{nets}:{network}')
+
+
+def test_recomputing_needs_a_field(nets: str) -> None:
+    import_own(nets)
+    config = default.get_config()
+    config.model.name, config.model.remat = f'{nets}:WithRemat', True
+    validate(config)
+    config.model.name = f'{nets}:Net'
+    with pytest.raises(UserError, match=f'config.model.remat=True: {nets}:Net has no field remat'):
+        validate(config)
 
 
 def test_import_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

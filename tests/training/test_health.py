@@ -52,6 +52,13 @@ def test_first_steps_without_negatives() -> None:
     assert warned_steps([record(step, loss=0.0, chance=0.0) for step in range(1, 40)], 40) == []
 
 
+def test_no_negatives_although_the_queue_is_full() -> None:
+    records = [record(step, loss=0.0, chance=0.0) | {'queue/fill': min(step / 10, 1.0)} for step in range(1, 40)]
+    [(step, text)] = warned_steps(records, 40)
+    assert step == 10 + PATIENCE - 1
+    assert 'no negatives' in text
+
+
 def test_records_of_the_monitor_are_ignored() -> None:
     records = []
     for step in range(1, 20):

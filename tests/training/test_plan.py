@@ -12,9 +12,10 @@ from ml_collections import FrozenConfigDict
 
 from dualcl_jax import main
 from dualcl_jax.method.negatives.selectors import EXACT
-from dualcl_jax.system.config import to_json
+from dualcl_jax.system.config import override, to_json
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.training.plan import make_plan
+from dualcl_jax.training.summary import header
 from tests.support import quick_config
 from tests.support.runs import QUICK, Finished, Trainer, contents, summary
 
@@ -63,6 +64,32 @@ def test_a_plan_does_not_change_the_config(trainer: Trainer, tmp_path: Path) -> 
     assert len(plan.config.data.mean) == 3
     assert plan.config.negatives.selector in EXACT
     assert make_plan(plan.config, str(tmp_path / 'run'), writes=False).config == plan.config
+
+
+@pytest.mark.parametrize(
+    ('fields', 'fact', 'said'),
+    [
+        (
+            'negatives.selector=ring negatives.skip=30 queue.size=32',
+            'negatives',
+            'ring 2 after the 30 hardest of a queue',
+        ),
+        ('negatives.selector=ring negatives.skip=13 queue.size=0', 'negatives', 'ring 2 after the 13 hardest of the'),
+        ('loss.key_weight=1', 'negatives', 'those of the key term alone'),
+        ('loss.key_weight=0.5', 'loss', 'key term at 0.5 against all other queries of the batch'),
+        ('model.projection=mlp2_bn model.norm=split:8', 'warning', 'split:8 leaves 2 images in a group'),
+        ('negatives.selector=all', 'warning', 'negatives.k has no effect'),
+        ('negatives.skip=3', 'warning', 'negatives.skip has no effect with negatives.selector=threshold'),
+        ('checkpoint.keep_best=1 monitor.every_epochs=0', 'warning', 'checkpoint.keep_best has no effect'),
+    ],
+)
+def test_the_header_says_what_the_run_uses(trainer: Trainer, tmp_path: Path, fields: str, fact: str, said: str) -> None:
+    config = quick_config.get_config()
+    config.data.path = str(trainer.data)
+    size = 'train.batch_size=16 train.accumulate_steps=1 negatives.k=8 negatives.selector=threshold loss.key_term=batch'
+    override(config, f'{size} {fields}'.split())
+    plan = make_plan(config, str(tmp_path / 'run'), writes=False)
+    assert said in header(plan, {})[fact]
 
 
 def test_patches_that_overlap_are_not_held_out(tmp_path: Path) -> None:
