@@ -197,16 +197,11 @@ def test_optimizers_step_by_step(name, decay_norm_and_bias):
 
 @pytest.mark.parametrize('name', ['sgd', 'adamw'])
 def test_only_larger_gradients_are_clipped_before_decay_and_momentum(name):
-    gradients = [
-        jax.tree.map(lambda leaf, scale=np.float32(scale): scale * leaf, random_tree(seed))
-        for seed, scale in enumerate((1.0, 0.05, 3.0, 0.02), 1)
-    ]
+    scales = (1.0, 0.05, 3.0, 0.02)
+    gradients = [optax.tree.scale(scale, random_tree(seed)) for seed, scale in enumerate(scales, 1)]
     norms = [np.sqrt(sum((np.float64(leaf) ** 2).sum() for leaf in jax.tree.leaves(tree))) for tree in gradients]
     assert [norm > 1 for norm in norms] == [True, False, True, False]
-    clipped = [
-        jax.tree.map(lambda leaf, by=max(norm, 1): np.float64(leaf) / by, tree)
-        for tree, norm in zip(gradients, norms, strict=True)
-    ]
+    clipped = [optax.tree.scale(1 / max(norm, 1), tree) for norm, tree in zip(norms, gradients, strict=True)]
     assert_same_steps(take_steps(name, gradients, True, clip=1.0), numpy_steps(RULES[name], clipped, True))
 
 
