@@ -89,7 +89,7 @@ def _facts(run: SavedRun, description: Description | TextDescription) -> dict[st
         inputs = {'length': f'{description.length} tokens; longer sentences are cut'}
     else:
         shape = '×'.join(map(str, description.images.shape))
-        inputs = {'images': f'{shape}; others are resized bilinearly, without cropping'}
+        inputs = {'images': f"{shape}; of others, a file's central square, or a whole array, is resized bilinearly"}
     views = 'both views are queries' if loss.symmetric else 'one view is the query'
     return {
         'encoder': f'{kind}; {description.encoder} encoder, {description.output}, {description.features} numbers',

@@ -86,17 +86,20 @@ def has_processor(description: Description) -> bool:
 
 
 def _processor(description: Description) -> dict[str, Any]:
-    """The config of an image processor that resizes images to a square and standardises them.
+    """The config of an image processor that cuts the central square of images, as files are read here.
 
-    It resizes bilinearly and without cropping, as `ImageInput.pixels` does.
+    transformers resizes first and then crops, by whole pixels, so that its square is displaced by less than a pixel of
+    the result.
     """
     size, channels = description.image_size, description.channels
     mean, std = (list(values) * (channels if len(values) == 1 else 1) for values in (description.mean, description.std))
     return {
-        'image_processor_type': 'ViTImageProcessor',
+        'image_processor_type': 'BitImageProcessor',
         'do_resize': True,
-        'size': {'height': size, 'width': size},
+        'size': {'shortest_edge': size},
         'resample': 2,
+        'do_center_crop': True,
+        'crop_size': {'height': size, 'width': size},
         'do_rescale': True,
         'rescale_factor': 1 / 255,
         'do_normalize': True,

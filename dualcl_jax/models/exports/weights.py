@@ -26,6 +26,8 @@ Tensors = dict[str, np.ndarray]
 
 FLAX, TORCH = 'flax', 'pt'
 """The `format` in the metadata, as other readers of safetensors expect it."""
+FC = ('none', 'linear', 'mlp', 'mlp2_bn', 'mlp3_bn')
+"""The projections that modules with weights and ReLU compute, as the `fc` of a ResNet of torchvision."""
 
 
 def write(description: Described, variables: Variables) -> bytes:
@@ -37,11 +39,16 @@ def write_torchvision(description: Described, variables: Variables) -> bytes:
     """Writes a safetensors file with torchvision's names, for `load_state_dict(safetensors.torch.load_file(path))`.
 
     Raises:
-      UserError: torchvision has no such network.
+      UserError: torchvision has no such network or projection.
     """
-    model = description.architecture['name']
+    model, projection = description.architecture['name'], description.architecture['projection']
     if not model.startswith('resnet'):
         raise UserError(f'--format=torchvision: torchvision has no {model}; use safetensors or stablehlo')
+    if description.output == 'projection' and projection not in FC:
+        raise UserError(
+            f'--format=torchvision: its fc cannot compute the projection {projection}; leave --projection out, or use '
+            'safetensors or stablehlo'
+        )
     tensors: Tensors = {}
     for name, array in _flat(variables).items():
         torch_name = torchvision_name(name, description)

@@ -173,6 +173,13 @@ def test_torchvision_has_no_such_network(tmp_path):
         written(tmp_path, run, 'torchvision')
 
 
+def test_torchvision_has_no_such_projection(tmp_path):
+    run = random_run(tmp_path, 'model.projection=tanh')
+    with pytest.raises(UserError, match='--format=torchvision: its fc cannot compute the projection tanh; leave --pro'):
+        written(tmp_path, run, 'torchvision', projection=True)
+    written(tmp_path, run, 'torchvision')
+
+
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp('whole')

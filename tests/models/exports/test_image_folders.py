@@ -1,6 +1,7 @@
 """Encoders of images as folders for transformers, which computes the same features."""
 
 import importlib.util
+import io
 import json
 import os
 import subprocess
@@ -12,7 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from PIL import Image
 
+from dualcl_jax.data.images import decode
+from dualcl_jax.data.images.crops import central_square
 from dualcl_jax.models.exports import load
 from dualcl_jax.models.exports.huggingface_images import FEATURES, class_of, write_folder
 from dualcl_jax.models.exports.weights import write
@@ -31,7 +35,7 @@ NETWORKS = {
     'ResNet of bottlenecks': ('resnet50', 'model.stem=imagenet'),
 }
 CODE = """
-import sys, numpy, torch, transformers
+import sys, numpy, PIL.Image, torch, transformers
 folder, kind, features = sys.argv[1:]
 options = {'add_pooling_layer': False} if kind == 'ViTModel' else {}
 model, about = getattr(transformers, kind).from_pretrained(folder, output_loading_info=True, **options)
@@ -44,6 +48,11 @@ assert found.shape == expected.shape, (found.shape, expected.shape)
 difference = abs(found - expected).max() / abs(expected).max()
 assert difference < 1e-4, difference
 print(f'{kind} {difference:.1e}')
+if 'picture' in given:
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    found = processor([PIL.Image.fromarray(given['picture'])], return_tensors='pt')['pixel_values'].numpy()
+    assert found.shape == given['square'].shape, found.shape
+    assert abs(found - given['square']).max() < 0.02, abs(found - given['square']).max()
 """
 
 
@@ -68,7 +77,35 @@ def write_comparison(folder: Path, description: Any, channels: int) -> None:
     pixels = np.random.default_rng(0).uniform(size=(3, side, side, channels)).astype(np.float32)
     expected = np.asarray(load(str(folder / 'ours.safetensors'))(pixels))
     standard = np.asarray(description.images.standardize(jnp.asarray(pixels))).transpose(0, 3, 1, 2)
-    np.savez(folder / 'given.npz', pixels=standard, expected=expected)
+    given = {'pixels': standard, 'expected': expected}
+    if channels == 3:
+        given['picture'] = np.asarray(picture(3 * side, 6 * side))
+        given['square'] = as_read(Image.fromarray(given['picture']), description)
+    np.savez(folder / 'given.npz', **given)
+
+
+def picture(height: int, width: int) -> Image.Image:
+    """A picture whose halves and central square differ."""
+    red, green = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return Image.fromarray(np.stack([red, green, red / 2 + green / 2], -1).astype(np.uint8))
+
+
+def as_read(image: Image.Image, description: Any) -> np.ndarray:
+    """An image as a folder of files is read for the encoder, float32 [1, C, size, size]."""
+    file = io.BytesIO()
+    image.save(file, 'png')
+    squares = decode.cut(file.getvalue(), central_square, description.image_size)
+    return np.asarray(description.images.plain(squares)).transpose(0, 3, 1, 2)
+
+
+def as_processed(image: Image.Image, fields: dict[str, Any]) -> np.ndarray:
+    """An image as transformers prepares it with these fields of a processor."""
+    edge, (height, width) = fields['size']['shortest_edge'], (fields['crop_size'][name] for name in ('height', 'width'))
+    short = min(image.size)
+    small = image.resize([int(edge * side / short) for side in image.size], fields['resample'])
+    left, top = (small.width - width) // 2, (small.height - height) // 2
+    pixels = np.asarray(small)[top : top + height, left : left + width] * fields['rescale_factor']
+    return ((pixels - fields['image_mean']) / fields['image_std']).transpose(2, 0, 1)[None]
 
 
 @pytest.mark.parametrize('channels', [3, 5])
@@ -97,7 +134,10 @@ def test_files_of_a_folder(tmp_path: Path) -> None:
     assert set(files) == {'config.json', 'model.safetensors', 'preprocessor_config.json', 'README.md'}
     config, processor = (json.loads(files[name]) for name in ('config.json', 'preprocessor_config.json'))
     assert (config['architectures'], config['num_channels'], config['image_size']) == (['ViTModel'], 3, 16)
-    assert processor['size'] == {'height': 16, 'width': 16}
+    assert processor['do_center_crop']
+    for sides in ((48, 96), (96, 48), (64, 64)):
+        image = picture(*sides)
+        np.testing.assert_allclose(as_processed(image, processor), as_read(image, description), atol=0.02)
     assert len(processor['image_mean']) == len(processor['image_std']) == 3
     tensors = safetensors.numpy.load(files['model.safetensors'])
     assert tensors['embeddings.position_embeddings'].shape == (1, 1 + 16, 64)
