@@ -47,6 +47,10 @@ def get_config() -> ConfigDict:
     # whole, and copies of a text stay together) | stratified (copies apart) | random | auto (grouped in a new run; a
     # stored run keeps its value).
     data.hold_out = 'auto'
+    # Rows of text without tokens, with NUL characters or with more values than the header, and the class -1 of rows for
+    # testing alone: checked (rows are left out; no class) | unchecked (used) | auto (checked in a new run; a stored run
+    # keeps its value).
+    data.rows = 'auto'
     data.stored_size = 0  # side of the central square stored of each image, in pixels; 0: 8/7 of image_size
     # Squares of a folder, or of a TFDS set with images of any size, are kept in memory if they fit; otherwise whole
     # images are decoded for every batch. Arrays of an npz file, and text, must fit.

@@ -28,7 +28,7 @@ OUTLIER = 4.0
 EFFECTIVE = {
     'folder': ('labels', 'path_column', 'label_column', 'stored_size', 'channels'),
     'npz': ('limit', 'num_examples', 'memory_bytes', 'channels'),
-    'text': ('limit', 'num_examples', 'memory_bytes', 'columns', 'label_column', 'max_skipped'),
+    'text': ('limit', 'num_examples', 'memory_bytes', 'columns', 'label_column', 'max_skipped', 'rows'),
 }
 """The fields of `config.data` that have an effect on the data in --data, by their form."""
 

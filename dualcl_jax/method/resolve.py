@@ -5,6 +5,7 @@ from collections.abc import Collection
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from dualcl_jax.data import source as data
+from dualcl_jax.data.text.rows import CHECKED, CHECKS
 from dualcl_jax.method.choices import TYPICAL_IMAGES, Machine, fill, is_gray
 from dualcl_jax.method.negatives.selectors import AUTO, EXACT
 from dualcl_jax.method.optim import LARS, RATE_LAST
@@ -35,8 +36,8 @@ def resolve(
     """Makes all open choices of a config, and returns a frozen copy with them.
 
     In the copy, the open fields of `dualcl_jax.method.choices.OPEN` have values. `negatives.selector`,
-    `optimizer.lars`, `data.hold_out`, `monitor.unseen` and `parallel.mapper` have a name, and `model.norm` has a number
-    of groups.
+    `optimizer.lars`, `data.hold_out`, `data.rows`, `monitor.unseen` and `parallel.mapper` have a name, and `model.norm`
+    has a number of groups.
     `data.mean`, `data.std` and, unless images have 8 bits, `data.value_range` have values, and so has
     `model.vocabulary` for text. Resolving the result again changes nothing.
 
@@ -62,7 +63,7 @@ def resolve(
     fields['model']['norm'] = _norm(config, num_devices, stored)
     fields['optimizer']['lars'] = _kept('optimizer.lars', config, stored, LARS, RATE_LAST)
     fields['monitor']['unseen'] = _kept('monitor.unseen', config, stored, UNSEEN, LEFT_OUT)
-    fields['data']['hold_out'] = resolve_hold_out(config, stored)
+    fields['data'] |= resolve_data(config, stored)
     mapper = config.parallel.mapper
     fields['parallel']['mapper'] = default_mapper(num_processes) if mapper == AUTO else mapper
     fields['model']['vocabulary'] = config.model.vocabulary or vocabulary
@@ -72,9 +73,12 @@ def resolve(
     return FrozenConfigDict(fields)
 
 
-def resolve_hold_out(config: ConfigDict, stored: ConfigDict | None) -> str:
-    """The config's `data.hold_out`; for 'auto', that of the stored run, or 'grouped' if there is none."""
-    return _kept('data.hold_out', config, stored, data.HOLD_OUTS[1:], data.GROUPED)
+def resolve_data(config: ConfigDict, stored: ConfigDict | None) -> dict[str, str]:
+    """The config's `data.hold_out` and `data.rows`, for 'auto' those of the stored run or, without one, of new runs."""
+    return {
+        'hold_out': _kept('data.hold_out', config, stored, data.HOLD_OUTS[1:], data.GROUPED),
+        'rows': _kept('data.rows', config, stored, CHECKS[1:], CHECKED),
+    }
 
 
 def _kept(field: str, config: ConfigDict, stored: ConfigDict | None, names: Collection[str], new: str) -> str:

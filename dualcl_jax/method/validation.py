@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from dualcl_jax.data.source import HOLD_OUTS
+from dualcl_jax.data.text.rows import CHECKS
 from dualcl_jax.method.groups import check_groups
 from dualcl_jax.method.negatives.selectors import AUTO, SELECTORS, SHARDED
 from dualcl_jax.method.optim import LARS, LEARNING_RATE_SCHEDULES, MOMENTUM_SCHEDULES, OPTIMIZERS
@@ -48,6 +49,7 @@ RULES: dict[str, Rule] = {
     'data.test_fraction': BELOW_1,
     'data.validation_fraction': BELOW_1,
     'data.hold_out': one_of(*HOLD_OUTS),
+    'data.rows': one_of(*CHECKS),
     'data.labels': (bool, 'choose auto, subfolders, none, or the path of a CSV file'),
     'data.stored_size': at_least(0),
     'data.memory_bytes': at_least(0),

@@ -95,6 +95,7 @@ ADDED: dict[str, Any] = {
     'data.channels': 0,
     'data.value_range': (),
     'monitor.unseen': 'wrong',
+    'data.rows': 'unchecked',
 }
 """Fields added since the first config was stored, in the order of their addition, each with the value that a config
 without the field implies, None for a number without a value. A new field belongs at the end, with the value that

@@ -20,7 +20,7 @@ from dualcl_jax.evaluators.benchmarks.sts import Pairs, read_dev
 from dualcl_jax.method.build import Method, build_method
 from dualcl_jax.method.choices import FIRST_LOOK, TYPICAL_IMAGES, Machine, describe, fill, open_fields
 from dualcl_jax.method.length import run_length
-from dualcl_jax.method.resolve import Statistics, resolve, resolve_hold_out
+from dualcl_jax.method.resolve import Statistics, resolve, resolve_data
 from dualcl_jax.method.state import TrainState, create_train_state
 from dualcl_jax.method.validation import validate, validate_devices, validate_kind, validate_schedule, validate_sizes
 from dualcl_jax.method.views import VIEWS
@@ -161,7 +161,7 @@ def _load_data(
     """
     settled = fill(config, TYPICAL_IMAGES, machine, stored)  # only its data fields are final
     data = data_config(settled, folder if stored is not None else None)
-    data.hold_out = resolve_hold_out(config, stored)
+    data.update(resolve_data(config, stored))
     data.shared = str(folder) if writes else ''
     splits = load(data, validate=True)
     kind, name = splits.train.kind, splits.train.name

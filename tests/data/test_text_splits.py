@@ -81,6 +81,19 @@ def test_sentences_without_tokens_are_empty(tmp_path) -> None:
     assert train.report['left_out'] == {'rows: empty': {'count': 2, 'names': ['a.tsv']}}
 
 
+def test_unchecked_rows_are_those_of_earlier_versions(tmp_path) -> None:
+    for split, label in (('train', 0), ('test', -1)):
+        rows = ['text,y', f'one,{label}', f'\u200b,{label}', f'a\0b,{label}', f'two,{label},more']
+        (tmp_path / f'{split}.csv').write_text('\n'.join(rows))
+    found = load(tmp_path, 'text', label_column='y', rows='unchecked')
+    assert [len(part) for part in found] == [4, 4]
+    assert found.train.class_names == ('-1', '0')
+    assert found.train.report['left_out'] == {}
+    found = load(tmp_path, 'text', label_column='y', max_skipped=0.9)
+    assert [len(part) for part in found] == [1, 1]
+    assert found.train.class_names == ('0',)
+
+
 def test_the_share_of_unknown_tokens(tmp_path) -> None:
     (tmp_path / 'a.txt').write_text('one two\n')
     kept = load(tmp_path / 'a.txt').train.kept_files['tokenizer.json']

@@ -29,7 +29,7 @@ def test_the_config_given_is_not_changed(fields: tuple[str, ...]) -> None:
     resolved = resolve(config, platform='cpu', num_devices=1, statistics=STATISTICS)
     assert config == config_with(*fields)
     changed = {field for field, value in flatten(resolved) if value != dict(flatten(config))[field]}
-    filled_in = {'negatives.selector', 'optimizer.lars', 'model.norm', 'data.hold_out', 'parallel.mapper'}
+    filled_in = {'negatives.selector', 'optimizer.lars', 'model.norm', 'data.hold_out', 'data.rows', 'parallel.mapper'}
     assert changed <= filled_in | {'monitor.unseen', 'data.mean', 'data.std'}
     override(config, ['views.hue=0.25', 'seed=9'])
     assert resolved == resolve(
@@ -123,6 +123,13 @@ def test_a_stored_run_keeps_its_hold_out(stored: str | None, asked: str, chosen:
     assert resolve(config, platform='cpu', num_devices=1, stored=before).data.hold_out == chosen
 
 
+@pytest.mark.parametrize(('stored', 'chosen'), [(None, 'checked'), ('unchecked', 'unchecked'), ('checked', 'checked')])
+def test_a_stored_run_keeps_its_rows_of_text(stored: str | None, chosen: str) -> None:
+    before = None if stored is None else config_with(f'data.rows={stored}')
+    assert resolve(config_with(), platform='cpu', num_devices=1, stored=before).data.rows == chosen
+    assert ADDED['data.rows'] == 'unchecked'
+
+
 @pytest.mark.parametrize(
     ('stored', 'asked', 'chosen'),
     [
@@ -179,7 +186,7 @@ def test_what_a_workdir_stores() -> None:
     """It stores the same text, with the same hash in every checkpoint, as if the fields had been set by hand."""
     resolved = resolve(config_with(), platform='tpu', num_devices=1, statistics=STATISTICS)
     config = config_with('negatives.selector=threshold', 'data.hold_out=grouped', 'parallel.mapper=pmap')
-    override(config, ['monitor.unseen=left_out'])
+    override(config, ['monitor.unseen=left_out', 'data.rows=checked'])
     config.data.mean, config.data.std = STATISTICS
     assert to_json(resolved) == to_json(config)
     assert method_sha256(resolved) == method_sha256(config)

@@ -101,7 +101,7 @@ def test_patches_that_overlap_are_not_held_out(tmp_path: Path) -> None:
     (tmp_path / 'stored').mkdir()
     config.data.mean, config.data.std, config.negatives.selector = (0.5,), (0.25,), 'all'
     stored = config.copy_and_resolve_references()
-    stored.data.hold_out, stored.parallel.mapper = 'stratified', 'pmap'
+    stored.data.hold_out, stored.data.rows, stored.parallel.mapper = 'stratified', 'unchecked', 'pmap'
     (tmp_path / 'stored' / 'config.json').write_text(to_json(stored))
     plan = make_plan(config, str(tmp_path / 'stored'), writes=False)
     assert (len(plan.splits.train), len(plan.splits.test)) == (5994, 666)
@@ -150,7 +150,7 @@ def test_init_from(here, trainer: Trainer, first: Path, tmp_path: Path) -> None:
     [
         (('model.width=8',), 'its backbone has different shapes'),
         (('model.name=resnet18',), 'not a resnet18; use the model.name of its run, '),
-        ((), 'no run with'),
+        ((), 'no such folder, and models are not downloaded; name a workdir'),
     ],
 )
 def test_init_from_an_unsuitable_run(here, first: Path, tmp_path: Path, fields: tuple, said: str) -> None:

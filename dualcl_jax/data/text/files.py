@@ -111,7 +111,7 @@ def _raw_lines(file: IO[bytes], name: str, account: Account) -> Iterator[tuple[i
         yield number, line
 
 
-def _lines(file: IO[bytes], name: str, account: Account) -> Iterator[tuple[int, str]]:
+def _lines(file: IO[bytes], name: str, columns: Columns, account: Account) -> Iterator[tuple[int, str]]:
     """Yields the number and the text of each line that can be used."""
     for number, line in _raw_lines(file, name, account):
         try:
@@ -119,7 +119,7 @@ def _lines(file: IO[bytes], name: str, account: Account) -> Iterator[tuple[int, 
         except UnicodeDecodeError:
             account.add(NOT_UTF8, f'{name}:{number}')
             continue
-        if '\0' in text:
+        if columns.checked and '\0' in text:
             account.add(NUL, f'{name}:{number}')
         else:
             yield number, text
@@ -140,7 +140,7 @@ def _codec(number: int, line: bytes) -> str:
 
 
 def _read_lines(file: IO[bytes], name: str, columns: Columns, account: Account) -> Iterator[Row]:
-    for number, line in _lines(file, name, account):
+    for number, line in _lines(file, name, columns, account):
         if line.strip():
             yield columns.row([line])
         else:
@@ -168,12 +168,12 @@ def _read_table(rows: Iterable[_TableLine], name: str, columns: Columns, account
             numbered = bool(columns.names) and columns.by_number
             columns = columns.within([str(at) for at in range(len(row))] if numbered else row)
             places = [int(column) for column in columns.wanted] if numbered else find(columns, row, name)
-            width = None if numbered else len(row)
+            width = len(row) if columns.checked and not numbered else None
             if not numbered:
                 continue
         if size > LONGEST:
             account.add(LONG, place)
-        elif any('\0' in value for value in row):
+        elif columns.checked and any('\0' in value for value in row):
             account.add(NUL, place)
         elif not is_text(row):
             account.add(NOT_UTF8, place)
@@ -248,7 +248,7 @@ def _tsv_rows(file: IO[bytes], name: str, account: Account) -> Iterator[_TableLi
 
 def _read_jsonl(file: IO[bytes], name: str, columns: Columns, account: Account) -> Iterator[Row]:
     missing, seen, objects = list(columns.names if columns.optional else columns.wanted), dict[str, None](), 0
-    for number, line in _lines(file, name, account):
+    for number, line in _lines(file, name, columns, account):
         place = f'{name}:{number}'
         if not line.strip():
             account.add(EMPTY, place)
@@ -311,7 +311,7 @@ def _value(scalar: Any) -> Any:
 
 
 def _read_wordnet(file: IO[bytes], name: str, columns: Columns, account: Account) -> Iterator[Row]:
-    for number, line in _lines(file, name, account):
+    for number, line in _lines(file, name, columns, account):
         try:
             pair = wordnet.pair(line)
         except (ValueError, IndexError) as error:

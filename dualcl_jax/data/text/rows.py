@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from dualcl_jax.system.errors import UserError
 
+AUTO, CHECKED, UNCHECKED = CHECKS = ('auto', 'checked', 'unchecked')
+"""Values of data.rows. In a new run 'auto' means 'checked'; a stored run keeps its value."""
 LISTED = 8
 """The number of columns of a file that are named."""
 NAMED = 3
@@ -54,11 +56,13 @@ class Columns:
       names: the names, or numbers from 0, of one or two columns with sentences; if empty, a line is a sentence.
       label: the name or number of the column with the class; if empty, there are no classes.
       optional: whether a file may lack the column of the class, as a file for testing may.
+      checked: whether rows with NUL characters, or with more values than the header, are left out.
     """
 
     names: tuple[str, ...]
     label: str
     optional: bool = False
+    checked: bool = True
 
     @property
     def wanted(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from etils import epath
 from dualcl_jax.data.source import ArraySource, Splits, described_split, first_equal, held_out_by_content, limit_indices
 from dualcl_jax.data.text import tfds
 from dualcl_jax.data.text.files import TOO_MANY, read_rows, reader_of
-from dualcl_jax.data.text.rows import EMPTY, Account, Columns, Row
+from dualcl_jax.data.text.rows import EMPTY, UNCHECKED, Account, Columns, Row
 from dualcl_jax.data.text.splits import choose_test
 from dualcl_jax.data.text.tokens import FILE, Tokenizer, train_wordpiece
 from dualcl_jax.system.errors import UserError
@@ -73,14 +73,16 @@ def load(data: Any) -> Splits:
     columns, account = _columns(data), Account()
     train, test = _read(data, columns, account)
     _check_usable(data, account, len(train.rows), len(test.rows) if test else 0)
-    names = _class_names(train.rows, test.rows if test else ())
+    names = _class_names(train.rows, test.rows if test else (), {NO_CLASS} if columns.checked else set())
     if test is None and names and data.test_fraction:
         train, test = _divide(data, train, names)
     train = train.take(limit_indices(len(train.rows), data.limit))
     parts = {'train': train} | ({'test': test} if test is not None and test.rows else {})
     _check_memory(data, sum(len(part.rows) for part in parts.values()), max(len(columns.names), 1))
     tokenizer, how = _tokenizer(data, train.rows)
-    encoded = {split: _encode(tokenizer, part, account) for split, part in parts.items()}
+    encoded = {split: _encode(tokenizer, part) for split, part in parts.items()}
+    if columns.checked:
+        encoded = {split: _with_tokens(found, account) for split, found in encoded.items()}
     parts = {split: found.part for split, found in encoded.items() if split == 'train' or found.part.rows}
     _check_usable(data, account, *(len(part.rows) for part in parts.values()))
     labels = {split: _labels(part.rows, names) for split, part in parts.items()}
@@ -116,7 +118,7 @@ def _columns(data: Any) -> Columns:
         raise UserError(
             f"data.columns={data.columns}: name one column, two for pairs, such as 'term,definition', or none"
         )
-    columns = Columns(names, data.label_column.strip())
+    columns = Columns(names, data.label_column.strip(), checked=data.rows != UNCHECKED)
     if any(name.isdecimal() for name in columns.wanted) and not columns.by_number:
         raise UserError(
             f"data.columns={data.columns}, data.label_column='{data.label_column}': use names for all of them, or "
@@ -212,13 +214,13 @@ def _check_memory(data: Any, count: int, sentences: int) -> None:
         )
 
 
-def _class_names(train: Sequence[Row], test: Sequence[Row]) -> tuple[str, ...]:
+def _class_names(train: Sequence[Row], test: Sequence[Row], unknown: set[str]) -> tuple[str, ...]:
     """The names of the classes, in numerical order if all of them are numbers.
 
-    -1 is a class if a row for training has it, as of opinions from -1 to 1. It otherwise stands for no class.
+    Those of `unknown` are classes if a row for training has them, such as -1 among opinions from -1 to 1.
     """
-    trained = {row.label for row in train}
-    names = {label for label in trained | ({row.label for row in test} - {NO_CLASS}) if label is not None}
+    found = {row.label for row in train} | ({row.label for row in test} - unknown)
+    names = {label for label in found if label is not None}
     numbers = all(re.fullmatch(r'-?\d{1,18}', name) for name in names)
     return tuple(sorted(names, key=lambda name: (int(name) if numbers else 0, name)))
 
@@ -282,16 +284,23 @@ def _tokenizer(data: Any, rows: Sequence[Row]) -> tuple[Tokenizer, str]:
     return tokenizer, text.tokenizer
 
 
-def _encode(tokenizer: Tokenizer, part: _Part, account: Account) -> _Encoded:
-    """Encodes a part with at least one row. A row with a sentence without tokens is left out, and counted as empty."""
+def _encode(tokenizer: Tokenizer, part: _Part) -> _Encoded:
+    """Encodes a part with at least one row."""
     sentences = zip(*(row.sentences for row in part.rows), strict=True)
     columns = [tokenizer.encode_and_cut(column) for column in sentences]
     arrays = {name: np.concatenate([column[0][name] for column in columns], axis=1) for name in ('tokens', 'length')}
-    cut = np.stack([column[1] for column in columns], axis=1)
+    return _Encoded(part, arrays, np.stack([column[1] for column in columns], axis=1))
+
+
+def _with_tokens(encoded: _Encoded, account: Account) -> _Encoded:
+    """The rows whose sentences have tokens. The others are counted as empty.
+
+    The tokenizer removes characters such as a zero-width space.
+    """
+    part, arrays, cut = encoded
     kept = np.flatnonzero((arrays['length'] > 2).all(axis=1))
     if len(kept) == len(part.rows):
-        return _Encoded(part, arrays, cut)
-    # Of characters that the tokenizer removes, such as a zero-width space.
+        return encoded
     account.add(EMPTY, part.origin, len(part.rows) - len(kept))
     return _Encoded(part.take(kept), {name: array[kept] for name, array in arrays.items()}, cut[kept])
 
@@ -303,5 +312,5 @@ def _shares(tokenizer: Tokenizer, encoded: _Encoded) -> dict[str, float]:
     return {
         'cut': float(encoded.cut.mean()),
         'padding': 1.0 - float(length.mean()) / tokens.shape[-1],
-        'unknown': float(((tokens == tokenizer.unknown) & inside).sum() / (length - 2).sum()),
+        'unknown': float(((tokens == tokenizer.unknown) & inside).sum() / max((length - 2).sum(), 1)),
     }
