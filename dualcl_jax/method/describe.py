@@ -14,11 +14,15 @@ from dualcl_jax.data.text.source import KIND as TEXT
 from dualcl_jax.method.build import Method
 from dualcl_jax.method.views.images import ImageViews
 from dualcl_jax.method.views.text import TextViews
+from dualcl_jax.models.encoder import MODELS
+from dualcl_jax.models.resnet import RESNETS
+from dualcl_jax.models.vit import PATCHES
+
+FIXED_WIDTH = (*PATCHES, 'convnext_t')
+"""The models that do not use `model.width`."""
 
 
-def describe_method(
-    config: ConfigDict, method: Method, splits: Splits, params: optax.Params, total_steps: int
-) -> dict[str, str]:
+def describe_method(config: ConfigDict, method: Method, splits: Splits, params: optax.Params) -> dict[str, str]:
     """Describes the data, views, encoder, loss and negatives of a run, each in one line."""
     train, test = splits
     views = method.views
@@ -27,26 +31,36 @@ def describe_method(
     else:
         shown = f'{config.views.preset}, {views.describe()}' if isinstance(views, TextViews) else ''
     labels = f'{len(train.class_names)} classes' if train.class_names else 'no labels'
-    orders = 'both view orders' if method.symmetric else 'one way'
-    stem = '' if train.kind == TEXT else f'{config.model.stem} stem, '
-    if config.model.name == 'transformer':
-        stem = f'pooling {config.model.pooling}, '
-    projection = f'{config.model.projection} projection to {method.dim}'
-    if config.model.projection == 'none':
-        projection = 'no projection'
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
     return {
         'data': f'{train.name}, {len(train):,} {_examples(train)}, {labels}'
         + (f'; {len(test):,} for {"validation" if config.data.validation_fraction else "testing"}' if test else ''),
         **describe_data(splits),
         **_values(config, views),
         'views': shown or _shapes(jax.tree.map(lambda leaf: leaf[0], views.blank())),
-        'encoder': f'{config.model.name}, width {config.model.width}, {stem}{projection}'
-        + ('' if config.model.predictor == 'none' else f', {config.model.predictor} predictor')
-        + f'; {count:,} parameters, {config.model.dtype}',
-        'loss': f'{orders}, τ {method.temperature:g}{_key_term(method)}',
-        'negatives': _negatives(config, method, 'image' if train.kind == IMAGES else train.kind, total_steps),
+        **describe_training(config, method, train.kind, params),
     }
+
+
+def describe_training(config: ConfigDict, method: Method, kind: str, params: optax.Params) -> dict[str, str]:
+    """Describes the encoder, loss and negatives of a run on examples of a kind, each in one line."""
+    model = config.model
+    projection = 'no projection' if model.projection == 'none' else f'{model.projection} projection to {method.dim}'
+    predictor = '' if model.predictor == 'none' else f', {model.predictor} predictor'
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    orders = 'both view orders' if method.symmetric else 'one way'
+    return {
+        'encoder': f'{_backbone(model)}, {projection}{predictor}; {count:,} parameters, {model.dtype}',
+        'loss': f'{orders}, τ {method.temperature:g}{_key_term(method)}',
+        'negatives': _negatives(config, method, 'image' if kind == IMAGES else kind),
+    }
+
+
+def _backbone(model: ConfigDict) -> str:
+    """Describes a backbone by its name and the fields of the config that it uses."""
+    width = '' if model.name in FIXED_WIDTH else f', width {model.width}'
+    stem = '' if model.name in MODELS and model.name not in RESNETS else f', {model.stem} stem'
+    text = f', {model.layers} layers, pooling {model.pooling}' if model.name == 'transformer' else ''
+    return f'{model.name}{width}{stem}{text}'
 
 
 def _key_term(method: Method) -> str:
@@ -57,7 +71,7 @@ def _key_term(method: Method) -> str:
     return f', key term at {method.key_weight:g} against {against}'
 
 
-def _negatives(config: ConfigDict, method: Method, noun: str, total_steps: int) -> str:
+def _negatives(config: ConfigDict, method: Method, noun: str) -> str:
     """Describes the negatives of the query, and how many the selector can choose from enough candidates."""
     if method.key_weight == 1 and method.key_term == 'batch':
         return 'those of the key term alone'
@@ -65,7 +79,7 @@ def _negatives(config: ConfigDict, method: Method, noun: str, total_steps: int) 
     skipped = negatives.skip if negatives.selector == 'ring' else 0
     counts = [method.num_negatives]
     if method.count_negatives is not None:
-        counts = [int(method.count_negatives(jnp.int32(step))) for step in (0, total_steps)]
+        counts.insert(0, int(method.count_negatives(jnp.int32(0))))
     shown = ' to '.join(str(min(count, candidates - skipped)) for count in counts)
     chosen = 'all allowed' if negatives.selector == 'all' else f'{negatives.selector} {shown}'
     kind_of_queue = 'a sharded queue' if method.queue_axis else 'a queue'

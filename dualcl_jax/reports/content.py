@@ -48,7 +48,7 @@ def describe(run: Subject, samples: Samples) -> Content:
     shown = Shown(train)
     if shown.form is None:
         missing['examples'] = f'Examples are {train.kind}, which have no pictures'
-    facts = describe_method(run.config, run.method, run.splits, run.state.params, run.total_steps)
+    facts = describe_method(run.config, run.method, run.splits, run.state.params)
     facts['steps'] = f'{run.step:,} of {run.total_steps:,} ({run.step / run.steps_per_epoch:.3g} epochs)'
     if run.versions:
         facts['ran on'] = ', '.join(f'{name} {run.versions[name]}' for name in ('device', 'python', 'jax'))

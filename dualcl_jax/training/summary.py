@@ -54,7 +54,7 @@ def header(plan: Plan, params: optax.Params, damaged: Mapping[int, str] | None =
         norm = f'over {share // (parts * groups)} {noun(plan.splits.train.kind)}' + (
             f', {groups} groups a device' if groups > 1 else ' of a device'
         )
-    facts = describe_method(config, method, plan.splits, params, plan.total_steps) | {
+    facts = describe_method(config, method, plan.splits, params) | {
         'batch statistics': f'{config.model.norm}: {norm}' + (', keys shuffled' if method.shuffle_keys else ''),
         'devices': f'{devices} × {kind} in {processes} {"process" if processes == 1 else "processes"}'
         f', batch {config.train.batch_size} = {share} a device'

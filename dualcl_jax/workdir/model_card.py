@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from dualcl_jax.method.describe import describe_training
+from dualcl_jax.method.optim import peak_learning_rate
 from dualcl_jax.models.exports import Description, TextDescription
 from dualcl_jax.models.exports.huggingface_images import FEATURES, class_of, has_processor
 from dualcl_jax.system.files import absolute
@@ -80,27 +82,29 @@ def _use(description: Description) -> str:
 
 def _facts(run: SavedRun, description: Description | TextDescription) -> dict[str, str]:
     """The facts in the record of the run, without paths."""
-    config, network = run.config, description.architecture
-    optimizer, loss = config.optimizer, config.loss
-    kind = network['name']
+    config, optimizer = run.config, run.config.optimizer
     if isinstance(description, TextDescription):
-        if kind != 'bag':
-            kind = f'{kind} of {network["layers"]} layers, width {network["width"]}, pooling {network["pooling"]}'
         inputs = {'length': f'{description.length} tokens; longer sentences are cut'}
     else:
         shape = '×'.join(map(str, description.images.shape))
         inputs = {'images': f"{shape}; of others, a file's central square, or a whole array, is resized bilinearly"}
-    views = 'both views are queries' if loss.symmetric else 'one view is the query'
+    peak = peak_learning_rate(optimizer.learning_rate, config.train.batch_size, optimizer.reference_batch)
+    trained = describe_training(config, run.method, run.kind, run.state.params)
+    momentum = f'{config.ema.momentum:g}'
+    if config.ema.schedule != 'constant':
+        momentum += f' at first, {config.ema.schedule} schedule'
     return {
-        'encoder': f'{kind}; {description.encoder} encoder, {description.output}, {description.features} numbers',
+        'output': f'{description.output} of the {description.encoder} encoder, {description.features} numbers',
+        'encoder': trained['encoder'],
         **inputs,
         'initial weights': 'of a pretrained encoder' if config.init_from else 'random',
         'data': f'SHA-256 {run.data_fingerprint}',
         'views': config.views.preset,
-        'loss': f'InfoNCE, temperature {loss.temperature:g}; {views}',
-        'negatives': f'{run.method.num_negatives:,} of {config.queue.size or config.train.batch_size:,}',
-        'momentum': f'{config.ema.momentum:g}',
-        'optimizer': f'{optimizer.name}, learning rate {optimizer.learning_rate:g}, decay {optimizer.weight_decay:g}',
+        'loss': f'InfoNCE, {trained["loss"]}',
+        'negatives': trained['negatives'],
+        'momentum': momentum,
+        'optimizer': f'{optimizer.name}, learning rate {peak:g} at its peak, {optimizer.schedule} schedule, '
+        f'weight decay {optimizer.weight_decay:g}',
         'training': f'{run.step:,} steps of {config.train.batch_size:,} examples, seed {config.seed}',
         **_measured(run),
         'versions': ', '.join(f'{name} {version}' for name, version in versions().items()),

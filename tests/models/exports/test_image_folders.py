@@ -130,7 +130,9 @@ def test_transformers_computes_the_same(name: str, channels: int, tmp_path: Path
 
 
 def test_files_of_a_folder(tmp_path: Path) -> None:
-    description, files = exported(tmp_path / 'run', 'vit_tiny', 'data.mean=0.5', 'data.std=0.25')
+    method = ('loss.key_weight=0.5', 'loss.key_term=batch', 'loss.hardness=1.0', 'queue.size=0', 'negatives.k=4')
+    rates = ('optimizer.learning_rate=0.6', 'optimizer.reference_batch=1', 'ema.schedule=cosine', 'ema.momentum=0.9')
+    description, files = exported(tmp_path / 'run', 'vit_tiny', 'data.mean=0.5', 'data.std=0.25', *method, *rates)
     assert set(files) == {'config.json', 'model.safetensors', 'preprocessor_config.json', 'README.md'}
     config, processor = (json.loads(files[name]) for name in ('config.json', 'preprocessor_config.json'))
     assert (config['architectures'], config['num_channels'], config['image_size']) == (['ViTModel'], 3, 16)
@@ -144,7 +146,18 @@ def test_files_of_a_folder(tmp_path: Path) -> None:
     assert tensors['encoder.layer.1.attention.attention.key.weight'].shape == (64, 64)
     card = files['README.md'].decode()
     assert 'ViTModel.from_pretrained(FOLDER, add_pooling_layer=False)' in card
-    assert '16×16×3' in card
+    facts = dict(
+        line.strip('| ').split(' | ', 1) for line in card.splitlines() if line.startswith('| ') and line[2:3] != '|'
+    )
+    assert facts['images'].startswith('16×16×3')
+    assert facts['encoder'].startswith('vit_tiny, mlp projection to 8; ')
+    assert (
+        facts['loss']
+        == 'InfoNCE, both view orders, τ 0.1, key term at 0.5 against all other queries of the batch, equally weighted'
+    )
+    assert facts['negatives'].startswith('threshold 4 of the other keys of the batch, weighted by hardness, β 1')
+    assert facts['momentum'] == '0.9 at first, cosine schedule'
+    assert facts['optimizer'].startswith('sgd, learning rate 9.6 at its peak, cosine schedule, ')
     assert str(tmp_path) not in card
     assert description.features == config['hidden_size']
 
@@ -156,6 +169,7 @@ def test_a_folder_without_a_processor(tmp_path: Path) -> None:
     card = files['README.md'].decode()
     assert 'float32 [N, 5, 16, 16]: values of 0 to 255' in card
     assert 'ResNetModel.from_pretrained(FOLDER)' in card
+    assert '| encoder | resnet18, width 4, imagenet stem, mlp projection to 8; ' in card
 
 
 @pytest.mark.parametrize(
