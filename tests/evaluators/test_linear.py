@@ -1,7 +1,11 @@
-"""Compares linear probes with scikit-learn's logistic regression, and the sweep with its members."""
+"""Compares linear probes with scikit-learn's logistic regression and SGD in NumPy, and the sweep with its members."""
 
+from unittest import mock
+
+import jax
 import numpy as np
 import pytest
+from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -58,6 +62,26 @@ def test_the_optimum_agrees_with_scikit_learn():
         np.testing.assert_allclose(bias - bias.mean(), reference.intercept_ - reference.intercept_.mean(), atol=5e-3)
 
 
+def test_two_epochs_are_those_of_sgd_in_numpy():
+    """Three steps in an epoch of 50 examples, in a new order each time, and a cosine over all six steps."""
+    features, labels = draw(5, 50)
+    decay, epochs, steps, size = 0.02, 2, 3, 16
+    found = train_probes(features, labels, CLASSES, [0.3], [decay], epochs=epochs, batch_size=size, seed=7)
+    inputs, targets = StandardScaler().fit_transform(np.float64(features)), np.eye(CLASSES)[labels]
+    params = [np.zeros((FEATURES, CLASSES)), np.zeros(CLASSES)]
+    velocity = [np.zeros_like(part) for part in params]
+    for step in range(epochs * steps):
+        order = np.asarray(jax.random.permutation(jax.random.fold_in(jax.random.key(7), step // steps), 50))
+        rows = order[step % steps * size :][:size]
+        error = (softmax(inputs[rows] @ params[0] + params[1], axis=1) - targets[rows]) / size
+        gradients = inputs[rows].T @ error + decay * params[0], error.sum(axis=0)
+        velocity = [0.9 * before + gradient for before, gradient in zip(velocity, gradients, strict=True)]
+        rate = 0.3 * (1 + np.cos(np.pi * step / (epochs * steps))) / 2
+        params = [part - rate * change for part, change in zip(params, velocity, strict=True)]
+    np.testing.assert_allclose(found.weights[0], params[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.biases[0], params[1], rtol=1e-4, atol=1e-5)
+
+
 def test_a_sweep_is_its_members():
     features, labels = draw(4, 300)
     rates, decays = [0.01, 0.1, 0.03], [0.0, 1e-2, 1e-3]
@@ -108,6 +132,28 @@ def test_an_image_is_held_out_and_one_remains(validation):
     settings = {'learning_rates': (0.1,), 'weight_decays': (0.0,), 'epochs': 1, 'batch_size': 4, 'seed': 0}
     choice = choose_probe(features, labels, CLASSES, validation=validation, **settings)
     assert 0 <= choice.validation_top1 <= 1
+
+
+def test_the_choice_is_trained_on_all_images():
+    """The sweep sees a class of one image, which the first draw would hold out. Of equal rates, the first is taken."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(40, dtype=np.int32) % 2
+    labels[np.random.default_rng(3).permutation(40)[0]] = 2
+    features = (9 * np.eye(3)[labels] + rng.normal(size=(40, 3))).astype(np.float32)  # perfectly separable
+    settings = {'weight_decays': (0.0,), 'validation': 0.25, 'epochs': 9, 'batch_size': 16, 'seed': 3}
+    with (
+        mock.patch.object(linear, 'train_probes', wraps=train_probes) as trained,
+        mock.patch.object(linear, 'predict', wraps=predict) as predicted,
+    ):
+        choice = choose_probe(features, labels, 3, learning_rates=(0.2, 0.3), **settings)
+    (fit, classes), (all_images, all_classes) = (call.args[:2] for call in trained.call_args_list)
+    ((_, checked),) = (call.args for call in predicted.call_args_list)
+    np.testing.assert_array_equal(np.unique(classes), [0, 1, 2])
+    assert (len(fit), len(checked)) == (30, 10)
+    np.testing.assert_array_equal(np.sort(np.concatenate([fit, checked])[:, 0]), np.sort(features[:, 0]))
+    np.testing.assert_array_equal(all_images, features)
+    np.testing.assert_array_equal(all_classes, labels)
+    assert (choice.learning_rate, choice.validation_top1) == (0.2, 1.0)
 
 
 @pytest.mark.parametrize(('count', 'held'), [(1, 2**29), (9000, 2**29), (300, 4 * 2 * CLASSES * 64), (3, 1)])
