@@ -1,4 +1,4 @@
-"""Fine-tuning learns, is deterministic on any devices, and changes lower layers less."""
+"""Fine-tuning learns, is deterministic on any devices, changes lower layers less, and its steps are those of SGD."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,9 +14,12 @@ from jax.sharding import Mesh
 
 from configs import default
 from dualcl_jax.data.images.source import image_source
+from dualcl_jax.data.loader import make_batch
 from dualcl_jax.evaluators.embed import Embedder
 from dualcl_jax.evaluators.measures.finetune import Recipe, balanced_rows, finetune, predict
+from dualcl_jax.method import randomness
 from dualcl_jax.method.state import create_train_state
+from dualcl_jax.method.views.images import ViewSpec
 from dualcl_jax.models.encoder import MODELS
 from dualcl_jax.models.layers import Conv, global_mean
 from dualcl_jax.system.devices import AXIS, device_mesh
@@ -89,6 +92,38 @@ def test_it_learns_and_does_not_change_the_encoder(method, variables):
     assert np.mean(predicted == images.labels) > 0.9
     again = tuned(method, variables)
     chex.assert_trees_all_equal(found, again)
+
+
+def test_three_steps_are_those_of_sgd(method, variables):
+    """With the warm-up, the decay of kernels, and the crops and flips that each step draws anew."""
+    found = tuned(method, variables, batch_size=32, epochs=1, warmup=0.7, weight_decay=0.1, layer_decay=1.0)
+    spec = ViewSpec(crop_scale=(0.5, 1.0), flip=0.5, jitter_probability=0.0, grayscale=0.0, blur_probability=0.0)
+    views = dataclasses.replace(method.views, specs=(spec,))
+    encoder = method.encoder.clone(groups=1, span=1, axis_name=None)
+
+    @jax.jit
+    def differentiate(params, stats, keys, batch):
+        def loss(params):
+            given = {'params': variables['params'] | {'backbone': params['backbone']}, 'batch_stats': stats}
+            view = views.make(keys, batch.examples)[0]
+            encoded, updated = encoder.apply(given, view, train=True, mutable=['batch_stats'])
+            scores = jax.nn.log_softmax(encoded.backbone @ params['kernel'] + params['bias'][None])
+            return -jnp.take_along_axis(scores, batch.labels[:, None], axis=1).mean(), updated['batch_stats']
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    start = {'backbone': variables['params']['backbone'], 'kernel': jnp.zeros((8, 3)), 'bias': jnp.zeros(3)}
+    params, stats, velocity = start, variables['batch_stats'], jax.tree.map(jnp.zeros_like, start)
+    for step, rate in enumerate((0.0, 0.1, 0.2)):  # two steps of warm-up
+        batch = make_batch(source(), np.arange(32), seed=0, step=step, batch_size=32)
+        keys = randomness.example_keys(0, randomness.FINETUNE, step, batch.positions)
+        gradient, stats = differentiate(params, stats, keys, batch)
+        decay = jax.tree.map(lambda param: 0.1 * (param.ndim > 1) * param, params)
+        velocity = jax.tree.map(lambda before, *added: 0.9 * before + sum(added), velocity, gradient, decay)
+        params = jax.tree.map(lambda param, change, rate=rate: param - rate * change, params, velocity)
+    ours = {'backbone': found.variables['params']['backbone'], 'kernel': found.kernel, 'bias': found.bias}
+    for one, other in ((ours, params), (found.variables['batch_stats'], stats)):
+        chex.assert_trees_all_close(*(jax.tree.map(np.asarray, tree) for tree in (one, other)), rtol=1e-4, atol=1e-5)
 
 
 def test_batch_statistics_are_of_the_whole_batch(method, variables):
