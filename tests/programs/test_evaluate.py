@@ -8,12 +8,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from sklearn.neighbors import KNeighborsClassifier
 
 from configs import default
-from dualcl_jax import data, evaluate
 from dualcl_jax.evaluators import evaluate as evaluation
-from dualcl_jax.evaluators.embed import Embedder
 from dualcl_jax.evaluators.encoder_source import EncoderSource
 from dualcl_jax.evaluators.protocols import PROTOCOLS
 from dualcl_jax.models.exports import FORMATS
@@ -21,7 +18,7 @@ from dualcl_jax.system.errors import UserError
 from dualcl_jax.workdir.export import describe
 from dualcl_jax.workdir.saved_run import open_saved_run
 from tests.support.evaluations import printed_records
-from tests.support.runs import Finished, Trainer, contents, write_npz
+from tests.support.runs import Finished, contents, write_npz
 
 QUICK = (
     '--config.linear.epochs=5',
@@ -32,30 +29,6 @@ QUICK = (
     '--config.semi.epochs=1',
     '--config.few_shot.draws=4',
 )
-
-
-@pytest.fixture(scope='module')
-def finished(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    workdir = tmp_path_factory.mktemp('evaluated') / 'run'
-    trainer.run(workdir, 'model.name=tiny', 'train.steps=4', 'checkpoint.every_steps=2')
-    return workdir
-
-
-@pytest.fixture
-def workdir(finished: Path, tmp_path: Path) -> Path:
-    """A copy of the run that tests may change."""
-    return Path(shutil.copytree(finished, tmp_path / 'run'))
-
-
-@pytest.fixture
-def run(in_process):
-    """Runs the command in this process, on four devices and with strict types."""
-
-    def main(workdir: Path | str, protocols: str, *flags: str) -> Finished:
-        source = [f'--workdir={workdir}'] if workdir else []
-        return in_process(evaluate.main, *source, f'--protocols={protocols}', *flags)
-
-    return main
 
 
 def test_every_protocol_twice(run, workdir: Path) -> None:
@@ -77,26 +50,6 @@ def test_every_protocol_twice(run, workdir: Path) -> None:
     shutil.rmtree(folder)
     run(workdir, 'all', *QUICK)
     assert contents(folder) == written
-
-
-def test_knn_is_scikit_learns_on_the_encoders_features(run, workdir: Path) -> None:
-    found = printed_records(
-        run(workdir, 'knn', '--config.knn.k=1,7', '--config.knn.temperature=0.3', '--encoders=momentum')
-    )
-    opened = open_saved_run(str(workdir))
-    train, test = data.load(opened.config.data)
-    embed = Embedder(opened.method, opened.mesh)
-    bank, queries = (embed(opened.state.momentum_variables, x, np.arange(len(x))) for x in (train, test))
-    assert len(found) == 4
-    for record in found:
-        model = KNeighborsClassifier(
-            record['k'], metric='cosine', algorithm='brute', weights=lambda distances: np.exp((1 - distances) / 0.3)
-        )
-        model.fit(getattr(bank, record['layer']), train.labels)
-        expected = model.score(getattr(queries, record['layer']), test.labels)
-        assert (record['encoder'], record['tau']) == ('momentum', 0.3)
-        assert record['value'] == pytest.approx(expected, abs=0.02)  # one of 64 images may have a tie
-        assert record['interval']['low'] < record['value'] < record['interval']['high']
 
 
 def test_another_set_another_step_another_folder(run, workdir: Path, tmp_path: Path) -> None:
