@@ -61,6 +61,14 @@ def test_fisher_covers_the_correlation_19_times_of_20():
     assert np.mean([low <= truth <= high for low, high, _ in means]) == pytest.approx(0.95, abs=0.03)
 
 
+def test_fisher_by_hand():
+    """artanh 0.9 = 1.472219, and the variance is (1 + 0.9² / 2) / 27 = 0.052037 (Bonett and Wright)."""
+    low, high, _ = fisher(0.9, 30)
+    assert low == pytest.approx(np.tanh(1.472219 - 1.959964 * np.sqrt(0.052037)), abs=1e-5)
+    assert high == pytest.approx(np.tanh(1.472219 + 1.959964 * np.sqrt(0.052037)), abs=1e-5)
+    assert [low, high] == pytest.approx([0.7720, 0.9578], abs=1e-3)
+
+
 def test_fisher_of_too_few_pairs():
     assert fisher(0.5, 3) is None
     assert fisher(1.0, 10) is None

@@ -49,6 +49,17 @@ def test_test_examples_of_classes_without_training_examples(unseen: str, top1: f
     }
 
 
+def test_a_bank_is_the_same_subset_every_time() -> None:
+    embed: Any = Identity()
+    splits = Splits(source([0, 1, -1, 2, 3]), source([0, 1, 2, 3]))
+    monitors = [KnnMonitor(embed, splits, k=1, temperature=0.1, bank=bank, unseen='left_out') for bank in (2, 2, 4, 0)]
+    first, again, *others = (monitor.bank_indices.tolist() for monitor in monitors)
+    assert first == again == sorted({0, 1, 3, 4} & set(first))
+    assert others == [[0, 1, 3, 4]] * 2
+    assert len(first) == 2
+    assert [monitor.encoder(None)['monitor/knn_top1_backbone'] for monitor in monitors] == [0.5, 0.5, 1.0, 1.0]
+
+
 def test_what_can_be_monitored() -> None:
     assert can_monitor(SPLITS)
     others = Splits(source([0, 1]), source([2, -1]))

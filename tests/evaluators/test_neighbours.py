@@ -92,6 +92,15 @@ def test_outliers_among_copies() -> None:
     assert (outlier_scores(alike) == 0).all()
 
 
+@pytest.mark.parametrize('spread', [0.1, 1e-6])
+def test_scores_are_in_standard_deviations(spread: float) -> None:
+    """Also if the median deviation is that of rounding, where the mean deviation replaces it."""
+    drawn = np.random.default_rng(0).normal(size=(10_000, 1))
+    scores = outlier_scores(Neighbours((spread * drawn).astype(np.float32), np.zeros((10_000, 1), np.int32)))
+    assert scores.std() == pytest.approx(1, abs=0.03)
+    assert np.median(scores) == pytest.approx(0, abs=1e-6)
+
+
 def copy_of(image: np.ndarray, side: int, quality: int) -> np.ndarray:
     """An image, resized, compressed, and as large as before."""
     content = io.BytesIO()

@@ -38,6 +38,7 @@ def test_rounding_errors_do_not_order_equal_similarities():
     similarities = np.array([0.5, 0.5, 0.5, 0.9, 0.9, 0.9])
     noisy = similarities + 1e-8 * np.array([2, 1, 0, 0, 1, 2])
     assert rank_correlation(noisy, scores) == pytest.approx(stats.spearmanr(similarities, scores).statistic)
+    assert rank_correlation(0.5 + 1e-5 * scores, scores) == pytest.approx(1)  # these are no rounding errors
 
 
 def test_a_collapsed_encoder_has_no_rank_correlation():

@@ -250,6 +250,9 @@ def test_presets_are_the_published_recipes():
     assert (second.saturation, second.blur_probability, second.solarize_probability) == (0.2, 0.1, 0.2)
     assert PRESETS['moco_cifar'][0] == dataclasses.replace(v2, crop_scale=(0.08, 1.0), blur_probability=0.0)
     assert PRESETS['small'][0] == dataclasses.replace(v2, blur_probability=0.0)
+    plain = {'saturation': 0.0, 'hue': 0.0, 'grayscale': 0.0, 'blur_probability': 0.0}
+    assert PRESETS['small_gray'][0] == dataclasses.replace(v2, brightness=0.8, contrast=0.8, **plain)
+    assert all(PRESETS[name][0] == PRESETS[name][1] for name in PRESETS if name != 'moco_v3')
     assert all(len(specs) == 2 and hash(specs) for specs in PRESETS.values())
 
 
