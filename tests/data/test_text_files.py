@@ -302,6 +302,6 @@ def test_the_tokenizer_of_a_config(tmp_path) -> None:
         data.load(data.data_config(config))
     config.init_from = 'FOLDER'
     with pytest.raises(
-        UserError, match=r'=10 rows .*; --config.text.tokenizer must name the one of --init_from=FOLDER; '
+        UserError, match=r'=10 rows .*; use the tokenizer that belongs to the weights of --init_from=FOLDER, '
     ):
         data.load(data.data_config(config))

@@ -274,8 +274,8 @@ def _tokenizer(data: Any, rows: Sequence[Row]) -> tuple[Tokenizer, str]:
         remedy = 'set --config.model.vocabulary=0'
         if text.pretrained:
             remedy = (
-                f'--config.text.tokenizer must name the one of --init_from={text.pretrained}; or enlarge the embedding '
-                'there, with resize_token_embeddings of transformers'
+                f'use the tokenizer that belongs to the weights of --init_from={text.pretrained}, or enlarge their '
+                'embedding with resize_token_embeddings of transformers'
             )
         raise UserError(
             f'text.tokenizer={text.tokenizer}: has {tokenizer.size:,} tokens, more than the model.vocabulary='
