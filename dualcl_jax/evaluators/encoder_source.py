@@ -55,6 +55,7 @@ class EncoderSource:
       blocks: maps variables and examples [n, ...] to a tuple of features [n, F], one for each layer.
       view_blocks: likewise maps variables and (examples, keys) to features [n, V, F] of their random views.
       data_fingerprint: fingerprint of the split that it was trained on.
+      test_fingerprint: fingerprint of the test split of its run, empty if that has none; None if it is not known.
       provenance: facts about its origin, written beside its results.
       tokenizer: tokenizer of an encoder of text; None for others.
       run: the run itself, for protocols that need more than features; None for an exported encoder.
@@ -70,6 +71,7 @@ class EncoderSource:
     blocks: Blocks
     view_blocks: Blocks
     data_fingerprint: str
+    test_fingerprint: str | None
     provenance: Mapping[str, Any]
     tokenizer: Tokenizer | None = None
     run: SavedRun | None = None
@@ -163,6 +165,7 @@ def from_workdir(workdir: str, step: str) -> EncoderSource:
         blocks=Embedder(run.method, run.mesh),
         view_blocks=_view_blocks(views, encode, run.mesh),
         data_fingerprint=run.data_fingerprint,
+        test_fingerprint=run.test_fingerprint,
         provenance={'step': run.step, 'state_sha256': state_sha256(run.state)} | _choice(run.chosen_by),
         tokenizer=Tokenizer.read(str(run.folder / TOKENIZER), run.config.text.length) if run.kind == TEXT else None,
         run=run,
@@ -236,6 +239,7 @@ def from_export(path: str, flag: str = '--exported') -> EncoderSource:
         blocks=Blocks(lambda _, examples: (function(prepare(examples)),), mesh),
         view_blocks=_view_blocks(views, lambda _, view: (function(_inputs(view)),), mesh, as_pixels=is_images),
         data_fingerprint=data_fingerprint,
+        test_fingerprint=origin.get('test_fingerprint'),
         provenance={'step': step, 'file_sha256': hashlib.sha256(reachable(path, flag).read_bytes()).hexdigest()}
         | _choice(origin.get('step_chosen_by')),
         tokenizer=Tokenizer(described.tokenizer, described.length) if isinstance(described, TextDescription) else None,

@@ -18,7 +18,7 @@ from dualcl_jax.data.images.source import image_shape, image_type, is_photograph
 from dualcl_jax.data.tree import batch_of, empty
 from dualcl_jax.evaluators.encoder_source import EncoderSource
 from dualcl_jax.evaluators.protocols import kind_of, protocols_of, shot_classes, structure_rows
-from dualcl_jax.evaluators.records import VERSION, make_record, table
+from dualcl_jax.evaluators.records import VERSION, make_record, other_places, table
 from dualcl_jax.evaluators.settings import RULES, default_settings, whole
 from dualcl_jax.evaluators.task import Task
 from dualcl_jax.method.optim import has_known_blocks
@@ -249,9 +249,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """Runs protocols, writes OUTPUT/PROTOCOL.json for each, replacing an earlier one, and prints the table of all.
 
-    Results on data that the encoder was not trained on go to OUTPUT/on_NAME; for the user's own files, NAME includes
-    digits of their fingerprints. The output depends only on checkpoint, data, settings, versions and kind of device:
-    two evaluations give the same bytes.
+    Of an earlier file, the records of other encoders and layers are kept if everything else is the same. Results on
+    other training or test examples than those of the run go to a folder OUTPUT/on_NAME, see `_folder_of`. The output
+    depends only on checkpoint, data, settings, versions, kind of device and the records that are kept: two evaluations
+    give the same bytes.
 
     Returns:
       {'output': the folder, 'records': all records}.
@@ -263,8 +264,8 @@ def evaluate(
     benchmarks = read_benchmarks(source, protocols, config)
     splits, absent = _load(source, config, protocols, overrides)
     folder = reachable(output, f'--output={output}')
-    if splits is not None and splits.train.fingerprint != source.data_fingerprint:
-        folder /= _folder_of(config.data.name, splits)
+    if splits is not None:
+        folder /= _folder_of(source, config.data.name, splits, overrides)
     writes = jax.process_index() == 0
     if writes:
         open_workdir(str(folder), '--output')
@@ -279,14 +280,11 @@ def evaluate(
         console.print(f'{name} ({number} of {len(protocols)})')
         records = _records(task, name)
         if writes:
-            settings = config.get(name, ConfigDict()).to_dict()
-            head = {'schema': VERSION, 'protocol': name, 'settings': settings, 'encoder_of': dict(source.provenance)}
+            path, head = folder / f'{name}.json', _head(source, config, name)
             try:
-                write_json(folder / f'{name}.json', head | {'records': records})
+                write_json(path, head | {'records': records + other_places(path, head, records)})
             except OSError as error:
-                raise UserError(
-                    f'{folder}/{name}.json: cannot be written ({reason_of(error)}); choose another --output'
-                ) from error
+                raise UserError(f'{path}: cannot be written ({reason_of(error)}); choose another --output') from error
         found += records
     names = [] if splits is None else [split.name for split in splits if split is not None]
     where = ', '.join([*names[:1], source.name]) + (f' at step {source.step:,}' if source.step is not None else '')
@@ -294,10 +292,27 @@ def evaluate(
     return {'output': str(folder), 'records': found}
 
 
-def _folder_of(name: str, splits: Splits) -> str:
-    """The name of the folder of results on a set with this `data.name`."""
+def _head(source: EncoderSource, config: ConfigDict, name: str) -> dict[str, Any]:
+    """What the file of a protocol has beside its records."""
+    settings, used = config.get(name, ConfigDict()).to_dict(), protocols_of(source.kind)[name].uses
+    settings |= {used: config[used].to_dict()} if used else {}
+    return {'schema': VERSION, 'protocol': name, 'settings': settings, 'encoder_of': dict(source.provenance)}
+
+
+def _folder_of(source: EncoderSource, name: str, splits: Splits, overrides: Sequence[str]) -> str:
+    """The folder, below that of all results, of those on a set with this `data.name`; empty for the run's own data.
+
+    Another set that is described by its name alone has a folder on_NAME. For others, such as the user's own files or a
+    part of a set, the folder also has digits of the fingerprints.
+    """
+    fields = {assignment.partition('=')[0] for assignment in overrides}
+    given = {field for field in fields if field.startswith('data.')}
+    trained_on = splits.train.fingerprint == source.data_fingerprint
+    found = '' if splits.test is None else splits.test.fingerprint
+    if trained_on and (found == source.test_fingerprint or (source.test_fingerprint is None and not given)):
+        return ''
     folder = f'on_{name.replace("/", "_").replace(":", "_")}'
-    if name not in OWN_FILES:
+    if name not in OWN_FILES and not trained_on and given <= {'data.name', 'data.data_dir'}:
         return folder
     fingerprints = ' '.join(split.fingerprint for split in splits if split is not None)
     return f'{folder}_{hashlib.sha256(fingerprints.encode()).hexdigest()[:8]}'

@@ -275,6 +275,7 @@ class Protocol(NamedTuple):
       needs_labels: whether it needs labels in both splits.
       needs_run: whether it needs a run, so that an export does not suffice.
       kind: the only kind of examples that it is made for; None for all kinds.
+      uses: the protocol whose settings it uses beside its own.
       read: maps `path` in its settings to the content of its own files, for a protocol that measures these and not
         the data of the evaluation; None for others.
     """
@@ -283,6 +284,7 @@ class Protocol(NamedTuple):
     needs_labels: bool = True
     needs_run: bool = False
     kind: str | None = None
+    uses: str | None = None
     read: Callable[[str], Any] | None = None
 
 
@@ -291,11 +293,11 @@ PROTOCOLS: dict[str, Protocol] = {
     'knn': Protocol(knn),
     'linear': Protocol(linear),
     'finetune': Protocol(finetune, needs_run=True, kind=IMAGES),
-    'semi': Protocol(semi, needs_run=True, kind=IMAGES),
+    'semi': Protocol(semi, needs_run=True, kind=IMAGES, uses='finetune'),
     'few_shot': Protocol(few_shot),
     'retrieval': Protocol(retrieval),
     'clustering': Protocol(clustering),
-    'robustness': Protocol(robustness, kind=IMAGES),
+    'robustness': Protocol(robustness, kind=IMAGES, uses='linear'),
     'structure': Protocol(structure, needs_labels=False),
 }
 _of_text = partial(Protocol, needs_labels=False, kind=TEXT)

@@ -1,10 +1,12 @@
 """The results of an evaluation: records of one number each, checked against a schema, and their table."""
 
 import dataclasses
+import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from etils import epath
 from rich.table import Table
 
 from dualcl_jax.evaluators.intervals import Interval
@@ -35,6 +37,8 @@ SCHEMA: dict[str, tuple[tuple[type, ...] | type, bool, str]] = {
 """The fields of a record; every record has all of them."""
 DISTINGUISHING = ('fraction', 'shots', 'corruption', 'strength')
 """Details that distinguish records that are otherwise of one kind."""
+CONDITIONS = ('data_set', 'data_fingerprint', 'seed', 'step', 'versions')
+"""Fields in which records of two encoders agree if they measure the same."""
 OUTCOMES = {
     'linear': ('learning_rate', 'weight_decay', 'validation_top1'),
     'few_shot': ('std',),
@@ -95,6 +99,25 @@ def check_record(record: Mapping[str, Any]) -> None:
             raise ValueError(f'{name}={value!r}: not finite')
 
 
+def other_places(path: epath.Path, head: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """The records in an earlier file of a protocol that are of other encoders or layers than new ones.
+
+    There are none if anything but the encoder and the layer differs: what the file has beside its records (`head`),
+    the data, the seed or the versions; or if the file does not exist or is damaged.
+    """
+    conditions = [{name: record[name] for name in CONDITIONS} for record in records]
+    places = {(record['encoder'], record['layer']) for record in records}
+    try:
+        earlier = json.loads(path.read_bytes())
+        found = earlier.pop('records')
+        same = earlier == json.loads(json.dumps(head)) and all(
+            {name: record[name] for name in CONDITIONS} in conditions for record in found
+        )
+        return [record for record in found if same and (record['encoder'], record['layer']) not in places]
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return []
+
+
 def table(records: Iterable[Mapping[str, Any]], title: str, own: Iterable[str] | None = None) -> Table:
     """A table of records for a terminal, each encoder and layer in a column, each value with the ends of its interval.
 
@@ -104,6 +127,9 @@ def table(records: Iterable[Mapping[str, Any]], title: str, own: Iterable[str] |
       own: names of the data that the title names; other data are named in their rows. None: no data are named.
     """
     own = None if own is None else set(own)
+    records = list(records)
+    columns = list(dict.fromkeys((record['encoder'], record['layer']) for record in records))
+    between = '\n' if len(columns) > 2 else ' '  # a value and its interval
     cells: dict[tuple[str, str, str], dict[tuple[str, str], str]] = {}
     for record in records:
         split = '' if record['split'] == 'test' else f' {record["split"]}'
@@ -113,15 +139,14 @@ def table(records: Iterable[Mapping[str, Any]], title: str, own: Iterable[str] |
         of += [value if isinstance(value, str) else f'{name} {value:g}' for name, value in kinds.items()]
         row = record['protocol'], record['metric'], ', '.join(elsewhere + of)
         interval = record['interval']
-        reach = f' {interval["low"]:.4f}–{interval["high"]:.4f}' if interval else ''
+        reach = f'{between}{interval["low"]:.4f}–{interval["high"]:.4f}' if interval else ''
         cells.setdefault(row, {})[record['encoder'], record['layer']] = f'{record["value"]:.4f}{reach}'
-    columns = list(dict.fromkeys(place for row in cells.values() for place in row))
     view = Table(title=title)
     for name in ('protocol', 'metric'):
         view.add_column(name, no_wrap=True)
     view.add_column('of')
     for encoder, layer in columns:
-        view.add_column(f'{encoder}\n{layer}', justify='right', overflow='fold')  # an interval may have its own line
+        view.add_column(f'{encoder}\n{layer}', justify='right', overflow='fold')
     for row, values in cells.items():
         view.add_row(*row, *(values.get(place, '') for place in columns))
     return view

@@ -16,6 +16,7 @@ from dualcl_jax.data.text.source import KIND as TEXT
 from dualcl_jax.evaluators.measures.knn import knn_predict, nearest, without_query
 from dualcl_jax.method.describe import describe_method
 from dualcl_jax.method.negatives.selectors import build_selector
+from dualcl_jax.method.resolve import LEFT_OUT
 from dualcl_jax.reports.confusion import confusion
 from dualcl_jax.reports.hardness import PARTS, Anchor, hardest_negatives, image_losses, negatives_of, softmax_shares
 from dualcl_jax.reports.samples import Samples, one_per_class
@@ -182,10 +183,14 @@ def _selected_count(run: Subject) -> int:
 
 
 def _predictions(run: Subject, samples: Samples, missing: dict[str, str]) -> NDArray[np.int32] | None:
-    """Predicts the class [n] of each shown image from its nearest training images; None if that is meaningless."""
+    """Predicts the class [n] of each shown image from its nearest training images; None if that is meaningless.
+
+    It is -1 for images of classes that the training images lack, where `monitor.unseen` leaves such images out.
+    """
     bank_labels = run.splits.train.labels[samples.banked]
     known = bank_labels >= 0
     classes = np.unique(bank_labels[known])
+    strange = (samples.labels >= 0) & ~np.isin(samples.labels, classes) & (run.config.monitor.unseen == LEFT_OUT)
     if samples.of_training:
         missing['confusion'] = 'there is no test split'
     elif not len(classes):
@@ -194,10 +199,12 @@ def _predictions(run: Subject, samples: Samples, missing: dict[str, str]) -> NDA
         missing['confusion'] = 'all labels are of one class'
     elif not (samples.labels >= 0).any():
         missing['confusion'] = 'the held-out images have no labels'
+    elif not ((samples.labels >= 0) & ~strange).any():
+        missing['confusion'] = 'no held-out image has a class of the training images'
     elif not (np.isfinite(samples.features).all() and np.isfinite(samples.bank).all()):
         missing['confusion'] = 'the features are not finite'
     else:
-        return knn_predict(
+        predicted = knn_predict(
             samples.features,
             samples.bank[known],
             bank_labels[known],
@@ -205,6 +212,7 @@ def _predictions(run: Subject, samples: Samples, missing: dict[str, str]) -> NDA
             temperature=run.config.monitor.temperature,
             num_classes=int(classes[-1]) + 1,
         )
+        return np.where(strange, np.int32(-1), predicted)
     return None
 
 
@@ -281,9 +289,10 @@ def _confusion(samples: Samples, predictions: NDArray | None, bank_labels: NDArr
     """How often images of one class are predicted as another, given the labelled images of the bank."""
     if predictions is None:
         return None
-    known = samples.labels >= 0
-    bank = int((bank_labels >= 0).sum())
-    return confusion(samples.labels[known], predictions[known]) | {'bank': bank}
+    labelled = samples.labels >= 0
+    known = labelled & (predictions >= 0)
+    counts = {'bank': int((bank_labels >= 0).sum()), 'left_out': int((labelled & ~known).sum())}
+    return confusion(samples.labels[known], predictions[known]) | counts
 
 
 def _evaluations(folder: epath.Path, missing: dict[str, str]) -> list[Content]:

@@ -75,6 +75,7 @@ def _provenance(run: SavedRun) -> dict[str, Any]:
         'step': run.step,
         **({} if run.chosen_by is None else {'step_chosen_by': run.chosen_by}),
         'data_fingerprint': run.data_fingerprint,
+        **({} if run.test_fingerprint is None else {'test_fingerprint': run.test_fingerprint}),
         'config': config.to_dict(),
         'versions': versions(),
     }

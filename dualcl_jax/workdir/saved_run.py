@@ -27,7 +27,7 @@ from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import reachable
 from dualcl_jax.system.tree import Tree
 from dualcl_jax.workdir.checkpoint import Checkpoints
-from dualcl_jax.workdir.folder import read_examples
+from dualcl_jax.workdir.folder import read_examples, read_fingerprints
 from dualcl_jax.workdir.metrics import KNN_BACKBONE, SCORES, STS_BACKBONE, read_records
 
 LATEST, BEST = 'latest', 'best'
@@ -61,6 +61,15 @@ class SavedRun:
     state: TrainState
     data_fingerprint: str
     chosen_by: dict[str, str] | None = None
+
+    @property
+    def test_fingerprint(self) -> str | None:
+        """Fingerprint of the test split, empty if there is none; None if it is not known.
+
+        A run that holds out examples for validation was measured on those, and did not record its test split.
+        """
+        train, test = read_fingerprints(self.folder)
+        return None if train is None or self.config.data.validation_fraction else test or ''
 
 
 def saved_steps(folder: epath.Path) -> list[int]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from configs import default
+from dualcl_jax.data import Splits
 from dualcl_jax.evaluators import evaluate as evaluation
 from dualcl_jax.evaluators.encoder_source import EncoderSource
 from dualcl_jax.evaluators.protocols import PROTOCOLS
@@ -81,6 +82,54 @@ def test_another_set_another_step_another_folder(run, workdir: Path, tmp_path: P
     moved = shutil.copy(json.loads((workdir / 'config.json').read_text())['data']['path'], tmp_path / 'moved.npz')
     own = json.loads(run(workdir, 'clustering', f'--config.data.path={moved}').out.splitlines()[-1])
     assert own['output'] == str(workdir / 'evaluation')
+
+
+def test_what_replaces_which_results(run, workdir: Path, tmp_path: Path) -> None:
+    """Other test images have a folder of their own; other encoders and layers are added if all else is the same."""
+    run(workdir, 'clustering')
+    file = workdir / 'evaluation' / 'clustering.json'
+    before = file.read_bytes()
+    arrays = dict(np.load(json.loads((workdir / 'config.json').read_text())['data']['path']))
+    arrays['test_images'] = arrays['test_images'][::-1]
+    np.savez(tmp_path / 'other.npz', **arrays)
+    done = run(workdir, 'clustering', f'--config.data.path={tmp_path / "other.npz"}')
+    assert re.fullmatch('on_npz_[0-9a-f]{8}', Path(json.loads(done.out.splitlines()[-1])['output']).name)
+    assert file.read_bytes() == before
+
+    def places() -> list[tuple[str, str]]:
+        records = json.loads(file.read_text())['records']
+        return [(record['encoder'], record['layer']) for record in records if record['metric'] == 'nmi']
+
+    momentum = ('--encoders=momentum', '--layers=projection')
+    run(workdir, 'clustering', *momentum)
+    assert places() == [('momentum', 'projection'), ('query', 'backbone'), ('query', 'projection')]
+    run(workdir, 'clustering', *momentum, '--config.clustering.starts=3')
+    assert places() == [('momentum', 'projection')]
+
+
+def test_folders_of_other_data() -> None:
+    """Digits distinguish all data but a set that is described by its name alone."""
+
+    def splits(train: str, test: str | None) -> tuple:
+        return SimpleNamespace(fingerprint=train), None if test is None else SimpleNamespace(fingerprint=test)
+
+    def folder(name: str, train: str, test: str | None, *overrides: str, known: str | None = 'test') -> str:
+        source = SimpleNamespace(data_fingerprint='train', test_fingerprint=known)
+        return evaluation._folder_of(source, name, Splits(*splits(train, test)), overrides)
+
+    moved = 'data.path=elsewhere'
+    assert folder('npz', 'train', 'test', moved) == folder('npz', 'train', None, known='') == ''
+    assert folder('npz', 'train', 'test', 'knn.k=1', known=None) == ''
+    assert folder('cifar10', 'other', 'test', 'data.name=cifar10', 'data.data_dir=d', 'seed=1') == 'on_cifar10'
+    with_digits = {
+        folder('npz', 'train', 'other', moved),
+        folder('npz', 'train', 'test', moved, known=None),
+        folder('npz', 'other', 'test', moved),
+        folder('cifar10', 'other', 'other', 'data.name=cifar10', 'data.limit=500'),
+        folder('cifar10', 'another', 'other', 'data.name=cifar10', 'data.limit=600'),
+    }
+    assert len(with_digits) == 5
+    assert all(re.fullmatch('on_(npz|cifar10)_[0-9a-f]{8}', name) for name in with_digits)
 
 
 def test_the_report_of_the_run_gets_the_results(run, workdir: Path, tmp_path: Path, monkeypatch) -> None:

@@ -100,6 +100,27 @@ def test_the_confusion_matrix_agrees_with_scikit_learn(whole, report):
     assert whole['confusion']['worst'][0]['count'] == wrong.max() > 0
 
 
+@pytest.mark.parametrize('unseen', ['left_out', 'wrong'])
+def test_images_of_classes_without_training_images(report, unseen):
+    """They cannot be classified: the matrix and the map leave them out as the kNN accuracy of the run does."""
+    subject, samples = report
+    labels = subject.splits.train.labels.copy()
+    labels[labels == 3] = -1
+    splits = subject.splits._replace(train=dataclasses.replace(subject.splits.train, labels=labels))
+    config = subject.config.copy_and_resolve_references()
+    config.monitor.unseen = unseen
+    found = describe(dataclasses.replace(subject, splits=splits, config=config), samples)
+    of_3 = samples.labels == 3
+    assert 0 < of_3.sum() < len(of_3)
+    predicted = np.array(found['map']['predictions'])
+    np.testing.assert_array_equal(predicted < 0, of_3 & (unseen == 'left_out'))
+    scored = predicted >= 0
+    assert found['confusion']['examples'] == scored.sum()
+    assert found['confusion']['accuracy'] == (predicted == samples.labels)[scored].mean()
+    words = f'{of_3.sum()} held-out images of other classes are left out.'
+    assert (words in Parsed(render([found])).text) == (unseen == 'left_out')
+
+
 def test_the_share_of_the_softmax_is_shown(whole):
     assert [part for part, _ in whole['softmax']['shares']] == [64, 32, 16, 8, 4, 2]
     shares = [share for _, share in whole['softmax']['shares']]

@@ -160,7 +160,7 @@
     }
     if (colour.value === 'knn' && predictions) {
       const groups = [{ name: 'right', colour: 'var(--accent)' }, { name: 'wrong', colour: 'var(--wrong)', triangle: true }];
-      return { groups, group: labels.map((label, i) => (label < 0 ? -1 : Number(predictions[i] !== label))) };
+      return { groups, group: labels.map((label, i) => (label < 0 || predictions[i] < 0 ? -1 : Number(predictions[i] !== label))) };
     }
     const sorted = losses.filter((loss) => loss !== null).sort((a, b) => a - b);
     const [low, high] = [0.02, 0.98].map((share) => sorted[Math.round(share * (sorted.length - 1))] ?? 0);
@@ -200,7 +200,7 @@
     const words = html('div', '');
     if (texts) words.append(html('div', 'text', texts[index]));
     if (labels[index] >= 0) words.append(html('b', '', className(run, labels[index])));
-    if (predictions) words.append(html('div', '', `kNN: ${className(run, predictions[index])}`));
+    if (predictions && predictions[index] >= 0) words.append(html('div', '', `kNN: ${className(run, predictions[index])}`));
     if (losses[index] !== null) words.append(html('div', '', `loss ${losses[index].toFixed(2)}`));
     if (tiles) what.append(tile(place, tiles[index], 112));
     what.append(words);
