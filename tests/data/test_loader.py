@@ -2,7 +2,6 @@
 
 import itertools
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -102,17 +101,32 @@ def test_an_error_of_the_consumer_stops_the_thread():
         train()
 
 
+class Reporting(threading.Semaphore):
+    """Sets the event `waiting` when a thread is about to wait."""
+
+    def __init__(self, value: int) -> None:
+        super().__init__(value)
+        self.waiting = threading.Event()
+
+    def acquire(self) -> bool:
+        if not super().acquire(blocking=False):
+            self.waiting.set()
+            super().acquire()
+        return True
+
+
 @pytest.mark.parametrize('depth', [1, 2, 3])
-def test_at_most_depth_batches_are_prepared_ahead(depth):
+def test_at_most_depth_batches_are_prepared_ahead(monkeypatch, depth):
+    """So many are prepared when the thread waits for room."""
     placed = []
+    monkeypatch.setattr(threading, 'Semaphore', Reporting)
     with make_loader(placed.append, depth=depth) as loader:
-        for taken in range(1, 5):
-            next(loader)
-            deadline = time.monotonic() + 10
-            while len(placed) < taken + depth and time.monotonic() < deadline:
-                time.sleep(0.001)
-            time.sleep(0.01)  # enough time for one batch too many
+        waiting = loader._free.waiting
+        for taken in range(5):
+            assert waiting.wait(10)
             assert len(placed) == taken + depth
+            waiting.clear()
+            next(loader)
 
 
 def test_place_runs_in_the_background_and_its_result_comes_out():

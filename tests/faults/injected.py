@@ -302,14 +302,14 @@ def slow_pictures(trainer: Trainer, workdir: Path) -> None:
 # --- numbers
 
 
-def with_flat_images(trainer: Trainer, path: Path, count: int) -> Path:
-    """The data with some images of one colour, for which the model `fragile` gives NaN."""
+def with_flat_images(trainer: Trainer, path: Path, count: int) -> set[int]:
+    """Writes the data with some images of one colour, for which `fragile` gives NaN; returns the ids of those."""
     with np.load(trainer.data) as arrays:
         content = dict(arrays)
     flat = np.random.default_rng(0).choice(len(content['train_images']), count, replace=False)
     content['train_images'][flat] = 0
     np.savez(path, **content)
-    return path
+    return set(flat.tolist())
 
 
 def nonfinite(trainer: Trainer, folder: Path) -> int:
@@ -317,13 +317,14 @@ def nonfinite(trainer: Trainer, folder: Path) -> int:
 
     Returns the number of runs.
     """
-    data = with_flat_images(trainer, folder / 'flat.npz', 1)
+    flat = with_flat_images(trainer, folder / 'flat.npz', 1)
     fields = ('model.name=fragile', 'train.steps=16', 'checkpoint.every_steps=2', 'checkpoint.keep=9')
-    fields += (f'data.path={data}',)
+    fields += (f'data.path={folder / "flat.npz"}',)
     refused = trainer.run(folder / 'run', *fields, config=CONFIG, status=2)
     last = records(folder / 'run')[-1]
     assert f'train/loss is nan at step {last["step"]} (examples ' in refused.err
     assert len(last['skipped_ids']) == 32
+    assert flat <= set(last['skipped_ids'])
     assert max(checkpoints(folder / 'run'), default=0) < last['step']
 
     refused = trainer.run(folder / 'run', *fields, '--skip_nonfinite=1', config=CONFIG, status=2)
@@ -332,7 +333,9 @@ def nonfinite(trainer: Trainer, folder: Path) -> int:
     trainer.run(folder / 'whole', *fields, '--skip_nonfinite=2', config=CONFIG)
     assert_same_end(folder / 'run', folder / 'whole')
     skipped = summary(folder / 'whole')['skipped_steps']
-    assert skipped == [r['step'] for r in records(folder / 'whole') if 'skipped_ids' in r]
+    recorded = [record for record in records(folder / 'whole') if 'skipped_ids' in record]
+    assert skipped == [record['step'] for record in recorded]
+    assert all(flat <= set(record['skipped_ids']) for record in recorded)
     assert len(skipped) == 2
 
     again = Path(shutil.copytree(folder / 'whole', folder / 'again'))  # as if it had died between the two

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dualcl_jax import main
+from dualcl_jax.data.order import batch_indices
 from tests.support.runs import QUICK, REPOSITORY, Trainer, contents, free_port, records, summary, write_npz
 
 compilations: list[str] = []
@@ -319,6 +320,7 @@ def test_diverging_loss(trainer: Trainer, tmp_path: Path) -> None:
     )
     first, second = stopped.err.splitlines()
     last = records(tmp_path / 'run')[-1]
+    assert last['skipped_ids'] == batch_indices(0, last['step'] - 1, 256, 32).tolist()
     named = ', '.join(map(str, last['skipped_ids'][:8]))
     assert first == (
         f'error: train/loss is nan at step {last["step"]} (examples {named} and 24 more): '
