@@ -90,7 +90,7 @@ def _negatives(config: ConfigDict, method: Method, noun: str) -> str:
         + (f' after the {skipped:,} hardest' if skipped else '')
         + f' of {pool}'
         + (f', weighted by hardness, β {method.hardness:g}' if method.hardness else '')
-        + (f', no older key of the same {noun}' if method.mask_same_image else '')
+        + (f', no {"older" if method.queue_size else "other"} key of the same {noun}' if method.mask_same_image else '')
     )
 
 

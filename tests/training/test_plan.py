@@ -75,6 +75,8 @@ def test_a_plan_does_not_change_the_config(trainer: Trainer, tmp_path: Path) -> 
             'ring 2 after the 30 hardest of a queue',
         ),
         ('negatives.selector=ring negatives.skip=13 queue.size=0', 'negatives', 'ring 2 after the 13 hardest of the'),
+        ('negatives.mask_same_image=True queue.size=0', 'negatives', 'no other key of the same image'),
+        ('negatives.mask_same_image=True', 'negatives', 'no older key of the same image'),
         ('loss.key_weight=1', 'negatives', 'those of the key term alone'),
         ('loss.key_weight=0.5', 'loss', 'key term at 0.5 against all other queries of the batch'),
         ('model.projection=mlp2_bn model.norm=split:8', 'warning', 'split:8 leaves 2 images in a group'),
