@@ -61,7 +61,7 @@ def test_a_run_has_the_encoder_of_the_folder_and_stands_alone(run, tmp_path, nam
     assert (workdir / 'tokenizer.json').exists()
     second = run(workdir, '--config.model.pooling=mean', '--dry_run', workdir=tmp_path / 'second').out
     assert f'starts from       the encoder of {workdir}: 2 layers of 16, 4 heads' in second
-    assert f'width 16, pooling {config["pooling"]}, linear' in second
+    assert f'width 16, 2 layers, pooling {config["pooling"]}, linear' in second
 
     stored = safetensors.numpy.load_file(folder / 'model.safetensors')
     shutil.rmtree(folder)
