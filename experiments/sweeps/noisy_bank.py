@@ -5,7 +5,7 @@ noise.
 """
 
 from experiments.ablation.sweep import Arm, Sweep
-from experiments.sweeps.shared.cifar10 import ALL, BASE, BUDGET, DUAL_VIEW, FEW_SEEDS, hardest
+from experiments.sweeps.shared.cifar10 import ALL, BASE, BUDGET, DUAL_VIEW, MORE_SEEDS, hardest
 
 
 def get_sweep() -> Sweep:
@@ -19,7 +19,7 @@ def get_sweep() -> Sweep:
             for tau in (0.1, 0.4)
         ),
         baseline='all-tau_0.1',
-        seeds=FEW_SEEDS,
+        seeds=MORE_SEEDS,
         budget=BUDGET,
         x_label='temperature τ',
     )
