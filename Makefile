@@ -52,7 +52,7 @@ lint: venv
 	$(BIN)/mypy
 
 docs: $(VENV)/docs
-	$(BIN)/python -m sphinx -W --keep-going -q -b html -d build/doctrees docs build/site
+	$(BIN)/python -m sphinx -W --keep-going -q -E -b html -d build/doctrees docs build/site
 	@echo build/site/index.html
 
 $(VENV)/docs: $(VENV)/installed
