@@ -154,6 +154,12 @@ def read_tensors(path: str, flag: str) -> dict[str, np.ndarray]:
     }
 
 
+def read_metadata(content: bytes) -> dict[str, str]:
+    """The metadata of a valid safetensors file, of which `content` has at least the header."""
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], 'little')])
+    return header.get('__metadata__') or {}
+
+
 def check_name(stored: str, model: str, flag: str) -> None:
     """Raises UserError if an encoder is another of `MODELS` than this one, whose shapes may be the same: vit_s16_h6."""
     if stored != model and stored in MODELS and model in MODELS:
@@ -165,8 +171,9 @@ def _stored_name(path: str, flag: str) -> str:
     if not path.lower().endswith('.safetensors'):
         return ''
     with reachable(path, flag).open('rb') as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), 'little')))
-    described = json.loads(header.get('__metadata__', {}).get('architecture', '{}'))
+        size = file.read(8)
+        metadata = read_metadata(size + file.read(int.from_bytes(size, 'little')))
+    described = json.loads(metadata.get('architecture', '{}'))
     return str(described.get('name', '')) if isinstance(described, dict) else ''
 
 

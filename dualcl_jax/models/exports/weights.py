@@ -19,7 +19,7 @@ import safetensors.numpy
 from dualcl_jax.models.encoder import Variables
 from dualcl_jax.models.exports.encoder import Described, LoadedEncoder, compute
 from dualcl_jax.models.exports.sentences import LoadedTextEncoder, loaded, read_description
-from dualcl_jax.models.weights_file import LEAVES, from_torch, in_torch
+from dualcl_jax.models.weights_file import LEAVES, from_torch, in_torch, read_metadata
 from dualcl_jax.system.errors import UserError, reason_of
 
 Tensors = dict[str, np.ndarray]
@@ -73,10 +73,9 @@ def read(content: bytes) -> LoadedEncoder | LoadedTextEncoder:
     """Reads the encoder from a file with either kind of names. Raises ValueError if it is damaged or not an export."""
     try:
         tensors = safetensors.numpy.load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], 'little')])
+        metadata = read_metadata(content)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise ValueError(reason_of(error)) from error
-    metadata = header.get('__metadata__') or {}
     if 'sha256' not in metadata:
         raise ValueError('its metadata have no description')
     if metadata.pop('sha256') not in (digest(tensors, metadata), digest(tensors, None)):
