@@ -4,7 +4,7 @@
 
 For finished runs with keys that belong to no image, as those of `experiments/sweeps/noisy_bank.py`, the program prints
 their share of the queue, of the hardest quarter, and of the sum of exp(s/τ) over all keys, at the run's own τ. It
-averages over the projections of `IMAGES` training images without augmentation. The last line is JSON.
+averages over the projections of 1,000 training images without augmentation. The last line is JSON.
 """
 
 import argparse
@@ -17,15 +17,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from dualcl_jax.data import data_config, load
 from dualcl_jax.evaluators.embed import Embedder
 from dualcl_jax.method.negatives.queue import UNKNOWN
 from dualcl_jax.system.command_line import Parser
-from dualcl_jax.system.errors import UserError, exits_cleanly
+from dualcl_jax.system.errors import exits_cleanly
 from dualcl_jax.system.processes.start import start
-from dualcl_jax.workdir.saved_run import open_saved_run
+from experiments.ablation.queues import open_run
 
-IMAGES = 1000
 PART = 4
 """The hardest 1/PART of the queue."""
 
@@ -61,14 +59,7 @@ def shares_of(workdir: str) -> dict[str, float]:
     Raises:
       UserError: there is no run, its queue is missing or empty, or its data have changed.
     """
-    run = open_saved_run(workdir)
-    queue = run.state.queue
-    if queue is None or not int(queue.filled):
-        raise UserError(f'--workdir={workdir}: the run has no queue of keys; choose one with queue.size above 0')
-    train = load(data_config(run.config, run.folder), validate=False).train
-    if train.fingerprint != run.data_fingerprint:
-        raise UserError(f'--workdir={workdir}: the images differ from those of training; restore them')
-    images = np.random.default_rng(0).permutation(len(train))[:IMAGES]
+    run, queue, train, images = open_run(workdir)
     queries = Embedder(run.method, run.mesh)(run.state.variables, train, images).projection.astype(np.float64)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     filled = int(queue.filled)

@@ -3,7 +3,7 @@
     python -m experiments.ablation.softmax_share --workdir=DIR [--workdir=DIR ...]
 
 For finished runs with a queue, the program prints the share of the sum of exp(s/τ) over a query's negatives that the
-hardest 1/64 to 1/2 of them hold. It averages over `IMAGES` training images, with the encoders in evaluation mode, at
+hardest 1/64 to 1/2 of them hold. It averages over 1,000 training images, with the encoders in evaluation mode, at
 the run's own τ and at two and four times that. The last line is JSON.
 """
 
@@ -12,18 +12,15 @@ import json
 import sys
 from collections.abc import Sequence
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from dualcl_jax.data import data_config, load
 from dualcl_jax.reports.hardness import PARTS, softmax_shares
 from dualcl_jax.system.command_line import Parser
-from dualcl_jax.system.errors import UserError, exits_cleanly
+from dualcl_jax.system.errors import exits_cleanly
 from dualcl_jax.system.processes.start import start
-from dualcl_jax.workdir.saved_run import open_saved_run
+from experiments.ablation.queues import open_run
 
-IMAGES = 1000
 TIMES = (1, 2, 4)
 """Multiples of the run's temperature."""
 
@@ -41,14 +38,7 @@ def shares_of(workdir: str) -> list[dict[str, float]]:
     Raises:
       UserError: there is no run, its queue is missing or empty, or its data have changed.
     """
-    run = open_saved_run(workdir)
-    queue = run.state.queue
-    if queue is None or not int(queue.filled):
-        raise UserError(f'--workdir={workdir}: the run has no queue of keys; choose one with queue.size above 0')
-    train = load(data_config(run.config, run.folder), validate=False).train
-    if train.fingerprint != run.data_fingerprint:
-        raise UserError(f'--workdir={workdir}: the images differ from those of training; restore them')
-    images = np.random.default_rng(0).permutation(len(train))[:IMAGES]
+    run, queue, train, images = open_run(workdir)
     temperatures = [times * run.method.temperature for times in TIMES]
     found = softmax_shares(run.method, run.state, train, images, queue, PARTS, temperatures)
     names = [f'1/{part}' for part in PARTS]

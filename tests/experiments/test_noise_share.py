@@ -9,7 +9,7 @@ import pytest
 
 from dualcl_jax.method.negatives.queue import UNKNOWN
 from dualcl_jax.system.processes import start
-from experiments.ablation import noise_share
+from experiments.ablation import noise_share, queues
 from tests.support.random_run import random_run
 
 
@@ -28,7 +28,7 @@ def program(monkeypatch, capsys):
     monkeypatch.setattr(start, 'start', lambda *_, **__: None)
 
     def run_on(found, *flags):
-        monkeypatch.setattr(noise_share, 'open_saved_run', lambda workdir: found)
+        monkeypatch.setattr(queues, 'open_saved_run', lambda workdir: found)
         monkeypatch.setattr(sys, 'argv', ['noise_share.py', *flags])
         status = noise_share.main()
         printed = capsys.readouterr()

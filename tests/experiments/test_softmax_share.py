@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from dualcl_jax.system.processes import start
-from experiments.ablation import softmax_share
+from experiments.ablation import queues, softmax_share
 from tests.support.random_run import random_run
 
 TINY = 'model.name=tiny'
@@ -28,7 +28,7 @@ def program(monkeypatch, capsys):
 
 def test_shares_grow_with_the_part_and_fall_with_the_temperature(monkeypatch, tmp_path, program):
     found = random_run(tmp_path, TINY)
-    monkeypatch.setattr(softmax_share, 'open_saved_run', lambda workdir: found)
+    monkeypatch.setattr(queues, 'open_saved_run', lambda workdir: found)
     status, printed, _ = program('--workdir=a', '--workdir=b')
     cases = json.loads(printed.splitlines()[-1])['cases']
     assert status == 0
@@ -42,7 +42,7 @@ def test_shares_grow_with_the_part_and_fall_with_the_temperature(monkeypatch, tm
 
 def test_a_run_without_a_queue(monkeypatch, tmp_path, program):
     found = random_run(tmp_path, TINY, 'queue.size=0')
-    monkeypatch.setattr(softmax_share, 'open_saved_run', lambda workdir: found)
+    monkeypatch.setattr(queues, 'open_saved_run', lambda workdir: found)
     status, _, said = program('--workdir=a')
     assert status == 2
     assert said == 'error: --workdir=a: the run has no queue of keys; choose one with queue.size above 0\n'
