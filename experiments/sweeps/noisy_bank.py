@@ -4,8 +4,8 @@ In all other respects the arms are those of `temperature.py`, so that runs of on
 noise.
 """
 
-from experiments.ablation.sweep import Arm, Sweep
-from experiments.sweeps.shared.cifar10 import ALL, BASE, BUDGET, DUAL_VIEW, MORE_SEEDS, hardest
+from experiments.ablation.sweep import Sweep
+from experiments.sweeps.shared.cifar10 import BASE, BUDGET, DUAL_VIEW, MORE_SEEDS, all_and_hardest
 
 
 def get_sweep() -> Sweep:
@@ -13,11 +13,7 @@ def get_sweep() -> Sweep:
         title='Selected negatives in a queue with 30 % of random vectors',
         config='experiments/sweeps/shared/noisy_bank.py',
         base=(*BASE, *DUAL_VIEW),
-        arms=tuple(
-            Arm(f'{name}-tau_{tau}', (*fields, f'loss.temperature={tau}'), x=tau, series=name)
-            for name, fields in (('all', ALL), ('hardest', hardest(0.25)))
-            for tau in (0.1, 0.4)
-        ),
+        arms=all_and_hardest('tau', 'loss.temperature', (0.1, 0.4)),
         baseline='all-tau_0.1',
         seeds=MORE_SEEDS,
         budget=BUDGET,

@@ -4,8 +4,8 @@ With a momentum of 0.99 the keys of a queue come from nearly the same encoder; a
 another one. The arms with 0.99 are those of `temperature.py` with τ 0.1.
 """
 
-from experiments.ablation.sweep import Arm, Sweep
-from experiments.sweeps.shared.cifar10 import ALL, BASE, BUDGET, CONFIG, DUAL_VIEW, FEW_SEEDS, hardest
+from experiments.ablation.sweep import Sweep
+from experiments.sweeps.shared.cifar10 import BASE, BUDGET, CONFIG, DUAL_VIEW, FEW_SEEDS, all_and_hardest
 
 
 def get_sweep() -> Sweep:
@@ -13,11 +13,7 @@ def get_sweep() -> Sweep:
         title='Selected negatives × momentum of the key encoder',
         config=CONFIG,
         base=(*BASE, *DUAL_VIEW),
-        arms=tuple(
-            Arm(f'{name}-m_{momentum}', (*fields, f'ema.momentum={momentum}'), x=momentum, series=name)
-            for name, fields in (('all', ALL), ('hardest', hardest(0.25)))
-            for momentum in (0.0, 0.5, 0.9, 0.99)
-        ),
+        arms=all_and_hardest('m', 'ema.momentum', (0.0, 0.5, 0.9, 0.99)),
         baseline='all-m_0.99',
         seeds=FEW_SEEDS,
         budget=BUDGET,

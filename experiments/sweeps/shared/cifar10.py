@@ -5,6 +5,8 @@ minutes on one core. The departures from the recipe (head, weaker crops, batch a
 at this budget (`experiments/README.md`).
 """
 
+from experiments.ablation.sweep import Arm
+
 CONFIG = 'configs/cifar10_moco.py'
 BUDGET = 80_000
 """Passes through the pair of encoders: four one-way epochs or two epochs of both view orders, in 625 steps."""
@@ -37,6 +39,15 @@ FEW_SEEDS, MORE_SEEDS = (0, 1, 2), (0, 1, 2, 3, 4)
 def hardest(share: float) -> tuple[str, ...]:
     """Selects exactly the hardest share of the queue."""
     return 'negatives.selector=auto', f'negatives.fraction={share}'
+
+
+def all_and_hardest(short: str, field: str, values: tuple[float, ...]) -> tuple[Arm, ...]:
+    """Arms with the whole queue and with its hardest quarter at each value of a field, named by its `short` name."""
+    return tuple(
+        Arm(f'{name}-{short}_{value}', (*fields, f'{field}={value}'), x=value, series=name)
+        for name, fields in (('all', ALL), ('hardest', hardest(0.25)))
+        for value in values
+    )
 
 
 METHODS = {
