@@ -29,6 +29,8 @@ UNTUNED = (
     'checkpoint.keep=1',
 )
 BASE = *UNTUNED, 'optimizer.learning_rate=0.03'
+LARGE = 'data.limit=0', 'data.validation_fraction=0.1', 'data.image_size=24', 'monitor.bank=0', 'model.dtype=bfloat16'
+"""Changes of `UNTUNED` for long runs: 24×24 views of 45,000 images, in bfloat16."""
 DUAL_VIEW = 'loss.symmetric=True', 'train.batch_size=64'
 """Half as many images, with both views as queries: steps, passes and keys per step equal those of one-way arms."""
 KEY_TERM = 'loss.key_term=batch', 'loss.key_weight=0.5'
@@ -65,4 +67,19 @@ def method_fields(method: str, keys: int, queue: int, rate: float) -> tuple[str,
         f'train.batch_size={keys // orders}',
         f'queue.size={queue}',
         f'optimizer.learning_rate={rate}',
+    )
+
+
+SETTINGS = 32, 1024, 0.0075
+"""Keys that enter the queue in a step, size of the queue, learning rate: best for both methods in short runs."""
+
+
+def long_arms(epochs: int) -> tuple[Arm, ...]:
+    """Arms of both methods with small batches, measured every `epochs` one-way epochs.
+
+    Both view orders take as many passes in half as many epochs.
+    """
+    return tuple(
+        Arm(method, (*method_fields(method, *SETTINGS), f'monitor.every_epochs={epochs // orders}'))
+        for method, (orders, _) in METHODS.items()
     )

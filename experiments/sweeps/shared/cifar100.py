@@ -12,10 +12,6 @@ BASE = (
     'data.name=cifar100',
     'data.mean=(0.5071,0.4865,0.4409)',
     'data.std=(0.2673,0.2564,0.2762)',
-    'data.limit=0',
-    'data.validation_fraction=0.1',
-    'data.image_size=24',
-    'monitor.bank=0',
-    'model.dtype=bfloat16',
+    *cifar10.LARGE,
     'monitor.every_epochs=4',
 )
