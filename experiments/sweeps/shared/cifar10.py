@@ -62,12 +62,12 @@ METHODS = {
 def method_fields(method: str, keys: int, queue: int, rate: float) -> tuple[str, ...]:
     """Fields of a method that puts `keys` keys into the queue in each step."""
     orders, own = METHODS[method]
-    return (
-        *own,
-        f'train.batch_size={keys // orders}',
-        f'queue.size={queue}',
-        f'optimizer.learning_rate={rate}',
-    )
+    return *own, *key_fields(keys, queue, rate, orders)
+
+
+def key_fields(keys: int, queue: int, rate: float, orders: int) -> tuple[str, ...]:
+    """Fields by which a method with this many view orders puts `keys` keys into the queue in each step."""
+    return f'train.batch_size={keys // orders}', f'queue.size={queue}', f'optimizer.learning_rate={rate}'
 
 
 SETTINGS = 32, 1024, 0.0075
