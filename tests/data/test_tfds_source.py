@@ -133,7 +133,7 @@ def mistake(fields: ConfigDict) -> str:
 def test_a_missing_set(tiny):
     message = mistake(config('cifar11', tiny))
     assert f'data.name=cifar11 in data.data_dir={tiny} does not exist' in message
-    assert f'python -m dualcl_jax.prepare --dataset=cifar11 --data_dir={tiny}' in message
+    assert message.splitlines()[0].endswith(f'dualcl prepare --dataset=cifar11 --data_dir={tiny}')
     assert 'photo_patches' in message
 
 
@@ -147,7 +147,7 @@ def test_a_missing_version_or_configuration(tiny):
 def test_a_missing_folder(tmp_path):
     message = mistake(config(data_dir=tmp_path / 'nowhere'))
     assert 'no such folder' in message
-    assert 'python -m dualcl_jax.prepare' in message
+    assert 'dualcl prepare' in message
 
 
 def test_an_impossible_name(tiny):
@@ -158,7 +158,8 @@ def test_the_default_folder_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr('tensorflow_datasets.core.constants.DATA_DIR', str(tmp_path))
     message = mistake(config('cifar11'))
     assert 'TFDS_DATA_DIR' in message
-    assert message.splitlines()[0].endswith('--dataset=cifar11')
+    remedy = 'dualcl prepare --dataset=cifar11 --data_dir=DIR and set --config.data.data_dir=DIR'
+    assert message.splitlines()[0].endswith(remedy)
 
 
 def test_another_file_format(tmp_path):

@@ -94,8 +94,8 @@ def _where(data: Any) -> str:
 
 
 def _remedy(data: Any) -> str:
-    folder = f' --data_dir={data.data_dir}' if data.data_dir else ''
-    return f'prepare it with: python -m dualcl_jax.prepare --dataset={data.name}{folder}'
+    command = f'prepare it with: dualcl prepare --dataset={data.name} --data_dir='
+    return f'{command}{data.data_dir}' if data.data_dir else f'{command}DIR and set --config.data.data_dir=DIR'
 
 
 def _open(data: Any, others: Sequence[str]) -> Any:
