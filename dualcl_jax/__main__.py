@@ -12,7 +12,7 @@ COMMANDS = {
     'evaluate': ('evaluate', 'evaluates an encoder: kNN, linear probe and more'),
     'embed': ('embed', 'writes the features of images or sentences to a file'),
     'export': ('export', 'writes the encoder of a run to one file'),
-    'report': ('report', 'writes an HTML report of a run, or of several'),
+    'report': ('report', 'writes an HTML report of a run, or of up to six'),
     'prepare': ('prepare', 'prepares a TFDS set, or packs a folder of images'),
     'compile': ('compile', 'compiles a step for devices that need not be present, and reports whether it fits'),
     'selftest': ('selftest', 'checks the accelerator of this machine'),
@@ -30,7 +30,7 @@ def usage() -> str:
             *lines,
             '',
             f'{COMMAND} COMMAND --help lists the flags of a command.',
-            f'First run: {COMMAND} train --config=quickstart --workdir=runs/quickstart',
+            f'First run: {COMMAND} train --config=quickstart --workdir=runs/quickstart (needs the extra [demo])',
         ]
     )
 

@@ -1,4 +1,4 @@
-"""Compiles the step of a config for a TPU that need not be present, and reports whether it fits and what it costs.
+"""Compiles the step of a config for devices that need not be present, and reports whether it fits and what it costs.
 
     python -m dualcl_jax.compile --config=configs/cifar10.py --topology=v5e:4x4 [--config.train.batch_size=4096 ...]
 

@@ -26,7 +26,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = Parser('python -m dualcl_jax.embed', __doc__)
     parser.add_import()
     parser.add_argument('--workdir', help='folder of a run, local or remote')
-    parser.add_argument('--encoder', metavar='FILE', help='a file written by dualcl export')
+    parser.add_argument('--encoder', '--exported', metavar='FILE', help='a file written by dualcl export')
     parser.add_argument('--data', help='images (a folder or .npz) or sentences (a file); default: those of the run')
     parser.add_argument('--output', required=True, metavar='FILE', help='the file to write: .parquet, .npz or .csv')
     parser.add_argument('--layer', help='backbone (default) or projection')
@@ -41,7 +41,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         nargs='?',
         const=NEAR_DUPLICATE,
         metavar='SIMILARITY',
-        help=f'find pairs that are at least this similar, at most 1; default: {NEAR_DUPLICATE:g}',
+        help=f'find pairs that are at least this similar, at most 1; {NEAR_DUPLICATE:g} if no value is given',
     )
     parser.add_argument(
         '--outliers',
@@ -49,7 +49,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         nargs='?',
         const=OUTLIER,
         metavar='SCORE',
-        help=f'find examples that are this unusual, in deviations from the median; default: {OUTLIER:g}',
+        help=f'find examples that are this unusual, in deviations from the median; {OUTLIER:g} if no value is given',
     )
     parser.add_argument('--json', action='store_true', help='also print the counts as JSON')
     flags, fields = parser.parse_with_fields(arguments)

@@ -29,7 +29,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         'python -m dualcl_jax.evaluate',
         __doc__,
         epilog=f'protocols: {", ".join(PROTOCOLS)}\n'
-        f'of text: {", ".join(TEXT_PROTOCOLS)}, and those above except finetune, semi and robustness\n'
+        f'for text: {", ".join(TEXT_PROTOCOLS)}, and those above except finetune, semi and robustness\n'
         'dualcl_jax/evaluators/settings.py documents every setting of the protocols.',
     )
     parser.add_import()

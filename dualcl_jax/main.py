@@ -28,7 +28,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         required=True,
         help='a config file, or the name of a built-in config, such as cifar10 or imagenet:moco_v3',
     )
-    parser.add_argument('--workdir', help='folder of the run, local or remote')
+    parser.add_argument('--workdir', help='folder of the run, local or remote; required except with --show_views')
     parser.add_argument('--show_views', metavar='FILE.png', help='draw pairs of views of some images and exit')
     parser.add_argument('--dry_run', action='store_true', help='check everything and print the plan without training')
     parser.add_argument(
@@ -37,9 +37,14 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         '--init_from',
         metavar='PATH',
-        help='start from the encoder in a workdir, in a file of weights or, of text, in a Hugging Face folder',
+        help='start from the encoder in a workdir, in a file of weights or, for text, in a Hugging Face folder',
     )
-    parser.add_argument('--skip_nonfinite', type=int, metavar='N', help='skip up to N batches whose loss is not finite')
+    parser.add_argument(
+        '--skip_nonfinite',
+        type=int,
+        metavar='N',
+        help='skip up to N batches whose loss, gradient or next state is not finite',
+    )
     parser.add_argument(
         '--profile', type=int, default=0, metavar='STEPS', help='write a profiler trace of STEPS steps to profile/'
     )

@@ -1,4 +1,4 @@
-"""Writes the report of a run, or one of several runs: python -m dualcl_jax.report --workdir=A [--workdir=B ...].
+"""Writes the report of a run, or one of up to six runs: python -m dualcl_jax.report --workdir=A [--workdir=B ...].
 
 Without --output, the report of a single run is written to report.html in its workdir. --config.data.path=PATH,
 --config.data.data_dir=PATH and --config.data.labels=FILE say where its data are, if they have moved.
@@ -24,7 +24,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = Parser('python -m dualcl_jax.report', __doc__)
     parser.add_import()
     parser.add_argument(
-        '--workdir', required=True, action='append', help='folder of a run; repeat the flag for further runs'
+        '--workdir', required=True, action='append', help='folder of a run; repeat the flag for up to six runs'
     )
     parser.add_argument('--output', metavar='FILE.html', help='the file to write; required for several runs')
     flags, overrides = parser.parse_with_fields(arguments)

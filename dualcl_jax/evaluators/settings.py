@@ -59,7 +59,8 @@ def default_settings() -> ConfigDict:
     settings.transfer = transfer = ConfigDict()
     transfer.path = ''  # for text: folder of the sets of sentences with classes
     transfer.folds = 10  # for the sets without a part for testing
-    transfer.strengths = (0.001, 0.01, 0.1, 1.0, 10.0)  # C of the logistic regression; one is chosen for each set
+    # C of the logistic regression; one is chosen for each set, or in each fold
+    transfer.strengths = (0.001, 0.01, 0.1, 1.0, 10.0)
     settings.lock()
     return settings
 

@@ -17,6 +17,7 @@ from dualcl_jax.method.choices import FEW_IMAGES
 from dualcl_jax.method.describe import describe_method
 from dualcl_jax.method.groups import LEAST, group_size, normalized_alone
 from dualcl_jax.method.resolve import LEFT_OUT
+from dualcl_jax.system.command_line import own_module
 from dualcl_jax.system.console import duration
 from dualcl_jax.system.versions import versions
 from dualcl_jax.training.plan import Plan
@@ -234,12 +235,15 @@ def closing(summary: Mapping[str, Any], workdir: epath.Path) -> str:
         lines.append(f'Spearman on STS-B dev × 100: {found} (TF-IDF {tf_idf}, before training {start})')
     pictures = 'report.html, figures/, ' if (workdir / 'report.html').exists() else ''
     lines.append(f'results in {workdir}: {pictures}summary.json, metrics.jsonl, checkpoints/')
+    own = own_module(summary['config']['model']['name'])
+    given = f'--workdir={workdir}' + (f' --import={own}' if own else '')
     if summary['config']['data']['name'] == TEXT:
-        follow = 'sts --config.sts.path=DIR; dualcl embed; dualcl export'
+        protocols = 'sts --config.sts.path=DIR'
     else:
         protocols = 'structure' if summary['knn_top1'] is None else 'knn,linear'  # the others need labels
-        follow = f'{protocols}; dualcl embed; dualcl export'
-    lines.append(f'next: dualcl evaluate --workdir={workdir} --protocols={follow}')
+    lines.append(f'next: dualcl evaluate {given} --protocols={protocols}')
+    lines.append(f'      dualcl embed {given} --output=features.parquet')
+    lines.append(f'      dualcl export {given} --format=safetensors --output=encoder.safetensors')
     return '\n'.join(lines)
 
 
