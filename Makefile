@@ -1,5 +1,5 @@
-# make demo: a first run, from nothing to pictures.   make test: the whole suite.   Both install what they need.
-# The newest working Python, from 3.13 to 3.11, on PATH or among pyenv's; make PYTHON=... sets another one.
+# make demo: a first run, from nothing to pictures.   make test: all tests but the slow ones.   Both install what they need.
+# The first working Python of 3.13, 3.12, 3.11 and 3.14, on PATH or among pyenv's; make PYTHON=... sets another one.
 PYTHON ?= $(shell for v in 3.13 3.12 3.11 3.14; do for p in python$$v "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/$$v.*/bin/python; do \
 	"$$p" -c 'import venv, ensurepip' 2>/dev/null && { echo "$$p"; exit; }; done; done)
 VENV := .venv
