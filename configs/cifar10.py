@@ -1,4 +1,4 @@
-"""The full method on CIFAR-10: dual view, hardest negatives, ResNet-18 with the CIFAR stem.
+"""CIFAR-10: dual view with the hardest quarter of the queue, ResNet-18 with the CIFAR stem.
 
     python -m dualcl_jax.main --config=configs/cifar10.py --config.data.data_dir=DIR --workdir=runs/cifar10
 

@@ -2,9 +2,9 @@
 
     python -m dualcl_jax.main --config=configs/default.py --config.data.data_dir=DIR --workdir=runs/default
 
-The full method on CIFAR-10 (a TFDS directory): both views act as query and as key, and the negatives are the hardest
-quarter of the queue, without older keys of the anchor's own image. Time and accuracy: unmeasured, unlike those of
-`configs/cifar10_moco.py`.
+CIFAR-10 (a TFDS directory), dual view with the hardest quarter of the queue: both views act as query and as key, and
+the negatives are the keys most similar to the anchor, without older keys of its own image. Time and accuracy:
+unmeasured, unlike those of `configs/cifar10_moco.py`.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -16,11 +16,11 @@ def get_config() -> ConfigDict:
 
     config.seed = 0  # for initialisation, order, views and shuffling; at least 0
 
-    # Workdir of a run, a file of weights (.safetensors or .npz) or, of text, a folder in Hugging Face's format, whose
+    # Workdir of a run, a file of weights (.safetensors or .npz) or, for text, a folder in Hugging Face's format, whose
     # encoder initialises this run's; empty: random (--init_from=PATH).
     config.init_from = ''
 
-    # skip up to this many batches with a loss or gradient that is not finite (flag of this name)
+    # skip up to this many batches whose loss, gradient or next state is not finite (flag of this name)
     config.skip_nonfinite = 0
 
     config.data = data = ConfigDict()
@@ -31,11 +31,11 @@ def get_config() -> ConfigDict:
     data.image_size = 32  # side of a view in pixels
     data.limit = 0  # train on a fixed random subset of this many images; 0: all
     data.num_examples = 0  # reject a training set of any other size; 0: accept any size
-    # Of a folder: subfolders | none | a CSV file of paths and classes | auto: by subfolder, else by metadata.csv in it.
+    # For a folder: subfolders | none | a CSV file of paths and classes | auto: by subfolder, else by its metadata.csv.
     data.labels = 'auto'
     data.path_column = ''  # the columns of that CSV file; empty: recognised by their names, such as file_name and label
     data.label_column = ''  # likewise
-    # Of text: the column with sentences, by its name or, in a table without a header, by its number; or two for pairs,
+    # For text: the column with sentences, by its name or, in a table without a header, by its number; or two for pairs,
     # such as 'term,definition' or '0,1'. Empty: each line is a sentence. data.label_column names the class, if any.
     data.columns = ''
     data.test_fraction = 0.1  # share of a folder's labelled images to hold out, by content, if it has no test split
@@ -72,11 +72,11 @@ def get_config() -> ConfigDict:
     text.length = 32  # tokens of a sentence, including the first and the last ([CLS] and [SEP]); longer ones are cut
 
     config.views = views = ConfigDict()
-    # Augmentation of the two views. Of images: moco_v1 | moco_v2 | moco_v3 | moco_cifar | small | small_gray. Of text:
-    # simcse | esimcse | mocose | contriever, or pair: the two columns of data.columns.
+    # Augmentation of the two views. For images: moco_v1 | moco_v2 | moco_v3 | moco_cifar | small | small_gray. For
+    # text: simcse | esimcse | mocose | contriever, or pair: the two columns of data.columns.
     views.preset = 'moco_v2'
     # Each of these, if set, replaces the preset's value in both views. Ranges:
-    # `dualcl_jax.method.views.images.ViewSpec` and, of text, `dualcl_jax.method.views.text.TextSpec`.
+    # `dualcl_jax.method.views.images.ViewSpec` and, for text, `dualcl_jax.method.views.text.TextSpec`.
     views.crop_scale = config_dict.placeholder(tuple)  # (least, largest) share of the image's area, or of the tokens
     views.crop_ratio = config_dict.placeholder(tuple)  # (least, largest) width / height
     views.flip = config_dict.placeholder(float)  # probability of a horizontal flip
@@ -90,16 +90,16 @@ def get_config() -> ConfigDict:
     views.blur_sigma = config_dict.placeholder(tuple)  # pixels
     views.solarize_probability = config_dict.placeholder(float)  # in [0, 1]
     views.solarize_threshold = config_dict.placeholder(float)  # in [0, 1]: lighter values are inverted
-    views.deletion = config_dict.placeholder(float)  # of text: probability of dropping a token
-    views.repetition = config_dict.placeholder(float)  # of text: largest share of the tokens that are repeated
+    views.deletion = config_dict.placeholder(float)  # for text: probability of dropping a token
+    views.repetition = config_dict.placeholder(float)  # for text: largest share of the tokens that are repeated
 
     config.model = model = ConfigDict()
-    # Of images: resnet18 | resnet34 | resnet50 | vit_s16 (12 heads, MoCo v3's) | vit_s16_h6 (6, DINO's and timm's) |
-    # vit_b16 | vit_l16 | convnext_t | vit_tiny, tiny (for tests). Of text: bag | transformer. Or MODULE:CLASS, a Flax
+    # For images: resnet18 | resnet34 | resnet50 | vit_s16 (12 heads, MoCo v3's) | vit_s16_h6 (6, DINO's and timm's) |
+    # vit_b16 | vit_l16 | convnext_t | vit_tiny, tiny (for tests). For text: bag | transformer. Or MODULE:CLASS, a Flax
     # module of your own.
     model.name = 'resnet18'
-    model.stem = 'cifar'  # of a ResNet; cifar: 3×3, stride 1 | imagenet: 7×7, stride 2, and pooling
-    model.width = 64  # channels of the first stage of a ResNet; of every token of text; a ViT's name determines it
+    model.stem = 'cifar'  # for a ResNet; cifar: 3×3, stride 1 | imagenet: 7×7, stride 2, and pooling
+    model.width = 64  # channels of the first stage of a ResNet, or of every token of text; a ViT's name determines it
     # Groups of the batch statistics: local (each device is one) | sync (one) | split:n (n of the global batch; n must
     # divide the number of devices or be a multiple of it). If a head has batch normalisation, a group needs
     # at least two images, better more. config.json stores local as the split:n that it means on the
@@ -110,14 +110,14 @@ def get_config() -> ConfigDict:
     model.predictor = 'none'  # on the query side only: none | mlp2 (MoCo v3 after a ResNet) | mlp2_bn (after a ViT)
     model.head_width = 4096  # width of the inner layers of v3's projections and predictors
     model.freeze_patches = True  # the patch projection of a ViT keeps its initial values; other models have none
-    model.positions = 'sine_cosine'  # of a ViT: sine_cosine (fixed, MoCo v3's) | learned (as in weights of others)
+    model.positions = 'sine_cosine'  # for a ViT: sine_cosine (fixed, MoCo v3's) | learned (as in weights of others)
     model.remat = False  # recompute activations inside blocks in the backward pass: less memory, more time
     model.dim = 128  # D, length of queries and keys
     model.dtype = 'float32'  # of the encoder's computation: float32 | bfloat16; the loss is always float32
     # float32 | tensorfloat32 | bfloat16: precision to which accelerators may round the factors of products in a float32
     # encoder
     model.matmul_precision = 'float32'
-    # Of models of text. All but the vocabulary apply to a transformer alone; their defaults are those of MiniLM-L6.
+    # For models of text. All but the vocabulary apply to a transformer alone; their defaults are those of MiniLM-L6.
     # Rows of the token embedding, and the size of a tokenizer that is trained; 0: as many as the tokenizer has tokens,
     # 16,384 for one that is trained.
     model.vocabulary = 0
@@ -128,7 +128,7 @@ def get_config() -> ConfigDict:
     model.position_offset = 0  # row of the first token's position: 0 in BERT, 2 in RoBERTa
     model.token_types = 2  # rows of the embedding of token types, of which the first is used; 0: none
     model.norm_epsilon = 1e-12  # ε of the layer norms
-    model.pooling = 'mean'  # of the token vectors: mean | cls (the first token's)
+    model.pooling = 'mean'  # over the token vectors: mean | cls (the first token's)
     model.dropout = 0.1  # share of entries set to 0 in training
 
     config.loss = loss = ConfigDict()
@@ -220,7 +220,7 @@ def get_config() -> ConfigDict:
     monitor.unseen = 'auto'
 
     config.sts = sts = ConfigDict()
-    # Of text: the folder of the sets of semantic similarity (docs/evaluation.md). The monitor then also measures on
+    # For text: the folder of the sets of semantic similarity (docs/evaluation.md). The monitor then also measures on
     # STS-B dev, and on nothing else. `dualcl_jax.evaluate` takes the folder as its default. Empty: not measured.
     sts.path = ''
 

@@ -1,4 +1,4 @@
-"""The full method on Fashion-MNIST: one-channel images, whose views skip hue, saturation and grayscale.
+"""Fashion-MNIST: dual view with the hardest quarter of the queue. Views of one channel skip hue, saturation, grayscale.
 
     python -m dualcl_jax.main --config=configs/fashion_mnist.py --config.data.data_dir=DIR --workdir=runs/fashion_mnist
 

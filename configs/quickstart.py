@@ -2,8 +2,8 @@
 
     python -m dualcl_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-The full method: dual view, the hardest quarter of the queue. Measured once, seed 0, two cores of a Xeon with AVX-512,
-jax 0.12: 2 min 4 s after installation, 416 images/s; kNN accuracy 72.6 %, raw pixels 33.6 %, random encoder 45.3 %.
+Dual view with the hardest quarter of the queue. Measured once, seed 0, two cores of a Xeon with AVX-512, jax 0.12:
+2 min 4 s after installation, 416 images/s; kNN accuracy 72.6 %, raw pixels 33.6 %, random encoder 45.3 %.
 """
 
 from ml_collections import ConfigDict

@@ -235,7 +235,7 @@ def _parameters(stored: Arrays) -> Any:
 
 
 def _method(steps: int) -> Any:
-    """The full method on a network of two convolutions."""
+    """The dual view with selected negatives, on a network of two convolutions."""
     from dualcl_jax.losses import select_top_k
     from dualcl_jax.method.build import Method
     from dualcl_jax.method.optim import build_optimizer, constant_momentum, learning_rate_schedule

@@ -148,7 +148,7 @@ def loader(rounds: int) -> Cases:
 
 
 def step(rounds: int) -> Cases:
-    """The whole step of ResNet-18, width 16, batch 256: MoCo one-way, the full method; and the views of the batch."""
+    """The whole step of ResNet-18, width 16, batch 256: one-way MoCo; dual view with the hardest quarter; the views."""
     from configs import cifar10_moco
 
     mesh = device_mesh()

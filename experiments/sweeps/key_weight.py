@@ -1,4 +1,4 @@
-"""Weight w of the term anchored at the key, against the other queries of the batch, in the full method."""
+"""Weight w of the term anchored at the key, against the batch, for the dual view with the hardest quarter."""
 
 from experiments.ablation.sweep import Arm, Sweep
 from experiments.sweeps.shared.cifar10 import BASE, BUDGET, CONFIG, DUAL_VIEW, FEW_SEEDS, hardest

@@ -1,6 +1,6 @@
-"""The learning rate and batch of plain MoCo and of the full method, both tuned equally before they are compared.
+"""Learning rate and batch of plain MoCo and of the dual view with the hardest quarter, tuned equally.
 
-At an equal number of passes the full method takes half as many steps; with half the batch size it takes as many. The
+At an equal number of passes the dual view takes half as many steps; with half the batch size it takes as many. The
 findings went into `shared/cifar10.py`, and `small_batch.py` continues from here.
 """
 
@@ -24,7 +24,7 @@ ARMS = {
 
 def get_sweep() -> Sweep:
     return Sweep(
-        title='Learning rate and batch of MoCo and of the full method',
+        title='Learning rate and batch of MoCo and of the dual view with the hardest quarter',
         config=CONFIG,
         base=UNTUNED,
         arms=tuple(

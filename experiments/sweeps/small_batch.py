@@ -1,6 +1,6 @@
-"""Plain MoCo and the full method with small batches, many steps and queues of young keys, tuned equally.
+"""Plain MoCo and the dual view with the hardest quarter: small batches and queues of young keys, tuned equally.
 
-Per step, MoCo puts 16 or 32 keys into the queue; so does the full method, with both views of 8 or 16 images.
+Per step, MoCo puts 16 or 32 keys into the queue; so does the dual view, with both views of 8 or 16 images.
 """
 
 from experiments.ablation.sweep import Arm, Sweep
@@ -17,7 +17,7 @@ SETTINGS = {  # keys that enter per step, queue size: learning rates
 
 def get_sweep() -> Sweep:
     return Sweep(
-        title='MoCo and the full method with small batches',
+        title='MoCo and the dual view with the hardest quarter, small batches',
         config=CONFIG,
         base=UNTUNED,
         arms=tuple(

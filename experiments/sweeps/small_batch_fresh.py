@@ -1,4 +1,4 @@
-"""MoCo and the full method with the settings that `small_batch.py` chose on validation images, on fresh seeds."""
+"""MoCo and the dual view with the hardest quarter, with the settings that `small_batch.py` chose, on fresh seeds."""
 
 from experiments.ablation.sweep import Arm, Sweep
 from experiments.sweeps import small_batch
@@ -9,7 +9,7 @@ def get_sweep() -> Sweep:
     sweep = small_batch.get_sweep()
     fields = {arm.name: arm.fields for arm in sweep.arms}
     return Sweep(
-        title='MoCo and the full method with small batches, fresh seeds',
+        title='MoCo and the dual view with the hardest quarter, small batches, fresh seeds',
         config=sweep.config,
         base=sweep.base,
         arms=(

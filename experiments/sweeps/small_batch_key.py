@@ -1,4 +1,4 @@
-"""The full method with a larger key term, from the batch sizes of the other sweeps down to small ones; one seed."""
+"""The full method with a larger key weight, from the batch sizes of the other sweeps down to small ones; one seed."""
 
 from experiments.ablation.sweep import Arm, Sweep
 from experiments.sweeps.shared.cifar10 import BUDGET, CONFIG, DUAL_VIEW, UNTUNED, hardest

@@ -42,7 +42,7 @@ def test_shipped_sweeps(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_sweep_of_sentences() -> None:
-    """All arms take the same steps, passes and keys per step; the full method and the demo differ in sizes and τ."""
+    """All arms take the same steps, passes and keys per step; the method and the demo differ in sizes and τ."""
     found = load_sweep(str(REPOSITORY / 'experiments' / 'sweeps' / 'sentences.py'))
     jobs = plan(found, ['sts.path=somewhere'])
     assert (found.measure, len(found.arms), len(jobs)) == ('sts', 8, 24)
