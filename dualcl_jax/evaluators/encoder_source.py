@@ -190,7 +190,7 @@ def _view_blocks(
     """
 
     def function(variables: Variables, inputs: tuple[Any, jax.Array]) -> tuple[jax.Array, ...]:
-        examples, keys = inputs[0], jax.random.wrap_key_data(inputs[1])
+        examples, keys = inputs[0], randomness.from_data(inputs[1])
         if isinstance(views, ImageViews):
             made: Any = views.augment(keys, examples)
             if not views.value_range:  # pictures have 8 bits

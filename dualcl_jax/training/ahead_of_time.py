@@ -20,6 +20,7 @@ from dualcl_jax.data import batch_spec
 from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.text.source import VOCABULARY
 from dualcl_jax.data.tree import ArraySpec, batch_of, empty
+from dualcl_jax.method import randomness
 from dualcl_jax.method.build import Method, build_method
 from dualcl_jax.method.choices import TYPICAL_IMAGES
 from dualcl_jax.method.contrast import contrast
@@ -245,7 +246,7 @@ def _head_arguments(method: Method, batch_size: int) -> tuple[jax.Array, Anchors
     """Zeros for `_loss_and_gradient`: the anchors of one part of a global batch, and the queue or the batch's keys."""
     rows = batch_size // method.accumulate_steps
     embeddings, column = jnp.zeros((rows, method.dim)), jnp.zeros(rows, jnp.int32)
-    anchors = Anchors(column, column, column, jax.random.split(jax.random.key(0), rows))
+    anchors = Anchors(column, column, column, jax.random.split(randomness.root(0), rows))
     if method.queue_size:
         return embeddings, anchors, empty_queue(method.queue_size, method.dim)
     keys, column = jnp.zeros((batch_size, method.dim)), jnp.zeros(batch_size, jnp.int32)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualcl_jax.data.source import stratified
+from dualcl_jax.method.randomness import root
 
 MOMENTUM = 0.9
 PREDICT_ROWS, PREDICT_BYTES = 8192, 2**29
@@ -83,7 +84,7 @@ def train_probes(
     rates, decays = (jnp.asarray(values, jnp.float32) for values in (learning_rates, weight_decays))
     steps = functools.partial(_epoch, batch_size=min(batch_size, len(features)))
     for epoch in range(epochs):
-        state = steps(state, inputs, targets, rates, decays, jax.random.key(seed), jnp.int32(epoch), jnp.int32(epochs))
+        state = steps(state, inputs, targets, rates, decays, root(seed), jnp.int32(epoch), jnp.int32(epochs))
         jax.block_until_ready(state)
         advance()
     return Probes(*state[0], mean, std)

@@ -1,8 +1,7 @@
 """Random views of images on the device: crop, colour jitter, grayscale, blur, solarize and flip, as pure functions.
 
-Images are float32 [H, W, C] in [0, 1], one example at a time; `make_views` maps over a batch. Every
-example has its own PRNG key, so a view depends only on that key, not on the batch or the number of devices. (This holds
-for JAX's default generator, threefry; the `rbg` generators do not separate the keys of a mapped batch.)
+Images are float32 [H, W, C] in [0, 1], one example at a time; `make_views` maps over a batch. Every example has its own
+PRNG key (`randomness`), so a view depends only on that key, not on the batch or the number of devices.
 
 A view is first drawn, then applied: `draw_view` turns uniform numbers into parameters, `apply_view` is deterministic.
 
