@@ -49,14 +49,12 @@ SIZES = (
 )  # of MODEL, which a run that starts from a run does not take from it
 SHORT = {
     '--config=folder': FOLDER,
-    '--config=configs/folder.py': FOLDER,
-    '--config=configs/quickstart.py': (*TINY, 'model.width=4', 'data.limit=64'),
-    '--config=configs/cifar10.py': (*TINY, 'model.width=4', 'checkpoint.keep_best=1'),
+    '--config=quickstart': (*TINY, 'model.width=4', 'data.limit=64'),
+    '--config=cifar10': (*TINY, 'model.width=4', 'checkpoint.keep_best=1'),
     '--config=sentences': SENTENCES,
-    '--config=configs/sentences.py': SENTENCES,
     '--config=simcse': ('train.batch_size=8', 'text.length=12'),
-    '--config=configs/simcse.py:dualcl_pair': BERT,
-    '--config=configs/simcse.py:crop': (*BERT, *SIZES),
+    '--config=simcse:dualcl_pair': BERT,
+    '--config=simcse:crop': (*BERT, *SIZES),
 }
 """Fields that make a run with a config short."""
 PLACES = {
@@ -66,13 +64,13 @@ PLACES = {
 }
 """Names that stand for something else on every page."""
 LEFT_OUT = {
-    'python -m dualcl_jax.main --config=configs/imagenet.py:moco_v3': 'ImageNet',
+    'dualcl train --config=imagenet:moco_v3': 'ImageNet',
     'dualcl prepare --dataset=cifar10': 'a download',
-    'python -m dualcl_jax.compile': 'minutes for a ResNet-50; tests/training/test_ahead_of_time.py compiles small ones',
+    'dualcl compile': 'minutes for a ResNet-50; tests/training/test_ahead_of_time.py compiles small ones',
     'python -m experiments.': 'hours; tests/experiments run them shortened',
     'dualcl train --config=folder --config.data.path=PHOTOS --config.data.image_size=224': 'published weights',
-    'python -m dualcl_jax.main --config=CONFIG': 'any config',
-    'python -m dualcl_jax.export --workdir=DIR': 'any run on text; tests/models/exports/test_text_exports.py',
+    'dualcl train --config=CONFIG': 'any config',
+    'dualcl export --workdir=DIR': 'any run on text; tests/models/exports/test_text_exports.py',
     'dualcl embed --workdir=DIR --data=FILE': 'any run on text; tests/programs/test_text_program.py',
     '--format=onnx': 'an extra; tests/models/exports/test_onnx.py',
 }
@@ -81,7 +79,7 @@ LEFT_OUT = {
 
 def chosen() -> list[str]:
     """The demo, and the commands of the pages, each once, in order."""
-    found = ['python -m dualcl_jax.main --config=configs/quickstart.py --workdir=runs/quickstart']
+    found = ['dualcl train --config=quickstart --workdir=runs/quickstart']
     found += [command for page in PAGES for document, command in CASES if document == page]
     ours = [
         command for command in found if command.startswith(('dualcl ', 'python -m dualcl_jax', 'python -m experiments'))
