@@ -70,7 +70,7 @@ def prepare_stock(name: str, data_dir: str) -> str:
         )
     import tensorflow_datasets as tfds
 
-    from dualcl_jax.data.images.tfds_features import check_versions
+    from dualcl_jax.data.tfds_folder import check_versions
     from dualcl_jax.system.files import reachable
 
     folder = str(reachable(data_dir, f'--data_dir={data_dir}'))

@@ -31,7 +31,7 @@ PROGRAMS = ('__main__', 'main', 'evaluate', 'embed', 'export', 'report', 'prepar
 
 INNER = {
     'dualcl_jax.data.images': tuple(
-        f'dualcl_jax.data.{name}' for name in ('loader', 'order', 'source', 'tree', 'workers')
+        f'dualcl_jax.data.{name}' for name in ('loader', 'order', 'source', 'tfds_folder', 'tree', 'workers')
     )
 }
 """Folders that the modules beside them, in the same room, must not import."""

@@ -16,7 +16,7 @@ from PIL import Image
 
 from dualcl_jax import data, evaluate, load_encoder, prepare
 from dualcl_jax.data.images import tfds as tfds_source
-from dualcl_jax.data.images.tfds_features import check_features, check_versions
+from dualcl_jax.data.tfds_folder import check_features, check_versions
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.workdir.saved_run import open_saved_run
 from tests.support.runs import REPOSITORY

@@ -10,6 +10,7 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
 from dualcl_jax import data
+from dualcl_jax.data import tfds_folder
 from dualcl_jax.data.describe import describe_data
 from dualcl_jax.data.images import tfds as tfds_source
 from dualcl_jax.data.images import tfds_records
@@ -47,7 +48,7 @@ def test_a_version_may_be_named(tiny):
 
 
 def test_more_records_than_are_read_at_once(tiny, monkeypatch):
-    monkeypatch.setattr(tfds_source, 'CHUNK', 4)
+    monkeypatch.setattr(tfds_folder, 'CHUNK', 4)
     assert_holds(data.load(config(data_dir=tiny)).train, examples(9, 4, 5, 3))
 
 

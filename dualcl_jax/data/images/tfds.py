@@ -13,14 +13,13 @@ from PIL import Image
 from dualcl_jax.data.images.decode import FORMATS
 from dualcl_jax.data.images.encoded import EncodedSource, in_memory_if_small, stored_size
 from dualcl_jax.data.images.source import image_shape, image_source
-from dualcl_jax.data.images.tfds_features import TEST_SPLITS, open_folder, unreadable
 from dualcl_jax.data.images.tfds_records import read_split
 from dualcl_jax.data.run_cache import run_cache_of
 from dualcl_jax.data.source import ArraySource, Splits, described_split, fingerprint, limit_indices
+from dualcl_jax.data.tfds_folder import TEST_SPLITS, class_names_of, in_chunks, open_folder, records_of, unreadable
 from dualcl_jax.system.errors import UserError, first_line
 from dualcl_jax.system.files import reachable
 
-CHUNK = 1024  # records per read
 RESIZE = 'resize them to one and use data.name=npz, or choose another set'
 
 S = TypeVar('S', ArraySource, EncodedSource)
@@ -34,7 +33,7 @@ def load(data: Any, others: Sequence[str] = ()) -> Splits:
     examples that `data.limit` keeps are decoded. A set that declares no image size is decoded like a folder of images.
 
     Images are always decoded by Pillow, and the fingerprint is computed over the encoded bytes, so it does not depend
-    on the version of a decoder. Nothing in the folder is executed: see `dualcl_jax.data.images.tfds_features`.
+    on the version of a decoder. Nothing in the folder is executed: see `dualcl_jax.data.tfds_folder`.
 
     Args:
       data: the `data` part of the config.
@@ -145,34 +144,27 @@ def _check_image_feature(data: Any, builder: Any) -> None:
 
 def _read_split(data: Any, builder: Any, split: str, limit: int) -> ArraySource:
     """Decodes a split into memory."""
-    import tensorflow_datasets as tfds
-
-    features = dict(builder.info.features.items())
-    label = features.get('label')
-    class_names = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else None
-    mode = 'L' if features['image'].shape[-1] == 1 else 'RGB'
+    class_names = class_names_of(builder)
+    mode = 'L' if builder.info.features['image'].shape[-1] == 1 else 'RGB'
     encoded_digest = hashlib.sha256()
     pixels, labels = np.empty((0, 0, 0, 0), np.uint8), np.empty(0, np.int32)
     try:
-        records = builder.as_data_source(
-            split, decoders={'image': tfds.decode.SkipDecoding()}, file_format='array_record'
-        )
+        records = records_of(builder, split, 'image')
         indices = limit_indices(len(records), limit)
-        for start in range(0, len(indices), CHUNK):
-            for row, record in enumerate(records.__getitems__(indices[start : start + CHUNK].tolist()), start):
-                image = _decode(record['image'], mode)
-                if row == 0:
-                    pixels = np.empty((len(indices), *image.shape), np.uint8)
-                    labels = np.full(len(indices), -1, np.int32)
-                if image.shape != pixels.shape[1:]:
-                    shapes = f'{list(pixels.shape[1:3])} and {list(image.shape[:2])}'
-                    raise UserError(
-                        f'{_where(data)}: images of {split!r} have several sizes, {shapes} among them; {RESIZE}'
-                    )
-                pixels[row] = image
-                if class_names is not None:
-                    labels[row] = record['label']
-                encoded_digest.update(record['image'])
+        for row, record in enumerate(in_chunks(records, indices.tolist())):
+            image = _decode(record['image'], mode)
+            if row == 0:
+                pixels = np.empty((len(indices), *image.shape), np.uint8)
+                labels = np.full(len(indices), -1, np.int32)
+            if image.shape != pixels.shape[1:]:
+                shapes = f'{list(pixels.shape[1:3])} and {list(image.shape[:2])}'
+                raise UserError(
+                    f'{_where(data)}: images of {split!r} have several sizes, {shapes} among them; {RESIZE}'
+                )
+            pixels[row] = image
+            if class_names is not None:
+                labels[row] = record['label']
+            encoded_digest.update(record['image'])
     except (UserError, MemoryError):
         raise
     except Exception as error:  # array_record raises a bare RuntimeError, Pillow several kinds

@@ -13,15 +13,14 @@ import numpy as np
 from etils import epath
 
 from dualcl_jax.data.images.encoded import EncodedSource
-from dualcl_jax.data.images.tfds_features import open_folder, unreadable
 from dualcl_jax.data.run_cache import NO_CACHE, RunCache
 from dualcl_jax.data.source import fingerprint, limit_indices
+from dualcl_jax.data.tfds_folder import class_names_of, in_chunks, open_folder, records_of, unreadable
 from dualcl_jax.system.console import progress
 from dualcl_jax.system.errors import reason_of
 from dualcl_jax.system.files import BROKEN, absolute, cache_folder, replacing
 from dualcl_jax.system.processes.agreement import made_once
 
-CHUNK = 256
 THREADS = 32
 """How many shards are looked at at once. With 30 ms for a request, 1,024 shards on gs:// take 4 s; it was 362 s with 13
 requests for each, one after the other."""
@@ -64,10 +63,7 @@ def read_split(builder: Any, split: str, limit: int, stored_size: int, run_cache
 
     Of the processes of a run that have the same files, process 0 reads the labels.
     """
-    import tensorflow_datasets as tfds
-
-    label = dict(builder.info.features.items()).get('label')
-    class_names = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else None
+    class_names = class_names_of(builder)
     folder, count = str(builder.data_path), builder.info.splits[split].num_examples
     shards, times = _shards([epath.Path(path) for path in sorted(builder.info.splits[split].filepaths)])
     identity = hashlib.sha256(repr((builder.info.full_name, shards)).encode()).digest()
@@ -104,11 +100,7 @@ def _shards(paths: list[epath.Path]) -> tuple[list[tuple[str, int, str]], list[i
 @functools.lru_cache(maxsize=4)
 def _records(folder: str, split: str) -> Any:
     """The records of a split with encoded images, opened once per process."""
-    import tensorflow_datasets as tfds
-
-    decoders = {'image': tfds.decode.SkipDecoding()}
-    builder = open_folder(epath.Path(folder))
-    return builder.as_data_source(split, decoders=decoders, file_format='array_record')
+    return records_of(open_folder(epath.Path(folder)), split, 'image')
 
 
 def _labels_of(folder: str, split: str, count: int, key: str, run_cache: RunCache) -> np.ndarray:
@@ -169,11 +161,9 @@ def _read_labels(folder: str, split: str, count: int) -> np.ndarray:
     try:
         records = _records(folder, split)
         with progress(count, f'reading labels of {split}') as advance:
-            for start in range(0, count, CHUNK):
-                rows = range(start, min(start + CHUNK, count))
-                for row, record in zip(rows, records.__getitems__(list(rows)), strict=True):
-                    labels[row] = record['label']
-                    advance()
+            for row, record in enumerate(in_chunks(records, range(count))):
+                labels[row] = record['label']
+                advance()
     except Exception as error:  # array_record raises a bare RuntimeError
         raise unreadable(f'{folder}: the labels of {split}', error, 'prepare the set again') from error
     return labels

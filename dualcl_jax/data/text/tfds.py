@@ -6,13 +6,11 @@ from typing import Any
 
 from etils import epath
 
-from dualcl_jax.data.images.tfds_features import TEST_SPLITS, open_folder, unreadable
 from dualcl_jax.data.text.rows import NAMED, NOT_UTF8, Account, Columns, Row, checked, find
 from dualcl_jax.data.text.splits import choose_test
+from dualcl_jax.data.tfds_folder import TEST_SPLITS, in_chunks, open_folder, records_of, unreadable
 from dualcl_jax.system.errors import UserError
 
-CHUNK = 1024
-"""Records that are read at a time."""
 OTHER_SPLITS = 'other splits'
 
 
@@ -61,18 +59,16 @@ def read_splits(folder: epath.Path, columns: Columns, account: Account) -> dict[
 
 
 def _rows(builder: Any, split: str, columns: Columns, account: Account) -> Iterator[Row]:
-    records = builder.as_data_source(split, file_format='array_record')
+    records = records_of(builder, split)
     label = builder.info.features[columns.label] if columns.label else None
-    for start in range(0, len(records), CHUNK):
-        chosen = range(start, min(start + CHUNK, len(records)))
-        for row, record in zip(chosen, records.__getitems__(list(chosen)), strict=True):
-            values, place = [record[column] for column in columns.names], f'{split}:{row + 1}'
-            try:
-                values = [value.decode() if isinstance(value, bytes) else value for value in values]
-            except UnicodeDecodeError:
-                account.add(NOT_UTF8, place)
-                continue
-            if label is not None:
-                number = int(record[columns.label])
-                values.append(label.int2str(number) if number >= 0 else None)
-            yield from checked(values, place, columns, account)
+    for number, record in enumerate(in_chunks(records, range(len(records))), 1):
+        values, place = [record[column] for column in columns.names], f'{split}:{number}'
+        try:
+            values = [value.decode() if isinstance(value, bytes) else value for value in values]
+        except UnicodeDecodeError:
+            account.add(NOT_UTF8, place)
+            continue
+        if label is not None:
+            known = int(record[columns.label])
+            values.append(label.int2str(known) if known >= 0 else None)
+        yield from checked(values, place, columns, account)

@@ -1,4 +1,4 @@
-"""Opens prepared TFDS folders without importing the modules that their files name.
+"""Opens prepared TFDS folders without importing the modules that their files name, and reads their records.
 
 `features.json` names the class of each feature, and TFDS imports the module of a class that it does not know. A folder
 is therefore opened only if all its features are those of TFDS itself.
@@ -7,13 +7,15 @@ is therefore opened only if all its features are those of TFDS itself.
 import functools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from etils import epath
 
 from dualcl_jax.system.errors import RestartError, UserError, first_line, is_temporary
 
+CHUNK = 256
+"""Records that are read at a time. Encoded images may have megabytes."""
 TEST_SPLITS = ('test', 'validation')
 """Splits for testing, in the order of preference, if all of them or none have labels."""
 FILES = ('features.json', 'dataset_info.json')
@@ -37,6 +39,28 @@ def open_folder(folder: epath.Path) -> Any:
 
     check_features(folder)
     return tfds.builder_from_directory(folder)
+
+
+def class_names_of(builder: Any) -> tuple[str, ...] | None:
+    """The names of the classes that the feature 'label' of a builder stands for; None if it is of another kind."""
+    import tensorflow_datasets as tfds
+
+    label = dict(builder.info.features.items()).get('label')
+    return tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else None
+
+
+def records_of(builder: Any, split: str, *encoded: str) -> Any:
+    """The records of a split, in which the features `encoded` are not decoded."""
+    import tensorflow_datasets as tfds
+
+    decoders = dict.fromkeys(encoded, tfds.decode.SkipDecoding())
+    return builder.as_data_source(split, decoders=decoders, file_format='array_record')
+
+
+def in_chunks(records: Any, rows: Sequence[int]) -> Iterator[Any]:
+    """Yields the records at some rows, of which `CHUNK` are in memory at a time."""
+    for start in range(0, len(rows), CHUNK):
+        yield from records.__getitems__(list(rows[start : start + CHUNK]))
 
 
 def unreadable(what: str, error: Exception, remedy: str) -> UserError:
