@@ -83,16 +83,11 @@ def _write_split(folder: epath.Path, name: str, split: str, source: EncodedSourc
 def _write_metadata(
     folder: epath.Path, name: str, infos: list[dict[str, Any]], class_names: tuple[str, ...] | None
 ) -> None:
-    module = 'tensorflow_datasets.core.features'
-    shape = {'dimensions': ['-1', '-1', '3']}
-    features: dict[str, Any] = {
-        'image': {'pythonClassName': f'{module}.image_feature.Image', 'image': {'dtype': 'uint8', 'shape': shape}}
-    }
+    import tensorflow_datasets as tfds
+
+    features = {'image': tfds.features.Image()}
     if class_names is not None:
-        classes = {'numClasses': str(len(class_names))}
-        features['label'] = {'pythonClassName': f'{module}.class_label_feature.ClassLabel', 'classLabel': classes}
-        (folder / 'label.labels.txt').write_bytes(('\n'.join(class_names) + '\n').encode())
+        features['label'] = tfds.features.ClassLabel(names=class_names)
+    tfds.features.FeaturesDict(features).save_config(folder)
     info = {'name': name, 'version': VERSION, 'fileFormat': 'array_record', 'splits': infos}
     (folder / 'dataset_info.json').write_text(json.dumps(info, indent=2))
-    described = {'pythonClassName': f'{module}.features_dict.FeaturesDict', 'featuresDict': {'features': features}}
-    (folder / 'features.json').write_text(json.dumps(described, indent=2))
