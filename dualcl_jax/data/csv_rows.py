@@ -18,32 +18,6 @@ class RowError(Exception):
         self.problem, self.remedy = problem, remedy
 
 
-class _Lines:
-    """Lines for `csv.reader`.
-
-    Attributes:
-      number: the number of the last line, from 1.
-      taken: the lines since `taken` was last cleared.
-      ended: whether more lines were asked for than there are.
-    """
-
-    def __init__(self, lines: Iterable[str]) -> None:
-        self._lines = iter(lines)
-        self.number, self.taken, self.ended = 0, list[str](), False
-
-    def __iter__(self) -> '_Lines':
-        return self
-
-    def __next__(self) -> str:
-        line = next(self._lines, None)
-        if line is None:
-            self.ended = True
-            raise StopIteration
-        self.number += 1
-        self.taken.append(line)
-        return line
-
-
 def csv_rows(lines: Iterable[str], delimiter: str = ',') -> Iterator[tuple[int, list[str]]]:
     """Yields the number of the first line, from 1, and the values of each row.
 
@@ -58,16 +32,22 @@ def csv_rows(lines: Iterable[str], delimiter: str = ',') -> Iterator[tuple[int, 
     Raises:
       RowError: quotation marks are unbalanced, or a carriage return without a line feed is not in quotation marks.
     """
-    source = _Lines(lines)
-    rows = csv.reader(source, delimiter=delimiter)
+    number, taken, ended = 1, list[str](), False
+
+    def take() -> Iterator[str]:
+        nonlocal ended
+        for line in lines:
+            taken.append(line)
+            yield line
+        ended = True
+
+    rows = csv.reader(take(), delimiter=delimiter)
     while True:
-        number = source.number + 1
-        source.taken.clear()
         limit = csv.field_size_limit(sys.maxsize)  # of the whole process, so only for the time of a row
         try:
             row = next(rows, None)
-            if row is not None and (len(source.taken) > 1 or source.ended):
-                row = next(csv.reader(source.taken, delimiter=delimiter, strict=True))
+            if row is not None and (len(taken) > 1 or ended):
+                row = next(csv.reader(taken, delimiter=delimiter, strict=True))
         except csv.Error as error:
             raise _error(number, str(error)) from error
         finally:
@@ -75,6 +55,8 @@ def csv_rows(lines: Iterable[str], delimiter: str = ',') -> Iterator[tuple[int, 
         if row is None:
             return
         yield number, row
+        number += len(taken)
+        taken.clear()
 
 
 def _error(number: int, reason: str) -> RowError:

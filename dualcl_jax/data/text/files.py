@@ -191,43 +191,28 @@ def _read_csv(file: IO[bytes], name: str, columns: Columns, account: Account) ->
     return _read_table(_csv_rows(file, name), name, columns, account)
 
 
-class _CsvLines:
-    """The lines of a CSV file, with surrogates for wrong bytes.
-
-    Attributes:
-      number: the number of the last line, from 1.
-      size: the number of bytes of the lines since `size` was last set to 0.
-    """
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.number = self.size = 0
-
-    def __iter__(self) -> '_CsvLines':
-        return self
-
-    def __next__(self) -> str:
-        line = self._file.readline(LARGEST + 1)
-        if not line:
-            raise StopIteration
-        self.number += 1
-        self.size += len(line) - line.endswith(b'\n')
-        if self.size > LARGEST:
-            raise csv.Error(f'more than {LARGEST:,} bytes')
-        return line.decode(_codec(self.number, line), 'surrogateescape')
-
-
 def _csv_rows(file: IO[bytes], name: str) -> Iterator[_TableLine]:
     """Yields the rows of a CSV file, which have several lines if a quoted value has line breaks.
+
+    Bytes that are not UTF-8 become surrogates.
 
     Raises:
       UserError: quotation marks are unbalanced, so that rows cannot be told apart.
     """
-    lines = _CsvLines(file)
+    size = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal size
+        for number, line in enumerate(iter(lambda: file.readline(LARGEST + 1), b''), 1):
+            size += len(line) - line.endswith(b'\n')
+            if size > LARGEST:
+                raise csv.Error(f'more than {LARGEST:,} bytes')
+            yield line.decode(_codec(number, line), 'surrogateescape')
+
     try:
-        for number, values in csv_rows(lines):
-            yield _TableLine(number, lines.size, values)
-            lines.size = 0
+        for number, values in csv_rows(lines()):
+            yield _TableLine(number, size, values)
+            size = 0
     except RowError as error:
         raise UserError(
             f'data.path: {name}: {error.problem}\n'
