@@ -239,7 +239,7 @@ def _examples(request: Request, source: 'EncoderSource') -> 'Examples':
     """The examples with their names. What is left out is printed."""
     from dualcl_jax import data
     from dualcl_jax.data.describe import describe_data
-    from dualcl_jax.data.images.every import every_image
+    from dualcl_jax.data.images.folder import every_image
     from dualcl_jax.data.text.source import BETWEEN
     from dualcl_jax.data.text.source import KIND as TEXT
     from dualcl_jax.evaluators.embed_all import Examples

@@ -8,7 +8,7 @@ import tifffile
 from PIL import Image
 
 from dualcl_jax import data
-from dualcl_jax.data.images import every, npz, stored
+from dualcl_jax.data.images import folder, npz, stored
 from dualcl_jax.data.images.crops import CropRecipe
 from dualcl_jax.data.images.decode import TURNED, Box, UnusableError
 from dualcl_jax.data.images.encoded import EncodedSource
@@ -249,7 +249,7 @@ def test_mistakes_of_a_folder(tmp_path):
 
 def test_every_image(tmp_path):
     root = write_scenes(tmp_path / 'images', '.tif', 6)
-    found = every.every_image(folder_config(root, channels=5, stored_size=20))
+    found = folder.every_image(folder_config(root, channels=5, stored_size=20))
     assert found.source.examples(np.arange(6)).dtype == np.uint16
     assert found.source.display(np.arange(1)) == ['forest/1.tif']
 

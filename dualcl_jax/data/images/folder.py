@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -85,6 +85,13 @@ class _Chosen:
     unmatched: Sequence[str]
 
 
+class Everything(NamedTuple):
+    """Examples; and `skipped`, the names of the files that cannot be read as images, with the reason."""
+
+    source: EncodedSource
+    skipped: list[str]
+
+
 def load(data: Any) -> Splits:
     """Loads the images of the folder `data.path`, by `data.labels`, `.test_fraction`, `.limit` and the other fields.
 
@@ -101,13 +108,7 @@ def load(data: Any) -> Splits:
 
 def load_encoded(data: Any) -> tuple[EncodedSource, EncodedSource | None]:
     """Loads a folder as `load` does, but decodes no image."""
-    if '://' in data.path:
-        raise UserError(f'data.path={data.path}: must be a local folder; copy it, or mount it')
-    if not data.path:
-        raise UserError('data.path is empty: with data.name=folder, set it to a folder of images')
-    index = open_index(os.path.expanduser(data.path), data.channels, run_cache_of(data))
-    check_usable(data.path, index, max_skipped=data.max_skipped, channels=data.channels)
-    chosen = _choose(data, index)
+    chosen = _choose(data, _open(data, data.max_skipped))
     index, rows, labels = chosen.index, chosen.rows, chosen.labels.labels
     in_test = chosen.roles == TEST
     held_out = chosen.layout.test is None and chosen.labels.names is not None and data.test_fraction > 0
@@ -120,7 +121,7 @@ def load_encoded(data: Any) -> tuple[EncodedSource, EncodedSource | None]:
             'lower data.test_fraction'
         )
     kept = kept[limit_indices(len(kept), data.limit)]
-    size, names, pixels = stored_size(data), displayed(chosen.labels.names), pixels_of(data, index, rows)
+    size, names, pixels = stored_size(data), displayed(chosen.labels.names), _pixels_of(data, index, rows)
     labels_of = {'train': labels[kept], 'test': labels[in_test]}
     report = index.report() | {
         'splits': _splits_report(chosen, labels_of, data.test_fraction if held_out else 0.0),
@@ -146,7 +147,43 @@ def load_encoded(data: Any) -> tuple[EncodedSource, EncodedSource | None]:
     return source(kept), source(np.flatnonzero(in_test)) if in_test.any() else None
 
 
-def pixels_of(data: Any, index: Index, rows: np.ndarray) -> Pixels:
+def every_image(data: Any) -> Everything:
+    """Lists the usable images of the folder `data.path`, copies included: for features, not for training.
+
+    They are in the order of their paths, with labels, without splits.
+
+    Args:
+      data: the `data` part of a config, of which `path`, `labels`, the columns of a table, `image_size`,
+        `stored_size` and `channels` are used.
+
+    Raises:
+      UserError: there is no such folder, it has no images, or the labels do not fit.
+    """
+    index = _open(data, max_skipped=1.0)
+    rows = index.usable()
+    labels = _splits_and_labels(data, index, rows)[1]
+    size, class_names = stored_size(data), displayed(labels.names)
+    pixels = _pixels_of(data, index, rows)
+    how = b'as stored' if pixels.as_stored else b''
+    shape = (size, size, pixels.channels)
+    digest = fingerprint('every', shape, class_names, labels.labels, index.digests[rows], how)
+    source = EncodedSource('folder', IndexedFiles(index, rows), labels.labels, size, class_names, digest, pixels=pixels)
+    skipped = [f'{index.shown(row)} ({index.notes[row]})' for row in np.flatnonzero(index.outcomes == SKIPPED).tolist()]
+    return Everything(source, skipped)
+
+
+def _open(data: Any, max_skipped: float) -> Index:
+    """Opens the index of the folder `data.path`. Raises as `load` does, except for labels."""
+    if '://' in data.path:
+        raise UserError(f'data.path={data.path}: must be a local folder; copy it, or mount it')
+    if not data.path:
+        raise UserError('data.path is empty: with data.name=folder, set it to a folder of images')
+    index = open_index(os.path.expanduser(data.path), data.channels, run_cache_of(data))
+    _check_usable(data, index, max_skipped)
+    return index
+
+
+def _pixels_of(data: Any, index: Index, rows: np.ndarray) -> Pixels:
     """Determines from `data.channels` how the images at `rows` are read.
 
     Raises:
@@ -162,10 +199,8 @@ def pixels_of(data: Any, index: Index, rows: np.ndarray) -> Pixels:
     return Pixels(data.channels, types[0], as_stored=True)
 
 
-def check_usable(path: str, index: Index, *, max_skipped: float, channels: int = 0) -> None:
-    """Checks that the folder `path` has images, and that at most a share `max_skipped` of them cannot be used.
-
-    `channels` is the number with which the index was opened.
+def _check_usable(data: Any, index: Index, max_skipped: float) -> None:
+    """Checks that the folder `data.path` has images, and that at most a share `max_skipped` of them cannot be used.
 
     Raises:
       UserError: the folder has none, too many of them cannot be used, or most are of formats that cannot be read.
@@ -176,13 +211,13 @@ def check_usable(path: str, index: Index, *, max_skipped: float, channels: int =
     passing = [row for row in skipped.tolist() if is_passing(index.notes[row])]
     if passing and (not used or share > max_skipped):
         named = listed((f'{index.shown(row)} {index.notes[row]}' for row in passing[:3]), len(passing), separator='; ')
-        raise RestartError(f'data.path={path}: {named}\nrun the same command again')
+        raise RestartError(f'data.path={data.path}: {named}\nrun the same command again')
     first = (f'{index.shown(row)} ({index.notes[row]})' for row in skipped[:3].tolist())
     named = listed(first, len(skipped), separator='; ')
-    hint = '' if channels else _hint(index)
+    hint = '' if data.channels else _hint(index)
     if used and share > max_skipped:
         raise UserError(
-            f'data.path={path}: {len(skipped):,} of {used + len(skipped):,} images cannot be used, more than '
+            f'data.path={data.path}: {len(skipped):,} of {used + len(skipped):,} images cannot be used, more than '
             f'config.data.max_skipped={max_skipped:g} of them\n{named}\n'
             f'repair or remove them, or raise that share; data_report.json then names them all{hint}'
         )
@@ -191,13 +226,13 @@ def check_usable(path: str, index: Index, *, max_skipped: float, channels: int =
         found = ', '.join(f'{(index.outcomes == code).sum():,} {OUTCOMES[code]}' for code in (SKIPPED, IGNORED))
         kinds_found = _reasons(index, np.flatnonzero(index.outcomes == IGNORED))
         raise UserError(
-            f'data.path={path}: no image of at least {MIN_SIDE} pixels a side in it ({found})'
+            f'data.path={data.path}: no image of at least {MIN_SIDE} pixels a side in it ({found})'
             + (f'\n{named}' if named else '')
             + (f'\n{kinds_found}{hint}' if kinds_found else hint)
         )
     if len(others) > used:
         raise UserError(
-            f'data.path={path}: most of its images are in formats that cannot be read\n'
+            f'data.path={data.path}: most of its images are in formats that cannot be read\n'
             f'{_reasons(index, others)}; {used:,} can be used\n'
             'convert them to JPEG, PNG or TIFF, or move them elsewhere'
         )
@@ -229,7 +264,7 @@ def _reasons(index: Index, rows: np.ndarray) -> str:
 def _choose(data: Any, index: Index) -> _Chosen:
     """Chooses the splits, the labels, and the images that neither leaves out."""
     rows = index.usable()
-    layout, labels, table = splits_and_labels(data, index, rows)
+    layout, labels, table = _splits_and_labels(data, index, rows)
     roles = layout.roles[index.folder_of[rows]]
     taken = ((roles == TRAIN) | (roles == TEST)) & ~labels.stray
     groups = {'beside the folders of classes': rows[labels.stray]}
@@ -251,7 +286,7 @@ def _choose(data: Any, index: Index) -> _Chosen:
     return _Chosen(index, layout, rows[kept], roles[kept], kept_labels, groups, unmatched)
 
 
-def splits_and_labels(data: Any, index: Index, rows: np.ndarray) -> tuple[Layout, Labels, TableLabels | None]:
+def _splits_and_labels(data: Any, index: Index, rows: np.ndarray) -> tuple[Layout, Labels, TableLabels | None]:
     """Finds the splits, the labels by folders or by a table, and that table."""
     counts = np.bincount(index.folder_of[rows], minlength=len(index.folders))
     if data.labels == 'none':
