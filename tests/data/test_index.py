@@ -185,12 +185,12 @@ def test_only_files_that_could_not_be_read_are_examined_again(images, monkeypatc
     monkeypatch.setattr(index, 'examine_file', examine)
     assert index_cache.open_index(str(images)).report()['duplicate'] == 0
     assert len(attempts) == 20
-    monkeypatch.setattr(index, 'scan', None)
     for _ in range(2):
         found = index_cache.open_index(str(images)).report()
     assert found == expected
     assert found['duplicate'] == 1
     assert attempts[20:] == [str(unread)] * 2
+    monkeypatch.setattr(index, 'scan', None)
     assert index_cache.open_index(str(images)).report() == expected
     assert len(attempts) == 22
 

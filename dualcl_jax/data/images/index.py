@@ -115,13 +115,13 @@ class Index:
     def is_fresh(self, *, retry: bool = True) -> bool:
         """Whether the folder is unchanged since it was examined, by the checks that the module describes.
 
-        `retry`: whether a link or a folder that has become readable counts as a change.
+        `retry`: whether what could not be read, and may be now, counts as a change.
         """
         try:
             for folder, known in zip(self.folders, self.folder_times.tolist(), strict=True):
                 if os.stat(os.path.join(self.root, folder)).st_mtime_ns != known:
                     return False
-            if retry and any(self.sizes[row] < 0 for row in self.unread()):
+            if retry and any(self._may_be_read(row) for row in np.flatnonzero(self.outcomes == SKIPPED).tolist()):
                 return False
             if len(self) <= FULL_CHECK:
                 for row in np.flatnonzero(self.sizes >= 0).tolist():
@@ -136,15 +136,11 @@ class Index:
         """The rows of the files that can be used, with duplicates, int32 [n]."""
         return np.flatnonzero((self.outcomes == USED) | (self.outcomes == DUPLICATE)).astype(np.int32)
 
-    def unread(self) -> list[int]:
-        """The rows of what could not be read but may be now: files and, with sizes below 0, links and folders."""
-        rows = []
-        for row in np.flatnonzero(self.outcomes == SKIPPED).tolist():
-            note = self.notes[row]
-            unread = note.startswith(UNREAD) or (self.sizes[row] < 0 and not note.startswith(SPECIAL))
-            if unread and os.access(os.path.join(self.root, self.path(row)), os.R_OK):
-                rows.append(row)
-        return rows
+    def _may_be_read(self, row: int) -> bool:
+        """Whether a skipped file, link or folder could not be read, and may be now."""
+        note = self.notes[row]
+        unread = note.startswith(UNREAD) or (self.sizes[row] < 0 and not note.startswith(SPECIAL))
+        return unread and os.access(os.path.join(self.root, self.path(row)), os.R_OK)
 
     def is_current_for(self, row: int, entry: Entry) -> bool:
         """Whether the finding at `row` holds for a file of the same path as it is now."""
@@ -173,7 +169,7 @@ class Index:
 
 
 def examine_all(root: str, known: Index | None, channels: int, save: Callable[[Index], None] | None = None) -> Index:
-    """Lists the files below a folder, and examines those that `known` lacks or that have changed since.
+    """Lists the files below a folder, and examines those that `known` lacks or could not read, or that have changed.
 
     Args:
       root: the folder.
@@ -239,44 +235,12 @@ def _index(
         np.cumsum([len(entry.name) for entry, _ in found], dtype=np.int64),
         np.array([entry.size for entry, _ in found], np.int64),
         np.array([entry.time for entry, _ in found], np.int64),
-        np.array([finding[2:4] for _, finding in found], np.int32).reshape(-1, 2),
+        np.array([(finding.height, finding.width) for _, finding in found], np.int32).reshape(-1, 2),
         np.array([finding.outcome for _, finding in found], np.uint8),
         np.array([finding.conversions for _, finding in found], np.uint16),
         np.frombuffer(b''.join(finding.digest for _, finding in found), np.uint8).reshape(-1, 16),
         {row: finding.note for row, (_, finding) in enumerate(found) if finding.note},
     )
-
-
-def examine_unread(index: Index, channels: int) -> Index:
-    """Examines again the files that could not be read. Returns `index` itself if the findings are the same."""
-
-    def find(row: int) -> tuple[int, Entry, Finding] | None:
-        path = os.path.join(index.root, index.path(row))
-        try:
-            now = os.stat(path)
-        except OSError:
-            return None
-        entry = Entry(int(index.folder_of[row]), index.name(row), now.st_size, now.st_mtime_ns)
-        finding = examine_file(path, entry, channels)
-        return (row, entry, finding) if finding.note != index.notes[row] else None
-
-    with ThreadPoolExecutor(available_cores()) as threads:
-        changed = [found for found in threads.map(find, index.unread()) if found]
-    if not changed:
-        return index
-    arrays = {name: value.copy() for name, value in vars(index).items() if isinstance(value, np.ndarray)}
-    index = Index(index.root, index.folders, **arrays, notes=dict(index.notes))
-    for row, entry, finding in changed:
-        index.sizes[row], index.times[row] = entry.size, entry.time
-        index.shapes[row], index.digests[row] = finding[2:4], np.frombuffer(finding.digest, np.uint8)
-        index.outcomes[row], index.conversions[row] = finding.outcome, finding.conversions
-        index.notes[row] = finding.note
-    used = index.usable()
-    for row in used.tolist():
-        index.notes.pop(row, None)
-    index.outcomes[used] = USED
-    mark_duplicates(index, used)
-    return index
 
 
 def mark_duplicates(index: Index, rows: np.ndarray) -> None:

@@ -20,7 +20,7 @@ import PIL
 import simplejpeg
 
 from dualcl_jax.data.images import stored
-from dualcl_jax.data.images.index import Index, examine_all, examine_unread
+from dualcl_jax.data.images.index import Index, examine_all
 from dualcl_jax.data.run_cache import NO_CACHE, RunCache
 from dualcl_jax.system.errors import UserError, reason_of
 from dualcl_jax.system.files import BROKEN, cache_folder, locked, replacing
@@ -52,7 +52,7 @@ def open_index(root: str, channels: int = 0, run_cache: RunCache = NO_CACHE) -> 
     def own() -> Index:
         kept = _kept(run_cache, name, root)
         index = _own_index(root, cache, channels, kept, save)
-        if index is not kept:
+        if kept is None or not _same(index, kept):
             save(index)
         return index
 
@@ -61,7 +61,7 @@ def open_index(root: str, channels: int = 0, run_cache: RunCache = NO_CACHE) -> 
 
     def fresh() -> Index | None:
         known = _load(cache, root)
-        return known if known is not None and known.is_fresh() and not known.unread() else None
+        return known if known is not None and known.is_fresh() else None
 
     def take() -> Index | None:
         index = _kept(run_cache, name, root)
@@ -94,8 +94,8 @@ def _own_index(
     """
     with _locked(cache) as writable:
         cached = _load(cache, root)
-        found = [index for index in (other, cached) if index is not None]
-        known = next((index for index in found if index.is_fresh()), None)
+        found = [known for known in (other, cached) if known is not None]
+        index = next((known for known in found if known.is_fresh()), None)
 
         def save_part(index: Index) -> None:
             if writable:
@@ -103,9 +103,7 @@ def _own_index(
             if save:
                 save(index)
 
-        if known is not None:
-            index = examine_unread(known, channels)
-        else:
+        if index is None:
             index = examine_all(root, max(found, key=len, default=None), channels, save_part)
         if writable and (cached is None or not _same(index, cached)):
             _try_to_save(index, cache)
