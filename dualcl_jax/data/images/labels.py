@@ -111,14 +111,11 @@ def folder_labels(data: Any, index: Index, rows: np.ndarray, layout: Layout) -> 
         depth = layout.depths[int(layout.roles[number] == TEST)]
         class_of[number] = parts[depth] if len(parts) > depth else ''
 
-    def names_in(role: int) -> set[str]:
-        return {class_of[number] for number in np.unique(folder_of[roles == role]).tolist()} - {''}
-
-    def is_class(name: str) -> bool:
-        return name.lower() not in UNLABELLED_NAMES
-
-    train, test = set(filter(is_class, names_in(TRAIN))), set(filter(is_class, names_in(TEST)))
-    where = f'{shown(index.root)}' if not layout.train else f'{shown(layout.train)}/'
+    classes = {name for name in class_of if name and name.lower() not in UNLABELLED_NAMES}
+    train, test = (
+        {class_of[number] for number in set(folder_of[roles == role].tolist())} & classes for role in (TRAIN, TEST)
+    )
+    where = shown(index.root) if not layout.train else f'{shown(layout.train)}/'
     if data.labels == 'subfolders' and not train:
         raise UserError(f'data.labels=subfolders: {data.path} has no images in subfolders; use none, or a CSV file')
     tested = test if test & train else set()
