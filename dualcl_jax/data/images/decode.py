@@ -34,33 +34,42 @@ MIN_SIDE = 8
 """The smallest side of an image that is used, in pixels."""
 ORIENTATION = 0x0112  # EXIF
 
-CONVERSIONS = (
-    'first frame of an animation',
-    'first of several pages',
-    'upper 8 of 16 bits',
-    'CMYK to RGB',
-    'palette to RGB',
-    'transparency laid over white',
-    'gray to RGB',
-    'turned upright by its EXIF orientation',
-    'decoded in spite of small errors in its data',
-    'scaled from the fewer than 16 bits that it uses',
-    'inverted, since its smallest value is white',
-    'its EXIF orientation is beyond the first 64 KiB',
-    'as 8 bits, by its largest value',
-    'as 12 bits, by its largest value',
-)
-"""The conversions of images that are used; the i-th is bit i of `Facts.conversions`."""
-CONVERTED = (1 << len(CONVERSIONS)) - 1
 ANIMATED, PAGES, SIXTEEN_BIT, CMYK, PALETTE, ALPHA, GRAY, TURNED, TOLERATED, SCALED, INVERTED, LATE, AS_8, AS_12 = (
-    1 << i for i in range(len(CONVERSIONS))
+    1 << bit for bit in range(14)
 )
+CONVERSIONS = {
+    ANIMATED: 'first frame of an animation',
+    PAGES: 'first of several pages',
+    SIXTEEN_BIT: 'upper 8 of 16 bits',
+    CMYK: 'CMYK to RGB',
+    PALETTE: 'palette to RGB',
+    ALPHA: 'transparency laid over white',
+    GRAY: 'gray to RGB',
+    TURNED: 'turned upright by its EXIF orientation',
+    TOLERATED: 'decoded in spite of small errors in its data',
+    SCALED: 'scaled from the fewer than 16 bits that it uses',
+    INVERTED: 'inverted, since its smallest value is white',
+    LATE: 'its EXIF orientation is beyond the first 64 KiB',
+    AS_8: 'as 8 bits, by its largest value',
+    AS_12: 'as 12 bits, by its largest value',
+}
+"""The conversions of images that are used, by their bits of `Facts.conversions`."""
+CONVERTED = sum(CONVERSIONS)
 EXIF, EARLY = b'Exif\0\0', 1 << 16
 """How EXIF begins, and the bytes of a JPEG in which earlier versions looked for it."""
 PNG = b'\x89PNG\r\n\x1a\n'
 PNG_TEXTS = (b'tEXt', b'zTXt', b'iTXt', b'iCCP')
 """Chunks that do not change the pixels here."""
 FEWEST_LEVELS = 16
+
+SIGNED = '32-bit or signed pixels, whose range is unknown; write 8 or 16 bits'
+FEW_BITS = 'colours that use few of their 16 bits: the upper 8 hold nothing; write 8 bits'
+NO_TRANSPARENCY = (
+    'a last channel that is declared as transparency, with most pixels neither clear nor opaque; '
+    'write the channels that matter'
+)
+UNCONVERTED = (tiff.CHANNELS, tiff.FLOATING, SIGNED, FEW_BITS, NO_TRANSPARENCY)
+"""Why images are unusable that may be read as they are stored."""
 
 
 class UnusableError(Exception):
@@ -273,7 +282,7 @@ def _depth(format: str | None, encoded: bytes) -> Depth:
 def _to_rgb(image: Image.Image, depth: Depth) -> tuple[np.ndarray, int]:
     """Converts an image to RGB with `CONVERSIONS`."""
     if image.mode == 'F':
-        raise UnusableError('floating-point pixels, whose range is unknown; write 8 or 16 bits')
+        raise UnusableError(tiff.FLOATING)
     if image.mode[0] == 'I':
         return _from_integers(np.asarray(image), depth)
     conversions = {'CMYK': CMYK, 'P': PALETTE, 'L': GRAY, 'LA': GRAY, '1': GRAY}.get(image.mode, 0)
@@ -286,7 +295,7 @@ def _to_rgb(image: Image.Image, depth: Depth) -> tuple[np.ndarray, int]:
     pixels = np.asarray(image.convert('RGB'))
     if depth.stored == 16:  # Pillow reads colours as the upper 8
         if pixels.max() < FEWEST_LEVELS:
-            raise UnusableError('colours that use few of their 16 bits: the upper 8 hold nothing; write 8 bits')
+            raise UnusableError(FEW_BITS)
         conversions |= SIXTEEN_BIT
     return pixels, conversions
 
@@ -295,7 +304,7 @@ def _from_integers(values: np.ndarray, depth: Depth) -> tuple[np.ndarray, int]:
     """Converts gray values [H, W] of more than 8 bits to RGB with `CONVERSIONS`."""
     largest = int(values.max())
     if values.min() < 0 or largest > 65535:
-        raise UnusableError('32-bit or signed pixels, whose range is unknown; write 8 or 16 bits')
+        raise UnusableError(SIGNED)
     declared = depth.declared
     used = declared if 8 <= declared <= 16 and largest >> declared == 0 else 0
     guessed = 0
@@ -312,10 +321,7 @@ def _from_integers(values: np.ndarray, depth: Depth) -> tuple[np.ndarray, int]:
 def _check_alpha(alpha: np.ndarray) -> None:
     """Refuses a last channel that a file declares as transparency and that holds something else, such as infrared."""
     if np.mean((alpha == 0) | (alpha == 255)) < 0.5:
-        raise UnusableError(
-            'a last channel that is declared as transparency, with most pixels neither clear nor opaque; '
-            'write the channels that matter'
-        )
+        raise UnusableError(NO_TRANSPARENCY)
 
 
 def check_size(height: int, width: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dualcl_jax.data.images import account, kinds, stored
-from dualcl_jax.data.images.decode import INVERTED, LATE, MIN_SIDE, SCALED
+from dualcl_jax.data.images.decode import INVERTED, LATE, MIN_SIDE, SCALED, UNCONVERTED
 from dualcl_jax.data.images.display import shown
 from dualcl_jax.data.images.encoded import RGB, EncodedSource, Pixels, in_memory_if_small, stored_size
 from dualcl_jax.data.images.index import LISTED, Index, copies, mark_duplicates
@@ -240,8 +240,7 @@ def _check_usable(data: Any, index: Index, max_skipped: float) -> None:
 
 def _hint(index: Index) -> str:
     """A hint on how to read images that are left out for their channels or types; empty if there are none."""
-    unconverted = ('NumPy array', 'channels', 'floating-point', 'signed', 'declared as transparency', 'few of their 16')
-    found = any(word in note for note in index.notes.values() for word in unconverted)
+    found = any(reason in note for note in index.notes.values() for reason in (kinds.ARRAY, *UNCONVERTED))
     return '; data.channels=C reads images of C channels as they are stored' if found else ''
 
 

@@ -263,4 +263,4 @@ def copies(index: Index, rows: np.ndarray) -> dict[int, int]:
 
 
 def _conversions(bits: int) -> str:
-    return ', '.join(name for bit, name in enumerate(CONVERSIONS) if bits >> bit & 1)
+    return ', '.join(name for bit, name in CONVERSIONS.items() if bits & bit)

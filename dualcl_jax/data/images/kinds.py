@@ -18,7 +18,7 @@ THUMBNAIL_FOLDERS = ('@eadir', '__macosx', '#recycle', '@recycle', '$recycle.bin
 """Folders in which servers and systems keep copies, in lower case. Hidden ones such as .thumbnails are left out too."""
 THUMBNAIL_SUFFIXES = ('.thm',)
 
-RAW = 'raw camera file'
+RAW, ARRAY = 'raw camera file', 'NumPy array'
 RAW_SUFFIXES = (
     *('.3fr', '.arw', '.cr2', '.cr3', '.crw', '.dcr', '.dng', '.erf', '.fff', '.gpr', '.iiq', '.k25', '.kdc', '.mef'),
     *('.mos', '.mrw', '.nef', '.nrw', '.orf', '.pef', '.raf', '.raw', '.rw2', '.rwl', '.sr2', '.srf', '.srw', '.x3f'),
@@ -41,7 +41,7 @@ class Foreign(NamedTuple):
 
 _HEIC, _AVIF = Foreign('HEIC image', True, True), Foreign('AVIF image', True, True)
 _RAW, _DICOM, _JXL = Foreign(RAW, True), Foreign('DICOM file', True), Foreign('JPEG XL image', True)
-_VIDEO, _ARRAY, _ARCHIVE = Foreign('video'), Foreign('NumPy array'), Foreign('archive')
+_VIDEO, _ARRAY, _ARCHIVE = Foreign('video'), Foreign(ARRAY), Foreign('archive')
 _PHOTOSHOP, _EXR, _FITS = Foreign('Photoshop file', True), Foreign('OpenEXR image', True), Foreign('FITS file', True)
 _HDF5, _PARQUET, _TABLE = Foreign('HDF5 file'), Foreign('parquet file'), Foreign('table')
 

@@ -10,6 +10,9 @@ Directory = Mapping[int, tuple[int, ...]]
 SUBFILE_TYPE, WIDTH, HEIGHT, BITS, PHOTOMETRIC, SAMPLES, MAX_VALUE = 254, 256, 257, 258, 262, 277, 281
 SUB_DIRECTORIES, EXTRA_SAMPLES, SAMPLE_FORMAT, DNG_VERSION = 330, 338, 339, 50706
 
+CHANNELS = 'channels: only 1 or 3, and transparency, can be used; write those that matter'
+FLOATING = 'floating-point pixels, whose range is unknown; write 8 or 16 bits'
+
 _COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 4: 1, 5: 4, 6: 3, 8: 3, 9: 3, 10: 3}
 """Channels of a photometric interpretation."""
 _MOSAIC = (32803, 34892)  # photometric interpretations of raw files
@@ -73,9 +76,9 @@ def refusal(encoded: bytes) -> str:
     extra, kinds = page.get(EXTRA_SAMPLES, ()), page.get(SAMPLE_FORMAT, (1,))
     colours = _COLOURS.get(page.get(PHOTOMETRIC, (-1,))[0], samples)
     if samples > colours + (extra[:1] in ((1,), (2,))):
-        return f'{samples} channels: only 1 or 3, and transparency, can be used; write those that matter'
+        return f'{samples} {CHANNELS}'
     if 3 in kinds:
-        return 'floating-point pixels, whose range is unknown; write 8 or 16 bits'
+        return FLOATING
     if bits > 16:
         return f'{bits}-bit pixels, whose range is unknown; write 8 or 16 bits'
     if 2 in kinds and bits == 8:
