@@ -216,10 +216,11 @@ def _decode_jpeg(encoded: bytes, height: int, width: int, divisor: int) -> np.nd
 
 def _decode_with_pillow(encoded: bytes) -> tuple[np.ndarray, int]:
     """Decodes an image to upright RGB, and returns its `CONVERSIONS`."""
-    if tiff.is_tiff(encoded) and (reason := tiff.refusal(encoded)):
-        raise UnusableError(reason)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
+        page = tiff.read_directory(encoded) if tiff.is_tiff(encoded) else {}
+        if page and (reason := tiff.refusal(encoded, page)):
+            raise UnusableError(reason)
         with open_image(encoded) as image:
             check_size(image.height, image.width)
             conversions = 0
@@ -228,7 +229,7 @@ def _decode_with_pillow(encoded: bytes) -> tuple[np.ndarray, int]:
                 image.seek(0)
             image.load()
             orientation = orientation_of(image)
-            pixels, more = _to_rgb(image, _depth(image.format, encoded))
+            pixels, more = _to_rgb(image, _depth(image.format, encoded, page))
     return turn(pixels, orientation), conversions | more | (TURNED if orientation > 1 else 0)
 
 
@@ -266,9 +267,10 @@ class Depth(NamedTuple):
     inverted: bool = False
 
 
-def _depth(format: str | None, encoded: bytes) -> Depth:
+def _depth(format: str | None, encoded: bytes, page: tiff.Directory) -> Depth:
+    """The depth of an image; `page` is the directory of a TIFF."""
     if format == 'TIFF':
-        return Depth(*tiff.depth(encoded), tiff.white_is_zero(encoded))
+        return Depth(*tiff.depth(page), tiff.white_is_zero(page))
     if format == 'PNG' and encoded[24] == 16:
         for kind, chunk in _png_chunks(encoded):
             if kind == b'sBIT':
