@@ -86,7 +86,8 @@ def read_rows(path: epath.Path, columns: Columns, account: Account) -> Iterator[
                 else:
                     account.add(EMPTY, path.name)
     except _EncodingError as error:
-        raise UserError(f'data.path={path}: is {error}; convert it to UTF-8: iconv -f {error} -t utf-8') from error
+        remedy = f'convert it to UTF-8: iconv -f {error} -t utf-8 FILE >NEW'
+        raise UserError(f'data.path={path}: is {error}; {remedy}') from error
     except (OSError, EOFError, zlib.error) as error:
         reason = reason_of(error)
         raise UserError(f'data.path={path}: cannot be read ({reason}); restore the file') from error
