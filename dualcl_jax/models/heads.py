@@ -12,61 +12,69 @@ from dualcl_jax.models.layers import Dense, relu
 from dualcl_jax.system.errors import UserError
 
 
-def identity(
-    x: jax.Array, *, dim: int, hidden: int, dtype: Any, norm: Callable[..., nn.Module], train: bool
-) -> jax.Array:
+class Head(nn.Module):
+    """Features float32 [N, F] to float32 [N, dim], not normalised.
+
+    Attributes:
+      compute: a value of `PROJECTIONS` or `PREDICTORS`.
+      dim: length of the result.
+      hidden: width of the inner layers of MoCo v3's kinds.
+      norm: makes a normalisation layer from `name`, for the kinds that use one.
+      dtype: the dtype of the computation.
+    """
+
+    compute: Callable[['Head', jax.Array, bool], jax.Array]
+    dim: int
+    hidden: int
+    norm: Callable[..., nn.Module]
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: jax.Array, *, train: bool) -> jax.Array:
+        return self.compute(self, features.astype(self.dtype), train).astype(jnp.float32)
+
+
+def identity(head: Head, x: jax.Array, train: bool) -> jax.Array:
     """Returns the features [N, F] without a projection; F must be `dim`.
 
     Raises:
       UserError: F is not `dim`.
     """
-    if x.shape[-1] != dim:
+    if x.shape[-1] != head.dim:
         raise UserError(
-            f'config.model.dim={dim}: without a projection it is the number of features; set it to {x.shape[-1]}, or '
-            'choose another model.projection'
+            f'config.model.dim={head.dim}: without a projection it is the number of features; set it to '
+            f'{x.shape[-1]}, or choose another model.projection'
         )
     return x
 
 
-def linear(
-    x: jax.Array, *, dim: int, hidden: int, dtype: Any, norm: Callable[..., nn.Module], train: bool
-) -> jax.Array:
+def linear(head: Head, x: jax.Array, train: bool) -> jax.Array:
     """One dense layer with bias, [N, F] to [N, dim] (MoCo, arXiv 1911.05722)."""
-    return Dense(dim, dtype=dtype, name='fc')(x)
+    return Dense(head.dim, dtype=head.dtype, name='fc')(x)
 
 
-def tanh(x: jax.Array, *, dim: int, hidden: int, dtype: Any, norm: Callable[..., nn.Module], train: bool) -> jax.Array:
+def tanh(head: Head, x: jax.Array, train: bool) -> jax.Array:
     """`linear`, then tanh, computed in float32 (SimCSE, arXiv 2104.08821, its published code)."""
-    return jnp.tanh(Dense(dim, dtype=dtype, name='fc')(x).astype(jnp.float32))
+    return jnp.tanh(linear(head, x, train).astype(jnp.float32))
 
 
-def mlp(x: jax.Array, *, dim: int, hidden: int, dtype: Any, norm: Callable[..., nn.Module], train: bool) -> jax.Array:
+def mlp(head: Head, x: jax.Array, train: bool) -> jax.Array:
     """A hidden layer as wide as the features, ReLU, then `linear` (MoCo v2, arXiv 2003.04297)."""
-    x = relu(Dense(x.shape[-1], dtype=dtype, name='fc_0')(x))
-    return Dense(dim, dtype=dtype, name='fc_2')(x)
+    x = relu(Dense(x.shape[-1], dtype=head.dtype, name='fc_0')(x))
+    return Dense(head.dim, dtype=head.dtype, name='fc_2')(x)
 
 
-def mlp_bn(
-    x: jax.Array,
-    *,
-    layers: int,
-    last_bn: bool,
-    dim: int,
-    hidden: int,
-    dtype: Any,
-    norm: Callable[..., nn.Module],
-    train: bool,
-) -> jax.Array:
+def mlp_bn(head: Head, x: jax.Array, train: bool, *, layers: int, last_bn: bool) -> jax.Array:
     """MoCo v3's perceptron (arXiv 2104.02057, §A): dense layers without bias, each followed by batch normalisation.
 
     The inner layers are `hidden` wide and end in ReLU. The last layer is normalised, without scale and bias, only if
     `last_bn`.
     """
     for layer in range(layers - 1):
-        x = Dense(hidden, dtype=dtype, name=f'fc_{layer}', use_bias=False)(x)
-        x = relu(norm(name=f'bn_{layer}')(x, train=train))
-    x = Dense(dim, dtype=dtype, name=f'fc_{layers - 1}', use_bias=False)(x)
-    return norm(name=f'bn_{layers - 1}', affine=False)(x, train=train) if last_bn else x
+        x = Dense(head.hidden, dtype=head.dtype, name=f'fc_{layer}', use_bias=False)(x)
+        x = relu(head.norm(name=f'bn_{layer}')(x, train=train))
+    x = Dense(head.dim, dtype=head.dtype, name=f'fc_{layers - 1}', use_bias=False)(x)
+    return head.norm(name=f'bn_{layers - 1}', affine=False)(x, train=train) if last_bn else x
 
 
 # MoCo v3's projection has two layers after a ResNet and three after a ViT.
@@ -86,27 +94,3 @@ PREDICTORS: dict[str, Callable[..., jax.Array] | None] = {
 }
 NORMALIZED = ('mlp2', 'mlp2_bn', 'mlp3_bn')
 """The projections and predictors with batch normalisation."""
-
-
-class Head(nn.Module):
-    """Features float32 [N, F] to float32 [N, dim], not normalised.
-
-    Attributes:
-      compute: a value of `PROJECTIONS` or `PREDICTORS`.
-      dim: length of the result.
-      hidden: width of the inner layers of MoCo v3's kinds.
-      norm: makes a normalisation layer from `name`, for the kinds that use one.
-      dtype: the dtype of the computation.
-    """
-
-    compute: Callable[..., jax.Array]
-    dim: int
-    hidden: int
-    norm: Callable[..., nn.Module]
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, features: jax.Array, *, train: bool) -> jax.Array:
-        x = features.astype(self.dtype)
-        out = self.compute(x, dim=self.dim, hidden=self.hidden, dtype=self.dtype, norm=self.norm, train=train)
-        return out.astype(jnp.float32)
