@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dualcl_jax.models.layers import Dense, add_bias, bias_init, global_mean, layer_norm, normal
+from dualcl_jax.models.layers import Dense, add_bias, bias_init, global_mean, layer_norm, normal, patches
 
 EPSILON = 1e-6
 """The ε of every layer norm."""
@@ -21,14 +21,6 @@ _init = normal(0.02, truncated=True)
 
 def _dense(features: int, *, name: str, dtype: Any) -> Dense:
     return Dense(features, dtype=dtype, kernel_init=_init, name=name)
-
-
-def _patches(x: jax.Array, side: int) -> jax.Array:
-    """Splits [N, H, W, C] into [N, H // side, W // side, side · side · C]; cuts off leftover rows and columns."""
-    count, height, width, channels = x.shape
-    rows, columns = height // side, width // side
-    x = x[:, : rows * side, : columns * side].reshape(count, rows, side, columns, side, channels)
-    return x.swapaxes(2, 3).reshape(count, rows, columns, side * side * channels)
 
 
 class Depthwise(nn.Module):
@@ -94,12 +86,12 @@ class ConvNeXt(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        x = _dense(self.dims[0], name='stem_0', dtype=self.dtype)(_patches(images.astype(self.dtype), PATCH))
+        x = _dense(self.dims[0], name='stem_0', dtype=self.dtype)(patches(images.astype(self.dtype), PATCH))
         x = layer_norm(x, EPSILON, name='stem_1')
         block = nn.remat(Block) if self.remat else Block
         for stage, (depth, dim) in enumerate(zip(self.depths, self.dims, strict=True)):
             if stage:
-                x = _patches(layer_norm(x, EPSILON, name=f'stages_{stage}_downsample_0'), 2)
+                x = patches(layer_norm(x, EPSILON, name=f'stages_{stage}_downsample_0'), 2)
                 x = _dense(dim, name=f'stages_{stage}_downsample_1', dtype=self.dtype)(x)
             for index in range(depth):
                 x = block(self.dtype, name=f'stages_{stage}_blocks_{index}')(x)

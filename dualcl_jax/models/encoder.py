@@ -13,26 +13,20 @@ import jax.numpy as jnp
 from dualcl_jax.models import convnext
 from dualcl_jax.models.heads import PREDICTORS, PROJECTIONS, Head
 from dualcl_jax.models.norm import BatchNorm
-from dualcl_jax.models.resnet import STEMS, resnet18, resnet34, resnet50
+from dualcl_jax.models.resnet import RESNETS, STEMS
 from dualcl_jax.models.text import FIELDS as TEXT_FIELDS
 from dualcl_jax.models.text import Bag, TextGeometry
 from dualcl_jax.models.tiny import Tiny
 from dualcl_jax.models.transformer import Transformer
-from dualcl_jax.models.vit import PATCHES, POSITIONS, SINE_COSINE, vit_b16, vit_l16, vit_s16, vit_s16_h6, vit_tiny
+from dualcl_jax.models.vit import PATCHES, POSITIONS, SINE_COSINE, VITS
 from dualcl_jax.system.errors import UserError
 
 # Each entry takes norm, stem, width, dtype, name and, if it has blocks, remat; those of `TEXT_MODELS` also take
 # geometry. It maps a view, such as images, and `train` to float32 features [N, F].
 MODELS: dict[str, Callable[..., nn.Module]] = {
-    'resnet18': resnet18,
-    'resnet34': resnet34,
-    'resnet50': resnet50,
-    'vit_s16': vit_s16,
-    'vit_s16_h6': vit_s16_h6,
-    'vit_b16': vit_b16,
-    'vit_l16': vit_l16,
+    **RESNETS,
+    **VITS,
     'convnext_t': convnext.convnext_t,
-    'vit_tiny': vit_tiny,
     'tiny': Tiny,
     'bag': Bag,
     'transformer': Transformer,

@@ -102,6 +102,14 @@ class Dense(nn.Module):
         return add_bias(y, self.param('bias', bias_init, (self.features,), jnp.float32)) if self.use_bias else y
 
 
+def patches(x: jax.Array, side: int) -> jax.Array:
+    """Splits [N, H, W, C] into [N, H // side, W // side, side · side · C]; cuts off leftover rows and columns."""
+    count, height, width, channels = x.shape
+    rows, columns = height // side, width // side
+    x = x[:, : rows * side, : columns * side].reshape(count, rows, side, columns, side, channels)
+    return x.swapaxes(2, 3).reshape(count, rows, columns, side * side * channels)
+
+
 def relu(x: jax.Array) -> jax.Array:
     """max(x, 0) in the dtype of x. It is computed in float32, because pure bfloat16 loops are slow in XLA:CPU."""
     return nn.relu(x.astype(jnp.float32)).astype(x.dtype)

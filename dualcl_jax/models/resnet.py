@@ -115,7 +115,8 @@ class ResNet(nn.Module):
         return global_mean(x)
 
 
-resnet18 = partial(ResNet, (2, 2, 2, 2), BasicBlock)
-resnet34 = partial(ResNet, (3, 4, 6, 3), BasicBlock)
-resnet50 = partial(ResNet, (3, 4, 6, 3), Bottleneck)
-RESNETS = ('resnet18', 'resnet34', 'resnet50')
+RESNETS = {
+    'resnet18': partial(ResNet, (2, 2, 2, 2), BasicBlock),
+    'resnet34': partial(ResNet, (3, 4, 6, 3), BasicBlock),
+    'resnet50': partial(ResNet, (3, 4, 6, 3), Bottleneck),
+}

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dualcl_jax.models.layers import Dense, add_bias, layer_norm, normal
+from dualcl_jax.models.layers import Dense, add_bias, layer_norm, normal, patches
 
 SINE_COSINE, LEARNED = POSITIONS = ('sine_cosine', 'learned')
 """The values of `model.positions`."""
@@ -84,7 +84,7 @@ class VisionTransformer(nn.Module):
       depth: number of blocks.
       heads: attention heads.
       norm, stem, width: not used: there are no batch statistics, no stem, and `dim` is the width.
-      freeze_patches: the patch projection keeps its initial values.
+      freeze_patches: no gradient reaches the patch projection, so an optimizer without weight decay does not change it.
       positions: 'sine_cosine' (fixed, for the patches alone) or 'learned' (for the class token, too; 2010.11929).
       remat: store only the inputs of blocks for the backward pass and recompute the rest.
       dtype: the dtype of the computation; parameters and features are float32.
@@ -104,11 +104,11 @@ class VisionTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        count, height, width, channels = images.shape
-        rows, columns = height // self.patch, width // self.patch
-        patches = images.reshape(count, rows, self.patch, columns, self.patch, channels)
-        patches = patches.swapaxes(2, 3).reshape(count, rows * columns, -1)
-        x = PatchProjection(self.dim, self.freeze_patches, self.dtype, name='patch_embed')(patches)
+        cut = patches(images, self.patch)
+        count, rows, columns, inputs = cut.shape
+        x = _dense(inputs, self.dim, name='patch_embed', dtype=self.dtype)(cut.reshape(count, rows * columns, inputs))
+        if self.freeze_patches:
+            x = jax.lax.stop_gradient(x)
         if self.positions == SINE_COSINE:
             x = x + jnp.asarray(sine_cosine_positions(rows, columns, self.dim), self.dtype)[None]
         token = self.param('cls_token', nn.initializers.normal(1e-6), (self.dim,), jnp.float32)
@@ -123,33 +123,12 @@ class VisionTransformer(nn.Module):
         return layer_norm(x[:, 0].astype(jnp.float32), EPSILON, name='norm')
 
 
-class PatchProjection(nn.Module):
-    """Flat patches [N, T, P] to tokens [N, T, dim] in `dtype`.
-
-    Attributes:
-      dim: length of a token.
-      frozen: no gradient reaches the parameters, so an optimizer without weight decay does not change them.
-      dtype: the dtype of the computation.
-    """
-
-    dim: int
-    frozen: bool
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, patches: jax.Array) -> jax.Array:
-        inputs = patches.shape[-1]
-        kernel = self.param('kernel', uniform(math.sqrt(6 / (inputs + self.dim))), (inputs, self.dim), jnp.float32)
-        bias = self.param('bias', nn.initializers.zeros_init(), (self.dim,), jnp.float32)
-        if self.frozen:
-            kernel, bias = jax.lax.stop_gradient((kernel, bias))
-        return add_bias(patches.astype(self.dtype) @ kernel.astype(self.dtype), bias)
-
-
-vit_s16 = partial(VisionTransformer, 16, 384, 12, 12)
-vit_s16_h6 = partial(VisionTransformer, 16, 384, 12, 6)  # six heads, as in DINO and timm
-vit_b16 = partial(VisionTransformer, 16, 768, 12, 12)
-vit_l16 = partial(VisionTransformer, 16, 1024, 24, 16)
-vit_tiny = partial(VisionTransformer, 4, 64, 2, 4)
-PATCHES = {'vit_s16': 16, 'vit_s16_h6': 16, 'vit_b16': 16, 'vit_l16': 16, 'vit_tiny': 4}
+VITS = {
+    'vit_s16': partial(VisionTransformer, patch=16, dim=384, depth=12, heads=12),
+    'vit_s16_h6': partial(VisionTransformer, patch=16, dim=384, depth=12, heads=6),  # as in DINO and timm
+    'vit_b16': partial(VisionTransformer, patch=16, dim=768, depth=12, heads=12),
+    'vit_l16': partial(VisionTransformer, patch=16, dim=1024, depth=24, heads=16),
+    'vit_tiny': partial(VisionTransformer, patch=4, dim=64, depth=2, heads=4),
+}
+PATCHES: dict[str, int] = {name: vit.keywords['patch'] for name, vit in VITS.items()}
 """Side of the patches of each ViT; `data.image_size` must be a multiple of it."""

@@ -12,7 +12,6 @@ from dualcl_jax.models.layers import lecun_normal
 LAYERS = {
     'dense': lambda dtype: layers.Dense(16, dtype=dtype),
     'of a transformer': lambda dtype: transformer.Dense(16, dtype),
-    'patches': lambda dtype: vit.PatchProjection(16, frozen=False, dtype=dtype),
     'depthwise': lambda dtype: convnext.Depthwise(dtype),
 }
 
