@@ -9,6 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
 from dualcl_jax.data.loader import Batch
 from dualcl_jax.method import randomness
@@ -68,7 +69,7 @@ def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainSt
     # Online encoder: one step of the optimizer.
     gradients = jax.lax.pmean(gradients, AXIS)
     updates, opt_state = method.optimizer.update(gradients, state.opt_state, state.params)
-    params = jax.tree.map(jnp.add, state.params, updates)
+    params = optax.apply_updates(state.params, updates)
 
     # Metrics, and whether the step is finite on every device.
     counted = anchors if method.queue_axis is None else candidates.everyone
@@ -78,7 +79,7 @@ def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainSt
     metrics |= {'train/learning_rate': method.learning_rate(state.step), 'train/ema_momentum': momentum}
     if method.count_negatives is not None:
         metrics['train/negatives'] = jnp.asarray(candidates.k, jnp.float32)
-    statistics = _in_one_row((batch_stats, momentum_batch_stats))
+    statistics, _ = ravel_pytree((batch_stats, momentum_batch_stats))  # one reduction instead of many small ones
     checked = metrics['train/loss'], metrics['train/gradient_norm'], keys, statistics, params
     finite = jax.lax.pmin(all_finite(checked), AXIS)
     metrics['train/finite'] = finite
@@ -86,8 +87,8 @@ def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainSt
     # The new keys replace the oldest ones in the queue. A step that is not finite changes neither queue nor parameters.
     queue = state.queue
     if queue is not None:
-        ids, labels = (jnp.repeat(column, keys.shape[0]) for column in candidates.everyone[1:3])
-        global_keys = candidates.keys.reshape(-1, method.dim)
+        everyone, global_keys = candidates.everyone, candidates.keys.reshape(-1, method.dim)
+        ids, labels = (jnp.repeat(column, keys.shape[0]) for column in (everyone.ids, everyone.labels))
         queue = enqueue(queue, global_keys, ids, labels, state.step, method.queue_axis, when=finite)
     keep = partial(jax.tree.map, partial(jnp.where, finite))
     next_state = TrainState(
@@ -147,8 +148,3 @@ def all_finite(tree: Tree) -> jax.Array:
     """Whether every floating-point number of a tree is finite, [] bool."""
     floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]).all()
-
-
-def _in_one_row(tree: Tree) -> jax.Array:
-    """Concatenates all leaves of a tree into one vector, so that one reduction replaces many small ones."""
-    return jnp.concatenate([jnp.zeros(0), *(leaf.reshape(-1) for leaf in jax.tree.leaves(tree))])

@@ -54,12 +54,13 @@ def gather_candidates(
 ) -> Candidates:
     """Gathers the candidates of one step from the keys [V, b, D] and the anchors [b] of every device."""
     order = jnp.argsort(jax.lax.all_gather(anchors.positions, AXIS, tiled=True))
-    columns = in_global_order(jnp.stack(anchors[:3], axis=1), order)
-    everyone = Anchors(columns[:, 0], columns[:, 1], columns[:, 2], None)
+    columns = jnp.stack([anchors.positions, anchors.ids, anchors.labels], axis=1)
+    positions, ids, labels = in_global_order(columns, order).T
+    everyone = Anchors(positions, ids, labels, rngs=None)
     global_keys = in_global_order(keys.swapaxes(0, 1), order)
     count = keys.shape[0]
     if queue is None:
-        queues = [batch_queue(global_keys[:, v], everyone.ids, everyone.labels, step) for v in range(count)]
+        queues = [batch_queue(global_keys[:, v], ids, labels, step) for v in range(count)]
     else:
         queues = [queue] * count
     k = method.num_negatives if method.count_negatives is None else method.count_negatives(step)

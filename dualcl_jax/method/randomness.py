@@ -35,4 +35,4 @@ def step_key(seed: int, purpose: int, step: jax.Array) -> jax.Array:
 
 def example_keys(seed: int, purpose: int, step: jax.Array, positions: jax.Array) -> jax.Array:
     """The keys [b] of a purpose in one step, one for each position [b] int32 in the global batch."""
-    return jax.vmap(lambda position: jax.random.fold_in(step_key(seed, purpose, step), position))(positions)
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(step_key(seed, purpose, step), positions)

@@ -15,7 +15,6 @@ from jax.typing import ArrayLike
 
 from dualcl_jax.system.errors import UserError
 
-VIEWS = 2
 RAW_FEATURES = 2048
 """Length of the hashed bag of words of a sentence."""
 HASH = 2_654_435_761
@@ -177,7 +176,7 @@ class TextViews:
 
     def make(self, keys: jax.Array, examples: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Makes random views: a tree [2, n, ...]."""
-        made = [self._view(number, keys, examples) for number in range(VIEWS)]
+        made = [self._view(number, keys, examples) for number, _ in enumerate(self.preset.specs)]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
 
     def _view(self, number: int, keys: jax.Array, examples: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
