@@ -15,5 +15,4 @@ from dualcl_jax.configs.shared import recipes
 def get_config(recipe: str = 'dualcl_v2') -> ConfigDict:
     config = default.get_config()
     config.data.name = 'cifar100'
-    config.data.image_size = 32
     return recipes.apply(config, recipe)

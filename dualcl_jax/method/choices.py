@@ -60,7 +60,7 @@ class Scale(NamedTuple):
     """The choices for one platform that do not depend on the number of images.
 
     Attributes:
-      fixed: the values of fields.
+      image_size, width: the values of `data.image_size` and `model.width`.
       batch_size: the number of images in a global batch.
       rate: the learning rate of SGD for this batch size; it scales linearly with the batch size.
       queue: the largest number of keys.
@@ -68,7 +68,8 @@ class Scale(NamedTuple):
       epochs: the fewest and the most epochs.
     """
 
-    fixed: dict[str, Any]
+    image_size: int
+    width: int
     batch_size: int
     rate: float
     queue: int
@@ -77,12 +78,8 @@ class Scale(NamedTuple):
 
 
 CPU = Scale(
-    {
-        'data.image_size': 24,
-        'model.stem': 'cifar',
-        'model.width': 16,
-        'loss.temperature': 0.1,
-    },
+    image_size=24,
+    width=16,
     batch_size=32,
     rate=0.015,
     queue=1024,
@@ -90,12 +87,8 @@ CPU = Scale(
     epochs=(10, 400),
 )
 ACCELERATOR = Scale(
-    {
-        'data.image_size': 64,
-        'model.stem': 'cifar',
-        'model.width': 64,
-        'loss.temperature': 0.1,
-    },
+    image_size=64,
+    width=64,
     batch_size=128,
     rate=0.06,
     queue=4096,
@@ -152,8 +145,12 @@ def choose(config: ConfigDict, num_images: int, machine: Machine, *, gray: bool 
     fewest, most = scale.epochs
     epochs = set_.get('train.epochs', min(max(round(scale.images / num_images), fewest), most))
     length = config.train.steps // max(num_images // batch, 1) if config.train.steps else epochs
-    return scale.fixed | {
+    return {
+        'data.image_size': scale.image_size,
         'views.preset': 'small_gray' if gray else 'small',
+        'model.stem': 'cifar',
+        'model.width': scale.width,
+        'loss.temperature': 0.1,
         'model.dtype': 'bfloat16' if machine.bfloat16 or machine.platform != 'cpu' else 'float32',
         'train.batch_size': batch,
         'queue.size': min(max(2 ** (num_images.bit_length() - 1), SMALLEST_QUEUE), scale.queue),
@@ -200,7 +197,7 @@ def _set(config: ConfigDict, values: Mapping[str, Any]) -> None:
 
 
 def describe(config: ConfigDict, opened: Collection[str], num_images: int, machine: Machine) -> str:
-    """Describes in one line what was chosen for the open fields of a run, and why; empty if none of them matters."""
+    """Describes in one line what was chosen for the open fields of a run; empty if none of them matters."""
     fields = dict(flatten(config))
     values = ' '.join(
         f'{field}={fields[field]}' for field in opened if field != 'train.epochs' or not config.train.steps
