@@ -23,7 +23,9 @@ from dualcl_jax.data.images.decode import (
     cut,
     examine,
 )
+from dualcl_jax.system.errors import UserError
 from tests.support.bad_files import encode, photo
+from tests.support.image_folders import folder_config
 
 
 def tiff(pixels: np.ndarray, extra: int = 0, photometric: int = 2, *, big: bool = False, **tags: int) -> bytes:
@@ -147,6 +149,18 @@ def test_what_is_refused(name):
     encoded, reason = REFUSED[name]
     with pytest.raises(UnusableError, match=reason):
         examine(encoded)
+
+
+@pytest.mark.parametrize('name', REFUSED)
+@pytest.mark.usefixtures('cache')
+def test_what_may_be_read_as_stored_is_said(images, name):
+    """Integers of 32 bits and signed ones of 8 may not."""
+    encoded, reason = REFUSED[name]
+    (images / 'refused.tif').write_bytes(encoded)
+    with pytest.raises(UserError, match=reason) as caught:
+        load(folder_config(images))
+    readable = reason in ('floating-point', 'declared as transparency', 'few of their 16 bits') or 'channels' in reason
+    assert ('data.channels=C reads images of C channels' in str(caught.value)) == readable
 
 
 @pytest.mark.parametrize('mode', ['L', 'RGB', 'CMYK'])
