@@ -23,6 +23,11 @@ def noun(kind: str) -> str:
     return IMAGES if kind == IMAGES else 'examples'
 
 
+def baseline_name(kind: str) -> str:
+    """What an encoder's features are compared with: the examples of a kind themselves, as vectors."""
+    return {IMAGES: 'raw pixels', TEXT: 'bag of words'}.get(kind, 'raw values')
+
+
 def describe_data(splits: Splits) -> dict[str, str]:
     """Describes the splits, the classes and what was left out, as far as the set reports it, one fact per line."""
     report = splits.train.report or {}

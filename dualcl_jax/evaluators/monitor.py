@@ -14,7 +14,7 @@ from dualcl_jax.evaluators.measures.knn import knn_top1
 from dualcl_jax.evaluators.measures.sentences import paired_cosines, rank_correlation
 from dualcl_jax.evaluators.sentences import embed_sentences, tf_idf, training_texts
 from dualcl_jax.method.resolve import LEFT_OUT
-from dualcl_jax.workdir.metrics import KNN_BACKBONE, KNN_PROJECTION, KNN_RAW, STS_BACKBONE, STS_PROJECTION, STS_TF_IDF
+from dualcl_jax.workdir.metrics import KNN, STS
 
 
 class Monitor(Protocol):
@@ -67,8 +67,8 @@ class KnnMonitor:
         bank = self._embed(variables, self._train, self.bank_indices)
         queries = self._embed(variables, self._test, self.query_indices)
         return {
-            KNN_BACKBONE: self._top1(bank.backbone, queries.backbone),
-            KNN_PROJECTION: self._top1(bank.projection, queries.projection),
+            KNN.backbone: self._top1(bank.backbone, queries.backbone),
+            KNN.projection: self._top1(bank.projection, queries.projection),
         }
 
     def references(self) -> dict[str, float]:
@@ -80,7 +80,7 @@ class KnnMonitor:
         queries = self._embed.raw(self._test, self.query_indices)
         if bank is None or queries is None:
             return {}
-        return {KNN_RAW: self._top1(bank, queries)}
+        return {KNN.baseline: self._top1(bank, queries)}
 
 
 class StsMonitor:
@@ -107,13 +107,13 @@ class StsMonitor:
 
         found = embed_sentences(self._tokenizer, self._sentences, embed)
         return {
-            STS_BACKBONE: self._correlation(found['backbone']),
-            STS_PROJECTION: self._correlation(found['projection']),
+            STS.backbone: self._correlation(found['backbone']),
+            STS.projection: self._correlation(found['projection']),
         }
 
     def references(self) -> dict[str, float]:
         """The correlation in [-1, 1] of TF-IDF."""
-        return {STS_TF_IDF: self._correlation(tf_idf(self._sentences, training_texts(self._train)))}
+        return {STS.baseline: self._correlation(tf_idf(self._sentences, training_texts(self._train)))}
 
     def _correlation(self, features: Any) -> float:
         count = len(self._pairs.scores)

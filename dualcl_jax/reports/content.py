@@ -10,9 +10,8 @@ import numpy as np
 from etils import epath
 from numpy.typing import NDArray
 
-from dualcl_jax.data.describe import units
+from dualcl_jax.data.describe import baseline_name, units
 from dualcl_jax.data.images.source import KIND as IMAGES
-from dualcl_jax.data.text.source import KIND as TEXT
 from dualcl_jax.evaluators.measures.knn import knn_predict, nearest, without_query
 from dualcl_jax.method.describe import describe_method
 from dualcl_jax.method.negatives.selectors import build_selector
@@ -25,7 +24,7 @@ from dualcl_jax.reports.subject import Subject
 from dualcl_jax.system.config import flatten
 from dualcl_jax.system.console import duration
 from dualcl_jax.system.files import absolute
-from dualcl_jax.workdir.metrics import KNN_BACKBONE, KNN_PROJECTION, KNN_RAW, STS_BACKBONE, STS_PROJECTION, STS_TF_IDF
+from dualcl_jax.workdir.metrics import KNN, STS
 
 Content = dict[str, Any]
 
@@ -75,6 +74,7 @@ def describe(run: Subject, samples: Samples) -> Content:
         'series': _series(run.records),
         'settled': _settled(run.records),
         'kind': units(train.kind),
+        'baseline': baseline_name(train.kind),
         'of': samples.of,
         'form': shown.form,
         'class_names': list(train.class_names or ()),
@@ -111,19 +111,18 @@ def _numbers(run: Subject) -> list[dict[str, str]]:
     spearman, times = f'Spearman{TIMES}', '{:.1f}' + TIMES
     origin = 'the encoder it starts from' if run.config.init_from else 'random encoder'
     kind = run.splits.train.kind
-    raw = {IMAGES: 'raw pixels', TEXT: 'bag of words'}.get(kind, 'raw values')
     chance = _beside('chance', '{:.2f}', last('train/loss_chance'))
     of_allowed = _beside('of all allowed', percent, last('train/same_class_rate'))
     rate = 'images a second' if kind == IMAGES else 'examples a second'
     measured: list[tuple[str, float | None, str, str]] = [
-        ('kNN, backbone', last(KNN_BACKBONE), percent, knn),
-        ('kNN, projection', last(KNN_PROJECTION), percent, knn),
-        ('kNN, before training', start.get(KNN_BACKBONE), percent, origin),
-        (f'kNN, {raw}', start.get(KNN_RAW), percent, 'no encoder'),
-        ('STS-B dev, backbone', last(STS_BACKBONE), times, spearman),
-        ('STS-B dev, projection', last(STS_PROJECTION), times, spearman),
-        ('STS-B dev, before training', start.get(STS_BACKBONE), times, origin),
-        ('STS-B dev, TF-IDF', start.get(STS_TF_IDF), times, 'no encoder'),
+        ('kNN, backbone', last(KNN.backbone), percent, knn),
+        ('kNN, projection', last(KNN.projection), percent, knn),
+        ('kNN, before training', start.get(KNN.backbone), percent, origin),
+        (f'kNN, {baseline_name(kind)}', start.get(KNN.baseline), percent, 'no encoder'),
+        ('STS-B dev, backbone', last(STS.backbone), times, spearman),
+        ('STS-B dev, projection', last(STS.projection), times, spearman),
+        ('STS-B dev, before training', start.get(STS.backbone), times, origin),
+        ('STS-B dev, TF-IDF', start.get(STS.baseline), times, 'no encoder'),
         ('contrastive loss', last('train/loss'), '{:.3f}', chance),
         ('same-class negatives', last('train/false_negative_rate'), percent, of_allowed),
         ('effective rank', last('train/effective_rank'), '{:.1f}', f'of {run.method.dim}, queries'),

@@ -15,7 +15,7 @@ from etils import epath
 from numpy.typing import NDArray
 
 from dualcl_jax.system.files import write_bytes
-from dualcl_jax.workdir.metrics import KNN_BACKBONE, KNN_PROJECTION, KNN_RAW, STS_BACKBONE, STS_PROJECTION, STS_TF_IDF
+from dualcl_jax.workdir.metrics import KNN, STS
 
 DPI = 150
 DASHED = (0, (4, 3))
@@ -31,40 +31,33 @@ CLASS_COLOURS = (
 CLASS_MARKERS = ('o', '^')
 
 
-class Score(NamedTuple):
-    """A measure of the encoder that is drawn: its title, unit, baseline, and metrics.
+class Panel(NamedTuple):
+    """What is drawn of a score: its title, its unit, the name of its baseline, and its curves.
 
-    The metrics are those of backbone, projection and baseline.
+    The curves, rows [n, 2] of (step, value), are those of the metrics of a `Score`.
     """
 
     title: str
     unit: str
     baseline: str
-    metrics: tuple[str, str, str]
+    lines: Sequence[NDArray[np.float64]]
 
 
-SCORES = (
-    Score(
-        'kNN accuracy on held-out examples',
-        ' %',
-        'raw pixels',
-        (KNN_BACKBONE, KNN_PROJECTION, KNN_RAW),
-    ),
-    Score('Spearman on STS-B dev × 100', '', 'TF-IDF', (STS_BACKBONE, STS_PROJECTION, STS_TF_IDF)),
-)
-
-
-def curves(records: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> epath.Path:
-    """Draws the loss with its chance level, and each `SCORE` that was measured with its references, over the steps.
+def curves(records: Sequence[Mapping[str, Any]], baseline: str, path: str | os.PathLike[str]) -> epath.Path:
+    """Draws the loss with its chance level, and each score that was measured with its references, over the steps.
 
     Args:
-      records: records of `metrics.jsonl`: `step` and any of `train/loss`, `train/loss_chance` and the metrics of
-        `SCORES`. Missing and non-finite values are omitted. Without scores only the loss is drawn.
+      records: records of `metrics.jsonl`: `step` and any of `train/loss`, `train/loss_chance` and the metrics of `KNN`
+        and `STS`. Missing and non-finite values are omitted. Without scores only the loss is drawn.
+      baseline: the name of the baseline of kNN, such as raw pixels.
       path: path of the PNG.
     """
     loss, chance = _series(records, 'train/loss'), _series(records, 'train/loss_chance')
-    scores = [(score, [_series(records, key) for key in score.metrics]) for score in SCORES]
-    scores = [(score, lines) for score, lines in scores if any(map(len, lines))]
+    scores = [
+        Panel('kNN accuracy on held-out examples', ' %', baseline, [_series(records, key) for key in KNN]),
+        Panel('Spearman on STS-B dev × 100', '', 'TF-IDF', [_series(records, key) for key in STS]),
+    ]
+    scores = [score for score in scores if any(map(len, score.lines))]
     figure = _figure(5.2 + 4 * len(scores), 3.4)
     panels = np.atleast_1d(figure.subplots(1, 1 + len(scores)))
     last_step = max((record['step'] for record in records), default=0)
@@ -82,14 +75,14 @@ def curves(records: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -
         left.set_ylim(max(0, min(heights) - pad), max(heights) + pad)
     named = [('loss', loss, BLUE), ('chance', chance, MUTED)]
     _label_ends(left, [(f'{name} {line[-1, 1]:.2f}', line[-1, 1], colour) for name, line, colour in named if len(line)])
-    for axes, (score, lines) in zip(panels[1:], scores, strict=True):
-        _draw_score(axes, score, lines, last_step)
+    for axes, score in zip(panels[1:], scores, strict=True):
+        _draw_score(axes, score, last_step)
     return _save(figure, path)
 
 
-def _draw_score(axes: Any, score: Score, lines: Sequence[NDArray[np.float64]], last_step: int) -> None:
+def _draw_score(axes: Any, score: Panel, last_step: int) -> None:
     """Draws a score times 100: curves of backbone and projection, and its levels before training and of a baseline."""
-    backbone, projection, baseline = lines
+    backbone, projection, baseline = score.lines
     _dress(axes, score.title, last_step)
     axes.yaxis.set_major_formatter('{x:g}' + score.unit)
     untrained = backbone[:1] if len(backbone) > 1 and backbone[0, 0] == 0 else backbone[:0]

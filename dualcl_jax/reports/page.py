@@ -14,9 +14,11 @@ from dualcl_jax.evaluators.records import OUTCOMES
 from dualcl_jax.reports.content import Content
 from dualcl_jax.reports.html import environment
 from dualcl_jax.system.files import write_text
-from dualcl_jax.workdir.metrics import KNN_BACKBONE, KNN_PROJECTION, KNN_RAW, STS_BACKBONE, STS_PROJECTION, STS_TF_IDF
+from dualcl_jax.workdir.metrics import KNN, STS
 
-REFERENCES = (KNN_RAW, STS_TF_IDF)
+BASELINE = ''
+"""Stands for the name of the baseline of kNN, which depends on the kind of the examples."""
+REFERENCES = (KNN.baseline, STS.baseline)
 """Levels that are measured once."""
 
 # Each panel: title, unit, and lines of (metric, name). The first line is solid, the second dashed, the third dotted.
@@ -26,15 +28,15 @@ PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         'kNN accuracy on held-out examples',
         '%',
         (
-            (KNN_BACKBONE, 'backbone'),
-            (KNN_PROJECTION, 'projection'),
-            (KNN_RAW, 'raw pixels'),
+            (KNN.backbone, 'backbone'),
+            (KNN.projection, 'projection'),
+            (KNN.baseline, BASELINE),
         ),
     ),
     (
         "Spearman's correlation on STS-B dev",
         '',
-        ((STS_BACKBONE, 'backbone'), (STS_PROJECTION, 'projection'), (STS_TF_IDF, 'TF-IDF')),
+        ((STS.backbone, 'backbone'), (STS.projection, 'projection'), (STS.baseline, 'TF-IDF')),
     ),
     (
         'Cosine similarity to the query',
@@ -62,12 +64,16 @@ def render(runs: Sequence[Content]) -> str:
     """Renders the page of runs, whose contents are from `content.describe`."""
     pages = environment()
     pages.filters['percent'] = lambda share: f'{100 * share:.1f} %'
+    baseline = ' or '.join(dict.fromkeys(run['baseline'] for run in runs))
     panels = [
         {
             'title': title,
             'unit': unit,
             'settles': lines[0][0] == 'train/loss',  # the loss rises from 0 while the queue fills
-            'lines': [{'metric': metric, 'name': name, 'reference': metric in REFERENCES} for metric, name in lines],
+            'lines': [
+                {'metric': metric, 'name': name or baseline, 'reference': metric in REFERENCES}
+                for metric, name in lines
+            ],
         }
         for title, unit, lines in PANELS
         if any(metric in run['series'] for run in runs for metric, _ in lines)

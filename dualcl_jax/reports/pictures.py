@@ -4,6 +4,7 @@ import numpy as np
 from etils import epath
 
 from dualcl_jax.data import Source
+from dualcl_jax.data.describe import baseline_name
 from dualcl_jax.data.order import epoch_permutation
 from dualcl_jax.method.views.images import ImageViews
 from dualcl_jax.reports import figures
@@ -30,7 +31,7 @@ def draw_figures(run: Subject, samples: Samples) -> None:
     """
     train, folder = run.splits.train, run.folder / 'figures'
     folder.mkdir(exist_ok=True)
-    figures.curves([dict(record) for record in run.records], folder / 'curves.png')
+    figures.curves(run.records, baseline_name(train.kind), folder / 'curves.png')
     if samples.points is not None:
         figures.embedding_map(
             samples.points,

@@ -10,7 +10,8 @@ from etils import epath
 from ml_collections import FrozenConfigDict
 
 from dualcl_jax.data import Splits
-from dualcl_jax.data.describe import noun, units
+from dualcl_jax.data.describe import baseline_name, noun, units
+from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.text.source import KIND as TEXT
 from dualcl_jax.evaluators.monitor import can_monitor
 from dualcl_jax.method.choices import FEW_IMAGES
@@ -22,16 +23,7 @@ from dualcl_jax.system.console import duration
 from dualcl_jax.system.versions import versions
 from dualcl_jax.training.plan import Plan
 from dualcl_jax.training.run import Run
-from dualcl_jax.workdir.metrics import (
-    KNN_BACKBONE,
-    KNN_PROJECTION,
-    KNN_RAW,
-    STS_BACKBONE,
-    STS_PROJECTION,
-    STS_TF_IDF,
-    MetricsLog,
-    Record,
-)
+from dualcl_jax.workdir.metrics import KNN, STS, MetricsLog, Record
 
 
 def header(plan: Plan, params: optax.Params, damaged: Mapping[int, str] | None = None) -> dict[str, str]:
@@ -192,10 +184,10 @@ def results(
         'skipped_steps': list(skipped_steps),
         'extended_at': list(run.past.extended_at),
         'loss': log.last('train/loss'),
-        'knn_top1': log.last(KNN_BACKBONE),
-        'knn_top1_projection': log.last(KNN_PROJECTION),
-        'knn_top1_raw_pixels': log.at_start(KNN_RAW),
-        'knn_top1_random_encoder': None if plan.config.init_from else log.at_start(KNN_BACKBONE),
+        'knn_top1': log.last(KNN.backbone),
+        'knn_top1_projection': log.last(KNN.projection),
+        'knn_top1_raw_pixels': log.at_start(KNN.baseline),
+        'knn_top1_random_encoder': None if plan.config.init_from else log.at_start(KNN.backbone),
         **(_sts(log) if plan.similar is not None else {}),
         'wall_time_s': round(run.wall_time_s(), 3),
         'state_sha256': state_sha256,
@@ -207,10 +199,10 @@ def results(
 def _sts(log: MetricsLog) -> dict[str, float | None]:
     """The Spearman correlations on STS-B dev, in [-1, 1], for `summary.json`."""
     return {
-        'sts_dev_spearman': log.last(STS_BACKBONE),
-        'sts_dev_spearman_projection': log.last(STS_PROJECTION),
-        'sts_dev_spearman_tf_idf': log.at_start(STS_TF_IDF),
-        'sts_dev_spearman_before_training': log.at_start(STS_BACKBONE),
+        'sts_dev_spearman': log.last(STS.backbone),
+        'sts_dev_spearman_projection': log.last(STS.projection),
+        'sts_dev_spearman_tf_idf': log.at_start(STS.baseline),
+        'sts_dev_spearman_before_training': log.at_start(STS.backbone),
     }
 
 
@@ -223,10 +215,10 @@ def closing(summary: Mapping[str, Any], workdir: epath.Path) -> str:
     if summary['knn_top1'] is not None:
         data = summary['config']['data']
         split = 'validation' if data['validation_fraction'] else 'test'
-        unit, raw = ('examples', 'bag of words') if data['name'] == TEXT else ('images', 'raw pixels')
+        kind = TEXT if data['name'] == TEXT else IMAGES
         lines.append(
-            f'kNN accuracy on the {split} {unit}: {100 * summary["knn_top1"]:.1f} %'
-            f' ({raw} {_percent(summary["knn_top1_raw_pixels"])},'
+            f'kNN accuracy on the {split} {noun(kind)}: {100 * summary["knn_top1"]:.1f} %'
+            f' ({baseline_name(kind)} {_percent(summary["knn_top1_raw_pixels"])},'
             f' random encoder {_percent(summary["knn_top1_random_encoder"])})'
         )
     if summary.get('sts_dev_spearman') is not None:

@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 from tensorboardX import summary
@@ -18,15 +18,22 @@ from dualcl_jax.workdir.trackers import Tracker
 
 Record = dict[str, Any]
 
-KNN_BACKBONE = 'monitor/knn_top1_backbone'
-"""The metric by which runs and checkpoints are compared: kNN accuracy of backbone features, in [0, 1]."""
-KNN_PROJECTION, KNN_RAW = 'monitor/knn_top1_projection', 'monitor/knn_top1_raw_pixels'
-"""The same accuracy for the projection, and for raw pixels or bags of words, which need no encoder."""
-STS_BACKBONE = 'monitor/sts_dev_spearman_backbone'
-"""The metric by which runs of text without labels are compared: Spearman's correlation on STS-B dev, in [-1, 1]."""
-STS_PROJECTION, STS_TF_IDF = 'monitor/sts_dev_spearman_projection', 'monitor/sts_dev_spearman_tf_idf'
-"""The same correlation for the projection, and for TF-IDF, which needs no encoder."""
-SCORES = (KNN_BACKBONE, STS_BACKBONE)
+
+class Score(NamedTuple):
+    """The names of a score's metrics: of backbone and projection, and of a baseline without an encoder."""
+
+    backbone: str
+    projection: str
+    baseline: str
+
+
+KNN = Score('monitor/knn_top1_backbone', 'monitor/knn_top1_projection', 'monitor/knn_top1_raw_pixels')
+"""kNN accuracies, in [0, 1]. The baseline is that of raw pixels, of bags of words, or of other raw values."""
+STS = Score(
+    'monitor/sts_dev_spearman_backbone', 'monitor/sts_dev_spearman_projection', 'monitor/sts_dev_spearman_tf_idf'
+)
+"""Spearman's correlations on STS-B dev, in [-1, 1], of runs of text. The baseline is that of TF-IDF."""
+SCORES = (KNN.backbone, STS.backbone)
 """The metrics by which checkpoints are compared: the first of them that a run has."""
 
 REMOTE_SECONDS = 60.0

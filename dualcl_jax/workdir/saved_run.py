@@ -28,7 +28,7 @@ from dualcl_jax.system.files import reachable
 from dualcl_jax.system.tree import Tree
 from dualcl_jax.workdir.checkpoint import Checkpoints
 from dualcl_jax.workdir.folder import read_examples, read_fingerprints
-from dualcl_jax.workdir.metrics import KNN_BACKBONE, SCORES, STS_BACKBONE, read_records
+from dualcl_jax.workdir.metrics import KNN, SCORES, STS, read_records
 
 LATEST, BEST = 'latest', 'best'
 TEST = 'test'
@@ -174,7 +174,7 @@ def _assumed(params: Any, config: ConfigDict) -> tuple[str, Tree]:
 
 def _measured_on(metric: str, config: ConfigDict) -> str:
     """The examples on which the monitor of a run measures one of `SCORES`."""
-    if metric == STS_BACKBONE:
+    if metric == STS.backbone:
         return 'STS-B dev'
     return 'validation' if config.data.validation_fraction else TEST
 
@@ -185,7 +185,7 @@ def _choose(folder: epath.Path, steps: list[int], step: str) -> tuple[int, str |
         return steps[-1], None
     if step == BEST:
         records = read_records(folder / 'metrics.jsonl')
-        has = next((score for score in SCORES if any(score in record for record in records)), KNN_BACKBONE)
+        has = next((score for score in SCORES if any(score in record for record in records)), KNN.backbone)
         scores = {record['step']: record[has] for record in records if has in record}
         nearest: dict[int, int] = {}  # by the step of a measurement, the first checkpoint that has no later one
         for at in steps:

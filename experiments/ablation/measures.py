@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from dualcl_jax.workdir.metrics import KNN_BACKBONE, STS_BACKBONE
+from dualcl_jax.workdir.metrics import KNN, STS
 
 Evaluated = Sequence[dict[str, Any]]
 """The records of an evaluation, with the schema of `dualcl_jax.evaluators.records`."""
@@ -158,7 +158,7 @@ _KNN = Measure(
         'validation_knn_backbone', 'validation_knn_projection', 'test_knn_backbone', 'test_knn_projection',
         'raw_pixels', 'random_encoder',
     ),
-    logged=KNN_BACKBONE,
+    logged=KNN.backbone,
     curve='knn_backbone',
     settings=_knn_settings,
     describe=_describe_knn,
@@ -188,7 +188,7 @@ MEASURES = {
             Value('avg7_backbone', 'mean of seven', 'mean of seven'),
         ),
         columns=('stsb_dev_backbone', 'stsb_test_backbone', 'avg7_backbone', 'tf_idf', 'random_encoder'),
-        logged=STS_BACKBONE,
+        logged=STS.backbone,
         curve='stsb_dev_backbone',
         settings=_sts_settings,
         describe=_describe_sts,

@@ -22,7 +22,7 @@ from typing import Any
 from dualcl_jax.system.command_line import Parser
 from dualcl_jax.system.errors import exits_cleanly
 from dualcl_jax.system.machine import processor
-from dualcl_jax.workdir.metrics import KNN_BACKBONE
+from dualcl_jax.workdir.metrics import KNN
 
 TAKEN = (
     'step', 'images_seen', 'loss', 'knn_top1', 'knn_top1_projection', 'knn_top1_raw_pixels', 'knn_top1_random_encoder',
@@ -79,13 +79,13 @@ def measure(data: Path, seed: int, workdir: Path, overrides: list[str]) -> dict[
         'cores': len(os.sched_getaffinity(0)),
         'processor': processor(),
         **{name: summary[name] for name in TAKEN},
-        'curve': {record['step']: record[KNN_BACKBONE] for record in metrics if _measured(record)},
+        'curve': {record['step']: record[KNN.backbone] for record in metrics if _measured(record)},
         'config': summary['config'] | {'data': summary['config']['data'] | {'path': data.name}},
     }
 
 
 def _measured(record: dict[str, Any]) -> bool:
-    return KNN_BACKBONE in record
+    return KNN.backbone in record
 
 
 def _cpu_seconds() -> float:

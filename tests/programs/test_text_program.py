@@ -363,6 +363,8 @@ def test_texts_are_never_markup_in_the_report(in_process, workdir, tmp_path):
         for part in ('Hardest negatives', 'Nearest neighbours', 'Confusion matrix', 'STS-B dev, TF-IDF', 'held-out'):
             assert part in parsed.text
         assert 'which have no pictures' not in parsed.text
+        assert 'bag of words' in parsed.text
+        assert 'raw pixels' not in page
         assert 'image' not in parsed.text.replace('mask_same_image', '').replace('image_size', '').replace('dualcl', '')
 
 

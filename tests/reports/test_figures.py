@@ -58,7 +58,7 @@ LOSS_ONLY = (700, 900), (450, 600)
 
 
 def test_curves_of_a_run(tmp_path):
-    path = figures.curves(run_records(), tmp_path / 'figures' / 'curves.png')
+    path = figures.curves(run_records(), 'raw pixels', tmp_path / 'figures' / 'curves.png')
     assert str(path) == str(tmp_path / 'figures' / 'curves.png')
     pixels = opened(path, *CURVES)
     for colour in (figures.BLUE, figures.ORANGE, figures.GREEN, figures.MUTED):
@@ -77,7 +77,7 @@ def test_curves_of_a_long_run_show_a_running_mean(tmp_path, monkeypatch):
     records = run_records(steps=2000)
     for record in records[1:]:
         record['train/loss'] += 0.5 * (-1) ** record['step']
-    opened(figures.curves(records, str(tmp_path / 'curves.png')), *CURVES)
+    opened(figures.curves(records, 'raw pixels', str(tmp_path / 'curves.png')), *CURVES)
     (loss, lighter), (mean, _), *_ = drawn
     assert len(loss) == 2001
     assert lighter['alpha'] < 1
@@ -86,38 +86,42 @@ def test_curves_of_a_long_run_show_a_running_mean(tmp_path, monkeypatch):
 
 
 def test_curves_without_labels_show_only_the_loss(tmp_path):
-    pixels = opened(figures.curves(run_records(knn=False), tmp_path / 'curves.png'), *LOSS_ONLY)
+    pixels = opened(figures.curves(run_records(knn=False), 'raw pixels', tmp_path / 'curves.png'), *LOSS_ONLY)
     assert not has_colour(pixels, figures.ORANGE)
 
 
 @pytest.mark.parametrize('records', [run_records()[:1], run_records()[20:21], run_records()[:2]])
 def test_curves_of_one_or_two_records(tmp_path, records):
-    opened(figures.curves(records, tmp_path / 'curves.png'), *CURVES)
+    opened(figures.curves(records, 'raw pixels', tmp_path / 'curves.png'), *CURVES)
 
 
 @pytest.mark.parametrize('records', [[], [{'step': 3}], [{'step': 0, 'train/loss': float('nan')}]])
 def test_curves_without_any_value(tmp_path, records):
-    opened(figures.curves(records, tmp_path / 'curves.png'), *LOSS_ONLY)
+    opened(figures.curves(records, 'raw pixels', tmp_path / 'curves.png'), *LOSS_ONLY)
 
 
 def test_curves_omit_values_that_are_not_finite(tmp_path):
     records = run_records()
-    clean = figures.curves(records, tmp_path / 'clean.png').read_bytes()
+    clean = figures.curves(records, 'raw pixels', tmp_path / 'clean.png').read_bytes()
     records += [
         {'step': 40, 'train/loss': float('nan'), 'monitor/knn_top1_backbone': float('nan')},
         {'step': 40, 'train/loss': float('inf'), 'train/loss_chance': None},
     ]
-    assert figures.curves(records, tmp_path / 'other.png').read_bytes() == clean
+    assert figures.curves(records, 'raw pixels', tmp_path / 'other.png').read_bytes() == clean
 
 
 def test_curves_are_named_with_their_last_value(tmp_path, monkeypatch):
     named = []
     monkeypatch.setattr(figures, '_label_ends', lambda axes, ends: named.append({text for text, _, _ in ends}))
-    figures.curves(run_records(), tmp_path / 'whole.png')
+    figures.curves(run_records(), 'raw pixels', tmp_path / 'whole.png')
     assert named.pop() == {'backbone 67.0 %', 'projection 65.0 %', 'before training 47.0 %', 'raw pixels 34.0 %'}
     assert named.pop() == {'loss 6.00', 'chance 7.00'}
-    figures.curves(run_records()[1:], tmp_path / 'later.png')  # without step 0 no record is of a random encoder
+    figures.curves(
+        run_records()[1:], 'raw pixels', tmp_path / 'later.png'
+    )  # without step 0 no record is of a random encoder
     assert named.pop() == {'backbone 67.0 %', 'projection 65.0 %'}
+    figures.curves(run_records(), 'bag of words', tmp_path / 'text.png')
+    assert 'bag of words 34.0 %' in named.pop()
 
 
 def test_curves_of_text_show_sts(tmp_path, monkeypatch):
@@ -128,7 +132,7 @@ def test_curves_of_text_show_sts(tmp_path, monkeypatch):
         {'step': 0, f'{start}_backbone': 0.5, f'{start}_projection': 0.4, f'{start}_tf_idf': 0.7},
         {'step': 9, f'{start}_backbone': 0.75, f'{start}_projection': None, 'train/loss': 2.0},
     ]
-    figures.curves(records, tmp_path / 'curves.png')
+    figures.curves(records, 'bag of words', tmp_path / 'curves.png')
     assert named == [{'loss 2.00'}, {'backbone 75.0', 'projection 40.0', 'before training 50.0', 'TF-IDF 70.0'}]
 
 
@@ -223,7 +227,7 @@ def test_importing_is_light_and_pyplot_stays_out(tmp_path):
     code = (
         'import sys; from dualcl_jax.reports import figures; '
         "assert not {'matplotlib', 'sklearn', 'PIL'} & set(sys.modules); "
-        "figures.curves([], sys.argv[1]); assert 'matplotlib.pyplot' not in sys.modules"
+        "figures.curves([], 'raw pixels', sys.argv[1]); assert 'matplotlib.pyplot' not in sys.modules"
     )
     command = [sys.executable, '-c', code, str(tmp_path / 'curves.png')]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

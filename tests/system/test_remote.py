@@ -90,7 +90,7 @@ def test_files_of_a_run(buckets, monkeypatch):
     again.close()
     assert lines(folder) == [1, 2, 3, 4, 5]
 
-    curves(again.records, folder / 'figures' / 'curves.png')
+    curves(again.records, 'raw pixels', folder / 'figures' / 'curves.png')
     assert (folder / 'figures' / 'curves.png').read_bytes().startswith(b'\x89PNG')
 
 
