@@ -114,8 +114,9 @@ def _refresh_report(workdir: str, moved: Sequence[str]) -> None:
     import jax
 
     from dualcl_jax.reports.content import describe
-    from dualcl_jax.reports.page import write_page
+    from dualcl_jax.reports.page import render
     from dualcl_jax.reports.subject import read_subject
+    from dualcl_jax.system.files import write_text
     from dualcl_jax.workdir.folder import existing_or_new
 
     path = existing_or_new(workdir) / 'report.html'
@@ -127,7 +128,7 @@ def _refresh_report(workdir: str, moved: Sequence[str]) -> None:
             print(f'report.html does not show these results yet; {by_hand}')
         return
     try:
-        write_page([describe(*read_subject(workdir, moved))], path)
+        write_text(path, render([describe(*read_subject(workdir, moved))]))
     except (UserError, OSError) as error:
         print(f'note: report.html does not show these results yet ({first_line(error)}); {by_hand}')
         return

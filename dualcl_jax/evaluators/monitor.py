@@ -1,6 +1,6 @@
 """Measurements while a run trains: of the encoder's features, and once of a baseline for comparison."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,7 +10,7 @@ from dualcl_jax.data import Source, Splits
 from dualcl_jax.data.text.tokens import Tokenizer
 from dualcl_jax.evaluators.benchmarks.sts import Pairs
 from dualcl_jax.evaluators.embed import Embedder
-from dualcl_jax.evaluators.measures.knn import knn_top1
+from dualcl_jax.evaluators.measures.knn import knn_predict
 from dualcl_jax.evaluators.measures.sentences import paired_cosines, rank_correlation
 from dualcl_jax.evaluators.sentences import embed_sentences, tf_idf, training_texts
 from dualcl_jax.method.resolve import LEFT_OUT
@@ -51,16 +51,8 @@ class KnnMonitor:
             labelled = np.sort(np.random.default_rng(0).permutation(labelled)[:bank])
         self.bank_indices = labelled
         self.query_indices = queries(splits, unseen)
-        bank_labels, query_labels = splits.train.labels[labelled], splits.test.labels[self.query_indices]
-        self._top1: Callable[[np.ndarray, np.ndarray], float] = lambda bank, queries: knn_top1(
-            queries,
-            query_labels,
-            bank,
-            bank_labels,
-            k=k,
-            temperature=temperature,
-            num_classes=int(max(bank_labels.max(), query_labels.max())) + 1,
-        )
+        self._bank_labels, self._query_labels = splits.train.labels[labelled], splits.test.labels[self.query_indices]
+        self._k, self._temperature = k, temperature
 
     def encoder(self, variables: Any) -> dict[str, float]:
         """Accuracies in [0, 1] of an encoder's backbone and projection."""
@@ -81,6 +73,17 @@ class KnnMonitor:
         if bank is None or queries is None:
             return {}
         return {KNN.baseline: self._top1(bank, queries)}
+
+    def _top1(self, bank: np.ndarray, queries: np.ndarray) -> float:
+        predicted = knn_predict(
+            queries,
+            bank,
+            self._bank_labels,
+            k=self._k,
+            temperature=self._temperature,
+            num_classes=int(self._bank_labels.max()) + 1,
+        )
+        return float(np.mean(predicted == self._query_labels))
 
 
 class StsMonitor:

@@ -89,8 +89,13 @@ def check_record(record: Mapping[str, Any]) -> None:
     """Raises ValueError if a record does not conform to the schema."""
     if record.keys() != SCHEMA.keys():
         raise ValueError(f'fields missing or unknown: {sorted(record.keys() ^ SCHEMA.keys())}')
-    for name, (types, nullable, _) in SCHEMA.items():
-        value = record[name]
+    check_values(record)
+
+
+def check_values(fields: Mapping[str, Any]) -> None:
+    """Raises ValueError if the value of a field of the schema does not conform to it."""
+    for name, value in fields.items():
+        types, nullable, _ = SCHEMA[name]
         if value is None and nullable:
             continue
         if not isinstance(value, types) or isinstance(value, bool):

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 
 from dualcl_jax.data.describe import baseline_name, units
 from dualcl_jax.data.images.source import KIND as IMAGES
-from dualcl_jax.evaluators.measures.knn import knn_predict, nearest, without_query
+from dualcl_jax.evaluators.measures.knn import knn_predict, nearest_others
+from dualcl_jax.evaluators.records import SCHEMA, check_values
 from dualcl_jax.method.describe import describe_method
 from dualcl_jax.method.negatives.selectors import build_selector
 from dualcl_jax.method.resolve import LEFT_OUT
 from dualcl_jax.reports.confusion import confusion
+from dualcl_jax.reports.figures import settled_step
 from dualcl_jax.reports.hardness import PARTS, Anchor, hardest_negatives, image_losses, negatives_of, softmax_shares
 from dualcl_jax.reports.samples import Samples, one_per_class
 from dualcl_jax.reports.shown import PICTURES, TEXTS, Shown
@@ -35,11 +37,8 @@ ANCHORS, ANCHOR_POOL = 8, 500
 HARDEST = 10
 TIMES = ' × 100'
 """The end of the format of a number that is shown a hundred times as large."""
-RECORD = (
-    'protocol', 'metric', 'value', 'interval', 'data_set', 'data_fingerprint', 'split', 'examples', 'encoder', 'layer',
-    'k', 'tau', 'step', 'details',
-)  # fmt: skip
-"""The fields of `dualcl_jax.evaluators.records.SCHEMA` that the page shows."""
+RECORD = [name for name in SCHEMA if name not in ('seed', 'versions')]
+"""The fields of a record of an evaluation that the page shows."""
 
 
 def describe(run: Subject, samples: Samples) -> Content:
@@ -72,7 +71,7 @@ def describe(run: Subject, samples: Samples) -> Content:
         'facts': facts,
         'numbers': _numbers(run),
         'series': _series(run.records),
-        'settled': _settled(run.records),
+        'settled': settled_step(run.records),
         'kind': units(train.kind),
         'baseline': baseline_name(train.kind),
         'of': samples.of,
@@ -168,13 +167,6 @@ def _series(records: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float,
     return series
 
 
-def _settled(records: Sequence[Mapping[str, Any]]) -> int:
-    """The step from which on the queue is nearly full. Before it the loss rises from 0."""
-    levels = [(record['step'], record['train/loss_chance']) for record in records if record.get('train/loss_chance')]
-    highest = max((level for _, level in levels), default=0)
-    return next((step for step, level in levels if level >= 0.95 * highest), 0)
-
-
 def _selected_count(run: Subject) -> int:
     """How many negatives the next step of this state selects."""
     schedule = run.method.count_negatives
@@ -228,8 +220,7 @@ def _map(
         return None
     low, span = samples.points.min(axis=0), np.ptp(samples.points, axis=0).max()
     points = (samples.points - low) / max(float(span), 1e-12)
-    near = np.asarray(nearest(samples.features, samples.features, MAP_NEIGHBOURS + 1)[1])
-    near = near[without_query(near, np.arange(len(near)))].reshape(len(near), -1)
+    _, near = nearest_others(samples.features, MAP_NEIGHBOURS)
     examples = shown.show(samples.source, samples.shown)
     return {
         'ids': samples.shown.tolist(),
@@ -247,7 +238,7 @@ def _map(
 def _neighbours(run: Subject, samples: Samples, shown: Shown) -> list[Content]:
     """Some examples with their nearest training examples."""
     train, rows = run.splits.train, []
-    for query, found, similarities in zip(samples.queries, samples.found, samples.similarities, strict=True):
+    for query, found, similarities in zip(samples.queries, *samples.nearest, strict=True):
         index = samples.shown[query]
         label = int(samples.source.labels[index])
         (example,) = shown.show(samples.source, np.array([index]))
@@ -300,10 +291,13 @@ def _evaluations(folder: epath.Path, missing: dict[str, str]) -> list[Content]:
     paths = sorted([*parent.glob('*.json'), *parent.glob('*/*.json')]) if parent.exists() else []
     for path in paths:
         try:
-            records = json.loads(path.read_text())['records']
-            found.extend({name: record[name] for name in RECORD} for record in records)
+            records = [{name: of[name] for name in RECORD} for of in json.loads(path.read_text())['records']]
+            for record in records:
+                check_values(record)
         except (ValueError, KeyError, TypeError):
             strange.append(path.name)
+        else:
+            found += records
     if strange:
         missing['evaluations'] = f'These files in evaluation/ are not results of an evaluation: {", ".join(strange)}'
     return found

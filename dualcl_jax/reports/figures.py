@@ -64,7 +64,8 @@ def curves(records: Sequence[Mapping[str, Any]], baseline: str, path: str | os.P
 
     left = panels[0]
     _dress(left, 'Contrastive loss', last_step)
-    settled = _once_filled(loss, chance)
+    after = loss[loss[:, 0] >= settled_step(records)]
+    settled = after if len(after) else loss
     smooth = _running_mean(settled)
     _line(left, loss, BLUE, alpha=0.3 if len(smooth) else 1.0, linewidth=0.8 if len(smooth) else 1.6)
     _line(left, smooth, BLUE)
@@ -108,10 +109,9 @@ def view_pairs(images: NDArray, views: NDArray, path: str | os.PathLike[str]) ->
 
     Args:
       images: [n, H, W, C] uint8, C 1 (gray) or 3.
-      views: [V, n, h, w, C] float in [0, 1].
+      views: [V, n, h, w, C] uint8.
       path: path of the PNG.
     """
-    views = np.asarray(views)
     rows = [('original', images), *((f'view {index + 1}', view) for index, view in enumerate(views))]
     side = _cell_side(*views.shape[2:4])
     gap, group_gap, left, margin = 6, 14, 84, 12
@@ -140,9 +140,9 @@ def neighbours(
     With labels, a green frame marks the query's class. A vermillion frame marks another class, with its name below.
 
     Args:
-      query_images: [m, H, W, C] uint8, or float in [0, 1].
+      query_images: [m, H, W, C] uint8.
       query_labels: [m] integers, -1 if unknown; or None.
-      neighbour_images: [m, k, H, W, C], the most similar first.
+      neighbour_images: [m, k, H, W, C] uint8, the most similar first.
       neighbour_labels: [m, k] integers, -1 if unknown; or None.
       similarities: [m, k] float.
       class_names: a name for each label; or None.
@@ -291,13 +291,12 @@ def _series(records: Sequence[Mapping[str, Any]], key: str) -> NDArray[np.float6
     return series[np.isfinite(series[:, 1])]
 
 
-def _once_filled(loss: NDArray[np.float64], chance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The part of the loss after its chance level, which rises as the queue fills, is near its maximum."""
-    if not len(chance):
-        return loss
-    steps, levels = chance.T
-    settled = loss[loss[:, 0] >= np.min(steps[levels >= 0.95 * np.max(levels)])]
-    return settled if len(settled) else loss
+def settled_step(records: Sequence[Mapping[str, Any]]) -> int:
+    """The step from which on the queue is nearly full, as the chance level of the loss shows. Before it the loss rises
+    from 0. It is 0 if no record has a chance level.
+    """
+    steps, levels = _series(records, 'train/loss_chance').T
+    return int(np.min(steps[levels >= 0.95 * np.max(levels)])) if len(levels) else 0
 
 
 def _running_mean(series: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -353,11 +352,8 @@ def _cell_side(height: int, width: int) -> int:
     return longest * max(1, round(100 / longest)) if longest <= 128 else 128
 
 
-def _fit(image: NDArray, side: int) -> NDArray[np.uint8]:
+def _fit(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     """Converts an image to RGB and fits it into a square: enlarges it by a whole number, or reduces it."""
-    image = np.asarray(image)
-    if image.dtype != np.uint8:
-        image = np.round(255 * np.clip(np.nan_to_num(image), 0, 1)).astype(np.uint8)
     image = fit_within(image, side)
     times = side // max(image.shape[:2])
     return image.repeat(times, axis=0).repeat(times, axis=1)

@@ -1,6 +1,6 @@
 """The report page: one self-contained HTML file for one run, or for several side by side.
 
-`templates/report.js` draws curves and maps as SVG in some 200 lines. A plotting library (plotly.js: 4.5 MB) would make
+`templates/report.js` draws curves and maps as SVG in some 300 lines. A plotting library (plotly.js: 4.5 MB) would make
 every report about ten times as large.
 """
 
@@ -8,12 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from etils import epath
-
 from dualcl_jax.evaluators.records import OUTCOMES
 from dualcl_jax.reports.content import Content
 from dualcl_jax.reports.html import environment
-from dualcl_jax.system.files import write_text
 from dualcl_jax.workdir.metrics import KNN, STS
 
 BASELINE = ''
@@ -96,11 +93,6 @@ def render(runs: Sequence[Content]) -> str:
         differences=_differences(runs),
         evaluations=_compare_evaluations(runs),
     )
-
-
-def write_page(runs: Sequence[Content], path: epath.Path) -> None:
-    """Writes the page of runs atomically."""
-    write_text(path, render(runs))
 
 
 def _compare_numbers(runs: Sequence[Content]) -> list[dict[str, Any]]:

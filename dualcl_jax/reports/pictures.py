@@ -9,25 +9,21 @@ from dualcl_jax.data.order import epoch_permutation
 from dualcl_jax.method.views.images import ImageViews
 from dualcl_jax.reports import figures
 from dualcl_jax.reports.content import describe
-from dualcl_jax.reports.page import write_page
+from dualcl_jax.reports.page import render
 from dualcl_jax.reports.samples import Samples
 from dualcl_jax.reports.subject import Subject
 from dualcl_jax.reports.view_sheet import first_views
 from dualcl_jax.reports.visible import visible
+from dualcl_jax.system.files import write_text
 
 SHEET_IMAGES = 10
 
 
-def draw_pictures(subject: Subject, samples: Samples) -> None:
-    """Writes `figures/` and `report.html` of a finished run into its folder."""
-    draw_figures(subject, samples)
-    write_page([describe(subject, samples)], subject.folder / 'report.html')
+def draw_pictures(run: Subject, samples: Samples) -> None:
+    """Writes `figures/` and `report.html` of a finished run into its folder.
 
-
-def draw_figures(run: Subject, samples: Samples) -> None:
-    """Writes `figures/`: curves and a map of the embedding; for images also view pairs and nearest neighbours.
-
-    Without a test split the figures show training examples.
+    The figures are curves and a map of the embedding; for images also view pairs and nearest neighbours. Without a test
+    split they show training examples.
     """
     train, folder = run.splits.train, run.folder / 'figures'
     folder.mkdir(exist_ok=True)
@@ -48,17 +44,19 @@ def draw_figures(run: Subject, samples: Samples) -> None:
         shown = visible(train.examples(chosen)), visible(drawn, stretch=stretch)
         figures.view_pairs(*shown, folder / 'views.png')
         _draw_neighbours(train, samples, folder / 'neighbours.png')
+    write_text(run.folder / 'report.html', render([describe(run, samples)]))
 
 
 def _draw_neighbours(train: Source, samples: Samples, path: epath.Path) -> None:
     """Draws the nearest training images of some of the shown images."""
     labelled, queries = train.class_names is not None, samples.shown[samples.queries]
+    found, similarities = samples.nearest
     figures.neighbours(
         visible(samples.source.examples(queries)),
         samples.source.labels[queries] if labelled else None,
-        visible(np.stack([train.examples(row) for row in samples.found])),
-        train.labels[samples.found] if labelled else None,
-        samples.similarities,
+        visible(np.stack([train.examples(row) for row in found])),
+        train.labels[found] if labelled else None,
+        similarities,
         train.class_names,
         path,
     )

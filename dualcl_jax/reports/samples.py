@@ -1,6 +1,8 @@
-"""The images that a report shows, and their features, computed once for the figures and the page."""
+"""The images that a report shows, their features, and what is computed of these once for the figures and the page."""
 
-from typing import Any, NamedTuple
+import dataclasses
+import functools
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +19,8 @@ QUERY_IMAGES = 6
 NEIGHBOURS = 8
 
 
-class Samples(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Samples:
     """Images of a run and their backbone features.
 
     Attributes:
@@ -25,24 +28,16 @@ class Samples(NamedTuple):
       of_training: whether `source` is the training split.
       shown: [n], the shown images' indices in `source`, in random order.
       features: [n, F], the features of the shown images.
-      points: [n, 2], their positions in the plane; None if they have no map.
       banked: [N], the bank's indices in the training split, in ascending order.
       bank: [N, F], the features of the bank.
-      queries: [m], positions in `shown`, of as many classes as possible.
-      found: [m, k], indices in the training split: the nearest images of each query, the most similar first.
-      similarities: [m, k], the cosines of queries and nearest images.
     """
 
     source: Source
     of_training: bool
     shown: NDArray
     features: NDArray
-    points: NDArray | None
     banked: NDArray
     bank: NDArray
-    queries: NDArray
-    found: NDArray
-    similarities: NDArray
 
     @property
     def of(self) -> str:
@@ -54,24 +49,29 @@ class Samples(NamedTuple):
         """The labels [n] of the shown images, -1 if unknown."""
         return self.source.labels[self.shown]
 
+    @functools.cached_property
+    def points(self) -> NDArray | None:
+        """The positions [n, 2] of the shown images in the plane; None if they have no map."""
+        return in_plane(self.features) if len(self.features) > 2 and np.isfinite(self.features).all() else None
 
-class Encoded(NamedTuple):
-    """Images of a run and their backbone features; see `Samples` for the fields."""
+    @property
+    def queries(self) -> NDArray:
+        """Positions [m] in `shown`, of images of as many classes as possible."""
+        return one_per_class(self.labels, QUERY_IMAGES)
 
-    source: Source
-    of_training: bool
-    shown: NDArray
-    features: NDArray
-    banked: NDArray
-    bank: NDArray
+    @functools.cached_property
+    def nearest(self) -> tuple[NDArray, NDArray]:
+        """The training images nearest to each query, the most similar first: indices and cosines, [m, k] each."""
+        queries = self.queries
+        values, places = map(np.asarray, nearest(self.features[queries], self.bank, NEIGHBOURS + self.of_training))
+        found = self.banked[places]
+        if self.of_training:  # the bank may contain the query itself
+            kept = without_query(found, self.shown[queries])
+            found, values = (array[kept].reshape(len(queries), -1) for array in (found, values))
+        return found, values
 
 
 def take_samples(embed: Embedder, variables: Any, splits: Splits) -> Samples:
-    """Draws images, the same for one data set in every run, encodes them and arranges them in the plane."""
-    return arrange(encode(embed, variables, splits))
-
-
-def encode(embed: Embedder, variables: Any, splits: Splits) -> Encoded:
     """Draws images, the same for one data set in every run, and encodes them. Every process must call it."""
     train, source = splits.train, splits.test or splits.train
     rng = np.random.default_rng(0)
@@ -79,30 +79,7 @@ def encode(embed: Embedder, variables: Any, splits: Splits) -> Encoded:
     banked = np.sort(rng.permutation(len(train))[:BANK_IMAGES])
     features = embed(variables, source, shown).backbone
     bank = embed(variables, train, banked).backbone
-    return Encoded(source, source is train, shown, features, banked, bank)
-
-
-def arrange(encoded: Encoded) -> Samples:
-    """Finds the nearest neighbours of some images, and arranges all in the plane. One process is enough."""
-    source, of_training, shown, features, banked, bank = encoded
-    queries = one_per_class(source.labels[shown], QUERY_IMAGES)
-    similarities, places = map(np.asarray, nearest(features[queries], bank, NEIGHBOURS + of_training))
-    found = banked[places]
-    if of_training:  # the bank may contain the query itself
-        kept = without_query(found, shown[queries])
-        similarities, found = (values[kept].reshape(len(queries), -1) for values in (similarities, found))
-    return Samples(
-        source=source,
-        of_training=of_training,
-        shown=shown,
-        features=features,
-        points=in_plane(features) if len(features) > 2 and np.isfinite(features).all() else None,
-        banked=banked,
-        bank=bank,
-        queries=queries,
-        found=found,
-        similarities=similarities,
-    )
+    return Samples(source, source is train, shown, features, banked, bank)
 
 
 def one_per_class(labels: NDArray, count: int) -> NDArray:

@@ -13,7 +13,7 @@ from dualcl_jax.data import Loader
 from dualcl_jax.method.state import TrainState
 from dualcl_jax.method.validation import validate
 from dualcl_jax.reports.pictures import draw_pictures
-from dualcl_jax.reports.samples import arrange, encode
+from dualcl_jax.reports.samples import take_samples
 from dualcl_jax.reports.subject import Subject
 from dualcl_jax.step import train_step
 from dualcl_jax.system.console import Console
@@ -246,11 +246,11 @@ def _draw(run: Run, state: TrainState, log: MetricsLog, versions: dict[str, str]
       OSError: the disk is full.
     """
     plan, state = run.plan, whole(state)
-    encoded = encode(run.embed, state.variables, plan.splits)
+    samples = take_samples(run.embed, state.variables, plan.splits)
     if not run.writes:
         return ''
     try:
-        draw_pictures(_subject(run, state, log, versions), arrange(encoded))
+        draw_pictures(_subject(run, state, log, versions), samples)
     except Exception as error:  # whatever drawing raises
         if isinstance(error, OSError) and error.errno in FULL:
             raise

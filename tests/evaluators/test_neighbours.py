@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from dualcl_jax.data.images import photo_patches
-from dualcl_jax.evaluators.measures import neighbours
+from dualcl_jax.evaluators.measures import knn, neighbours
 from dualcl_jax.evaluators.measures.neighbours import (
     Neighbours,
     Pairs,
@@ -29,7 +29,7 @@ def direct(features: np.ndarray) -> np.ndarray:
 
 
 def test_nearest_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours, 'QUERIES', 16)  # three blocks, the last one short
+    monkeypatch.setattr(knn, 'BLOCK_ROWS', 16)  # three blocks, the last one short
     features = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32) + 5
     calls: list[None] = []
     found = nearest_others(features, lambda: calls.append(None))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dualcl_jax.evaluators.measures import structure
+from dualcl_jax.evaluators.measures import knn, structure
 from dualcl_jax.evaluators.measures.structure import (
     alignment,
     class_distances,
@@ -93,6 +93,7 @@ def test_blocks_change_nothing(monkeypatch):
     features, labels = draw(7, 50)
     expected = uniformity(features), purity(features, labels, 4)
     monkeypatch.setattr(structure, 'BLOCK_ROWS', 16)
+    monkeypatch.setattr(knn, 'BLOCK_ROWS', 16)
     assert uniformity(features) == pytest.approx(expected[0], abs=1e-5)
     np.testing.assert_array_equal(purity(features, labels, 4), expected[1])
 

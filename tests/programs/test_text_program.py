@@ -374,7 +374,7 @@ def test_the_report_shows_texts_where_pictures_would_be(workdir):
     train_texts = subject.splits.train.display(np.arange(len(subject.splits.train)))
     assert found['form'] == 'texts'
     assert found['map']['texts'] == [' '.join(t.split()) for t in samples.source.display(samples.shown)]
-    for query, row, near in zip(samples.queries, found['neighbours'], samples.found, strict=True):
+    for query, row, near in zip(samples.queries, found['neighbours'], samples.nearest[0], strict=True):
         assert row['text'] == samples.source.display(samples.shown[[query]])[0]
         assert [other['text'] for other in row['near']] == [train_texts[index] for index in near]
     for anchor in found['gallery']:

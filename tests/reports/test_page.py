@@ -185,13 +185,16 @@ def test_evaluations_are_shown(tmp_path, report):
     (folder.parent / 'knn.json').write_text(json.dumps({'records': [record(), record(k=200, value=0.7)]}))
     (folder / 'linear.json').write_text(json.dumps({'records': [record('linear', k=None, tau=None, interval=None)]}))
     (folder.parent / 'notes.json').write_text('[]')
+    edited = [record('edited'), record('edited', details=None)]
+    (folder.parent / 'edited.json').write_text(json.dumps({'records': edited}))
     subject, samples = report
     found = describe(dataclasses.replace(subject, folder=epath.Path(tmp_path)), samples)
     text = Parsed(render([found])).text
     assert 'knn 2 results' in text
     assert '0.6634 0.6400 to 0.6800 query backbone 20 0.1 rate 0.03 cifar10, test, 10,000, step 9' in text
     assert 'linear 1 result' in text
-    assert 'These files in evaluation/ are not results of an evaluation: notes.json.' in text
+    assert 'edited 1 result' not in text
+    assert 'These files in evaluation/ are not results of an evaluation: edited.json, notes.json.' in text
 
 
 def test_runs_side_by_side(whole):

@@ -52,11 +52,12 @@ def test_one_per_class():
 def test_neighbours_are_the_nearest_training_images(tmp_path):
     """They agree with scikit-learn's cosines of the same features."""
     _, samples = reported(random_run(tmp_path, 'model.name=tiny'))
+    found, similarities = samples.nearest
     assert not samples.of_training
     cosines = cosine_similarity(samples.features[samples.queries], samples.bank)
-    order = np.argsort(-cosines, axis=1)[:, : samples.found.shape[1]]
-    np.testing.assert_allclose(samples.similarities, np.take_along_axis(cosines, order, axis=1), atol=1e-5)
-    np.testing.assert_array_equal(samples.found[:, 0], samples.banked[order[:, 0]])
+    order = np.argsort(-cosines, axis=1)[:, : found.shape[1]]
+    np.testing.assert_allclose(similarities, np.take_along_axis(cosines, order, axis=1), atol=1e-5)
+    np.testing.assert_array_equal(found[:, 0], samples.banked[order[:, 0]])
 
 
 def test_a_query_is_not_its_own_neighbour(tmp_path, monkeypatch):
@@ -66,9 +67,10 @@ def test_a_query_is_not_its_own_neighbour(tmp_path, monkeypatch):
     train = load(run.config.data).train
     samples = take_samples(Embedder(run.method, run.mesh), run.state.variables, Splits(train, None))
     own = samples.shown[samples.queries]
+    found, similarities = samples.nearest
     assert {True, False} == set(np.isin(own, samples.banked).tolist())
     cosines = cosine_similarity(samples.features[samples.queries], samples.bank)
     cosines[own[:, None] == samples.banked] = -2
     order = np.argsort(-cosines, axis=1)[:, :NEIGHBOURS]
-    np.testing.assert_array_equal(samples.found, samples.banked[order])
-    np.testing.assert_allclose(samples.similarities, np.take_along_axis(cosines, order, axis=1), atol=1e-5)
+    np.testing.assert_array_equal(found, samples.banked[order])
+    np.testing.assert_allclose(similarities, np.take_along_axis(cosines, order, axis=1), atol=1e-5)

@@ -16,6 +16,8 @@ from dualcl_jax.system.devices import fetched
 
 BLOCK_BYTES = 64 * 2**20
 """The float32 similarities that one device holds at a time."""
+BLOCK_ROWS = 1024
+"""Rows that `nearest_others` compares with all rows at a time."""
 
 
 def normalize(features: ArrayLike) -> jax.Array:
@@ -62,36 +64,34 @@ def without_query(found: NDArray, own: NDArray) -> NDArray[np.bool_]:
     return kept
 
 
-def knn_scores(
-    queries: ArrayLike,
-    bank: ArrayLike,
-    bank_labels: ArrayLike,
-    *,
-    k: int,
-    temperature: float,
-    num_classes: int,
-) -> jax.Array:
-    """Class scores by a weighted vote: each of the k nearest neighbours votes for its label with exp(similarity / τ).
-
-    Source: Wu et al. 2018 (1805.01978), section 3.4, and the monitor of MoCo's CIFAR demo. Pure and jittable (k,
-    temperature and num_classes static). The votes of a query are divided by their sum, which keeps a small τ from
-    overflowing and changes no prediction. `knn_grid` finds the classes with the largest scores in blocks; this function
-    is for callers that need the scores.
+def nearest_others(
+    features: NDArray, k: int, advance: Callable[[], None] = lambda: None
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """The nearest other rows of each row, by cosine similarity, the most similar first.
 
     Args:
-      queries: features [Q, F], normalised here.
-      bank: features [N, F], normalised here.
-      bank_labels: [N] int32 in [0, num_classes); a label outside this range casts no vote.
-      k: number of neighbours, clamped to N.
-      temperature: τ > 0.
-      num_classes: number of classes C.
+      features: [N, F], normalised here; N at least 2.
+      k: number of neighbours, clamped to N - 1.
+      advance: called after each block of `BLOCK_ROWS` rows.
 
     Returns:
-      scores [Q, C] float32, at least 0; each row sums to 1.
+      similarities [N, k] and rows [N, k].
     """
-    similarities, indices = nearest(queries, bank, k)
-    labels = jnp.asarray(bank_labels)[indices]
-    return _vote(similarities, labels, temperature, jnp.arange(num_classes, dtype=labels.dtype)[None])
+    count, k = len(features), min(k, len(features) - 1)
+    bank = jnp.asarray(features)
+    similarities, rows = np.empty((count, k), np.float32), np.empty((count, k), np.int32)
+    for start in range(0, count, BLOCK_ROWS):
+        block = features[start : start + BLOCK_ROWS]
+        padded = np.pad(block, ((0, min(BLOCK_ROWS, count) - len(block)), (0, 0)))
+        values, found = (np.asarray(part)[: len(block)] for part in _nearest(padded, bank, k + 1))
+        kept = without_query(found, np.arange(start, start + len(block)))
+        similarities[start : start + len(block)] = values[kept].reshape(-1, k)
+        rows[start : start + len(block)] = found[kept].reshape(-1, k)
+        advance()
+    return similarities, rows
+
+
+_nearest = jax.jit(nearest, static_argnums=2)
 
 
 def _vote(similarities: jax.Array, labels: jax.Array, temperature: float, classes: jax.Array) -> jax.Array:
@@ -115,13 +115,9 @@ def knn_predict(
     k: int,
     temperature: float,
     num_classes: int,
-    block: int | None = None,
 ) -> NDArray[np.int32]:
-    """The class with the largest of `knn_scores` for each query, [Q] int32: `knn_grid` of one k and one temperature."""
-    grid = knn_grid(
-        queries, bank, bank_labels, ks=(k,), temperatures=(temperature,), num_classes=num_classes, block=block
-    )
-    return grid[0, 0]
+    """The predicted class of each query, [Q] int32: `knn_grid` of one k and one temperature."""
+    return knn_grid(queries, bank, bank_labels, ks=(k,), temperatures=(temperature,), num_classes=num_classes)[0, 0]
 
 
 def knn_grid(
@@ -132,10 +128,13 @@ def knn_grid(
     ks: Sequence[int],
     temperatures: Sequence[float],
     num_classes: int,
-    block: int | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> NDArray[np.int32]:
-    """The class with the largest of `knn_scores` for each query, k and temperature; the lower class on ties.
+    """The predicted class of each query, for each k and temperature; the lower class on ties.
+
+    Each of the k nearest neighbours votes for its label with exp(similarity / τ) (Wu et al. 2018, 1805.01978, section
+    3.4, and the monitor of MoCo's CIFAR demo). The votes of a query are divided by their sum, which keeps a small τ
+    from overflowing and changes no prediction.
 
     Works through the queries in blocks, so that [Q, N] is never held, and finds neighbours once for the whole grid.
     A block is split over the local devices and the bank is copied to each. Other processes are not involved: each
@@ -148,25 +147,23 @@ def knn_grid(
       ks: numbers of neighbours, each at least 1; clamped to N.
       temperatures: each τ > 0.
       num_classes: number of classes.
-      block: queries at a time over all local devices, rounded up to a multiple of their number; by default as many
-          as keep the similarities on one device within `BLOCK_BYTES`.
-      advance: called after every block, of which there are `num_blocks(Q, N)` by default.
+      advance: called after each of `num_blocks(Q, N)` blocks.
 
     Returns:
       classes [len(ks), len(temperatures), Q] int32.
 
     Raises:
       ValueError: shapes that do not fit, an empty array, features that are not finite, a label outside
-          [0, num_classes) (-1 means unlabelled), or k, temperature or block not positive.
+          [0, num_classes) (-1 means unlabelled), or k or temperature not positive.
     """
     queries, bank, bank_labels = np.asarray(queries), np.asarray(bank), np.asarray(bank_labels)
     _check_features('queries', queries)
     _check_features('bank', bank)
     if queries.shape[1] != bank.shape[1]:
         raise ValueError(f'queries have {queries.shape[1]} features and the bank {bank.shape[1]}: they must agree')
-    _check_labels('bank_labels', bank_labels, len(bank), num_classes)
-    if min(ks) < 1 or min(temperatures) <= 0 or (block is not None and block < 1):
-        raise ValueError(f'k, temperature and block must be positive, got {ks}, {temperatures} and {block}')
+    _check_labels(bank_labels, len(bank), num_classes)
+    if min(ks) < 1 or min(temperatures) <= 0:
+        raise ValueError(f'k and temperature must be positive, got {ks} and {temperatures}')
 
     devices = jax.local_devices()
     mesh = Mesh(np.asarray(devices), ('devices',))
@@ -178,7 +175,7 @@ def knn_grid(
         _predict_block, mesh=mesh, ks=tuple(ks), temperatures=tuple(temperatures), num_classes=num_classes
     )
 
-    block = len(devices) * math.ceil(min(block or _block(len(bank)), len(queries)) / len(devices))
+    block = len(devices) * math.ceil(min(_block(len(bank)), len(queries)) / len(devices))
     starts = range(0, len(queries), block)
     parts = (queries[start : start + block] for start in starts)
     padded = (np.pad(part, ((0, block - len(part)), (0, 0))) for part in parts)  # one shape, one compilation
@@ -190,42 +187,13 @@ def knn_grid(
 
 
 def num_blocks(num_queries: int, num_bank: int) -> int:
-    """How many blocks of queries `knn_grid` works through by default."""
+    """How many blocks of queries `knn_grid` works through."""
     return math.ceil(num_queries / min(_block(num_bank), num_queries))
 
 
 def _block(num_bank: int) -> int:
     devices = len(jax.local_devices())
     return devices * max(1, BLOCK_BYTES // (4 * num_bank))
-
-
-def knn_top1(
-    queries: NDArray,
-    query_labels: NDArray,
-    bank: NDArray,
-    bank_labels: NDArray,
-    *,
-    k: int,
-    temperature: float,
-    num_classes: int,
-    block: int | None = None,
-) -> float:
-    """The fraction of queries, in [0, 1], whose label `knn_predict` finds.
-
-    Args:
-      queries: features [Q, F].
-      query_labels: [Q] integers in [0, num_classes).
-      bank, bank_labels, k, temperature, num_classes, block: see `knn_predict`.
-
-    Raises:
-      ValueError: as `knn_predict`, and for query labels outside [0, num_classes) or not as many as queries.
-    """
-    query_labels = np.asarray(query_labels)
-    _check_labels('query_labels', query_labels, len(queries), num_classes)
-    predictions = knn_predict(
-        queries, bank, bank_labels, k=k, temperature=temperature, num_classes=num_classes, block=block
-    )
-    return float(np.mean(predictions == query_labels))
 
 
 @functools.partial(jax.jit, static_argnames=('mesh', 'ks', 'temperatures', 'num_classes'))
@@ -266,11 +234,11 @@ def _check_features(name: str, features: NDArray) -> None:
         raise ValueError(f'{name} holds values that are not finite: the encoder has diverged')
 
 
-def _check_labels(name: str, labels: NDArray, count: int, num_classes: int) -> None:
+def _check_labels(labels: NDArray, count: int, num_classes: int) -> None:
     if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f'{name} must be {count} integers, got shape {labels.shape} of {labels.dtype}')
-    if count and not (labels.min() >= 0 and labels.max() < num_classes):
+        raise ValueError(f'bank_labels must be {count} integers, got shape {labels.shape} of {labels.dtype}')
+    if not (labels.min() >= 0 and labels.max() < num_classes):
         raise ValueError(
-            f'{name} must lie in [0, {num_classes}), got {labels.min()} to {labels.max()}: '
+            f'bank_labels must lie in [0, {num_classes}), got {labels.min()} to {labels.max()}: '
             'leave examples without a label (-1) out'
         )

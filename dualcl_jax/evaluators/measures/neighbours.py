@@ -14,17 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualcl_jax.data.images.source import is_photographic
-from dualcl_jax.evaluators.measures.knn import nearest, without_query
+from dualcl_jax.evaluators.measures import knn
 from dualcl_jax.evaluators.measures.unit import unit
 
 REDUCED = 16
 """Side in pixels at which two images are compared."""
-QUERIES = 1024
-"""Rows that are compared with all others at a time."""
+REDUCED_AT_ONCE = 1024
+"""Images that are reduced at a time."""
 NEIGHBOURS = 10
 """How many nearest neighbours an outlier is far from, and how many near duplicates a row has at most."""
-
-
 ROUNDING = 1e-6
 """Relative differences of features, and differences of cosines, up to this one are those of rounding."""
 
@@ -49,27 +47,12 @@ class Pairs(NamedTuple):
 
 def num_blocks(count: int) -> int:
     """The number of blocks in which `nearest_others` takes `count` rows."""
-    return -(-count // QUERIES)
+    return -(-count // knn.BLOCK_ROWS)
 
 
 def nearest_others(features: NDArray, advance: Callable[[], None] = lambda: None) -> Neighbours:
     """The nearest other rows of each row of features [N, F], N at least 2; `advance` is called after each block."""
-    import jax
-
-    rows = unit(_centred(features))
-    count, k = len(rows), min(NEIGHBOURS, len(rows) - 1)
-    find = jax.jit(nearest, static_argnums=2)
-    bank = jax.device_put(rows)
-    similarities, found = np.empty((count, k), np.float32), np.empty((count, k), np.int32)
-    for start in range(0, count, QUERIES):
-        block = rows[start : start + QUERIES]
-        padded = np.pad(block, ((0, min(QUERIES, count) - len(block)), (0, 0)))
-        values, places = (np.asarray(part)[: len(block)] for part in find(padded, bank, k + 1))
-        kept = without_query(places, np.arange(start, start + len(block)))
-        similarities[start : start + len(block)] = values[kept].reshape(-1, k)
-        found[start : start + len(block)] = places[kept].reshape(-1, k)
-        advance()
-    return Neighbours(similarities, found)
+    return Neighbours(*knn.nearest_others(_centred(features), NEIGHBOURS, advance))
 
 
 def _centred(features: NDArray) -> NDArray:
@@ -122,7 +105,9 @@ def confirmed(pairs: Pairs, threshold: float, images_at: Callable[[NDArray], NDA
       Pairs with the smaller of both similarities.
     """
     rows, places = np.unique(np.concatenate([pairs.first, pairs.second]), return_inverse=True)
-    blocks = [reduced(images_at(rows[start : start + QUERIES])) for start in range(0, len(rows), QUERIES)]
+    blocks = [
+        reduced(images_at(rows[start : start + REDUCED_AT_ONCE])) for start in range(0, len(rows), REDUCED_AT_ONCE)
+    ]
     if not blocks:
         return pairs
     first, second = places.reshape(2, -1)

@@ -3,14 +3,12 @@
 Every measure except the rank uses features normalised to length 1, as the loss does.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from dualcl_jax.evaluators.measures.knn import nearest, without_query
+from dualcl_jax.evaluators.measures.knn import nearest_others
 from dualcl_jax.evaluators.measures.members import members
 from dualcl_jax.evaluators.measures.unit import unit
 
@@ -92,19 +90,8 @@ def purity(features: NDArray, labels: NDArray, k: int) -> NDArray[np.float64]:
     k = min(k, len(features) - 1)
     _, group, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     others = sizes[group] - 1
-    shares = []
-    for start in range(0, len(features), BLOCK_ROWS):
-        rows = np.arange(start, min(start + BLOCK_ROWS, len(features)))
-        padded = np.pad(features[rows], ((0, min(BLOCK_ROWS, len(features)) - len(rows)), (0, 0)))
-        found = np.asarray(_nearest(padded, features, k + 1))[: len(rows)]
-        same = (labels[found] == labels[rows, None]) & without_query(found, rows)
-        shares.append(same.sum(axis=1) / np.clip(others[rows], 1, k))
-    return np.concatenate(shares)[others > 0]
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _nearest(queries: jax.Array, bank: jax.Array, k: int) -> jax.Array:
-    return nearest(queries, bank, k)[1]
+    same = labels[nearest_others(features, k)[1]] == labels[:, None]
+    return (same.sum(axis=1) / np.clip(others, 1, k))[others > 0]
 
 
 def class_distances(features: NDArray, labels: NDArray) -> tuple[float, float]:
