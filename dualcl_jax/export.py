@@ -60,7 +60,7 @@ def main() -> int:
             load = 'sentence_transformers.SentenceTransformer'
         else:
             files = huggingface_images.write_folder(description, variables, card)
-            load = f'transformers.{huggingface_images.class_of(description)}.from_pretrained'
+            load = f'transformers.{huggingface_images.network_of(description).name}.from_pretrained'
         write_output_folder(flags.output, files)
         size = sum(map(len, files.values()))
     else:

@@ -5,7 +5,7 @@ from typing import Any
 from dualcl_jax.method.describe import describe_training
 from dualcl_jax.method.optim import peak_learning_rate
 from dualcl_jax.models.exports import Description, TextDescription
-from dualcl_jax.models.exports.huggingface_images import FEATURES, class_of, has_processor
+from dualcl_jax.models.exports.huggingface_images import has_processor, network_of
 from dualcl_jax.system.files import absolute
 from dualcl_jax.system.versions import versions
 from dualcl_jax.workdir.metrics import SCORES, read_records
@@ -70,9 +70,9 @@ def model_card(run: SavedRun, description: Description | TextDescription) -> str
 
 def _use(description: Description) -> str:
     """How the folder of an encoder of images is used."""
-    kind = class_of(description)
-    options = ', add_pooling_layer=False' if kind == 'ViTModel' else ''
-    about: dict[str, Any] = {'kind': kind, 'options': options, 'features': FEATURES.get(kind, '')}
+    network = network_of(description)
+    options = ', add_pooling_layer=False' if network.name == 'ViTModel' else ''
+    about: dict[str, Any] = {'kind': network.name, 'options': options, 'features': network.features}
     if has_processor(description):
         return USE_OF_IMAGES.format(**about)
     low, high = description.value_range or (0, 255)

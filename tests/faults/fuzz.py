@@ -205,7 +205,10 @@ ARCHITECTURE = {
     'name': 'tiny', 'stem': 'cifar', 'width': 1, 'projection': 'mlp2_bn', 'predictor': 'none', 'dim': 2,
     'head_width': 2, 'dtype': 'float32', 'remat': False, 'freeze_patches': True, 'positions': 'sine_cosine',
 }  # fmt: skip
-ENCODER = Description(ARCHITECTURE, 'query', 'projection', 2, 8, 3, (0.5,) * 3, (0.2,) * 3, {'step': 7}, (0.0, 9.0))
+ENCODER = Description(
+    architecture=ARCHITECTURE, encoder='query', output='projection', features=2, provenance={'step': 7},
+    image_size=8, channels=3, mean=(0.5,) * 3, std=(0.2,) * 3, value_range=(0.0, 9.0),
+)  # fmt: skip
 PICTURES = [encode(photo(1, 24, 24), kind) for kind in ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'JPEG2000')]
 FIELDS = st.sampled_from([name for name, _ in flatten(CONFIG)]) | st.text(max_size=12)
 WORDS = st.text(max_size=12) | st.from_regex(r'[-+(]?\d{0,30}[.,e]?\d{0,4}', fullmatch=True)

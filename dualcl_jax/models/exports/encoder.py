@@ -28,10 +28,11 @@ OPTIONAL = ('value_range',)
 """Fields that were added since the first file was written. They are empty where they are absent."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Described(abc.ABC):
     """Describes an exported encoder for any kind of example; stored as JSON beside its weights or program.
 
-    A kind is a frozen dataclass with these attributes and those of its inputs.
+    A kind adds the attributes of its inputs.
 
     Attributes:
       architecture: the fields of `config.model` that `build_encoder` reads.
@@ -46,7 +47,7 @@ class Described(abc.ABC):
     encoder: str
     output: str
     features: int
-    provenance: dict[str, Any]
+    provenance: dict[str, Any] = dataclasses.field(repr=False)
 
     @abc.abstractmethod
     def inputs(self, count: Any) -> Tree:
@@ -71,14 +72,14 @@ class Described(abc.ABC):
 
     def to_metadata(self) -> dict[str, str]:
         """Encodes each field as JSON."""
-        fields = {'version': VERSION} | {field.name: getattr(self, field.name) for field in _fields(self)}
+        fields = {'version': VERSION} | {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         fields = {name: value for name, value in fields.items() if name not in OPTIONAL or value}
         return {name: json.dumps(value, default=list) for name, value in fields.items()}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Self:
         """The inverse of `to_metadata`. Raises ValueError if a field is missing or has an impossible value."""
-        names = [field.name for field in _fields(cls)]
+        names = [field.name for field in dataclasses.fields(cls)]
         metadata = dict.fromkeys(OPTIONAL, '[]') | dict(metadata)
         missing = [name for name in ['version', *names] if name not in metadata]
         if missing:
@@ -143,7 +144,7 @@ class Described(abc.ABC):
         return only_parts(whole, self.parts)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Description(Described):
     """Describes an exported encoder of images, see `Described`.
 
@@ -155,15 +156,10 @@ class Description(Described):
       value_range: (low, high), the values of its training images that become 0 and 1; empty for images of 8 bits.
     """
 
-    architecture: dict[str, Any]
-    encoder: str
-    output: str
-    features: int
     image_size: int
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    provenance: dict[str, Any] = dataclasses.field(repr=False)
     value_range: tuple[float, ...] = ()
 
     @property
@@ -202,11 +198,6 @@ def check_positive(values: Mapping[str, Any], *names: str) -> None:
     """Raises ValueError if one of these values is not a positive integer."""
     if not all(type(values[name]) is int and values[name] > 0 for name in names):
         raise ValueError(f'{", ".join(names[:-1])} and {names[-1]} must be positive')
-
-
-def _fields(description: Any) -> tuple[dataclasses.Field[Any], ...]:
-    """The fields of a dataclass or of an instance; type checkers do not see that `Described` is one."""
-    return dataclasses.fields(description)
 
 
 def _numbers(name: str, values: Any) -> tuple[float, ...]:

@@ -49,7 +49,6 @@ def write_folder(description: TextDescription, variables: Variables, card: str) 
     """
     tokenizer, params = description.loaded_tokenizer, variables['params']
     tokenizer = tokenizers.Tokenizer.from_str(tokenizer.to_str())
-    tokenizer.no_padding()
     files, modules = {}, []
     if description.architecture['name'] == 'bag':
         tokenizer.enable_truncation(description.length - 2)  # without the first and the last token

@@ -6,7 +6,7 @@ that transformers has always read; version 5 renames those of a ViT when it load
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.traverse_util
 import numpy as np
@@ -33,12 +33,20 @@ VIT_LAYERS = {
 }
 CONVNEXT_LAYERS = {'conv_dw': 'dwconv', 'norm': 'layernorm', 'fc1': 'pwconv1', 'fc2': 'pwconv2'}
 """The layers of a block by their names here and in transformers."""
-FEATURES = {
-    'ViTModel': 'last_hidden_state[:, 0]',
-    'ConvNextModel': 'pooler_output',
-    'ResNetModel': 'pooler_output[:, :, 0, 0]',
-}
-"""The classes of transformers, and the features in their outputs."""
+
+
+class Network(NamedTuple):
+    """A class of transformers.
+
+    Attributes:
+      name: its name.
+      features: the features in its output.
+      convert: makes its config and its tensors from a backbone, the description of the encoder and its variables.
+    """
+
+    name: str
+    features: str
+    convert: Callable[[Any, Description, Flat], tuple[dict[str, Any], Tensors]]
 
 
 def write_folder(description: Description, variables: Variables, card: str) -> Files:
@@ -48,6 +56,25 @@ def write_folder(description: Description, variables: Variables, card: str) -> F
       description: the description of the encoder.
       variables: its variables, NumPy arrays.
       card: the text of README.md.
+
+    Raises:
+      UserError: transformers has no such network.
+    """
+    backbone = description.build().make_backbone()
+    config, tensors = network_of(description).convert(backbone, description, _flat(variables))
+    common = {'num_channels': description.channels, 'image_size': description.image_size, 'torch_dtype': 'float32'}
+    files = {
+        'config.json': to_json(config | common),
+        'model.safetensors': pack(tensors),
+        'README.md': card.encode(),
+    }
+    if has_processor(description):
+        files['preprocessor_config.json'] = to_json(_processor(description))
+    return files
+
+
+def network_of(description: Description) -> Network:
+    """The class of transformers that loads the folder of an encoder.
 
     Raises:
       UserError: transformers has no such network.
@@ -62,22 +89,7 @@ def write_folder(description: Description, variables: Variables, card: str) -> F
         )
     if type(backbone) not in NETWORKS:
         raise UserError(f'--format={FORMAT}: transformers has no {name}; use safetensors or stablehlo')
-    config, tensors = NETWORKS[type(backbone)](backbone, description, _flat(variables))
-    common = {'num_channels': description.channels, 'image_size': description.image_size, 'torch_dtype': 'float32'}
-    files = {
-        'config.json': to_json(config | common),
-        'model.safetensors': pack(tensors),
-        'README.md': card.encode(),
-    }
-    if has_processor(description):
-        files['preprocessor_config.json'] = to_json(_processor(description))
-    return files
-
-
-def class_of(description: Description) -> str:
-    """The class of transformers that loads the folder of an encoder, one of `FEATURES`."""
-    backbone = description.build().make_backbone()
-    return {VisionTransformer: 'ViTModel', ConvNeXt: 'ConvNextModel', ResNet: 'ResNetModel'}.get(type(backbone), '')
+    return NETWORKS[type(backbone)]
 
 
 def has_processor(description: Description) -> bool:
@@ -214,12 +226,12 @@ def _resnet(network: ResNet, description: Description, flat: Flat) -> tuple[dict
     return config, tensors
 
 
-NETWORKS: dict[type, Callable[[Any, Description, Flat], tuple[dict[str, Any], Tensors]]] = {
-    VisionTransformer: _vit,
-    ConvNeXt: _convnext,
-    ResNet: _resnet,
+NETWORKS: dict[type, Network] = {
+    VisionTransformer: Network('ViTModel', 'last_hidden_state[:, 0]', _vit),
+    ConvNeXt: Network('ConvNextModel', 'pooler_output', _convnext),
+    ResNet: Network('ResNetModel', 'pooler_output[:, :, 0, 0]', _resnet),
 }
-"""For each class of backbone, the function that makes its config and its tensors for transformers."""
+"""The class of transformers for each class of backbone."""
 
 
 def _flat(variables: Variables) -> dict[tuple[str, ...], np.ndarray]:

@@ -15,7 +15,7 @@ from dualcl_jax.system.errors import UserError, reason_of
 from dualcl_jax.system.tree import Tree
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TextDescription(Described):
     """Describes an exported encoder of sentences, see `Described`.
 
@@ -24,13 +24,8 @@ class TextDescription(Described):
       tokenizer: the content of the `tokenizer.json` of the run.
     """
 
-    architecture: dict[str, Any]
-    encoder: str
-    output: str
-    features: int
     length: int
     tokenizer: str = dataclasses.field(repr=False)
-    provenance: dict[str, Any] = dataclasses.field(repr=False)
 
     def inputs(self, count: Any) -> Tree:
         """Tokens int32 [count, L] and lengths int32 [count], as in `dualcl_jax.models.text`."""

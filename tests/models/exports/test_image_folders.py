@@ -18,7 +18,7 @@ from PIL import Image
 from dualcl_jax.data.images import decode
 from dualcl_jax.data.images.crops import central_square
 from dualcl_jax.models.exports import load
-from dualcl_jax.models.exports.huggingface_images import FEATURES, class_of, write_folder
+from dualcl_jax.models.exports.huggingface_images import network_of, write_folder
 from dualcl_jax.models.exports.weights import write
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.workdir.export import describe
@@ -117,9 +117,9 @@ def test_transformers_computes_the_same(name: str, channels: int, tmp_path: Path
                 pytest.skip(f'needs {package}, here or in the Python that TORCH_PYTHON names')
     description, _ = exported(tmp_path / 'run', *NETWORKS[name], channels=channels)
     write_comparison(tmp_path / 'run', description, channels)
-    kind = class_of(description)
+    network = network_of(description)
     done = subprocess.run(
-        [PYTHON, '-c', CODE, str(tmp_path / 'run'), kind, FEATURES[kind]],
+        [PYTHON, '-c', CODE, str(tmp_path / 'run'), network.name, network.features],
         capture_output=True,
         text=True,
         timeout=300,
