@@ -13,21 +13,21 @@ from dualcl_jax.method.build import Method
 from dualcl_jax.system.devices import AXIS, fetched, process_rows
 
 BLOCK = 256
-"""How many images a device encodes at a time."""
+"""How many examples a device encodes at a time."""
 RAW_BLOCK = 1024
 
 
 class Features(NamedTuple):
-    """Features of N images: `backbone` [N, F] and `projection` [N, D], float32."""
+    """Features of N examples: `backbone` [N, F] and `projection` [N, D], float32."""
 
     backbone: Any
     projection: Any
 
 
 class Blocks:
-    """Applies a function to the images of a source, block by block, on all devices of a mesh.
+    """Applies a function to the examples of a source, block by block, on all devices of a mesh.
 
-    Every process must call it, and gets all results. Each process reads only the images of its own devices, and reads
+    Every process must call it, and gets all results. Each process reads only the examples of its own devices, and reads
     those of the next block while the devices work.
 
     Args:
@@ -44,7 +44,7 @@ class Blocks:
         self._gather = jax.jit(lambda rows: rows, out_shardings=replicated)
 
     def num_blocks(self, count: int) -> int:
-        """The number of blocks for `count` images."""
+        """The number of blocks for `count` examples."""
         return -(-count // self._block)
 
     def _own(self, source: Source, chosen: np.ndarray, block: int) -> Any:
@@ -58,7 +58,7 @@ class Blocks:
     def __call__(
         self, variables: Any, source: Source, indices: np.ndarray, advance: Callable[[], None] = lambda: None
     ) -> Any:
-        """The results for the images at `indices` [N], as NumPy arrays; `advance` is called after each block."""
+        """The results for the examples at `indices` [N], as NumPy arrays; `advance` is called after each block."""
         devices = self._mesh.size
         block = min(self._block, -(-len(indices) // devices) * devices)
 
@@ -83,7 +83,7 @@ class Blocks:
 
 
 class Embedder(Blocks):
-    """Computes `Features` of the images of a source with the method's encoder in evaluation mode; it changes nothing.
+    """Computes `Features` of the examples of a source with the method's encoder in evaluation mode; it changes nothing.
 
     Args:
       method: the method whose encoder and normalisation to use.

@@ -2,7 +2,6 @@
 
 import difflib
 import hashlib
-import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,18 +12,20 @@ from rich.console import Console
 
 from dualcl_jax import data
 from dualcl_jax.data import Source, Splits, example_spec
+from dualcl_jax.data.describe import noun
 from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.images.source import image_shape, image_type, is_photographic
 from dualcl_jax.data.tree import batch_of, empty
 from dualcl_jax.evaluators.encoder_source import EncoderSource
 from dualcl_jax.evaluators.protocols import kind_of, protocols_of, shot_classes, structure_rows
 from dualcl_jax.evaluators.records import VERSION, make_record, other_places, table
-from dualcl_jax.evaluators.settings import RULES, default_settings, whole
+from dualcl_jax.evaluators.settings import RULES, default_settings, make_whole
 from dualcl_jax.evaluators.task import Task
 from dualcl_jax.method.optim import has_known_blocks
 from dualcl_jax.method.validation import RULES as CONFIG_RULES
 from dualcl_jax.method.views.images import ImageViews
 from dualcl_jax.system.config import check_fields, override
+from dualcl_jax.system.console import is_terminal
 from dualcl_jax.system.errors import UserError, first_line, reason_of
 from dualcl_jax.system.files import reachable, write_json
 from dualcl_jax.system.versions import versions
@@ -51,6 +52,7 @@ def resolve(source: EncoderSource, overrides: Sequence[str]) -> ConfigDict:
         config.sts.path = source.config.get('sts', ConfigDict()).get('path', '')
     override_data(config, overrides)
     check_fields(config, RULES)
+    make_whole(config)
     if len(config.semi.fractions) != len(config.semi.epochs):
         raise UserError('config.semi.epochs: give one number for each of config.semi.fractions')
     return config
@@ -146,7 +148,7 @@ def read_benchmarks(source: EncoderSource, protocols: Sequence[str], settings: C
 
 def notes(task: Task, protocols: Sequence[str]) -> list[str]:
     """What an evaluation leaves out, and settings without an effect, one line for each item."""
-    known = protocols_of(task.source.kind)
+    known, unit = protocols_of(task.source.kind), noun(task.source.kind)
     unscored = [f'{of.without_score:,} of {of.name}' for of in task.benchmarks.get('sts', ()) if of.without_score]
     found = [f'left out: pairs without a score, {", ".join(unscored)}'] if unscored else []
     if task.benchmarks and task.source.baselines.left_out:
@@ -164,17 +166,17 @@ def notes(task: Task, protocols: Sequence[str]) -> list[str]:
     if not any(known[name].needs_labels for name in protocols):
         return found
     found += [
-        f'left out: {about["count"]:,} {reason}, {about["classes"]:,} classes: {", ".join(about["names"])}'
-        + (', …' if about['classes'] > len(about['names']) else '')
+        f'left out: {about["count"]:,} {reason.replace(IMAGES, unit)}, {about["classes"]:,} classes: '
+        f'{", ".join(about["names"])}' + (', …' if about['classes'] > len(about['names']) else '')
         for reason, about in task.left_out.items()
     ]
     if 'clustering' in protocols and len(np.unique(task.labels('test'))) < 2:
         found.append('left out: clustering: all labelled test examples have the same class')
     train, settings = task.labels('train'), task.settings
-    most = [k for k in whole(settings.knn.k) if k > len(train)]
+    most = [k for k in settings.knn.k if k > len(train)]
     if 'knn' in protocols and most:
         found.append(
-            f'knn: k {", ".join(map(str, most))} becomes {len(train):,}, the number of labelled training images'
+            f'knn: k {", ".join(map(str, most))} becomes {len(train):,}, the number of labelled training {unit}'
         )
     tuned = [name for name in ('finetune', 'semi') if name in protocols]
     backbones = [variables['params']['backbone'] for variables in task.source.encoders.values()] if tuned else []
@@ -183,12 +185,12 @@ def notes(task: Task, protocols: Sequence[str]) -> list[str]:
             f'{", ".join(tuned)}: finetune.layer_decay has no effect: this network has no blocks that are known by name'
         )
     sizes = np.unique(train, return_counts=True)[1]
-    for count in whole(settings.few_shot.shots) if 'few_shot' in protocols else ():
+    for count in settings.few_shot.shots if 'few_shot' in protocols else ():
         fewer = int((sizes < count).sum())
         if not len(shot_classes(task, count)):
-            found.append(f'left out: few_shot with {count} images a class: too few classes have that many')
+            found.append(f'left out: few_shot with {count} {unit} a class: too few classes have that many')
         elif fewer:
-            found.append(f'few_shot with {count} images a class: without {fewer:,} classes that have fewer')
+            found.append(f'few_shot with {count} {unit} a class: without {fewer:,} classes that have fewer')
     return found
 
 
@@ -270,9 +272,7 @@ def evaluate(
     if writes:
         open_workdir(str(folder), '--output')
     task = Task(source, splits, config, tuple(encoders), tuple(layers), benchmarks)
-    console = Console(
-        highlight=False, markup=False, quiet=not writes, width=None if sys.stdout.isatty() else TABLE_WIDTH
-    )
+    console = Console(highlight=False, markup=False, quiet=not writes, width=None if is_terminal() else TABLE_WIDTH)
     for note in (*absent, *notes(task, protocols)):
         console.print(f'note: {note}')
     found: list[dict[str, Any]] = []

@@ -1,7 +1,6 @@
 """Files of features: parquet, npz and CSV, written part by part."""
 
 import csv
-import io
 import json
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,9 +10,6 @@ from typing import Any
 import numpy as np
 
 from dualcl_jax.system.errors import UserError
-
-NPY_TIME = (1980, 1, 1, 0, 0, 0)
-"""The fixed time of the entries of an `.npz` file, so that the same features give the same bytes."""
 
 MOST_NAME_BYTES, MOST_PADDING = 2 * 2**30, 8
 """Names of an `.npz` file, which all take as much as the longest one, may take this much memory, or this many times as
@@ -52,7 +48,10 @@ def write_parquet(
 def write_npz(
     path: Path, names: Sequence[str], labels: np.ndarray, classes: Sequence[str], parts: Parts, about: Mapping[str, Any]
 ) -> None:
-    """Writes the arrays `files`, `labels`, `class_names`, `features` and, as JSON, `about`."""
+    """Writes the arrays `files`, `labels`, `class_names`, `features` and, as JSON, `about`.
+
+    The same features give the same bytes.
+    """
     arrays = {
         'files': np.array(names, np.str_),
         'labels': labels,
@@ -61,10 +60,9 @@ def write_npz(
     }
     with zipfile.ZipFile(path, 'w') as archive:
         for name, array in arrays.items():
-            content = io.BytesIO()
-            np.save(content, array, allow_pickle=False)
-            archive.writestr(zipfile.ZipInfo(f'{name}.npy', NPY_TIME), content.getvalue())
-        with archive.open(zipfile.ZipInfo('features.npy', NPY_TIME), 'w', force_zip64=True) as file:
+            with archive.open(f'{name}.npy', 'w', force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
+        with archive.open('features.npy', 'w', force_zip64=True) as file:
             for place, part in enumerate(parts):
                 if place == 0:
                     shape = (len(names), part.shape[1])

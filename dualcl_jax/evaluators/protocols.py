@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dualcl_jax.data.describe import noun
 from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.text.source import KIND as TEXT
 from dualcl_jax.evaluators import text_protocols as text
@@ -15,18 +16,22 @@ from dualcl_jax.evaluators.benchmarks.passages import read_passages
 from dualcl_jax.evaluators.benchmarks.sts import read_sts
 from dualcl_jax.evaluators.derived import Derived
 from dualcl_jax.evaluators.intervals import normal, wilson
-from dualcl_jax.evaluators.measures import few_shot as shots
-from dualcl_jax.evaluators.measures import knn as neighbours
-from dualcl_jax.evaluators.measures import linear as probes
-from dualcl_jax.evaluators.measures import retrieval as ranking
-from dualcl_jax.evaluators.measures import structure as embedding
 from dualcl_jax.evaluators.measures.clustering import agreement, cluster
 from dualcl_jax.evaluators.measures.corruptions import CORRUPTIONS, STRENGTHS, corrupt
-from dualcl_jax.evaluators.measures.finetune import Recipe, balanced_rows
-from dualcl_jax.evaluators.measures.finetune import finetune as tune
-from dualcl_jax.evaluators.measures.finetune import predict as classify
+from dualcl_jax.evaluators.measures.few_shot import centroid_accuracies, draw_shots
+from dualcl_jax.evaluators.measures.finetune import Recipe, balanced_rows, predict_classes, train_classifier
+from dualcl_jax.evaluators.measures.knn import knn_blocks, knn_grid
+from dualcl_jax.evaluators.measures.linear import predict
+from dualcl_jax.evaluators.measures.retrieval import retrieval_blocks, retrieve
+from dualcl_jax.evaluators.measures.structure import (
+    alignment,
+    class_distances,
+    effective_rank,
+    purity,
+    std_per_dimension,
+    uniformity,
+)
 from dualcl_jax.evaluators.records import Result
-from dualcl_jax.evaluators.settings import whole
 from dualcl_jax.evaluators.task import Task
 from dualcl_jax.system.console import progress
 from dualcl_jax.system.errors import UserError
@@ -57,13 +62,13 @@ def knn(task: Task) -> Results:
     A k above the number of training images stands for all of them, once.
     """
     asked: dict[int, list[int]] = {}
-    for k in whole(task.settings.knn.k):
+    for k in task.settings.knn.k:
         asked.setdefault(min(k, len(task.rows['train'])), []).append(k)
     ks, temperatures = tuple(asked), task.settings.knn.temperature
     for encoder, layer in task.places:
         bank, queries = task.features('train', encoder, layer), task.queries(encoder, layer)
-        with progress(neighbours.num_blocks(len(queries), len(bank)), f'kNN, {encoder}, {layer}') as advance:
-            grid = neighbours.knn_grid(
+        with progress(knn_blocks(len(queries), len(bank)), f'kNN, {encoder}, {layer}') as advance:
+            grid = knn_grid(
                 queries,
                 bank,
                 task.labels('train'),
@@ -82,7 +87,7 @@ def linear(task: Task) -> Results:
     """Linear probe of frozen features, with learning rate and decay chosen on held-out training images."""
     for encoder, layer in task.places:
         choice = task.probe(encoder, layer)
-        predicted = probes.predict(choice.probe, task.queries(encoder, layer))[0]
+        predicted = predict(choice.probe, task.queries(encoder, layer))[0]
         details = {
             'learning_rate': choice.learning_rate,
             'weight_decay': choice.weight_decay,
@@ -103,7 +108,7 @@ def semi(task: Task) -> Results:
     """Fine-tuning on a share of the labels, the same number of each class."""
     settings = task.settings.semi
     for encoder in task.encoders:
-        for share, epochs in zip(settings.fractions, whole(settings.epochs), strict=True):
+        for share, epochs in zip(settings.fractions, settings.epochs, strict=True):
             chosen = balanced_rows(task.labels('train'), share, task.seed)
             recipe = dataclasses.replace(Recipe(**task.settings.finetune), epochs=epochs)
             yield _tuned(task, encoder, chosen, recipe, {'fraction': share})
@@ -115,7 +120,7 @@ def _tuned(task: Task, encoder: str, chosen: np.ndarray, recipe: Recipe, details
     assert run is not None  # the protocol needs one
     images = task.labelled('train', chosen)
     with progress(recipe.steps(len(images)), f'fine-tuning on {len(images):,} images, {encoder}') as advance:
-        tuned = tune(
+        tuned = train_classifier(
             run.method,
             run.mesh,
             task.source.encoders[encoder],
@@ -127,7 +132,7 @@ def _tuned(task: Task, encoder: str, chosen: np.ndarray, recipe: Recipe, details
         )
     test, embed = task.labelled('test', task.known), task.source.blocks
     with progress(embed.num_blocks(len(test)), 'test images') as advance:
-        predicted = classify(embed, tuned, test, np.arange(len(test)), advance)
+        predicted = predict_classes(embed, tuned, test, np.arange(len(test)), advance)
     details = details | {'labels': len(images)} | dataclasses.asdict(recipe)
     return _top1(task, predicted, encoder, 'backbone', details)
 
@@ -138,12 +143,12 @@ def few_shot(task: Task) -> Results:
     Only classes with n training images take part; without two of them, or test images of them, n is left out.
     """
     settings, train = task.settings.few_shot, task.labels('train')
-    for count in whole(settings.shots):
+    for count in settings.shots:
         enough = shot_classes(task, count)
         if not len(enough):
             continue
         tested = np.isin(task.query_labels, enough)
-        chosen = shots.draw_shots(_among(train, enough), len(enough), count, settings.draws, task.seed)
+        chosen = draw_shots(_among(train, enough), len(enough), count, settings.draws, task.seed)
         labels = _among(task.query_labels[tested], enough)
         details = _details(task, {'shots': count, 'draws': settings.draws})
         fewer = len(np.unique(train)) - len(enough)
@@ -151,7 +156,7 @@ def few_shot(task: Task) -> Results:
             details |= {'classes': len(enough), 'classes_with_fewer_images': fewer}
         for encoder, layer in task.places:
             bank, queries = task.features('train', encoder, layer), task.queries(encoder, layer)[tested]
-            accuracies = shots.centroid_accuracies(bank, chosen, queries, labels)
+            accuracies = centroid_accuracies(bank, chosen, queries, labels)
             yield Result(
                 'top1',
                 float(accuracies.mean()),
@@ -178,11 +183,11 @@ def _among(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
 
 def retrieval(task: Task) -> Results:
     """Test images as queries against all training images: mean average precision and recall at k."""
-    ks = whole(task.settings.retrieval.recall_at)
+    ks = task.settings.retrieval.recall_at
     for encoder, layer in task.places:
         bank, queries = task.features('train', encoder, layer), task.queries(encoder, layer)
-        with progress(ranking.num_blocks(len(queries), len(bank)), f'retrieval, {encoder}, {layer}') as advance:
-            found = ranking.retrieve(queries, task.query_labels, bank, task.labels('train'), ks=ks, advance=advance)
+        with progress(retrieval_blocks(len(queries), len(bank)), f'retrieval, {encoder}, {layer}') as advance:
+            found = retrieve(queries, task.query_labels, bank, task.labels('train'), ks=ks, advance=advance)
         precision = found.average_precision
         result = partial(Result, encoder=encoder, layer=layer, examples=len(precision), details=_details(task))
         yield result('map', float(precision.mean()), interval=normal(precision))
@@ -215,13 +220,13 @@ def robustness(task: Task) -> Results:
                 images = Derived(task.split('test'), rows, change)
                 features = task.embed(encoder, images, np.arange(len(images)), f'{name} {strength}, {encoder}')
                 for layer in task.layers:
-                    predicted = probes.predict(task.probe(encoder, layer).probe, features[layer])[0]
+                    predicted = predict(task.probe(encoder, layer).probe, features[layer])[0]
                     details: dict[str, Any] = {'corruption': name, 'strength': strength}
                     result = _top1(task, predicted, encoder, layer, details)
                     accuracies[layer].append(result.value)
                     yield result
         for layer in task.layers:
-            clean = probes.predict(task.probe(encoder, layer).probe, task.queries(encoder, layer))[0]
+            clean = predict(task.probe(encoder, layer).probe, task.queries(encoder, layer))[0]
             details = _details(task, {'clean_top1': float(np.mean(clean == task.query_labels))})
             mean = float(np.mean(accuracies[layer]))
             yield Result('mean_top1', mean, encoder, layer, examples=len(rows), details=details)
@@ -232,30 +237,30 @@ def structure(task: Task) -> Results:
     (name, chosen), settings = structure_rows(task), task.settings.structure
     rows = task.rows[name]
     if len(chosen) < 2:
-        raise UserError(f'{task.split(name).name}: one {name} image has no structure; choose a set with more')
+        one = noun(task.source.kind).removesuffix('s')
+        raise UserError(f'{task.split(name).name}: one {name} {one} has no structure; choose a set with more')
     labels = task.labels(name)[chosen]
     _, counts = np.unique(labels[labels >= 0], return_counts=True)
     for encoder in task.source.encoders:
-        views = task.embed_views(encoder, task.split(name), rows[chosen], f'views of {name} examples, {encoder}')
+        what = f'{name} examples, {encoder}'
+        views = task.embed_views(encoder, task.split(name), rows[chosen], f'views of {what}')
         whole_split = len(chosen) == len(rows)
-        plain = {} if whole_split else task.embed(encoder, task.split(name), rows[chosen], f'{name} images, {encoder}')
+        plain = {} if whole_split else task.embed(encoder, task.split(name), rows[chosen], what)
         for layer in task.source.layers:
             features = task.features(name, encoder, layer) if whole_split else plain[layer]
             result = partial(Result, encoder=encoder, layer=layer, split=name, examples=len(chosen))
-            yield result('alignment', embedding.alignment(views[layer][:, 0], views[layer][:, 1]))
-            yield result('uniformity', embedding.uniformity(features))
-            yield result(
-                'effective_rank', embedding.effective_rank(features), details={'dimensions': features.shape[1]}
-            )
-            spread = embedding.std_per_dimension(features)
+            yield result('alignment', alignment(views[layer][:, 0], views[layer][:, 1]))
+            yield result('uniformity', uniformity(features))
+            yield result('effective_rank', effective_rank(features), details={'dimensions': features.shape[1]})
+            spread = std_per_dimension(features)
             details = {'least': float(np.min(spread)), 'most': float(np.max(spread)), 'by_dimension': spread.tolist()}
             yield result('std_per_dimension', float(spread.mean()), details=details)
             if len(counts) > 1 and np.max(counts) > 1:
-                shares = embedding.purity(features, labels, settings.k)
+                shares = purity(features, labels, settings.k)
                 alone = {'alone_in_class': len(chosen) - len(shares)} if len(shares) < len(chosen) else {}
                 of = {'k': settings.k, 'examples': len(shares), 'details': PURITY | alone}
                 yield result('purity', float(shares.mean()), interval=normal(shares), **of)
-                within, between = embedding.class_distances(features, labels)
+                within, between = class_distances(features, labels)
                 yield result('intra_class_distance', within)
                 yield result('inter_class_distance', between)
 

@@ -19,7 +19,7 @@ WIDTHS = (16, 32, 64, 128, 256)
 """Sentences are encoded at the smallest of these lengths that holds them, or at that of the run."""
 
 
-class Encoded(NamedTuple):
+class SentenceFeatures(NamedTuple):
     """Features of sentences.
 
     Attributes:
@@ -34,7 +34,7 @@ class Encoded(NamedTuple):
     details: dict[str, Any]
 
 
-def encode_all(task: Task, sentences: Sequence[str]) -> Iterator[Encoded]:
+def encode_all(task: Task, sentences: Sequence[str]) -> Iterator[SentenceFeatures]:
     """Features of N sentences by the encoders and layers of an evaluation, then by the baselines, one at a time.
 
     The baselines are those of `EncoderSource.baselines`, and TF-IDF.
@@ -49,10 +49,10 @@ def encode_all(task: Task, sentences: Sequence[str]) -> Iterator[Encoded]:
 
         layers = embed_sentences(tokenizer, sentences, embed, widths)
         for layer in task.layers:
-            yield Encoded(encoder, layer, layers[layer], {})
+            yield SentenceFeatures(encoder, layer, layers[layer], {})
     corpus = training_texts(task.splits.train) if task.splits else None
     about = 'the sentences that are measured' if corpus is None else f'{len(corpus):,} training examples'
-    yield Encoded(TF_IDF, WORDS, tf_idf(sentences, corpus), {'idf': about})
+    yield SentenceFeatures(TF_IDF, WORDS, tf_idf(sentences, corpus), {'idf': about})
 
 
 def embed_sentences(

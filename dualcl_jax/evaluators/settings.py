@@ -1,7 +1,5 @@
 """Settings of the protocols, with their defaults; set on the command line as --config.knn.k=20,200 and the like."""
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
 from dualcl_jax.method.optim import OPTIMIZERS
@@ -9,7 +7,7 @@ from dualcl_jax.system.config import BELOW_1, Rule, at_least, between, one_of
 
 
 def default_settings() -> ConfigDict:
-    """Every setting of every protocol. A field's type is that of its default; whole numbers in tuples stay whole."""
+    """Every setting of every protocol. A field's type is that of its default."""
     settings = ConfigDict()
     settings.seed = 0  # for everything that is drawn: validation images, labelled images, noise, initial centres
 
@@ -111,6 +109,9 @@ RULES: dict[str, Rule] = {
 }
 
 
-def whole(values: Any) -> tuple[int, ...]:
-    """Converts the numbers of a tuple field, which a flag gives as floats, to integers."""
-    return tuple(int(value) for value in values)
+def make_whole(settings: ConfigDict) -> None:
+    """Converts whole numbers in tuples, which a flag gives as floats, to integers."""
+    for field, rule in RULES.items():
+        if rule is _COUNTS:
+            section, _, name = field.partition('.')
+            settings[section][name] = tuple(map(int, settings[section][name]))

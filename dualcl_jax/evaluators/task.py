@@ -163,7 +163,6 @@ class Task:
                 )
         return self._probes[place]
 
-    def labelled(self, split: str, chosen: np.ndarray | None = None) -> Source:
-        """The labelled examples of a split, or some of them: positions among `rows`."""
-        rows = self.rows[split]
-        return Derived(self.split(split), rows if chosen is None else rows[chosen])
+    def labelled(self, split: str, chosen: np.ndarray) -> Source:
+        """Some of the labelled examples of a split: positions among `rows`."""
+        return Derived(self.split(split), self.rows[split][chosen])

@@ -14,12 +14,11 @@ from dualcl_jax.evaluators.benchmarks.classification import Classified
 from dualcl_jax.evaluators.benchmarks.passages import Passages
 from dualcl_jax.evaluators.benchmarks.sts import STS_B, TEST, Pairs
 from dualcl_jax.evaluators.intervals import fisher, fisher_mean, normal, wilson
-from dualcl_jax.evaluators.measures import structure as embedding
 from dualcl_jax.evaluators.measures.logistic import predict_folds, predict_part
 from dualcl_jax.evaluators.measures.sentences import own_ranks, paired_cosines, rank_correlation, reciprocal_ranks
+from dualcl_jax.evaluators.measures.structure import alignment, uniformity
 from dualcl_jax.evaluators.records import Result
-from dualcl_jax.evaluators.sentences import Encoded, encode_all
-from dualcl_jax.evaluators.settings import whole
+from dualcl_jax.evaluators.sentences import SentenceFeatures, encode_all
 from dualcl_jax.evaluators.task import Task
 
 Results = Iterator[Result]
@@ -31,7 +30,7 @@ SIMILAR = 4.0
 """Pairs of STS-B with a higher score are positive pairs for alignment (2104.08821)."""
 
 
-class Rows:
+class Distinct:
     """The distinct sentences, and the row of each sentence among them."""
 
     def __init__(self, *sentences: Sequence[str]) -> None:
@@ -39,7 +38,7 @@ class Rows:
         for part in sentences:
             for sentence in part:
                 self._rows.setdefault(sentence, len(self._rows))
-        self.distinct = list(self._rows)
+        self.sentences = list(self._rows)
 
     def __call__(self, sentences: Sequence[str]) -> NDArray[np.int64]:
         """The rows [N] of sentences [N]."""
@@ -53,8 +52,8 @@ def sts(task: Task) -> Results:
     correlation is 0 if all similarities are equal; the details then note this.
     """
     sets: list[Pairs] = task.benchmarks['sts']
-    rows = Rows(*(part for pairs in sets for part in (pairs.first, pairs.second)))
-    for encoded in encode_all(task, rows.distinct):
+    rows = Distinct(*(part for pairs in sets for part in (pairs.first, pairs.second)))
+    for encoded in encode_all(task, rows.sentences):
         found = [_correlation(pairs, encoded, rows) for pairs in sets]
         yield from found
         tested = [result for result in found if result.split == TEST]
@@ -75,7 +74,7 @@ def sts(task: Task) -> Results:
                 yield from _shape(pairs, encoded, rows)
 
 
-def _correlation(pairs: Pairs, encoded: Encoded, rows: Rows) -> Result:
+def _correlation(pairs: Pairs, encoded: SentenceFeatures, rows: Distinct) -> Result:
     first, second = (encoded.features[rows(sentences)] for sentences in (pairs.first, pairs.second))
     value, details = rank_correlation(paired_cosines(first, second), pairs.scores), dict(encoded.details)
     if math.isnan(value):
@@ -92,7 +91,7 @@ def _joined(fingerprints: Iterable[str]) -> str:
 
 def _result(
     of: Pairs | Passages | Classified,
-    encoded: Encoded,
+    encoded: SentenceFeatures,
     metric: str,
     value: float,
     examples: int,
@@ -116,7 +115,7 @@ def _result(
     )
 
 
-def _shape(pairs: Pairs, encoded: Encoded, rows: Rows) -> Results:
+def _shape(pairs: Pairs, encoded: SentenceFeatures, rows: Distinct) -> Results:
     """Alignment and uniformity of STS-B."""
     similar = np.flatnonzero(pairs.scores > SIMILAR)
     used = np.unique(rows(pairs.first + pairs.second))
@@ -124,8 +123,8 @@ def _shape(pairs: Pairs, encoded: Encoded, rows: Rows) -> Results:
     first, second = (np.searchsorted(used, rows(part)[similar]) for part in (pairs.first, pairs.second))
     result = partial(_result, pairs, encoded)
     if len(similar):
-        yield result('alignment', embedding.alignment(features[first], features[second]), len(similar))
-    yield result('uniformity', embedding.uniformity(features), len(used))
+        yield result('alignment', alignment(features[first], features[second]), len(similar))
+    yield result('uniformity', uniformity(features), len(used))
 
 
 def _dense(features: Any) -> NDArray:
@@ -138,8 +137,8 @@ def _dense(features: Any) -> NDArray:
 def retrieval(task: Task) -> Results:
     """Each query's own passage among all passages: MRR@10, and recall at k (the share with a rank of at most k)."""
     found: Passages = task.benchmarks['retrieval']
-    rows, ks = Rows(found.queries, found.passages), whole(task.settings.retrieval.recall_at)
-    for encoded in encode_all(task, rows.distinct):
+    rows, ks = Distinct(found.queries, found.passages), task.settings.retrieval.recall_at
+    for encoded in encode_all(task, rows.sentences):
         queries, passages = (encoded.features[rows(part)] for part in (found.queries, found.passages))
         ranks = own_ranks(queries, passages, found.own)
         details = encoded.details | {'passages': len(found.passages)}
@@ -157,10 +156,10 @@ def transfer(task: Task) -> Results:
     Sets with a part for testing are measured on it, the others by cross-validation over all of their examples.
     """
     sets: list[Classified] = task.benchmarks['transfer']
-    settings, rows = task.settings.transfer, Rows(*(of.sentences for of in sets))
+    settings, rows = task.settings.transfer, Distinct(*(of.sentences for of in sets))
     folds, strengths = settings.folds, tuple(settings.strengths)
     how: dict[str, Any]
-    for encoded in encode_all(task, rows.distinct):
+    for encoded in encode_all(task, rows.sentences):
         for of in sets:
             features, parts = encoded.features[rows(of.sentences)], (of.train, of.validation, of.test)
             if len(of.test):

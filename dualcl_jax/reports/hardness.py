@@ -92,8 +92,8 @@ def hardest_negatives(
       shown: the most negatives to return for each anchor.
     """
     anchors = jnp.asarray(_embed_images(method, state.variables, train, images, predict=True))
-    ids = jnp.asarray(train.ids[images])
-    contrast, allowed = _contrast(method, state, queue, k, anchors, anchors, ids)
+    allowed = _allowed(method, state, queue, jnp.asarray(train.ids[images]))
+    contrast = _contrast(method, state, queue, k, anchors, anchors, allowed)
     similarities = np.asarray(contrast.selection.similarities)
     slots = np.asarray(contrast.selection.take(jnp.arange(queue.size, dtype=jnp.int32)))
     of_image, classes, written = (np.asarray(column) for column in (queue.ids, queue.labels, queue.enqueued_at))
@@ -102,11 +102,11 @@ def hardest_negatives(
         age = int(state.step) - int(written[slot]) if written[slot] != UNKNOWN else UNKNOWN
         return Negative(int(of_image[slot]), int(classes[slot]), float(similarity), age)
 
-    found = []
+    found, slots_allowed = [], np.asarray(allowed)
     for row, image in enumerate(images):
         order = np.argsort(-similarities[row], kind='stable')
         order = order[similarities[row][order] > -np.inf]
-        label, chosen, candidates = int(train.labels[image]), slots[row][order], np.flatnonzero(allowed[row])
+        label, chosen, candidates = int(train.labels[image]), slots[row][order], np.flatnonzero(slots_allowed[row])
         found.append(
             Anchor(
                 image=int(image),
@@ -140,8 +140,8 @@ def image_losses(
         ids = jnp.asarray(anchors.ids if of_training else np.full(BLOCK, NO_IMAGE), jnp.int32)
         block = []
         for rows in _rows(queue, anchors.size):
-            given = anchors.queries[rows], anchors.keys[rows], ids[rows]
-            block.append(np.asarray(_contrast(method, state, queue, k, *given, first=rows.start)[0].loss))
+            given = anchors.queries[rows], anchors.keys[rows], _allowed(method, state, queue, ids[rows])
+            block.append(np.asarray(_contrast(method, state, queue, k, *given, first=rows.start).loss))
         losses.append(np.concatenate(block)[: anchors.size])
     return np.concatenate(losses)
 
@@ -259,18 +259,16 @@ def _contrast(
     k: int,
     anchors: jax.Array,
     positives: jax.Array,
-    ids: jax.Array,
+    allowed: jax.Array,
     first: int = 0,
-) -> tuple[Contrast, NDArray[np.bool_]]:
-    """Computes the loss of anchors [b] with negatives selected as in training, and which slots [b, K] were allowed.
+) -> Contrast:
+    """Computes the loss of anchors [b] with negatives selected as in training from the slots `allowed` [b, K].
 
     `first` is the position of the first anchor, from which random choices derive.
     """
-    allowed = _allowed(method, state, queue, ids)
-    positions = jnp.arange(first, first + len(ids), dtype=jnp.int32)
+    positions = jnp.arange(first, first + len(anchors), dtype=jnp.int32)
     rngs = randomness.example_keys(method.seed, randomness.NEGATIVES, jnp.asarray(state.step), positions)
-    contrast = _info_nce(method, k, anchors, positives, queue.keys, allowed, rngs)
-    return contrast, np.asarray(allowed)
+    return _info_nce(method, k, anchors, positives, queue.keys, allowed, rngs)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

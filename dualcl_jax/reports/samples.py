@@ -11,7 +11,7 @@ from dualcl_jax.data import Source, Splits
 from dualcl_jax.data.describe import units
 from dualcl_jax.evaluators.embed import Embedder
 from dualcl_jax.evaluators.measures.knn import nearest, without_query
-from dualcl_jax.evaluators.measures.unit import unit
+from dualcl_jax.evaluators.measures.rows import unit
 
 MAP_IMAGES = 1000
 BANK_IMAGES = 20_000

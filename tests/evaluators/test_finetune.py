@@ -16,7 +16,7 @@ from configs import default
 from dualcl_jax.data.images.source import image_source
 from dualcl_jax.data.loader import make_batch
 from dualcl_jax.evaluators.embed import Embedder
-from dualcl_jax.evaluators.measures.finetune import Recipe, balanced_rows, finetune, predict
+from dualcl_jax.evaluators.measures.finetune import Recipe, balanced_rows, predict_classes, train_classifier
 from dualcl_jax.method import randomness
 from dualcl_jax.method.state import create_train_state
 from dualcl_jax.method.views.images import ViewSpec
@@ -69,7 +69,7 @@ def source(count=96):
 def tuned(method, variables, mesh=None, **changes):
     calls = []
     recipe = dataclasses.replace(RECIPE, **changes)
-    found = finetune(
+    found = train_classifier(
         method, mesh or device_mesh(), variables, source(), 3, recipe, seed=0, advance=lambda: calls.append(0)
     )
     assert len(calls) == recipe.steps(96)
@@ -87,7 +87,7 @@ def test_it_learns_and_does_not_change_the_encoder(method, variables):
     found = tuned(method, variables)
     chex.assert_trees_all_equal(before, jax.tree.map(np.array, variables))
     images = source()
-    predicted = predict(Embedder(method, device_mesh()), found, images, np.arange(96), lambda: None)
+    predicted = predict_classes(Embedder(method, device_mesh()), found, images, np.arange(96), lambda: None)
     assert predicted.dtype == np.int32
     assert np.mean(predicted == images.labels) > 0.9
     again = tuned(method, variables)

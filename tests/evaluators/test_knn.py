@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
 
 from dualcl_jax.evaluators.measures import knn
-from dualcl_jax.evaluators.measures.knn import knn_grid, knn_predict, nearest, num_blocks
+from dualcl_jax.evaluators.measures.knn import knn_blocks, knn_grid, knn_predict, nearest
 
 
 def clustered(seed, num_queries, num_bank, features, num_classes, noise=1.5):
@@ -137,7 +137,7 @@ def test_a_grid_is_its_entries():
         queries, bank, bank_labels, ks=ks, temperatures=temperatures, num_classes=5, advance=lambda: calls.append(0)
     )
     assert grid.shape == (3, 2, 103)
-    assert len(calls) == num_blocks(103, 80)
+    assert len(calls) == knn_blocks(103, 80)
     for row, k in zip(grid, ks, strict=True):
         for found, temperature in zip(row, temperatures, strict=True):
             single = knn_predict(queries, bank, bank_labels, k=k, temperature=temperature, num_classes=5)

@@ -5,7 +5,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from dualcl_jax.evaluators.measures import retrieval
 from dualcl_jax.evaluators.measures.knn import nearest
-from dualcl_jax.evaluators.measures.retrieval import num_blocks, retrieve
+from dualcl_jax.evaluators.measures.retrieval import retrieval_blocks, retrieve
 
 
 def draw(seed, count, features=6, classes=4):
@@ -21,7 +21,7 @@ def test_it_agrees_with_scikit_learn(block_bytes, monkeypatch):
     (queries, labels), (bank, bank_labels) = draw(1, 40), draw(2, 150)
     calls = []
     found = retrieve(queries, labels, bank, bank_labels, ks=(1, 5, 500), advance=lambda: calls.append(0))
-    assert len(calls) == num_blocks(40, 150)
+    assert len(calls) == retrieval_blocks(40, 150)
     similarities = np.asarray(nearest(queries, bank, 150)[0]), np.asarray(nearest(queries, bank, 150)[1])
     order = NearestNeighbors(n_neighbors=150, metric='cosine').fit(bank).kneighbors(queries, return_distance=False)
     for row in range(40):

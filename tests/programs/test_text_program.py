@@ -26,6 +26,7 @@ from dualcl_jax.evaluators.benchmarks.sts import read_sts
 from dualcl_jax.evaluators.encoder_source import _baselines as baselines_of
 from dualcl_jax.evaluators.encoder_source import from_export, from_workdir
 from dualcl_jax.evaluators.protocols import NAMES, kind_of, protocols_of
+from dualcl_jax.evaluators.task import Task
 from dualcl_jax.method.state import create_train_state
 from dualcl_jax.models.exports import FORMATS
 from dualcl_jax.reports.content import describe
@@ -207,6 +208,18 @@ def test_all_stands_for_the_protocols_of_a_kind():
     assert set(NAMES) - set(of_images) == {'sts', 'transfer'}
     assert protocols_of('text')['retrieval'] != protocols_of('images')['retrieval']
     assert {kind_of(name) for name in ('sts', 'transfer')} == {'text'}
+
+
+def test_notes_on_text_say_examples(workdir):
+    source = from_workdir(str(workdir), 'latest')
+    config = evaluation.resolve(source, ['knn.k=5,1000', 'few_shot.shots=1000'])
+    assert [type(k) for k in config.knn.k] == [int, int]
+    splits, _ = evaluation._load(source, config, ['knn'], [])
+    task = Task(source, splits, config, ('query',), ('backbone',))
+    assert evaluation.notes(task, ['knn', 'few_shot']) == [
+        f'knn: k 1000 becomes {len(splits.train)}, the number of labelled training examples',
+        'left out: few_shot with 1000 examples a class: too few classes have that many',
+    ]
 
 
 def test_benchmarks_need_no_training_data(in_process, workdir, files, tmp_path):

@@ -10,7 +10,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from dualcl_jax.evaluators.measures.unit import unit
+from dualcl_jax.evaluators.measures.rows import unit
 
 
 class Agreement(NamedTuple):

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualcl_jax.evaluators.measures.knn import normalize
-from dualcl_jax.evaluators.measures.members import members
+from dualcl_jax.evaluators.measures.rows import members
 
 DRAWS_AT_ONCE = 8
 HELD_BYTES = 2**30

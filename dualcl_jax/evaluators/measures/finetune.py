@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dualcl_jax.data import Batch, Loader, Source
 from dualcl_jax.data.order import steps_per_epoch
 from dualcl_jax.evaluators.embed import Blocks
-from dualcl_jax.evaluators.measures.members import members
+from dualcl_jax.evaluators.measures.rows import members
 from dualcl_jax.method import randomness
 from dualcl_jax.method.build import Method
 from dualcl_jax.method.optim import build_optimizer, learning_rate_schedule
@@ -63,8 +63,9 @@ class Tuned(NamedTuple):
 
 def tuning_views(views: ImageViews, crop_scale: tuple[float, float]) -> ImageViews:
     """One view per image: a random crop, with the flip probability of the first of `views`."""
-    spec = ViewSpec(flip=views.specs[0].flip, crop_scale=crop_scale)
-    spec = dataclasses.replace(spec, jitter_probability=0.0, grayscale=0.0, blur_probability=0.0)
+    spec = ViewSpec(
+        flip=views.specs[0].flip, crop_scale=crop_scale, jitter_probability=0.0, grayscale=0.0, blur_probability=0.0
+    )
     return dataclasses.replace(views, specs=(spec,))
 
 
@@ -99,12 +100,12 @@ class _Step:
         """Mean cross-entropy, float32 [], and the new running statistics."""
         variables = {'params': self.untuned | {'backbone': params['backbone']}, 'batch_stats': batch_stats}
         encoded, updated = self.encoder.apply(variables, view, train=True, mutable=['batch_stats'])
-        scores = classify(encoded.backbone, params['kernel'], params['bias'])
-        loss = optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()
+        found = scores(encoded.backbone, params['kernel'], params['bias'])
+        loss = optax.softmax_cross_entropy_with_integer_labels(found, labels).mean()
         return loss, updated.get('batch_stats', {})
 
 
-def finetune(
+def train_classifier(
     method: Method,
     mesh: Mesh,
     variables: Variables,
@@ -178,12 +179,12 @@ def finetune(
     return Tuned(tuned, params['kernel'], params['bias'])
 
 
-def classify(features: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+def scores(features: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     """Scores float32 [N, C] of features float32 [N, F]."""
     return jnp.matmul(features, kernel, precision=jax.lax.Precision.HIGHEST) + bias[None]
 
 
-def predict(embed: Blocks, tuned: Tuned, images: Source, rows: NDArray, advance: Callable[[], None]) -> NDArray:
+def predict_classes(embed: Blocks, tuned: Tuned, images: Source, rows: NDArray, advance: Callable[[], None]) -> NDArray:
     """Predicts the class of each image at `rows`, int [N].
 
     Args:
@@ -198,7 +199,7 @@ def predict(embed: Blocks, tuned: Tuned, images: Source, rows: NDArray, advance:
     """
     features = embed(tuned.variables, images, rows, advance).backbone
     kernel, bias = to_host((tuned.kernel, tuned.bias))
-    return np.asarray(jnp.argmax(classify(jnp.asarray(features), kernel, bias), axis=1), np.int32)
+    return np.asarray(jnp.argmax(scores(jnp.asarray(features), kernel, bias), axis=1), np.int32)
 
 
 def balanced_rows(labels: NDArray, share: float, seed: int) -> NDArray[np.int64]:

@@ -147,7 +147,7 @@ def knn_grid(
       ks: numbers of neighbours, each at least 1; clamped to N.
       temperatures: each τ > 0.
       num_classes: number of classes.
-      advance: called after each of `num_blocks(Q, N)` blocks.
+      advance: called after each of `knn_blocks(Q, N)` blocks.
 
     Returns:
       classes [len(ks), len(temperatures), Q] int32.
@@ -186,7 +186,7 @@ def knn_grid(
     return np.concatenate(predictions, axis=2)[:, :, : len(queries)]
 
 
-def num_blocks(num_queries: int, num_bank: int) -> int:
+def knn_blocks(num_queries: int, num_bank: int) -> int:
     """How many blocks of queries `knn_grid` works through."""
     return math.ceil(num_queries / min(_block(num_bank), num_queries))
 

@@ -33,12 +33,12 @@ class Probes(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The probe of a sweep that is best on the validation images, trained again on all images.
+    """The probe of a sweep that is best on the validation examples, trained again on all examples.
 
     Attributes:
       probe: the probe, with G = 1.
       learning_rate, weight_decay: those of the probe.
-      validation_top1: accuracy in [0, 1] of the probe trained without the validation images.
+      validation_top1: accuracy in [0, 1] of the probe trained without the validation examples.
     """
 
     probe: Probes
@@ -158,17 +158,17 @@ def choose_probe(
     seed: int,
     advance: Callable[[], None] = lambda: None,
 ) -> Choice:
-    """Trains every pair of learning rate and weight decay, and trains the best on held-out images again on all images.
+    """Trains every pair of learning rate and weight decay, and trains the best on held-out examples again on all.
 
-    Among pairs that are equal on the validation images, the first is chosen: the smaller rate and decay, if they are
+    Among pairs that are equal on the validation examples, the first is chosen: the smaller rate and decay, if they are
     given in ascending order.
 
     Args:
       features, labels, num_classes, epochs, batch_size, seed: see `train_probes`, with N at least 2; the seed also
-        determines which images are held out.
+        determines which examples are held out.
       learning_rates, weight_decays: all combinations are trained.
-      validation: share of the images held out, at least one image and at most all but one; they are drawn at random,
-        or by class if that would hold out all images of a class.
+      validation: share of the examples held out, at least one example and at most all but one; they are drawn at
+        random, or by class if that would hold out all examples of a class.
       advance: called 2 · epochs times.
     """
     order = np.random.default_rng(seed).permutation(len(features))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dualcl_jax.data.images.source import is_photographic
 from dualcl_jax.evaluators.measures import knn
-from dualcl_jax.evaluators.measures.unit import unit
+from dualcl_jax.evaluators.measures.rows import unit
 
 REDUCED = 16
 """Side in pixels at which two images are compared."""

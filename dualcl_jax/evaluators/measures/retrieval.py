@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualcl_jax.evaluators.measures.knn import normalize
-from dualcl_jax.evaluators.measures.members import members
+from dualcl_jax.evaluators.measures.rows import members
 from dualcl_jax.system.machine import available_cores
 
 BLOCK_BYTES = 64 * 2**20
@@ -28,7 +28,7 @@ class Retrieval(NamedTuple):
     found: NDArray[np.bool_]
 
 
-def num_blocks(num_queries: int, num_bank: int) -> int:
+def retrieval_blocks(num_queries: int, num_bank: int) -> int:
     """How many blocks of queries `retrieve` works through."""
     return -(-num_queries // _block(num_bank))
 
@@ -54,7 +54,7 @@ def retrieve(
       bank: features [N, F], normalised here.
       bank_labels: [N] integers.
       ks: each at least 1; clamped to N.
-      advance: called after each of `num_blocks(Q, N)` blocks.
+      advance: called after each of `retrieval_blocks(Q, N)` blocks.
     """
     bank_on_device, block = jnp.asarray(bank), min(_block(len(bank)), len(queries))
     classes = np.unique(query_labels)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dualcl_jax.evaluators.measures.unit import unit
+from dualcl_jax.evaluators.measures.rows import unit
 
 DECIMALS = 6
 """Decimals of similarities; those of float32 features are accurate to about this many."""
@@ -28,8 +28,9 @@ def unit_rows(features: Any) -> Any:
     """Normalises features to length 1 in float64, dense or sparse as they were; a row of zeros remains zero."""
     if not issparse(features):
         return unit(np.asarray(features, np.float64))
-    lengths = np.sqrt(np.asarray(features.multiply(features).sum(axis=1), np.float64))
-    return features.multiply(1 / np.maximum(lengths, np.finfo(np.float64).tiny)).tocsr()
+    from sklearn.preprocessing import normalize  # likewise
+
+    return normalize(features.astype(np.float64))
 
 
 def paired_cosines(first: Any, second: Any) -> NDArray[np.float64]:

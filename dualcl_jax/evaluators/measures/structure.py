@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualcl_jax.evaluators.measures.knn import nearest_others
-from dualcl_jax.evaluators.measures.members import members
-from dualcl_jax.evaluators.measures.unit import unit
+from dualcl_jax.evaluators.measures.rows import members, unit
 
 BLOCK_ROWS = 512
 ENTROPY_FLOOR = 1e-7
@@ -21,12 +20,12 @@ def _unit(features: NDArray) -> NDArray[np.float64]:
 
 
 def alignment(first: NDArray, second: NDArray) -> float:
-    """Mean squared distance of the features [N, F] of two views of each image, in [0, 4] (2005.10242, eq. 6, α = 2)."""
+    """Mean squared distance of the features [N, F] of two views of N examples, in [0, 4] (2005.10242, eq. 6, α = 2)."""
     return float(np.mean(np.sum((_unit(first) - _unit(second)) ** 2, axis=1)))
 
 
 def uniformity(features: NDArray) -> float:
-    """log of the mean of exp(-2 ‖x - y‖²) over all pairs of different images (2005.10242, eq. 7, t = 2): [-8, 0].
+    """log of the mean of exp(-2 ‖x - y‖²) over all pairs of different examples (2005.10242, eq. 7, t = 2): [-8, 0].
 
     Lower is more uniform; 0 if all features are equal. The features are [N, F], with N at least 2.
     """
@@ -74,18 +73,18 @@ def std_per_dimension(features: NDArray) -> NDArray[np.float64]:
 
 
 def purity(features: NDArray, labels: NDArray, k: int) -> NDArray[np.float64]:
-    """How many of each image's k nearest other images are of its class, as a share of the most that can be.
+    """How many of each example's k nearest other examples are of its class, as a share of the most that can be.
 
-    That is min(k, n) for a class with n other images: 1 if they are the nearest ones, also in small classes. Images
+    That is min(k, n) for a class with n other examples: 1 if they are the nearest ones, also in small classes. Images
     that are alone in their class are left out.
 
     Args:
       features: [N, F].
-      labels: integers [N]; a class has at least two images.
+      labels: integers [N]; a class has at least two examples.
       k: number of neighbours, clamped to N - 1.
 
     Returns:
-      [M] in [0, 1], for the M images with others of their class.
+      [M] in [0, 1], for the M examples with others of their class.
     """
     k = min(k, len(features) - 1)
     _, group, sizes = np.unique(labels, return_inverse=True, return_counts=True)
@@ -95,7 +94,7 @@ def purity(features: NDArray, labels: NDArray, k: int) -> NDArray[np.float64]:
 
 
 def class_distances(features: NDArray, labels: NDArray) -> tuple[float, float]:
-    """Mean cosine distance 1 - x·y of pairs of different images of one class, and of pairs of different classes.
+    """Mean cosine distance 1 - x·y of pairs of different examples of one class, and of pairs of different classes.
 
     It takes features [N, F] and labels [N] with pairs of both kinds, and is exact, from sums over classes in float64.
     """

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dualcl_jax.evaluators.measures.members import members
+from dualcl_jax.evaluators.measures.rows import members
 
 
 def test_members() -> None:
