@@ -30,7 +30,6 @@ from dualcl_jax.evaluators.task import Task
 from dualcl_jax.method.state import create_train_state
 from dualcl_jax.models.exports import FORMATS
 from dualcl_jax.reports.content import describe
-from dualcl_jax.reports.shown import LONGEST, shortened
 from dualcl_jax.reports.subject import read_subject
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.training.loop import train
@@ -395,11 +394,6 @@ def test_the_report_shows_texts_where_pictures_would_be(workdir):
         for negative in anchor['hardest']:
             assert negative['text'] == train_texts[negative['image']] != anchor['text']
     assert f'{STS}_backbone' in found['series']
-
-
-def test_longer_texts_are_cut():
-    assert shortened('a\n b\tc') == 'a b c'
-    assert shortened('x' * 1000) == 'x' * (LONGEST - 1) + '…'
 
 
 def test_evaluations_are_files(evaluated, files):

@@ -12,6 +12,7 @@ from sklearn.metrics import confusion_matrix
 
 from dualcl_jax.reports.content import describe
 from dualcl_jax.reports.page import render
+from dualcl_jax.reports.shown import LONGEST, shortened
 from tests.support.pages import HOSTILE, RECORDS, Parsed, record
 from tests.support.random_run import random_run, reported
 
@@ -234,3 +235,8 @@ def test_long_curves_are_thinned(report):
     (series,) = describe(dataclasses.replace(subject, records=records), samples)['series'].values()
     assert len(series) == 400
     assert series[0] == (12.0, 0.0012)
+
+
+def test_longer_texts_are_cut():
+    assert shortened('a\n b\tc') == 'a b c'
+    assert shortened('x' * 1000) == 'x' * (LONGEST - 1) + '…'
