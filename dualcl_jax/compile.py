@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from dualcl_jax.system.command_line import Parser, import_own, own_module
+from dualcl_jax.system.command_line import Parser
 from dualcl_jax.system.errors import exits_cleanly
 
 
@@ -32,7 +32,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 @exits_cleanly
 def main() -> int:
     flags, overrides = parse(sys.argv[1:])
-    from dualcl_jax.system.config import load_config, override
+    from dualcl_jax.system.config import import_network, load_config, override
     from dualcl_jax.system.processes.start import start
 
     config = load_config(flags.config)
@@ -40,7 +40,7 @@ def main() -> int:
     if flags.topology:
         os.environ['JAX_PLATFORMS'] = 'cpu'  # otherwise a TPU of this machine would be locked needlessly
     start(several=False)
-    import_own(own_module(config.model.name))
+    import_network(config)
     import jax
 
     from dualcl_jax.system.console import print_json

@@ -12,8 +12,7 @@ from ml_collections import ConfigDict
 from dualcl_jax.api import given
 from dualcl_jax.api.arguments import assignment, path_of
 from dualcl_jax.api.session import prepare_jax
-from dualcl_jax.system.command_line import import_own, own_module
-from dualcl_jax.system.config import LIMITS, add_absent_fields, flatten, load_config, override
+from dualcl_jax.system.config import LIMITS, add_absent_fields, flatten, import_network, load_config, override
 from dualcl_jax.system.errors import RestartError, UserError
 
 _training = threading.Lock()
@@ -63,12 +62,14 @@ def train(
         chosen.init_from = path_of('init_from', init_from)
     with _alone():
         prepare_jax(deterministic=chosen.parallel.deterministic)
-        import_own(own_module(chosen.model.name))
+        import_network(chosen)
         from dualcl_jax.method.validation import validate
         from dualcl_jax.training import loop
         from dualcl_jax.workdir.folder import open_workdir, read_summary, unlock
 
-        found = given.Given() if data is None else given.describe(data, workdir, of_text=chosen.data.name == 'text')
+        found = (
+            given.Given() if data is None else given.describe(data, workdir, of_text=chosen.data.get('name') == 'text')
+        )
         override(chosen, [f'{field}={value}' for field, value in found.fields.items()])
         if found.channels and not chosen.data.channels:
             override(chosen, [f'data.channels={found.channels}'])

@@ -26,6 +26,7 @@ COUNTED = ('threshold', 'ring', 'random')
 """Selectors whose k may change from step to step, because it is a value and not a shape."""
 
 
+_ANY: Rule = (lambda value: True, '')
 _POSITIVE: Rule = (lambda value: value > 0, 'must be above 0')
 _SHARE: Rule = (lambda value: 0 < value <= 1, 'must be above 0 and at most 1')
 _PER_CHANNEL: Rule = (
@@ -70,7 +71,7 @@ RULES: dict[str, Rule] = {
     'model.projection': one_of(*PROJECTIONS),
     'model.predictor': one_of(*PREDICTORS),
     'model.head_width': at_least(1),
-    'model.dim': at_least(2, MOST),
+    'model.dim': between(2, MOST),
     'model.dtype': one_of(*DTYPES),
     'model.matmul_precision': one_of(*PRECISIONS),
     'model.vocabulary': at_least(0),
@@ -93,7 +94,7 @@ RULES: dict[str, Rule] = {
     'negatives.fraction': _SHARE,
     'negatives.schedule': one_of('constant', 'linear', 'cosine'),
     'negatives.start_fraction': _SHARE,
-    'queue.size': at_least(0, MOST),
+    'queue.size': between(0, MOST),
     'queue.init': one_of('empty', 'noise'),
     'ema.momentum': between(0, 1),
     'ema.schedule': one_of(*MOMENTUM_SCHEDULES),
@@ -108,7 +109,7 @@ RULES: dict[str, Rule] = {
     'optimizer.clip': at_least(0),
     'train.batch_size': at_least(1),
     'train.epochs': at_least(0),
-    'train.steps': at_least(0, MOST),
+    'train.steps': between(0, MOST),
     'train.accumulate_steps': at_least(1),
     'log.every_steps': at_least(1),
     'checkpoint.every_steps': at_least(0),
@@ -156,7 +157,7 @@ def validate(config: ConfigDict) -> None:
     Raises:
       UserError: a value is invalid. The message names the field, its value and the valid values.
     """
-    check_fields(config, RULES)
+    check_fields(config, RULES | dict.fromkeys(FREE, _ANY))
     _validate_views(config.views)
     if config.train.epochs == 0 and not config.train.steps:
         raise UserError('config.train.epochs=0: train for some epochs, or set train.steps')

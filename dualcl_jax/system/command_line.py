@@ -60,8 +60,12 @@ def own_module(model: str) -> str | None:
     return module if colon else None
 
 
-def import_own(name: str | None) -> None:
+def import_own(name: str | None, *, named: str = '') -> None:
     """Imports a user's module, which may be in the current folder; None imports nothing.
+
+    Args:
+      name: name of the module.
+      named: how the user named it, for the error; by default, with the flag --import.
 
     Raises:
       UserError: there is no such module, or it fails.
@@ -73,4 +77,4 @@ def import_own(name: str | None) -> None:
     try:
         importlib.import_module(name)
     except (Exception, SystemExit) as error:  # the user's own code may raise anything
-        raise UserError(f'--import={name}: {type(error).__name__}: {error}') from error
+        raise UserError(f'{named or f"--import={name}"}: {type(error).__name__}: {error}') from error

@@ -13,6 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from dualcl_jax import configs
+from dualcl_jax.system.command_line import import_own, own_module
 from dualcl_jax.system.errors import UserError
 
 OPERATIONAL = ('checkpoint.', 'monitor.', 'log.', 'parallel.', 'sts.', 'queue.sharded', 'skip_nonfinite')
@@ -173,6 +174,16 @@ def override(config: ConfigDict, assignments: Iterable[str]) -> None:
         owner[name] = _parse(field, text, kind)
 
 
+def import_network(config: ConfigDict) -> None:
+    """Imports the module of a user's own network, if `model.name` is MODULE:CLASS.
+
+    Raises:
+      UserError: there is no such module, or it fails.
+    """
+    name = str(dict(flatten(config)).get('model.name', ''))  # a config that lacks it is refused later
+    import_own(own_module(name), named=f'config.model.name={name!r}')
+
+
 def _parse(field: str, text: str, kind: type) -> Any:
     """Parses the value of a flag as the field's type."""
     try:
@@ -276,17 +287,17 @@ def _digest(config: ConfigDict, later: Collection[str], counts: Callable[[str], 
     return hashlib.sha256(json.dumps(fields, sort_keys=True, default=list).encode()).hexdigest()
 
 
-def differing_fields(stored: ConfigDict, config: ConfigDict) -> list[str]:
-    """Method and data fields in which two configs differ, as 'field (stored, now)'.
+def differing_fields(stored: ConfigDict, config: ConfigDict) -> dict[str, str]:
+    """Method and data fields in which two configs differ, each with its values as 'stored, now value'.
 
     Operational fields and paths do not count.
     """
     before, now = _without_paths(stored), _without_paths(config)
-    return [
-        f'{field} ({before.get(field)!r}, now {now.get(field)!r})'
+    return {
+        field: f'{before.get(field)!r}, now {now.get(field)!r}'
         for field in sorted(before.keys() | now.keys())
         if not field.startswith(OPERATIONAL) and before.get(field) != now.get(field)
-    ]
+    }
 
 
 def _without_paths(config: ConfigDict) -> dict[str, Any]:
@@ -305,10 +316,9 @@ def one_of(*choices: str) -> Rule:
     return lambda value: value in choices, 'choose one of ' + ', '.join(choices)
 
 
-def at_least(least: float, most: float = math.inf) -> Rule:
-    """The rule that a number is at least `least`, and at most `most`, which the remedy names if it is finite."""
-    bound = '' if most == math.inf else f' and at most {most}'
-    return lambda value: least <= value <= most, f'must be at least {least}{bound}'
+def at_least(least: float) -> Rule:
+    """The rule that a number is at least `least`."""
+    return lambda value: value >= least, f'must be at least {least}'
 
 
 def between(least: float, largest: float) -> Rule:

@@ -173,9 +173,9 @@ def check_same_run(workdir: epath.Path, stored: ConfigDict | None, config: Confi
     Raises:
       UserError: the method or the data differ; it names the fields.
     """
-    fields = {} if stored is None else {text.partition(' ')[0]: text for text in differing_fields(stored, config)}
+    fields = {} if stored is None else differing_fields(stored, config)
     if extend:
-        fields = {field: text for field, text in fields.items() if field not in LENGTH}
+        fields = {field: values for field, values in fields.items() if field not in LENGTH}
     unknown = [field for field in fields if field not in dict(flatten(config))]
     if unknown:
         raise UserError(
@@ -191,7 +191,8 @@ def check_same_run(workdir: epath.Path, stored: ConfigDict | None, config: Confi
                 'add --extend to train that run longer, or use a new --workdir, '
                 f'where --init_from={workdir} starts from its encoder'
             )
-        raise UserError(f'--workdir={workdir}: holds a run with a different {", ".join(fields.values())}\n{remedy}')
+        named = ', '.join(f'{field} ({values})' for field, values in fields.items())
+        raise UserError(f'--workdir={workdir}: holds a run with a different {named}\n{remedy}')
 
 
 def location(config: ConfigDict) -> str:

@@ -104,7 +104,7 @@ def test_a_stored_run_keeps_its_choices() -> None:
     stored.train.batch_size, stored.model.stem = 128, 'imagenet'
     again = resolve(config_with('loss.temperature=0.5'), platform='cpu', num_devices=1, num_images=3000, stored=stored)
     assert (again.train.batch_size, again.model.stem) == (128, 'imagenet')
-    assert [field.split()[0] for field in differing_fields(stored, again)] == ['loss.temperature']
+    assert list(differing_fields(stored, again)) == ['loss.temperature']
 
 
 @pytest.mark.parametrize('field', ['queue.size=-1', 'train.batch_size=-5', 'model.width=0', 'views.hue=0.9'])

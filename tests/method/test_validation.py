@@ -35,8 +35,8 @@ def make(fields: str) -> ConfigDict:
         ('optimizer.learning_rate=nan', 'learning_rate=nan: must be finite, at least 0'),
         ('parallel.step_s=inf', 'step_s=inf: must be finite, at least 0'),
         ('data.value_range=0,inf', 'must be empty .* both finite'),
-        ('train.steps=3000000000', 'must be at least 0 and at most 2147483647'),
-        ('queue.size=3000000000', 'must be at least 0 and at most 2147483647'),
+        ('train.steps=3000000000', 'must be between 0 and 2147483647'),
+        ('queue.size=3000000000', 'must be between 0 and 2147483647'),
         ('model.name=tiny model.remat=True', 'remat=True: tiny has no field remat'),
     ],
 )

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+import dualcl_jax
 from dualcl_jax import __main__ as command
-from dualcl_jax import __version__, configs, evaluate, export
+from dualcl_jax import __version__, compile, configs, evaluate, export, main
 from dualcl_jax.evaluators.protocols import NAMES, TEXT_PROTOCOLS, protocols_of
 from dualcl_jax.models.exports import FORMATS
 from dualcl_jax.system.config import flatten, load_config
@@ -90,3 +91,18 @@ def test_own_config_starts_from_ours(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / 'old.py').write_text('raise ModuleNotFoundError("no configs here", name="configs")\n')
     with pytest.raises(UserError, match=r'import from dualcl_jax\.configs instead'):
         load_config('old.py')
+
+
+@pytest.mark.parametrize('field', ['model.name', 'model.norm', 'data.name'])
+def test_a_config_that_lacks_a_field(in_process, tmp_path: Path, field: str) -> None:
+    """Whatever is trained or compiled with it, the error names the field."""
+    config, workdir = tmp_path / 'mine.py', tmp_path / 'run'
+    remove = f'c = default.get_config()\n  c.unlock()\n  del c.{field}\n  return c'
+    config.write_text(f'from configs import default\ndef get_config():\n  {remove}')
+    said = f'config.{field}: missing; start from configs/default.py'
+    for program, flags in ((main.main, [f'--workdir={workdir}']), (compile.main, [])):
+        done = in_process(program, f'--config={config}', *flags)
+        assert (done.status, done.err) == (2, f'error: {said}\n')
+    with pytest.raises(UserError, match=f'^{said}$'):
+        dualcl_jax.train(workdir=workdir, config=config)
+    assert not workdir.exists()
