@@ -1,11 +1,13 @@
 """The exception for everything a user can fix, and the exit statuses of the programs."""
 
+import contextlib
 import errno
 import functools
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from typing import NoReturn
 
 from dualcl_jax.system.terminal import lenient_output
 
@@ -157,6 +159,17 @@ def ending(error: BaseException) -> tuple[int, str] | None:
     if status == EXIT_RESTART:  # such as gcsfs's HttpError, which is no OSError
         return status, f'error: {type(error).__name__}: {first_line(error)}; run the same command again'
     return None
+
+
+def exit_at_once(status: int, text: str) -> NoReturn:
+    """Ends this process with a message, from any thread, whatever the others are doing."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # the streams may be closed
+        if sys.stdout.isatty():
+            sys.stdout.write('\x1b[?25h')  # show the cursor, which a progress bar has hidden
+        sys.stdout.flush()
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        print(text, file=sys.stderr, flush=True)
+    os._exit(status)
 
 
 def exits_cleanly(main: Callable[[], int]) -> Callable[[], int]:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict, FrozenConfigDict
+from rich import filesize
 from rich.console import Console
 from rich.table import Table
 
@@ -330,9 +331,4 @@ def show(report: dict[str, Any]) -> None:
 
 
 def _size(count: int | None) -> str:
-    if count is None:
-        return 'unknown'
-    for power, unit in enumerate(('B', 'kB', 'MB')):
-        if count < 1000 ** (power + 1):
-            return f'{count / 1000**power:.4g} {unit}'
-    return f'{count / 1e9:,.4g} GB'
+    return 'unknown' if count is None else filesize.decimal(count, precision=2)

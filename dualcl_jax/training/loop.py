@@ -66,7 +66,7 @@ def train(
         StopSignal(several_processes=jax.process_count() > 1, ends_process=ends_process) as stop,
         Heartbeat(config) as heartbeat,
     ):
-        run, state = open_run(config, workdir, extend=extend, enter=heartbeat.prepare)
+        run, state = open_run(config, workdir, extend=extend, enter=heartbeat.enter)
         plan, finished = run.plan, read_summary(run.plan.folder)
         # A summary of another step is that of the run before --extend.
         if finished and plan.start_step == plan.total_steps == finished['step']:
@@ -99,7 +99,7 @@ def _train(
     with run.checkpoints, loader, trace, tracker:
         heartbeat.enter('input', step + 1, settled=step)
         for step, batch in enumerate(loader, start=plan.start_step + 1):
-            first = step == plan.start_step + 1  # where pmap compiles in several processes
+            first = step == plan.start_step + 1  # 'compile' lasts to its end: pmap may compile, and collectives connect
             heartbeat.enter('compile' if first else 'step', step, settled=in_flight.settled)
             trace.before(step)
             state, metrics = step_fn(state, batch)

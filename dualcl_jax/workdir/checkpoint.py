@@ -3,7 +3,7 @@
 Each checkpoint stores checksums of its state (`dualcl_jax.workdir.checksum`), which are computed on the devices before
 it is saved and again after it is restored. A damaged checkpoint is skipped, reported and kept; one that cannot be read
 for another reason stops the run (`dualcl_jax.workdir.read_checkpoint`). The record of a checkpoint also stores the
-score of its encoder, because Orbax remembers only the scores of the current process.
+score of its encoder: Orbax would keep scores in an item of its own, which checkpoints of earlier versions lack.
 """
 
 import time

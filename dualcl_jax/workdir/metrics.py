@@ -103,7 +103,7 @@ class MetricsLog:
     ) -> None:
         self._path, self._writes = workdir / 'metrics.jsonl', writes
         self._appends, self._stored = '://' not in str(workdir), time.monotonic()
-        self._behind, self._failing, self._problem, self._flushed = False, False, '', 0.0
+        self._failing, self._problem, self._flushed = False, '', 0.0
         self._events: EventsWriter | None = None
         self._tracker = tracker
         self.records: list[Record] = []
@@ -133,8 +133,7 @@ class MetricsLog:
 
     def _store(self, record: Record) -> None:
         """Appends a record, or rewrites the file if it lacks earlier records too or cannot be appended to."""
-        if self._behind or not self._appends:
-            self._behind = True
+        if not self._appends or len(self.waiting()) > 1:
             if self._appends or time.monotonic() - self._stored > REMOTE_SECONDS:
                 self.flush()
             return
@@ -147,7 +146,7 @@ class MetricsLog:
 
     def flush(self) -> None:
         """Writes the records that the file lacks."""
-        if self._writes and self._behind:
+        if self.waiting():
             try:
                 self._rewrite()
             except OSError as error:
@@ -159,13 +158,12 @@ class MetricsLog:
 
     def _rewrite(self) -> None:
         write_text(self._path, ''.join(map(_line, self.records)))
-        self._behind, self._failing, self._stored = False, False, time.monotonic()
-        self._in_file = len(self.records)
+        self._in_file, self._failing, self._stored = len(self.records), False, time.monotonic()
 
     def _cannot_store(self, error: OSError) -> None:
         if not self._failing:
             self._problem = f'{self._path} cannot be written ({reason_of(error)}): records are kept until it can be'
-        self._behind = self._failing = True
+        self._failing = True
 
     def _track(self, records: Sequence[Record]) -> None:
         if self._tracker is not None:
@@ -216,7 +214,7 @@ class MetricsLog:
         Raises:
           OSError: the file cannot be written.
         """
-        if self._writes and self._behind:
+        if self.waiting():
             self._rewrite()
         self._draw(0, {}, last=True)
 

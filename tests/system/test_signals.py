@@ -24,7 +24,7 @@ def soon(condition) -> bool:
 def left(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
     """The statuses and messages with which the process would have exited."""
     left: list[tuple[int, str]] = []
-    monkeypatch.setattr(stop_signal, '_leave', lambda *ending: left.append(ending))
+    monkeypatch.setattr(stop_signal, 'exit_at_once', lambda *ending: left.append(ending))
     return left
 
 

@@ -1,5 +1,8 @@
 """Standard streams that are closed, full, gone or of another encoding do not stop a program."""
 
+import contextlib
+import os
+import pty
 import subprocess
 import sys
 
@@ -62,3 +65,31 @@ def test_standard_error_is_closed() -> None:
 def test_ascii() -> None:
     status, out, err = run('', 'train', LC_ALL='POSIX', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0')
     assert (status, out, err) == (0, '4 \\xd7 cpu\nmore\n', 'done\n')
+
+
+HANGING = """
+from dualcl_jax.system.console import Console
+from dualcl_jax.system.errors import RestartError
+from dualcl_jax.system.processes import heartbeat
+
+console = Console()
+console.start(total_steps=10, start_step=0)
+heartbeat.leave(RestartError('this process hangs'))
+"""
+
+
+def test_the_cursor_comes_back_however_a_run_ends() -> None:
+    """The progress bar hides it, and a process that hangs is ended by another thread."""
+    mine, terminal = pty.openpty()
+    environment = os.environ | {'TERM': 'xterm'}
+    command = [sys.executable, '-c', HANGING]
+    ended = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    shown = b''
+    with contextlib.suppress(OSError):  # of Linux, at the end
+        while part := os.read(mine, 4096):
+            shown += part
+    os.close(mine)
+    assert ended.wait() == 75
+    assert shown.rindex(b'\x1b[?25h') > shown.rindex(b'\x1b[?25l')
+    assert b'error: this process hangs' in shown

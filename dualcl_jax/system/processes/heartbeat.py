@@ -9,9 +9,7 @@ import atexit
 import contextlib
 import dataclasses
 import json
-import os
 import socket
-import sys
 import threading
 import time
 import traceback
@@ -21,7 +19,7 @@ from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
-from dualcl_jax.system.errors import EXIT_RESTART, RestartError, UserError, ending
+from dualcl_jax.system.errors import EXIT_RESTART, RestartError, UserError, ending, exit_at_once
 from dualcl_jax.system.private_jax import distributed_state
 from dualcl_jax.system.processes.agreement import from_all
 from dualcl_jax.system.processes.supervisor import PERIOD, Supervised
@@ -214,11 +212,7 @@ def ending_together() -> Iterator[None]:
 def _end(error: BaseException) -> NoReturn:
     """Exits without JAX's shutdown, which waits for the other processes."""
     _ending.acquire()  # so that only one thread reports and exits
-    status, text = ending(error) or (1, ''.join(traceback.format_exception(error)).rstrip())
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # the streams may be closed
-        sys.stdout.flush()
-        print(text, file=sys.stderr, flush=True)
-    os._exit(status)
+    exit_at_once(*(ending(error) or (1, ''.join(traceback.format_exception(error)).rstrip())))
 
 
 class Heartbeat:
@@ -246,17 +240,20 @@ class Heartbeat:
         threading.Thread(target=self._watch, name='dualcl-heartbeat', daemon=True).start()
         return self
 
-    def enter(self, phase: str, step: int, *, settled: int) -> None:
-        """Reports a new phase of training, the step that it belongs to, and the last step that the devices finished."""
-        self.prepare(phase, step, settled)
-        if phase != 'input' and self._connection is not None:
-            self._connection.started = step
+    def enter(self, phase: str, step: int = 0, *, settled: int = 0) -> None:
+        """Reports a new phase.
 
-    def prepare(self, phase: str, step: int = 0, settled: int = 0) -> None:
-        """Reports `RESTORE` or `CREATE`. Neither is progress: other processes may still examine their data."""
+        Args:
+          phase: one of `PHASES`.
+          step: the step that it belongs to; 0 before training, when no phase is progress, because other processes may
+            still examine their data.
+          settled: the last step that the devices finished.
+        """
         self._doing = _Doing(phase, step, settled)
         if self._connection is not None:
             self._connection.doing = self._doing
+            if step and phase != 'input':
+                self._connection.started = step
 
     def _watch(self) -> None:
         """Ends this process if its phase hangs."""

@@ -1,5 +1,6 @@
 """Set-up of a process before it uses JAX: compiler flags, logging, and joining the other processes of a run."""
 
+import contextlib
 import ctypes
 import importlib.metadata
 import importlib.util
@@ -9,7 +10,7 @@ import re
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from logging import LogRecord, getLogger
 from math import ceil
@@ -17,7 +18,7 @@ from typing import Any
 
 from absl import logging
 
-from dualcl_jax.system.errors import EXIT_RESTART, STORAGE, RestartError, UserError, first_line
+from dualcl_jax.system.errors import EXIT_RESTART, STORAGE, RestartError, UserError, exit_at_once, first_line
 from dualcl_jax.system.files import cache_folder, can_create
 from dualcl_jax.system.private_jax import coordination_service
 from dualcl_jax.system.processes import heartbeat, places, roll_call, supervisor
@@ -147,12 +148,13 @@ def _join(place: places.Place, timeout_s: float) -> None:
     devices = places.local_devices()
     problem = f'{place.problem}: the processes could not be joined'
     limit_s = min(timeout_s, JAX_LIMIT_S)
-    giving_up = threading.Timer(limit_s, _give_up, [f'{problem} within {limit_s:g} s; run the same command again'])
-    giving_up.daemon = True
-    giving_up.start()
+    late = f'error: {problem} within {limit_s:g} s; run the same command again'
     _bypass_proxy(place.host)
     try:
-        with coordination_service(partial(supervisor.start, token(), supervisor.bind_host(place.host))):
+        with (
+            _ended_after(limit_s, exit_at_once, EXIT_RESTART, late),
+            coordination_service(partial(supervisor.start, token(), supervisor.bind_host(place.host))),
+        ):
             jax.distributed.initialize(
                 *place,
                 local_device_ids=devices,
@@ -161,14 +163,18 @@ def _join(place: places.Place, timeout_s: float) -> None:
             )
     except (RuntimeError, ValueError) as error:
         raise RestartError(f'{problem} ({first_line(error)})') from error
+
+
+@contextlib.contextmanager
+def _ended_after(seconds: float, end: Callable[..., object], *arguments: Any) -> Iterator[None]:
+    """A context for calls that cannot be interrupted: calls `end`, in another thread, if they take longer."""
+    timer = threading.Timer(seconds, end, arguments)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
     finally:
-        giving_up.cancel()
-
-
-def _give_up(problem: str) -> None:
-    """Ends this process, whose main thread waits in a call that cannot be interrupted."""
-    print(f'error: {problem}', file=sys.stderr, flush=True)
-    os._exit(EXIT_RESTART)
+        timer.cancel()
 
 
 def _bypass_proxy(host: str) -> None:
@@ -183,13 +189,8 @@ def _bypass_proxy(host: str) -> None:
 def _start_joined_devices() -> None:
     """Initialises the devices of a process that JAX has joined; it exits with status 75 after `DEVICES_S`."""
     late = RestartError(f'the devices of this process did not start within {DEVICES_S:g} s; run the same command again')
-    giving_up = threading.Timer(DEVICES_S, heartbeat.leave, [late])
-    giving_up.daemon = True
-    giving_up.start()
-    try:
+    with _ended_after(DEVICES_S, heartbeat.leave, late):
         _start_devices(joined=True)
-    finally:
-        giving_up.cancel()
 
 
 def _start_devices(*, joined: bool = False) -> None:

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 
-from dualcl_jax.system.errors import EXIT_INTERRUPTED, EXIT_RESTART
+from dualcl_jax.system.errors import EXIT_INTERRUPTED, EXIT_RESTART, exit_at_once
 from dualcl_jax.system.processes import heartbeat
 from dualcl_jax.system.processes.supervisor import STOPPING
 
@@ -61,7 +61,7 @@ def exits_on_signals() -> Iterator[None]:
 
 
 def _leave_at_once(number: int, frame: FrameType | None) -> None:
-    _leave(EXIT_RESTART, NOTHING_YET)
+    exit_at_once(EXIT_RESTART, NOTHING_YET)
 
 
 class StopSignal:
@@ -111,11 +111,11 @@ class StopSignal:
                 continue
             self._interrupts += number == signal.SIGINT
             if self._interrupts > 1:
-                _leave(EXIT_INTERRUPTED, AT_ONCE)
+                exit_at_once(EXIT_INTERRUPTED, AT_ONCE)
             if not self._began:
                 heartbeat.end_others(SIGNALLED)
                 interrupted = number == signal.SIGINT
-                _leave(*((EXIT_INTERRUPTED, AT_ONCE) if interrupted else (EXIT_RESTART, NOTHING_YET)))
+                exit_at_once(*((EXIT_INTERRUPTED, AT_ONCE) if interrupted else (EXIT_RESTART, NOTHING_YET)))
             if number == signal.SIGINT:
                 print(AGAIN, file=sys.stderr, flush=True)
             if self._several and not self._asked.is_set():
@@ -158,12 +158,3 @@ class StopSignal:
 
 def _ignore(number: int, frame: FrameType | None) -> None:
     """Does nothing: the thread handles the signal. Python writes to the wake-up socket only with a handler set."""
-
-
-def _leave(status: int, text: str) -> None:
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # the streams may be closed
-        if sys.stdout.isatty():
-            sys.stdout.write('\x1b[?25h')  # show the cursor, which the progress bar has hidden
-        sys.stdout.flush()
-        print(text, file=sys.stderr, flush=True)
-    os._exit(status)
