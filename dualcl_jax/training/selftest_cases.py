@@ -6,7 +6,24 @@ from functools import partial
 from importlib import resources
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+
+from dualcl_jax import losses
+from dualcl_jax.data.loader import Batch
+from dualcl_jax.method import randomness
+from dualcl_jax.method.build import Method
+from dualcl_jax.method.negatives import selectors
+from dualcl_jax.method.negatives.queue import empty_queue, enqueue
+from dualcl_jax.method.optim import build_optimizer, constant_momentum, learning_rate_schedule
+from dualcl_jax.method.state import create_train_state
+from dualcl_jax.method.views.images import PRESETS, VIEW_DRAWS, ImageViews, make_views
+from dualcl_jax.models.encoder import Encoder
+from dualcl_jax.models.norm import BatchNorm
+from dualcl_jax.step import train_step
+from dualcl_jax.system.devices import AXIS, PmapMapper, replicate, to_host
 
 Arrays = dict[str, Any]
 TEMPERATURE, K = 0.1, 5
@@ -35,18 +52,11 @@ def loss_case(arrays: Arrays) -> float:
 
 def gradient_case(arrays: Arrays) -> float:
     """The gradient of that loss with respect to the queries."""
-    import jax
-
     return _difference(jax.jit(jax.grad(lambda queries: _loss(arrays, queries)))(arrays['queries']), arrays['gradient'])
 
 
 def _loss(arrays: Arrays, queries: Any) -> Any:
     """Computes the loss with the functions that a step calls."""
-    import jax.numpy as jnp
-
-    from dualcl_jax import losses
-    from dualcl_jax.method.negatives import selectors
-
     slots = jnp.arange(arrays['queue'].shape[0], dtype=jnp.int32)
     valid = slots < int(arrays['filled'])
 
@@ -58,7 +68,7 @@ def _loss(arrays: Arrays, queries: Any) -> Any:
             jnp.asarray(arrays['queue']),
             allowed,
             temperature=TEMPERATURE,
-            select=selectors.select_top_k,
+            select=losses.select_top_k,
             k=K,
         )
 
@@ -67,20 +77,13 @@ def _loss(arrays: Arrays, queries: Any) -> Any:
 
 def selection_case(arrays: Arrays) -> float:
     """Selection among near ties: the share of anchors for which other slots are selected."""
-    from dualcl_jax import losses
-    from dualcl_jax.method.negatives import selectors
-
     similarities = losses.cosine(arrays['tie_anchors'], arrays['tie_table'])
-    chosen = np.sort(np.asarray(selectors.select_top_k(similarities, K).slots), axis=1)
+    chosen = np.sort(np.asarray(losses.select_top_k(similarities, K).slots), axis=1)
     return float((chosen != arrays['tie_slots']).any(axis=1).mean())
 
 
 def queue_case(arrays: Arrays) -> float:
     """A ring buffer written past its end."""
-    import jax.numpy as jnp
-
-    from dualcl_jax.method.negatives.queue import empty_queue, enqueue
-
     queue = empty_queue(7, arrays['pushed'].shape[2])
     for step, keys in enumerate(arrays['pushed']):
         ids = jnp.full((keys.shape[0],), step, jnp.int32)
@@ -90,10 +93,6 @@ def queue_case(arrays: Arrays) -> float:
 
 def norm_case(arrays: Arrays, groups: int) -> float:
     """Batch normalisation over groups of the batch."""
-    import jax
-
-    from dualcl_jax.models.norm import BatchNorm
-
     layer = BatchNorm(groups=groups)
     variables = layer.init(jax.random.key(0), arrays['features'], train=True)
     out, _ = layer.apply(variables, arrays['features'], train=True, mutable=['batch_stats'])
@@ -102,10 +101,6 @@ def norm_case(arrays: Arrays, groups: int) -> float:
 
 def synchronized_norm_case(arrays: Arrays) -> float:
     """Batch normalisation over the batch of all devices."""
-    import jax
-
-    from dualcl_jax.models.norm import BatchNorm
-
     features, devices = arrays['features'], _devices(arrays['features'].shape[0])
     layer = BatchNorm(span=len(devices), axis_name='i')
     variables = layer.init(jax.random.key(0), features, train=True)
@@ -119,18 +114,12 @@ def synchronized_norm_case(arrays: Arrays) -> float:
 
 def _devices(rows: int) -> list[Any]:
     """The largest number of this process's devices that divides `rows`."""
-    import jax
-
     devices = jax.local_devices()
     return devices[: max(count for count in range(1, len(devices) + 1) if rows % count == 0)]
 
 
 def optimizer_case(arrays: Arrays) -> float:
     """Two SGD updates with decay and momentum from the stored gradient."""
-    import jax.numpy as jnp
-
-    from dualcl_jax.method.optim import build_optimizer
-
     optimizer = build_optimizer(
         'sgd', lambda step: jnp.float32(0.1), momentum=0.9, weight_decay=1e-2, decay_norm_and_bias=True
     )
@@ -144,19 +133,12 @@ def optimizer_case(arrays: Arrays) -> float:
 
 def _view_keys(arrays: Arrays) -> Any:
     """The random keys of the stored images."""
-    import jax.numpy as jnp
-
-    from dualcl_jax.method import randomness
-
     positions = jnp.arange(arrays['images'].shape[0], dtype=jnp.int32)
     return randomness.example_keys(0, randomness.VIEWS, jnp.int32(VIEW_STEP), positions)
 
 
 def draws_case(arrays: Arrays) -> float:
     """The random numbers of both views, bit for bit: the share that differs."""
-    import jax
-
-    from dualcl_jax.method.views.images import VIEW_DRAWS
 
     def draw(view: int, key: jax.Array) -> jax.Array:
         return jax.random.uniform(jax.random.fold_in(key, view), (VIEW_DRAWS,))
@@ -168,10 +150,6 @@ def draws_case(arrays: Arrays) -> float:
 
 def _views(arrays: Arrays) -> Any:
     """Makes both views of the stored images with MoCo v3's recipe."""
-    import jax
-
-    from dualcl_jax.method.views.images import PRESETS, make_views
-
     make = jax.jit(lambda keys, images: make_views(keys, images, PRESETS['moco_v3'], SIDE))
     return make(_view_keys(arrays), arrays['images'])
 
@@ -186,15 +164,6 @@ def step_case(arrays: Arrays) -> float:
 
     The encoder computes at the highest precision here. The other cases check that the loss requests it itself.
     """
-    import jax
-    import jax.numpy as jnp
-    from jax.sharding import Mesh
-
-    from dualcl_jax.data.loader import Batch
-    from dualcl_jax.method.state import create_train_state
-    from dualcl_jax.step import train_step
-    from dualcl_jax.system.devices import AXIS, PmapMapper, replicate, to_host
-
     rows = np.arange(arrays['images'].shape[0], dtype=np.int32)
     steps = len(arrays['step_losses'])
     method = _method(steps)
@@ -204,12 +173,12 @@ def step_case(arrays: Arrays) -> float:
     state = create_train_state(method)
     state = dataclasses.replace(state, params=params, momentum_params=jax.tree.map(jnp.copy, params))
     step_fn, state = mapper.map(partial(train_step, method)), mapper.put_state(replicate(state, mapper.mesh))
-    losses = []
+    found = []
     for _ in range(steps):
         state, metrics = step_fn(state, mapper.put_batch(Batch(arrays['images'], rows, rows, rows)))
-        losses.append(float(to_host(metrics)['train/loss'].squeeze()))
+        found.append(float(to_host(metrics)['train/loss'].squeeze()))
     end = to_host(mapper.global_state(state))
-    errors = [_difference(losses, arrays['step_losses']), _difference(end.queue.keys, arrays['step_queue'])]
+    errors = [_difference(found, arrays['step_losses']), _difference(end.queue.keys, arrays['step_queue'])]
     for part, tree in (('theta', end.params), ('xi', end.momentum_params)):
         errors += [
             _difference(tree[module][layer][leaf], arrays[f'step_{part}_{name}'])
@@ -234,14 +203,8 @@ def _parameters(stored: Arrays) -> Any:
     }
 
 
-def _method(steps: int) -> Any:
+def _method(steps: int) -> Method:
     """The dual view with selected negatives, on a network of two convolutions."""
-    from dualcl_jax.losses import select_top_k
-    from dualcl_jax.method.build import Method
-    from dualcl_jax.method.optim import build_optimizer, constant_momentum, learning_rate_schedule
-    from dualcl_jax.method.views.images import PRESETS, ImageViews
-    from dualcl_jax.models.encoder import Encoder
-
     rate = learning_rate_schedule(0.1, steps)
     sgd = build_optimizer('sgd', rate, momentum=0.9, weight_decay=5e-4, decay_norm_and_bias=True)
     return Method(
@@ -255,7 +218,7 @@ def _method(steps: int) -> Any:
         key_weight=0.0,
         key_term='batch',
         shuffle_keys=False,
-        select=select_top_k,
+        select=losses.select_top_k,
         num_negatives=K,
         count_negatives=None,
         mask_same_image=True,
@@ -271,8 +234,6 @@ def _method(steps: int) -> Any:
 
 def determinism_case(arrays: Arrays) -> float:
     """Runs the same programs twice and compares views and gradient bit for bit."""
-    import jax
-
     grad = jax.jit(jax.grad(lambda queries: _loss(arrays, queries)))
     first, second = ((np.asarray(_views(arrays)), np.asarray(grad(arrays['queries']))) for _ in range(2))
     return float(any(not np.array_equal(a, b) for a, b in zip(first, second, strict=True)))
@@ -280,8 +241,6 @@ def determinism_case(arrays: Arrays) -> float:
 
 def collective_case(arrays: Arrays) -> float:
     """Sum and gather over all devices of this process."""
-    import jax
-
     devices = jax.local_device_count()
     rows = np.random.default_rng(0).integers(0, 9, (devices, 3)).astype(np.float32)
     found = jax.pmap(lambda x: (jax.lax.psum(x, 'i'), jax.lax.all_gather(x, 'i')), axis_name='i')(rows)
@@ -290,10 +249,6 @@ def collective_case(arrays: Arrays) -> float:
 
 def encoder_case(arrays: Arrays) -> float:
     """An encoder of 64 channels in float32 against float64; TensorFloat-32 or bfloat16 would differ by 1e-4 or more."""
-    import jax
-
-    from dualcl_jax.models.encoder import Encoder
-
     del arrays
     encoder = Encoder('tiny', 'cifar', width=64, projection='mlp', predictor='none', hidden=1, dim=64)
     images = np.random.default_rng(0).normal(size=(32, 16, 16, 3)).astype(np.float32)
