@@ -104,6 +104,7 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = 
 
     Raises:
       UserError: a mistake in the config, the data or the folder.
+      RestartError: files that the run was trained on cannot be read now.
     """
     mesh = device_mesh()
     validate_devices(config, mesh.devices.size)
@@ -119,9 +120,11 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = 
     validate_sizes(config)
     opened, machine = open_fields(config), _machine(mesh)
     splits = _load_data(config, folder, machine, stored, writes=writes)
+    resumed_from = max(saved_steps(folder), default=None)
+    if resumed_from is not None:
+        check_read(folder, config, splits.train)
     resolved = _resolved(config, splits.train, machine, stored)
     check_same_run(folder, stored, resolved, extend=extend)
-    resumed_from = max(saved_steps(folder), default=None)
     validate_devices(resolved, mesh.devices.size)  # choices of the stored run may be for another number of devices
     _check_local_norm(resolved, folder, resumed_from, mesh.devices.size)
     epoch, total_steps = run_length(resolved, len(splits.train))
@@ -157,7 +160,6 @@ def _load_data(
 
     Raises:
       UserError: a mistake in the config or the data.
-      RestartError: files that the run was trained on cannot be read now.
     """
     settled = fill(config, TYPICAL_IMAGES, machine, stored)  # only its data fields are final
     data = data_config(settled, folder if stored is not None else None)
@@ -169,8 +171,6 @@ def _load_data(
         raise UserError(
             f'config.sts.path={config.sts.path}: is only for encoders of text, but {name} holds {kind}; leave it empty'
         )
-    if saved_steps(folder):
-        check_read(folder, config, splits.train)
     validate_kind(config, kind, name)
     opened = open_fields(config)
     if opened and kind != IMAGES:

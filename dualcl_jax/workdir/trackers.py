@@ -154,7 +154,7 @@ class Tracker:
     continues without it, and the next start sends what is missing.
 
     Args:
-      name: a name of `TRACKERS`; empty for a tracker that does nothing.
+      name: a name of `TRACKERS` that `check_tracker` accepts; empty for a tracker that does nothing.
       folder: the workdir.
       config: config of the run.
       total_steps: length of the run; a run that ends earlier is marked as stopped.
@@ -171,7 +171,6 @@ class Tracker:
         self._sink: Sink | None = None
         if not name:
             return
-        check_tracker(name)
         self._stored = _read(self._path)
         known = name in self._stored
         self._place = self._stored.setdefault(name, {'id': uuid.uuid4().hex[:8], 'step': -1, 'names': []})
