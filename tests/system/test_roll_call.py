@@ -2,6 +2,7 @@
 
 import json
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -219,14 +220,16 @@ def test_missing_process_as_a_command(trainer: Trainer, tmp_path: Path) -> None:
     assert len(done.err.splitlines()) == 1
 
 
-@pytest.mark.parametrize('case', ['shared', 'apart', 'missing'])
+@pytest.mark.parametrize('case', ['shared', 'apart', 'missing', 'late'])
 def test_check_shared(two_processes, tmp_path: Path, case: str) -> None:
     from etils import epath
 
     def check(index):
         folder = epath.Path(tmp_path / (str(index) if case == 'apart' else 'run'))
         folder.mkdir(exist_ok=True)
-        agreement.check_shared(folder, 0.3 if case == 'missing' else 20)
+        if case == 'late' and index:
+            threading.Event().wait(0.6)
+        agreement.check_shared(folder, 0.3 if case in ('missing', 'late') else 20)
 
     said = two_processes(check, [0] if case == 'missing' else [0, 1])
     assert not contents(tmp_path)
@@ -235,7 +238,7 @@ def test_check_shared(two_processes, tmp_path: Path, case: str) -> None:
     elif case == 'apart':
         assert all('process 1 (' in text and 'sees a different folder from process 0' in text for text in said)
     else:
-        assert 'process 1 of 2 did not open --workdir' in said[0]
+        assert all('process 1 of 2 did not open --workdir' in text for text in said)
 
 
 def test_the_same_images_on_every_host(two_processes) -> None:

@@ -145,19 +145,26 @@ def from_process_0(name: str, text: str) -> str:
     return _read(client, name, _ONE_WEEK_S, by=0)
 
 
-def from_all(name: str, text: str) -> list[str]:
+def from_all(name: str, text: str, timeout_s: float = _ONE_WEEK_S) -> list[str]:
     """Gives every process the texts of all processes, by index. Every process must call it, once per name.
 
-    It waits like `from_process_0`. Process 0 collects the texts, so that each of the others sends one message.
+    Process 0 collects the texts, so that each of the others sends one message. It waits like `from_process_0`, or, in
+    `check_shared`, for a limited time: without the text of one process, all of them raise `_MissingError`.
     """
     client, index, count = _joined()
     if count == 1:
         return [text]
     if index:
         client.key_value_set(f'dualcl/{name}/{index}', text)
-        return json.loads(_read(client, f'{name}/all', _ONE_WEEK_S, by=0))
-    said = [text, *(_read(client, f'{name}/{other}', _ONE_WEEK_S, by=other) for other in range(1, count))]
-    client.key_value_set(f'dualcl/{name}/all', json.dumps(said))
+        said = json.loads(_read(client, f'{name}/all', timeout_s + _ANSWER_S, by=0))
+    else:
+        said, end = [text], time.monotonic() + timeout_s
+        with contextlib.suppress(_MissingError):
+            for other in range(1, count):
+                said.append(_read(client, f'{name}/{other}', end - time.monotonic(), by=other))
+        client.key_value_set(f'dualcl/{name}/all', json.dumps(said))
+    if len(said) < count:
+        raise _MissingError(len(said))
     return said
 
 
@@ -175,32 +182,15 @@ class _MissingError(RuntimeError):
 def _compare(name: str, value: str, problem: str, timeout_s: float) -> None:
     """Compares the values of all processes.
 
-    Process 0 reads them and sends the outcome to the others, so that each sends one message.
-
     Raises:
       UserError: they differ; APART in `problem` is replaced by the processes whose values differ from that of
         process 0.
       _MissingError: a process did not publish its value in time.
     """
-    client, index, count = _joined()
-    client.key_value_set(f'dualcl/{name}/{index}', f'{socket.gethostname()} {value}')
-    if index == 0:
-        apart, end = [], time.monotonic() + timeout_s
-        for other in range(1, count):
-            try:
-                said = _read(client, f'{name}/{other}', end - time.monotonic(), by=other)
-            except _MissingError:
-                client.key_value_set(f'dualcl/{name}/answer', f'missing {other}')
-                raise
-            host, _, found = said.partition(' ')
-            if found != value:
-                apart.append(f'{other} ({host})')
-        client.key_value_set(f'dualcl/{name}/answer', f'apart {", ".join(apart)}')
-    kind, _, which = _read(client, f'{name}/answer', timeout_s + _ANSWER_S, by=0).partition(' ')
-    if kind == 'missing':
-        raise _MissingError(which)
-    if which:
-        raise UserError(problem.replace('APART', which))
+    said = [text.split(' ', 1) for text in from_all(name, f'{socket.gethostname()} {value}', timeout_s)]
+    apart = [f'{index} ({host})' for index, (host, found) in enumerate(said) if found != said[0][1]]
+    if apart:
+        raise UserError(problem.replace('APART', ', '.join(apart)))
 
 
 def _read(client: Any, name: str, timeout_s: float, *, by: int) -> str:
