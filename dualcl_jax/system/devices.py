@@ -95,11 +95,8 @@ def place(tree: Tree, mesh: Mesh, specs: Specs) -> Tree:
     """Places host or single-device arrays, equal in every process, on the mesh as `specs` describe."""
 
     def put(spec: PartitionSpec, leaf: Any) -> jax.Array:
-        sharding, shape = NamedSharding(mesh, spec), np.shape(leaf)
-        parts = sharding.addressable_devices_indices_map(shape)
-        whole = sharding.is_fully_replicated
-        pieces = [jax.device_put(leaf if whole else np.asarray(leaf)[part], device) for device, part in parts.items()]
-        return jax.make_array_from_single_device_arrays(shape, sharding, pieces)
+        on_host = np.asarray(leaf)
+        return jax.make_array_from_callback(on_host.shape, NamedSharding(mesh, spec), lambda part: on_host[part])
 
     return _map(put, specs, tree)
 
@@ -119,14 +116,14 @@ def bytes_per_device(described: Tree) -> int:
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
-def whole(tree: Tree) -> Tree:
-    """Gathers a global tree so that every device holds every leaf whole. Every process must call it."""
+def gathered(tree: Tree) -> Tree:
+    """A global tree of which every device holds every leaf whole. Every process must call it."""
 
     def gather(leaf: jax.Array) -> jax.Array:
         if leaf.is_fully_replicated:
             return leaf
         assert isinstance(leaf.sharding, NamedSharding)
-        return jax.jit(lambda parts: parts, out_shardings=NamedSharding(leaf.sharding.mesh, REPLICATED))(leaf)
+        return jax.device_put(leaf, NamedSharding(leaf.sharding.mesh, REPLICATED))
 
     return jax.tree.map(gather, tree)
 

@@ -17,7 +17,7 @@ from dualcl_jax.reports.samples import take_samples
 from dualcl_jax.reports.subject import Subject
 from dualcl_jax.step import train_step
 from dualcl_jax.system.console import Console
-from dualcl_jax.system.devices import process_rows, to_host, whole
+from dualcl_jax.system.devices import gathered, process_rows, to_host
 from dualcl_jax.system.errors import FULL, reason_of
 from dualcl_jax.system.files import write_json
 from dualcl_jax.system.machine import share_of_cores
@@ -245,7 +245,7 @@ def _draw(run: Run, state: TrainState, log: MetricsLog, versions: dict[str, str]
     Raises:
       OSError: the disk is full.
     """
-    plan, state = run.plan, whole(state)
+    plan, state = run.plan, gathered(state)
     samples = take_samples(run.embed, state.variables, plan.splits)
     if not run.writes:
         return ''

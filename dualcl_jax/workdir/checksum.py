@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dualcl_jax.method.state import TrainState
-from dualcl_jax.system.devices import to_host, whole
+from dualcl_jax.system.devices import gathered, to_host
 from dualcl_jax.system.errors import UserError
 
 
@@ -73,7 +73,7 @@ def _digest(record: dict[str, Any]) -> str:
 def state_sha256(state: TrainState) -> str:
     """SHA-256 over path, dtype, shape and bytes of every array of a state, in the order of the paths."""
     digest = hashlib.sha256()
-    on_host = to_host(whole(state))
+    on_host = to_host(gathered(state))
     leaves = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(on_host)]
     for path, leaf in sorted(leaves, key=lambda item: item[0]):
         array = np.ascontiguousarray(leaf)

@@ -10,7 +10,7 @@ from configs import default
 from dualcl_jax.data.loader import Batch
 from dualcl_jax.method.state import create_train_state, state_specs
 from dualcl_jax.step import train_step
-from dualcl_jax.system.devices import AXIS, MAPPERS, place, to_host, whole
+from dualcl_jax.system.devices import AXIS, MAPPERS, gathered, place, to_host
 from tests.reference import moco as reference
 from tests.support.methods import image_method
 
@@ -62,7 +62,7 @@ def run(config, batches, *, mapper='pmap', devices=1, steps_per_epoch=1):
     state = mapper.put_state(place(create_train_state(method), mesh, specs))
 
     def host_copy():
-        return jax.tree.map(np.array, to_host(whole(mapper.global_state(state))))
+        return jax.tree.map(np.array, to_host(gathered(mapper.global_state(state))))
 
     states, all_metrics = [host_copy()], []
     for batch in batches:
