@@ -14,7 +14,7 @@ from etils import epath
 from jax.sharding import Mesh, PartitionSpec
 
 from dualcl_jax.losses import normalize
-from dualcl_jax.method.negatives import queue_loss
+from dualcl_jax.method.negatives import queue_loss, top_k
 from dualcl_jax.method.negatives.queue import Queue, empty_queue, enqueue, mean_age, valid
 from dualcl_jax.method.negatives.queue_loss import Anchors, contrast_with_queue
 from dualcl_jax.method.negatives.selectors import SHARDED, build_selector
@@ -103,6 +103,20 @@ def test_reweighting_by_hardness() -> None:
         rows, queue = make(filled, max(filled, 1))
         found, expected = sharded(rows, queue, weights), replicated(rows, queue, weights)
         chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_sums_that_differ_between_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search takes the same passes on every device, even if its estimates do not have the same bits there."""
+    moments, rows = top_k._moments, np.random.default_rng(0).normal(size=(3, 44)).astype(np.float32)
+
+    def differing(sample: jax.Array, axis_name: str) -> tuple[jax.Array, jax.Array]:
+        mean, spread = moments(sample, axis_name)
+        return mean + 0.3 * jax.lax.axis_index(axis_name).astype(jnp.float32), spread
+
+    monkeypatch.setattr(top_k, '_moments', differing)
+    columns = PartitionSpec(None, AXIS)
+    found = on_devices(4, lambda x: top_k.largest(x, 9, AXIS), columns, columns)(rows)
+    np.testing.assert_array_equal(found, rows >= np.sort(rows)[:, -9:-8])
 
 
 @pytest.mark.parametrize('devices', [1, 4])

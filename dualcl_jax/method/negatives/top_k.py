@@ -118,7 +118,7 @@ def _search(values: jax.Array, k: jax.Array, axis_name: str | None, probes: int,
     reaching = partial(_count_reaching, values, axis_name=axis_name, folds=folds)
     allowed = reaching(jnp.full((rows, 1), jnp.finfo(jnp.float32).min))[:, 0]
     wanted = jnp.minimum(k, allowed)
-    mean, spread = _moments(values[:, :: -(-columns // SAMPLE)], axis_name)
+    mean, spread = _of_first_device(_moments(values[:, :: -(-columns // SAMPLE)], axis_name), axis_name)
     aim = -ndtri((wanted.astype(jnp.float32) + 0.5) / (allowed.astype(jnp.float32) + 1.0))
     density = allowed.astype(jnp.float32) * norm.pdf(aim) / spread
     start = _Bracket(
@@ -207,6 +207,18 @@ def _moments(sample: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.A
     mean = sum_ / total
     squares = _over_devices((weights * (finite - mean[:, None]) ** 2).sum(axis=1), axis_name)
     return mean, jnp.sqrt(squares / total)
+
+
+def _of_first_device(values: tuple[jax.Array, ...], axis_name: str | None) -> tuple[jax.Array, ...]:
+    """Replaces values by those of the first device of an axis.
+
+    Sums of floating-point numbers over devices need not have the same bits on all of them. The search does the same
+    passes everywhere, with collectives in each, only if it starts from the same bits; all later sums are of integers.
+    """
+    if axis_name is None:
+        return values
+    is_first = jax.lax.axis_index(axis_name) == 0
+    return jax.lax.psum(tuple(jnp.where(is_first, value, 0.0) for value in values), axis_name)  # exact: the rest is 0
 
 
 def _count_reaching(values: jax.Array, thresholds: jax.Array, *, axis_name: str | None, folds: int) -> jax.Array:
