@@ -146,7 +146,8 @@ def get_config() -> ConfigDict:
 
     config.negatives = negatives = ConfigDict()
     # auto (threshold; a run that chose top_k keeps it) | all | top_k (jax.lax.top_k) | threshold (the same set, without
-    # a sort) | approx_max_k (fast on TPU, finds 95 % of the set) | ring (k after the `skip` hardest) | random
+    # a sort) | approx_max_k (fast on TPU, finds 95 % of the set) | ring (k after the `skip` hardest) | random.
+    # Or MODULE:FUNCTION, a selector of your own.
     negatives.selector = 'auto'
     negatives.k = 0  # how many; 0: use the fraction
     # Of queue.size, or of the batch without a queue, in (0, 1]; used if k is 0. experiments/ablation/softmax_share.py

@@ -14,6 +14,7 @@ from typing import Any
 
 from dualcl_jax.system.command_line import Parser
 from dualcl_jax.system.errors import exits_cleanly
+from dualcl_jax.system.own import import_named
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -32,7 +33,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 @exits_cleanly
 def main() -> int:
     flags, overrides = parse(sys.argv[1:])
-    from dualcl_jax.system.config import import_network, load_config, override
+    from dualcl_jax.system.config import flatten, load_config, override
     from dualcl_jax.system.processes.start import start
 
     config = load_config(flags.config)
@@ -40,7 +41,7 @@ def main() -> int:
     if flags.topology:
         os.environ['JAX_PLATFORMS'] = 'cpu'  # otherwise a TPU of this machine would be locked needlessly
     start(several=False)
-    import_network(config)
+    import_named(dict(flatten(config)))
     import jax
 
     from dualcl_jax.system.console import print_json

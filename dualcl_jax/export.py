@@ -13,8 +13,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from dualcl_jax.system.command_line import Parser, import_own
+from dualcl_jax.system.command_line import Parser
 from dualcl_jax.system.errors import exits_cleanly
+from dualcl_jax.system.own import import_own
 
 FOLDER = 'huggingface'
 """The format that is a folder, not a file."""

@@ -40,15 +40,17 @@ Selector = Callable[..., Selection]
 """(similarities [B, K], k, rngs) -> Selection. `rngs` are [B] keys, one per anchor, or None; `random` needs them."""
 
 
-def select_all(similarities: jax.Array, k: int | jax.Array, rngs: jax.Array | None = None) -> Selection:
-    """Selects every allowed slot (MoCo, 1911.05722); `k` is not used.
+def select_all(
+    similarities: jax.Array, k: int | jax.Array, rngs: jax.Array | None = None, *, axis_name: str | None = None
+) -> Selection:
+    """Selects every allowed slot (MoCo, 1911.05722); `k` is not used, nor is the axis of a sharded queue.
 
     Example:
       >>> similarities = jnp.array([[0.9, -jnp.inf, 0.1]])
       >>> select_all(similarities, k=1).chosen.tolist()
       [[True, False, True]]
     """
-    del k, rngs
+    del k, rngs, axis_name
     return Selection(similarities, None)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dualcl_jax import configs
 from dualcl_jax.system.command_line import Parser
 from dualcl_jax.system.errors import EXIT_RESTART, exits_cleanly
+from dualcl_jax.system.own import import_named
 from dualcl_jax.system.processes.stop_signal import exits_on_signals
 
 
@@ -66,7 +67,7 @@ def main() -> int:
 
 
 def _main(flags: argparse.Namespace, overrides: list[str]) -> int:
-    from dualcl_jax.system.config import flatten, import_network, load_config, override
+    from dualcl_jax.system.config import flatten, load_config, override
     from dualcl_jax.system.processes.heartbeat import ending_together
     from dualcl_jax.system.processes.start import start
 
@@ -82,7 +83,7 @@ def _main(flags: argparse.Namespace, overrides: list[str]) -> int:
     deterministic = fields.get('parallel.deterministic', True)
     start(flags.coordinator_address, flags.num_processes, flags.process_id, facts, timeout_s, deterministic)
     with ending_together():
-        import_network(config)
+        import_named(fields)
         if flags.show_views is not None:
             from dualcl_jax.reports.view_sheet import show_views
 

@@ -8,9 +8,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from dualcl_jax.system.command_line import Parser, import_own
+from dualcl_jax.system.command_line import Parser
 from dualcl_jax.system.config import MOVABLE
 from dualcl_jax.system.errors import exits_cleanly
+from dualcl_jax.system.own import import_own
 
 MOST_RUNS = 6
 

@@ -18,7 +18,7 @@ FLOORS = (
     ('data', 'models'),
     ('method',),
     ('workdir', 'step'),
-    ('evaluators',),
+    ('evaluators', 'contrastive'),
     ('reports',),
     ('training',),
     ('api',),
@@ -39,7 +39,7 @@ INNER = {
 PENDING_IMPORTS: dict[tuple[str, str], str] = {}
 """Remaining imports against the rules, with reasons. None may be added."""
 
-ROOT_FILES = 12
+ROOT_FILES = 13
 FILE_LINES = 400
 FUNCTION_LINES = 90
 PENDING_FUNCTIONS: dict[str, str] = {}

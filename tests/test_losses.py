@@ -17,6 +17,7 @@ from dualcl_jax.losses import (
     dual_view_loss,
     info_nce,
     normalize,
+    select_all,
     select_top_k,
 )
 from dualcl_jax.method.negatives.queue import empty_queue, valid
@@ -79,7 +80,7 @@ def jnp32(*arrays):
 @pytest.mark.parametrize('k', [None, 3])
 def test_info_nce_and_its_gradients(temperature, k):
     allowed = some_allowed()
-    select, number = (SELECTORS['all'], 0) if k is None else (select_top_k, k)
+    select, number = (select_all, 0) if k is None else (select_top_k, k)
 
     def loss(anchors, positives, negatives):
         arguments = (anchors, positives, negatives, jnp.asarray(allowed))
@@ -153,7 +154,7 @@ def test_top_k_of_the_whole_queue_is_every_negative():
     allowed = jnp.asarray(some_allowed())
 
     def loss(arrays, selector):
-        return info_nce(*arrays, allowed, temperature=0.1, select=SELECTORS[selector], k=K).loss.mean()
+        return info_nce(*arrays, allowed, temperature=0.1, select=SELECTORS[selector].select, k=K).loss.mean()
 
     value_and_grad = jax.jit(jax.value_and_grad(loss), static_argnums=1)
     chosen, everything = value_and_grad(arrays, 'top_k'), value_and_grad(arrays, 'all')
@@ -168,7 +169,9 @@ def test_without_negatives_loss_and_gradient_are_zero(selector):
 
     @jax.jit
     def losses(anchors, positives, negatives, allowed):
-        return info_nce(anchors, positives, negatives, allowed, temperature=0.1, select=SELECTORS[selector], k=4).loss
+        return info_nce(
+            anchors, positives, negatives, allowed, temperature=0.1, select=SELECTORS[selector].select, k=4
+        ).loss
 
     gradients = jax.jit(jax.grad(lambda *arguments: losses(*arguments).sum(), (0, 1, 2)))
 
@@ -392,6 +395,6 @@ def test_a_custom_selector():
 
 def test_a_key_weight_needs_a_term():
     views = normalize(jax.random.normal(jax.random.key(0), (1, 4, 8)))
-    compare = partial(info_nce, negatives=views[0], temperature=0.1, select=SELECTORS['all'], k=4)
+    compare = partial(info_nce, negatives=views[0], temperature=0.1, select=select_all, k=4)
     with pytest.raises(ValueError, match='needs a key_contrast'):
         dual_view_loss(views, views, compare, key_weight=0.5)

@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from dualcl_jax.method.optim import OPTIMIZERS
-from dualcl_jax.system.config import BELOW_1, Rule, at_least, between, one_of
+from dualcl_jax.system.config import BELOW_1, Rule, at_least, between, key_of
 
 
 def default_settings() -> ConfigDict:
@@ -84,7 +84,7 @@ RULES: dict[str, Rule] = {
     'linear.validation': _SHARE,
     'finetune.epochs': _COUNT,
     'finetune.batch_size': _COUNT,
-    'finetune.optimizer': one_of(*OPTIMIZERS),
+    'finetune.optimizer': key_of(OPTIMIZERS),
     'finetune.learning_rate': _FROM_0,
     'finetune.weight_decay': _FROM_0,
     'finetune.layer_decay': (lambda value: 0 < value <= 1, 'must be above 0 and at most 1'),

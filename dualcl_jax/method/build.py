@@ -110,7 +110,7 @@ def build_method(config: Any, views: Views, *, total_steps: int, steps_per_epoch
         key_weight=config.loss.key_weight,
         key_term=config.loss.key_term,
         shuffle_keys=config.loss.shuffle_keys,
-        select=build_selector(negatives.selector, negatives.skip, queue_axis),
+        select=build_selector(negatives.selector, negatives, queue_axis),
         num_negatives=k,
         count_negatives=count_schedule(negatives.schedule, first_k, k, total_steps) if scheduled else None,
         mask_same_image=negatives.mask_same_image,

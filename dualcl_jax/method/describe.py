@@ -12,6 +12,7 @@ from dualcl_jax.data.describe import describe_data, units
 from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.text.source import KIND as TEXT
 from dualcl_jax.method.build import Method
+from dualcl_jax.method.negatives.selectors import find_selector
 from dualcl_jax.method.views.images import ImageViews
 from dualcl_jax.method.views.text import TextViews
 from dualcl_jax.models.encoder import MODELS
@@ -76,7 +77,7 @@ def _negatives(config: ConfigDict, method: Method, noun: str) -> str:
     if method.key_weight == 1 and method.key_term == 'batch':
         return 'those of the key term alone'
     negatives, candidates = config.negatives, method.queue_size or config.train.batch_size - 1
-    skipped = negatives.skip if negatives.selector == 'ring' else 0
+    skipped = negatives.skip if 'skip' in find_selector(negatives.selector).fields else 0
     counts = [method.num_negatives]
     if method.count_negatives is not None:
         counts.insert(0, int(method.count_negatives(jnp.int32(0))))

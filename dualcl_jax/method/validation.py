@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 from dualcl_jax.data.source import HOLD_OUTS
 from dualcl_jax.data.text.rows import CHECKS
 from dualcl_jax.method.groups import check_groups
-from dualcl_jax.method.negatives.selectors import AUTO, SELECTORS, SHARDED
+from dualcl_jax.method.negatives.selectors import AUTO, EXACT, SELECTORS, find_selector
 from dualcl_jax.method.optim import LARS, LEARNING_RATE_SCHEDULES, MOMENTUM_SCHEDULES, OPTIMIZERS
 from dualcl_jax.method.resolve import UNSEEN
 from dualcl_jax.method.views.images import PRESETS, resolve_views
@@ -18,13 +18,9 @@ from dualcl_jax.models.resnet import STEMS
 from dualcl_jax.models.text import KIND as TEXT
 from dualcl_jax.models.text import POOLINGS
 from dualcl_jax.models.vit import PATCHES, POSITIONS
-from dualcl_jax.system.config import BELOW_1, LIMITS, Rule, at_least, between, check_fields, flatten, one_of
+from dualcl_jax.system.config import BELOW_1, LIMITS, Rule, at_least, between, check_fields, flatten, key_of, one_of
 from dualcl_jax.system.devices import MAPPERS
 from dualcl_jax.system.errors import UserError
-
-COUNTED = ('threshold', 'ring', 'random')
-"""Selectors whose k may change from step to step, because it is a value and not a shape."""
-
 
 _ANY: Rule = (lambda value: True, '')
 _POSITIVE: Rule = (lambda value: value > 0, 'must be above 0')
@@ -60,16 +56,13 @@ RULES: dict[str, Rule] = {
     'data.mean': _PER_CHANNEL,
     'data.std': _PER_CHANNEL,
     'text.length': at_least(3),
-    'views.preset': one_of(*PRESETS, *TEXT_PRESETS),
-    'model.name': (
-        lambda name: name in MODELS or ':' in name,  # also models added later, and the user's own
-        'choose one of ' + ', '.join(MODELS),
-    ),
+    'views.preset': key_of(PRESETS, TEXT_PRESETS),
+    'model.name': key_of(MODELS, own='MODULE:CLASS'),
     'model.stem': one_of(*STEMS),
     'model.width': at_least(1),
     'model.positions': one_of(*POSITIONS),
-    'model.projection': one_of(*PROJECTIONS),
-    'model.predictor': one_of(*PREDICTORS),
+    'model.projection': key_of(PROJECTIONS),
+    'model.predictor': key_of(PREDICTORS),
     'model.head_width': at_least(1),
     'model.dim': between(2, MOST),
     'model.dtype': one_of(*DTYPES),
@@ -88,7 +81,7 @@ RULES: dict[str, Rule] = {
     'loss.hardness': at_least(0),
     'loss.key_weight': between(0, 1),
     'loss.key_term': one_of('batch', 'queue'),
-    'negatives.selector': one_of(AUTO, *SELECTORS),
+    'negatives.selector': key_of(SELECTORS, also=(AUTO,), own='MODULE:FUNCTION'),
     'negatives.k': at_least(0),
     'negatives.skip': at_least(0),
     'negatives.fraction': _SHARE,
@@ -97,12 +90,12 @@ RULES: dict[str, Rule] = {
     'queue.size': between(0, MOST),
     'queue.init': one_of('empty', 'noise'),
     'ema.momentum': between(0, 1),
-    'ema.schedule': one_of(*MOMENTUM_SCHEDULES),
-    'optimizer.name': one_of(*OPTIMIZERS),
+    'ema.schedule': key_of(MOMENTUM_SCHEDULES),
+    'optimizer.name': key_of(OPTIMIZERS),
     'optimizer.lars': one_of(AUTO, *LARS),
     'optimizer.learning_rate': at_least(0),
     'optimizer.reference_batch': at_least(0),
-    'optimizer.schedule': one_of(*LEARNING_RATE_SCHEDULES),
+    'optimizer.schedule': key_of(LEARNING_RATE_SCHEDULES),
     'optimizer.momentum': BELOW_1,
     'optimizer.weight_decay': at_least(0),
     'optimizer.warmup_epochs': at_least(0),
@@ -237,17 +230,20 @@ def _validate_negatives(config: ConfigDict) -> None:
     if most is not None and skip >= (size or batch - 1):
         named = f'config.queue.size={size}' if size else f'{batch - 1}, the other keys of train.batch_size={batch}'
         raise UserError(f'config.negatives.skip={skip}: must be less than {named}, or no negatives remain')
-    if config.negatives.schedule != 'constant' and config.negatives.selector not in (AUTO, *COUNTED):
+    selector = find_selector(EXACT[0] if config.negatives.selector == AUTO else config.negatives.selector)
+    if config.negatives.schedule != 'constant' and not selector.counted:
         raise UserError(
             f'config.negatives.schedule={config.negatives.schedule!r}: needs a '
-            'negatives.selector that takes a count: ' + ', '.join(COUNTED)
+            'negatives.selector that takes a count: '
+            + ', '.join(name for name, spec in SELECTORS.items() if spec.counted)
         )
     if config.queue.sharded and size == 0:
         raise UserError('config.queue.sharded=True: there is no queue (queue.size=0); use False')
-    if config.queue.sharded and config.negatives.selector not in (AUTO, *SHARDED):
+    if config.queue.sharded and selector.sharded is None:
+        can = ', '.join(name for name, spec in SELECTORS.items() if spec.sharded is not None)
         raise UserError(
             f'config.negatives.selector={config.negatives.selector!r}: cannot select from a sharded queue; choose one '
-            f'of {", ".join(SHARDED)}, or queue.sharded=False'
+            f'of {can}, or queue.sharded=False'
         )
     if config.loss.key_weight and config.loss.key_term == 'queue' and size == 0:
         raise UserError("config.loss.key_term='queue': there is no queue (queue.size=0); use batch")

@@ -1,7 +1,6 @@
 """Encoders: a backbone and a projection, with batch statistics over groups of the batch."""
 
 import inspect
-import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from dualcl_jax.models.tiny import Tiny
 from dualcl_jax.models.transformer import Transformer
 from dualcl_jax.models.vit import PATCHES, POSITIONS, SINE_COSINE, VITS
 from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.own import find_own
 
 # Each entry takes norm, stem, width, dtype, name and, if it has blocks, remat; those of `TEXT_MODELS` also take
 # geometry. It maps a view, such as images, and `train` to float32 features [N, F].
@@ -134,22 +134,15 @@ def find_model(name: str) -> Callable[..., nn.Module]:
     """The function or class that makes a backbone, called as the entries of `MODELS` are.
 
     Args:
-      name: a key of `MODELS`, or 'module:Class' of a module that the program has imported. It is never imported here:
-        stored configs and files of weights contain names, too, and must not execute code.
+      name: a key of `MODELS`, or 'module:Class' of a module that the program has imported. It is never imported here,
+        see `dualcl_jax.system.own.find_own`.
 
     Raises:
       UserError: there is no such model, or it cannot be made like those of `MODELS`.
     """
     if name in MODELS:
         return MODELS[name]
-    module, colon, attribute = name.partition(':')
-    if not colon:
-        raise UserError(f'model.name={name!r}: choose one of {", ".join(MODELS)}, or MODULE:CLASS of your own')
-    if module not in sys.modules:
-        raise UserError(f'model.name={name!r}: {module} is not imported; add --import={module}, or import it first')
-    found = getattr(sys.modules[module], attribute, None)
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise UserError(f'model.name={name!r}: {module} has no Flax module {attribute}')
+    found = find_own('model.name', name, MODELS, 'MODULE:CLASS', _is_module, 'Flax module')
     try:
         inspect.signature(found).bind(norm=None, stem='', width=0, dtype=None, name=None)
         inspect.signature(found.__call__).bind(None, None, train=True)
@@ -159,6 +152,10 @@ def find_model(name: str) -> Callable[..., nn.Module]:
             f'({error}); docs/python.md has an example'
         ) from error
     return found
+
+
+def _is_module(found: Any) -> bool:
+    return isinstance(found, type) and issubclass(found, nn.Module)
 
 
 def takes_remat(name: str) -> bool:

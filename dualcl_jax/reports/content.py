@@ -52,7 +52,7 @@ def describe(run: Subject, samples: Samples) -> Content:
     if run.versions:
         facts['ran on'] = ', '.join(f'{name} {run.versions[name]}' for name in ('device', 'python', 'jax'))
     predictions = _predictions(run, samples, missing)
-    selector = build_selector(run.config.negatives.selector, run.config.negatives.skip)
+    selector = build_selector(run.config.negatives.selector, run.config.negatives)
     method = dataclasses.replace(run.method, select=selector)  # a queue that was sharded is whole here
     queue = negatives_of(method, run.state, train, run.config.train.batch_size)
     count = _selected_count(run)

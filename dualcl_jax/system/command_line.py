@@ -1,8 +1,6 @@
 """Flag parsing shared by all programs: a wrong flag produces a one-line error and no traceback."""
 
 import argparse
-import importlib
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -31,12 +29,14 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f'{message}\nsee {self.prog} --help')
 
     def add_import(self) -> None:
-        """Adds the flag --import, for `import_own`."""
+        """Adds the flag --import, for `dualcl_jax.system.own.import_own`."""
         self.add_argument(
             '--import',
             dest='own',
+            action='append',
+            default=[],
             metavar='MODULE',
-            help='your module that defines the network of the run',
+            help='your module that defines the network or the selector of the run; may be given again',
         )
 
     def parse_with_fields(self, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -52,29 +52,3 @@ class Parser(argparse.ArgumentParser):
             if '=' not in flag:
                 self.error(f'{flag}: needs a value, {flag}=VALUE')
         return flags, [flag.removeprefix('--config.') for flag in rest]
-
-
-def own_module(model: str) -> str | None:
-    """The module of a user-defined `model.name` 'MODULE:CLASS'; None for other names."""
-    module, colon, _ = model.partition(':')
-    return module if colon else None
-
-
-def import_own(name: str | None, *, named: str = '') -> None:
-    """Imports a user's module, which may be in the current folder; None imports nothing.
-
-    Args:
-      name: name of the module.
-      named: how the user named it, for the error; by default, with the flag --import.
-
-    Raises:
-      UserError: there is no such module, or it fails.
-    """
-    if not name:
-        return
-    if os.getcwd() not in sys.path and '' not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as for python -m
-    try:
-        importlib.import_module(name)
-    except (Exception, SystemExit) as error:  # the user's own code may raise anything
-        raise UserError(f'{named or f"--import={name}"}: {type(error).__name__}: {error}') from error

@@ -13,7 +13,6 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from dualcl_jax import configs
-from dualcl_jax.system.command_line import import_own, own_module
 from dualcl_jax.system.errors import UserError
 
 OPERATIONAL = ('checkpoint.', 'monitor.', 'log.', 'parallel.', 'sts.', 'queue.sharded', 'skip_nonfinite')
@@ -174,16 +173,6 @@ def override(config: ConfigDict, assignments: Iterable[str]) -> None:
         owner[name] = _parse(field, text, kind)
 
 
-def import_network(config: ConfigDict) -> None:
-    """Imports the module of a user's own network, if `model.name` is MODULE:CLASS.
-
-    Raises:
-      UserError: there is no such module, or it fails.
-    """
-    name = str(dict(flatten(config)).get('model.name', ''))  # a config that lacks it is refused later
-    import_own(own_module(name), named=f'config.model.name={name!r}')
-
-
 def _parse(field: str, text: str, kind: type) -> Any:
     """Parses the value of a flag as the field's type."""
     try:
@@ -307,13 +296,28 @@ def _without_paths(config: ConfigDict) -> dict[str, Any]:
     return fields | {'data.labels': 'a file'} if labels is not None and labels not in LABELS else fields
 
 
-Rule = tuple[Callable[[Any], bool], str]
-"""A test of whether a value is allowed, and the end of the error message if it is not."""
+Rule = tuple[Callable[[Any], bool], str | Callable[[], str]]
+"""A test of whether a value is allowed, and the end of the error message if it is not, or a function that writes it."""
 
 
 def one_of(*choices: str) -> Rule:
     """The rule that a value is one of these names."""
     return lambda value: value in choices, 'choose one of ' + ', '.join(choices)
+
+
+def key_of(*tables: Mapping[str, Any], also: Collection[str] = (), own: str = '') -> Rule:
+    """The rule that a value is a key that one of the tables has when the value is checked, or a name in `also`.
+
+    With `own`, the form of such names, the value may also be the name of an object in a module of the user's own.
+    """
+
+    def names() -> tuple[str, ...]:
+        return *also, *(name for table in tables for name in table)
+
+    def remedy() -> str:
+        return 'choose one of ' + ', '.join(names()) + (f', or {own} of your own' if own else '')
+
+    return lambda value: value in names() or (bool(own) and ':' in value), remedy
 
 
 def at_least(least: float) -> Rule:
@@ -343,6 +347,7 @@ def check_fields(config: ConfigDict, rules: Mapping[str, Rule]) -> None:
         value = fields[field]
         if value is None:  # an unset placeholder
             continue
+        remedy = remedy if isinstance(remedy, str) else remedy()
         numbers = value if isinstance(value, tuple) else (value,)
         finite = all(math.isfinite(number) for number in numbers if isinstance(number, float))
         if not finite and isinstance(value, float):  # the remedies for tuples say it

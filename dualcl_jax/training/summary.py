@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import optax
 from etils import epath
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from dualcl_jax.data import Splits
 from dualcl_jax.data.describe import baseline_name, noun, units
@@ -17,9 +17,11 @@ from dualcl_jax.evaluators.monitor import can_monitor
 from dualcl_jax.method.choices import FEW_IMAGES
 from dualcl_jax.method.describe import describe_method
 from dualcl_jax.method.groups import LEAST, group_size, normalized_alone
+from dualcl_jax.method.negatives.selectors import find_selector
 from dualcl_jax.method.resolve import LEFT_OUT
-from dualcl_jax.system.command_line import own_module
+from dualcl_jax.system.config import flatten
 from dualcl_jax.system.console import duration
+from dualcl_jax.system.own import own_modules
 from dualcl_jax.system.versions import versions
 from dualcl_jax.training.plan import Plan
 from dualcl_jax.training.run import Run
@@ -89,7 +91,7 @@ def _warnings(plan: Plan) -> list[str]:
         ),
         f'negatives.k has no effect with negatives.selector={selector}': config.negatives.k and selector == 'all',
         f'negatives.skip has no effect with negatives.selector={selector}': (
-            config.negatives.skip and selector != 'ring'
+            config.negatives.skip and 'skip' not in find_selector(selector).fields
         ),
         'checkpoint.keep_best has no effect: the monitor measures nothing': (
             config.checkpoint.keep_best and not measured
@@ -227,8 +229,8 @@ def closing(summary: Mapping[str, Any], workdir: epath.Path) -> str:
         lines.append(f'Spearman on STS-B dev × 100: {found} (TF-IDF {tf_idf}, before training {start})')
     pictures = 'report.html, figures/, ' if (workdir / 'report.html').exists() else ''
     lines.append(f'results in {workdir}: {pictures}summary.json, metrics.jsonl, checkpoints/')
-    own = own_module(summary['config']['model']['name'])
-    given = f'--workdir={workdir}' + (f' --import={own}' if own else '')
+    own = own_modules(dict(flatten(ConfigDict(summary['config']))))
+    given = ' '.join([f'--workdir={workdir}', *(f'--import={module}' for module in own)])
     if summary['config']['data']['name'] == TEXT:
         protocols = 'sts --config.sts.path=DIR'
     else:

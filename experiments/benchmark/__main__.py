@@ -116,7 +116,7 @@ def _head(selector: str, k: int) -> Callable:
             Anchors(ids, ids, jnp.full_like(ids, UNKNOWN), rngs),
             queue,
             temperature=0.1,
-            select=SELECTORS[selector],
+            select=SELECTORS[selector].select,
             k=k,
             mask_same_image=True,
         )

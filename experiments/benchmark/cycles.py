@@ -84,7 +84,7 @@ def describe(flags: argparse.Namespace) -> dict[str, Any]:
     from dualcl_jax.method.negatives import queue_loss, top_k
     from dualcl_jax.method.negatives.queue import Queue, noise_queue
     from dualcl_jax.method.negatives.queue_loss import Anchors, contrast_with_queue
-    from dualcl_jax.method.negatives.selectors import SELECTORS
+    from dualcl_jax.method.negatives.selectors import select_threshold
     from dualcl_jax.training import cost
     from dualcl_jax.training.ahead_of_time import topology_devices
 
@@ -94,7 +94,7 @@ def describe(flags: argparse.Namespace) -> dict[str, Any]:
 
     def loss(embeddings: jax.Array, anchors: Anchors, queue: Queue) -> jax.Array:
         options: dict[str, Any] = {'temperature': 0.1, 'k': flags.keys // 4, 'mask_same_image': True}
-        select = SELECTORS['threshold']
+        select = select_threshold
         return contrast_with_queue(embeddings, embeddings, anchors, queue, select=select, **options).loss.mean()
 
     def arguments() -> tuple[jax.Array, Anchors, Queue]:

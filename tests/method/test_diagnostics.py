@@ -45,7 +45,7 @@ def measured(queue, labels, selector='top_k', k=3, queries=None, allowed=None):
     def one_device(queries, positives, allowed, labels):
         contrasts = [
             summarize(
-                info_nce(q, p, queue.keys, allowed, temperature=0.2, select=SELECTORS[selector], k=k),
+                info_nce(q, p, queue.keys, allowed, temperature=0.2, select=SELECTORS[selector].select, k=k),
                 labels,
                 queue.labels,
             )

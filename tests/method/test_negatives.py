@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs import default
 from dualcl_jax.losses import Selection, select_all, select_top_k
 from dualcl_jax.method.negatives.queue import UNKNOWN, empty_queue, enqueue, valid
 from dualcl_jax.method.negatives.selectors import (
     SELECTORS,
+    SelectorSpec,
     allowed_slots,
     resolve_k,
     select_approx_max_k,
@@ -18,6 +20,11 @@ from dualcl_jax.method.negatives.selectors import (
     select_ring,
     select_threshold,
 )
+from dualcl_jax.method.validation import validate
+from dualcl_jax.system.config import override
+from dualcl_jax.system.devices import AXIS
+from dualcl_jax.system.errors import UserError
+from tests.support.methods import image_method
 
 
 def selected_slots(selection):
@@ -81,11 +88,11 @@ def test_the_gradient_of_a_selector_is_that_of_picking_values(selector):
     rngs = jax.random.split(jax.random.key(0), 2)
 
     def total(x):
-        selection = SELECTORS[selector](x, 2, rngs)
+        selection = SELECTORS[selector].select(x, 2, rngs)
         return jnp.where(selection.chosen, selection.similarities, 0.0).sum()
 
     gradient = jax.jit(jax.grad(total))(jnp.asarray(similarities))
-    chosen = selected_slots(SELECTORS[selector](jnp.asarray(similarities), 2, rngs))
+    chosen = selected_slots(SELECTORS[selector].select(jnp.asarray(similarities), 2, rngs))
     np.testing.assert_array_equal(gradient, [[float(slot in row) for slot in range(4)] for row in chosen])
 
 
@@ -123,6 +130,34 @@ def test_random_draws_k_allowed_slots_evenly():
     np.testing.assert_array_equal(chosen.sum(1), 2)
     np.testing.assert_allclose(chosen.mean(0), [0.4, 0.0, 0.4, 0.4, 0.4, 0.4], atol=0.08)  # four standard errors
     np.testing.assert_array_equal(draw(jax.random.key(1)), draw(jax.random.key(1)))
+
+
+def test_a_selector_is_one_entry(monkeypatch):
+    """As CONTRIBUTING.md says: a function with a parameter and its entry are all that a config needs."""
+
+    def weakest(similarities, k, rngs=None, *, skip, axis_name=None):
+        return select_ring(
+            jnp.where(similarities > -jnp.inf, -similarities, -jnp.inf), k, rngs, skip=skip, axis_name=axis_name
+        )
+
+    fields = (
+        'negatives.selector=weakest',
+        'negatives.skip=1',
+        'negatives.k=2',
+        'negatives.schedule=linear',
+        'queue.sharded=True',
+    )
+    config = default.get_config()
+    override(config, fields)
+    with pytest.raises(UserError, match=r"negatives.selector='weakest': choose one of auto, all, .* random, or MODULE"):
+        validate(config)
+    monkeypatch.setitem(SELECTORS, 'weakest', SelectorSpec(weakest, sharded=weakest, counted=True, fields=('skip',)))
+    validate(config)
+    method = image_method(config, total_steps=2, steps_per_epoch=1, num_devices=1)
+    assert method.select.keywords == {'skip': 1, 'axis_name': AXIS}
+    config.queue.sharded = False
+    select = image_method(config, total_steps=2, steps_per_epoch=1, num_devices=1).select
+    assert selected_slots(select(jnp.asarray([[0.4, 0.1, -jnp.inf, 0.3, 0.2]]), 2)) == [{3, 4}]
 
 
 def test_random_needs_keys():

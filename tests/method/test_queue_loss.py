@@ -9,15 +9,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dualcl_jax.losses import info_nce, normalize
+from dualcl_jax.losses import info_nce, normalize, select_all
 from dualcl_jax.method.negatives import queue_loss
 from dualcl_jax.method.negatives.queue import Queue, empty_queue, enqueue, valid
 from dualcl_jax.method.negatives.queue_loss import Anchors, QueueContrast, contrast_with_queue, summarize
-from dualcl_jax.method.negatives.selectors import SELECTORS, allowed_slots, select_ring
+from dualcl_jax.method.negatives.selectors import SELECTORS, allowed_slots, build_selector
 from dualcl_jax.training import cost
 
 B, K, D, SELECTED = 12, 40, 8, 9
-SELECT: dict[str, Callable] = {**SELECTORS, 'ring': partial(select_ring, skip=3)}
+SELECT: dict[str, Callable] = {name: build_selector(name, {'skip': 3}) for name in SELECTORS}
 
 
 def make(filled: int = 30) -> tuple[jax.Array, jax.Array, Anchors, Queue]:
@@ -123,7 +123,7 @@ def test_the_queue_gets_no_gradient() -> None:
             rows,
             queue.replace(keys=keys),
             temperature=0.2,
-            select=SELECTORS['all'],
+            select=select_all,
             k=1,
             mask_same_image=False,
         )

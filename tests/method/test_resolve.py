@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from configs import default
 from dualcl_jax.method.build import build_method
 from dualcl_jax.method.length import run_length
-from dualcl_jax.method.negatives.selectors import SELECTORS
+from dualcl_jax.method.negatives.selectors import select_threshold
 from dualcl_jax.method.resolve import resolve
 from dualcl_jax.method.views import VIEWS
 from dualcl_jax.system.config import ADDED, differing_fields, flatten, from_json, method_sha256, override, to_json
@@ -197,10 +197,10 @@ def test_a_method_is_built_from_a_resolved_config() -> None:
     config = config_with('model.name=tiny')
     lengths = {'total_steps': 1, 'steps_per_epoch': 1, 'num_devices': 1}
     views = VIEWS['images'](config_with(*GIVEN), np.empty((0, 1, 1, 3), np.uint8))
-    with pytest.raises(KeyError, match='auto'):
+    with pytest.raises(UserError, match=r"negatives\.selector='auto'"):
         build_method(config, views, **lengths)
     resolved = resolve(config, platform='cpu', num_devices=1, statistics=STATISTICS)
-    assert build_method(resolved, views, **lengths).select is SELECTORS['threshold']
+    assert build_method(resolved, views, **lengths).select is select_threshold
 
 
 def test_run_length() -> None:

@@ -17,7 +17,7 @@ from dualcl_jax.losses import normalize
 from dualcl_jax.method.negatives import queue_loss, top_k
 from dualcl_jax.method.negatives.queue import Queue, empty_queue, enqueue, mean_age, valid
 from dualcl_jax.method.negatives.queue_loss import Anchors, contrast_with_queue
-from dualcl_jax.method.negatives.selectors import SHARDED, build_selector
+from dualcl_jax.method.negatives.selectors import SELECTORS, build_selector
 from dualcl_jax.method.state import create_train_state, state_specs
 from dualcl_jax.system.devices import REPLICATED, place
 from dualcl_jax.workdir.checkpoint import Checkpoints
@@ -66,7 +66,7 @@ def differentiated(
             queue,
             temperature=0.2,
             hardness=hardness,
-            select=build_selector(selector, 3, axis_name),
+            select=build_selector(selector, {'skip': 3}, axis_name),
             k=SELECTED,
             mask_same_image=True,
             axis_name=axis_name,
@@ -77,7 +77,7 @@ def differentiated(
     return contrast, gradients
 
 
-@pytest.mark.parametrize('selector', SHARDED)
+@pytest.mark.parametrize('selector', [name for name, spec in SELECTORS.items() if spec.sharded is not None])
 @pytest.mark.parametrize(
     'devices', [pytest.param(1, marks=SLOW), pytest.param(2, marks=SLOW), 4, pytest.param(8, marks=EIGHT)]
 )

@@ -78,6 +78,7 @@ FIELDS = {
     'views.flip=2': ['views.flip', '2'],
     'model.name=resnet19': ['model.name', 'resnet18, resnet34'],
     'model.name=no_such_module:Net': ["config.model.name='no_such_module:Net': ModuleNotFoundError"],
+    'negatives.selector=no_such_module:pick': ["config.negatives.selector='no_such_module:pick': ModuleNotFoundError"],
     'model.stem=patch': ['model.stem', 'cifar, imagenet'],
     'model.width=0': ['model.width=0', 'at least 1'],
     'model.dim=1': ['model.dim=1', 'between 2 and'],

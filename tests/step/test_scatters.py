@@ -74,7 +74,7 @@ def test_every_scatter_has_unique_indices(name: str) -> None:
 @pytest.mark.parametrize('name', SELECTED)
 def test_a_selector_alone(name: str) -> None:
     """The gradient of the contrast with a queue, which is where a step has its selector, lowered for CUDA."""
-    select = build_selector(name, 3, None)
+    select = build_selector(name, {'skip': 3})
 
     def loss(anchors: jax.Array, positives: jax.Array, rows: Anchors, queue: Queue) -> jax.Array:
         return contrast_with_queue(

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from configs import default
+from dualcl_jax.method.optim import OPTIMIZERS
 from dualcl_jax.method.validation import FREE, RULES, unknown_fields, validate, validate_devices, validate_schedule
-from dualcl_jax.method.views.images import ViewSpec, resolve_views
+from dualcl_jax.method.views.images import PRESETS, ViewSpec, resolve_views
 from dualcl_jax.method.views.text import TextSpec, resolve_text_views
 from dualcl_jax.system.config import (
     LIMITS,
@@ -112,6 +113,17 @@ def test_every_config(path: Path) -> None:
     assert to_json(again) == to_json(config)
     command = f'python -m dualcl_jax.main --config=configs/{path.name}'
     assert command in path.read_text()
+
+
+def test_entries_that_are_added_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rule knows the entries that its table has when a config is checked."""
+    config = default.get_config()
+    override(config, ['views.preset=mine', 'optimizer.name=mine'])
+    monkeypatch.setitem(PRESETS, 'mine', (ViewSpec(flip=0.0), ViewSpec()))
+    with pytest.raises(UserError, match=r"optimizer.name='mine': choose one of .*adamw"):
+        validate(config)
+    monkeypatch.setitem(OPTIMIZERS, 'mine', OPTIMIZERS['sgd'])
+    validate(config)
 
 
 def test_every_field_is_checked() -> None:

@@ -19,7 +19,7 @@ from configs import default
 from dualcl_jax import compile as command
 from dualcl_jax.method.negatives.queue import Queue, noise_queue
 from dualcl_jax.method.negatives.queue_loss import Anchors, contrast_with_queue
-from dualcl_jax.method.negatives.selectors import SELECTORS
+from dualcl_jax.method.negatives.selectors import select_threshold
 from dualcl_jax.system.config import load_config
 from dualcl_jax.training import cost
 from dualcl_jax.training.ahead_of_time import compile_step, topology_devices
@@ -167,7 +167,7 @@ def test_head_on_tpu(k: int) -> None:
             rows,
             queue,
             temperature=0.1,
-            select=SELECTORS['threshold'],
+            select=select_threshold,
             k=k,
             mask_same_image=True,
         )

@@ -1,16 +1,21 @@
 """Selection of an anchor's negatives from the queue: first which keys are allowed, then which of them enter the loss.
 
-A selector is one function and one line of `SELECTORS`. It takes the cosine similarities of the anchors with all slots,
+A selector is one function and one entry of `SELECTORS`. It takes the cosine similarities of the anchors with all slots,
 -inf where a slot is not allowed, and returns those that enter the loss. Its gradient is that of picking values.
 """
 
+import inspect
+from collections.abc import Mapping
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from dualcl_jax.losses import Selection, Selector, pick, select_all, select_top_k
 from dualcl_jax.method.negatives.top_k import largest
+from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.own import find_own
 
 RECALL = 0.95
 """Share of the k largest that `select_approx_max_k` is expected to find."""
@@ -82,13 +87,30 @@ def select_random(similarities: jax.Array, k: int | jax.Array, rngs: jax.Array |
     return _masked(similarities, largest(jnp.where(similarities > -jnp.inf, draws, -jnp.inf), k))
 
 
-SELECTORS: dict[str, Selector] = {
-    'all': select_all,
-    'top_k': select_top_k,
-    'threshold': select_threshold,
-    'approx_max_k': select_approx_max_k,
-    'ring': select_ring,
-    'random': select_random,
+class SelectorSpec(NamedTuple):
+    """A selector, and what else a method needs to know of it.
+
+    Attributes:
+      select: selects from a whole queue, or from the batch. It sees some of the anchors at a time.
+      sharded: selects from this device's slots of a queue that is sharded over the devices of `axis_name`, an argument
+        that it takes; None if no function can.
+      counted: whether k may be an int32 scalar that changes from step to step: it is a value and not a shape.
+      fields: the fields of `negatives` in a config that both functions take as keyword arguments.
+    """
+
+    select: Selector
+    sharded: Selector | None = None
+    counted: bool = False
+    fields: tuple[str, ...] = ()
+
+
+SELECTORS: dict[str, SelectorSpec] = {
+    'all': SelectorSpec(select_all, sharded=select_all),
+    'top_k': SelectorSpec(select_top_k, sharded=select_threshold),  # the same set
+    'threshold': SelectorSpec(select_threshold, sharded=select_threshold, counted=True),
+    'approx_max_k': SelectorSpec(select_approx_max_k),
+    'ring': SelectorSpec(select_ring, sharded=select_ring, counted=True, fields=('skip',)),
+    'random': SelectorSpec(select_random, counted=True),
 }
 
 
@@ -103,28 +125,60 @@ choice does not depend on the machine. Both select the same negatives but add th
 choice by measurement would change the last bits of a state from machine to machine, and from start to start."""
 
 
-SHARDED = ('all', 'top_k', 'threshold', 'ring')
-"""Selectors that can select from a queue that is sharded over devices, K/n slots on each."""
-
-
-def build_selector(name: str, skip: int, axis_name: str | None = None) -> Selector:
-    """Builds a selector of the table.
+def find_selector(name: str) -> SelectorSpec:
+    """The entry of a selector.
 
     Args:
-      name: a key of `SELECTORS`; with an axis, one of `SHARDED`.
-      skip: the number of hardest slots that `ring` skips.
-      axis_name: axis of the devices that a sharded queue lies on. `top_k` is then replaced by `threshold`, which
-        selects the same set.
+      name: a key of `SELECTORS`, or 'module:name' of a function of the user's own, or of a `SelectorSpec` with one, in
+        a module that the program has imported. It is never imported here, see `dualcl_jax.system.own.find_own`.
+
+    Raises:
+      UserError: there is no such selector, or it cannot be called like those of `SELECTORS`.
 
     Example:
-      >>> build_selector('ring', skip=1)(jnp.array([[0.1, 0.9, 0.5]]), k=1).chosen.tolist()
+      >>> find_selector('ring').fields
+      ('skip',)
+    """
+    if name in SELECTORS:
+        return SELECTORS[name]
+    found = find_own('negatives.selector', name, SELECTORS, 'MODULE:FUNCTION', _is_selector, 'selector')
+    spec = found if isinstance(found, SelectorSpec) else SelectorSpec(found)
+    options = dict.fromkeys(spec.fields)
+    try:
+        inspect.signature(spec.select).bind(None, 1, None, **options)
+        if spec.sharded is not None:
+            inspect.signature(spec.sharded).bind(None, 1, None, **options, axis_name='')
+    except TypeError as error:
+        raise UserError(
+            f'negatives.selector={name!r}: must be called with similarities, k and rngs ({error}); '
+            'docs/python.md has an example'
+        ) from error
+    return spec
+
+
+def _is_selector(found: Any) -> bool:
+    return callable(found) or isinstance(found, SelectorSpec)
+
+
+def build_selector(name: str, settings: Mapping[str, Any], axis_name: str | None = None) -> Selector:
+    """Builds a selector.
+
+    Args:
+      name: a name that `find_selector` knows; with an axis, one that has `SelectorSpec.sharded`.
+      settings: the values of its `SelectorSpec.fields`, by name; others are not used.
+      axis_name: axis of the devices that a sharded queue lies on.
+
+    Example:
+      >>> build_selector('ring', {'skip': 1})(jnp.array([[0.1, 0.9, 0.5]]), k=1).chosen.tolist()
       [[False, False, True]]
     """
-    if name == 'ring':
-        return partial(select_ring, skip=skip, axis_name=axis_name)
-    if name == 'all' or axis_name is None:
-        return SELECTORS[name]
-    return partial(select_threshold, axis_name=axis_name)
+    spec = find_selector(name)
+    options = {field: settings[field] for field in spec.fields}
+    if axis_name is None:
+        return partial(spec.select, **options) if options else spec.select
+    if spec.sharded is None:
+        raise ValueError(f'{name} cannot select from a sharded queue')
+    return partial(spec.sharded, **options, axis_name=axis_name)
 
 
 def _masked(similarities: jax.Array, chosen: jax.Array) -> Selection:
