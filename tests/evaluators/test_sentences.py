@@ -5,14 +5,14 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_array, csr_matrix
 from sklearn.metrics.pairwise import cosine_similarity
 
 from dualcl_jax.evaluators.measures import sentences
 from dualcl_jax.evaluators.measures.sentences import own_ranks, paired_cosines, rank_correlation, reciprocal_ranks
 
 
-@pytest.mark.parametrize('form', [np.asarray, csr_matrix])
+@pytest.mark.parametrize('form', [np.asarray, csr_matrix, csr_array])
 def test_cosines_of_pairs(form):
     rng = np.random.default_rng(0)
     first, second = np.maximum(rng.normal(size=(2, 9, 5)), 0)
@@ -45,7 +45,7 @@ def test_a_collapsed_encoder_has_no_rank_correlation():
     assert math.isnan(rank_correlation(1 - 1e-12 * np.arange(4.0), np.arange(4.0)))
 
 
-@pytest.mark.parametrize('form', [np.asarray, csr_matrix])
+@pytest.mark.parametrize('form', [np.asarray, csr_matrix, csr_array])
 @pytest.mark.parametrize('block_bytes', [1, 2**20])
 def test_ranks_by_hand(form, block_bytes, monkeypatch):
     monkeypatch.setattr(sentences, 'BLOCK_BYTES', block_bytes)

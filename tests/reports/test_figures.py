@@ -110,6 +110,13 @@ def test_curves_omit_values_that_are_not_finite(tmp_path):
     assert figures.curves(records, 'raw pixels', tmp_path / 'other.png').read_bytes() == clean
 
 
+def test_the_step_from_which_on_the_queue_is_nearly_full():
+    levels = [0.0, 4.0, 6.6, 6.7, None, 7.0]
+    records = [{'step': step, 'train/loss_chance': level} for step, level in enumerate(levels)]
+    assert figures.settled_step(records) == 3
+    assert figures.settled_step([{'step': 5}]) == 0
+
+
 def test_curves_are_named_with_their_last_value(tmp_path, monkeypatch):
     named = []
     monkeypatch.setattr(figures, '_label_ends', lambda axes, ends: named.append({text for text, _, _ in ends}))
