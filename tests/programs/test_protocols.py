@@ -99,8 +99,8 @@ def test_fine_tuning_starts_from_the_chosen_encoder(run, workdir: Path, monkeypa
         assert tuned is started[-1][0]
         return images.labels[rows]
 
-    monkeypatch.setattr(protocols, 'tune', tune)
-    monkeypatch.setattr(protocols, 'classify', classify)
+    monkeypatch.setattr(protocols, 'train_classifier', tune)
+    monkeypatch.setattr(protocols, 'predict_classes', classify)
     shares = '--config.semi.fractions=0.1', '--config.semi.epochs=1'
     found = printed_records(run(workdir, 'finetune,semi', '--encoders=momentum', *shares))
     expected = open_saved_run(str(workdir)).state.momentum_variables
