@@ -189,7 +189,7 @@ def test_files_that_are_refused_otherwise(name, channels):
     expected = tifffile.imread(io.BytesIO(encoded))
     expected = np.moveaxis(expected, 0, -1) if expected.shape[0] == channels else expected
     found = stored.cut(encoded, lambda height, width: [Box(0, 0, 16, 16)], 16, channels)[0]
-    assert facts.height, facts.width == expected.shape[:2]
+    assert (facts.height, facts.width) == expected.shape[:2]
     np.testing.assert_array_equal(found, expected[:16, :16])
 
 

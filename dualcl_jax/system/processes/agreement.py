@@ -16,6 +16,8 @@ from dualcl_jax.system.private_jax import distributed_state
 
 BOOT = Path('/proc/sys/kernel/random/boot_id')
 """Where Linux shows a random id of the boot of its kernel."""
+APPEARS_S = 5.0
+"""Seconds after which a new file is visible everywhere: it appears late on network file systems."""
 _ONE_WEEK_S = 7 * 24 * 3600.0
 _ANSWER_S = 10.0
 Made = TypeVar('Made')
@@ -43,7 +45,7 @@ def check_shared(folder: epath.Path, timeout_s: float) -> None:
     )
     try:
         name = _read(client, 'workdir', timeout_s, by=0)
-        end = time.monotonic() + 5  # a new file appears late on network file systems
+        end = time.monotonic() + APPEARS_S
         while not (folder / name).exists() and time.monotonic() < end:
             time.sleep(0.2)
         _compare('workdir', 'yes' if (folder / name).exists() else 'no', problem, timeout_s)
