@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tests.faults.injected import two
+from tests.faults.injected import CONFIG
 from tests.support.runs import QUICK, REPOSITORY, TIMEOUT, Finished, Trainer, finish, summary
 
 FEW = ('train.steps=4', 'negatives.selector=all')
@@ -190,7 +190,7 @@ def odd_name(trainer: Trainer, folder: Path) -> None:
 def proxy(trainer: Trainer, folder: Path) -> None:
     """Two processes, with a proxy for HTTP that does not answer."""
     variables = {'http_proxy': 'http://127.0.0.1:9', 'no_proxy': 'example.org'}
-    with two(trainer, folder / 'run', 'train.steps=4', **variables) as processes:
+    with trainer.processes(folder / 'run', 'train.steps=4', config=CONFIG, **variables) as processes:
         for process in processes:
             assert finish(process, 0).err == ''
 
@@ -220,5 +220,5 @@ CASES: Mapping[str, Callable[[Trainer, Path], None]] = {
 }
 MOUNTING = ('cache full', 'no shared memory', 'no space but the workdir')
 """Cases that need `mounted`."""
-FAST = ('no lock service', 'wrong JAX_PLATFORMS', 'script without a guard')
+FAST = ('no lock service', 'script without a guard')
 """Cases of the short form; the others are marked slow. `tests/system/test_terminal.py` has those of standard output."""

@@ -3,14 +3,10 @@
 The short form is in the tests beside this file, the long form in `long.py`.
 """
 
-import contextlib
 import errno
-import os
 import random
 import re
-import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +17,8 @@ from tests.support.runs import (
     Finished,
     Trainer,
     checkpoints,
+    died_after,
     finish,
-    free_port,
     kill,
     killed_at_last,
     records,
@@ -134,12 +130,7 @@ def stopped(trainer: Trainer, workdir: Path, number: int, expected: Path) -> flo
 
 def interrupted_twice(trainer: Trainer, workdir: Path) -> float:
     """Presses Ctrl-C twice while a step hangs; returns how long it took to exit."""
-    os.environ['DUALCL_HANG'] = '0:30'
-    try:
-        process = trainer.start(workdir, *LONG, config=CONFIG)
-    finally:
-        del os.environ['DUALCL_HANG']
-    with killed_at_last(process):
+    with killed_at_last(trainer.start(workdir, *LONG, config=CONFIG, DUALCL_HANG='0:30')) as process:
         wait_until(lambda: 30 in checkpoints(workdir), process)
         process.send_signal(signal.SIGINT)
         time.sleep(1)
@@ -155,48 +146,24 @@ def interrupted_twice(trainer: Trainer, workdir: Path) -> float:
 # --- several processes
 
 
-@contextlib.contextmanager
-def two(trainer: Trainer, workdir: Path, *flags: str, **environment: str) -> Iterator[list[subprocess.Popen[str]]]:
-    """Starts one run of two processes."""
-    join = (f'--coordinator_address=127.0.0.1:{free_port()}', '--num_processes=2')
-    with contextlib.ExitStack() as stack:
-        os.environ.update(environment)
-        try:
-            started = [
-                stack.enter_context(
-                    killed_at_last(trainer.start(workdir, *flags, *join, f'--process_id={i}', config=CONFIG))
-                )
-                for i in range(2)
-            ]
-        finally:
-            for name in environment:
-                del os.environ[name]
-        yield started
-
-
 def run_two(trainer: Trainer, workdir: Path) -> None:
     """Trains a run of two processes to its end."""
-    with two(trainer, workdir, *PEERS) as processes:
-        for process in processes:
-            finish(process, 0)
+    trainer.run_processes(workdir, *PEERS, processes=2, devices=1, config=CONFIG)
 
 
 def unreadable_in_one(trainer: Trainer, workdir: Path) -> None:
     """One of two processes cannot read the newest checkpoint: both exit with 75, or skip it if it is damaged."""
     fields = ('train.steps=6', 'checkpoint.every_steps=2', 'checkpoint.keep=9')
-    with two(trainer, workdir, *fields) as processes:
-        for process in processes:
-            finish(process, 0)
+    trainer.run_processes(workdir, *fields, processes=2, devices=1, config=CONFIG)
     expected = summary(workdir)['state_sha256']
-    (workdir / 'summary.json').unlink()
-    shutil.rmtree(workdir / 'checkpoints/00000006')
-    with two(trainer, workdir, *fields, DUALCL_UNREADABLE=f'1:4:{errno.EIO}') as processes:
+    died_after(workdir, 4)
+    with trainer.processes(workdir, *fields, config=CONFIG, DUALCL_UNREADABLE=f'1:4:{errno.EIO}') as processes:
         for process in processes:
             said = finish(process, 75).err
             assert f'{workdir}/checkpoints/00000004: cannot be read now (process 1: Input/output error)' in said
     assert checkpoints(workdir) == [2, 4]
     assert not (workdir / 'damaged').exists()
-    with two(trainer, workdir, *fields, DUALCL_UNREADABLE='1:4:0') as processes:
+    with trainer.processes(workdir, *fields, config=CONFIG, DUALCL_UNREADABLE='1:4:0') as processes:
         for process in processes:
             finish(process, 0)
     assert (workdir / 'damaged/00000004').is_dir()
@@ -207,7 +174,7 @@ def unreadable_in_one(trainer: Trainer, workdir: Path) -> None:
 
 def lost_process(trainer: Trainer, workdir: Path, victim: int, how: int) -> tuple[float, Finished]:
     """Kills (SIGKILL) or stops (SIGSTOP) one of two processes; returns how long the other took to exit, and how."""
-    with two(trainer, workdir, *PEERS) as processes:
+    with trainer.processes(workdir, *PEERS, config=CONFIG) as processes:
         wait_until(lambda: checkpoints(workdir), processes[0])
         processes[victim].send_signal(how)
         began = time.monotonic()
@@ -220,7 +187,7 @@ def lost_process(trainer: Trainer, workdir: Path, victim: int, how: int) -> tupl
 
 def hung_process(trainer: Trainer, workdir: Path, victim: int) -> tuple[float, Finished]:
     """One of two processes hangs but still sends heartbeats; returns how long the other took to exit, and how."""
-    with two(trainer, workdir, *PEERS, DUALCL_HANG=f'{victim}:30') as processes:
+    with trainer.processes(workdir, *PEERS, config=CONFIG, DUALCL_HANG=f'{victim}:30') as processes:
         wait_until(lambda: checkpoints(workdir), processes[0])
         began = time.monotonic()
         ended = finish(processes[1 - victim], 75)
@@ -234,7 +201,7 @@ def hung_process(trainer: Trainer, workdir: Path, victim: int) -> tuple[float, F
 def hung_step(trainer: Trainer, workdir: Path) -> tuple[float, list[Finished]]:
     """A step hangs in both processes; returns how long they took to exit, and how."""
     limits = ('checkpoint.every_steps=10', 'parallel.step_s=6')
-    with two(trainer, workdir, *PEERS, *limits, DUALCL_HANG_STEP='30') as processes:
+    with trainer.processes(workdir, *PEERS, *limits, config=CONFIG, DUALCL_HANG_STEP='30') as processes:
         wait_until(lambda: 30 in checkpoints(workdir), processes[0])
         began = time.monotonic()
         ended = [finish(process, 75) for process in processes]
@@ -252,13 +219,7 @@ def hung_step(trainer: Trainer, workdir: Path) -> tuple[float, list[Finished]]:
 
 def hung_alone(trainer: Trainer, workdir: Path) -> Finished:
     """A single process waits forever for its data."""
-    os.environ['DUALCL_HANG'] = '0:30'
-    try:
-        process = trainer.start(workdir, *LONG, 'parallel.input_s=5', config=CONFIG)
-    finally:
-        del os.environ['DUALCL_HANG']
-    with killed_at_last(process):
-        ended = finish(process, 75)
+    ended = trainer.run(workdir, *LONG, 'parallel.input_s=5', config=CONFIG, status=75, DUALCL_HANG='0:30')
     assert 'this process hangs: input of step 31 takes longer than parallel.input_s=5' in ended.err, ended
     assert max(checkpoints(workdir)) == 30
     return ended
@@ -266,19 +227,13 @@ def hung_alone(trainer: Trainer, workdir: Path) -> Finished:
 
 def hung_before_training(trainer: Trainer, workdir: Path, phase: str, limit: str) -> None:
     """A single process hangs before its first step, while it examines its data or restores or creates its state."""
-    os.environ['DUALCL_HANG_IN'] = phase
-    try:
-        process = trainer.start(workdir, *LONG, f'parallel.{limit}=2', config=CONFIG)
-    finally:
-        del os.environ['DUALCL_HANG_IN']
-    with killed_at_last(process):
-        ended = finish(process, 75)
+    ended = trainer.run(workdir, *LONG, f'parallel.{limit}=2', config=CONFIG, status=75, DUALCL_HANG_IN=phase)
     assert ended.err.startswith(f'error: this process hangs: {phase} takes longer than parallel.{limit}=2\n'), ended
 
 
 def stopped_together(trainer: Trainer, workdir: Path, number: int, whom: tuple[int, ...]) -> float:
     """Signals one or both of two processes, which save the same step and exit with 75; returns how long it took."""
-    with two(trainer, workdir, *PEERS, 'log.every_steps=1') as processes:
+    with trainer.processes(workdir, *PEERS, 'log.every_steps=1', config=CONFIG) as processes:
         wait_until(lambda: logged(workdir, 4), processes[0])
         for index in whom:
             processes[index].send_signal(number)
@@ -293,7 +248,7 @@ def stopped_together(trainer: Trainer, workdir: Path, number: int, whom: tuple[i
 
 def slow_pictures(trainer: Trainer, workdir: Path) -> None:
     """One of two processes draws the pictures for longer than JAX waits for a process at the end."""
-    with two(trainer, workdir, 'train.steps=2', 'log.pictures=True', DUALCL_DRAW='20') as processes:
+    with trainer.processes(workdir, 'train.steps=2', 'log.pictures=True', config=CONFIG, DUALCL_DRAW='20') as processes:
         for process in processes:
             assert finish(process, 0).err == ''
     assert summary(workdir)['step'] == 2
@@ -338,12 +293,9 @@ def nonfinite(trainer: Trainer, folder: Path) -> int:
     assert all(flat <= set(record['skipped_ids']) for record in recorded)
     assert len(skipped) == 2
 
-    again = Path(shutil.copytree(folder / 'whole', folder / 'again'))  # as if it had died between the two
-    (again / 'summary.json').unlink()
-    for step in checkpoints(again):
-        if step > skipped[0] + 1:
-            shutil.rmtree(again / 'checkpoints' / f'{step:08d}')
+    between = max(step for step in checkpoints(folder / 'whole') if step <= skipped[0] + 1)
+    again = died_after(folder / 'whole', between, folder / 'again')
     trainer.run(again, *fields, '--skip_nonfinite=2', config=CONFIG)
-    assert summary(again)['resumed_from_step'] in (skipped[0], skipped[0] + 1)
+    assert summary(again)['resumed_from_step'] == between in (skipped[0], skipped[0] + 1)
     assert_same_end(again, folder / 'whole')
     return 5

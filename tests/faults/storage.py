@@ -93,11 +93,7 @@ def full_at_the_end(trainer: Trainer, workdir: Path, expected: Path, names: Sequ
     """The disk is full when the final files are written, for one file after another; then there is space."""
     flags = (*LONG, 'log.pictures=True')
     for name in names:
-        os.environ['DUALCL_FULL'] = Path(name).name
-        try:
-            stopped = trainer.run(workdir, *flags, config=CONFIG, status=2)
-        finally:
-            del os.environ['DUALCL_FULL']
+        stopped = trainer.run(workdir, *flags, config=CONFIG, status=2, DUALCL_FULL=Path(name).name)
         said = (
             f'error: {workdir / name}: No space left on device; free some space there, and run the same command again\n'
         )
@@ -131,12 +127,8 @@ def refused_records(trainer: Trainer, workdir: Path, expected: Path) -> None:
 def second_run(trainer: Trainer, workdir: Path) -> None:
     """Two runs in one workdir: the second is rejected, the first is unaffected."""
     fields = (*LONG, 'train.steps=40')
-    os.environ['DUALCL_HANG'] = '0:30'  # so that it is there for as long as the second needs
-    try:
-        process = trainer.start(workdir, *fields, config=CONFIG)
-    finally:
-        del os.environ['DUALCL_HANG']
-    with killed_at_last(process):
+    hangs = {'DUALCL_HANG': '0:30'}  # so that it is there for as long as the second needs
+    with killed_at_last(trainer.start(workdir, *fields, config=CONFIG, **hangs)) as process:
         wait_until(lambda: logged(workdir), process)
         refused = trainer.run(workdir, *fields, config=CONFIG, status=2)
         assert process.poll() is None

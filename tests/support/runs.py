@@ -4,12 +4,13 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +72,15 @@ class Trainer:
         devices: int = 1,
         within: Sequence[str] = (),
         folder: Path = REPOSITORY,
+        **variables: str,
     ) -> Process:
         """Starts a run in `folder`; `flags` are those of the command line, with fields written without --config.
 
-        `within` is a command that runs it, such as one that enters a namespace.
+        `within` is a command that runs it, such as one that enters a namespace; `variables` are of its environment.
         """
         flags = tuple(flag if flag.startswith('--') else f'--config.{flag}' for flag in flags)
         arguments = [f'--config={config}', f'--workdir={workdir}', f'--config.data.path={self.data}', *flags]
-        environment = self.environment(devices)
+        environment = self.environment(devices) | variables
         if forked.POSSIBLE and not within:
             self.server = self.server or forked.Server(environment, REPOSITORY)
             if self.server.suits(environment):
@@ -104,25 +106,35 @@ class Trainer:
             'PYTHONUNBUFFERED': '1',
         }
 
-    def run(self, workdir: Path, *flags: str, config: str = QUICK, devices: int = 1, status: int = 0) -> Finished:
+    def run(
+        self, workdir: Path, *flags: str, config: str = QUICK, devices: int = 1, status: int = 0, **variables: str
+    ) -> Finished:
         """Runs to the end and asserts the exit status."""
-        with killed_at_last(self.start(workdir, *flags, config=config, devices=devices)) as process:
+        with killed_at_last(self.start(workdir, *flags, config=config, devices=devices, **variables)) as process:
             return finish(process, status)
+
+    @contextlib.contextmanager
+    def processes(
+        self, workdir: Path, *flags: str, each: Sequence[Mapping[str, Any]] = ({}, {}), **options: Any
+    ) -> Iterator[list[Process]]:
+        """Starts one run of several processes, joined over the loopback interface.
+
+        `each` has the options of `start` of every process, in their order, and `options` are those of all.
+        """
+        join = (f'--coordinator_address=127.0.0.1:{free_port()}', f'--num_processes={len(each)}')
+        with contextlib.ExitStack() as stack:
+            yield [
+                stack.enter_context(
+                    killed_at_last(self.start(workdir, *flags, *join, f'--process_id={index}', **options, **own))
+                )
+                for index, own in enumerate(each)
+            ]
 
     def run_processes(
         self, workdir: Path, *flags: str, processes: int, devices: int, config: str = QUICK
     ) -> list[Finished]:
-        """One run of several processes with `devices` each, joined over the loopback interface."""
-        join = (f'--coordinator_address=127.0.0.1:{free_port()}', f'--num_processes={processes}')
-        with contextlib.ExitStack() as stack:
-            started = [
-                stack.enter_context(
-                    killed_at_last(
-                        self.start(workdir, *flags, *join, f'--process_id={index}', config=config, devices=devices)
-                    )
-                )
-                for index in range(processes)
-            ]
+        """Runs several processes with `devices` each to the end."""
+        with self.processes(workdir, *flags, each=[{}] * processes, config=config, devices=devices) as started:
             return [finish(process, 0) for process in started]
 
 
@@ -168,6 +180,17 @@ def checkpoints(workdir: Path) -> list[int]:
     """Steps of the completed checkpoints of a run, in order."""
     found = (workdir / 'checkpoints').glob('*')
     return sorted(int(path.name) for path in found if re.fullmatch(r'\d+', path.name))
+
+
+def died_after(workdir: Path, step: int, to: Path | None = None) -> Path:
+    """Makes a complete run, or a copy of it, one that died right after the checkpoint of this step; returns which."""
+    workdir = workdir if to is None else Path(shutil.copytree(workdir, to))
+    assert step in checkpoints(workdir)
+    for later in checkpoints(workdir):
+        if later > step:
+            shutil.rmtree(workdir / 'checkpoints' / f'{later:08d}')
+    (workdir / 'summary.json').unlink()
+    return workdir
 
 
 def wait_until(condition: Any, process: Process | None) -> None:

@@ -16,7 +16,7 @@ from dualcl_jax.system.errors import UserError, ending
 from dualcl_jax.system.processes import roll_call, start
 from dualcl_jax.system.processes.places import Place
 from dualcl_jax.system.processes.stop_signal import SIGNALLED
-from tests.support.runs import QUICK, REPOSITORY, TIMEOUT, Trainer, finish, free_port, killed_at_last
+from tests.support.runs import QUICK, REPOSITORY, TIMEOUT, Trainer, finish, free_port
 
 PROGRAM = """
 import sys
@@ -144,26 +144,11 @@ def test_the_devices_of_one_process_do_not_start(case: str, status: int, said: s
 
 def test_a_mistake_of_one_process_in_a_dry_run(trainer: Trainer, tmp_path: Path) -> None:
     """The others end with it; they wait neither for it, nor for JAX, which would abort them."""
-    join = (f'--coordinator_address=127.0.0.1:{free_port()}', '--num_processes=2', '--dry_run')
     os.symlink(trainer.data, tmp_path / 'here.npz')
     (tmp_path / 'elsewhere').mkdir()
     began = time.monotonic()
-    with contextlib.ExitStack() as stack:
-        started = [
-            stack.enter_context(
-                killed_at_last(
-                    trainer.start(
-                        tmp_path / 'run',
-                        'data.path=here.npz',
-                        *join,
-                        f'--process_id={index}',
-                        config=str(REPOSITORY / QUICK),
-                        folder=tmp_path / folder,
-                    )
-                )
-            )
-            for index, folder in enumerate(('', 'elsewhere'))
-        ]
+    fields, folders = ('data.path=here.npz', '--dry_run'), [{'folder': tmp_path}, {'folder': tmp_path / 'elsewhere'}]
+    with trainer.processes(tmp_path / 'run', *fields, each=folders, config=str(REPOSITORY / QUICK)) as started:
         first, second = (finish(process, 2) for process in started)
     assert 'here.npz' in second.err
     assert first.err.startswith(f'error: process 1 on {socket.gethostname()} stopped: data.path=here.npz')

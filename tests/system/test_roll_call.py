@@ -5,16 +5,14 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from dualcl_jax.system.errors import RestartError, UserError
 from dualcl_jax.system.processes import agreement, places, roll_call
 from dualcl_jax.system.processes.places import Place
-from tests.support.runs import Trainer, column, contents, finish, free_port, killed_at_last, summary
+from tests.support.runs import Trainer, contents, finish, free_port, killed_at_last
 
 
 def call(facts_of, *, present=None, timeout_s=1.0, late=0.0):
@@ -195,20 +193,15 @@ def test_a_name_that_does_not_resolve(monkeypatch, number, variables, kind):
     assert len(str(raised.value).splitlines()) == 1
 
 
-def run_two(trainer: Trainer, workdirs: list[Path], fields: list[tuple[str, ...]], status: int):
-    join = (f'--coordinator_address=127.0.0.1:{free_port()}', '--num_processes=2', 'parallel.timeout_s=20')
-    with ExitStack() as stack:
-        started = [
-            stack.enter_context(
-                killed_at_last(trainer.start(workdir, 'train.steps=2', *each, *join, f'--process_id={index}'))
-            )
-            for index, (workdir, each) in enumerate(zip(workdirs, fields, strict=True))
-        ]
-        return [finish(process, status) for process in started]
-
-
 def test_commands_that_differ(trainer: Trainer, tmp_path: Path) -> None:
-    for done in run_two(trainer, [tmp_path / 'run'] * 2, [(), ('seed=1',)], status=2):
+    flags = ('train.steps=2', 'parallel.timeout_s=20')
+    flags += (f'--coordinator_address=127.0.0.1:{free_port()}', '--num_processes=2')
+    with (
+        killed_at_last(trainer.start(tmp_path / 'run', *flags, '--process_id=0')) as first,
+        killed_at_last(trainer.start(tmp_path / 'run', *flags, '--process_id=1', 'seed=1')) as second,
+    ):
+        ended = [finish(process, 2) for process in (first, second)]
+    for done in ended:
         assert done.err.splitlines()[0].startswith('error: process 1 on ')
         assert 'has a different seed (0 on process 0, 1 there)' in done.err.splitlines()[0]
         assert len(done.err.splitlines()) <= 3

@@ -1,7 +1,6 @@
 """Runs on images of five channels with 16 bits or floating point, and what is done with their encoders."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import dualcl_jax
 from dualcl_jax import embed, evaluate, export, main
 from dualcl_jax.models.exports import load
 from tests.support.evaluations import printed_records
-from tests.support.runs import QUICK, Finished, summary
+from tests.support.runs import QUICK, Finished, died_after, summary
 from tests.support.stored_images import scene, write_scenes
 
 SMALL = (
@@ -33,14 +32,6 @@ def train(in_process: Command, workdir: Path, *fields: str, status: int = 0) -> 
     done = in_process(main.main, f'--config={QUICK}', f'--workdir={workdir}', *flags)
     assert done.status == status, done
     return done
-
-
-def after_two_steps(workdir: Path, copy: Path) -> Path:
-    """The run as it was when its first checkpoint was saved."""
-    shutil.copytree(workdir, copy)
-    shutil.rmtree(copy / 'checkpoints' / '00000004')
-    (copy / 'summary.json').unlink()
-    return copy
 
 
 @pytest.mark.slow
@@ -65,7 +56,7 @@ def test_pages_of_16_bits(in_process: Command, tmp_path: Path) -> None:
     assert (run / 'figures' / 'views.png').exists()
     assert summary(run)['knn_top1_raw_pixels'] == 1.0  # the classes differ in their channels
 
-    half = after_two_steps(run, tmp_path / 'half')
+    half = died_after(run, 2, tmp_path / 'half')
     train(in_process, half, *fields)
     assert summary(half)['resumed_from_step'] == 2
     assert summary(half)['state_sha256'] == summary(run)['state_sha256']
@@ -109,7 +100,7 @@ def test_floats_that_are_not_in_memory(in_process: Command, tmp_path: Path) -> N
     fields = (f'data.path={images}', 'data.memory_bytes=0', 'data.value_range=-30,10')
     done = train(in_process, run, *fields)
     assert '-30 to 10 become 0 to 1' in ' '.join(done.out.split())
-    half = after_two_steps(run, tmp_path / 'half')
+    half = died_after(run, 2, tmp_path / 'half')
     train(in_process, half, *fields)
     assert summary(half)['state_sha256'] == summary(run)['state_sha256']
     file, table = tmp_path / 'encoder.safetensors', tmp_path / 'features.npz'
@@ -121,7 +112,7 @@ def test_floats_that_are_not_in_memory(in_process: Command, tmp_path: Path) -> N
     assert encoder.description.value_range == (-30, 10)
     assert features['features'].shape == (24, encoder.description.features)
 
-    shutil.rmtree(half / 'checkpoints' / '00000004')
+    died_after(half, 2)
     refused = train(in_process, half, *fields[:-1], 'data.value_range=-30,20', status=2)
     assert 'different data.mean' in refused.err
     assert 'data.value_range ((-30.0, 10.0), now (-30.0, 20.0))' in refused.err

@@ -1,23 +1,13 @@
 """A run that resumes on another number of devices has the losses of an uninterrupted one, or is rejected."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.support.runs import Trainer, checkpoints, column, contents, summary
+from tests.support.runs import Trainer, checkpoints, column, contents, died_after, summary
 
 FIELDS = ('train.steps=12', 'checkpoint.every_steps=6', 'negatives.selector=all', 'checkpoint.keep=9')
-
-
-def run_to_half(trainer: Trainer, whole: Path, workdir: Path, *fields: str, devices: int) -> None:
-    """Trains a run, and makes a copy of it as it would be found had it died before its last checkpoint."""
-    trainer.run(whole, *fields, devices=devices)
-    assert checkpoints(whole) == [6, 12]
-    shutil.copytree(whole, workdir)
-    shutil.rmtree(workdir / 'checkpoints' / '00000012')
-    (workdir / 'summary.json').unlink()
 
 
 @pytest.mark.parametrize(
@@ -35,7 +25,9 @@ def test_losses_of_an_uninterrupted_run(
     trainer: Trainer, tmp_path: Path, before: int, after: int, fields: tuple[str, ...]
 ) -> None:
     whole, workdir = tmp_path / 'whole', tmp_path / 'run'
-    run_to_half(trainer, whole, workdir, *FIELDS, *fields, devices=before)
+    trainer.run(whole, *FIELDS, *fields, devices=before)
+    assert checkpoints(whole) == [6, 12]
+    died_after(whole, 6, to=workdir)
     trainer.run(workdir, *FIELDS, *fields, devices=after)
     assert summary(workdir)['resumed_from_step'] == 6
     losses, expected = column(workdir, 'train/loss'), column(whole, 'train/loss')
@@ -64,3 +56,21 @@ def test_a_number_of_devices_that_cannot_keep_the_groups(trainer: Trainer, tmp_p
     assert refused.err.startswith("error: model.norm='local': ")
     assert refused.err.endswith('resume it on 4 devices, not 2\n')
     trainer.run(tmp_path / 'run', *fields, '--dry_run', devices=4)
+
+
+@pytest.mark.slow
+def test_other_numbers_of_devices_in_turn(trainer: Trainer, tmp_path: Path) -> None:
+    """8 devices, then 2, then 4, then 2 processes of one device each give the losses of an uninterrupted run."""
+    workdir, whole = tmp_path / 'run', tmp_path / 'whole'
+    fields = ('train.steps=12', 'checkpoint.every_steps=4', 'checkpoint.keep=9', 'model.norm=sync')
+    trainer.run(whole, *fields)
+    trainer.run(workdir, *fields, devices=8)
+    died_after(workdir, 4)
+    trainer.run(workdir, *fields, devices=2)
+    died_after(workdir, 8)
+    trainer.run(workdir, *fields, devices=4)
+    np.testing.assert_allclose(column(workdir, 'train/loss'), column(whole, 'train/loss'), rtol=0, atol=1e-5)
+    died_after(workdir, 4)
+    trainer.run_processes(workdir, *fields, processes=2, devices=1)
+    assert summary(workdir)['resumed_from_step'] == 4
+    np.testing.assert_allclose(column(workdir, 'train/loss'), column(whole, 'train/loss'), rtol=0, atol=1e-5)

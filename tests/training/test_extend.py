@@ -10,7 +10,7 @@ from configs import default
 from dualcl_jax import data, report
 from dualcl_jax.method.optim import learning_rate_schedule
 from tests.support.bad_files import encode, photo
-from tests.support.runs import Trainer, checkpoints, column, contents, summary, write_npz
+from tests.support.runs import Trainer, checkpoints, column, contents, died_after, summary, write_npz
 from tests.support.tfds_sets import COLOUR, examples, write_set
 
 FIELDS = ('model.name=tiny', 'negatives.selector=top_k', 'checkpoint.every_steps=10', 'checkpoint.keep=9')
@@ -45,8 +45,7 @@ def test_a_longer_run(trainer: Trainer, workdir: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(rates, expected, rtol=1e-5, atol=1e-9)
     assert rates[20] > 50 * rates[19]  # a cosine that had ended rises again
 
-    shutil.rmtree(workdir / 'checkpoints/00000040')
-    (workdir / 'summary.json').unlink()
+    died_after(workdir, 30)
     trainer.run(workdir, *longer)  # no flag: this is now the length of the run
     again = summary(workdir)
     assert again['state_sha256'] == found['state_sha256']
@@ -89,8 +88,7 @@ def test_there_is_no_run_to_extend(trainer: Trainer, tmp_path: Path) -> None:
 def test_moved_data(trainer: Trainer, workdir: Path, tmp_path: Path, in_process) -> None:
     """The same data at another path resume, and other data do not."""
     expected = summary(workdir)['state_sha256']
-    shutil.rmtree(workdir / 'checkpoints/00000020')
-    (workdir / 'summary.json').unlink()
+    died_after(workdir, 10)
     other = write_npz(tmp_path / 'other.npz', seed=1)
     for flags, changed in (
         ((), 'a different data.mean ('),

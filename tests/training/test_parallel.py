@@ -1,6 +1,5 @@
 """The same run on one device, on four, and in two processes with two each has equal losses and equal states."""
 
-import contextlib
 import functools
 import socket
 import weakref
@@ -27,8 +26,6 @@ from tests.support.runs import (
     checkpoints,
     column,
     finish,
-    free_port,
-    killed_at_last,
     records,
     summary,
 )
@@ -126,14 +123,7 @@ def test_equal_states(workdir: Callable[[str], Path], layout: str) -> None:
 
 
 def test_processes_with_different_numbers_of_devices(trainer: Trainer, tmp_path: Path) -> None:
-    join = (f'--coordinator_address=127.0.0.1:{free_port()}', '--num_processes=2')
-    with contextlib.ExitStack() as stack:
-        started = [
-            stack.enter_context(
-                killed_at_last(trainer.start(tmp_path / 'run', *join, f'--process_id={index}', devices=index + 1))
-            )
-            for index in range(2)
-        ]
+    with trainer.processes(tmp_path / 'run', each=({'devices': 1}, {'devices': 2})) as started:
         ended = [finish(process, 2) for process in started]
     host = socket.gethostname()
     said = f'have different numbers of devices: 1 in process 0 on {host}, 2 in process 1 on {host}\n'
@@ -203,22 +193,8 @@ def test_processes_on_a_folder_measure_what_one_does(trainer: Trainer, tmp_path:
     fields = ['data.name=folder', f'data.path={tmp_path}/images', 'data.memory_bytes=1', 'parallel.workers=1']
     fields += ['train.steps=2', 'monitor.every_epochs=1', 'negatives.selector=all']
     trainer.run(tmp_path / 'one', *fields, devices=2)
-    join = (f'--coordinator_address=127.0.0.1:{free_port()}', '--num_processes=2')
-    with contextlib.ExitStack() as stack:
-        started = [
-            stack.enter_context(
-                killed_at_last(
-                    trainer.start(
-                        tmp_path / 'two',
-                        *fields,
-                        *join,
-                        f'--process_id={index}',
-                        within=('env', f'XDG_CACHE_HOME={tmp_path}/cache{index}'),
-                    )
-                )
-            )
-            for index in range(2)
-        ]
+    own_caches = [{'XDG_CACHE_HOME': f'{tmp_path}/cache{index}'} for index in range(2)]
+    with trainer.processes(tmp_path / 'two', *fields, each=own_caches) as started:
         for process in started:
             finish(process, 0)
     assert (summary(tmp_path / 'one')['knn_top1'], summary(tmp_path / 'one')['knn_top1_raw_pixels']) == (

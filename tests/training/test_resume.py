@@ -2,7 +2,6 @@
 
 import os
 import random
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from tests.support.runs import (
     checkpoints,
     column,
     contents,
+    died_after,
     finish,
     kill,
     killed_at_last,
@@ -55,10 +55,7 @@ def complete(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture
 def halfway(complete: Path, tmp_path: Path) -> Path:
     """A copy of that run in the state of a run that died before it saved step 20."""
-    shutil.copytree(complete, tmp_path / 'run')
-    shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '00000020')
-    (tmp_path / 'run' / 'summary.json').unlink()
-    return tmp_path / 'run'
+    return died_after(complete, 10, tmp_path / 'run')
 
 
 def assert_same_end(run: Path, expected: Path) -> None:
@@ -156,8 +153,7 @@ def test_a_sharded_queue_resumes_on_other_devices(trainer: Trainer, complete: Pa
     """The run moves from one device to four with a quarter of the slots each, then to two; every slot keeps its age."""
     trainer.run(halfway, *SHORT, 'queue.sharded=True', 'checkpoint.every_steps=5', devices=4)
     assert checkpoints(halfway) == [15, 20]
-    shutil.rmtree(halfway / 'checkpoints' / '00000020')
-    (halfway / 'summary.json').unlink()
+    died_after(halfway, 15)
     trainer.run(halfway, *SHORT, 'queue.sharded=True', 'parallel.mapper=shard_map', devices=2)
     assert summary(halfway)['resumed_from_step'] == 15
     losses, expected = column(halfway, 'train/loss'), column(complete, 'train/loss')

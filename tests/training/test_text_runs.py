@@ -18,7 +18,7 @@ from dualcl_jax.system.config import flatten, override, to_json
 from dualcl_jax.training.ahead_of_time import compile_step
 from dualcl_jax.training.loop import train
 from dualcl_jax.training.plan import make_plan
-from tests.support.runs import Trainer, checkpoints, column, records, summary
+from tests.support.runs import Trainer, checkpoints, column, died_after, records, summary
 from tests.support.text_runs import CONFIG, FIELDS, write_pairs
 
 
@@ -68,12 +68,9 @@ def test_what_a_run_says_of_its_data(runs: Path) -> None:
 
 def test_a_run_resumes_to_the_same_state(trainer: Trainer, runs: Path, tmp_path: Path, monkeypatch) -> None:
     """It reads the tokenizer that the workdir keeps, and trains none."""
-    workdir, data = tmp_path / 'run', tmp_path / 'moved.tsv'
-    shutil.copytree(runs / '1', workdir)
+    assert checkpoints(runs / '1') == [6, 12]
+    workdir, data = died_after(runs / '1', 6, tmp_path / 'run'), tmp_path / 'moved.tsv'
     shutil.copy(runs / 'pairs.tsv', data)
-    assert checkpoints(workdir) == [6, 12]
-    shutil.rmtree(workdir / 'checkpoints' / '00000012')
-    (workdir / 'summary.json').unlink()
     kept = (workdir / 'tokenizer.json').read_bytes()
     found = trainer.run(workdir, *FIELDS, f'data.path={data}', config=CONFIG)
     assert f'{workdir / "tokenizer.json"}; 12 for each sentence' in ' '.join(found.out.split())
