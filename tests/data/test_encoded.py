@@ -82,13 +82,6 @@ def test_any_number_of_workers_gives_the_same_batches(source, expected, count):
     assert_same(batches(source, workers=count, start=3), expected[3:])
 
 
-@pytest.mark.parametrize('processes', [2, 4])
-def test_any_number_of_processes_gives_the_same_batches(source, expected, processes):
-    shares = [batches(source, rows=rows) for rows in np.array_split(np.arange(B), processes)]
-    joined = [Batch(*map(np.concatenate, zip(*parts, strict=True))) for parts in zip(*shares, strict=True)]
-    assert_same(joined, expected)
-
-
 @settings(max_examples=8)
 @given(start=st.integers(0, STEPS - 1), cuts=st.lists(st.integers(0, B), max_size=2))
 def test_resuming_anywhere_and_dividing_anyhow(source, expected, start, cuts):
