@@ -150,7 +150,7 @@ def get_config() -> ConfigDict:
     # Or MODULE:FUNCTION, a selector of your own.
     negatives.selector = 'auto'
     negatives.k = 0  # how many; 0: use the fraction
-    # Of queue.size, or of the batch without a queue, in (0, 1]; used if k is 0. experiments/ablation/softmax_share.py
+    # Of queue.size, or of the batch without a queue, in (0, 1]; used if k is 0. experiments/ablation/queue_shares.py
     # measures how much of the softmax a share holds: at τ 0.1 the hardest quarter held 92 % by itself.
     negatives.fraction = 0.25
     negatives.skip = 0  # for selector='ring': how many of the hardest to leave out; fewer than there are candidates
