@@ -85,8 +85,8 @@ def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     for lasting in ('_add_xla_flags', '_keep_freed_memory', '_use_compilation_cache'):
         monkeypatch.setattr(start, lasting, lambda *_: None)
 
-    def run(main: Callable[[], int], *arguments: str) -> Finished:
-        monkeypatch.setattr(sys, 'argv', [main.__module__, *arguments])
+    def run(main: Callable[[], int], *arguments: str | Path) -> Finished:
+        monkeypatch.setattr(sys, 'argv', [main.__module__, *map(str, arguments)])
         status = main()
         return Finished(status, *capsys.readouterr())
 
@@ -110,6 +110,14 @@ def given_views(monkeypatch: pytest.MonkeyPatch) -> None:
 def trainer(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     """The training command, on a small data set."""
     return Trainer(tmp_path_factory.mktemp('trainer'))
+
+
+@pytest.fixture(scope='session')
+def finished(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with checkpoints of steps 2 and 4, which tests must not change."""
+    workdir = tmp_path_factory.mktemp('finished') / 'run'
+    trainer.run(workdir, 'model.name=tiny', 'train.steps=4', 'checkpoint.every_steps=2')
+    return workdir
 
 
 class Client:

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dualcl_jax import data, evaluate, load_encoder, prepare
+from dualcl_jax import data, evaluate, load_encoder, main, prepare
 from dualcl_jax.data.images import tfds as tfds_source
 from dualcl_jax.data.tfds_folder import check_features, check_versions
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.workdir.saved_run import open_saved_run
-from tests.support.runs import REPOSITORY
+from tests.support.runs import QUICK, REPOSITORY
 from tests.support.tfds_sets import COLOUR, LABEL, config, examples, image_feature, write_set
 
 GOLDEN = REPOSITORY / 'tests/data/golden'
@@ -96,30 +96,44 @@ def test_features_of_tfds_are_allowed(planted):
     check_features(folder / 'tiny/1.0.0')
 
 
-def test_preparing_beside_a_planted_set(planted, monkeypatch, capsys):
-    a_set(Path('sets'), PLANTED)
+def test_preparing_beside_a_planted_set(planted, monkeypatch, in_process):
+    sets = a_set(planted.parent / 'sets', PLANTED)
     for name in ('tiny', 'Tiny', 'tiny:1.0.0', 'tiny/none'):
         with pytest.raises(UserError, match='which is not part of TFDS'):
-            check_versions(name, 'sets')
+            check_versions(name, str(sets))
     with pytest.raises(UserError, match="the namespace 'others'"):
-        check_versions('others:tiny', 'sets')
+        check_versions('others:tiny', str(sets))
     monkeypatch.setattr(prepare.importlib.util, 'find_spec', lambda name: True)
-    monkeypatch.setattr(sys, 'argv', ['prepare', '--dataset=tiny', '--data_dir=sets'])
-    assert prepare.main() == 2
-    assert 'which is not part of TFDS' in capsys.readouterr().err
+    done = in_process(prepare.main, '--dataset=tiny', f'--data_dir={sets}')
+    assert done.status == 2
+    assert 'which is not part of TFDS' in done.err
 
 
-@pytest.mark.parametrize('flag', ['--dry_run', '--show_views=views.png', None])
-def test_training(planted, trainer, flag):
-    a_set(Path('sets'), PLANTED)
-    fields = ('data.name=tiny', 'data.data_dir=sets', 'data.image_size=8', 'train.batch_size=4')
-    command = [sys.executable, '-m', 'dualcl_jax.main', f'--config={REPOSITORY}/tests/support/quick_config.py']
-    command += ['--workdir=run', *(f'--config.{field}' for field in fields), *([flag] if flag else [])]
+def check_training(status: int, error: str) -> None:
+    assert status == 2, error
+    assert 'which is not part of TFDS' in error
+    assert len(error.splitlines()) == 1
+
+
+def training_flags(planted: Path) -> list[str]:
+    sets = a_set(planted.parent / 'sets', PLANTED)
+    fields = ('data.name=tiny', f'data.data_dir={sets}', 'data.image_size=8', 'train.batch_size=4')
+    flags = [f'--config={REPOSITORY / QUICK}', f'--workdir={planted.parent / "run"}']
+    return [*flags, *(f'--config.{field}' for field in fields)]
+
+
+def test_training(planted, trainer):
+    """As a command in the folder of the module, which is first in the path of its imports."""
+    command = [sys.executable, '-m', 'dualcl_jax.main', *training_flags(planted)]
     environment = trainer.environment() | {'PYTHONPATH': str(REPOSITORY)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 2, done
-    assert 'which is not part of TFDS' in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    check_training(done.returncode, done.stderr)
+
+
+@pytest.mark.parametrize('flag', ['--dry_run', '--show_views=views.png'])
+def test_plans_and_views(planted, in_process, flag):
+    done = in_process(main.main, *training_flags(planted), flag)
+    check_training(done.status, done.err)
 
 
 class Reduced:

@@ -6,12 +6,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from dualcl_jax.models.encoder import MODELS
 from experiments.ablation import __main__ as ablation
 from experiments.ablation.measures import MEASURES
 from experiments.ablation.runs import Outcome, Running, grid
@@ -85,15 +85,9 @@ def start(trainer: Trainer, sweep: Path) -> Callable[..., subprocess.Popen]:
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
-    """Runs the command in this process, without lasting effects of tests/support/quick_config.py."""
-    monkeypatch.setitem(MODELS, 'smooth', None)
-
-    def main(*arguments: str | Path) -> Finished:
-        monkeypatch.setattr(sys, 'argv', ['ablation.py', *map(str, arguments)])
-        return Finished(ablation.main(), *capsys.readouterr())
-
-    return main
+def here(in_process: Callable[..., Finished]) -> Callable[..., Finished]:
+    """Runs the command in this process."""
+    return partial(in_process, ablation.main)
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 
 import pytest
 
@@ -19,7 +18,7 @@ def sweep(tmp_path):
 
 
 @pytest.fixture
-def program(monkeypatch, capsys):
+def program(monkeypatch, in_process):
     """Runs the program on invented accuracies; returns its exit status, output and errors, and the measured runs."""
     measured = []
 
@@ -34,9 +33,7 @@ def program(monkeypatch, capsys):
 
     def run(*arguments):
         measured.clear()
-        monkeypatch.setattr(sys, 'argv', ['transfer', *map(str, arguments)])
-        status = transfer.main()
-        return (status, *capsys.readouterr(), list(measured))
+        return *in_process(transfer.main, *arguments), list(measured)
 
     return run
 

@@ -1,4 +1,4 @@
-"""A run, and the command that evaluates it."""
+"""A copy of a run, and the command that evaluates it."""
 
 import shutil
 from pathlib import Path
@@ -6,15 +6,7 @@ from pathlib import Path
 import pytest
 
 from dualcl_jax import evaluate
-from tests.support.runs import Finished, Trainer
-
-
-@pytest.fixture(scope='session')
-def finished(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with checkpoints of steps 2 and 4, which tests must not change."""
-    workdir = tmp_path_factory.mktemp('evaluated') / 'run'
-    trainer.run(workdir, 'model.name=tiny', 'train.steps=4', 'checkpoint.every_steps=2')
-    return workdir
+from tests.support.runs import Finished
 
 
 @pytest.fixture

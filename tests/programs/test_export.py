@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,28 +10,20 @@ import pytest
 from dualcl_jax import export, load_encoder
 from dualcl_jax.data import load
 from dualcl_jax.evaluators.embed import Embedder
-from dualcl_jax.system.processes import start
 from dualcl_jax.workdir.saved_run import open_saved_run
-from tests.support.runs import REPOSITORY, Trainer, contents
+from tests.support.runs import REPOSITORY, contents
 
 
-@pytest.fixture(scope='module')
-def workdir(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    workdir = tmp_path_factory.mktemp('export') / 'run'
-    trainer.run(workdir, 'model.name=tiny', 'train.steps=4')
-    return workdir
-
-
-def test_as_a_command(workdir, tmp_path):
-    before, output = contents(workdir), tmp_path / 'new' / 'encoder.safetensors'
-    command = [sys.executable, '-m', 'dualcl_jax.export', f'--workdir={workdir}', f'--output={output}']
+def test_as_a_command(finished, tmp_path):
+    before, output = contents(finished), tmp_path / 'new' / 'encoder.safetensors'
+    command = [sys.executable, '-m', 'dualcl_jax.export', f'--workdir={finished}', f'--output={output}']
     flags = ['--format=safetensors', '--encoder=momentum', '--projection']
     done = subprocess.run([*command, *flags], cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stderr) == (0, '')
     assert done.stdout.startswith(f'{output}: tiny of step 4, momentum encoder, projection [N, 16]')
-    assert contents(workdir) == before
+    assert contents(finished) == before
     assert [path.name for path in output.parent.iterdir()] == ['encoder.safetensors']
-    run = open_saved_run(str(workdir))
+    run = open_saved_run(str(finished))
     train = load(run.config.data).train
     want = Embedder(run.method, run.mesh)(run.state.momentum_variables, train, np.arange(4)).projection
     loaded = load_encoder(output)
@@ -55,29 +46,23 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize('flag', MISTAKES)
-def test_mistakes(workdir, tmp_path, monkeypatch, capsys, flag):
-    given = ['--format=safetensors', f'--workdir={workdir}', f'--output={tmp_path / "file"}', flag]
-    monkeypatch.setattr(sys, 'argv', ['export', *given])
-    monkeypatch.setattr(start, 'start', lambda *_, **__: None)
-    assert export.main() == 2
-    printed = capsys.readouterr()
-    assert printed.out == ''
+def test_mistakes(finished, tmp_path, in_process, flag):
+    given = ['--format=safetensors', f'--workdir={finished}', f'--output={tmp_path / "file"}', flag]
+    printed = in_process(export.main, *given)
+    assert (printed.status, printed.out) == (2, '')
     assert MISTAKES[flag] in printed.err.splitlines()[0]
     assert len(printed.err.splitlines()) <= 3
     assert contents(tmp_path) == {}
 
 
-def test_a_full_disk_leaves_nothing_behind(workdir, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_leaves_nothing_behind(finished, tmp_path, monkeypatch, in_process):
     from dualcl_jax.system import files
 
     def full(self, content):
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr(type(files.epath.Path(tmp_path)), 'write_bytes', full)
-    monkeypatch.setattr(
-        sys, 'argv', ['export', '--format=safetensors', f'--workdir={workdir}', f'--output={tmp_path}/x']
-    )
-    monkeypatch.setattr(start, 'start', lambda *_, **__: None)
-    assert export.main() == 2
-    assert f'--output={tmp_path}/x: cannot be written (No space left on device)' in capsys.readouterr().err
+    done = in_process(export.main, '--format=safetensors', f'--workdir={finished}', f'--output={tmp_path}/x')
+    assert done.status == 2
+    assert f'--output={tmp_path}/x: cannot be written (No space left on device)' in done.err
     assert contents(tmp_path) == {}

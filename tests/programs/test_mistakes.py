@@ -246,21 +246,15 @@ def test_file_in_the_way_of_the_workdir(refused, tmp_path: Path, below: str) -> 
     assert 'choose another folder' in text
 
 
-@pytest.fixture(scope='module')
-def complete(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of four steps."""
-    workdir = tmp_path_factory.mktemp('mistakes') / 'run'
-    trainer.run(workdir, *FOUR_STEPS)
-    return workdir
-
-
 FOUR_STEPS = ('model.name=tiny', 'train.steps=4')
 
 
 @pytest.fixture
-def workdir(complete: Path, tmp_path: Path) -> Path:
-    """A copy of that run."""
-    return Path(shutil.copytree(complete, tmp_path / 'run'))
+def workdir(finished: Path, tmp_path: Path) -> Path:
+    """A copy of a run of four steps, with its last checkpoint alone."""
+    run = Path(shutil.copytree(finished, tmp_path / 'run'))
+    shutil.rmtree(run / 'checkpoints' / '00000002')
+    return run
 
 
 def same_run(trainer: Trainer) -> list[str]:

@@ -1,7 +1,6 @@
 """Packing a folder into array_record, and reading it back."""
 
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -25,21 +24,14 @@ def images(tmp_path, monkeypatch):
     return tmp_path / 'images'
 
 
-def run(monkeypatch, capsys, *flags: str) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, 'argv', ['prepare', *flags])
-    status = prepare.main()
-    printed = capsys.readouterr()
-    return status, printed.out, printed.err
-
-
 def config(**changes) -> ConfigDict:
     return data_config(image_size=16, **changes)
 
 
 @pytest.mark.parametrize('memory_bytes', [0, 2**30])
-def test_a_packed_folder_is_the_folder(images, tmp_path, monkeypatch, capsys, memory_bytes):
+def test_a_packed_folder_is_the_folder(images, tmp_path, in_process, memory_bytes):
     out = tmp_path / 'out'
-    status, said, _ = run(monkeypatch, capsys, '--dataset=mine', f'--folder={images}', f'--data_dir={out}')
+    status, said, _ = in_process(prepare.main, '--dataset=mine', f'--folder={images}', f'--data_dir={out}')
     assert status == 0
     assert '--config.data.name=mine' in said
     packed = data.load(config(name='mine', data_dir=str(out), memory_bytes=memory_bytes))
@@ -53,12 +45,12 @@ def test_a_packed_folder_is_the_folder(images, tmp_path, monkeypatch, capsys, me
     again = data.load(config(name='mine', data_dir=str(out), memory_bytes=memory_bytes))
     assert again.train.fingerprint == packed.train.fingerprint
 
-    status, _, error = run(monkeypatch, capsys, '--dataset=mine', f'--folder={images}', f'--data_dir={out}')
+    status, _, error = in_process(prepare.main, '--dataset=mine', f'--folder={images}', f'--data_dir={out}')
     assert status == 2
     assert 'already exists' in error
 
 
-def test_other_labels_are_other_data(images, tmp_path, monkeypatch, capsys):
+def test_other_labels_are_other_data(images, tmp_path, in_process):
     """After packing again with a corrected label, the set has the new label and a different fingerprint."""
     out, found = tmp_path / 'out', []
     names = [f'{folder}/{path.name}' for folder in ('ant', 'bee') for path in (images / folder).iterdir()]
@@ -66,7 +58,7 @@ def test_other_labels_are_other_data(images, tmp_path, monkeypatch, capsys):
         rows = [f'{name},{"ant" if name in corrected else "bee"}' for name in names]
         (tmp_path / 'labels.csv').write_text('\n'.join(['path,label', *rows]))
         flags = ('--dataset=mine', f'--folder={images}', f'--labels={tmp_path / "labels.csv"}', '--test_fraction=0')
-        assert run(monkeypatch, capsys, *flags, f'--data_dir={out}')[0] == 0
+        assert in_process(prepare.main, *flags, f'--data_dir={out}').status == 0
         found.append(data.load(config(name='mine', data_dir=str(out))).train)
         shutil.rmtree(out)
         tfds_records._records.cache_clear()  # as in another process
@@ -75,9 +67,9 @@ def test_other_labels_are_other_data(images, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize('content', [b'', b'\x93NUMPY\x01\x00v'])
-def test_a_cache_that_is_cut_off_is_written_again(images, tmp_path, monkeypatch, capsys, content):
+def test_a_cache_that_is_cut_off_is_written_again(images, tmp_path, in_process, content):
     out = tmp_path / 'out'
-    assert run(monkeypatch, capsys, '--dataset=mine', f'--folder={images}', f'--data_dir={out}')[0] == 0
+    assert in_process(prepare.main, '--dataset=mine', f'--folder={images}', f'--data_dir={out}').status == 0
     before = data.load(config(name='mine', data_dir=str(out))).train.labels
     caches = list((tmp_path / 'cache').rglob('*.npy'))
     assert caches
@@ -87,7 +79,7 @@ def test_a_cache_that_is_cut_off_is_written_again(images, tmp_path, monkeypatch,
     assert all(len(cache.read_bytes()) > len(content) for cache in caches)
 
 
-def test_mistakes(images, tmp_path, monkeypatch, capsys):
+def test_mistakes(images, tmp_path, in_process):
     for flags, message in (
         (('--dataset=Mine!', f'--folder={images}'), '--dataset=Mine!: must consist of lower-case letters'),
         (('--dataset=npz', f'--folder={images}'), '--dataset=npz: data.name=npz reads other data'),
@@ -98,14 +90,14 @@ def test_mistakes(images, tmp_path, monkeypatch, capsys):
         (('--dataset=cifar10', '--labels=none'), '--labels: only for the images of --folder'),
         (('--dataset=mine', f'--folder={images}', '--test_fraction=1'), '--test_fraction=1.0: must be'),
     ):
-        status, out, error = run(monkeypatch, capsys, f'--data_dir={tmp_path / "out"}', *flags)
+        status, out, error = in_process(prepare.main, f'--data_dir={tmp_path / "out"}', *flags)
         assert (status, out) == (2, '')
         assert message in error
         assert len(error.splitlines()) <= 3
 
 
-def test_without_tensorflow_it_says_what_to_install(tmp_path, monkeypatch, capsys):
+def test_without_tensorflow_it_says_what_to_install(tmp_path, monkeypatch, in_process):
     monkeypatch.setattr(prepare.importlib.util, 'find_spec', lambda name: None)
-    status, _, error = run(monkeypatch, capsys, '--dataset=cifar10', f'--data_dir={tmp_path}')
+    status, _, error = in_process(prepare.main, '--dataset=cifar10', f'--data_dir={tmp_path}')
     assert status == 2
     assert "pip install 'dualcl-jax[prepare]'" in error

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -42,11 +42,12 @@ def write_npz(path: Path, *, labels: bool = True, channels: int = 3, seed: int =
     return path
 
 
-class Finished:
-    """A process that has ended: `status`, `out` and `err`."""
+class Finished(NamedTuple):
+    """A process that has ended: its exit status, its output and its error output."""
 
-    def __init__(self, status: int, out: str, err: str) -> None:
-        self.status, self.out, self.err = status, out, err
+    status: int
+    out: str
+    err: str
 
     def __repr__(self) -> str:
         return f'exit status {self.status}\n--- stdout\n{self.out}\n--- stderr\n{self.err}'

@@ -4,7 +4,8 @@ import importlib.util
 import json
 import math
 import re
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from dualcl_jax.method.negatives.selectors import select_threshold
 from dualcl_jax.system.config import load_config
 from dualcl_jax.training import cost
 from dualcl_jax.training.ahead_of_time import compile_step, topology_devices
-from tests.support.runs import REPOSITORY
+from tests.support.runs import REPOSITORY, Finished
 
 FIELDS = {'fits', 'bytes_per_device', 'memory_bytes', 'global_batch', 'flops_per_device', 'collective_bytes'}
 FIELDS |= {'bytes_by_part', 'collectives', 'devices', 'device_kind', 'queue_and_head_bytes', 'roofline_seconds'}
@@ -57,21 +58,12 @@ def trips(program: str) -> list[int]:
 
 
 @pytest.fixture
-def compile_(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Runs the command with flags, and returns its exit status, its output and its error output."""
-    monkeypatch.chdir(REPOSITORY)
-    monkeypatch.syspath_prepend(REPOSITORY)
+def compile_(monkeypatch: pytest.MonkeyPatch, in_process: Callable[..., Finished]) -> Callable[..., Finished]:
+    """Runs the command with flags."""
     monkeypatch.setattr('dualcl_jax.system.processes.start.start', lambda *_, **__: None)
     for name in ('JAX_PLATFORMS', 'TPU_SKIP_MDS_QUERY'):
         monkeypatch.setenv(name, 'cpu')
-
-    def run(*flags: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, 'argv', ['compile', *flags])
-        status = command.main()
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return run
+    return partial(in_process, command.main)
 
 
 def test_the_command_on_this_machine(compile_, tmp_path: Path) -> None:
