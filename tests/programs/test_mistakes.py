@@ -54,13 +54,8 @@ FIELDS = {
     # flag: words that the error must contain
     'loss.temprature=0.2': ['loss.temprature', 'did you mean loss.temperature?'],
     'temperature=0.2': ['--config.temperature', 'did you mean loss.temperature?'],
-    'model=resnet50': ['--config.model', 'no such field'],
     'zzzzzz=1': ['--config.zzzzzz', 'no such field'],
     'negatives.k=0.25': ['negatives.k=0.25', 'an integer'],
-    'loss.symmetric=maybe': ['loss.symmetric=maybe', 'true or false'],
-    'loss.temperature=warm': ['loss.temperature=warm', 'a number'],
-    'views.crop_scale=big': ['views.crop_scale=big', 'numbers, such as 0.2,1.0'],
-    'loss.symmetric': ['loss.symmetric', 'needs a value'],
     'seed=-1': ['seed=-1', 'between 0 and'],
     'data.name=': ['data.name', 'npz', 'photo_patches'],
     'data.name=cifarten': ['data.name=cifarten'],
@@ -155,10 +150,9 @@ def test_process_flags_that_do_not_fit(refused) -> None:
     assert '--num_processes=2' in text
 
 
-@pytest.mark.parametrize('address', ['127.0.0.1', ':12345', '127.0.0.1:', 'host:http', 'host:99999'])
-def test_address_that_is_none(refused, address: str) -> None:
-    text = refused(f'--coordinator_address={address}', '--num_processes=2', '--process_id=1')
-    assert f'--coordinator_address={address}: must be HOST:PORT' in text
+def test_address_that_is_none(refused) -> None:
+    text = refused('--coordinator_address=127.0.0.1', '--num_processes=2', '--process_id=1')
+    assert '--coordinator_address=127.0.0.1: must be HOST:PORT' in text
 
 
 def test_nobody_at_the_address(refused) -> None:
@@ -204,32 +198,12 @@ def test_wrong_config_file(refused, tmp_path: Path, code: str, said: list[str]) 
         assert words in text
 
 
-IMAGES = np.zeros((64, 8, 8, 3), np.uint8)
-FILES = {
-    'no images': {'pictures': IMAGES},
-    'two channels': {'images': IMAGES[..., :2]},
-    'floats with NaN': {'images': np.full(IMAGES.shape, np.nan, np.float32)},
-    'objects': {'images': np.array([None, 'x'], object)},
-    'labels too few': {'images': IMAGES, 'labels': np.zeros(63, np.int32)},
-    'float labels': {'images': IMAGES, 'labels': np.zeros(64)},
-    'empty': {'images': IMAGES[:0]},
-    'another size for testing': {'train_images': IMAGES, 'test_images': IMAGES[:, :4]},
-}
-
-
-@pytest.mark.parametrize('name', FILES)
-def test_wrong_arrays(refused, tmp_path: Path, name: str) -> None:
-    np.savez(tmp_path / 'mine.npz', **FILES[name])
-    assert f'data.path={tmp_path / "mine.npz"}: ' in refused(f'data.path={tmp_path / "mine.npz"}')
-
-
-def test_damaged_npz(refused, tmp_path: Path, data: Path) -> None:
-    (tmp_path / 'short.npz').write_bytes(data.read_bytes()[:-100])
-    assert 'cannot be read' in refused(f'data.path={tmp_path / "short.npz"}')
-    flipped = bytearray(data.read_bytes())
-    flipped[5000] ^= 255
-    (tmp_path / 'flipped.npz').write_bytes(flipped)
-    assert 'cannot be read' in refused(f'data.path={tmp_path / "flipped.npz"}')
+def test_unusable_file_of_data(refused, tmp_path: Path, data: Path) -> None:
+    path = tmp_path / 'mine.npz'
+    np.savez(path, images=np.zeros((64, 8, 8, 2), np.uint8))
+    assert f"data.path={path}: array 'images' is uint8 [64, 8, 8, 2]" in refused(f'data.path={path}')
+    path.write_bytes(data.read_bytes()[:-100])
+    assert 'cannot be read' in refused(f'data.path={path}')
 
 
 def test_missing_data_dir(refused, tmp_path: Path) -> None:
@@ -261,25 +235,16 @@ def same_run(trainer: Trainer) -> list[str]:
     return [f'--config={QUICK}', *FOUR_STEPS, f'data.path={trainer.data}']
 
 
-@pytest.mark.parametrize(
-    'field', ['seed=1', 'loss.symmetric=False', 'train.steps=3', 'data.limit=128', 'optimizer.learning_rate=0.1']
-)
-def test_another_run_in_the_workdir(refused, trainer: Trainer, workdir: Path, field: str) -> None:
-    text = refused(*same_run(trainer), field)
-    assert f'--workdir={workdir}: holds a run with a different {field.split("=")[0]} (' in text
-    assert 'use a new --workdir' in text
-
-
-def test_every_field_that_differs_is_named(refused, trainer: Trainer, workdir: Path) -> None:
+def test_another_run_in_the_workdir(refused, trainer: Trainer, workdir: Path) -> None:
     text = refused(*same_run(trainer), 'loss.temperature=0.3', 'seed=1')
     assert text.splitlines()[0] == (
         f'error: --workdir={workdir}: holds a run with a different loss.temperature (0.1, now 0.3), seed (0, now 1)'
     )
+    assert 'use a new --workdir' in text
 
 
-@pytest.mark.parametrize('text', ['', '{"seed": 0', '[]', 'null', '\x00\xff'])
-def test_damaged_config_in_the_workdir(refused, trainer: Trainer, workdir: Path, text: str) -> None:
-    (workdir / 'config.json').write_bytes(text.encode('latin-1'))
+def test_damaged_config_in_the_workdir(refused, trainer: Trainer, workdir: Path) -> None:
+    (workdir / 'config.json').write_text('{"seed": 0')
     said = refused(*same_run(trainer))
     assert str(workdir / 'config.json') in said
     assert 'new --workdir' in said

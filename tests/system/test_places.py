@@ -295,7 +295,7 @@ def test_a_tpu_slice_that_is_not_ready(environment, monkeypatch, error: Exceptio
     assert len(str(said.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize('address', ['host', 'host:', ':80', 'host:0', 'host:65536', '::1:80', 'fe80::1'])
+@pytest.mark.parametrize('address', ['host', 'host:', ':80', 'host:http', 'host:0', 'host:65536', '::1:80', 'fe80::1'])
 def test_addresses_that_are_none(address: str) -> None:
     with pytest.raises(UserError, match=r'must be HOST:PORT, or \[ADDRESS\]:PORT for IPv6'):
         places.given(address, 2, 0)

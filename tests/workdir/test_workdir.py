@@ -63,9 +63,10 @@ def test_check_same_run(tmp_path: Path) -> None:
     override(config, ['loss.symmetric=False'])
     with pytest.raises(UserError, match=r'loss\.symmetric \(True, now False\)\n.*the config of that run'):
         check_same_run(folder, stored_config(folder), config)
-    (folder / 'config.json').write_text('[')
-    with pytest.raises(UserError, match=r'config\.json: not a valid config'):
-        check_same_run(folder, stored_config(folder), config)
+    for damaged in (b'', b'[', b'{"seed": 0', b'[]', b'null', b'\x00\xff'):
+        (folder / 'config.json').write_bytes(damaged)
+        with pytest.raises(UserError, match=r'config\.json: not a valid config'):
+            check_same_run(folder, stored_config(folder), config)
 
 
 def test_data_report(tmp_path: Path) -> None:
