@@ -148,13 +148,6 @@ def test_readme_renders_on_an_index() -> None:
     assert '<pre' in html
 
 
-def test_readme_links_on_an_index() -> None:
-    text = as_on_an_index()
-    if text == (REPOSITORY / 'README.md').read_text():
-        pytest.skip('the build does not change README.md, so relative links do not work on an index')
-    assert [link for link in LINK.findall(text) if '://' not in link and not link.startswith('#')] == []
-
-
 @pytest.mark.parametrize('name', ['method', 'accuracy'])
 def test_pictures(tmp_path: Path, name: str) -> None:
     """Each is drawn by its script; pixels may differ by fonts."""
