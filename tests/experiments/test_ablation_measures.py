@@ -38,3 +38,29 @@ def test_accuracies_by_protocol(name: str) -> None:
         **(linear if name == 'probe' else {}),
     }
     assert {value.key for value in measure.values} | set(measure.columns) <= set(found)
+
+
+def test_correlations() -> None:
+    """Those of the backbone of the trained encoder, and the baselines on STS-B dev."""
+    summary = {'sts_dev_spearman_tf_idf': 0.55}
+    places = (('STS-B', 'dev'), ('STS-B', 'test'), ('avg7', 'test'))
+    evaluated = [
+        {'metric': metric, 'encoder': encoder, 'layer': layer, 'data_set': name, 'split': split, 'value': value}
+        for metric, encoder, layer, values in (
+            ('spearman', 'query', 'backbone', (0.71, 0.62, 0.53)),
+            ('spearman', 'random', 'backbone', (0.41, 0.32, 0.23)),
+            ('spearman', 'query', 'projection', (0.7, 0.6, 0.5)),
+            ('pearson', 'query', 'backbone', (0.8, 0.9, 1.0)),
+        )
+        for (name, split), value in zip(places, values, strict=True)
+    ]
+    found = MEASURES['sts'].read(summary, evaluated)
+    assert found == {
+        'stsb_dev_backbone': 0.71,
+        'stsb_test_backbone': 0.62,
+        'avg7_backbone': 0.53,
+        'tf_idf': 0.55,
+        'random_encoder': 0.41,
+    }
+    assert tuple(found) == MEASURES['sts'].columns
+    assert MEASURES['sts'].validation.key == 'stsb_dev_backbone'

@@ -49,6 +49,7 @@ def sweep():
     return dataclasses.replace(load_sweep(str(SENTENCES)), budget=2 * 16 * 4, seeds=(0,))
 
 
+@pytest.mark.slow
 def test_runs_are_measured_by_sts(in_process, monkeypatch: pytest.MonkeyPatch, sweep, tmp_path: Path) -> None:
     write_sts(tmp_path / 'sts')
     rng = np.random.default_rng(0)
