@@ -29,23 +29,20 @@ from rich.table import Table
 from dualcl_jax.data.images.source import image_source
 from dualcl_jax.data.loader import Loader
 from dualcl_jax.losses import info_nce, normalize
-from dualcl_jax.method.build import build_method
 from dualcl_jax.method.negatives.queue import UNKNOWN, Queue, noise_queue
 from dualcl_jax.method.negatives.queue_loss import Anchors, contrast_with_queue
 from dualcl_jax.method.negatives.selectors import AUTO, SELECTORS
 from dualcl_jax.method.resolve import resolve
-from dualcl_jax.method.state import create_train_state
 from dualcl_jax.method.views import VIEWS
 from dualcl_jax.method.views.images import PRESETS, make_views
-from dualcl_jax.step import train_step
 from dualcl_jax.system.command_line import Parser
-from dualcl_jax.system.devices import MAPPERS, device_mesh, replicate
+from dualcl_jax.system.devices import device_mesh
 from dualcl_jax.system.errors import UserError, exits_cleanly
 from dualcl_jax.system.machine import processor
 from dualcl_jax.system.processes.start import start
 from dualcl_jax.system.versions import versions
 from experiments.benchmark import data, runs
-from experiments.benchmark.step import config_step
+from experiments.benchmark.step import Stepper, config_step
 
 Cases = list[dict[str, Any]]
 Timing = tuple[float, float, float]
@@ -152,6 +149,7 @@ def step(rounds: int) -> Cases:
     from configs import cifar10_moco
 
     mesh = device_mesh()
+    examples = np.random.default_rng(0).integers(0, 256, (256, 32, 32, 3), np.uint8)
     functions: dict[str, Callable] = {}
     for dtype in DTYPES:
         for name, symmetric, selector in (('one-way, all', False, 'all'), ('dual view, hardest', True, AUTO)):
@@ -159,14 +157,9 @@ def step(rounds: int) -> Cases:
             config.model.width, config.model.dtype = 16, dtype
             config.loss.symmetric, config.negatives.selector = symmetric, selector
             config = resolve(config, platform=mesh.devices.flat[0].platform, num_devices=mesh.size)
-            views = VIEWS['images'](config, _batch(1).examples)
-            method = build_method(config, views, total_steps=1000, steps_per_epoch=100, num_devices=mesh.devices.size)
-            mapper = MAPPERS[config.parallel.mapper](mesh)
-            run = mapper.map(functools.partial(train_step, method))
-            state = mapper.put_state(replicate(jax.jit(functools.partial(create_train_state, method))(), mesh))
-            functions[f'{name}, {dtype}'] = _Stepper(run, state, mapper.put_batch(_batch(config.train.batch_size)))
-    make, batch = jax.jit(make_views, static_argnums=(2, 3)), _batch(256)
-    keys, images = jax.random.split(jax.random.key(0), 256), jnp.asarray(batch.examples)
+            functions[f'{name}, {dtype}'] = Stepper(config, VIEWS['images'](config, examples), examples, steps=1)
+    make, images = jax.jit(make_views, static_argnums=(2, 3)), jnp.asarray(examples)
+    keys = jax.random.split(jax.random.key(0), len(images))
     for preset, specs in PRESETS.items():
         functions[f'two views alone, {preset}, float32'] = functools.partial(make, keys, images, specs, 32)
     timings = compare(functions, rounds)
@@ -176,24 +169,6 @@ def step(rounds: int) -> Cases:
         | {'smallest': smallest, 'largest': largest}
         for name, (median, smallest, largest) in timings.items()
     ]
-
-
-class _Stepper:
-    """Takes a step each time it is called."""
-
-    def __init__(self, run: Callable, state: Any, batch: Any) -> None:
-        self._run, self._state, self._batch = run, state, batch
-
-    def __call__(self) -> Any:
-        self._state, metrics = self._run(self._state, self._batch)
-        return metrics
-
-
-def _batch(size: int) -> Any:
-    from dualcl_jax.data.loader import Batch
-
-    index = np.arange(size, dtype=np.int32)
-    return Batch(np.random.default_rng(0).integers(0, 256, (size, 32, 32, 3), np.uint8), index, index % 10, index)
 
 
 def views(rounds: int) -> Cases:

@@ -11,16 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
+from ml_collections import ConfigDict
 
 from dualcl_jax.data import Batch
-from dualcl_jax.method.build import Method, build_method
+from dualcl_jax.method.build import build_method
 from dualcl_jax.method.resolve import resolve
 from dualcl_jax.method.state import create_train_state, state_specs
 from dualcl_jax.method.validation import validate, validate_devices
 from dualcl_jax.method.views import VIEWS, Views
 from dualcl_jax.step import train_step
 from dualcl_jax.system.config import load_config, override
-from dualcl_jax.system.devices import AXIS, MAPPERS, Mapper, ShardMapMapper, device_mesh, place, shapes
+from dualcl_jax.system.devices import AXIS, MAPPERS, ShardMapMapper, device_mesh, place, shapes
 from dualcl_jax.training import cost
 from dualcl_jax.training.ahead_of_time import ASSUMED_MEAN, ASSUMED_STD, CROPPED_FROM
 
@@ -55,10 +56,13 @@ class NoAugmentation:
 
 
 class Stepper:
-    """A compiled step with its state and one batch on the devices. Each call runs `steps` steps."""
+    """A compiled step with its state and one batch on all devices. Each call runs `steps` steps."""
 
-    def __init__(self, method: Method, mapper: Mapper, examples: np.ndarray, steps: int) -> None:
-        mesh, specs, step = mapper.mesh, state_specs(method), partial(train_step, method)
+    def __init__(self, config: ConfigDict, views: Views, examples: np.ndarray, steps: int) -> None:
+        mesh = device_mesh()
+        method = build_method(config, views, total_steps=1000, steps_per_epoch=100, num_devices=mesh.size)
+        specs, step = state_specs(method), partial(train_step, method)
+        mapper = MAPPERS[config.parallel.mapper](mesh, specs)
         index = np.arange(len(examples), dtype=np.int32)
         batch, state = Batch(examples, index, index % 10, index), jax.jit(partial(create_train_state, method))()
         described = shapes(state, mesh, specs), shapes(batch, mesh, PartitionSpec(AXIS))
@@ -104,9 +108,7 @@ def config_step(flags: argparse.Namespace, fields: Sequence[str], compare: Compa
         views = VIEWS['images'](resolved, images)
         cases = {'with': (path, views), 'without': (f'{path}, no views', NoAugmentation(views))}
         for name, made in [case for of, case in cases.items() if flags.views in (of, 'both')]:
-            method = build_method(resolved, made, total_steps=1000, steps_per_epoch=100, num_devices=mesh.size)
-            mapper = MAPPERS[resolved.parallel.mapper](mesh, state_specs(method))
-            steppers[name] = Stepper(method, mapper, images, flags.steps)
+            steppers[name] = Stepper(resolved, made, images, flags.steps)
             batch_sizes[name] = count
     timings = compare(steppers, flags.rounds)
     return [_case(name, stepper, batch_sizes[name], timings[name], flags) for name, stepper in steppers.items()]
