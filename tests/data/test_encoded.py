@@ -18,7 +18,7 @@ from dualcl_jax.data.order import batch_indices
 from dualcl_jax.method.views.image_draws import draw_crop
 from tests.support.bad_files import encode, photo
 from tests.support.batches import RECIPE, STEPS, B, batches
-from tests.support.data_config import data_config
+from tests.support.config_parts import data_config
 
 N = 40
 

@@ -12,7 +12,7 @@ from dualcl_jax.data.images import folder, pack
 from dualcl_jax.data.images.encoded import EncodedSource
 from tests.support.bad_files import encode, photo
 from tests.support.batches import STEPS, B, batches
-from tests.support.data_config import data_config
+from tests.support.config_parts import data_config
 from tests.support.runs import REPOSITORY, write_npz
 
 SHARED = REPOSITORY.parent / 'shared' / 'tfds'

@@ -11,7 +11,7 @@ from dualcl_jax import data
 from dualcl_jax.data.images import npz
 from dualcl_jax.data.images.source import image_shape
 from dualcl_jax.system.errors import UserError
-from tests.support.data_config import data_config
+from tests.support.config_parts import data_config
 
 rng = np.random.default_rng(2)
 IMAGES = rng.integers(0, 256, (12, 5, 6, 3), np.uint8)

@@ -12,7 +12,7 @@ from dualcl_jax.data.images.encoded import EncodedSource
 from dualcl_jax.data.images.source import image_shape, image_source
 from dualcl_jax.data.source import ArraySource, Splits, limit_indices, limit_train
 from dualcl_jax.system.errors import UserError
-from tests.support.data_config import data_config
+from tests.support.config_parts import data_config
 
 
 def make_source(num_examples: int = 20, **changes) -> ArraySource:

@@ -33,7 +33,7 @@ from dualcl_jax.system.errors import UserError, ending
 from dualcl_jax.workdir.folder import check_same_run, read_summary, stored_config
 from dualcl_jax.workdir.metrics import MetricsLog, read_records
 from tests.support.bad_files import encode, photo
-from tests.support.data_config import data_config
+from tests.support.config_parts import data_config
 
 
 class Reader(NamedTuple):

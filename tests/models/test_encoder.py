@@ -1,7 +1,6 @@
 """The whole encoder: outputs, dtypes, two views in one call, devices, and config errors."""
 
 from functools import partial
-from types import SimpleNamespace
 
 import chex
 import jax
@@ -14,21 +13,9 @@ from dualcl_jax.models.heads import PROJECTIONS
 from dualcl_jax.models.norm import norm_layout
 from dualcl_jax.models.resnet import BasicBlock, ResNet
 from dualcl_jax.system.errors import UserError
+from tests.support.config_parts import model_config
 
-FIELDS = {
-    'name': 'short',
-    'stem': 'cifar',
-    'width': 4,
-    'projection': 'linear',
-    'dim': 8,
-    'dtype': 'float32',
-    'predictor': 'none',
-    'head_width': 16,
-    'freeze_patches': True,
-    'positions': 'sine_cosine',
-    'remat': False,
-    'matmul_precision': 'float32',
-}
+FIELDS = {'name': 'short', 'width': 4, 'projection': 'linear', 'dim': 8, 'head_width': 16}
 
 
 @pytest.fixture(autouse=True)
@@ -38,8 +25,7 @@ def short_resnet(monkeypatch):
 
 
 def make(groups=1, span=1, axis_name=None, **fields):
-    config = SimpleNamespace(**{**FIELDS, **fields})
-    return build_encoder(config, groups=groups, span=span, axis_name=axis_name)
+    return build_encoder(model_config(**FIELDS | fields), groups=groups, span=span, axis_name=axis_name)
 
 
 SIZES = {'resnet18': 32, 'resnet34': 32, 'resnet50': 128, 'vit_tiny': 64}

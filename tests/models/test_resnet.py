@@ -1,7 +1,6 @@
 """Compares residual networks with published parameter counts and an explicit float64 forward pass."""
 
 from functools import partial
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,26 +10,14 @@ import pytest
 from dualcl_jax.models.encoder import build_encoder
 from dualcl_jax.models.norm import BatchNorm
 from dualcl_jax.models.resnet import BasicBlock, Bottleneck
+from tests.support.config_parts import model_config
 
 PUBLISHED = {'resnet18': (11_689_512, 512), 'resnet34': (21_797_672, 512), 'resnet50': (25_557_032, 2048)}
 
 
 def make_encoder(**fields):
-    defaults = {
-        'name': 'resnet18',
-        'stem': 'cifar',
-        'width': 4,
-        'projection': 'linear',
-        'dim': 8,
-        'dtype': 'float32',
-        'predictor': 'none',
-        'head_width': 16,
-        'freeze_patches': True,
-        'positions': 'sine_cosine',
-        'remat': False,
-        'matmul_precision': 'float32',
-    }
-    return build_encoder(SimpleNamespace(**{**defaults, **fields}))
+    defaults = {'width': 4, 'projection': 'linear', 'dim': 8}
+    return build_encoder(model_config(**defaults | fields))
 
 
 def run_block(block, x):

@@ -1,7 +1,6 @@
 """Encoders of sentences: shapes, padding, gradients, and errors of the config."""
 
 import re
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +11,16 @@ from dualcl_jax.models.encoder import build_encoder
 from dualcl_jax.models.text import add_rows, add_sorted_rows, first_token, look_up, masked_mean
 from dualcl_jax.models.transformer import product
 from dualcl_jax.system.errors import UserError
+from tests.support.config_parts import model_config
 
 FIELDS = {
-    'name': 'bag', 'stem': 'cifar', 'width': 8, 'projection': 'linear', 'dim': 4, 'dtype': 'float32',
-    'predictor': 'none', 'head_width': 16, 'freeze_patches': True, 'remat': False, 'matmul_precision': 'float32',
-    'positions': 'sine_cosine', 'vocabulary': 50, 'layers': 1, 'heads': 2, 'mlp_width': 16, 'max_positions': 12,
-    'position_offset': 0, 'token_types': 2, 'norm_epsilon': 1e-12, 'pooling': 'mean', 'dropout': 0.1,
+    'name': 'bag', 'width': 8, 'projection': 'linear', 'dim': 4, 'head_width': 16, 'vocabulary': 50, 'layers': 1,
+    'heads': 2, 'mlp_width': 16, 'max_positions': 12,
 }  # fmt: skip
 
 
 def make(**fields):
-    return build_encoder(SimpleNamespace(**{**FIELDS, **fields}))
+    return build_encoder(model_config(**FIELDS | fields))
 
 
 def sentences(lengths=(3, 5, 2), longest=6):

@@ -1,7 +1,6 @@
 """Compares vision transformers with an explicit float64 forward pass and the paper's parameter counts."""
 
 import math
-from types import SimpleNamespace
 
 import chex
 import jax
@@ -11,6 +10,7 @@ import pytest
 
 from dualcl_jax.models.encoder import build_encoder
 from dualcl_jax.models.vit import VisionTransformer, sine_cosine_positions
+from tests.support.config_parts import model_config
 
 DIM, HEADS, DEPTH, PATCH = 8, 2, 2, 4
 
@@ -135,17 +135,8 @@ def published_count(dim, depth, patch):
 
 def test_parameters_of_vit_s16():
     """22 million parameters of ViT-S/16 (2104.02057, table 2), plus MoCo v3 heads of hidden width 4,096."""
-    fields = {'name': 'vit_s16', 'stem': 'imagenet', 'width': 64, 'projection': 'mlp3_bn', 'predictor': 'mlp2_bn'}
-    fields |= {
-        'head_width': 4096,
-        'dim': 256,
-        'dtype': 'float32',
-        'freeze_patches': True,
-        'remat': False,
-        'positions': 'sine_cosine',
-    }
-    fields |= {'matmul_precision': 'float32'}
-    encoder = build_encoder(SimpleNamespace(**fields))
+    fields = {'name': 'vit_s16', 'projection': 'mlp3_bn', 'predictor': 'mlp2_bn'}
+    encoder = build_encoder(model_config(**fields, head_width=4096, dim=256))
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     shapes = jax.eval_shape(lambda key, x: encoder.init(key, x, train=True, predict=True), jax.random.key(0), images)
     count = {part: sum(leaf.size for leaf in jax.tree.leaves(tree)) for part, tree in shapes['params'].items()}

@@ -10,7 +10,7 @@ from dualcl_jax import data, prepare
 from dualcl_jax.data.images import tfds_records
 from dualcl_jax.data.images.encoded import EncodedSource
 from tests.support.bad_files import encode, photo
-from tests.support.data_config import data_config
+from tests.support.config_parts import data_config
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tests.support.bad_files import encode, photo
-from tests.support.data_config import data_config
+from tests.support.config_parts import data_config
 
 
 def ppm(seed: int, side: int = 24) -> bytes:

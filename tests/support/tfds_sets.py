@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
-from tests.support.data_config import data_config
+from tests.support.config_parts import data_config
 
 MODULE = 'tensorflow_datasets.core.features'
 

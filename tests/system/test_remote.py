@@ -19,7 +19,7 @@ from dualcl_jax.system.files import check_output
 from dualcl_jax.workdir import folder as workdir
 from dualcl_jax.workdir import metrics
 from dualcl_jax.workdir.saved_run import find_run, saved_steps
-from tests.support.data_config import data_config
+from tests.support.config_parts import data_config
 
 
 class Bucket(MemoryFileSystem):

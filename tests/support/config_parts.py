@@ -1,4 +1,4 @@
-"""The data part of a config for tests."""
+"""Parts of a config for tests."""
 
 from typing import Any
 
@@ -10,5 +10,12 @@ from configs import default
 def data_config(**fields: Any) -> ConfigDict:
     """The data part of the default config, with other values for some fields."""
     config = default.get_config().data
+    config.update(fields)
+    return config
+
+
+def model_config(**fields: Any) -> ConfigDict:
+    """The model part of the default config, with other values for some fields."""
+    config = default.get_config().model
     config.update(fields)
     return config
