@@ -18,7 +18,7 @@ TESTED = ('0.10', '0.12')
 """First and last version of JAX with which these interfaces were tested."""
 
 INTERFACES = {
-    'jax._src.distributed': 'global_state',
+    'jax._src.distributed': 'global_state.initialize_preemption_sync_manager',
     'jax._src.lib': '_jax.get_distributed_runtime_service',
     'jaxlib._jax': 'get_distributed_runtime_service',
     'jax._src.cloud_tpu_init': 'cloud_tpu_init',
@@ -58,6 +58,14 @@ def backends_started() -> bool:
 def distributed_state() -> Any:
     """JAX's record of the processes that it has joined: `client`, `service`, `process_id`, `num_processes`."""
     return interface('jax._src.distributed').global_state
+
+
+def start_preemption_service() -> None:
+    """Starts JAX's preemption service, which then handles SIGTERM, in a process that JAX has joined without it."""
+    import jax
+
+    jax.config.update('jax_enable_preemption_service', True)
+    distributed_state().initialize_preemption_sync_manager()
 
 
 @contextlib.contextmanager

@@ -191,8 +191,10 @@ from dualcl_jax.system.processes.stop_signal import StopSignal, exits_on_signals
 def main():
     with exits_on_signals():
         start.start(sys.argv[1], 2, int(sys.argv[2]), {}, 100.0)
-        with ending_together(), StopSignal(several_processes=True), Heartbeat(default.get_config()):
+        with ending_together(), StopSignal(several_processes=True) as stop, Heartbeat(default.get_config()):
             print('ready', flush=True)
+            if sys.argv[2] == sys.argv[3]:
+                stop.after(1)
             time.sleep(1000)
     return 0
 
@@ -201,18 +203,20 @@ sys.exit(main())
 
 
 @pytest.mark.parametrize(
-    ('number', 'status'),
+    ('number', 'status', 'ahead'),
     [
-        (signal.SIGTERM, 75),
-        pytest.param(signal.SIGUSR1, 75, marks=pytest.mark.slow),
-        pytest.param(signal.SIGHUP, 75, marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        (signal.SIGTERM, 75, None),
+        (signal.SIGTERM, 75, 0),
+        pytest.param(signal.SIGTERM, 75, 1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, 75, None, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 75, None, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 130, None, marks=pytest.mark.slow),
     ],
 )
-def test_a_signal_before_the_first_step(number: int, status: int) -> None:
-    """To one of two processes that examine their data: both end at once."""
+def test_a_signal_before_the_first_step(number: int, status: int, ahead: int | None) -> None:
+    """To one of two processes that examine their data, or of which one has taken its first step: both end at once."""
     address = f'127.0.0.1:{free_port()}'
-    started = [process(address, index, program=EXAMINING) for index in range(2)]
+    started = [process(address, index, str(ahead), program=EXAMINING) for index in range(2)]
     try:
         for one in started:
             assert one.stdout is not None

@@ -66,7 +66,6 @@ def seen_by_jax(monkeypatch: pytest.MonkeyPatch) -> str:
     client = SimpleNamespace(connect=lambda: None)
     state = distributed.State()
     monkeypatch.setattr(distributed, 'global_state', state)
-    monkeypatch.setattr(distributed.State, 'initialize_preemption_sync_manager', lambda self: None)
     monkeypatch.setattr(distributed.xla_bridge, 'backends_are_initialized', lambda: False)
     monkeypatch.setattr(distributed._jax, 'get_distributed_runtime_client', lambda *_, **__: client)
     monkeypatch.setattr(distributed._jax, 'get_distributed_runtime_service', lambda *_, **__: None)

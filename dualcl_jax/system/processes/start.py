@@ -23,7 +23,6 @@ from dualcl_jax.system.files import cache_folder, can_create
 from dualcl_jax.system.private_jax import coordination_service
 from dualcl_jax.system.processes import heartbeat, places, roll_call, supervisor
 from dualcl_jax.system.processes.agreement import from_all, machine_id
-from dualcl_jax.system.processes.stop_signal import hold_back_preemption
 from dualcl_jax.system.versions import PACKAGES
 
 CPU_FLAGS = (
@@ -125,7 +124,6 @@ def start(
     versions = {f'version of {name}': importlib.metadata.version(name) for name in PACKAGES}
     _token = roll_call.roll_call(place, versions | dict(facts or {}), timeout_s)
     _join(place, timeout_s)
-    hold_back_preemption()
     heartbeat.connect(token(), timeout_s)
     with heartbeat.sharing_errors():
         _start_joined_devices()
@@ -150,6 +148,7 @@ def _join(place: places.Place, timeout_s: float) -> None:
     limit_s = min(timeout_s, JAX_LIMIT_S)
     late = f'error: {problem} within {limit_s:g} s; run the same command again'
     _bypass_proxy(place.host)
+    jax.config.update('jax_enable_preemption_service', False)  # until the first step, see `StopSignal`
     try:
         with (
             _ended_after(limit_s, exit_at_once, EXIT_RESTART, late),

@@ -1,7 +1,6 @@
 """Stopping on a signal after the current step, so that a run can save its state first."""
 
 import contextlib
-import ctypes
 import os
 import signal
 import socket
@@ -11,7 +10,9 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 
 from dualcl_jax.system.errors import EXIT_INTERRUPTED, EXIT_RESTART, exit_at_once
+from dualcl_jax.system.private_jax import distributed_state, start_preemption_service
 from dualcl_jax.system.processes import heartbeat
+from dualcl_jax.system.processes.agreement import from_all
 from dualcl_jax.system.processes.supervisor import STOPPING
 
 AGAIN = 'stopping after the current step; press Ctrl-C again to stop at once and lose what is not saved yet'
@@ -19,29 +20,6 @@ AT_ONCE = 'stopped at once; run the same command to resume from the last checkpo
 NOTHING_YET = 'stopped before the first step was completed; run the same command to continue'
 SIGNALLED = 'it received a signal before the first step was completed'
 """Why a process stopped that a signal ended while there was nothing to save, for the other processes of its run."""
-
-_set_aside: list[ctypes.Array[ctypes.c_char]] = []
-"""The handler of SIGTERM that JAX's preemption service has installed, as the C library describes it."""
-_BYTES = 1024
-"""More than the size of the C library's description of a handler on any system."""
-
-
-def hold_back_preemption() -> None:
-    """Sets the handler of JAX's preemption service aside, which has replaced that of Python, until the first step.
-
-    The service agrees on a step after which all processes stop. Call it once JAX has joined the processes.
-    """
-    before = signal.getsignal(signal.SIGTERM)
-    if threading.current_thread() is threading.main_thread() and before is not None:
-        _set_aside[:] = [ctypes.create_string_buffer(_BYTES)]
-        ctypes.CDLL(None).sigaction(signal.SIGTERM, None, _set_aside[0])
-        signal.signal(signal.SIGTERM, before)
-
-
-def _restore_preemption() -> None:
-    """Installs the handler again that `hold_back_preemption` has set aside."""
-    while _set_aside:
-        ctypes.CDLL(None).sigaction(signal.SIGTERM, _set_aside.pop(), None)
 
 
 @contextlib.contextmanager
@@ -74,8 +52,8 @@ class StopSignal:
     process.
 
     Several processes must stop after the same step, or those that continue would wait forever for the others. In that
-    case JAX's preemption service, which listens for SIGTERM from the first step on (`hold_back_preemption`), agrees on
-    the step, and the first of the other signals is forwarded to it.
+    case JAX's preemption service, which starts once all of them have come to the end of their first step, handles
+    SIGTERM and agrees on the step; the first of the other signals is forwarded to it.
 
     Args:
       several_processes: whether the run has more than one process.
@@ -135,8 +113,11 @@ class StopSignal:
         if not self._several:
             self._began = True
             return self._asked.is_set()
-        _restore_preemption()
-        self._began = True
+        if not self._began:
+            if distributed_state().preemption_sync_manager is None:
+                from_all('first step', '')
+                start_preemption_service()
+            self._began = True
         from jax.experimental import multihost_utils  # late, so that `exits_on_signals` takes effect at once
 
         return multihost_utils.reached_preemption_sync_point(step)
