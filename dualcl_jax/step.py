@@ -73,8 +73,9 @@ def train_step(method: Method, state: TrainState, batch: Batch) -> tuple[TrainSt
 
     # Metrics, and whether the step is finite on every device.
     counted = anchors if method.queue_axis is None else candidates.everyone
-    allowed = partial(allowed_negatives, method, candidates)
-    metrics = measure(compared, counted, candidates.queues[0], allowed, state.step, method.queue_axis)
+    used = candidates.queues[0]
+    allowed = partial(allowed_negatives, method, used)
+    metrics = measure(compared, counted, used, allowed, state.step, method.queue_axis)
     metrics |= {'train/gradient_norm': optax.tree.norm(gradients)}
     metrics |= {'train/learning_rate': method.learning_rate(state.step), 'train/ema_momentum': momentum}
     if method.count_negatives is not None:

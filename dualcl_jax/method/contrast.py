@@ -10,7 +10,7 @@ from dualcl_jax.losses import HasLoss, chance_level, dual_view_loss, info_nce
 from dualcl_jax.method.build import Method
 from dualcl_jax.method.encode import in_global_order
 from dualcl_jax.method.negatives.queue import Queue, batch_queue, valid
-from dualcl_jax.method.negatives.queue_loss import Anchors, QueueContrast, contrast_with_queue, summarize
+from dualcl_jax.method.negatives.queue_loss import Anchors, QueueContrast, contrast_with_queue
 from dualcl_jax.method.negatives.selectors import allowed_slots
 from dualcl_jax.system.devices import AXIS
 
@@ -71,20 +71,17 @@ def compare(
     method: Method, candidates: Candidates, queries: jax.Array, keys: jax.Array, anchors: Anchors
 ) -> Comparison:
     """Computes the dual-view loss of queries [V, b, D] with keys [V, b, D] as positives and the selected negatives."""
-    allowed = _others(method, candidates.everyone, anchors)
+    others = _others(method, candidates.everyone.ids, anchors)
     loss, contrasts = dual_view_loss(
         queries,
         keys,
-        [
-            partial(contrast, method, queue, anchors=anchors, k=candidates.k, allowed=allowed)
-            for queue in candidates.queues
-        ],
-        partial(_contrast_keys, method, candidates, anchors, allowed),
+        [partial(contrast, method, queue, anchors=anchors, k=candidates.k) for queue in candidates.queues],
+        partial(_contrast_keys, method, candidates, anchors, others),
         method.key_weight,
     )
     chance = chance_level(jnp.concatenate([view.negatives for view in contrasts]))
     if method.key_weight and method.key_term == 'batch':
-        chance = (1.0 - method.key_weight) * chance + method.key_weight * chance_level(allowed.sum(axis=1))
+        chance = (1.0 - method.key_weight) * chance + method.key_weight * chance_level(others.sum(axis=1))
     return Comparison(loss, chance, queries, contrasts)
 
 
@@ -96,64 +93,48 @@ def contrast(
     *,
     anchors: Anchors,
     k: int | jax.Array,
-    allowed: jax.Array | None = None,
 ) -> QueueContrast:
-    """Computes InfoNCE of anchors [b, D] with positives [b, D] and the negatives that the method selects.
+    """Computes InfoNCE of anchors [b, D] with positives [b, D] and the negatives that the method selects from a queue.
 
-    The negatives come from the memory queue. If the method has none, `queue` holds the keys of the batch, and
-    `allowed` [b, B] marks which of them may be negatives.
+    The queue is one of `Candidates.queues`.
     """
-    if method.queue_size:
-        return contrast_with_queue(
-            embeddings,
-            positives,
-            anchors,
-            queue,
-            temperature=method.temperature,
-            hardness=method.hardness,
-            select=method.select,
-            k=k,
-            mask_same_image=method.mask_same_image,
-            axis_name=method.queue_axis,
-        )
-    among_keys = info_nce(
+    return contrast_with_queue(
         embeddings,
         positives,
-        queue.keys,
-        allowed,
+        anchors,
+        queue,
         temperature=method.temperature,
         hardness=method.hardness,
         select=method.select,
         k=k,
-        rngs=anchors.rngs,
+        allowed=partial(allowed_negatives, method, queue),
+        axis_name=method.queue_axis,
     )
-    return summarize(among_keys, anchors.labels, queue.labels)
 
 
-def allowed_negatives(method: Method, candidates: Candidates, anchors: Anchors) -> jax.Array:
-    """Marks which candidates of a view order may be negatives of each anchor, [b, K] bool, as in `contrast`.
+def allowed_negatives(method: Method, queue: Queue, anchors: Anchors) -> jax.Array:
+    """Marks which keys of one of `Candidates.queues` may be negatives of each anchor, [b, K] bool.
 
     With a sharded queue the columns are the slots of this device.
     """
     if not method.queue_size:
-        return _others(method, candidates.everyone, anchors)
-    queue = candidates.queues[0]
+        return _others(method, queue.ids, anchors)
     slots = valid(queue, method.queue_axis)
     return allowed_slots(slots, queue.ids, anchors.ids, mask_same_image=method.mask_same_image)
 
 
 def _contrast_keys(
-    method: Method, candidates: Candidates, anchors: Anchors, allowed: jax.Array, keys: jax.Array, queries: jax.Array
+    method: Method, candidates: Candidates, anchors: Anchors, others: jax.Array, keys: jax.Array, queries: jax.Array
 ) -> HasLoss:
     """Computes the term anchored at the key, with the query as positive and the queue or other queries as negatives."""
     if method.key_term == 'queue':
-        return contrast(method, candidates.queues[0], keys, queries, anchors=anchors, k=candidates.k, allowed=allowed)
-    return info_nce(keys, queries, in_global_order(queries, candidates.order), allowed, temperature=method.temperature)
+        return contrast(method, candidates.queues[0], keys, queries, anchors=anchors, k=candidates.k)
+    return info_nce(keys, queries, in_global_order(queries, candidates.order), others, temperature=method.temperature)
 
 
-def _others(method: Method, everyone: Anchors, anchors: Anchors) -> jax.Array:
-    """Marks which examples of the global batch may be negatives of each anchor, [b, B] bool."""
-    allowed = anchors.positions[:, None] != everyone.positions[None, :]
+def _others(method: Method, ids: jax.Array, anchors: Anchors) -> jax.Array:
+    """Marks which examples of the global batch, with these ids [B], may be negatives of each anchor, [b, B] bool."""
+    allowed = anchors.positions[:, None] != jnp.arange(ids.shape[0], dtype=jnp.int32)[None]
     if method.mask_same_image:
-        allowed &= anchors.ids[:, None] != everyone.ids[None, :]
+        allowed &= anchors.ids[:, None] != ids[None]
     return allowed

@@ -115,7 +115,6 @@ def _head(selector: str, k: int) -> Callable:
             temperature=0.1,
             select=SELECTORS[selector].select,
             k=k,
-            mask_same_image=True,
         )
         return contrast.loss.mean()
 

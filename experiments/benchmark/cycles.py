@@ -93,9 +93,16 @@ def describe(flags: argparse.Namespace) -> dict[str, Any]:
     top_k.TPU_PROBES = flags.probes or top_k.TPU_PROBES
 
     def loss(embeddings: jax.Array, anchors: Anchors, queue: Queue) -> jax.Array:
-        options: dict[str, Any] = {'temperature': 0.1, 'k': flags.keys // 4, 'mask_same_image': True}
-        select = select_threshold
-        return contrast_with_queue(embeddings, embeddings, anchors, queue, select=select, **options).loss.mean()
+        contrast = contrast_with_queue(
+            embeddings,
+            embeddings,
+            anchors,
+            queue,
+            temperature=0.1,
+            select=select_threshold,
+            k=flags.keys // 4,
+        )
+        return contrast.loss.mean()
 
     def arguments() -> tuple[jax.Array, Anchors, Queue]:
         column = jnp.zeros(flags.anchors, jnp.int32)

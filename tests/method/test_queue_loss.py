@@ -97,7 +97,6 @@ def test_equals_info_nce(
             hardness=hardness,
             select=SELECT[selector],
             k=SELECTED,
-            mask_same_image=True,
         )
 
     def loss(contrast: Callable, *arguments: Any) -> tuple[jax.Array, QueueContrast]:
@@ -125,7 +124,6 @@ def test_the_queue_gets_no_gradient() -> None:
             temperature=0.2,
             select=select_all,
             k=1,
-            mask_same_image=False,
         )
         return contrast.loss.sum()
 
@@ -150,7 +148,7 @@ def test_reads_of_the_queue(monkeypatch: pytest.MonkeyPatch, bytes_: int, least:
 
     def loss(anchors: jax.Array) -> jax.Array:
         return contrast_with_queue(
-            anchors, positives, rows, queue, temperature=0.2, select=SELECT['all'], k=1, mask_same_image=True
+            anchors, positives, rows, queue, temperature=0.2, select=SELECT['all'], k=1
         ).loss.sum()
 
     traced = jax.jit(jax.grad(loss)).trace(anchors)

@@ -68,7 +68,6 @@ def differentiated(
             hardness=hardness,
             select=build_selector(selector, {'skip': 3}, axis_name),
             k=SELECTED,
-            mask_same_image=True,
             axis_name=axis_name,
         )
         return (weights * contrast.loss).sum(), contrast

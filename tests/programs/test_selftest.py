@@ -54,7 +54,7 @@ def test_swapped_keys(monkeypatch: pytest.MonkeyPatch, names: Sequence[str]):
 @pytest.mark.parametrize('names', PARTS, ids=len)
 def test_unmasked_slot(monkeypatch: pytest.MonkeyPatch, names: Sequence[str]):
     honest = selectors.allowed_slots
-    for module in (selectors, queue_loss):
+    for module in (selectors, contrast):
         monkeypatch.setattr(
             module, 'allowed_slots', lambda valid, *rest, **fields: honest(jnp.ones_like(valid), *rest, **fields)
         )

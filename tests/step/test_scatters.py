@@ -77,9 +77,7 @@ def test_a_selector_alone(name: str) -> None:
     select = build_selector(name, {'skip': 3})
 
     def loss(anchors: jax.Array, positives: jax.Array, rows: Anchors, queue: Queue) -> jax.Array:
-        return contrast_with_queue(
-            anchors, positives, rows, queue, temperature=0.2, select=select, k=9, mask_same_image=True
-        ).loss.sum()
+        return contrast_with_queue(anchors, positives, rows, queue, temperature=0.2, select=select, k=9).loss.sum()
 
     vectors, column = jax.ShapeDtypeStruct((BATCH, 8), jnp.float32), jax.ShapeDtypeStruct((BATCH,), jnp.int32)
     rngs = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), BATCH))

@@ -161,7 +161,6 @@ def test_head_on_tpu(k: int) -> None:
             temperature=0.1,
             select=select_threshold,
             k=k,
-            mask_same_image=True,
         )
         return contrast.loss.mean()
 

@@ -110,7 +110,7 @@ def contrast_with_queue(
     hardness: float = 0.0,
     select: Selector,
     k: int | jax.Array,
-    mask_same_image: bool,
+    allowed: Callable[[Anchors], jax.Array] | None = None,
     axis_name: str | None = None,
 ) -> QueueContrast:
     """Computes `info_nce` of each anchor with its positive and the negatives selected from the queue.
@@ -126,11 +126,14 @@ def contrast_with_queue(
       hardness: β >= 0 of `dualcl_jax.losses.cross_entropy`.
       select: a selector of `dualcl_jax.method.negatives.selectors`; a sharded queue needs one built for its axis.
       k: how many negatives to select.
-      mask_same_image: whether older keys of the anchor's own image are excluded.
+      allowed: marks which keys of `queue` may be negatives of each of n anchors, [n, K] bool; by default all keys of
+        other images.
       axis_name: the axis of the devices that a sharded queue lies on; each of them has equally many anchors.
     """
     queue = jax.lax.stop_gradient(queue)
-    loss = _Loss(queue, temperature, hardness, select, k, mask_same_image, axis_name)
+    if allowed is None:
+        allowed = partial(_of_other_images, queue, axis_name)
+    loss = _Loss(queue, temperature, hardness, select, k, allowed, axis_name)
     held, held_positives = jax.lax.stop_gradient((embeddings, positives))
     positive = (held * held_positives).sum(axis=1)
     if axis_name is None:
@@ -153,6 +156,10 @@ def contrast_with_queue(
     return contrasts._replace(loss=_with_gradient(losses, positives, by_positive[:, None] * held))
 
 
+def _of_other_images(queue: Queue, axis_name: str | None, anchors: Anchors) -> jax.Array:
+    return allowed_slots(valid(queue, axis_name), queue.ids, anchors.ids, mask_same_image=True)
+
+
 class _Loss(NamedTuple):
     """The loss of anchors against a queue and its derivatives; the fields are arguments of `contrast_with_queue`."""
 
@@ -161,7 +168,7 @@ class _Loss(NamedTuple):
     hardness: float
     select: Selector
     k: int | jax.Array
-    mask_same_image: bool
+    allowed: Callable[[Anchors], jax.Array]
     axis_name: str | None
 
     @property
@@ -172,9 +179,7 @@ class _Loss(NamedTuple):
 
     def mask(self, similarities: jax.Array, anchors: Anchors) -> jax.Array:
         """Similarities [b, K] with the slots, -inf where an anchor may not use a slot."""
-        slots_valid = valid(self.queue, self.axis_name)
-        allowed = allowed_slots(slots_valid, self.queue.ids, anchors.ids, mask_same_image=self.mask_same_image)
-        return jnp.where(allowed, similarities, -jnp.inf)
+        return jnp.where(self.allowed(anchors), similarities, -jnp.inf)
 
     def differentiate(self, part: Compared) -> tuple[Contrast, jax.Array, jax.Array]:
         """Computes the contrast, and the derivatives of each loss by its positive [b] and its similarities [b, K]."""
@@ -222,10 +227,12 @@ class _Loss(NamedTuple):
     def of_block(self, rows: Rows, *, sizes: Blocks) -> tuple[QueueContrast, jax.Array, jax.Array]:
         """Computes the contrast, and each loss's derivatives by its positive [b] and its anchor through the slots."""
         anchors, embeddings, positive = rows
-        compared = anchors, positive, cosine(embeddings, self.queue.keys)
+        similarities = cosine(embeddings, self.queue.keys)
         of_part = partial(self.of_part, closed_form=sizes.closed_form and self.has_closed_form)
-        part_bytes = sizes.part_bytes or 4 * compared[2].size
-        summary, by_positive, by_similarity = _in_parts(of_part, compared, self.queue, part_bytes)
+        part_bytes = sizes.part_bytes or 4 * similarities.size
+        summary, by_positive, by_similarity = _in_parts(
+            of_part, (anchors, positive, similarities), self.queue, part_bytes
+        )
         return summary, by_positive, jnp.matmul(by_similarity, self.queue.keys, precision=jax.lax.Precision.HIGHEST)
 
     def in_blocks(self, rows: Rows, *, sizes: Blocks) -> tuple[QueueContrast, jax.Array, jax.Array]:
