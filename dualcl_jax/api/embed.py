@@ -12,7 +12,7 @@ import numpy as np
 
 from dualcl_jax.api.arguments import optional_path, path_of
 from dualcl_jax.api.given import source_of
-from dualcl_jax.api.session import prepare_jax
+from dualcl_jax.api.session import using_jax
 from dualcl_jax.system.errors import UserError, listed
 
 if TYPE_CHECKING:
@@ -102,8 +102,8 @@ def embed(
     )
     written = optional_path('output', output)
     check(request)
-    prepare_jax()
-    found = embed_to(request, written, return_features=True)[0]
+    with using_jax():
+        found = embed_to(request, written, return_features=True)[0]
     assert found is not None
     return found
 

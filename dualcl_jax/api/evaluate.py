@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dualcl_jax.api.arguments import assignment, optional_path
-from dualcl_jax.api.session import prepare_jax
+from dualcl_jax.api.session import using_jax
 from dualcl_jax.system.config import MOVABLE
 from dualcl_jax.system.errors import UserError, first_line
 
@@ -46,17 +46,17 @@ def evaluate(
         raise UserError(f'step={step}: an exported encoder has only one step; leave it out')
     run, file = optional_path('workdir', workdir), optional_path('exported', exported)
     folder = optional_path('output', output)
-    prepare_jax()
-    found = run_protocols(
-        run,
-        file,
-        protocols=_joined(protocols) or '',
-        step=str(step),
-        encoders=_joined(encoders),
-        layers=_joined(layers) or '',
-        output=folder,
-        fields=[assignment(field, value) for field, value in (fields or {}).items()],
-    )
+    with using_jax():
+        found = run_protocols(
+            run,
+            file,
+            protocols=_joined(protocols) or '',
+            step=str(step),
+            encoders=_joined(encoders),
+            layers=_joined(layers) or '',
+            output=folder,
+            fields=[assignment(field, value) for field, value in (fields or {}).items()],
+        )
     return found['records']
 
 

@@ -1,12 +1,15 @@
 """State that the functions share: JAX is set up once for the process."""
 
+import contextlib
 import os
 import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from dualcl_jax.api.arguments import path_of
 from dualcl_jax.system.private_jax import backends_started
-from dualcl_jax.system.processes.start import start
+from dualcl_jax.system.processes.start import check_numbers, start
+from dualcl_jax.system.quiet import quietly
 
 if TYPE_CHECKING:
     from dualcl_jax.models.exports import LoadedEncoder, LoadedTextEncoder
@@ -15,26 +18,36 @@ _starting = threading.Lock()
 _started = threading.Event()
 
 
-def prepare_jax(*, deterministic: bool = True) -> None:
-    """Sets up JAX as the commands do, once for a process that the user started.
+@contextlib.contextmanager
+def using_jax(*, deterministic: bool = True) -> Iterator[None]:
+    """A context for the work of a function: JAX is set up as for the commands, and other libraries are quiet.
 
-    Options of XLA have no effect if JAX has used a device before; a note is then printed.
+    The set-up is done once for a process that the user started, and stays: variables of the environment for XLA and for
+    the cache of compiled programs, and on CPUs that freed memory is kept. Options of XLA have no effect if JAX has used
+    a device before; a note is then printed.
 
     Args:
       deterministic: on GPUs, whether XLA uses only kernels that give the same bits each time.
 
     Raises:
-      UserError: JAX finds no devices, or their driver fails.
+      UserError: JAX finds no devices, their driver fails, or JAX is set to compute other numbers.
     """
-    with _starting:
-        if _started.is_set():
-            return
-        before = os.environ.get('XLA_FLAGS', '')
-        used = backends_started()
-        start(deterministic=deterministic)
-        if used and os.environ.get('XLA_FLAGS', '') != before:
-            print('note: JAX was already in use, without the XLA options that dualcl_jax sets; call dualcl_jax first')
-        _started.set()
+    with quietly():
+        with _starting:
+            if _started.is_set():
+                check_numbers()
+            else:
+                _start(deterministic)
+        yield
+
+
+def _start(deterministic: bool) -> None:
+    before = os.environ.get('XLA_FLAGS', '')
+    used = backends_started()
+    start(deterministic=deterministic, is_program=False)
+    if used and os.environ.get('XLA_FLAGS', '') != before:
+        print('note: JAX was already in use, without the XLA options that dualcl_jax sets; call dualcl_jax first')
+    _started.set()
 
 
 def load_encoder(path: str | os.PathLike[str]) -> 'LoadedEncoder | LoadedTextEncoder':

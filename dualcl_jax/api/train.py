@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from dualcl_jax.api import given
 from dualcl_jax.api.arguments import assignment, path_of
-from dualcl_jax.api.session import prepare_jax
+from dualcl_jax.api.session import using_jax
 from dualcl_jax.system.config import LIMITS, add_absent_fields, flatten, load_config, override
 from dualcl_jax.system.errors import RestartError, UserError
 from dualcl_jax.system.own import import_named
@@ -61,8 +61,7 @@ def train(
     override(chosen, assignments(chosen, no_limits | overrides))
     if init_from:
         chosen.init_from = path_of('init_from', init_from)
-    with _alone():
-        prepare_jax(deterministic=chosen.parallel.deterministic)
+    with _alone(), using_jax(deterministic=chosen.parallel.deterministic):
         import_named(dict(flatten(chosen)))
         from dualcl_jax.method.validation import validate
         from dualcl_jax.training import loop

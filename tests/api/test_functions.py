@@ -1,6 +1,8 @@
 """The functions train and evaluate: the same runs and errors as the commands, from a thread, and when interrupted."""
 
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -70,6 +72,34 @@ def test_a_refused_call_keeps_the_data(
     assert dualcl_jax.evaluate('moved', protocols='knn')
     with pytest.raises(UserError, match='batch_size=-5'):
         dualcl_jax.train(other, workdir='new', batch_size=-5, model__name='tiny')
+
+
+def test_the_process_of_the_user_stays_as_it_was(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
+    """Also the first call, which sets up JAX; a message of the user's own code is shown."""
+    program = f"""
+import logging, sys, warnings
+from absl import logging as absl_logging
+import dualcl_jax
+from dualcl_jax.system.quiet import WARNINGS
+names = 'absl', 'asyncio', 'matplotlib', 'jax._src.xla_bridge'
+def state():
+    loggers = [(logger.level, list(logger.filters)) for logger in map(logging.getLogger, names)]
+    return absl_logging.get_verbosity(), sys.unraisablehook, loggers
+absl_logging.set_verbosity(absl_logging.INFO)
+before, filters = state(), list(warnings.filters)
+dualcl_jax.train(
+    {str(tmp_path / 'given.npz')!r}, workdir={str(tmp_path / 'run')!r}, config={QUICK!r}, model__name='tiny', steps=2
+)
+assert state() == before, state()
+assert set(filters) <= set(warnings.filters)
+added = [found for found in warnings.filters if found not in filters]  # by libraries when they are imported
+assert not any(found[1] and found[1].match(ours) for found in added for ours in WARNINGS), added
+absl_logging.info('shown')
+"""
+    done = subprocess.run([sys.executable, '-c', program], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.endswith('shown\n')
+    assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
 def test_a_config_of_an_earlier_version(config: str, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import sys
 import jax
 import pytest
 
+from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.processes import start
 
 
@@ -28,7 +29,7 @@ def flags(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(importlib.metadata, 'version', lambda name: jaxlib)
         monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name if name in plugins else None)
         monkeypatch.setattr(start.places, 'has_tpu', lambda: tpu)
-        monkeypatch.setattr(start.sys, 'unraisablehook', start.sys.unraisablehook)
+        monkeypatch.setattr(start, 'quiet', lambda: None)
         monkeypatch.setattr(start, '_start_devices', lambda: None)  # XLA aborts on a flag that it does not know
         start.start()
         return start.os.environ['XLA_FLAGS']
@@ -101,6 +102,31 @@ def test_compiled_programs_of_several_machines(
 )
 def test_left_alone(flags, machine: dict) -> None:
     assert flags(**machine) == '--xla_own=1'
+
+
+@pytest.mark.parametrize(
+    ('option', 'value', 'variable', 'message'),
+    [
+        ('jax_enable_x64', True, '1', '^JAX_ENABLE_X64=1: .*; unset it$'),
+        ('jax_enable_x64', True, None, r'^jax.config.jax_enable_x64=True: .*; call jax.config.update\(.*, False\)$'),
+        ('jax_enable_x64', True, 'off', '^jax.config.jax_enable_x64=True'),
+        ('jax_threefry_partitionable', False, '0', '^JAX_THREEFRY_PARTITIONABLE=0: .*; unset it$'),
+        ('jax_threefry_partitionable', False, None, r'^jax.config.jax_threefry_partitionable=False: .*, True\)$'),
+    ],
+)
+def test_options_that_change_the_numbers(
+    monkeypatch: pytest.MonkeyPatch, flags, option: str, value: bool, variable: str | None, message: str
+) -> None:
+    if variable is not None:
+        monkeypatch.setenv(option.upper(), variable)
+    before = getattr(jax.config, option)
+    jax.config.update(option, value)
+    try:
+        with pytest.raises(UserError, match=message):
+            flags()
+    finally:
+        jax.config.update(option, before)
+    flags()
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), 'mallopt'), reason='no glibc')

@@ -9,20 +9,18 @@ import platform
 import re
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from logging import LogRecord, getLogger
+from logging import getLogger
 from math import ceil
 from typing import Any
 
-from absl import logging
-
-from dualcl_jax.system.errors import EXIT_RESTART, STORAGE, RestartError, UserError, exit_at_once, first_line
+from dualcl_jax.system.errors import EXIT_RESTART, RestartError, UserError, exit_at_once, first_line
 from dualcl_jax.system.files import cache_folder, can_create
 from dualcl_jax.system.private_jax import coordination_service
 from dualcl_jax.system.processes import heartbeat, places, roll_call, supervisor
 from dualcl_jax.system.processes.agreement import from_all, machine_id
+from dualcl_jax.system.quiet import quiet
 from dualcl_jax.system.versions import PACKAGES
 
 CPU_FLAGS = (
@@ -67,6 +65,14 @@ GPU_PLUGINS = ('jax_cuda12_plugin', 'jax_cuda13_plugin', 'jax_rocm60_plugin', 'j
 MALLOC_OPTIONS = {'M_ARENA_MAX': (-8, 1), 'M_MMAP_THRESHOLD': (-3, 2**31 - 1), 'M_TRIM_THRESHOLD': (-1, 2**31 - 1)}
 """Number and value of the options of glibc's `mallopt` that make it keep and reuse freed memory."""
 
+NUMBERS = {
+    'jax_enable_x64': (False, 'losses and features are computed in 32 bits'),
+    'jax_threefry_partitionable': (True, 'other random numbers would be drawn'),
+}
+"""Options of JAX that change the results of a run: the value that they must have, and why."""
+TRUE = ('y', 'yes', 't', 'true', 'on', '1')
+"""The values with which a variable of the environment turns such an option on."""
+
 _token = ''
 
 
@@ -79,6 +85,7 @@ def start(
     deterministic: bool = True,
     *,
     several: bool = True,
+    is_program: bool = True,
 ) -> None:
     """Sets up JAX, and keeps the secret of the run for `token`. Call it once, before anything uses a device.
 
@@ -90,20 +97,16 @@ def start(
       timeout_s: how long to wait for the others.
       deterministic: on GPUs, whether XLA uses only kernels that give the same bits each time.
       several: whether the program runs in several processes.
+      is_program: whether this process is that of a program of ours, in which other libraries are silenced.
 
     Raises:
-      UserError: a process is different, or the flags contradict each other.
+      UserError: a process is different, the flags contradict each other, or JAX is set to compute other numbers.
       RestartError: a process is missing or late.
     """
     global _token
-    logging.set_verbosity(logging.FATAL)  # Orbax's threads log at length what is raised and reported in one line
-    getLogger('asyncio').setLevel('CRITICAL')  # likewise
-    getLogger('matplotlib').setLevel('ERROR')  # it warns where its cache cannot be written
-    getLogger('jax._src.xla_bridge').addFilter(_shorten)
-    warnings.filterwarnings('ignore', message="coroutine 'async_serialize_from_host")
+    if is_program:
+        quiet()
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # XLA's own errors are also raised
-    warnings.filterwarnings('ignore', message='Sharding info not provided when restoring')
-    sys.unraisablehook = partial(_report_unraisable, sys.unraisablehook)
     cpu_only = _cpu_only()
     if cpu_only:
         _set_cpu_flags()
@@ -112,6 +115,7 @@ def start(
         _add_xla_flags(GPU_FLAGS)
     chosen = 'JAX_COMPILATION_CACHE_DIR' in os.environ
     _use_compilation_cache(platform.node() if cpu_only else 'compiled')
+    check_numbers()
     if (coordinator_address, num_processes, process_id) == (None, None, None):
         place = places.detect(several=several)
     elif coordinator_address is None or num_processes is None or process_id is None:
@@ -128,6 +132,21 @@ def start(
     with heartbeat.sharing_errors():
         _start_joined_devices()
         _check_compilation_cache(len(set(from_all('machines', machine_id()))), chosen=chosen)
+
+
+def check_numbers() -> None:
+    """Raises UserError if an option of JAX has been changed from its value in `NUMBERS`."""
+    import jax
+
+    for option, (needed, why) in NUMBERS.items():
+        value = getattr(jax.config, option)
+        if value == needed:
+            continue
+        variable = option.upper()
+        given = os.environ.get(variable)
+        if given is not None and (given.lower() in TRUE) == value:
+            raise UserError(f'{variable}={given}: {why}; unset it')
+        raise UserError(f"jax.config.{option}={value}: {why}; call jax.config.update('{option}', {needed})")
 
 
 def token() -> str:
@@ -221,14 +240,6 @@ def _start_devices(*, joined: bool = False) -> None:
         ) from error
 
 
-def _shorten(record: LogRecord) -> bool:
-    """Turns a log record with a stack trace, such as JAX's about a broken driver, into one line."""
-    if record.exc_info and record.exc_info[1] is not None:
-        record.msg, record.args = f'warning: {record.getMessage()}: {first_line(record.exc_info[1])}', ()
-        record.exc_info = record.exc_text = None
-    return True
-
-
 def _cpu_only() -> bool:
     """Whether JAX will find no accelerator, as far as this can be determined without starting it."""
     accelerator = importlib.util.find_spec('jax_plugins') or (importlib.util.find_spec('libtpu') and places.has_tpu())
@@ -263,7 +274,6 @@ def _use_compilation_cache(name: str) -> None:
     if can_create(folder):
         os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(folder))
     os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
-    warnings.filterwarnings('ignore', message='Error writing persistent compilation cache entry')
 
 
 def may_cache_programs(machines: int, backend: str, *, chosen: bool) -> bool:
@@ -300,11 +310,3 @@ def _keep_freed_memory() -> None:
     if mallopt is not None:
         for option, value in MALLOC_OPTIONS.values():
             mallopt(option, value)
-
-
-def _report_unraisable(report: Callable[[Any], object], unraisable: Any) -> None:
-    """Hides errors already reported: further failing reads of a damaged checkpoint, files closed on a full disk."""
-    error = unraisable.exc_value
-    reported = str(error) == 'Event loop is closed' or (isinstance(error, OSError) and error.errno in STORAGE)
-    if not reported:
-        report(unraisable)
