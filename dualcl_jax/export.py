@@ -13,18 +13,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from dualcl_jax.system.callable_module import make_callable
 from dualcl_jax.system.command_line import Parser
 from dualcl_jax.system.errors import exits_cleanly
 from dualcl_jax.system.own import import_own
 
-FOLDER = 'huggingface'
-"""The format that is a folder, not a file."""
-FILES = ('safetensors', 'stablehlo', 'torchvision', 'onnx')
-"""The other ones: the names of `dualcl_jax.models.exports.FORMATS`, which imports JAX."""
-
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parses the flags. Raises UserError if one is unknown or missing, or has an invalid value."""
+    from dualcl_jax.api.export import ENCODERS, FILES, FOLDER
+
     parser = Parser('python -m dualcl_jax.export', __doc__)
     parser.add_import()
     parser.add_argument('--workdir', required=True, help='folder of a run that has saved a checkpoint')
@@ -32,7 +30,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         '--output', required=True, metavar='FILE', help=f'the file to write; with {FOLDER} a new folder'
     )
-    parser.add_argument('--encoder', default='query', choices=('query', 'momentum'), help='default: query')
+    parser.add_argument('--encoder', default='query', choices=ENCODERS, help='default: query')
     parser.add_argument('--projection', action='store_true', help="export the projection's output, not the features")
     parser.add_argument('--step', default='latest', help='which checkpoint: a number, latest (default) or best')
     return parser.parse_args(arguments)
@@ -41,41 +39,18 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 @exits_cleanly
 def main() -> int:
     flags = parse(sys.argv[1:])
-    from dualcl_jax.system.files import check_output, check_output_folder, write_output, write_output_folder
+    from dualcl_jax.api.export import Request, check, write
     from dualcl_jax.system.processes.start import start
 
-    (check_output_folder if flags.format == FOLDER else check_output)(flags.output)
+    request = Request(**{name: getattr(flags, name) for name in Request._fields})
+    check(request)
     start(several=False)
     import_own(flags.own)
-    from dualcl_jax.models.exports import FORMATS, TextDescription, huggingface, huggingface_images
-    from dualcl_jax.workdir.export import describe
-    from dualcl_jax.workdir.model_card import model_card
-    from dualcl_jax.workdir.saved_run import open_saved_run
-
-    run = open_saved_run(flags.workdir, flags.step)
-    description, variables = describe(run, encoder=flags.encoder, projection=flags.projection)
-    if flags.format == FOLDER:
-        card = model_card(run, description)
-        if isinstance(description, TextDescription):
-            files = huggingface.write_folder(description, variables, card)
-            load = 'sentence_transformers.SentenceTransformer'
-        else:
-            files = huggingface_images.write_folder(description, variables, card)
-            load = f'transformers.{huggingface_images.network_of(description).name}.from_pretrained'
-        write_output_folder(flags.output, files)
-        size = sum(map(len, files.values()))
-    else:
-        content = FORMATS[flags.format](description, variables)
-        write_output(flags.output, content)
-        size, load = len(content), 'dualcl_jax.load_encoder'
-        if flags.format == 'onnx':
-            load = 'onnxruntime.InferenceSession'
-    print(
-        f'{flags.output}: {description.architecture["name"]} of step {run.step:,}, {description.encoder} encoder, '
-        f"{description.output} [N, {description.features}], {size / 1e6:,.1f} MB; load it with {load}('{flags.output}')"
-    )
+    write(request)
     return 0
 
+
+make_callable(__name__, 'dualcl_jax.api.export:export')
 
 if __name__ == '__main__':
     sys.exit(main())

@@ -4,15 +4,10 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from dualcl_jax.api.arguments import path_of
 from dualcl_jax.system.private_jax import backends_started
 from dualcl_jax.system.processes.start import check_numbers, start
 from dualcl_jax.system.quiet import quietly
-
-if TYPE_CHECKING:
-    from dualcl_jax.models.exports import LoadedEncoder, LoadedTextEncoder
 
 _starting = threading.Lock()
 _started = threading.Event()
@@ -48,19 +43,3 @@ def _start(deterministic: bool) -> None:
     if used and os.environ.get('XLA_FLAGS', '') != before:
         print('note: JAX was already in use, without the XLA options that dualcl_jax sets; call dualcl_jax first')
     _started.set()
-
-
-def load_encoder(path: str | os.PathLike[str]) -> 'LoadedEncoder | LoadedTextEncoder':
-    """Loads the encoder in a file written by `dualcl export`.
-
-    The result maps images [N, H, W, C] to features [N, F]. Images are uint8, or floats in [0, 1], of the size
-    `.description.image_size`; an encoder with a `.description.value_range` takes the values of files, which it scales
-    from that range. The encoder of a run on text maps a list of N sentences instead. JAX is imported by this
-    function, not with the package.
-
-    Raises:
-      UserError: the file does not exist, is damaged or is of another kind.
-    """
-    from dualcl_jax.models.exports import load
-
-    return load(path_of('path', path))

@@ -103,7 +103,7 @@ def find_run(workdir: str, *, flag: str = '--workdir') -> tuple[epath.Path, list
     folder = reachable(workdir, f'{flag}={workdir}')
     steps = saved_steps(folder) if workdir else []
     if not steps or not (folder / 'config.json').exists():
-        raise UserError(f'{flag}={workdir}: no run with a checkpoint; name the --workdir of one')
+        raise UserError(f'{flag}={workdir}: no run with a checkpoint; give the workdir of one')
     return folder, steps
 
 

@@ -8,7 +8,8 @@ import pytest
 
 import dualcl_jax
 from dualcl_jax import __main__ as command
-from dualcl_jax import __version__, compile, configs, evaluate, export, main
+from dualcl_jax import __version__, compile, configs, evaluate, main
+from dualcl_jax.api.export import FILES
 from dualcl_jax.evaluators.protocols import NAMES, TEXT_PROTOCOLS, protocols_of
 from dualcl_jax.models.exports import FORMATS
 from dualcl_jax.system.config import flatten, load_config
@@ -57,7 +58,7 @@ def test_names_in_help_texts() -> None:
     assert tuple(TEXT_PROTOCOLS) == evaluate.TEXT_PROTOCOLS
     for_text = protocols_of('text').keys() - TEXT_PROTOCOLS.keys()
     assert set(evaluate.PROTOCOLS) - for_text == {'finetune', 'semi', 'robustness', 'retrieval'}
-    assert tuple(FORMATS) == export.FILES
+    assert tuple(FORMATS) == FILES
 
 
 def test_configs_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

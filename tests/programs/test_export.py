@@ -7,9 +7,11 @@ import jax
 import numpy as np
 import pytest
 
+import dualcl_jax
 from dualcl_jax import export, load_encoder
 from dualcl_jax.data import load
 from dualcl_jax.evaluators.embed import Embedder
+from dualcl_jax.system.errors import UserError
 from dualcl_jax.workdir.saved_run import open_saved_run
 from tests.support.runs import REPOSITORY, contents
 
@@ -29,6 +31,29 @@ def test_as_a_command(finished, tmp_path):
     loaded = load_encoder(output)
     pixels = jax.image.resize(train.examples(np.arange(4)).astype(np.float32) / 255, (4, 8, 8, 3), 'linear')
     np.testing.assert_allclose(loaded(pixels), want, atol=1e-5)
+
+
+def test_as_a_function(workdir, tmp_path, monkeypatch):
+    """`load_encoder` takes the workdir, too, here of a run of which a later checkpoint was not finished."""
+    monkeypatch.setattr('dualcl_jax.api.session.start', lambda *_, **__: None)
+    dualcl_jax.export(workdir, tmp_path / 'encoder', step=4)
+    (workdir / 'checkpoints' / '00000005.orbax-checkpoint-tmp').mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
+    of_file, of_run = load_encoder(tmp_path / 'encoder'), load_encoder(workdir)
+    assert of_file.description.to_metadata() == of_run.description.to_metadata()
+    np.testing.assert_array_equal(of_file(images), of_run(images))
+    for path, message in ((tmp_path, 'path=.*: no run with a checkpoint'), (tmp_path / 'none', 'none: cannot be read')):
+        with pytest.raises(UserError, match=message):
+            load_encoder(path)
+    for mistake, message in (
+        ({'format': 'pickle'}, 'format=pickle: choose from safetensors, .*, huggingface'),
+        ({'encoder': 'teacher'}, 'encoder=teacher: choose from query, momentum'),
+        ({'step': 9}, '--step=9: '),
+        ({'output': 3}, 'output: int; give a path'),
+    ):
+        with pytest.raises(UserError, match=message):
+            dualcl_jax.export(**{'workdir': workdir, 'output': tmp_path / 'other'} | mistake)
+    assert dualcl_jax.export is export  # one object, whatever was imported first
 
 
 MISTAKES = {

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
-from dualcl_jax.models.exports.encoder import Described, Description, LoadedEncoder, check_positive
+from dualcl_jax.models.encoder import Variables
+from dualcl_jax.models.exports.encoder import Described, Description, LoadedEncoder, check_positive, compute
 from dualcl_jax.system.errors import UserError, reason_of
 from dualcl_jax.system.tree import Tree
 
@@ -106,6 +108,14 @@ def read_description(metadata: Any) -> Description | TextDescription:
     """
     kind: Any = TextDescription if isinstance(metadata, dict) and 'tokenizer' in metadata else Description
     return kind.from_metadata(metadata)
+
+
+def with_variables(
+    description: Description | TextDescription, variables: Variables
+) -> LoadedEncoder | LoadedTextEncoder:
+    """Makes an encoder with this description and these variables, to be called on images or on sentences."""
+    function = jax.jit(partial(compute, description, description.build()))
+    return loaded(description, partial(function, jax.device_put(variables)))
 
 
 def loaded(

@@ -8,17 +8,15 @@ projection is its `fc`, as in MoCo: one layer, or the layers of an nn.Sequential
 
 import hashlib
 import json
-from functools import partial
 
 import flax.traverse_util
-import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from dualcl_jax.models.encoder import Variables
-from dualcl_jax.models.exports.encoder import Described, LoadedEncoder, compute
-from dualcl_jax.models.exports.sentences import LoadedTextEncoder, loaded, read_description
+from dualcl_jax.models.exports.encoder import Described, LoadedEncoder
+from dualcl_jax.models.exports.sentences import LoadedTextEncoder, read_description, with_variables
 from dualcl_jax.models.weights_file import LEAVES, from_torch, in_torch, read_metadata
 from dualcl_jax.system.errors import UserError, reason_of
 
@@ -93,9 +91,7 @@ def read(content: bytes) -> LoadedEncoder | LoadedTextEncoder:
         if array.shape != leaf.shape or array.dtype != leaf.dtype:
             raise ValueError(f'tensor {stored} is {array.dtype} {array.shape}, not {leaf.dtype} {leaf.shape}')
         flat[name] = array
-    variables = jax.device_put(flax.traverse_util.unflatten_dict(flat, sep='.'))
-    function = partial(jax.jit(partial(compute, description, description.build())), variables)
-    return loaded(description, function)
+    return with_variables(description, flax.traverse_util.unflatten_dict(flat, sep='.'))
 
 
 def _pack(description: Described, tensors: Tensors, names: str) -> bytes:

@@ -232,8 +232,8 @@ def test_other_files_are_refused_and_never_run(tmp_path):
         with pytest.raises(UserError, match=f'{name}: not a complete export'):
             load_encoder(str(tmp_path / name))
     assert not (tmp_path / 'sprung').exists()
-    for name in ('missing', '.'):
-        with pytest.raises(UserError, match='cannot be read'):
+    for name, message in (('missing', 'cannot be read'), ('.', 'no run with a checkpoint')):
+        with pytest.raises(UserError, match=message):
             load_encoder(str(tmp_path / name))
 
 
