@@ -23,6 +23,13 @@ PAIR = ('first', 'second')
 """The columns of the file that stores sentences, or pairs of them."""
 
 
+class HeldOut(NamedTuple):
+    """How test images are chosen among labelled images that come without any: `data.test_fraction`, `data.hold_out`."""
+
+    fraction: float
+    how: str
+
+
 class Given(NamedTuple):
     """Data as fields of a config.
 
@@ -30,14 +37,16 @@ class Given(NamedTuple):
       fields: `data.name` and `data.path`; `data.columns` for sentences.
       channels: `data.channels` for images if it must be stated; 0 otherwise.
       write: writes the file at `data.path`, which is then in the workdir; None for the user's own files.
+      note: what is printed when the file is written; empty for nothing.
     """
 
     fields: Mapping[str, Any] = {}
     channels: int = 0
     write: Write | None = None
+    note: str = ''
 
 
-def describe(data: Data, workdir: str, *, of_text: bool) -> Given:
+def describe(data: Data, workdir: str, *, of_text: bool, held_out: HeldOut | None = None) -> Given:
     """Describes data. Nothing is written yet.
 
     The name of a file in the workdir has a digest of its content: it never replaces the data of a run.
@@ -46,6 +55,7 @@ def describe(data: Data, workdir: str, *, of_text: bool) -> Given:
       data: see `dualcl_jax.train`.
       workdir: folder of the run; local, unless the data is a path.
       of_text: whether the config trains on sentences (`data.name=text`).
+      held_out: how test images are chosen; None for none.
 
     Raises:
       UserError: the data is none of these; the message says what to give.
@@ -56,7 +66,7 @@ def describe(data: Data, workdir: str, *, of_text: bool) -> Given:
     if '://' in workdir:
         kind = 'sentences' if of_text else 'arrays'
         raise UserError(f'workdir={workdir}: {kind} are stored in the workdir, which must be local; or give a file')
-    return _sentences(data, workdir) if of_text else _images(data, workdir)
+    return _sentences(data, workdir) if of_text else _images(data, workdir, held_out)
 
 
 def source_of(path: str, *, of_text: bool) -> str:
@@ -83,6 +93,8 @@ def stored(given: Given, workdir: str) -> Iterator[None]:
         assert given.write is not None
         open_workdir(workdir)
         _write(path, given.write)
+        if given.note:
+            print(given.note)
     try:
         yield
     finally:
@@ -131,7 +143,7 @@ def _is_pair(row: Any) -> bool:
     return isinstance(row, Sequence) and len(row) == 2 and all(isinstance(value, str) for value in row)
 
 
-def _images(data: Any, workdir: str) -> Given:
+def _images(data: Any, workdir: str, held_out: HeldOut | None) -> Given:
     from dualcl_jax.data.images.npz import ALIASES, IMAGES, LABELS, check_layout
     from dualcl_jax.data.images.source import is_photographic
 
@@ -164,11 +176,56 @@ def _images(data: Any, workdir: str) -> Given:
     images = ours.get('train_images', ours.get('images', np.empty(0)))
     channels = images.shape[3] if images.ndim == 4 else 1
     stated = images.ndim in (3, 4) and not is_photographic(images.dtype.name, channels)
+    path, in_test, note = _place(workdir, _digest(named), '.npz'), None, ''
+    if held_out is not None and not os.path.exists(path):  # a run of version 0.1.0 has no test images
+        in_test = _in_test(ours, held_out)
+    if held_out is not None and in_test is not None:
+        path = _place(workdir, _digest(named | {'in_test': in_test}), '.npz')
+        note = (
+            f'{np.count_nonzero(in_test):,} of the {len(in_test):,} images are held out for testing, chosen by their '
+            f'content (data.test_fraction={held_out.fraction:g})'
+        )
     return Given(
-        {'data.name': 'npz', 'data.path': _place(workdir, _digest(named), '.npz')},
+        {'data.name': 'npz', 'data.path': path},
         channels if stated else 0,
-        lambda file: np.savez(file, **named),  # from the arrays: a copy of them may not fit into memory
+        lambda file: np.savez(file, **(named if in_test is None else _divided(named, in_test))),
+        note,
     )
+
+
+def _in_test(arrays: Mapping[str, np.ndarray], held_out: HeldOut) -> np.ndarray | None:
+    """Which images are for testing, bool [N]; None if there are test images, or no labels, or too few.
+
+    Labels that will be refused when the file is read hold out none.
+    """
+    from dualcl_jax.data.images.npz import MAX_CLASSES
+    from dualcl_jax.data.source import held_out_by_content
+
+    prefix = '' if 'images' in arrays else 'train_'
+    images, labels = arrays.get(f'{prefix}images'), arrays.get(f'{prefix}labels')
+    if images is None or labels is None or 'test_images' in arrays or not images.ndim:
+        return None
+    labels = labels.reshape(-1)
+    if not len(images) == len(labels) > 0 or labels.min() < -1 or labels.max() >= MAX_CLASSES:
+        return None
+    digests = np.array([np.frombuffer(hashlib.sha256(image.tobytes()).digest(), np.uint8) for image in images])
+    found = held_out_by_content(digests, labels.astype(np.int32), held_out.fraction, held_out.how)
+    if found.all():
+        raise UserError(f'data.test_fraction={held_out.fraction:g}: no image is left for training; lower it')
+    return found if found.any() else None
+
+
+def _divided(arrays: Mapping[str, np.ndarray], in_test: np.ndarray) -> dict[str, np.ndarray]:
+    """The arrays, with the images for testing and their labels in arrays of their own."""
+    from dualcl_jax.data.images.npz import ALIASES, IMAGES, LABELS
+
+    found = dict(arrays)
+    for name, array in arrays.items():
+        known = ALIASES.get(name.lower(), name)
+        if known in (*IMAGES, *LABELS):
+            found[name] = array[~in_test]
+            found['test_images' if known in IMAGES else 'test_labels'] = array[in_test]
+    return found
 
 
 def _array(name: str, values: Any) -> np.ndarray:

@@ -4,10 +4,15 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
+from dualcl_jax.system.files import cache_folder
 from dualcl_jax.system.private_jax import backends_started
 from dualcl_jax.system.processes.start import check_numbers, start
 from dualcl_jax.system.quiet import quietly
+
+NEVER_S = 1e9
+"""Programs that take this many seconds to compile do not exist."""
 
 _starting = threading.Lock()
 _started = threading.Event()
@@ -33,7 +38,8 @@ def using_jax(*, deterministic: bool = True) -> Iterator[None]:
                 check_numbers()
             else:
                 _start(deterministic)
-        yield
+        with _programs_kept():
+            yield
 
 
 def _start(deterministic: bool) -> None:
@@ -43,3 +49,22 @@ def _start(deterministic: bool) -> None:
     if used and os.environ.get('XLA_FLAGS', '') != before:
         print('note: JAX was already in use, without the XLA options that dualcl_jax sets; call dualcl_jax first')
     _started.set()
+
+
+@contextlib.contextmanager
+def _programs_kept() -> Iterator[None]:
+    """A context in which JAX keeps compiled programs for the next start, if it does so in our folder.
+
+    It does not keep those of the user there: it warns of programs that call oneDNN, which it cannot store.
+    """
+    import jax
+
+    option, folder = 'jax_persistent_cache_min_compile_time_secs', jax.config.jax_compilation_cache_dir
+    if folder is None or not Path(folder).is_relative_to(cache_folder()):
+        yield
+        return
+    jax.config.update(option, float(os.environ[option.upper()]))
+    try:
+        yield
+    finally:
+        jax.config.update(option, NEVER_S)

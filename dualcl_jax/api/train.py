@@ -36,8 +36,9 @@ def train(
       data: a folder of images, an `.npz` file, images [N, H, W] or [N, H, W, C] of 8 or 16 bits or floating point,
         (images, labels [N]), or a mapping with the arrays of an `.npz` file (train_images, train_labels, test_images,
         test_labels). Arrays are stored in an .npz file in the workdir; `data.channels` is theirs unless they are uint8
-        with C 1 or 3. With a text config: a file or a folder of sentences, a list of sentences, or a list of pairs of
-        them, which is stored in a .jsonl file. None: the data that the config names.
+        with C 1 or 3. Of labelled images without test images, `data.test_fraction` are held out, as of a folder. With
+        a text config: a file or a folder of sentences, a list of sentences, or a list of pairs of them, which is stored
+        in a .jsonl file. None: the data that the config names.
       workdir: folder of the run, local or remote.
       config: a name such as 'quickstart' or 'imagenet:moco_v3', the path of a configuration file, or a config.
       init_from: a workdir, a file of weights or, of text, a Hugging Face folder; start from its encoder.
@@ -67,9 +68,9 @@ def train(
         from dualcl_jax.training import loop
         from dualcl_jax.workdir.folder import open_workdir, read_summary, unlock
 
-        found = (
-            given.Given() if data is None else given.describe(data, workdir, of_text=chosen.data.get('name') == 'text')
-        )
+        held_out = given.HeldOut(chosen.data.test_fraction, chosen.data.hold_out)
+        of_text = chosen.data.get('name') == 'text'
+        found = given.Given() if data is None else given.describe(data, workdir, of_text=of_text, held_out=held_out)
         override(chosen, [f'{field}={value}' for field, value in found.fields.items()])
         if found.channels and not chosen.data.channels:
             override(chosen, [f'data.channels={found.channels}'])

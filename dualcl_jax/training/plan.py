@@ -1,6 +1,7 @@
 """The plan of a run: everything that can be checked before anything is compiled or trained."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -17,6 +18,7 @@ from dualcl_jax.data.images.source import image_shape
 from dualcl_jax.data.images.statistics import channel_statistics, values_in_use
 from dualcl_jax.data.text.source import KIND as TEXT
 from dualcl_jax.evaluators.benchmarks.sts import Pairs, read_dev
+from dualcl_jax.evaluators.monitor import can_monitor
 from dualcl_jax.method.build import Method, build_method
 from dualcl_jax.method.choices import FIRST_LOOK, TYPICAL_IMAGES, Machine, describe, fill, open_fields
 from dualcl_jax.method.length import run_length
@@ -77,10 +79,16 @@ class Plan:
         """The number of steps taken before this start."""
         return self.resumed_from or 0
 
+    @functools.cached_property
+    def measures_accuracy(self) -> bool:
+        """Whether the run measures its kNN accuracy."""
+        settings = self.config.monitor
+        return settings.every_epochs > 0 and can_monitor(self.splits, settings.unseen)
+
     @property
     def first_look(self) -> int:
-        """The step after which accuracy is first informative, for a run whose length was chosen; 0 for other runs."""
-        return math.ceil(FIRST_LOOK * self.total_steps) if self.chosen else 0
+        """The step after which accuracy is first informative; 0 for a run that measures none, or of given length."""
+        return math.ceil(FIRST_LOOK * self.total_steps) if self.chosen and self.measures_accuracy else 0
 
     def create(self) -> TrainState:
         """The state of a new run."""

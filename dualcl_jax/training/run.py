@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from dualcl_jax.data.text.tokens import FILE as TOKENIZER
 from dualcl_jax.data.text.tokens import Tokenizer
 from dualcl_jax.evaluators.embed import Embedder
-from dualcl_jax.evaluators.monitor import KnnMonitor, Monitor, StsMonitor, can_monitor
+from dualcl_jax.evaluators.monitor import KnnMonitor, Monitor, StsMonitor
 from dualcl_jax.method.length import run_length
 from dualcl_jax.method.state import TrainState, state_specs
 from dualcl_jax.system.config import accepted_sha256, method_sha256
@@ -209,7 +209,7 @@ def _monitors(plan: Plan, embed: Embedder) -> tuple[Monitor, ...]:
     settings, found = plan.config.monitor, list[Monitor]()
     if not settings.every_epochs:
         return ()
-    if can_monitor(plan.splits, settings.unseen):
+    if plan.measures_accuracy:
         options = {name: settings[name] for name in ('k', 'temperature', 'bank', 'unseen')}
         found.append(KnnMonitor(embed, plan.splits, **options))
     if plan.similar is not None:

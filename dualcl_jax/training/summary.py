@@ -13,7 +13,6 @@ from dualcl_jax.data import Splits
 from dualcl_jax.data.describe import baseline_name, noun, units
 from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.text.source import KIND as TEXT
-from dualcl_jax.evaluators.monitor import can_monitor
 from dualcl_jax.method.choices import FEW_IMAGES
 from dualcl_jax.method.describe import describe_method
 from dualcl_jax.method.groups import LEAST, group_size, normalized_alone
@@ -59,7 +58,7 @@ def header(plan: Plan, params: optax.Params, damaged: Mapping[int, str] | None =
         + (f', resuming from step {plan.start_step:,}' if plan.start_step else ''),
         'workdir': str(plan.folder),
     }
-    if config.monitor.every_epochs and not can_monitor(plan.splits, config.monitor.unseen):
+    if config.monitor.every_epochs and not plan.measures_accuracy:
         facts['kNN accuracy'] = (
             f'not measured: it needs labelled {units(plan.splits.train.kind)} of the same classes, for training and '
             'for testing'
@@ -83,8 +82,8 @@ def header(plan: Plan, params: optax.Params, damaged: Mapping[int, str] | None =
 def _warnings(plan: Plan) -> list[str]:
     """Describes fields that are set without an effect, and batch statistics that leave little of the examples."""
     config, encoder, devices = plan.config, plan.method.encoder, plan.mesh.devices.size
-    selector, monitor = config.negatives.selector, config.monitor
-    measured = monitor.every_epochs and (plan.similar is not None or can_monitor(plan.splits, monitor.unseen))
+    selector = config.negatives.selector
+    measured = plan.measures_accuracy or (config.monitor.every_epochs and plan.similar is not None)
     idle = {
         'loss.shuffle_keys has no effect with one BN group': (
             config.loss.shuffle_keys and devices * encoder.groups == encoder.span
@@ -115,13 +114,14 @@ def _repeats(config: FrozenConfigDict, platform: str) -> str:
 
 
 def _first_run(plan: Plan) -> dict[str, str]:
-    """What was chosen for the set, and when to look at the results."""
+    """What was chosen for the set, and when to look at the accuracy if it is measured."""
     count = len(plan.splits.train)
-    facts = {
-        'chosen': plan.chosen,
-        'first look': f'after step {plan.first_look:,} of {plan.total_steps:,}; earlier, accuracy may be below that of '
-        'the random encoder',
-    }
+    facts = {'chosen': plan.chosen}
+    if plan.first_look:
+        facts['first look'] = (
+            f'after step {plan.first_look:,} of {plan.total_steps:,}; earlier, accuracy may be below that of '
+            'the random encoder'
+        )
     if count < FEW_IMAGES and not plan.config.init_from:
         facts['few images'] = (
             f'{count:,} are few to train on; starting from pretrained weights usually works better: '

@@ -1,5 +1,6 @@
 """The functions train and evaluate: the same runs and errors as the commands, from a thread, and when interrupted."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -75,7 +76,7 @@ def test_a_refused_call_keeps_the_data(
 
 
 def test_the_process_of_the_user_stays_as_it_was(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
-    """Also the first call, which sets up JAX; a message of the user's own code is shown."""
+    """Also the first call, which sets up JAX. A message of the user's own code is shown; its programs are not kept."""
     program = f"""
 import logging, sys, warnings
 from absl import logging as absl_logging
@@ -95,8 +96,17 @@ assert set(filters) <= set(warnings.filters)
 added = [found for found in warnings.filters if found not in filters]  # by libraries when they are imported
 assert not any(found[1] and found[1].match(ours) for found in added for ours in WARNINGS), added
 absl_logging.info('shown')
+import jax, os
+kept = sorted(os.listdir(jax.config.jax_compilation_cache_dir))
+assert kept
+images = jax.numpy.ones((8, 3, 32, 32))
+jax.jit(lambda kernels: jax.lax.conv(images, kernels, (1, 1), 'SAME'))(jax.numpy.ones((16, 3, 3, 3)))
+assert sorted(os.listdir(jax.config.jax_compilation_cache_dir)) == kept
 """
-    done = subprocess.run([sys.executable, '-c', program], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    environment = os.environ | {'XDG_CACHE_HOME': str(tmp_path), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
+    done = subprocess.run(
+        [sys.executable, '-c', program], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr.endswith('shown\n')
     assert len(done.stderr.splitlines()) == 1, done.stderr

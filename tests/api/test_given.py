@@ -1,17 +1,23 @@
 """Data given to `dualcl_jax.train` in memory: what is stored in the workdir, and that runs are those of files."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
+from ml_collections import ConfigDict
 
 import dualcl_jax
+from configs import default
 from dualcl_jax.api import given
+from dualcl_jax.data import Splits, data_config, load
 from dualcl_jax.data.text import files
+from dualcl_jax.system.config import override
 from dualcl_jax.system.errors import UserError
 from tests.support import text_runs
 from tests.support.runs import REPOSITORY
@@ -26,6 +32,12 @@ def stored(found: given.Given, workdir: Path) -> str:
         fields = {'data': {'path': path}}
         (workdir / 'config.json').write_text(json.dumps(fields))
     return path
+
+
+def load_splits(config: ConfigDict, fields: Mapping[str, Any]) -> Splits:
+    """The splits of the data, as a run loads them."""
+    override(config, [f'{field}={value}' for field, value in fields.items()])
+    return load(data_config(config))
 
 
 def test_pairs_train_as_their_file_does(in_process, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -103,6 +115,55 @@ def test_other_arrays_and_no_labels(tmp_path: Path) -> None:
     named = {'images': IMAGES, 'labels': None, 'class_names': np.array(['a', 'b'])}
     for data, expected in ((named, ['images', 'class_names']), ((IMAGES, None), ['train_images'])):
         assert list(np.load(stored(given.describe(data, str(tmp_path), of_text=False), tmp_path))) == expected
+
+
+@pytest.mark.parametrize('names', [('x_train', 'y_train'), ('images', 'labels')])
+def test_test_images_are_held_out(names: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A share of the labelled ones, chosen by their content: a set that grows keeps them."""
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (400, 8, 8, 3), np.uint8), np.arange(400, dtype=np.uint8) % 4
+    more = {'class_names': np.array(list('abcd'))}
+    of_run = {'of_text': False, 'held_out': given.HeldOut(0.1, 'auto')}
+    found = given.describe(dict(zip(names, (images, labels), strict=True)) | more, str(tmp_path), **of_run)
+    arrays = np.load(stored(found, tmp_path))
+    assert arrays.files == [*names, 'class_names', 'test_images', 'test_labels']
+    count = len(arrays['test_images'])
+    assert 20 < count < 60
+    assert capsys.readouterr().out == (
+        f'{count} of the 400 images are held out for testing, chosen by their content (data.test_fraction=0.1)\n'
+    )
+    known = {image.tobytes(): label for image, label in zip(images, labels, strict=True)}
+    for held_out, end in ((False, names), (True, ('test_images', 'test_labels'))):
+        assert len(arrays[end[0]]) == (count if held_out else 400 - count)
+        assert [known[image.tobytes()] for image in arrays[end[0]]] == arrays[end[1]].tolist()
+    splits = load_splits(default.get_config(), found.fields)
+    assert (len(splits.train), len(splits.test)) == (400 - count, count)
+
+    again = given.describe((images, labels.reshape(-1, 1)), str(tmp_path / 'other'), **of_run)
+    half = given.describe((images[::2], labels[::2]), str(tmp_path / 'half'), **of_run)
+    tested = [
+        {image.tobytes() for image in np.load(stored(each, tmp_path / folder))['test_images']}
+        for each, folder in ((again, 'other'), (half, 'half'))
+    ]
+    assert tested[0] == {image.tobytes() for image in arrays['test_images']}
+    assert tested[1] == tested[0] & {image.tobytes() for image in images[::2]}
+
+
+def test_arrays_that_a_run_has_are_not_divided(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Version 0.1.0 held nothing out."""
+    images, labels = np.arange(40 * 8 * 8, dtype=np.uint16).reshape(40, 8, 8).astype(np.uint8), np.arange(40) % 2
+    before = given.describe((images, labels), str(tmp_path), of_text=False)
+    path = stored(before, tmp_path)
+    held_out = given.HeldOut(0.5, 'auto')
+    assert given.describe((images, labels), str(tmp_path), of_text=False, held_out=held_out).fields['data.path'] == path
+    with_test = {'train_images': images, 'train_labels': labels, 'test_images': images[:2]}
+    for data in (images, (images, None), (images, np.full(40, -1)), (images, labels[:3]), with_test):
+        found = given.describe(data, str(tmp_path / 'new'), of_text=False, held_out=held_out)
+        assert found.fields == given.describe(data, str(tmp_path / 'new'), of_text=False).fields
+        assert not found.note
+    assert capsys.readouterr().out == ''
+    with pytest.raises(UserError, match=r'data\.test_fraction=1: no image is left for training; lower it'):
+        given.describe((images[:2], labels[:2]), str(tmp_path), of_text=False, held_out=given.HeldOut(1.0, 'random'))
 
 
 @pytest.mark.parametrize('fails', ['the_run', 'the_disk'])

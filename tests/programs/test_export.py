@@ -33,6 +33,7 @@ def test_as_a_command(finished, tmp_path):
     np.testing.assert_allclose(loaded(pixels), want, atol=1e-5)
 
 
+@pytest.mark.filterwarnings('ignore:Error writing persistent compilation cache entry')
 def test_as_a_function(workdir, tmp_path, monkeypatch):
     """`load_encoder` takes the workdir, too, here of a run of which a later checkpoint was not finished."""
     monkeypatch.setattr('dualcl_jax.api.session.start', lambda *_, **__: None)
