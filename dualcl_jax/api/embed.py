@@ -1,17 +1,19 @@
 """`dualcl_jax.embed`: computes the features of a set from Python, and does the work of `dualcl embed`."""
 
 import collections
+import contextlib
 import itertools
 import os
 import shutil
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from dualcl_jax.api.arguments import optional_path, path_of
-from dualcl_jax.api.given import source_of
+from dualcl_jax.api.given import Data, describe, source_of, write
 from dualcl_jax.api.session import using_jax
 from dualcl_jax.system.errors import UserError, listed
 
@@ -38,7 +40,8 @@ class Request(NamedTuple):
 
     Attributes:
       workdir, encoder: a run, or a file of `dualcl export`.
-      data: a folder or an .npz file; for text, a file or folder of sentences; None for the data of the run.
+      data: a folder or an .npz file; for text, a file or folder of sentences; None for the data of the run. From Python
+        also arrays or sentences, as for `dualcl_jax.train`.
       layer, step, momentum: which features.
       labels: as `data.labels` of a config.
       near_duplicates, outliers: thresholds; None to look for none.
@@ -47,7 +50,7 @@ class Request(NamedTuple):
 
     workdir: str | None
     encoder: str | None
-    data: str | None
+    data: Data | None
     layer: str | None = None
     step: str = 'latest'
     momentum: bool = False
@@ -61,22 +64,26 @@ def embed(
     workdir: str | os.PathLike[str] | None = None,
     *,
     encoder: str | os.PathLike[str] | None = None,
-    data: str | os.PathLike[str] | None = None,
+    data: Data | None = None,
     output: str | os.PathLike[str] | None = None,
     layer: str | None = None,
     step: str | int = 'latest',
     momentum: bool = False,
     labels: str | os.PathLike[str] = 'auto',
 ) -> 'Embedding':
-    """The features of every image of a folder or an `.npz` file, copies included, or of sentences.
+    """The features of every image of a folder, an `.npz` file or an array, copies included, or of sentences.
 
     It does what `dualcl embed` does.
+
+        labelled = dualcl_jax.embed('runs/photos', data=(images, labels))
+        features = dualcl_jax.embed('runs/sentences', data=['a sentence', 'another one']).features
 
     Args:
       workdir: workdir of a run.
       encoder: a file of `dualcl export`, in place of a workdir.
-      data: the folder or file, of images or, with an encoder of text, of sentences; None: the training and test
-        examples of the run.
+      data: the folder or file, of images or, with an encoder of text, of sentences; or arrays of the type on which the
+        run was trained, or a list of sentences, as for `dualcl_jax.train`. They are written to a temporary file. None:
+        the training and test examples of the run.
       output: a file to write as well: .parquet, .npz or .csv. Finished parts are kept beside it until the end, so that
         the same call resumes.
       layer: 'backbone' (default) or 'projection'; of an exported encoder, its own output.
@@ -94,7 +101,7 @@ def embed(
     request = Request(
         optional_path('workdir', workdir),
         optional_path('encoder', encoder),
-        optional_path('data', data, 'give a path; for arrays, write an .npz file, or use dualcl_jax.load_encoder'),
+        os.fspath(data) if isinstance(data, os.PathLike) else data,
         layer,
         str(step),
         momentum,
@@ -153,7 +160,10 @@ def embed_to(
         check_format(output)
         check_output(output)
     source, name, layer = _encoder(request)
-    examples = _examples(request, source)
+    with _in_file(request, source) as of_file:
+        examples = _examples(of_file, source)
+    if of_file is not request:
+        _check_complete(request.data, examples)
     count, searches = len(examples.names), request.near_duplicates is not None or request.outliers is not None
     if searches and count < 2:
         raise UserError('--near_duplicates and --outliers need at least two examples')
@@ -201,6 +211,43 @@ def _encoder(request: Request) -> 'tuple[EncoderSource, str, str]':
     return source, name, chosen(request.layer or source.layers[0], source.layers, '--layer')[0]
 
 
+@contextlib.contextmanager
+def _in_file(request: Request, source: 'EncoderSource') -> 'Iterator[Request]':
+    """A context in which the data of a request are in a file, a temporary one for arrays and sentences.
+
+    Raises:
+      UserError: the data are of another kind than the encoder takes, or the file cannot be written.
+    """
+    from dualcl_jax.data.text.source import KIND as TEXT
+
+    if request.data is None or isinstance(request.data, str):
+        yield request
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        found = describe(request.data, folder, of_text=source.kind == TEXT)
+        if found.channels not in (0, source.config.data.channels):
+            raise UserError(
+                f'data: {found.channels} channels as stored, but the encoder takes '
+                f'{source.config.data.channels or "1 or 3 of 8 bits"}; give images as those that it was trained on'
+            )
+        path = found.fields['data.path']
+        assert found.write is not None
+        write(path, found.write)
+        fields = [f'data.memory_bytes={max(source.config.data.memory_bytes, os.path.getsize(path))}']
+        if 'data.columns' in found.fields:
+            fields += [f'data.columns={found.fields["data.columns"]}', 'data.label_column=']
+        yield request._replace(data=path, fields=fields)
+
+
+def _check_complete(data: Any, examples: 'Examples') -> None:
+    """Raises UserError if sentences of a list are left out: a row of features belongs to a place in the list."""
+    from dualcl_jax.data.text.source import KIND as TEXT
+
+    lost = len(data) - len(examples.names) if examples.sources[0].kind == TEXT else 0
+    if lost:
+        raise UserError(f'data: {lost:,} of the {len(data):,} sentences cannot be used; leave them out')
+
+
 def _settings(request: Request, source: 'EncoderSource') -> 'ConfigDict':
     """The `data` part of a config: that of the run, or defaults for --data, and then the fields of the request.
 
@@ -216,6 +263,7 @@ def _settings(request: Request, source: 'EncoderSource') -> 'ConfigDict':
     config = ConfigDict({'data': source.config.data.to_dict()})
     form = None
     if request.data is not None:
+        assert isinstance(request.data, str)
         form = source_of(request.data, of_text=source.kind == TEXT)
     if request.labels != 'auto' and form != 'folder':
         raise UserError(f'--labels={request.labels}: only for a folder of images in --data; leave it out')

@@ -92,7 +92,7 @@ def stored(given: Given, workdir: str) -> Iterator[None]:
     if writes:
         assert given.write is not None
         open_workdir(workdir)
-        _write(path, given.write)
+        write(path, given.write)
         if given.note:
             print(given.note)
     try:
@@ -106,11 +106,11 @@ def stored(given: Given, workdir: str) -> Iterator[None]:
                     os.unlink(path)
 
 
-def _write(path: str, write: Write) -> None:
-    """Writes a file atomically. Raises UserError if that fails."""
+def write(path: str, function: Write) -> None:
+    """Writes a file atomically by the function. Raises UserError if that fails."""
     try:
         with replacing(Path(path), shared=True) as partial, partial.open('wb') as file:
-            write(file)
+            function(file)
     except OSError as error:
         raise UserError(f'{path}: cannot be written ({reason_of(error)}); choose another workdir') from error
 

@@ -53,6 +53,13 @@ def test_pairs_train_as_their_file_does(in_process, monkeypatch: pytest.MonkeyPa
         of_file = dualcl_jax.train(file, workdir=tmp_path / 'file', config=config, **own)
     assert of_file['state_sha256'] == summary['state_sha256']
     assert summary['config']['data']['columns'] == 'first,second'
+    sentences = [first for first, _ in pairs] * 2
+    found = dualcl_jax.embed(tmp_path / 'memory', data=sentences)
+    assert found.files == sentences
+    encoder = dualcl_jax.load_encoder(tmp_path / 'memory')
+    np.testing.assert_allclose(found.features, encoder(sentences), rtol=0, atol=1e-6)
+    with pytest.raises(UserError, match='data: 1 of the 129 sentences cannot be used; leave them out'):
+        dualcl_jax.embed(tmp_path / 'memory', data=[*sentences, ' '])
 
 
 def test_sentences_are_stored(tmp_path: Path) -> None:

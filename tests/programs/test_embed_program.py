@@ -93,6 +93,18 @@ def test_every_format(run, workdir: Path, folder: Path, tmp_path: Path, in_proce
     np.testing.assert_allclose(np.load(tmp_path / 'g.npz')['features'], features, rtol=1e-5, atol=1e-6)
 
 
+def test_arrays(in_process, workdir: Path, tmp_path: Path) -> None:
+    """Larger than one block and part, in another size than the encoder's; as those of their file."""
+    images, labels = np.random.default_rng(0).integers(0, 256, (4100, 18, 18, 3), np.uint8), np.arange(4100) % 3
+    np.savez(tmp_path / 'mine.npz', train_images=images, train_labels=labels)
+    expected = dualcl_jax.embed(workdir, data=tmp_path / 'mine.npz')
+    found = dualcl_jax.embed(workdir, data=(images, labels), output=tmp_path / 'found.npz')
+    for name in ('features', 'labels'):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    assert (found.files[-1], found.class_names) == ('train/4099', ('0', '1', '2'))
+    np.testing.assert_array_equal(np.load(tmp_path / 'found.npz')['features'], found.features)
+
+
 def test_own_data_and_layers(in_process, workdir: Path, tmp_path: Path) -> None:
     done = in_process(embed.main, f'--workdir={workdir}', f'--output={tmp_path}/f.npz', '--layer=projection')
     assert last_line(done) == {'output': f'{tmp_path}/f.npz', 'examples': 320, 'features': 16}
@@ -283,8 +295,10 @@ def test_mistakes_of_data(run, workdir: Path, tmp_path: Path, capsys: pytest.Cap
         dualcl_jax.embed(workdir, data=gray)
     with pytest.raises(UserError, match='--labels=none: only for a folder of images'):
         dualcl_jax.embed(workdir, data=gray, labels='none')
-    with pytest.raises(UserError, match='data: ndarray; give a path; for arrays'):
-        dualcl_jax.embed(workdir, data=np.zeros((9, 16, 16, 3), np.uint8))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match='data: 3 channels as stored, but the encoder takes 1 or 3 of 8 bits; give'):
+        dualcl_jax.embed(workdir, data=np.zeros((9, 16, 16, 3), np.float32))
+    with pytest.raises(UserError, match='data: list; give a path, an array of images'):
+        dualcl_jax.embed(workdir, data=['a sentence'])
     with pytest.raises(UserError, match="labels: NoneType; give 'auto'"):
         dualcl_jax.embed(workdir, data=empty, labels=None)  # type: ignore[arg-type]
 
