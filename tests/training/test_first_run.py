@@ -48,6 +48,10 @@ def test_choices_are_printed_stored_and_kept(command, tmp_path: Path) -> None:
     changed.write_text(json.dumps(stored))
     again = command('--config.loss.temperature=0.3', '--dry_run')
     assert 'optimizer.learning_rate=0.125' in again.out
+    assert '\nfirst look ' in again.out
+    unmeasured = command('--config.loss.temperature=0.3', '--dry_run', '--config.monitor.every_epochs=0')
+    assert 'chosen ' in unmeasured.out
+    assert 'first look' not in unmeasured.out
     refused = command('--config.loss.temperature=0.3', '--config.train.batch_size=16', '--dry_run')
     assert refused.status == 2
     assert 'a different train.batch_size' in refused.err
