@@ -79,13 +79,9 @@ def measure(data: Path, seed: int, workdir: Path, overrides: list[str]) -> dict[
         'cores': len(os.sched_getaffinity(0)),
         'processor': processor(),
         **{name: summary[name] for name in TAKEN},
-        'curve': {record['step']: record[KNN.backbone] for record in metrics if _measured(record)},
+        'curve': {record['step']: record[KNN.backbone] for record in metrics if KNN.backbone in record},
         'config': summary['config'] | {'data': summary['config']['data'] | {'path': data.name}},
     }
-
-
-def _measured(record: dict[str, Any]) -> bool:
-    return KNN.backbone in record
 
 
 def _cpu_seconds() -> float:
