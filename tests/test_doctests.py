@@ -21,7 +21,7 @@ COMPLETE = (
     'dualcl_jax.method.views.images',
 )
 """Modules for users, in which every public function has an example."""
-SLOW = ('apply_view', 'draw_crop', 'largest', 'make_views')
+SLOW = ('draw_crop', 'largest', 'make_views')
 """Functions whose examples take long to compile; tests of their own call them."""
 
 

@@ -23,7 +23,7 @@ from dualcl_jax.data.images.crops import CropRecipe
 from dualcl_jax.data.images.encoded import Crops, EncodedSource
 from dualcl_jax.method.views import image_ops
 from dualcl_jax.method.views.image_draws import CROP_DRAWS, JITTER_DRAWS, draw_crop, draw_jitter
-from dualcl_jax.method.views.images import ViewSpec, color_jitter
+from dualcl_jax.method.views.images import ViewSpec
 from dualcl_jax.system.machine import available_cores
 from experiments.benchmark.workers import cpu_seconds, descendants
 
@@ -46,14 +46,13 @@ def operations(rounds: int, compare: Compare) -> Cases:
             box = draw_crop(draw[:CROP_DRAWS], size, size, spec.crop_scale, spec.crop_ratio)
             return image_ops.crop_and_resize(image, *box, size)
 
+        def jitter(image: jax.Array, draw: jax.Array) -> jax.Array:
+            drawn = draw_jitter(draw[:JITTER_DRAWS], 0.4, 0.4, 0.4, 0.1)
+            return jnp.stack(image_ops.color_jitter(tuple(jnp.moveaxis(image, -1, 0)), drawn, True), axis=-1)
+
         functions: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
             'crop': crop,
-            'brightness': lambda image, draw: image_ops.adjust_brightness(image, draw[0]),
-            'contrast': lambda image, draw: image_ops.adjust_contrast(image, draw[0]),
-            'saturation': lambda image, draw: image_ops.adjust_saturation(image, draw[0]),
-            'hue': lambda image, draw: image_ops.adjust_hue(image, draw[0] - 0.5),
-            'jitter': lambda image, draw: color_jitter(image, draw_jitter(draw[:JITTER_DRAWS], 0.4, 0.4, 0.4, 0.1)),
-            'grayscale': lambda image, draw: image_ops.to_grayscale(image),
+            'jitter': jitter,
             'blur': lambda image, draw: image_ops.gaussian_blur(image, 0.1 + 1.9 * draw[0]),
             'solarize': lambda image, draw: image_ops.solarize(image, 0.5),
             'flip': lambda image, draw: image_ops.flip(image),

@@ -4,6 +4,9 @@ import dataclasses
 import functools
 import itertools
 import math
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +15,11 @@ import pytest
 
 from dualcl_jax.method.views import images as views
 from dualcl_jax.method.views.image_draws import CROP_DRAWS, JITTER_DRAWS, Jitter, draw_crop, draw_jitter
+from dualcl_jax.method.views.image_ops import color_jitter
 from dualcl_jax.method.views.images import PRESETS, ViewSpec
 from dualcl_jax.system.errors import UserError
 from tests.reference.images import photo, ref_crop_box, ref_jitter, ref_view
+from tests.support.runs import REPOSITORY
 
 BARE = ViewSpec(**dict.fromkeys(views.PROBABILITIES, 0.0))  # only the crop
 make_views = jax.jit(views.make_views, static_argnames=('specs', 'size'))
@@ -34,6 +39,11 @@ def chi_square(counts: np.ndarray) -> float:
 # Colour jitter.
 
 
+def jittered(image: jax.Array, jitter: Jitter, applied: bool = True) -> jax.Array:
+    planes = tuple(jnp.moveaxis(image, -1, 0))
+    return jnp.stack(color_jitter(planes, jitter, applied), axis=-1)
+
+
 @pytest.mark.parametrize('channels', [1, 3])
 def test_color_jitter_in_all_24_orders(channels):
     image = photo(9, 12, channels)
@@ -43,7 +53,7 @@ def test_color_jitter_in_all_24_orders(channels):
     @jax.jit
     @functools.partial(jax.vmap, in_axes=(0, None))
     def jitter(position, factors):
-        return views.color_jitter(jnp.asarray(image), Jitter(*factors, position))
+        return jittered(jnp.asarray(image), Jitter(*factors, position))
 
     got = jitter(positions, jnp.float32(factors))
     expected = [ref_jitter(image.astype(np.float64), factors, position) for position in positions]
@@ -57,8 +67,10 @@ def test_color_jitter_without_some_operations(absent):
     image = photo(9, 12, 3)
     factors = [None if i in absent else jnp.float32(f) for i, f in enumerate((1.35, 0.62, 1.4, -0.09))]
     for position in ([2, 0, 3, 1], [3, 2, 1, 0]):
-        got = jax.jit(views.color_jitter)(image, Jitter(*factors, jnp.array(position)))
+        jitter = Jitter(*factors, jnp.array(position))
+        got = jax.jit(jittered)(image, jitter)
         np.testing.assert_allclose(got, ref_jitter(image.astype(np.float64), factors, position), atol=3e-6)
+    np.testing.assert_allclose(jax.jit(jittered)(image, jitter, False), image, atol=1e-6)
 
 
 # Draws.
@@ -140,27 +152,39 @@ def test_view_draw_of_certain_operations(probability):
 
 # Whole views.
 
+COUNT = 8
+V3 = dataclasses.replace(PRESETS['moco_v3'][1], blur_probability=0.5, solarize_probability=0.5)
+GRAY_FIRST = dataclasses.replace(PRESETS['moco_v1'][0], brightness=0.0, grayscale=0.5, jitter_probability=0.5)
 RECIPES = {
-    'moco_v1': (PRESETS['moco_v1'][0], 3),
-    'moco_v3 second': (dataclasses.replace(PRESETS['moco_v3'][1], blur_probability=0.5, solarize_probability=0.5), 3),
-    'one channel': (dataclasses.replace(PRESETS['moco_v3'][1], blur_probability=0.5, solarize_probability=0.5), 1),
+    'moco_v1': PRESETS['moco_v1'][:1],
+    'moco_v2': PRESETS['moco_v2'],
+    'unlike': (V3, GRAY_FIRST),
+    'three': (ViewSpec(flip=1.0), dataclasses.replace(V3, hue=0.0, solarize_threshold=0.3), GRAY_FIRST),
 }
 
 
-@pytest.mark.parametrize('recipe', RECIPES)
-def test_whole_view_matches_float64(recipe):
-    spec, channels = RECIPES[recipe]
-    images = np.stack([photo(20, 26, channels, seed) for seed in range(12)])
-    drawn = jax.jit(jax.vmap(lambda d: views.draw_view(d, spec, 20, 26)))(uniform(12, views.VIEW_DRAWS))
-    got = jax.jit(jax.vmap(lambda image, parameters: views.apply_view(image, parameters, spec, 16)))(images, drawn)
-    assert got.shape == (12, 16, 16, channels)
-    drawn = jax.device_get(drawn)
-    for i, view in enumerate(np.asarray(got)):
-        one = jax.tree.map(lambda leaf, i=i: leaf[i], drawn)
-        expected = ref_view(images[i].astype(np.float64), one, spec, 16)
-        if spec.solarize_probability > 0:  # float32 may put a pixel at the threshold on the other side
-            expected = np.where(np.abs(expected - spec.solarize_threshold) < 1e-5, view, expected)
-        np.testing.assert_allclose(view, expected, atol=1e-5)
+@pytest.mark.parametrize(
+    ('recipe', 'channels'), [('moco_v1', 3), ('moco_v2', 3), ('unlike', 3), ('unlike', 1), ('three', 3)]
+)
+def test_views_match_float64(recipe, channels):
+    specs, keys = RECIPES[recipe], jax.random.split(jax.random.key(7), COUNT)
+    images = np.stack([(photo(20, 26, channels, seed) * 255).round().astype(np.uint8) for seed in range(COUNT)])
+    made = np.asarray(make_views(keys, images, specs, 16))
+    assert made.shape == (len(specs), COUNT, 16, 16, channels)
+    assert made.dtype == np.float32
+    for number, spec in enumerate(specs):
+
+        def draw(key, number=number, spec=spec):
+            draws = jax.random.uniform(jax.random.fold_in(key, number), (views.VIEW_DRAWS,))
+            return views.draw_view(draws, spec, 20, 26)
+
+        drawn = jax.device_get(jax.jit(jax.vmap(draw))(keys))
+        for row, view in enumerate(made[number]):
+            one = jax.tree.map(lambda leaf, row=row: leaf[row], drawn)
+            expected = ref_view(images[row] / 255.0, one, spec, 16)
+            if spec.solarize_probability > 0:  # float32 may put a pixel at the threshold on the other side
+                expected = np.where(np.abs(expected - spec.solarize_threshold) < 1e-5, view, expected)
+            np.testing.assert_allclose(view, expected, atol=1e-5)
 
 
 @pytest.fixture(scope='module')
@@ -196,8 +220,7 @@ def test_a_view_depends_on_its_key_only(batch, made):
     stacked = per_device(keys.reshape(4, 2), images.reshape(4, 2, 24, 30, 3))
     np.testing.assert_allclose(stacked.reshape(made[0].shape), made[0], atol=1e-6)
 
-    one = jax.jit(lambda key, image: views.augment(jax.random.fold_in(key, 1), image, SPECS[1], 16))
-    np.testing.assert_allclose(one(keys[3], images[3]), made[1, 3], atol=1e-6)
+    np.testing.assert_allclose(make_views(keys[3:4], images[3:4], SPECS, 16), made[:, 3:4], atol=1e-6)
 
 
 def test_draws_are_bit_identical_in_any_batch():
@@ -222,16 +245,39 @@ def test_uint8_equals_float_and_raw_keys_equal_typed_keys():
     np.testing.assert_allclose(make_views(jax.random.key_data(keys), as_float, (BARE,), 8), made, atol=1e-6)
 
 
-def test_operations_without_probability_are_not_traced():
-    image = photo(20, 20, 3)
-    lowered = jax.jit(lambda key: views.augment(key, image, BARE, 16)).lower(jax.random.key(0)).as_text()
-    assert lowered.count('stablehlo.dot_general') == 2, 'only the resize of the crop'
+def test_products_have_the_highest_precision_and_operations_without_probability_are_left_out(batch):
+    for specs, count in ((SPECS, 4), ((BARE, BARE), 2)):  # crop and blur, two axes
+        lowered = make_views.lower(*batch, specs, 16).as_text()
+        products = [line for line in lowered.splitlines() if 'dot_general' in line]
+        assert len(products) == count
+        assert all('precision = [HIGHEST, HIGHEST]' in line for line in products)
 
 
-def test_matrix_products_have_the_highest_precision(batch):
-    products = [line for line in make_views.lower(*batch, SPECS, 16).as_text().splitlines() if 'dot_general' in line]
-    assert len(products) == 8  # crop and blur, two axes, two views
-    assert all('precision = [HIGHEST, HIGHEST]' in line for line in products)
+LOWERED = """
+import hashlib
+import jax
+from dualcl_jax.method.views import images
+specs = (images.ViewSpec(crop_scale=(0.5, 1.0)), images.PRESETS['moco_v3'][1])
+inputs = jax.eval_shape(lambda: (jax.random.split(jax.random.key(0), 2), jax.numpy.zeros((2, 8, 8, 3))))
+lowered = jax.jit(lambda keys, pixels: images.make_views(keys, pixels, specs=specs, size=16)).lower(*inputs)
+print(hashlib.sha256(lowered.as_text().encode()).hexdigest())
+"""
+
+
+def test_the_program_does_not_depend_on_the_order_of_sets():
+    """All processes of a run must compile the same program, and a compilation cache must find it again."""
+    environment = {**os.environ, 'PYTHONPATH': str(REPOSITORY), 'JAX_PLATFORMS': 'cpu'}
+    programs = [
+        subprocess.run(
+            [sys.executable, '-c', LOWERED],
+            env=environment | {'PYTHONHASHSEED': seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ('1', '2')  # a set of the names of the jitter then has different orders
+    ]
+    assert len(set(programs)) == 1
 
 
 # Recipes and mistakes.
@@ -305,12 +351,8 @@ def test_values_of_a_range_become_0_to_1():
 
 
 def test_other_images_are_refused():
-    def trace(channels, dtype):
-        image = jax.ShapeDtypeStruct((8, 8, channels), dtype)
-        jax.eval_shape(lambda key, image: views.augment(key, image, BARE, 8), jax.random.key(0), image)
-
     with pytest.raises(TypeError, match='int32'):
-        trace(3, jnp.int32)
+        make_views(jax.random.split(jax.random.key(0), 2), jnp.zeros((2, 8, 8, 3), jnp.int32), (BARE,), 8)
 
 
 def test_crops_made_on_the_host_get_the_rest_of_the_view():

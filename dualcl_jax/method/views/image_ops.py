@@ -4,14 +4,20 @@ Images are float32 [H, W, C] in [0, 1] with C = 1 or 3. The HSV of the hue shift
 float images; resizing is torchvision's and Pillow's antialiased bilinear resize of the crop; the blur is an exact
 Gaussian, reflected at the edges. Pixels may differ from those of an 8-bit pipeline by its rounding.
 
-`adjust_brightness`, `adjust_contrast` and `adjust_saturation` define the blends, each as an operation of its own. The
-colour jitter of a view (`images.color_jitter`) computes the same blends with `blend`, in any order.
+The operations on colours take the channels as separate arrays, which one pass over the memory of a device can compute
+together.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from dualcl_jax.method.views.image_draws import Jitter
+
+Planes = tuple[jax.Array, ...]
+"""The channels of an image, each [H, W]."""
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
 
 
@@ -43,63 +49,10 @@ def flip(image: jax.Array) -> jax.Array:
     return image[:, ::-1]
 
 
-def to_grayscale(image: jax.Array) -> jax.Array:
-    """The luma .2989 R + .587 G + .114 B in every channel; [H, W, C]; one-channel images are returned unchanged.
-
-    Example:
-      >>> [round(float(value), 3) for value in to_grayscale(jnp.array([[[0.0, 1.0, 0.0]]])).ravel()]
-      [0.587, 0.587, 0.587]
-    """
-    return jnp.broadcast_to(gray(image), image.shape)
-
-
-def adjust_brightness(image: jax.Array, factor: ArrayLike) -> jax.Array:
-    """factor · image, clipped to [0, 1]; [H, W, C], factor >= 0.
-
-    Example:
-      >>> adjust_brightness(jnp.array([[[0.25], [0.75]]]), 2.0)[..., 0].tolist()
-      [[0.5, 1.0]]
-    """
-    return blend(image, 0.0, factor)
-
-
-def adjust_contrast(image: jax.Array, factor: ArrayLike) -> jax.Array:
-    """factor · image + (1 - factor) · the mean of its grayscale, clipped to [0, 1]; [H, W, C], factor >= 0.
-
-    Example:
-      >>> adjust_contrast(jnp.array([[[0.25], [0.75]]]), 0.5)[..., 0].tolist()
-      [[0.375, 0.625]]
-    """
-    return blend(image, jnp.mean(gray(image)), factor)
-
-
-def adjust_saturation(image: jax.Array, factor: ArrayLike) -> jax.Array:
-    """factor · image + (1 - factor) · its grayscale, clipped to [0, 1]; one-channel images are returned unchanged.
-
-    Example:
-      >>> image = jnp.array([[[0.0, 1.0, 0.0]]])
-      >>> bool((adjust_saturation(image, 0.0) == to_grayscale(image)).all())
-      True
-    """
-    return blend(image, gray(image), factor) if image.shape[-1] == 3 else image
-
-
-def adjust_hue(image: jax.Array, shift: ArrayLike) -> jax.Array:
-    """Shifts the hue in HSV by `shift` turns; [H, W, C] in [0, 1]; one-channel images are returned unchanged.
-
-    Example:
-      >>> adjust_hue(jnp.array([[[1.0, 0.0, 0.0]]]), 0.5).round(3).tolist()  # red to cyan
-      [[[0.0, 1.0, 1.0]]]
-    """
-    if image.shape[-1] == 1:
-        return image
-    return jnp.concatenate(shift_hue(image[..., 0:1], image[..., 1:2], image[..., 2:3], shift), axis=-1)
-
-
 def shift_hue(
     red: jax.Array, green: jax.Array, blue: jax.Array, shift: ArrayLike
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Applies `adjust_hue` to separate channels of any shape.
+    """Shifts the hue in HSV by `shift` turns, of channels in [0, 1] of any shape.
 
     Example:
       >>> [float(channel) for channel in shift_hue(jnp.float32(1), jnp.float32(0), jnp.float32(0), 0.5)]
@@ -137,6 +90,63 @@ def gaussian_blur(image: jax.Array, sigma: ArrayLike) -> jax.Array:
     return apply_separable(image, _blur_weights(image.shape[0], sigma), _blur_weights(image.shape[1], sigma))
 
 
+def blur_and_flip(image: jax.Array, sigma: ArrayLike, blurred: ArrayLike, flipped: ArrayLike) -> jax.Array:
+    """Applies `gaussian_blur` if `blurred` and `flip` if `flipped` to an image [S, S, C], both as one product.
+
+    Example:
+      >>> blur_and_flip(jnp.array([[[0.0], [1.0]]] * 2), 1.0, blurred=False, flipped=True)[0, :, 0].tolist()
+      [1.0, 0.0]
+    """
+    size = image.shape[0]
+    weights = jnp.where(blurred, _blur_weights(size, sigma), jnp.eye(size))
+    return apply_separable(image, weights, jnp.where(flipped, weights[::-1], weights))
+
+
+def color_jitter(planes: Planes, jitter: Jitter, applied: ArrayLike) -> Planes:
+    """Applies the operations of `jitter` to the channels of an image in its order, clipping after each.
+
+    There is one pass for each operation, a blend or the hue shift, whichever is due. If the jitter is not `applied`,
+    all of them change nothing. Of images without red, green and blue, only brightness and contrast change.
+
+    Example:
+      >>> jitter = Jitter(jnp.float32(2.0), None, None, None, jnp.arange(4))
+      >>> [plane.tolist() for plane in color_jitter((jnp.array([[0.25]]),), jitter, applied=True)]
+      [[[0.5]]]
+    """
+    names = Jitter._fields[:4] if len(planes) == 3 else Jitter._fields[:2]
+    position = dict(zip(Jitter._fields[:4], jitter.position, strict=True))
+    values: dict[str, Any] = {name: getattr(jitter, name) for name in names if getattr(jitter, name) is not None}
+    ranks = {name: jnp.sum(jnp.stack([position[other] < position[name] for other in values])) for name in values}
+    means = _means(planes)
+    for turn in range(len(values)):
+        due = {name: applied & (rank == turn) for name, rank in ranks.items()}
+        factor, towards = jnp.float32(1.0), (jnp.zeros_like(planes[0]),) * len(planes)
+        for name, value in values.items():  # never a set, whose order differs between processes
+            if name != 'hue':
+                factor = jnp.where(due[name], value, factor)
+        if 'contrast' in values:
+            towards = tuple(jnp.where(due['contrast'], *both) for both in zip(means, towards, strict=True))
+        if 'saturation' in values:
+            brightness = luma(*planes)
+            towards = tuple(jnp.where(due['saturation'], brightness, toward) for toward in towards)
+        changed = tuple(blend(plane, toward, factor) for plane, toward in zip(planes, towards, strict=True))
+        if 'hue' in values:
+            red, green, blue = planes
+            shifted = shift_hue(red, green, blue, values['hue'])
+            changed = tuple(jnp.where(due['hue'], *both) for both in zip(shifted, changed, strict=True))
+        # The barrier keeps XLA from recomputing a turn for every use in the next one. The means that the next contrast
+        # needs are summed up by the pass that makes the pixels.
+        planes, means = jax.lax.optimization_barrier((changed, _means(changed)))
+    return planes
+
+
+def _means(planes: Planes) -> Planes:
+    """The value towards which contrast draws each channel: the mean luma of three channels, else the mean of each."""
+    if len(planes) == 3:
+        return (jnp.mean(luma(*planes)),) * 3
+    return tuple(jnp.mean(plane) for plane in planes)
+
+
 def solarize(image: jax.Array, threshold: ArrayLike) -> jax.Array:
     """Inverts the values at or above `threshold`; [H, W, C] in [0, 1].
 
@@ -147,20 +157,8 @@ def solarize(image: jax.Array, threshold: ArrayLike) -> jax.Array:
     return jnp.where(image >= threshold, 1.0 - image, image)
 
 
-def gray(image: jax.Array) -> jax.Array:
-    """The luma of an image, or its only channel: [H, W, C] to [H, W, 1].
-
-    Example:
-      >>> gray(jnp.ones((2, 2, 3))).shape
-      (2, 2, 1)
-    """
-    if image.shape[-1] == 1:
-        return image
-    return luma(image[..., 0:1], image[..., 1:2], image[..., 2:3])
-
-
 def luma(red: jax.Array, green: jax.Array, blue: jax.Array) -> jax.Array:
-    """Applies `gray` to separate channels of any shape.
+    """The luma .2989 R + .587 G + .114 B, of channels of any shape.
 
     Example:
       >>> round(float(luma(jnp.float32(0), jnp.float32(1), jnp.float32(0))), 3)
@@ -171,7 +169,7 @@ def luma(red: jax.Array, green: jax.Array, blue: jax.Array) -> jax.Array:
 
 
 def blend(image: jax.Array, toward: ArrayLike, factor: ArrayLike) -> jax.Array:
-    """factor · image + (1 - factor) · toward, clipped to [0, 1]; `toward` broadcasts to [H, W, C].
+    """factor · image + (1 - factor) · toward, clipped to [0, 1]; `toward` broadcasts to the image.
 
     Example:
       >>> blend(jnp.array([[[1.0]]]), 0.0, 0.25).tolist()

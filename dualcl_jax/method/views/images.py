@@ -3,7 +3,7 @@
 Images are float32 [H, W, C] in [0, 1], one example at a time; `make_views` maps over a batch. Every example has its own
 PRNG key (`randomness`), so a view depends only on that key, not on the batch or the number of devices.
 
-A view is first drawn, then applied: `draw_view` turns uniform numbers into parameters, `apply_view` is deterministic.
+A view is first drawn, then computed: `draw_view` turns uniform numbers into parameters, the rest is deterministic.
 
 Three channels are red, green and blue. Images with any other number of channels keep it: the operations that are
 defined for colours (`OF_COLOURS`) are skipped. Crop, blur, solarize and flip treat all channels alike, brightness
@@ -15,7 +15,7 @@ The draws of the crop and of the colour jitter are in `image_draws`, the convent
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -35,16 +35,14 @@ from dualcl_jax.method.views.image_draws import (
     draw_jitter,
 )
 from dualcl_jax.method.views.image_ops import (
-    adjust_hue,
-    blend,
+    Planes,
+    blur_and_flip,
+    color_jitter,
     crop_and_resize,
     flip,
-    gaussian_blur,
-    gray,
+    luma,
     solarize,
-    to_grayscale,
 )
-from dualcl_jax.method.views.large_images import LARGE, apply_views
 from dualcl_jax.models.images import ImageInput, resized, to_float
 from dualcl_jax.system.errors import UserError
 
@@ -53,6 +51,8 @@ RAW_SIDE = 32
 PROBABILITIES = ('jitter_probability', 'grayscale', 'blur_probability', 'solarize_probability', 'flip')
 OF_COLOURS = ('saturation', 'hue', 'grayscale')
 """The operations that are skipped for images without red, green and blue."""
+NEUTRAL = {'brightness': 1.0, 'contrast': 1.0, 'saturation': 1.0, 'hue': 0.0}
+"""The parameters with which an operation of the colour jitter changes nothing."""
 VIEW_DRAWS = CROP_DRAWS + JITTER_DRAWS + 1 + len(PROBABILITIES)
 
 
@@ -140,103 +140,19 @@ def draw_view(draws: jax.Array, spec: ViewSpec, height: int, width: int) -> View
     )
 
 
-def color_jitter(image: jax.Array, jitter: Jitter) -> jax.Array:
-    """Applies the operations of `jitter` to an image [H, W, C] in [0, 1] in its order, clipping after each.
-
-    Brightness, contrast and saturation are all blends: those before the hue shift run in the drawn order, then the hue
-    shift, then those after it. Every blend has a slot on both sides of the shift; on the wrong side its factor is 1.
-
-    Example:
-      >>> jitter = draw_jitter(jnp.full((JITTER_DRAWS,), 0.5), brightness=0.4, contrast=0.0, saturation=0.0, hue=0.0)
-      >>> color_jitter(jnp.array([[[0.25]]]), jitter).tolist()  # a factor of 1
-      [[[0.25]]]
-    """
-    is_color = image.shape[-1] == 3
-    position = dict(zip(Jitter._fields[:4], jitter.position, strict=True))
-    blends = {name: getattr(jitter, name) for name in ('brightness', 'contrast', 'saturation')[: 3 if is_color else 2]}
-    factors = {name: factor for name, factor in blends.items() if factor is not None}
-    ranks = {name: jnp.sum(jnp.stack([position[other] < position[name] for other in factors])) for name in factors}
-
-    def blend_in_order(image: jax.Array, applied: dict[str, ArrayLike]) -> jax.Array:
-        for slot in range(len(factors)):
-            here = {name: rank == slot for name, rank in ranks.items()}
-            luma = gray(image) if image.shape[-1] in (1, 3) else image
-            factor, toward = jnp.float32(1.0), jnp.zeros_like(luma)
-            for name in factors:
-                factor = jnp.where(here[name] & applied[name], factors[name], factor)
-            if 'contrast' in factors:
-                mean = jnp.mean(luma) if luma.shape[-1] == 1 else jnp.mean(luma, axis=(0, 1), keepdims=True)
-                toward = jnp.where(here['contrast'], mean, toward)
-            if 'saturation' in factors:
-                toward = jnp.where(here['saturation'], luma, toward)
-            # The barrier keeps XLA from recomputing a slot for every use in the next one.
-            image = jax.lax.optimization_barrier(blend(image, toward, factor))
-        return image
-
-    if jitter.hue is None or not is_color:
-        return blend_in_order(image, dict.fromkeys(factors, True))
-    image = blend_in_order(image, {name: position[name] < position['hue'] for name in factors})
-    image = adjust_hue(image, jitter.hue)
-    return blend_in_order(image, {name: position[name] > position['hue'] for name in factors})
-
-
-def apply_view(image: jax.Array, parameters: ViewParameters, spec: ViewSpec, size: int) -> jax.Array:
-    """Computes one view of one image: [H, W, C], uint8 or float in [0, 1], to float32 [size, size, C] in [0, 1].
-
-    The order is that of the recipes: crop, jitter, grayscale (before the jitter if `spec.grayscale_first`), blur,
-    solarize, flip. (The other operations commute with the flip, so recipes that flip first give the same view.)
-
-    Raises:
-      TypeError: the image is neither uint8 nor floating point.
-
-    Example:
-      >>> spec = ViewSpec()
-      >>> parameters = draw_view(jnp.full((VIEW_DRAWS,), 0.5), spec, 32, 48)
-      >>> apply_view(jnp.zeros((32, 48, 3)), parameters, spec, size=16).shape
-      (16, 16, 3)
-    """
-    parameters = jax.lax.optimization_barrier(parameters)  # otherwise XLA draws them again for every pixel
-    steps: list[tuple[str, Callable[[jax.Array], jax.Array]]] = [
-        ('jitter_probability', lambda image: color_jitter(image, parameters.jitter)),
-        ('grayscale', to_grayscale),
-        ('blur_probability', lambda image: gaussian_blur(image, parameters.sigma)),
-        ('solarize_probability', lambda image: solarize(image, spec.solarize_threshold)),
-        ('flip', flip),
-    ]
-    if spec.grayscale_first:
-        steps[:2] = steps[1::-1]
-    image = to_float(image)
-    if parameters.crop is not None:
-        image = crop_and_resize(image, *parameters.crop, size)
-    for name, operation in steps:
-        probability = getattr(spec, name)
-        if probability > 0 and (name not in OF_COLOURS or image.shape[-1] == 3):
-            changed = operation(image)
-            image = changed if probability == 1 else jnp.where(parameters.applied[name], changed, image)
-    return jnp.clip(image, 0.0, 1.0)
-
-
-def augment(key: jax.Array, image: jax.Array, spec: ViewSpec, size: int) -> jax.Array:
-    """Makes one random view of one image: draws from `key`, then `apply_view`, with its shapes, order and errors.
-
-    Example:
-      >>> augment(jax.random.key(0), jnp.zeros((32, 48, 3)), ViewSpec(), size=16).shape
-      (16, 16, 3)
-    """
-    draws = jax.random.uniform(key, (VIEW_DRAWS,))
-    return apply_view(image, draw_view(draws, spec, image.shape[0], image.shape[1]), spec, size)
-
-
 def make_views(keys: jax.Array, images: jax.Array, specs: Sequence[ViewSpec], size: int) -> jax.Array:
     """Random views of a batch: keys [B] (typed, or raw [B, 2]), images [B, H, W, C] to float32 [V, B, size, size, C].
 
-    View v of an example is `augment(fold_in(key, v), image, specs[v], size)`: it depends only on the example's key, on
-    v and on its recipe. Images are uint8 or float in [0, 1]; `specs` and `size` are static. It raises the same errors
-    as `augment`. Views of `LARGE` pixels a side or more are computed by `large_images`, the same up to rounding.
+    View v of an example depends only on its key, on v and on its recipe. The order of operations is that of the
+    recipes: crop, jitter, grayscale (before the jitter if `grayscale_first`), blur, solarize, flip. (The other
+    operations commute with the flip, so recipes that flip first give the same view.) Images are uint8 or float in
+    [0, 1]; `specs` and `size` are static. All views are one batch, with the parameters of each, so that nothing is cut
+    out of the batch or stacked.
 
     If the host has made the crops, images are [B, V, size, size, C], and the rest of each view is drawn as usual.
 
     Raises:
+      TypeError: the images are neither uint8 nor floating point.
       ValueError: the crops do not have these shapes.
 
     Example:
@@ -245,39 +161,75 @@ def make_views(keys: jax.Array, images: jax.Array, specs: Sequence[ViewSpec], si
       (2, 4, 16, 16, 3)
     """
     cropped = images.ndim == 5
-    if size < LARGE:
-        images = to_float(images)
     if cropped and images.shape[1:4] != (len(specs), size, size):
         raise ValueError(f'expected crops [B, {len(specs)}, {size}, {size}, C], got {images.shape}')
     height, width = images.shape[-3:-1]
 
-    def draw(view: jax.Array, key: jax.Array) -> jax.Array:
-        return jax.random.uniform(jax.random.fold_in(key, view), (VIEW_DRAWS,))
+    def draw(number: int, spec: ViewSpec) -> ViewParameters:
+        def one(key: jax.Array) -> ViewParameters:
+            draws = jax.random.uniform(jax.random.fold_in(key, number), (VIEW_DRAWS,))
+            drawn = draw_view(draws, spec, height, width)
+            return drawn._replace(crop=None) if cropped else drawn
 
-    def one_view(images: jax.Array, draws: jax.Array, spec: ViewSpec) -> jax.Array:
-        def one(draws: jax.Array, image: jax.Array) -> jax.Array:
-            parameters = draw_view(draws, spec, height, width)
-            return apply_view(image, parameters._replace(crop=None) if cropped else parameters, spec, size)
+        return jax.vmap(one)(keys)
 
-        return jax.vmap(one)(draws, images)
+    drawn = _with_all_operations([draw(number, spec) for number, spec in enumerate(specs)])
+    parameters = jax.tree.map(lambda *leaves: jnp.stack(leaves), *drawn)
+    parameters = jax.lax.optimization_barrier(parameters)  # otherwise XLA draws them again for every pixel
+    used = {name for name in PROBABILITIES if any(getattr(spec, name) > 0 for spec in specs)}
+    gray_first = jnp.array([spec.grayscale_first for spec in specs])
+    thresholds = jnp.array([spec.solarize_threshold for spec in specs], jnp.float32)
+    of_batch = jax.vmap(partial(_apply_view, used=used, size=size), (0, 0, None, None))
+    return jax.vmap(of_batch, (1 if cropped else None, 0, 0, 0))(images, parameters, gray_first, thresholds)
 
-    draws = jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(jnp.arange(len(specs)), keys)
-    if size >= LARGE:
-        parameters = [
-            jax.vmap(partial(draw_view, spec=spec, height=height, width=width))(drawn)
-            for spec, drawn in zip(specs, draws, strict=True)
-        ]
-        return apply_views(
-            images,
-            [drawn._replace(crop=None) for drawn in parameters] if cropped else parameters,
-            used={name for name in PROBABILITIES if any(getattr(spec, name) > 0 for spec in specs)},
-            gray_first=[spec.grayscale_first for spec in specs],
-            thresholds=[spec.solarize_threshold for spec in specs],
-            size=size,
-        )
-    return jnp.stack(
-        [one_view(images[:, view] if cropped else images, draws[view], spec) for view, spec in enumerate(specs)]
-    )
+
+def _with_all_operations(parameters: Sequence[ViewParameters]) -> list[ViewParameters]:
+    """Fills in neutral values for the operations of the jitter that only other views have."""
+    filled = [drawn.jitter._asdict() for drawn in parameters]
+    for name, neutral in NEUTRAL.items():
+        if any(jitter[name] is not None for jitter in filled):
+            for jitter in filled:
+                if jitter[name] is None:
+                    jitter[name] = jnp.full(jitter['position'].shape[:1], neutral, jnp.float32)
+    return [drawn._replace(jitter=Jitter(**jitter)) for drawn, jitter in zip(parameters, filled, strict=True)]
+
+
+def _apply_view(
+    image: jax.Array,
+    parameters: ViewParameters,
+    gray_first: jax.Array,
+    threshold: jax.Array,
+    *,
+    used: Collection[str],
+    size: int,
+) -> jax.Array:
+    """Computes one view of one image [H, W, C]; `used` names the operations of `PROBABILITIES` that any view has."""
+    applied = parameters.applied
+    image = to_float(image)
+    if parameters.crop is not None:
+        image = crop_and_resize(image, *parameters.crop, size)
+    planes: Planes = tuple(image[..., channel] for channel in range(image.shape[-1]))
+    has_grayscale = 'grayscale' in used and len(planes) == 3
+    if has_grayscale:
+        planes = _to_grayscale(planes, applied['grayscale'] & gray_first)
+    if 'jitter_probability' in used:
+        planes = color_jitter(planes, parameters.jitter, applied['jitter_probability'])
+    if has_grayscale:
+        planes = _to_grayscale(planes, applied['grayscale'] & ~gray_first)
+    image = jnp.stack(planes, axis=-1)
+    flipped = applied['flip'] if 'flip' in used else False
+    if 'blur_probability' in used:
+        image = blur_and_flip(image, parameters.sigma, applied['blur_probability'], flipped)
+    elif 'flip' in used:
+        image = jnp.where(flipped, flip(image), image)
+    if 'solarize_probability' in used:
+        image = jnp.where(applied['solarize_probability'], solarize(image, threshold), image)
+    return jnp.clip(image, 0.0, 1.0)
+
+
+def _to_grayscale(planes: Planes, applied: jax.Array) -> Planes:
+    brightness = luma(*planes)
+    return tuple(jnp.where(applied, brightness, plane) for plane in planes)
 
 
 def resolve_views(views: Any) -> tuple[ViewSpec, ViewSpec]:
