@@ -100,3 +100,5 @@ def test_blur_and_flip_are_one_product(sigma, flipped):
     expected = ref_blur(image.astype(np.float64), np.float32(sigma))
     np.testing.assert_allclose(both(image, sigma, True, flipped), expected[:, ::-1] if flipped else expected, atol=3e-6)
     np.testing.assert_array_equal(both(image, sigma, False, flipped), image[:, ::-1] if flipped else image)
+    weights = image_ops._blur_weights_at_once(17, jnp.float32(sigma))  # of accelerators
+    np.testing.assert_allclose(weights, image_ops._blur_weights(17, sigma), atol=1e-6)
