@@ -150,6 +150,7 @@ def two_processes(monkeypatch):
         num_processes = 2
         client = Client()
         process_id = property(lambda self: here.index)
+        initialize_preemption_sync_manager = None  # must be there, but is not called
 
     monkeypatch.setattr(distributed, 'global_state', State())
 
