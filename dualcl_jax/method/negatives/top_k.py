@@ -3,8 +3,8 @@
 `jax.lax.top_k` sorts (on TPU, the whole row). A loss over a set of negatives needs only the set, not its order, and the
 set follows from a comparison with a threshold. Counting the entries above a guess takes one pass over a row. Cosine
 similarities are approximately normally distributed, which makes the first guess good, and the counts improve the next
-ones. For most rows the search takes about six passes, where bisection takes thirty. For 64 rows it takes about
-seventeen passes, or six with eight guesses in each pass. The algorithm is this project's own.
+ones. For most rows the search takes about six passes, where bisection takes thirty. For 64 rows it takes about twelve
+passes, or five with eight guesses in each pass. The algorithm is this project's own.
 """
 
 import math
@@ -19,13 +19,13 @@ from jax.scipy.stats import norm
 
 SAMPLE = 2048
 """Number of entries of a row on which the first guess is based."""
-BISECT_EVERY = 4
-"""One in this many passes divides the bracket evenly, whatever the distribution. At most 32 of them end a search."""
-PROBES = 1
-"""The number of guesses for each row in one pass."""
-TPU_PROBES = 8
-"""`PROBES` on TPUs, where eight guesses cost as much as one by libtpu's estimate, and sixteen 1.7 times as much. The
-result is the same."""
+PROBES, BISECT_EVERY = 1, 5
+"""The number of guesses for each row in one pass. One in `BISECT_EVERY` passes divides the bracket evenly, whatever the
+distribution; at most 32 of them end a search. 64 rows of 65,536 random cosines take 11 to 15 passes for the hardest
+quarter, and 11 to 22 if one in 4 does."""
+TPU_PROBES, TPU_BISECT_EVERY = 8, 3
+"""The same on TPUs, where eight guesses cost as much as one by libtpu's estimate, and sixteen 1.7 times as much. The
+result is the same. The same rows take 5 or 6 passes."""
 CPU_FOLDS = 16
 """On CPUs, a row is divided into this many equal parts, whose entries are first compared and added to each other.
 
@@ -83,9 +83,9 @@ def _boundary(values: jax.Array, k: int | jax.Array, axis_name: str | None) -> t
     found = jax.lax.platform_dependent(
         values,
         jnp.asarray(k, jnp.int32),
-        tpu=partial(_search, axis_name=axis_name, probes=TPU_PROBES),
-        cpu=partial(_search, axis_name=axis_name, probes=PROBES, folds=CPU_FOLDS),
-        default=partial(_search, axis_name=axis_name, probes=PROBES),
+        tpu=partial(_search, axis_name=axis_name, probes=TPU_PROBES, bisect_every=TPU_BISECT_EVERY),
+        cpu=partial(_search, axis_name=axis_name, probes=PROBES, bisect_every=BISECT_EVERY, folds=CPU_FOLDS),
+        default=partial(_search, axis_name=axis_name, probes=PROBES, bisect_every=BISECT_EVERY),
     )
     lower, upper = _float(found.lower), _float(found.upper)
     ties = found.at_lower > k
@@ -107,8 +107,11 @@ def _boundary(values: jax.Array, k: int | jax.Array, axis_name: str | None) -> t
     return lower, upper, jax.lax.cond(ties.any(), last_of_ties, no_ties, values)
 
 
-@partial(jax.jit, static_argnames=('axis_name', 'probes', 'folds'), inline=True)  # so that it is traced only once
-def _search(values: jax.Array, k: jax.Array, axis_name: str | None, probes: int, folds: int = 1) -> _Bracket:
+# Jitted so that it is traced only once.
+@partial(jax.jit, static_argnames=('axis_name', 'probes', 'bisect_every', 'folds'), inline=True)
+def _search(
+    values: jax.Array, k: jax.Array, axis_name: str | None, probes: int, bisect_every: int, folds: int = 1
+) -> _Bracket:
     """Narrows the bracket of every row until min(k, allowed) entries reach `lower`, or no value lies in the bracket.
 
     Each pass over the values counts the entries that reach each of `probes` values of a row. The next values follow
@@ -130,7 +133,7 @@ def _search(values: jax.Array, k: jax.Array, axis_name: str | None, probes: int,
         2.0 * FIRST_ERROR * spread / probes,
         jnp.zeros((), jnp.int32),
     )
-    search = _Search(reaching, allowed, wanted, spread, density, probes)
+    search = _Search(reaching, allowed, wanted, spread, density, probes, bisect_every)
     return jax.lax.while_loop(lambda bracket: search.is_open(bracket).any(), search.narrow, start)
 
 
@@ -144,6 +147,7 @@ class _Search(NamedTuple):
       spread: [b] float32, the standard deviation of a row.
       density: [b] float32, how many entries there are per unit near the boundary if a row is normally distributed.
       probes: how many thresholds one pass counts for each row.
+      bisect_every: one in this many passes divides the brackets evenly.
     """
 
     reaching: Callable[[jax.Array], jax.Array]
@@ -152,6 +156,7 @@ class _Search(NamedTuple):
     spread: jax.Array
     density: jax.Array
     probes: int
+    bisect_every: int
 
     def is_open(self, bracket: _Bracket) -> jax.Array:
         """Which rows need another pass, [b] bool."""
@@ -177,7 +182,7 @@ class _Search(NamedTuple):
         lower, upper = bracket.lower[:, None], bracket.upper[:, None]
         around = _float(bracket.guess)[:, None] + from_middle * bracket.apart[:, None]
         evenly = lower + (places + 1) * (upper // (self.probes + 1) - lower // (self.probes + 1))
-        halves = (bracket.turn > 0) & (bracket.turn % BISECT_EVERY == 0)
+        halves = (bracket.turn > 0) & (bracket.turn % self.bisect_every == 0)
         return jnp.clip(jnp.where(halves, evenly, _ordered(around)), lower + 1, upper - 1)
 
     def guess(
