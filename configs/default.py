@@ -38,7 +38,9 @@ def get_config() -> ConfigDict:
     # For text: the column with sentences, by its name or, in a table without a header, by its number; or two for pairs,
     # such as 'term,definition' or '0,1'. Empty: each line is a sentence. data.label_column names the class, if any.
     data.columns = ''
-    data.test_fraction = 0.1  # share of a folder's labelled images to hold out, by content, if it has no test split
+    # Share of the labelled examples of a folder, of text, or of arrays given to `dualcl_jax.train`, to hold out for
+    # testing by their content if there is no test split.
+    data.test_fraction = 0.1
     # A fixed random share of the training images, after data.limit, that is not trained on. The monitor measures on it,
     # and all test figures that a run reports then refer to these images. Only `dualcl_jax.evaluate` uses the test
     # split. The examples must be in memory (data.memory_bytes).

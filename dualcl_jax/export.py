@@ -4,7 +4,7 @@
     stablehlo     a program that contains its weights, for any batch size, on CPU, GPU and TPU
     torchvision   weights with the names and layout of torchvision's ResNet, as safetensors; needs no PyTorch
     onnx          a program for onnxruntime that contains its weights, of some networks
-    huggingface   a folder that transformers loads or, of text, sentence-transformers
+    huggingface   a folder that transformers loads or, for text, sentence-transformers
 
 dualcl_jax.load_encoder(FILE) reads the first three. --init_from starts a run from weights, or from the folder of text.
 """

@@ -236,7 +236,10 @@ def _in_file(request: Request, source: 'EncoderSource') -> 'Iterator[Request]':
         fields = [f'data.memory_bytes={max(source.config.data.memory_bytes, os.path.getsize(path))}']
         if 'data.columns' in found.fields:
             fields += [f'data.columns={found.fields["data.columns"]}', 'data.label_column=']
-        yield request._replace(data=path, fields=fields)
+        try:
+            yield request._replace(data=path, fields=fields)
+        except UserError as error:  # without the name of the temporary file
+            raise UserError(str(error).replace(f'data.path={path}', 'data')) from error
 
 
 def _check_complete(data: Any, examples: 'Examples') -> None:

@@ -113,7 +113,7 @@ def load_encoder(path: str | os.PathLike[str]) -> 'LoadedEncoder | LoadedTextEnc
     function, not with the package.
 
     Args:
-      path: the workdir of a run, finished or not, or a file of any format but onnx.
+      path: the workdir of a run, finished or not, or a file of the format safetensors, torchvision or stablehlo.
 
     Raises:
       UserError: there is no such file or run, or it is damaged or of another kind.

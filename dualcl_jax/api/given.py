@@ -129,9 +129,7 @@ def _sentences(data: Any, workdir: str) -> Given:
     rows: list[Any] = list(data) if isinstance(data, Sequence) else [None]
     columns: tuple[str, ...] = (TEXT,) if all(isinstance(row, str) for row in rows) else PAIR
     if len(columns) == 2 and not all(_is_pair(row) for row in rows):
-        raise UserError(
-            'data: the config trains on sentences; give a file, a list of strings, or a list of pairs of strings'
-        )
+        raise UserError('data: sentences are needed: a file, a list of strings, or a list of pairs of strings')
     lines = [json.dumps(dict(zip(columns, (row,) if isinstance(row, str) else row, strict=True))) for row in rows]
     content = ''.join(f'{line}\n' for line in lines).encode()
     path = _place(workdir, hashlib.sha256(content).hexdigest(), '.jsonl')
@@ -164,7 +162,7 @@ def _images(data: Any, workdir: str, held_out: HeldOut | None) -> Given:
             if array.dtype.kind in 'OSTU':
                 raise UserError(
                     f'data: {type(data).__name__}; give a path, an array of images, (images, labels) or a mapping of '
-                    "arrays; sentences need a text config, such as config='simcse', or config='sentences' for pairs"
+                    "arrays; sentences need a config or an encoder of text, such as config='simcse'"
                 )
             check_layout(f'data: {name}', array)
         elif known in LABELS and array.dtype.kind not in 'iu':
@@ -194,7 +192,7 @@ def _images(data: Any, workdir: str, held_out: HeldOut | None) -> Given:
 
 
 def _in_test(arrays: Mapping[str, np.ndarray], held_out: HeldOut) -> np.ndarray | None:
-    """Which images are for testing, bool [N]; None if there are test images, or no labels, or too few.
+    """Which images are for testing, bool [N]; None if there are test images, or no labels, or too few, or one class.
 
     Labels that will be refused when the file is read hold out none.
     """
@@ -203,10 +201,12 @@ def _in_test(arrays: Mapping[str, np.ndarray], held_out: HeldOut) -> np.ndarray 
 
     prefix = '' if 'images' in arrays else 'train_'
     images, labels = arrays.get(f'{prefix}images'), arrays.get(f'{prefix}labels')
-    if images is None or labels is None or 'test_images' in arrays or not images.ndim:
+    if images is None or labels is None or {'test_images', 'test_labels'} & arrays.keys() or not images.ndim:
         return None
     labels = labels.reshape(-1)
     if not len(images) == len(labels) > 0 or labels.min() < -1 or labels.max() >= MAX_CLASSES:
+        return None
+    if len(np.unique(labels[labels >= 0])) < 2:  # every prediction would be right
         return None
     digests = np.array([np.frombuffer(hashlib.sha256(image.tobytes()).digest(), np.uint8) for image in images])
     found = held_out_by_content(digests, labels.astype(np.int32), held_out.fraction, held_out.how)

@@ -41,7 +41,7 @@ def train(
         in a .jsonl file. None: the data that the config names.
       workdir: folder of the run, local or remote.
       config: a name such as 'quickstart' or 'imagenet:moco_v3', the path of a configuration file, or a config.
-      init_from: a workdir, a file of weights or, of text, a Hugging Face folder; start from its encoder.
+      init_from: a workdir, a file of weights or, for text, a Hugging Face folder; start from its encoder.
       extend: whether the run in the workdir may become longer.
       **overrides: fields of the config: `epochs=20` where only one field has that last name, or with its section,
         `train__epochs=20` or `**{'train.epochs': 20}`. Several numbers are a sequence or an array.

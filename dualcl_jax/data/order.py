@@ -18,7 +18,7 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     if num_examples < batch_size:
         raise UserError(
             f'train.batch_size={batch_size} is more than the {num_examples} training examples: '
-            'lower it, or raise data.limit if it is set'
+            'lower it, or train on more (data.limit, data.test_fraction)'
         )
     return num_examples // batch_size
 

@@ -236,6 +236,7 @@ def _validate_negatives(config: ConfigDict) -> None:
             f'config.negatives.schedule={config.negatives.schedule!r}: needs a '
             'negatives.selector that takes a count: '
             + ', '.join(name for name, spec in SELECTORS.items() if spec.counted)
+            + ', or a SelectorSpec of your own with counted=True'
         )
     if config.queue.sharded and size == 0:
         raise UserError('config.queue.sharded=True: there is no queue (queue.size=0); use False')
@@ -243,7 +244,7 @@ def _validate_negatives(config: ConfigDict) -> None:
         can = ', '.join(name for name, spec in SELECTORS.items() if spec.sharded is not None)
         raise UserError(
             f'config.negatives.selector={config.negatives.selector!r}: cannot select from a sharded queue; choose one '
-            f'of {can}, or queue.sharded=False'
+            f'of {can}, a SelectorSpec of your own with sharded=FUNCTION, or queue.sharded=False'
         )
     if config.loss.key_weight and config.loss.key_term == 'queue' and size == 0:
         raise UserError("config.loss.key_term='queue': there is no queue (queue.size=0); use batch")

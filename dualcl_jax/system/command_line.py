@@ -36,7 +36,7 @@ class Parser(argparse.ArgumentParser):
             action='append',
             default=[],
             metavar='MODULE',
-            help='your module that defines the network or the selector of the run; may be given again',
+            help='your module that defines the network or the selector of the run; repeat the flag for more',
         )
 
     def parse_with_fields(self, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

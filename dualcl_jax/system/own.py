@@ -78,8 +78,8 @@ def find_own(field: str, name: str, known: Collection[str], form: str, fits: Cal
     Raises:
       UserError: the name has no module, the module is not imported, or it has no such object.
     """
-    module, colon, attribute = name.partition(':')
-    if not colon:
+    module, _, attribute = name.partition(':')
+    if not (module and attribute):
         raise UserError(f'{field}={name!r}: choose one of {", ".join(known)}, or {form} of your own')
     if module not in sys.modules:
         raise UserError(f'{field}={name!r}: {module} is not imported; add --import={module}, or import it first')

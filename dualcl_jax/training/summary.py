@@ -235,6 +235,8 @@ def closing(summary: Mapping[str, Any], workdir: epath.Path) -> str:
         protocols = 'sts --config.sts.path=DIR'
     else:
         protocols = 'structure' if summary['knn_top1'] is None else 'knn,linear'  # the others need labels
+    if '__main__' in own:  # of a notebook or script, which a command cannot import
+        return '\n'.join(lines)
     lines.append(f'next: dualcl evaluate {given} --protocols={protocols}')
     lines.append(f'      dualcl embed {given} --output=features.parquet')
     lines.append(f'      dualcl export {given} --format=safetensors --output=encoder.safetensors')

@@ -156,6 +156,16 @@ def test_test_images_are_held_out(names: tuple[str, str], tmp_path: Path, capsys
     assert tested[1] == tested[0] & {image.tobytes() for image in images[::2]}
 
 
+@pytest.mark.parametrize('other', [{'labels': np.zeros(400, int)}, {'y_test': np.zeros(9, int)}])
+def test_nothing_is_held_out(other: dict[str, np.ndarray], tmp_path: Path) -> None:
+    """One class, which makes every prediction right, or labels of test images that are missing."""
+    images = np.random.default_rng(0).integers(0, 256, (400, 8, 8, 3), np.uint8)
+    arrays = {'images': images, 'labels': np.arange(400) % 4} | other
+    found = given.describe(arrays, str(tmp_path), of_text=False, held_out=given.HeldOut(0.1, 'auto'))
+    assert not found.note
+    assert np.load(stored(found, tmp_path)).files == list(arrays)
+
+
 def test_arrays_that_a_run_has_are_not_divided(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Version 0.1.0 held nothing out."""
     images, labels = np.arange(40 * 8 * 8, dtype=np.uint16).reshape(40, 8, 8).astype(np.uint8), np.arange(40) % 2
@@ -198,9 +208,9 @@ def test_unused_data_are_removed(fails: str, monkeypatch: pytest.MonkeyPatch, tm
     [
         (['a', ('b', 'c')], True, 'a list of strings, or a list of pairs'),
         ([('a', 'b', 'c')], True, 'a list of strings, or a list of pairs'),
-        (np.zeros((2, 8, 8, 3)), True, 'the config trains on sentences'),
+        (np.zeros((2, 8, 8, 3)), True, 'sentences are needed'),
         ([np.zeros((8, 8, 3)), np.zeros((9, 9, 3))], False, 'the items of train_images have different shapes'),
-        (['a sentence'], False, "data: list; give a path.*config='simcse'.*config='sentences'"),
+        (['a sentence'], False, "data: list; give a path.*config='simcse'"),
         ((np.zeros(1),) * 3, False, 'a tuple of 3'),
         (b'folder', False, 'data: bytes; give a path'),
         (np.zeros((6, 3, 32, 32), np.uint8), False, r'data: train_images is uint8 .*x\.transpose\(0, 2, 3, 1\)'),

@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, TiffImagePlugin, TiffTags
 
 from configs import default
 from dualcl_jax.data import load
@@ -23,6 +23,7 @@ from dualcl_jax.data.images.decode import (
     cut,
     examine,
 )
+from dualcl_jax.data.images.tiff import read_directory
 from dualcl_jax.system.errors import UserError
 from tests.support.bad_files import encode, photo
 from tests.support.image_folders import folder_config
@@ -235,3 +236,14 @@ def test_the_first_page_of_a_pyramid_is_the_image():
         file, 'TIFF', save_all=True, append_images=[Image.fromarray(photo(2, 16, 16))]
     )
     assert examine(file.getvalue())[:2] == (32, 32)
+
+
+def test_a_tag_that_is_no_whole_number_is_left_out() -> None:
+    file = io.BytesIO()
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[281] = TiffImagePlugin.IFDRational(511, 2)  # the largest value of a sample
+    tags.tagtype[281] = TiffTags.RATIONAL
+    Image.fromarray(ramp(np.uint8, 255)).save(file, 'TIFF', tiffinfo=tags)
+    assert 281 in Image.open(file).tag_v2
+    assert 281 not in read_directory(file.getvalue())
+    assert not examine(file.getvalue()).conversions & SCALED

@@ -73,6 +73,15 @@ def without_keys(similarities, k):
     return select_top_k(similarities, k)
 
 
+def a_mask(similarities, k, rngs=None):
+    return similarities > 0.5
+
+
+def with_margin(similarities, k, rngs=None, *, margin):
+    return select_top_k(similarities - margin, k)
+
+
+of_unknown_fields = SelectorSpec(with_margin, fields=('margin',))
 anywhere = SelectorSpec(pick, sharded=select_threshold, counted=True)
 on_one_device = SelectorSpec(pick, sharded=pick)
 """
@@ -169,6 +178,28 @@ def test_a_selector_that_is_called_otherwise(nets: str, name: str, said: str) ->
     import_own([nets])
     with pytest.raises(UserError, match=f'{nets}:{name}.*: must be called with similarities, k and rngs .*{said}'):
         find_selector(f'{nets}:{name}')
+
+
+@pytest.mark.parametrize(
+    ('name', 'said'),
+    [
+        ('own_nets_for_test:a_mask', 'must return a Selection, not '),
+        ('own_nets_for_test:of_unknown_fields', 'its SelectorSpec names unknown fields: margin'),
+        ('numpy:argmax', 'NotImplementedError'),
+        ('builtins:max', 'must be called with similarities, k and rngs'),
+    ],
+)
+def test_a_selector_that_does_something_else(nets: str, name: str, said: str) -> None:
+    import_own([nets])
+    with pytest.raises(UserError, match=f'negatives.selector={name!r}: .*{said}'):
+        build_selector(name, default.get_config().negatives)
+
+
+def test_a_stored_run_does_not_need_its_selector() -> None:
+    """Only a call of the selector does."""
+    select = build_selector('picks_that_are_missing:pick', {})
+    with pytest.raises(UserError, match='add --import=picks_that_are_missing'):
+        select(jnp.zeros((2, 4)), 1)
 
 
 def test_what_a_selector_can_do(nets: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 Directory = Mapping[int, tuple[int, ...]]
-"""Values by tag, of those in `TAGS`."""
+"""Values by tag, of those in `TAGS` whose values are whole numbers."""
 
 SUBFILE_TYPE, WIDTH, HEIGHT, BITS, PHOTOMETRIC, SAMPLES, MAX_VALUE = 254, 256, 257, 258, 262, 277, 281
 SUB_DIRECTORIES, EXTRA_SAMPLES, SAMPLE_FORMAT, DNG_VERSION = 330, 338, 339, 50706
@@ -36,8 +36,9 @@ def read_directory(encoded: bytes, offset: int | None = None) -> Directory:
     page, file = ImageFileDirectory_v2(encoded[: 16 if encoded[2:4] == b'+\0' else 8]), io.BytesIO(encoded)
     file.seek(page.next if offset is None else offset)
     page.load(file)
-    found = {tag: page[tag] for tag in TAGS if tag in page}
-    return {tag: tuple(value) if isinstance(value, tuple | bytes) else (value,) for tag, value in found.items()}
+    found = {tag: page.get(tag) for tag in TAGS}
+    values = {tag: tuple(value) if isinstance(value, tuple | bytes) else (value,) for tag, value in found.items()}
+    return {tag: value for tag, value in values.items() if all(isinstance(number, int) for number in value)}
 
 
 def refusal(encoded: bytes, page: Directory) -> str:

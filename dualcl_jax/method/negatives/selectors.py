@@ -5,16 +5,17 @@ A selector is one function and one entry of `SELECTORS`. It takes the cosine sim
 """
 
 import inspect
+import sys
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
 
 from dualcl_jax.losses import Selection, Selector, pick, select_all, select_top_k
 from dualcl_jax.method.negatives.top_k import largest
-from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.errors import UserError, first_line
 from dualcl_jax.system.own import find_own
 
 RECALL = 0.95
@@ -148,7 +149,7 @@ def find_selector(name: str) -> SelectorSpec:
         inspect.signature(spec.select).bind(None, 1, None, **options)
         if spec.sharded is not None:
             inspect.signature(spec.sharded).bind(None, 1, None, **options, axis_name='')
-    except TypeError as error:
+    except (TypeError, ValueError) as error:  # ValueError: a function of C without a signature
         raise UserError(
             f'negatives.selector={name!r}: must be called with similarities, k and rngs ({error}); '
             'docs/python.md has an example'
@@ -163,22 +164,57 @@ def _is_selector(found: Any) -> bool:
 def build_selector(name: str, settings: Mapping[str, Any], axis_name: str | None = None) -> Selector:
     """Builds a selector.
 
+    A stored run can be opened without the module of its own selector, since its encoder does not need it: the result
+    then raises the error of `find_selector` when it is called.
+
     Args:
       name: a name that `find_selector` knows; with an axis, one that has `SelectorSpec.sharded`.
       settings: the values of its `SelectorSpec.fields`, by name; others are not used.
       axis_name: axis of the devices that a sharded queue lies on.
 
+    Raises:
+      UserError: a selector of the user's own lacks one of its fields, fails, or does not return a `Selection`.
+
     Example:
       >>> build_selector('ring', {'skip': 1})(jnp.array([[0.1, 0.9, 0.5]]), k=1).chosen.tolist()
       [[False, False, True]]
     """
+    module, colon, _ = name.partition(':')
+    if colon and module not in sys.modules:
+        return partial(_not_imported, name)
     spec = find_selector(name)
+    if lacking := [field for field in spec.fields if field not in settings]:
+        raise UserError(f'negatives.selector={name!r}: its SelectorSpec names unknown fields: {", ".join(lacking)}')
     options = {field: settings[field] for field in spec.fields}
+    if colon:
+        _try_out(name, partial(spec.select, **options), counted=spec.counted)
     if axis_name is None:
         return partial(spec.select, **options) if options else spec.select
     if spec.sharded is None:
         raise ValueError(f'{name} cannot select from a sharded queue')
     return partial(spec.sharded, **options, axis_name=axis_name)
+
+
+def _not_imported(name: str, *arguments: Any, **options: Any) -> NoReturn:
+    """Raises the UserError of a selector whose module is not imported."""
+    del arguments, options
+    find_selector(name)
+    raise UserError(f'negatives.selector={name!r}: was imported after the method was built; start again')
+
+
+def _try_out(name: str, select: Selector, *, counted: bool) -> None:
+    """Traces a selector of the user's own for two anchors. Raises UserError if it fails or returns something else."""
+    similarities = jax.ShapeDtypeStruct((2, 4), jnp.float32)
+    rngs = jax.eval_shape(lambda: jax.random.split(jax.random.key(0)))
+    try:
+        if counted:
+            found = jax.eval_shape(select, similarities, jax.ShapeDtypeStruct((), jnp.int32), rngs)
+        else:
+            found = jax.eval_shape(lambda similarities, rngs: select(similarities, 1, rngs), similarities, rngs)
+    except Exception as error:  # the user's own code may raise anything
+        raise UserError(f'negatives.selector={name!r}: {type(error).__name__}: {first_line(error)}') from error
+    if not isinstance(found, Selection):
+        raise UserError(f'negatives.selector={name!r}: must return a Selection, not {type(found).__name__}')
 
 
 def _masked(similarities: jax.Array, chosen: jax.Array) -> Selection:
