@@ -67,7 +67,9 @@ def workdir(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Calla
 
 @pytest.mark.parametrize('layout', LAYOUTS)
 def test_equal_losses(workdir: Callable[[str], Path], layout: str) -> None:
-    """Rounding differs by 1e-7, which may change the selection of the hardest negatives in later steps."""
+    """Rounding differs by 1e-7 in a step. The differences grow to 1.4e-6 of the loss in 20 steps (8 devices, a sharded
+    queue), and may change the selection of the hardest negatives in later steps.
+    """
     selector = layout.split('-')[0]
     steps = {'all': STEPS, 'top_k': 5}[selector]
     reference, run = workdir(REFERENCE[selector]), workdir(layout)
@@ -75,7 +77,7 @@ def test_equal_losses(workdir: Callable[[str], Path], layout: str) -> None:
     expected, losses = column(reference, 'train/loss'), column(run, 'train/loss')
     assert expected[0] == 0  # no negatives yet
     assert (expected[1:] > 1).all()
-    np.testing.assert_allclose(losses[:steps], expected[:steps], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(losses[:steps], expected[:steps], rtol=3e-6)
 
 
 @pytest.mark.slow  # tests/step/test_step_options.py compares single steps
