@@ -183,7 +183,7 @@ def test_a_selector_that_is_called_otherwise(nets: str, name: str, said: str) ->
 @pytest.mark.parametrize(
     ('name', 'said'),
     [
-        ('own_nets_for_test:a_mask', 'must return a Selection, not '),
+        ('own_nets_for_test:a_mask', 'must return a Selection, not an array'),
         ('own_nets_for_test:of_unknown_fields', 'its SelectorSpec names unknown fields: margin'),
         ('numpy:argmax', 'NotImplementedError'),
         ('builtins:max', 'must be called with similarities, k and rngs'),

@@ -214,7 +214,8 @@ def _try_out(name: str, select: Selector, *, counted: bool) -> None:
     except Exception as error:  # the user's own code may raise anything
         raise UserError(f'negatives.selector={name!r}: {type(error).__name__}: {first_line(error)}') from error
     if not isinstance(found, Selection):
-        raise UserError(f'negatives.selector={name!r}: must return a Selection, not {type(found).__name__}')
+        kind = 'an array' if isinstance(found, jax.ShapeDtypeStruct) else type(found).__name__
+        raise UserError(f'negatives.selector={name!r}: must return a Selection, not {kind}')
 
 
 def _masked(similarities: jax.Array, chosen: jax.Array) -> Selection:
