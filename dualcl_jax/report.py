@@ -25,7 +25,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = Parser('python -m dualcl_jax.report', __doc__)
     parser.add_import()
     parser.add_argument(
-        '--workdir', required=True, action='append', help='folder of a run; repeat the flag for up to six runs'
+        '--workdir', required=True, action='append', help=f'folder of a run; repeat the flag for up to {MOST_RUNS} runs'
     )
     parser.add_argument('--output', metavar='FILE.html', help='the file to write; required for several runs')
     flags, overrides = parser.parse_with_fields(arguments)

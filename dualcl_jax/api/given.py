@@ -174,11 +174,12 @@ def _images(data: Any, workdir: str, held_out: HeldOut | None) -> Given:
     images = ours.get('train_images', ours.get('images', np.empty(0)))
     channels = images.shape[3] if images.ndim == 4 else 1
     stated = images.ndim in (3, 4) and not is_photographic(images.dtype.name, channels)
-    path, in_test, note = _place(workdir, _digest(named), '.npz'), None, ''
+    digest, in_test, note = _digest(named), None, ''
+    path = _place(workdir, digest, '.npz')
     if held_out is not None and not os.path.exists(path):  # a run of version 0.1.0 has no test images
         in_test = _in_test(ours, held_out)
     if held_out is not None and in_test is not None:
-        path = _place(workdir, _digest(named | {'in_test': in_test}), '.npz')
+        path = _place(workdir, hashlib.sha256(digest.encode() + in_test.tobytes()).hexdigest(), '.npz')
         note = (
             f'{np.count_nonzero(in_test):,} of the {len(in_test):,} images are held out for testing, chosen by their '
             f'content (data.test_fraction={held_out.fraction:g})'

@@ -54,6 +54,12 @@ def _module_of(fields: Mapping[str, Any], field: str) -> str:
     return module if colon else ''
 
 
+def is_missing(name: str) -> bool:
+    """Whether the value of one of the `FIELDS` names a module that the program has not imported."""
+    module, colon, _ = name.partition(':')
+    return bool(colon) and module not in sys.modules
+
+
 def _import(module: str, named: str) -> None:
     """Imports a module, which may be in the current folder."""
     if os.getcwd() not in sys.path and '' not in sys.path:
@@ -81,7 +87,7 @@ def find_own(field: str, name: str, known: Collection[str], form: str, fits: Cal
     module, _, attribute = name.partition(':')
     if not (module and attribute):
         raise UserError(f'{field}={name!r}: choose one of {", ".join(known)}, or {form} of your own')
-    if module not in sys.modules:
+    if is_missing(name):
         raise UserError(f'{field}={name!r}: {module} is not imported; add --import={module}, or import it first')
     found = getattr(sys.modules[module], attribute, None)
     if not fits(found):

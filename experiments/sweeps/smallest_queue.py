@@ -5,10 +5,9 @@ Both have the small batches that are best for both (`small_batch.py`): 32 keys e
 """
 
 from experiments.ablation.sweep import Arm, Sweep
-from experiments.sweeps.shared.cifar10 import BUDGET, CONFIG, FEW_SEEDS, METHODS, UNTUNED, method_fields
+from experiments.sweeps.shared.cifar10 import BUDGET, CONFIG, FEW_SEEDS, METHODS, SETTINGS, UNTUNED, method_fields
 
-KEYS, RATE = 32, 0.0075
-"""Keys that enter the queue in a step, and the learning rate."""
+KEYS, _, RATE = SETTINGS
 SIZES = (256, 1024, 4096, 16_384)
 
 

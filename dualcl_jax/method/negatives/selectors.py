@@ -5,7 +5,6 @@ A selector is one function and one entry of `SELECTORS`. It takes the cosine sim
 """
 
 import inspect
-import sys
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 from dualcl_jax.losses import Selection, Selector, pick, select_all, select_top_k
 from dualcl_jax.method.negatives.top_k import largest
 from dualcl_jax.system.errors import UserError, first_line
-from dualcl_jax.system.own import find_own
+from dualcl_jax.system.own import find_own, is_missing
 
 RECALL = 0.95
 """Share of the k largest that `select_approx_max_k` is expected to find."""
@@ -179,14 +178,13 @@ def build_selector(name: str, settings: Mapping[str, Any], axis_name: str | None
       >>> build_selector('ring', {'skip': 1})(jnp.array([[0.1, 0.9, 0.5]]), k=1).chosen.tolist()
       [[False, False, True]]
     """
-    module, colon, _ = name.partition(':')
-    if colon and module not in sys.modules:
+    if is_missing(name):
         return partial(_not_imported, name)
     spec = find_selector(name)
     if lacking := [field for field in spec.fields if field not in settings]:
         raise UserError(f'negatives.selector={name!r}: its SelectorSpec names unknown fields: {", ".join(lacking)}')
     options = {field: settings[field] for field in spec.fields}
-    if colon:
+    if name not in SELECTORS:
         _try_out(name, partial(spec.select, **options), counted=spec.counted)
     if axis_name is None:
         return partial(spec.select, **options) if options else spec.select
