@@ -2,11 +2,10 @@
 
 import contextlib
 import dataclasses
-import queue
-import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from types import TracebackType
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -154,66 +153,56 @@ class Loader(Generic[T]):
         if start_step < 0 or depth < 1:
             raise ValueError(f'expected start_step >= 0 and depth >= 1, got {start_step} and {depth}')
         self.wait_seconds = 0.0
-        self._place = place
+        self._place, self._depth = place, depth
+        self._left = range(start_step, stop_step)
         views = source.host_views(recipe) if recipe is not None and len(rows) else None
         if views is not None:
-            steps = range(start_step, stop_step)
             self._batches: Generator[Batch, None, None] = _host_batches(
-                source, views, rows, seed, batch_size, steps, workers
+                source, views, rows, seed, batch_size, self._left, workers
             )
         else:
             self._batches = (
-                make_batch(source, rows, seed=seed, step=step, batch_size=batch_size)
-                for step in range(start_step, stop_step)
+                make_batch(source, rows, seed=seed, step=step, batch_size=batch_size) for step in self._left
             )
-        self._next_step, self._stop_step = start_step, stop_step
-        self._free = threading.Semaphore(depth)
-        self._ready: queue.SimpleQueue[tuple[T, None] | tuple[None, BaseException]] = queue.SimpleQueue()
-        self._stopping = threading.Event()
-        self._entered = False
-        self._thread = threading.Thread(target=self._work, name='dualcl-loader', daemon=True)
-
-    def _work(self) -> None:
-        try:
-            with contextlib.closing(self._batches) as batches:
-                while True:
-                    self._free.acquire()
-                    if self._stopping.is_set():
-                        return
-                    batch = next(batches, None)
-                    if batch is None:
-                        return
-                    self._ready.put((self._place(batch), None))
-        except BaseException as error:
-            self._ready.put((None, error))
+        self._ahead: deque[Future[T]] = deque()
+        self._thread: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> 'Loader[T]':
-        self._thread.start()
-        self._entered = True
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix='dualcl-loader')
+        for _ in range(self._depth):
+            self._prepare_next()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stopping.set()
-        self._next_step = self._stop_step
-        self._free.release()  # wakes the thread if it waits for room
-        self._thread.join()
+    def __exit__(self, *_: object) -> None:
+        assert self._thread is not None
+        self._ahead.clear()
+        self._thread.shutdown(cancel_futures=True)
+        self._batches.close()
 
     def __iter__(self) -> Iterator[T]:
         return self
 
     def __next__(self) -> T:
-        if not self._entered:
+        if self._thread is None:
             raise RuntimeError('a Loader is a context manager: use it in a with statement')
-        if self._next_step >= self._stop_step:
+        if not self._ahead:
             raise StopIteration
         start = time.perf_counter()
-        item, error = self._ready.get()
+        try:
+            placed = self._ahead.popleft().result()
+        except BaseException:
+            self._ahead.clear()
+            raise
         self.wait_seconds += time.perf_counter() - start
-        if error is not None:
-            self._next_step = self._stop_step
-            raise error
-        self._next_step += 1
-        self._free.release()
-        return item  # type: ignore[return-value]
+        self._prepare_next()
+        return placed
+
+    def _prepare_next(self) -> None:
+        """Lets the thread prepare the batch of the next step, if there is one."""
+        assert self._thread is not None
+        if self._left:
+            self._left = self._left[1:]
+            self._ahead.append(self._thread.submit(self._load))
+
+    def _load(self) -> T:
+        return self._place(next(self._batches))

@@ -1,5 +1,6 @@
 """The loader: its batches, and how its thread ends."""
 
+import concurrent.futures
 import itertools
 import threading
 
@@ -43,7 +44,7 @@ def assert_same(left: list[Batch], right: list[Batch]) -> None:
 @pytest.fixture(autouse=True)
 def no_thread_left():
     yield
-    assert not [thread for thread in threading.enumerate() if thread.name == 'dualcl-loader']
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith('dualcl-loader')]
 
 
 def test_batches_follow_the_order():
@@ -101,38 +102,21 @@ def test_an_error_of_the_consumer_stops_the_thread():
         train()
 
 
-class Reporting(threading.Semaphore):
-    """Sets the event `waiting` when a thread is about to wait."""
-
-    def __init__(self, value: int) -> None:
-        super().__init__(value)
-        self.waiting = threading.Event()
-
-    def acquire(self) -> bool:
-        if not super().acquire(blocking=False):
-            self.waiting.set()
-            super().acquire()
-        return True
-
-
 @pytest.mark.parametrize('depth', [1, 2, 3])
-def test_at_most_depth_batches_are_prepared_ahead(monkeypatch, depth):
-    """So many are prepared when the thread waits for room."""
+def test_depth_batches_are_prepared_ahead_and_no_more(depth):
+    """The thread has placed exactly `depth` more batches than were taken once it has nothing left to do."""
     placed = []
-    monkeypatch.setattr(threading, 'Semaphore', Reporting)
     with make_loader(placed.append, depth=depth) as loader:
-        waiting = loader._free.waiting
         for taken in range(5):
-            assert waiting.wait(10)
+            concurrent.futures.wait(loader._ahead, 10)
             assert len(placed) == taken + depth
-            waiting.clear()
             next(loader)
 
 
 def test_place_runs_in_the_background_and_its_result_comes_out():
     with make_loader(lambda batch: (threading.current_thread().name, int(batch.ids[0]))) as loader:
         found = list(loader)
-    assert found == [('dualcl-loader', int(batch.ids[0])) for batch in batches()]
+    assert found == [('dualcl-loader_0', int(batch.ids[0])) for batch in batches()]
 
 
 def test_an_error_is_raised_at_its_batch_and_ends_the_iteration():
