@@ -17,11 +17,11 @@ from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.images.source import image_shape, image_type, is_photographic
 from dualcl_jax.data.tree import batch_of, empty
 from dualcl_jax.evaluators.encoder_source import EncoderSource
+from dualcl_jax.evaluators.measures.layer_rates import has_known_blocks
 from dualcl_jax.evaluators.protocols import kind_of, protocols_of, shot_classes, structure_rows
 from dualcl_jax.evaluators.records import VERSION, make_record, other_places, table
 from dualcl_jax.evaluators.settings import RULES, default_settings, make_whole
 from dualcl_jax.evaluators.task import Task
-from dualcl_jax.method.optim import has_known_blocks
 from dualcl_jax.method.validation import RULES as CONFIG_RULES
 from dualcl_jax.method.views.images import ImageViews
 from dualcl_jax.system.config import check_fields, override

@@ -1,6 +1,5 @@
 """Optimizers and schedules. Every schedule is a pure function of the step."""
 
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -170,7 +169,6 @@ def build_optimizer(
     weight_decay: float,
     decay_norm_and_bias: bool,
     frozen: Sequence[str] = (),
-    layer_decay: float = 1.0,
     lars: str = RATE_FIRST,
     clip: float = 0.0,
 ) -> optax.GradientTransformation:
@@ -185,14 +183,11 @@ def build_optimizer(
       frozen: names of layers without gradient. They do not decay either, and so never change.
       lars: a key of `LARS`, for 'lars'.
       clip: the norm to which larger gradients are first scaled down; 0 for no clipping.
-      layer_decay: the learning rate of each layer relative to that of the next, see `layer_rates`; 1 for equal rates.
     """
     mask = decay_mask(decay_norm_and_bias=decay_norm_and_bias, frozen=frozen)
     create = LARS[lars] if name == 'lars' else OPTIMIZERS[name]
     optimizer = create(learning_rate, momentum, weight_decay, mask)
-    if clip:
-        optimizer = optax.chain(optax.clip_by_global_norm(clip), optimizer)
-    return optimizer if layer_decay == 1.0 else optax.chain(optimizer, scale_by_layer(layer_decay))
+    return optax.chain(optax.clip_by_global_norm(clip), optimizer) if clip else optimizer
 
 
 def at_step(state: optax.OptState, step: jax.Array) -> optax.OptState:
@@ -206,55 +201,3 @@ def at_step(state: optax.OptState, step: jax.Array) -> optax.OptState:
         return getattr(path[-1], 'tuple_name', '') == optax.ScaleByScheduleState.__name__
 
     return optax.tree.set(state, of_schedule, count=step)
-
-
-_DEPTH = re.compile(r'(?:layer(\d+)|blocks|stages_(\d+)_(blocks|downsample))_(\d+)')
-"""The name of a block of a ResNet, a ViT or a ConvNeXt, or of a layer between two stages of a ConvNeXt."""
-_FIRST = ('conv1', 'bn1', 'patch_embed', 'cls_token', POSITIONS_PARAMETER, 'stem_0', 'stem_1')
-
-
-def layer_rates(params: optax.Params, decay: float) -> optax.Params:
-    """Computes learning rate factors for fine-tuning, in the structure of `params` (1905.12174; 2106.08254, §A).
-
-    The factor, a float, is decay^(L + 1 - l) for block l = 1 ... L of a ResNet, ViT or ConvNeXt. Layers before the
-    blocks (the stem, the patch projection, the class token, learned positions) have l = 0. Layers after them (the last
-    norm, heads) have the factor 1. The layers between two stages of a ConvNeXt belong to the block after them, as in
-    its published code (2201.03545), which for classification puts up to three blocks into one layer; here, each is one.
-
-    If no block is known by its name, as in a network of one's own, every factor is 1 (`has_known_blocks`).
-    """
-    leaves, structure = jax.tree_util.tree_flatten_with_path(params)
-    blocks = sorted({place for path, _ in leaves if (place := _block(path)) is not None})
-
-    def rate(path: tuple[Any, ...]) -> float:
-        place = _block(path)
-        if place is not None:
-            return float(decay ** (len(blocks) - blocks.index(place)))
-        before = any(getattr(entry, 'key', None) in _FIRST for entry in path)
-        return float(decay ** (len(blocks) + 1)) if blocks and before else 1.0
-
-    return jax.tree.unflatten(structure, [rate(path) for path, _ in leaves])
-
-
-def has_known_blocks(params: optax.Params) -> bool:
-    """Whether `layer_rates` knows the blocks of a network by the names of its parameters."""
-    return any(_block(path) is not None for path, _ in jax.tree_util.tree_leaves_with_path(params))
-
-
-def _block(path: tuple[Any, ...]) -> tuple[int, int] | None:
-    """The stage of the block at a path, and its place there; None outside the known blocks."""
-    found = [match for entry in path if (match := _DEPTH.fullmatch(str(getattr(entry, 'key', ''))))]
-    if not found:
-        return None
-    layer, stage, part, place = found[0].groups()
-    return int(layer or stage or 0), 0 if part == 'downsample' else int(place)
-
-
-def scale_by_layer(decay: float) -> optax.GradientTransformation:
-    """Multiplies updates by their `layer_rates`; chain it after an optimizer."""
-
-    def scale(updates: optax.Updates, params: optax.Params | None = None) -> optax.Updates:
-        del params
-        return jax.tree.map(lambda rate, update: rate * update, layer_rates(updates, decay), updates)
-
-    return optax.stateless(scale)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dualcl_jax.data import Batch, Loader, Source
 from dualcl_jax.data.order import steps_per_epoch
 from dualcl_jax.evaluators.embed import Blocks
+from dualcl_jax.evaluators.measures.layer_rates import scale_by_layer
 from dualcl_jax.evaluators.measures.rows import members
 from dualcl_jax.method import randomness
 from dualcl_jax.method.build import Method
@@ -34,7 +35,7 @@ class Recipe:
       optimizer: a name in `dualcl_jax.method.optim.OPTIMIZERS`.
       learning_rate: peak of the classifier's learning rate, with linear warm-up and cosine decay to 0.
       weight_decay: applied to kernels.
-      layer_decay: factor between the learning rates of consecutive layers, see `dualcl_jax.method.optim.layer_rates`.
+      layer_decay: factor between the learning rates of consecutive layers, see `layer_rates`.
       warmup: share of the steps in the warm-up.
       crop_scale: range of the share of the area that a random crop keeps.
     """
@@ -145,8 +146,9 @@ def train_classifier(
         momentum=0.9,
         weight_decay=recipe.weight_decay,
         decay_norm_and_bias=False,
-        layer_decay=recipe.layer_decay,
     )
+    if recipe.layer_decay != 1:
+        optimizer = optax.chain(optimizer, scale_by_layer(recipe.layer_decay))
     untuned = {part: tree for part, tree in variables['params'].items() if part != 'backbone'}
     step = jax.jit(_Step(encoder, tuning_views(views, recipe.crop_scale), optimizer, untuned, seed), donate_argnums=0)
 

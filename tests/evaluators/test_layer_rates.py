@@ -10,7 +10,8 @@ import optax
 import pytest
 
 from configs import default
-from dualcl_jax.method.optim import build_optimizer, decay_mask, has_known_blocks, layer_rates
+from dualcl_jax.evaluators.measures.layer_rates import has_known_blocks, layer_rates
+from dualcl_jax.method.optim import build_optimizer, decay_mask
 from dualcl_jax.models.encoder import build_encoder
 
 
