@@ -14,7 +14,7 @@ from typing import Any
 
 from dualcl_jax.system.command_line import Parser
 from dualcl_jax.system.errors import exits_cleanly
-from dualcl_jax.system.own import import_named
+from dualcl_jax.system.user_modules import import_named
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dualcl_jax.system.callable_module import make_callable
 from dualcl_jax.system.command_line import Parser
 from dualcl_jax.system.errors import exits_cleanly
-from dualcl_jax.system.own import import_own
+from dualcl_jax.system.user_modules import import_own
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

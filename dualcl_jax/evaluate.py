@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dualcl_jax.system.callable_module import make_callable
 from dualcl_jax.system.command_line import Parser
 from dualcl_jax.system.errors import exits_cleanly
-from dualcl_jax.system.own import import_own
+from dualcl_jax.system.user_modules import import_own
 
 PROTOCOLS = ('knn', 'linear', 'finetune', 'semi', 'few_shot', 'retrieval', 'clustering', 'robustness', 'structure')
 TEXT_PROTOCOLS = ('sts', 'retrieval', 'transfer')

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dualcl_jax import configs
 from dualcl_jax.system.command_line import Parser
 from dualcl_jax.system.errors import EXIT_RESTART, exits_cleanly
-from dualcl_jax.system.own import import_named
 from dualcl_jax.system.processes.stop_signal import exits_on_signals
+from dualcl_jax.system.user_modules import import_named
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

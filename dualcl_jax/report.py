@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dualcl_jax.system.command_line import Parser
 from dualcl_jax.system.config import MOVABLE
 from dualcl_jax.system.errors import exits_cleanly
-from dualcl_jax.system.own import import_own
+from dualcl_jax.system.user_modules import import_own
 
 MOST_RUNS = 6
 

@@ -44,7 +44,7 @@ LONGEST = (
     'training/test_resume.py', 'programs/test_evaluate.py', 'training/test_extend.py', 'faults/test_crashes.py',
     'programs/test_text_program.py', 'method/test_sharded_queue.py', 'training/test_parallel.py',
     'test_any_example.py', 'training/test_elastic.py', 'models/exports/test_exports.py', 'training/test_pretrained.py',
-    'training/test_plan.py', 'step/test_step_options.py', 'training/test_golden.py', 'system/test_roll_call.py',
+    'training/test_plan.py', 'step/test_step_options.py', 'training/test_golden.py', 'system/test_rendezvous.py',
     'programs/test_mistakes.py', 'training/test_text_runs.py', 'faults/test_checkpoints.py', 'reports/test_page.py',
     'evaluators/test_finetune.py', 'method/test_queue_loss.py',
 )  # fmt: skip

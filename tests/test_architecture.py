@@ -10,7 +10,7 @@ from tests.support.runs import REPOSITORY
 
 PACKAGE = REPOSITORY / 'dualcl_jax'
 
-FLOORS = (
+LAYERS = (
     ('configs',),
     ('system', 'losses'),
     ('data', 'models'),
@@ -22,7 +22,7 @@ FLOORS = (
     ('api',),
     ('programs',),
 )
-"""The rooms of the package, lowest first. A room imports only itself and rooms of lower floors."""
+"""The subpackages, lowest layer first. Each imports only itself and those of lower layers."""
 
 PROGRAMS = ('__main__', 'main', 'evaluate', 'embed', 'export', 'report', 'prepare', 'compile', 'selftest')
 """The modules that users run with python -m. Nothing in the package imports them."""
@@ -32,7 +32,7 @@ INNER = {
         f'dualcl_jax.data.{name}' for name in ('loader', 'order', 'source', 'tfds_folder', 'tree', 'workers')
     )
 }
-"""Folders that the modules beside them, in the same room, must not import."""
+"""Folders that the modules beside them, in the same package, must not import."""
 
 ROOT_FILES = 13
 FILE_LINES = 400
@@ -55,8 +55,8 @@ def modules() -> dict[str, ast.Module]:
     return {name_of(path): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob('*.py'))}
 
 
-def room_of(module: str) -> str:
-    """The room of a module; '' for the package itself."""
+def package_of(module: str) -> str:
+    """The package of a module; '' for the package itself."""
     first = module.split('.')[1] if '.' in module else ''
     return 'programs' if first in PROGRAMS else first
 
@@ -78,13 +78,13 @@ def imports() -> dict[str, set[str]]:
     return found
 
 
-def against_the_rules() -> Iterator[tuple[str, str]]:
-    """Imports from the same or a higher floor, and imports of inner folders by the modules beside them."""
-    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+def layer_violations() -> Iterator[tuple[str, str]]:
+    """Imports from the same or a higher layer, and imports of inner folders by the modules beside them."""
+    layer = {package: number for number, packages in enumerate(LAYERS) for package in packages}
     for name, targets in imports().items():
         for target in targets:
-            room, other = room_of(name), room_of(target)
-            if room and room != other and (not other or floor[other] >= floor[room]):
+            package, other = package_of(name), package_of(target)
+            if package and package != other and (not other or layer[other] >= layer[package]):
                 yield name, target
             for folder, beside in INNER.items():
                 if name in beside and f'{target}.'.startswith(f'{folder}.'):
@@ -92,17 +92,17 @@ def against_the_rules() -> Iterator[tuple[str, str]]:
 
 
 def test_every_module_is_in_a_room():
-    rooms = {room for rooms in FLOORS for room in rooms} | {''}
-    assert {name for name in modules() if room_of(name) not in rooms} == set()
+    packages = {package for packages in LAYERS for package in packages} | {''}
+    assert {name for name in modules() if package_of(name) not in packages} == set()
 
 
-def test_rooms_import_from_lower_floors_only():
-    assert list(against_the_rules()) == []
+def test_packages_import_from_lower_layers_only():
+    assert list(layer_violations()) == []
 
 
-def test_nobody_imports_a_program():
+def test_programs_are_not_imported():
     found = {(name, target) for name, targets in imports().items() for target in targets if target != name}
-    assert {pair for pair in found if room_of(pair[1]) == 'programs'} == set()
+    assert {pair for pair in found if package_of(pair[1]) == 'programs'} == set()
 
 
 def test_no_circle_of_imports():
@@ -124,9 +124,8 @@ def test_few_files_in_the_root():
 
 
 def test_no_long_file():
-    files = [
-        path for room in ('dualcl_jax', 'configs', 'experiments', 'tests') for path in (REPOSITORY / room).rglob('*.py')
-    ]
+    packages = ('dualcl_jax', 'configs', 'experiments', 'tests')
+    files = [path for package in packages for path in (REPOSITORY / package).rglob('*.py')]
     lengths = {str(path.relative_to(REPOSITORY)): len(path.read_text().splitlines()) for path in files}
     assert {path: length for path, length in lengths.items() if length > FILE_LINES} == {}
 
@@ -147,15 +146,15 @@ def texts() -> list[Path]:
     found = [REPOSITORY / name for name in ('Makefile', 'pyproject.toml', 'experiments/README.md')]
     found += [path for pattern in ('*.md', 'docs/**/*.md', 'configs/**/*.py') for path in REPOSITORY.glob(pattern)]
     found = [path for path in found if path.parent.name != 'generated']  # copies, with links of their own
-    found += [path for room in ('dualcl_jax', 'experiments') for path in (REPOSITORY / room).rglob('*.py')]
+    found += [path for package in ('dualcl_jax', 'experiments') for path in (REPOSITORY / package).rglob('*.py')]
     return sorted(found)
 
 
 @cache
 def file_names() -> set[str]:
     """The names of all files of the project, without their folders."""
-    rooms = ('dualcl_jax', 'configs', 'experiments', 'tests')
-    return {path.name for room in rooms for path in (REPOSITORY / room).rglob('*')}
+    packages = ('dualcl_jax', 'configs', 'experiments', 'tests')
+    return {path.name for package in packages for path in (REPOSITORY / package).rglob('*')}
 
 
 def has_module(name: str) -> bool:

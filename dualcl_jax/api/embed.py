@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from dualcl_jax.api.arguments import optional_path, path_of
-from dualcl_jax.api.given import Data, describe, source_of, write
+from dualcl_jax.api.inputs import Data, describe, source_of, write
 from dualcl_jax.api.session import using_jax
 from dualcl_jax.system.errors import UserError, listed
 

@@ -9,18 +9,18 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dualcl_jax.api import given
+from dualcl_jax.api import inputs
 from dualcl_jax.api.arguments import assignment, path_of
 from dualcl_jax.api.session import using_jax
 from dualcl_jax.system.config import LIMITS, add_absent_fields, flatten, load_config, override
 from dualcl_jax.system.errors import RestartError, UserError
-from dualcl_jax.system.own import import_named
+from dualcl_jax.system.user_modules import import_named
 
 _training = threading.Lock()
 
 
 def train(
-    data: given.Data | None = None,
+    data: inputs.Data | None = None,
     *,
     workdir: str | os.PathLike[str],
     config: str | os.PathLike[str] | ConfigDict = 'folder',
@@ -68,16 +68,16 @@ def train(
         from dualcl_jax.training import loop
         from dualcl_jax.workdir.folder import open_workdir, read_summary, unlock
 
-        held_out = given.HeldOut(chosen.data.test_fraction, chosen.data.hold_out)
+        held_out = inputs.HeldOut(chosen.data.test_fraction, chosen.data.hold_out)
         of_text = chosen.data.get('name') == 'text'
-        found = given.Given() if data is None else given.describe(data, workdir, of_text=of_text, held_out=held_out)
+        found = inputs.Input() if data is None else inputs.describe(data, workdir, of_text=of_text, held_out=held_out)
         override(chosen, [f'{field}={value}' for field, value in found.fields.items()])
         if found.channels and not chosen.data.channels:
             override(chosen, [f'data.channels={found.channels}'])
             print(f'data.channels={found.channels}, the number of channels of the images')
         validate(chosen)  # before the data are stored
         try:
-            with given.stored(found, workdir):
+            with inputs.stored(found, workdir):
                 complete = loop.train(chosen, workdir, extend=extend, ends_process=False)
             summary = read_summary(open_workdir(workdir)) if complete else None
         finally:

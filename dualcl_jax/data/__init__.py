@@ -10,11 +10,11 @@ from ml_collections import ConfigDict
 from dualcl_jax.data.images import folder, npz, photo_patches, tfds
 from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.images.source import image_shape
-from dualcl_jax.data.kept import kept_data
 from dualcl_jax.data.loader import Batch, Loader, batch_spec
 from dualcl_jax.data.source import ArraySource, HostViews, Source, Splits, example_spec, hold_out, limit_train
 from dualcl_jax.data.text import source as text
 from dualcl_jax.data.text.tokens import kept_tokenizer
+from dualcl_jax.data.workdir_data import kept_data
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import reachable
 

@@ -19,7 +19,7 @@ from dualcl_jax.models.tiny import Tiny
 from dualcl_jax.models.transformer import Transformer
 from dualcl_jax.models.vit import PATCHES, POSITIONS, SINE_COSINE, VITS
 from dualcl_jax.system.errors import UserError
-from dualcl_jax.system.own import find_own
+from dualcl_jax.system.user_modules import find_own
 
 # Each entry takes norm, stem, width, dtype, name and, if it has blocks, remat; those of `TEXT_MODELS` also take
 # geometry. It maps a view, such as images, and `train` to float32 features [N, F].
@@ -135,7 +135,7 @@ def find_model(name: str) -> Callable[..., nn.Module]:
 
     Args:
       name: a key of `MODELS`, or 'module:Class' of a module that the program has imported. It is never imported here,
-        see `dualcl_jax.system.own.find_own`.
+        see `dualcl_jax.system.user_modules.find_own`.
 
     Raises:
       UserError: there is no such model, or it cannot be made like those of `MODELS`.

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from dualcl_jax.data import Splits, data_config, load
 from dualcl_jax.evaluators.embed import Embedder
 from dualcl_jax.method.build import Method, build_method
-from dualcl_jax.method.length import run_length
+from dualcl_jax.method.run_length import run_length
 from dualcl_jax.method.state import TrainState
 from dualcl_jax.reports.samples import Samples, take_samples
 from dualcl_jax.system.config import override

@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f'{message}\nsee {self.prog} --help')
 
     def add_import(self) -> None:
-        """Adds the flag --import, for `dualcl_jax.system.own.import_own`."""
+        """Adds the flag --import, for `dualcl_jax.system.user_modules.import_own`."""
         self.add_argument(
             '--import',
             dest='own',

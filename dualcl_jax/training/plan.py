@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from dualcl_jax.data import Batch, Source, Splits, batch_spec, data_config, example_spec, load
 from dualcl_jax.data.images import photo_patches
-from dualcl_jax.data.images.account import unread
+from dualcl_jax.data.images.left_out import unread
 from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.images.source import image_shape
 from dualcl_jax.data.images.statistics import channel_statistics, values_in_use
@@ -21,8 +21,8 @@ from dualcl_jax.evaluators.benchmarks.sts import Pairs, read_dev
 from dualcl_jax.evaluators.monitor import can_monitor
 from dualcl_jax.method.build import Method, build_method
 from dualcl_jax.method.choices import FIRST_LOOK, TYPICAL_IMAGES, Machine, describe, fill, open_fields
-from dualcl_jax.method.length import run_length
 from dualcl_jax.method.resolve import Statistics, resolve, resolve_data
+from dualcl_jax.method.run_length import run_length
 from dualcl_jax.method.state import TrainState, create_train_state
 from dualcl_jax.method.validation import validate, validate_devices, validate_kind, validate_schedule, validate_sizes
 from dualcl_jax.method.views import VIEWS

@@ -12,7 +12,7 @@ from dualcl_jax.data.text.tokens import FILE as TOKENIZER
 from dualcl_jax.data.text.tokens import Tokenizer
 from dualcl_jax.evaluators.embed import Embedder
 from dualcl_jax.evaluators.monitor import KnnMonitor, Monitor, StsMonitor
-from dualcl_jax.method.length import run_length
+from dualcl_jax.method.run_length import run_length
 from dualcl_jax.method.state import TrainState, state_specs
 from dualcl_jax.system.config import accepted_sha256, method_sha256
 from dualcl_jax.system.devices import MAPPERS, Mapper, place

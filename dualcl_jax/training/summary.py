@@ -20,7 +20,7 @@ from dualcl_jax.method.negatives.selectors import find_selector
 from dualcl_jax.method.resolve import LEFT_OUT
 from dualcl_jax.system.config import flatten
 from dualcl_jax.system.console import duration
-from dualcl_jax.system.own import own_modules
+from dualcl_jax.system.user_modules import own_modules
 from dualcl_jax.system.versions import versions
 from dualcl_jax.training.plan import Plan
 from dualcl_jax.training.run import Run

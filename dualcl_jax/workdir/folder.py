@@ -14,7 +14,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from dualcl_jax.data import Source, Splits, example_spec
-from dualcl_jax.data.images.account import unread
+from dualcl_jax.data.images.left_out import unread
 from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.source import count_classes, described_split
 from dualcl_jax.data.tree import describe, parse

@@ -3,7 +3,7 @@
     python -m experiments.benchmark.processes --count=1024
 
 Process 0 and the supervisor are real; the others are simulated by one process over the loopback interface: each answers
-the roll call, then sends a heartbeat a second. After `--seconds` one of them disconnects without notice. The program
+the rendezvous, then sends a heartbeat a second. After `--seconds` one of them disconnects without notice. The program
 prints messages, sockets, processor time, and how long it took to inform all others. The last line is JSON.
 
 Not simulated: networks between machines, and JAX's own messages, for which the supervisor runs a service in C++.
@@ -32,17 +32,17 @@ from dualcl_jax.system.versions import versions
 HOST = '127.0.0.1'
 PROCESS_0 = """
 import json, resource, sys, time
-from dualcl_jax.system.processes import roll_call
+from dualcl_jax.system.processes import rendezvous
 address, count, facts = json.load(sys.stdin)
 began = time.monotonic()
-roll_call.roll_call(roll_call.Place(address, count, 0), facts, 300)
+rendezvous.meet(rendezvous.Place(address, count, 0), facts, 300)
 used = resource.getrusage(resource.RUSAGE_SELF)
 print(json.dumps([time.monotonic() - began, used.ru_utime + used.ru_stime]))
 """
 
 
 async def answer(address: tuple[str, int], index: int, count: int, facts: dict[str, str]) -> tuple[int, str]:
-    """A simulated process in the roll call; returns the bytes of its message, and the secret that it received."""
+    """A simulated process in the rendezvous; returns the bytes of its message, and the secret that it received."""
     message = json.dumps({'index': index, 'host': f'host{index}', 'facts': facts, 'count': count}).encode() + b'\n'
     while True:
         try:
@@ -58,7 +58,7 @@ async def answer(address: tuple[str, int], index: int, count: int, facts: dict[s
 
 
 async def roll(count: int, facts: dict[str, str]) -> dict[str, Any]:
-    """The roll call of `count` processes."""
+    """The rendezvous of `count` processes."""
     with socket.create_server((HOST, 0)) as free:
         port = free.getsockname()[1]
     process_0 = subprocess.Popen([sys.executable, '-c', PROCESS_0], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -167,9 +167,9 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     facts = {name: repr(value) for name, value in flatten(load_config('configs/imagenet.py:moco_v3'))}
     found: dict[str, Any] = {'count': flags.count}
-    found['roll_call'] = asyncio.run(roll(flags.count, facts))
+    found['rendezvous'] = asyncio.run(roll(flags.count, facts))
     found['heartbeats'] = asyncio.run(heartbeats(flags.count, flags.seconds))
-    for part in ('roll_call', 'heartbeats'):
+    for part in ('rendezvous', 'heartbeats'):
         for name, value in found[part].items():
             print(f'{part}  {name:35} {value:,.6g}')
     command = f'python -m experiments.benchmark.processes --count={flags.count} --seconds={flags.seconds:g}'

@@ -173,7 +173,7 @@ def test_wordnet(tmp_path) -> None:
         '00001740 03 a 01 galore(ip) 0 000 | existing in abundance; in great numbers \n'
     )
     (tmp_path / 'index.noun').write_text('object n 5 4\n')
-    rows = files.read_rows(epath.Path(tmp_path / 'data.noun'), files.Columns(('0', '1'), ''), files.Account())
+    rows = files.read_rows(epath.Path(tmp_path / 'data.noun'), files.Columns(('0', '1'), ''), files.LeftOut())
     assert [row.sentences for row in rows] == [
         ('object, physical object. full of objects', 'a visible entity'),
         ('galore', 'existing in abundance; in great numbers'),
@@ -191,9 +191,11 @@ def test_wordnet_as_it_was_measured() -> None:
     table = SHARED / 'unlabelled' / 'wordnet_pairs.tsv.gz'
     if not table.exists() or not folder.exists():
         pytest.skip(f'needs {table} and {folder}: they are no part of the project')
-    columns, account = files.Columns(('0', '1'), ''), files.Account()
-    ours = [row for name in files.wordnet.FILES for row in files.read_rows(epath.Path(folder / name), columns, account)]
-    assert ours == list(files.read_rows(epath.Path(table), columns, account))
+    columns, left_out = files.Columns(('0', '1'), ''), files.LeftOut()
+    ours = [
+        row for name in files.wordnet.FILES for row in files.read_rows(epath.Path(folder / name), columns, left_out)
+    ]
+    assert ours == list(files.read_rows(epath.Path(table), columns, left_out))
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from dualcl_jax.system.errors import UserError
 
 def read(path: Path, columns: tuple[str, ...], label: str = '') -> tuple[list[files.Row], dict[str, list[str]]]:
     """The rows of a file, and the places of those that are left out, by reason."""
-    account = files.Account()
-    rows = list(files.read_rows(epath.Path(path), files.Columns(columns, label), account))
-    return rows, {reason.removeprefix('rows: '): about['names'] for reason, about in account.left_out.items()}
+    left_out = files.LeftOut()
+    rows = list(files.read_rows(epath.Path(path), files.Columns(columns, label), left_out))
+    return rows, {reason.removeprefix('rows: '): about['names'] for reason, about in left_out.reasons.items()}
 
 
 @pytest.mark.parametrize(

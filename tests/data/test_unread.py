@@ -8,7 +8,7 @@ import pytest
 
 from dualcl_jax import data
 from dualcl_jax.data.images import scan
-from dualcl_jax.data.images.account import unread
+from dualcl_jax.data.images.left_out import unread
 from dualcl_jax.system.errors import RestartError, UserError
 from dualcl_jax.system.processes import agreement
 from dualcl_jax.training import plan

@@ -14,7 +14,7 @@ from dualcl_jax.evaluators.evaluate import chosen
 from dualcl_jax.evaluators.protocols import NAMES
 from dualcl_jax.method.validation import validate
 from dualcl_jax.system.config import flatten, load_config, override
-from dualcl_jax.system.own import own_modules
+from dualcl_jax.system.user_modules import own_modules
 from tests.support.runs import REPOSITORY
 
 DOCUMENTS = sorted(

@@ -6,9 +6,9 @@ from ml_collections import ConfigDict
 
 from configs import default
 from dualcl_jax.method.build import build_method
-from dualcl_jax.method.length import run_length
 from dualcl_jax.method.negatives.selectors import select_threshold
 from dualcl_jax.method.resolve import resolve
+from dualcl_jax.method.run_length import run_length
 from dualcl_jax.method.views import VIEWS
 from dualcl_jax.system.config import ADDED, differing_fields, flatten, from_json, method_sha256, override, to_json
 from dualcl_jax.system.errors import UserError

@@ -13,7 +13,7 @@ import jax
 import pytest
 
 from dualcl_jax.system.errors import UserError, ending
-from dualcl_jax.system.processes import roll_call, start
+from dualcl_jax.system.processes import rendezvous, start
 from dualcl_jax.system.processes.places import Place
 from dualcl_jax.system.processes.stop_signal import SIGNALLED
 from tests.support.runs import QUICK, REPOSITORY, TIMEOUT, Trainer, finish, free_port
@@ -21,7 +21,7 @@ from tests.support.runs import QUICK, REPOSITORY, TIMEOUT, Trainer, finish, free
 PROGRAM = """
 import sys
 from dualcl_jax.system.errors import exits_cleanly
-from dualcl_jax.system.processes import roll_call, start
+from dualcl_jax.system.processes import rendezvous, start
 from dualcl_jax.system.processes.stop_signal import exits_on_signals
 
 @exits_cleanly
@@ -54,12 +54,12 @@ def versions() -> dict[str, str]:
 
 @pytest.mark.parametrize('silent', [True, False])
 def test_the_service_cannot_be_reached(silent: bool) -> None:
-    """Process 0 answers the roll call and is then gone, or something else accepts connections and says nothing."""
+    """Process 0 answers the rendezvous and is then gone, or something else accepts connections and says nothing."""
     place = Place(f'127.0.0.1:{free_port()}', 2, 0)
     began = time.monotonic()
     joining = process(place.address, 1, 2)
     try:
-        roll_call.roll_call(place, versions(), TIMEOUT)
+        rendezvous.meet(place, versions(), TIMEOUT)
         with socket.create_server((place.host, place.port)) if silent else contextlib.nullcontext():
             out, err = joining.communicate(timeout=TIMEOUT)
     finally:
@@ -72,11 +72,11 @@ def test_the_service_cannot_be_reached(silent: bool) -> None:
     assert time.monotonic() - began < TIMEOUT
 
 
-def test_the_other_process_is_gone_after_the_roll_call() -> None:
+def test_the_other_process_is_gone_after_the_rendezvous() -> None:
     place = Place(f'127.0.0.1:{free_port()}', 2, 1)
     joining = process(place.address, 0, 2)
     try:
-        roll_call.roll_call(place, versions(), TIMEOUT)
+        rendezvous.meet(place, versions(), TIMEOUT)
         out, err = joining.communicate(timeout=TIMEOUT)
     finally:
         joining.kill()

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dualcl_jax.data.images import account, kinds, stored
+from dualcl_jax.data.images import kinds, left_out, stored
 from dualcl_jax.data.images.decode import INVERTED, LATE, MIN_SIDE, SCALED, UNCONVERTED
 from dualcl_jax.data.images.display import shown
 from dualcl_jax.data.images.encoded import RGB, EncodedSource, Pixels, in_memory_if_small, stored_size
@@ -126,11 +126,11 @@ def load_encoded(data: Any) -> tuple[EncodedSource, EncodedSource | None]:
     report = index.report() | {
         'splits': _splits_report(chosen, labels_of, data.test_fraction if held_out else 0.0),
         'labels': chosen.labels.how,
-        'left_out': account.left_out(index, chosen.left_out, chosen.unmatched),
+        'left_out': left_out.by_reason(index, chosen.left_out, chosen.unmatched),
     }
     if pixels.as_stored:
         report['pixels'] = f'as stored, {pixels.channels} channels of {pixels.dtype}'
-    elif mixed := account.mixed_depths(index.conversions[rows]):
+    elif mixed := left_out.mixed_depths(index.conversions[rows]):
         report['pixels'] = mixed
 
     def source(positions: np.ndarray) -> EncodedSource:
@@ -255,7 +255,7 @@ def _unread_images(index: Index) -> np.ndarray:
 
 def _reasons(index: Index, rows: np.ndarray) -> str:
     """Counts the rows with each note, the most frequent notes first."""
-    notes = [account.reason_of(index.notes[row]) for row in rows.tolist()]
+    notes = [left_out.reason_of(index.notes[row]) for row in rows.tolist()]
     counts = sorted(((notes.count(note), note) for note in set(notes)), reverse=True)
     return ', '.join(f'{count:,} × {note}' for count, note in counts[:5])
 

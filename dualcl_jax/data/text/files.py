@@ -18,8 +18,8 @@ from dualcl_jax.data.text.rows import (
     LISTED,
     NO_COLUMN,
     NOT_UTF8,
-    Account,
     Columns,
+    LeftOut,
     Row,
     checked,
     find,
@@ -54,11 +54,11 @@ UNDECODABLE = '\udcff'
 """Stands for a value that is not UTF-8: a surrogate, as `surrogateescape` gives."""
 
 
-Read = Callable[[IO[bytes], str, Columns, Account], Iterator[Row]]
+Read = Callable[[IO[bytes], str, Columns, LeftOut], Iterator[Row]]
 
 
-def read_rows(path: epath.Path, columns: Columns, account: Account) -> Iterator[Row]:
-    """Yields the rows of a file, read by the ending of its name; counts those that cannot be used in `account`.
+def read_rows(path: epath.Path, columns: Columns, left_out: LeftOut) -> Iterator[Row]:
+    """Yields the rows of a file, read by the ending of its name; counts those that cannot be used in `left_out`.
 
     Raises:
       UserError: the file cannot be read, or does not have the columns.
@@ -80,11 +80,11 @@ def read_rows(path: epath.Path, columns: Columns, account: Account) -> Iterator[
     try:
         with path.open('rb') as file:
             stream: Any = gzip.GzipFile(fileobj=file) if path.name.lower().endswith('.gz') else file
-            for row in read(stream, path.name, columns, account):
+            for row in read(stream, path.name, columns, left_out):
                 if all(row.sentences):
                     yield row
                 else:
-                    account.add(EMPTY, path.name)
+                    left_out.add(EMPTY, path.name)
     except _EncodingError as error:
         remedy = f'convert it to UTF-8: iconv -f {error} -t utf-8 FILE >NEW'
         raise UserError(f'data.path={path}: is {error}; {remedy}') from error
@@ -99,7 +99,7 @@ def reader_of(name: str) -> Read | None:
     return next((read for ending, read in READERS.items() if base.endswith(ending)), None)
 
 
-def _raw_lines(file: IO[bytes], name: str, account: Account) -> Iterator[tuple[int, bytes]]:
+def _raw_lines(file: IO[bytes], name: str, left_out: LeftOut) -> Iterator[tuple[int, bytes]]:
     """Yields the number and the bytes of each line that is not too long."""
     number = 0
     while line := file.readline(LONGEST + 1):
@@ -107,21 +107,21 @@ def _raw_lines(file: IO[bytes], name: str, account: Account) -> Iterator[tuple[i
         if len(line) > LONGEST and not line.endswith(b'\n'):
             while line and not line.endswith(b'\n'):
                 line = file.readline(LONGEST + 1)
-            account.add(LONG, f'{name}:{number}')
+            left_out.add(LONG, f'{name}:{number}')
             continue
         yield number, line
 
 
-def _lines(file: IO[bytes], name: str, columns: Columns, account: Account) -> Iterator[tuple[int, str]]:
+def _lines(file: IO[bytes], name: str, columns: Columns, left_out: LeftOut) -> Iterator[tuple[int, str]]:
     """Yields the number and the text of each line that can be used."""
-    for number, line in _raw_lines(file, name, account):
+    for number, line in _raw_lines(file, name, left_out):
         try:
             text = line.decode(_codec(number, line))
         except UnicodeDecodeError:
-            account.add(NOT_UTF8, f'{name}:{number}')
+            left_out.add(NOT_UTF8, f'{name}:{number}')
             continue
         if columns.checked and '\0' in text:
-            account.add(NUL, f'{name}:{number}')
+            left_out.add(NUL, f'{name}:{number}')
         else:
             yield number, text
 
@@ -140,12 +140,12 @@ def _codec(number: int, line: bytes) -> str:
     return 'utf-8-sig'
 
 
-def _read_lines(file: IO[bytes], name: str, columns: Columns, account: Account) -> Iterator[Row]:
-    for number, line in _lines(file, name, columns, account):
+def _read_lines(file: IO[bytes], name: str, columns: Columns, left_out: LeftOut) -> Iterator[Row]:
+    for number, line in _lines(file, name, columns, left_out):
         if line.strip():
             yield columns.row([line])
         else:
-            account.add(EMPTY, f'{name}:{number}')
+            left_out.add(EMPTY, f'{name}:{number}')
 
 
 class _TableLine(NamedTuple):
@@ -156,14 +156,14 @@ class _TableLine(NamedTuple):
     values: list[str]
 
 
-def _read_table(rows: Iterable[_TableLine], name: str, columns: Columns, account: Account) -> Iterator[Row]:
+def _read_table(rows: Iterable[_TableLine], name: str, columns: Columns, left_out: LeftOut) -> Iterator[Row]:
     """Yields the rows of a table whose first row is a header, unless columns are named by their numbers."""
     places: list[int] = []
     width = None
     for number, size, row in rows:
         place = f'{name}:{number}'
         if not row:
-            account.add(EMPTY, place)
+            left_out.add(EMPTY, place)
             continue
         if not places:
             numbered = bool(columns.names) and columns.by_number
@@ -173,23 +173,23 @@ def _read_table(rows: Iterable[_TableLine], name: str, columns: Columns, account
             if not numbered:
                 continue
         if size > LONGEST:
-            account.add(LONG, place)
+            left_out.add(LONG, place)
         elif columns.checked and any('\0' in value for value in row):
-            account.add(NUL, place)
+            left_out.add(NUL, place)
         elif not is_text(row):
-            account.add(NOT_UTF8, place)
+            left_out.add(NOT_UTF8, place)
         elif len(row) <= max(places):
-            account.add(NO_COLUMN, place)
+            left_out.add(NO_COLUMN, place)
         elif width is not None and any(value.strip() for value in row[width:]):
-            account.add(TOO_MANY, place)  # such as a comma without quotation marks, which ends a sentence
+            left_out.add(TOO_MANY, place)  # such as a comma without quotation marks, which ends a sentence
         elif not all(row[at].strip() for at in places[: len(columns.names)]):
-            account.add(EMPTY, place)
+            left_out.add(EMPTY, place)
         else:
             yield columns.row([row[at] for at in places])
 
 
-def _read_csv(file: IO[bytes], name: str, columns: Columns, account: Account) -> Iterator[Row]:
-    return _read_table(_csv_rows(file, name), name, columns, account)
+def _read_csv(file: IO[bytes], name: str, columns: Columns, left_out: LeftOut) -> Iterator[Row]:
+    return _read_table(_csv_rows(file, name), name, columns, left_out)
 
 
 def _csv_rows(file: IO[bytes], name: str) -> Iterator[_TableLine]:
@@ -221,30 +221,30 @@ def _csv_rows(file: IO[bytes], name: str) -> Iterator[_TableLine]:
         ) from error
 
 
-def _read_tsv(file: IO[bytes], name: str, columns: Columns, account: Account) -> Iterator[Row]:
-    return _read_table(_tsv_rows(file, name, account), name, columns, account)
+def _read_tsv(file: IO[bytes], name: str, columns: Columns, left_out: LeftOut) -> Iterator[Row]:
+    return _read_table(_tsv_rows(file, name, left_out), name, columns, left_out)
 
 
-def _tsv_rows(file: IO[bytes], name: str, account: Account) -> Iterator[_TableLine]:
+def _tsv_rows(file: IO[bytes], name: str, left_out: LeftOut) -> Iterator[_TableLine]:
     """Yields the rows of a TSV file: every line is one, and every tab separates."""
-    for number, line in _raw_lines(file, name, account):
+    for number, line in _raw_lines(file, name, left_out):
         text = line.decode(_codec(number, line), 'surrogateescape').removesuffix('\n').removesuffix('\r')
         yield _TableLine(number, 0, text.split('\t') if text else [])
 
 
-def _read_jsonl(file: IO[bytes], name: str, columns: Columns, account: Account) -> Iterator[Row]:
+def _read_jsonl(file: IO[bytes], name: str, columns: Columns, left_out: LeftOut) -> Iterator[Row]:
     missing, seen, objects = list(columns.names if columns.optional else columns.wanted), dict[str, None](), 0
-    for number, line in _lines(file, name, columns, account):
+    for number, line in _lines(file, name, columns, left_out):
         place = f'{name}:{number}'
         if not line.strip():
-            account.add(EMPTY, place)
+            left_out.add(EMPTY, place)
             continue
         try:
             found = json.loads(line)
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
-            account.add(NOT_JSON, place)
+            left_out.add(NOT_JSON, place)
             continue
         if not columns.names:
             find(columns, list(found), name)
@@ -256,13 +256,13 @@ def _read_jsonl(file: IO[bytes], name: str, columns: Columns, account: Account) 
             missing = [column for column in missing if column not in found]
             if missing and objects == SEARCHED:
                 break
-        yield from checked([found.get(column) for column in columns.wanted], place, columns, account)
+        yield from checked([found.get(column) for column in columns.wanted], place, columns, left_out)
     if objects and missing:
         about = f'{name}, in its first {objects:,} objects,' if objects == SEARCHED else name
         raise no_column(columns, missing[0], about, list(seen))
 
 
-def _read_parquet(file: IO[bytes], name: str, columns: Columns, account: Account) -> Iterator[Row]:
+def _read_parquet(file: IO[bytes], name: str, columns: Columns, left_out: LeftOut) -> Iterator[Row]:
     import pyarrow  # slow to import: only when used
     from pyarrow import parquet
 
@@ -276,7 +276,7 @@ def _read_parquet(file: IO[bytes], name: str, columns: Columns, account: Account
             found = [_values(batch.column(batch.schema.names.index(column))) for column in chosen]
             for values in zip(*found, strict=True):
                 number += 1
-                yield from checked(list(values), f'{name}:{number}', columns, account)
+                yield from checked(list(values), f'{name}:{number}', columns, left_out)
     except pyarrow.ArrowException as error:
         raise OSError(None, first_line(error)) from error
 
@@ -296,8 +296,8 @@ def _value(scalar: Any) -> Any:
         return UNDECODABLE
 
 
-def _read_wordnet(file: IO[bytes], name: str, columns: Columns, account: Account) -> Iterator[Row]:
-    for number, line in _lines(file, name, columns, account):
+def _read_wordnet(file: IO[bytes], name: str, columns: Columns, left_out: LeftOut) -> Iterator[Row]:
+    for number, line in _lines(file, name, columns, left_out):
         try:
             pair = wordnet.pair(line)
         except (ValueError, IndexError) as error:
@@ -307,7 +307,7 @@ def _read_wordnet(file: IO[bytes], name: str, columns: Columns, account: Account
         values = dict(zip((*wordnet.COLUMNS, '0', '1'), (*pair, *pair), strict=True))
         if not columns.names or not set(columns.wanted) <= set(values):
             find(columns, wordnet.COLUMNS, name)
-        yield from checked([values[column] for column in columns.wanted], f'{name}:{number}', columns, account)
+        yield from checked([values[column] for column in columns.wanted], f'{name}:{number}', columns, left_out)
 
 
 READERS: dict[str, Read] = {

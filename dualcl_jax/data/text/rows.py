@@ -1,4 +1,4 @@
-"""Rows of text: their sentences and classes, the columns that have them, and the account of those left out."""
+"""Rows of text: their sentences and classes, the columns that have them, and the counts of rows left out."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,26 +24,26 @@ class Row(NamedTuple):
 
 
 @dataclasses.dataclass
-class Account:
+class LeftOut:
     """Counts rows that are left out, by reason.
 
     Attributes:
-      left_out: for each reason, the number of rows ('count') and the places of the first ones ('names').
+      reasons: for each reason, the number of rows ('count') and the places of the first ones ('names').
     """
 
-    left_out: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    reasons: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     def add(self, reason: str, place: str, count: int = 1) -> None:
         """Adds rows, of which the first is at a place."""
         self._count(f'rows: {reason}', count, [place])
 
-    def include(self, other: 'Account') -> None:
-        """Adds the rows of another account."""
-        for reason, about in other.left_out.items():
+    def include(self, other: 'LeftOut') -> None:
+        """Adds the rows that another one counts."""
+        for reason, about in other.reasons.items():
             self._count(reason, about['count'], about['names'])
 
     def _count(self, reason: str, count: int, places: Sequence[str]) -> None:
-        entry = self.left_out.setdefault(reason, {'count': 0, 'names': []})
+        entry = self.reasons.setdefault(reason, {'count': 0, 'names': []})
         entry['count'] += count
         entry['names'] += places[: NAMED - len(entry['names'])]
 
@@ -126,16 +126,16 @@ def is_text(values: Iterable[Any]) -> bool:
     return True
 
 
-def checked(values: list[Any], place: str, columns: Columns, account: Account) -> Iterator[Row]:
+def checked(values: list[Any], place: str, columns: Columns, left_out: LeftOut) -> Iterator[Row]:
     """Yields a row of values, if its sentences are text."""
     sentences = values[: len(columns.names)]
     if any(value is None for value in sentences):
-        account.add(NO_COLUMN, place)
+        left_out.add(NO_COLUMN, place)
     elif not all(isinstance(value, str) for value in sentences):
-        account.add(NOT_TEXT, place)
+        left_out.add(NOT_TEXT, place)
     elif not is_text(values):
-        account.add(NOT_UTF8, place)
+        left_out.add(NOT_UTF8, place)
     elif not all(value.strip() for value in sentences):
-        account.add(EMPTY, place)
+        left_out.add(EMPTY, place)
     else:
         yield columns.row(values)

@@ -14,7 +14,7 @@ from etils import epath
 from dualcl_jax.data.source import ArraySource, Splits, described_split, first_equal, held_out_by_content, limit_indices
 from dualcl_jax.data.text import tfds
 from dualcl_jax.data.text.files import TOO_MANY, read_rows, reader_of
-from dualcl_jax.data.text.rows import EMPTY, UNCHECKED, Account, Columns, Row
+from dualcl_jax.data.text.rows import EMPTY, UNCHECKED, Columns, LeftOut, Row
 from dualcl_jax.data.text.splits import choose_test
 from dualcl_jax.data.text.tokens import FILE, Tokenizer, train_wordpiece
 from dualcl_jax.system.errors import UserError
@@ -70,9 +70,9 @@ def load(data: Any) -> Splits:
       UserError: there is nothing to read, there are no sentences, too many rows cannot be used, or the tokenizer does
         not fit.
     """
-    columns, account = _columns(data), Account()
-    train, test = _read(data, columns, account)
-    _check_usable(data, account, len(train.rows), len(test.rows) if test else 0)
+    columns, left_out = _columns(data), LeftOut()
+    train, test = _read(data, columns, left_out)
+    _check_usable(data, left_out, len(train.rows), len(test.rows) if test else 0)
     names = _class_names(train.rows, test.rows if test else (), {NO_CLASS} if columns.checked else set())
     if test is None and names and data.test_fraction:
         train, test = _divide(data, train, names)
@@ -82,15 +82,15 @@ def load(data: Any) -> Splits:
     tokenizer, how = _tokenizer(data, train.rows)
     encoded = {split: _encode(tokenizer, part) for split, part in parts.items()}
     if columns.checked:
-        encoded = {split: _with_tokens(found, account) for split, found in encoded.items()}
+        encoded = {split: _with_tokens(found, left_out) for split, found in encoded.items()}
     parts = {split: found.part for split, found in encoded.items() if split == 'train' or found.part.rows}
-    _check_usable(data, account, *(len(part.rows) for part in parts.values()))
+    _check_usable(data, left_out, *(len(part.rows) for part in parts.values()))
     labels = {split: _labels(part.rows, names) for split, part in parts.items()}
     report: dict[str, Any] = {
         'splits': {split: described_split(part.origin, labels[split]) for split, part in parts.items()}
         | {'left_out': []},
         'labels': f'column {data.label_column}' if names else None,
-        'left_out': account.left_out,
+        'left_out': left_out.reasons,
         'tokens': {'tokenizer': how, 'vocabulary': tokenizer.size, 'length': tokenizer.length}
         | _shares(tokenizer, encoded['train']),
     } | _in_other_pairs(parts['train'].rows)
@@ -127,7 +127,7 @@ def _columns(data: Any) -> Columns:
     return columns
 
 
-def _read(data: Any, columns: Columns, account: Account) -> tuple[_Part, _Part | None]:
+def _read(data: Any, columns: Columns, left_out: LeftOut) -> tuple[_Part, _Part | None]:
     """Reads the rows for training and those for testing, None if no files are named for testing."""
     if not data.path:
         raise UserError(
@@ -137,15 +137,15 @@ def _read(data: Any, columns: Columns, account: Account) -> tuple[_Part, _Part |
     if not root.exists():
         raise UserError(f'data.path={data.path}: no such file or folder')
 
-    def rows(files: Sequence[epath.Path], account: Account, columns: Columns = columns) -> list[Row]:
-        return [row for file in files for row in read_rows(file, columns, account)]
+    def rows(files: Sequence[epath.Path], left_out: LeftOut, columns: Columns = columns) -> list[Row]:
+        return [row for file in files for row in read_rows(file, columns, left_out)]
 
     if not root.is_dir():
-        return _Part(root.name, rows([root], account)), None
+        return _Part(root.name, rows([root], left_out)), None
     if '://' in data.path:
         raise UserError(f'data.path={data.path}: must be a file, or a local folder; copy it, or mount it')
     if tfds.is_prepared(root):
-        parts = [_Part(split, found) for split, found in tfds.read_splits(root, columns, account).items()]
+        parts = [_Part(split, found) for split, found in tfds.read_splits(root, columns, left_out).items()]
         return parts[0], parts[1] if len(parts) > 1 else None
     every = [epath.Path(path) for path in sorted(Path(root).rglob('*')) if path.is_file() and not _hidden(path, root)]
     files = [path for path in every if reader_of(path.name)]
@@ -155,19 +155,19 @@ def _read(data: Any, columns: Columns, account: Account) -> tuple[_Part, _Part |
         )
     if len(files) < len(every):
         others = [str(path.relative_to(root)) for path in every if not reader_of(path.name)]
-        account.left_out[OTHER_FILES] = {'count': len(others), 'names': others[:3]}
+        left_out.reasons[OTHER_FILES] = {'count': len(others), 'names': others[:3]}
     trained = _named(files, TRAIN_NAMES)
-    train = _Part(_described(trained or files), rows(trained or files, account))
+    train = _Part(_described(trained or files), rows(trained or files, left_out))
     if not trained:
         return train, None
     tests = {name: found for name in TEST_NAMES if (found := _named(files, (name,)))}
     optional = dataclasses.replace(columns, optional=True)
     candidates = [(name, partial(rows, found, columns=optional)) for name, found in tests.items()]
-    tested = choose_test(train.rows, candidates, account)
+    tested = choose_test(train.rows, candidates, left_out)
     used = [*trained, *(tests[tested[0]] if tested else ())]
     others = [str(path.relative_to(root)) for path in files if path not in used]
     if others:
-        account.left_out['files of no split'] = {'count': len(others), 'names': others[:3]}
+        left_out.reasons['files of no split'] = {'count': len(others), 'names': others[:3]}
     return train, _Part(_described(tests[tested[0]]), tested[1]) if tested else None
 
 
@@ -184,9 +184,9 @@ def _described(files: Sequence[epath.Path]) -> str:
     return files[0].name if len(files) == 1 else f'{len(files):,} files, {files[0].name} to {files[-1].name}'
 
 
-def _check_usable(data: Any, account: Account, train: int, test: int = 0) -> None:
+def _check_usable(data: Any, left_out: LeftOut, train: int, test: int = 0) -> None:
     """Checks that there are sentences to train on, and that not too many rows are left out; empty rows do not count."""
-    rows = {reason: about for reason, about in account.left_out.items() if reason.startswith('rows: ')}
+    rows = {reason: about for reason, about in left_out.reasons.items() if reason.startswith('rows: ')}
     skipped = sum(about['count'] for reason, about in rows.items() if reason != f'rows: {EMPTY}')
     listed = '; '.join(f'{about["count"]:,} {reason} ({", ".join(about["names"])})' for reason, about in rows.items())
     used = train + test
@@ -292,7 +292,7 @@ def _encode(tokenizer: Tokenizer, part: _Part) -> _Encoded:
     return _Encoded(part, arrays, np.stack([column[1] for column in columns], axis=1))
 
 
-def _with_tokens(encoded: _Encoded, account: Account) -> _Encoded:
+def _with_tokens(encoded: _Encoded, left_out: LeftOut) -> _Encoded:
     """The rows whose sentences have tokens. The others are counted as empty.
 
     The tokenizer removes characters such as a zero-width space.
@@ -301,7 +301,7 @@ def _with_tokens(encoded: _Encoded, account: Account) -> _Encoded:
     kept = np.flatnonzero((arrays['length'] > 2).all(axis=1))
     if len(kept) == len(part.rows):
         return encoded
-    account.add(EMPTY, part.origin, len(part.rows) - len(kept))
+    left_out.add(EMPTY, part.origin, len(part.rows) - len(kept))
     return _Encoded(part.take(kept), {name: array[kept] for name, array in arrays.items()}, cut[kept])
 
 

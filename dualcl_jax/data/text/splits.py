@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from dualcl_jax.data.text.rows import Account, Row
+from dualcl_jax.data.text.rows import LeftOut, Row
 
-Candidate = tuple[str, Callable[[Account], list[Row]]]
+Candidate = tuple[str, Callable[[LeftOut], list[Row]]]
 """The name of a split, and a function that reads its rows and counts those that it leaves out."""
 
 
 def choose_test(
-    train: Sequence[Row], candidates: Iterable[Candidate], account: Account
+    train: Sequence[Row], candidates: Iterable[Candidate], left_out: LeftOut
 ) -> tuple[str, list[Row]] | None:
     """Reads the split for testing: the first with a row of a class of the training rows, or else the first.
 
@@ -18,15 +18,15 @@ def choose_test(
     Args:
       train: the rows for training.
       candidates: the splits, in the order of preference.
-      account: gets the rows that the chosen split leaves out.
+      left_out: gets the rows that the chosen split leaves out.
 
     Returns:
       The name and the rows of the split; None without candidates.
     """
     classes = {row.label for row in train} - {None}
-    first: tuple[str, list[Row], Account] | None = None
+    first: tuple[str, list[Row], LeftOut] | None = None
     for name, read in candidates:
-        own = Account()
+        own = LeftOut()
         found = name, read(own), own
         first = first or found
         if not classes or any(row.label in classes for row in found[1]):
@@ -34,5 +34,5 @@ def choose_test(
             break
     if first is None:
         return None
-    account.include(first[2])
+    left_out.include(first[2])
     return first[0], first[1]

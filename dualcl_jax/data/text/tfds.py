@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from dualcl_jax.data.text.rows import NAMED, NOT_UTF8, Account, Columns, Row, checked, find
+from dualcl_jax.data.text.rows import NAMED, NOT_UTF8, Columns, LeftOut, Row, checked, find
 from dualcl_jax.data.text.splits import choose_test
 from dualcl_jax.data.tfds_folder import TEST_SPLITS, in_chunks, open_folder, records_of, unreadable
 from dualcl_jax.system.errors import UserError
@@ -19,7 +19,7 @@ def is_prepared(folder: epath.Path) -> bool:
     return (folder / 'features.json').exists() and (folder / 'dataset_info.json').exists()
 
 
-def read_splits(folder: epath.Path, columns: Columns, account: Account) -> dict[str, list[Row]]:
+def read_splits(folder: epath.Path, columns: Columns, left_out: LeftOut) -> dict[str, list[Row]]:
     """Reads the rows of the split 'train', and those of a split for testing if there is one.
 
     That is 'test', or 'validation' if there is no 'test', or if only 'validation' has labels. The columns are features
@@ -42,15 +42,15 @@ def read_splits(folder: epath.Path, columns: Columns, account: Account) -> dict[
                 f'data.label_column={columns.label}: is no ClassLabel feature of {folder}; name one, or leave it empty'
             )
 
-        def read(split: str, account: Account) -> list[Row]:
-            return list(_rows(builder, split, columns, account))
+        def read(split: str, left_out: LeftOut) -> list[Row]:
+            return list(_rows(builder, split, columns, left_out))
 
-        train = read('train', account)
-        tested = choose_test(train, [(name, partial(read, name)) for name in TEST_SPLITS if name in splits], account)
+        train = read('train', left_out)
+        tested = choose_test(train, [(name, partial(read, name)) for name in TEST_SPLITS if name in splits], left_out)
         found = {'train': train} | ({} if tested is None else {tested[0]: tested[1]})
         others = [split for split in splits if split not in found]
         if others:
-            account.left_out[OTHER_SPLITS] = {'count': len(others), 'names': others[:NAMED]}
+            left_out.reasons[OTHER_SPLITS] = {'count': len(others), 'names': others[:NAMED]}
         return found
     except UserError:
         raise
@@ -58,7 +58,7 @@ def read_splits(folder: epath.Path, columns: Columns, account: Account) -> dict[
         raise unreadable(f'data.path={folder}:', error, 'prepare it again as array_record') from error
 
 
-def _rows(builder: Any, split: str, columns: Columns, account: Account) -> Iterator[Row]:
+def _rows(builder: Any, split: str, columns: Columns, left_out: LeftOut) -> Iterator[Row]:
     records = records_of(builder, split)
     label = builder.info.features[columns.label] if columns.label else None
     for number, record in enumerate(in_chunks(records, range(len(records))), 1):
@@ -66,9 +66,9 @@ def _rows(builder: Any, split: str, columns: Columns, account: Account) -> Itera
         try:
             values = [value.decode() if isinstance(value, bytes) else value for value in values]
         except UnicodeDecodeError:
-            account.add(NOT_UTF8, place)
+            left_out.add(NOT_UTF8, place)
             continue
         if label is not None:
             known = int(record[columns.label])
             values.append(label.int2str(known) if known >= 0 else None)
-        yield from checked(values, place, columns, account)
+        yield from checked(values, place, columns, left_out)

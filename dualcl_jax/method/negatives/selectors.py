@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from dualcl_jax.losses import Selection, Selector, pick, select_all, select_top_k
 from dualcl_jax.method.negatives.top_k import largest
 from dualcl_jax.system.errors import UserError, first_line
-from dualcl_jax.system.own import find_own, is_missing
+from dualcl_jax.system.user_modules import find_own, is_missing
 
 RECALL = 0.95
 """Share of the k largest that `select_approx_max_k` is expected to find."""
@@ -130,7 +130,7 @@ def find_selector(name: str) -> SelectorSpec:
 
     Args:
       name: a key of `SELECTORS`, or 'module:name' of a function of the user's own, or of a `SelectorSpec` with one, in
-        a module that the program has imported. It is never imported here, see `dualcl_jax.system.own.find_own`.
+        a module that the program has imported, see `dualcl_jax.system.user_modules.find_own`; never imported here.
 
     Raises:
       UserError: there is no such selector, or it cannot be called like those of `SELECTORS`.

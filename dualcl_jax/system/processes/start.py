@@ -18,7 +18,7 @@ from typing import Any
 from dualcl_jax.system.errors import EXIT_RESTART, RestartError, UserError, exit_at_once, first_line
 from dualcl_jax.system.files import cache_folder, can_create
 from dualcl_jax.system.private_jax import coordination_service
-from dualcl_jax.system.processes import heartbeat, places, roll_call, supervisor
+from dualcl_jax.system.processes import heartbeat, places, rendezvous, supervisor
 from dualcl_jax.system.processes.agreement import from_all, machine_id
 from dualcl_jax.system.quiet import quiet
 from dualcl_jax.system.versions import PACKAGES
@@ -80,7 +80,7 @@ def start(
     coordinator_address: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
-    facts: roll_call.Facts | None = None,
+    facts: rendezvous.Facts | None = None,
     timeout_s: float = 50.0,
     deterministic: bool = True,
     *,
@@ -126,7 +126,7 @@ def start(
         _start_devices()
         return
     versions = {f'version of {name}': importlib.metadata.version(name) for name in PACKAGES}
-    _token = roll_call.roll_call(place, versions | dict(facts or {}), timeout_s)
+    _token = rendezvous.meet(place, versions | dict(facts or {}), timeout_s)
     _join(place, timeout_s)
     heartbeat.connect(token(), timeout_s)
     with heartbeat.sharing_errors():
@@ -158,7 +158,7 @@ def _join(place: places.Place, timeout_s: float) -> None:
     """Joins the processes by JAX. The supervisor, not process 0 itself, runs JAX's coordination service.
 
     Raises:
-      RestartError: they were not joined in time, although all of them answered the roll call just before.
+      RestartError: they were not joined in time, although all of them answered the rendezvous just before.
     """
     import jax
 

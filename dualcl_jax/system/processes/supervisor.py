@@ -8,7 +8,7 @@ or `LEAVE_S` after it has informed them: the connection of a process that is los
 Every process sends lines of JSON: first {"token", "index", "host", "silence_s", "stall_s"}, then {"step", "phase"}
 every `PERIOD`, {"silence_s", "stall_s"} to change these limits, and finally {"ended": reason, empty on success;
 "restart": whether running the same command again cures it}. It receives a line every `PERIOD`: {"lost": which and how,
-or empty; "restart"}. The token is a secret that the processes share from their roll call: connections without it are
+or empty; "restart"}. The token is a secret that the processes share from their rendezvous: connections without it are
 closed.
 """
 

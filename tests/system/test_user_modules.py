@@ -17,7 +17,7 @@ from dualcl_jax.method.negatives.selectors import build_selector, find_selector
 from dualcl_jax.method.validation import validate
 from dualcl_jax.models.encoder import find_model
 from dualcl_jax.system.errors import UserError
-from dualcl_jax.system.own import import_own, own_modules
+from dualcl_jax.system.user_modules import import_own, own_modules
 from tests.support.runs import REPOSITORY, write_npz
 
 NET = """

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 import dualcl_jax
 from configs import default
-from dualcl_jax.api import given
+from dualcl_jax.api import inputs
 from dualcl_jax.data import Splits, data_config, load
 from dualcl_jax.data.text import files
 from dualcl_jax.system.config import override
@@ -25,10 +25,10 @@ from tests.support.runs import REPOSITORY
 IMAGES = np.zeros((2, 8, 8, 3), np.uint8)
 
 
-def stored(found: given.Given, workdir: Path) -> str:
+def stored(found: inputs.Input, workdir: Path) -> str:
     """The path of the data, written for a run that uses them."""
     path = found.fields['data.path']
-    with given.stored(found, str(workdir)):
+    with inputs.stored(found, str(workdir)):
         fields = {'data': {'path': path}}
         (workdir / 'config.json').write_text(json.dumps(fields))
     return path
@@ -64,19 +64,19 @@ def test_pairs_train_as_their_file_does(in_process, monkeypatch: pytest.MonkeyPa
 
 def test_sentences_are_stored(tmp_path: Path) -> None:
     sentences = ['one\tsentence', 'another,\nof "two" lines', 'ä']
-    found = given.describe(sentences, str(tmp_path), of_text=True)
-    assert given.describe(np.array(sentences), str(tmp_path), of_text=True).fields == found.fields
+    found = inputs.describe(sentences, str(tmp_path), of_text=True)
+    assert inputs.describe(np.array(sentences), str(tmp_path), of_text=True).fields == found.fields
     assert (found.fields['data.name'], found.fields['data.columns']) == ('text', 'text')
     lines = Path(stored(found, tmp_path)).read_text().splitlines()
     assert [json.loads(line)['text'] for line in lines] == sentences
 
 
 def test_a_sentence_with_an_unpaired_surrogate_is_left_out(tmp_path: Path) -> None:
-    found = given.describe(['whole \U0001f600 emoji', 'broken \ud83d emoji'], str(tmp_path), of_text=True)
-    path, account = epath.Path(stored(found, tmp_path)), files.Account()
-    rows = list(files.read_rows(path, files.Columns(('text',), ''), account))
+    found = inputs.describe(['whole \U0001f600 emoji', 'broken \ud83d emoji'], str(tmp_path), of_text=True)
+    path, left_out = epath.Path(stored(found, tmp_path)), files.LeftOut()
+    rows = list(files.read_rows(path, files.Columns(('text',), ''), left_out))
     assert rows == [(('whole \U0001f600 emoji',), None)]
-    assert account.left_out == {'rows: not UTF-8': {'count': 1, 'names': [f'{path.name}:2']}}
+    assert left_out.reasons == {'rows: not UTF-8': {'count': 1, 'names': [f'{path.name}:2']}}
 
 
 def test_paths(tmp_path: Path) -> None:
@@ -89,19 +89,19 @@ def test_paths(tmp_path: Path) -> None:
         ('a.tsv', 'w', 'text'),
     )
     for data, workdir, name in cases:
-        found = given.describe(data, workdir, of_text=name == 'text')
-        assert found == given.Given({'data.name': name, 'data.path': str(data)})
+        found = inputs.describe(data, workdir, of_text=name == 'text')
+        assert found == inputs.Input({'data.name': name, 'data.path': str(data)})
 
 
 @pytest.mark.parametrize('name', ['train_images', 'images', 'X_train'])
 def test_channels_under_any_name(name: str, tmp_path: Path) -> None:
-    found = given.describe({name: np.zeros((2, 8, 8, 5), np.uint16)}, str(tmp_path), of_text=False)
+    found = inputs.describe({name: np.zeros((2, 8, 8, 5), np.uint16)}, str(tmp_path), of_text=False)
     assert found.channels == 5
     assert list(np.load(stored(found, tmp_path))) == [name]
 
 
 def test_arrays_of_jax(tmp_path: Path) -> None:
-    found = given.describe(jnp.zeros((2, 8, 8, 3), jnp.uint8), str(tmp_path), of_text=False)
+    found = inputs.describe(jnp.zeros((2, 8, 8, 3), jnp.uint8), str(tmp_path), of_text=False)
     assert (found.fields['data.name'], found.channels) == ('npz', 0)
     assert np.load(stored(found, tmp_path))['train_images'].shape == (2, 8, 8, 3)
 
@@ -111,7 +111,7 @@ def test_the_name_follows_the_content(tmp_path: Path) -> None:
     transposed = images.transpose(0, 2, 1, 3)
     same = np.ascontiguousarray(transposed)
     names = [
-        given.describe({name: array}, str(tmp_path), of_text=False).fields['data.path']
+        inputs.describe({name: array}, str(tmp_path), of_text=False).fields['data.path']
         for name, array in (('images', transposed), ('images', same), ('images', images), ('x_train', images))
     ]
     assert names[0] == names[1]
@@ -121,7 +121,7 @@ def test_the_name_follows_the_content(tmp_path: Path) -> None:
 def test_other_arrays_and_no_labels(tmp_path: Path) -> None:
     named = {'images': IMAGES, 'labels': None, 'class_names': np.array(['a', 'b'])}
     for data, expected in ((named, ['images', 'class_names']), ((IMAGES, None), ['train_images'])):
-        assert list(np.load(stored(given.describe(data, str(tmp_path), of_text=False), tmp_path))) == expected
+        assert list(np.load(stored(inputs.describe(data, str(tmp_path), of_text=False), tmp_path))) == expected
 
 
 @pytest.mark.parametrize('names', [('x_train', 'y_train'), ('images', 'labels')])
@@ -130,8 +130,8 @@ def test_test_images_are_held_out(names: tuple[str, str], tmp_path: Path, capsys
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (400, 8, 8, 3), np.uint8), np.arange(400, dtype=np.uint8) % 4
     more = {'class_names': np.array(list('abcd'))}
-    of_run = {'of_text': False, 'held_out': given.HeldOut(0.1, 'auto')}
-    found = given.describe(dict(zip(names, (images, labels), strict=True)) | more, str(tmp_path), **of_run)
+    of_run = {'of_text': False, 'held_out': inputs.HeldOut(0.1, 'auto')}
+    found = inputs.describe(dict(zip(names, (images, labels), strict=True)) | more, str(tmp_path), **of_run)
     arrays = np.load(stored(found, tmp_path))
     assert arrays.files == [*names, 'class_names', 'test_images', 'test_labels']
     count = len(arrays['test_images'])
@@ -146,8 +146,8 @@ def test_test_images_are_held_out(names: tuple[str, str], tmp_path: Path, capsys
     splits = load_splits(default.get_config(), found.fields)
     assert (len(splits.train), len(splits.test)) == (400 - count, count)
 
-    again = given.describe((images, labels.reshape(-1, 1)), str(tmp_path / 'other'), **of_run)
-    half = given.describe((images[::2], labels[::2]), str(tmp_path / 'half'), **of_run)
+    again = inputs.describe((images, labels.reshape(-1, 1)), str(tmp_path / 'other'), **of_run)
+    half = inputs.describe((images[::2], labels[::2]), str(tmp_path / 'half'), **of_run)
     tested = [
         {image.tobytes() for image in np.load(stored(each, tmp_path / folder))['test_images']}
         for each, folder in ((again, 'other'), (half, 'half'))
@@ -161,7 +161,7 @@ def test_nothing_is_held_out(other: dict[str, np.ndarray], tmp_path: Path) -> No
     """One class, which makes every prediction right, or labels of test images that are missing."""
     images = np.random.default_rng(0).integers(0, 256, (400, 8, 8, 3), np.uint8)
     arrays = {'images': images, 'labels': np.arange(400) % 4} | other
-    found = given.describe(arrays, str(tmp_path), of_text=False, held_out=given.HeldOut(0.1, 'auto'))
+    found = inputs.describe(arrays, str(tmp_path), of_text=False, held_out=inputs.HeldOut(0.1, 'auto'))
     assert not found.note
     assert np.load(stored(found, tmp_path)).files == list(arrays)
 
@@ -169,18 +169,20 @@ def test_nothing_is_held_out(other: dict[str, np.ndarray], tmp_path: Path) -> No
 def test_arrays_that_a_run_has_are_not_divided(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Version 0.1.0 held nothing out."""
     images, labels = np.arange(40 * 8 * 8, dtype=np.uint16).reshape(40, 8, 8).astype(np.uint8), np.arange(40) % 2
-    before = given.describe((images, labels), str(tmp_path), of_text=False)
+    before = inputs.describe((images, labels), str(tmp_path), of_text=False)
     path = stored(before, tmp_path)
-    held_out = given.HeldOut(0.5, 'auto')
-    assert given.describe((images, labels), str(tmp_path), of_text=False, held_out=held_out).fields['data.path'] == path
+    held_out = inputs.HeldOut(0.5, 'auto')
+    assert (
+        inputs.describe((images, labels), str(tmp_path), of_text=False, held_out=held_out).fields['data.path'] == path
+    )
     with_test = {'train_images': images, 'train_labels': labels, 'test_images': images[:2]}
     for data in (images, (images, None), (images, np.full(40, -1)), (images, labels[:3]), with_test):
-        found = given.describe(data, str(tmp_path / 'new'), of_text=False, held_out=held_out)
-        assert found.fields == given.describe(data, str(tmp_path / 'new'), of_text=False).fields
+        found = inputs.describe(data, str(tmp_path / 'new'), of_text=False, held_out=held_out)
+        assert found.fields == inputs.describe(data, str(tmp_path / 'new'), of_text=False).fields
         assert not found.note
     assert capsys.readouterr().out == ''
     with pytest.raises(UserError, match=r'data\.test_fraction=1: no image is left for training; lower it'):
-        given.describe((images[:2], labels[:2]), str(tmp_path), of_text=False, held_out=given.HeldOut(1.0, 'random'))
+        inputs.describe((images[:2], labels[:2]), str(tmp_path), of_text=False, held_out=inputs.HeldOut(1.0, 'random'))
 
 
 @pytest.mark.parametrize('fails', ['the_run', 'the_disk'])
@@ -191,10 +193,10 @@ def test_unused_data_are_removed(fails: str, monkeypatch: pytest.MonkeyPatch, tm
 
     if fails == 'the_disk':
         monkeypatch.setattr(np, 'savez', full)
-    found = given.describe(np.zeros((2, 8, 8, 3), np.uint8), str(tmp_path), of_text=False)
+    found = inputs.describe(np.zeros((2, 8, 8, 3), np.uint8), str(tmp_path), of_text=False)
 
     def run() -> None:
-        with given.stored(found, str(tmp_path)):
+        with inputs.stored(found, str(tmp_path)):
             assert np.load(found.fields['data.path'])['train_images'].shape == (2, 8, 8, 3)
             raise UserError('a mistake')
 
@@ -222,5 +224,5 @@ def test_unused_data_are_removed(fails: str, monkeypatch: pytest.MonkeyPatch, tm
 )
 def test_other_data_is_refused(data, of_text: bool, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
-        given.describe(data, str(tmp_path), of_text=of_text)
+        inputs.describe(data, str(tmp_path), of_text=of_text)
     assert not list(tmp_path.iterdir())

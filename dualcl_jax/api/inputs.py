@@ -30,7 +30,7 @@ class HeldOut(NamedTuple):
     how: str
 
 
-class Given(NamedTuple):
+class Input(NamedTuple):
     """Data as fields of a config.
 
     Attributes:
@@ -46,7 +46,7 @@ class Given(NamedTuple):
     note: str = ''
 
 
-def describe(data: Data, workdir: str, *, of_text: bool, held_out: HeldOut | None = None) -> Given:
+def describe(data: Data, workdir: str, *, of_text: bool, held_out: HeldOut | None = None) -> Input:
     """Describes data. Nothing is written yet.
 
     The name of a file in the workdir has a digest of its content: it never replaces the data of a run.
@@ -62,7 +62,7 @@ def describe(data: Data, workdir: str, *, of_text: bool, held_out: HeldOut | Non
     """
     if isinstance(data, str | os.PathLike):
         path = os.fspath(data)
-        return Given({'data.name': source_of(path, of_text=of_text), 'data.path': path})
+        return Input({'data.name': source_of(path, of_text=of_text), 'data.path': path})
     if '://' in workdir:
         kind = 'sentences' if of_text else 'arrays'
         raise UserError(f'workdir={workdir}: {kind} are stored in the workdir, which must be local; or give a file')
@@ -76,7 +76,7 @@ def source_of(path: str, *, of_text: bool) -> str:
 
 
 @contextlib.contextmanager
-def stored(given: Given, workdir: str) -> Iterator[None]:
+def stored(given: Input, workdir: str) -> Iterator[None]:
     """A context in which the data are in their file.
 
     At its end, a file that it has written is removed if no run in the workdir uses it, such as after a mistake. Every
@@ -117,13 +117,13 @@ def write(path: str, function: Write) -> None:
 
 def _place(workdir: str, digest: str, ending: str) -> str:
     """The path in the workdir of a file with a content."""
-    from dualcl_jax.data.kept import kept_name
+    from dualcl_jax.data.workdir_data import kept_name
     from dualcl_jax.workdir.folder import existing_or_new
 
     return str(existing_or_new(workdir) / kept_name(digest, ending))
 
 
-def _sentences(data: Any, workdir: str) -> Given:
+def _sentences(data: Any, workdir: str) -> Input:
     if isinstance(data, np.ndarray) and data.dtype.kind in 'OTU':
         data = data.tolist()
     rows: list[Any] = list(data) if isinstance(data, Sequence) else [None]
@@ -134,14 +134,14 @@ def _sentences(data: Any, workdir: str) -> Given:
     content = ''.join(f'{line}\n' for line in lines).encode()
     path = _place(workdir, hashlib.sha256(content).hexdigest(), '.jsonl')
     fields = {'data.name': 'text', 'data.path': path, 'data.columns': ','.join(columns)}
-    return Given(fields, write=lambda file: file.write(content))
+    return Input(fields, write=lambda file: file.write(content))
 
 
 def _is_pair(row: Any) -> bool:
     return isinstance(row, Sequence) and len(row) == 2 and all(isinstance(value, str) for value in row)
 
 
-def _images(data: Any, workdir: str, held_out: HeldOut | None) -> Given:
+def _images(data: Any, workdir: str, held_out: HeldOut | None) -> Input:
     from dualcl_jax.data.images.npz import ALIASES, IMAGES, LABELS, check_layout
     from dualcl_jax.data.images.source import is_photographic
 
@@ -184,7 +184,7 @@ def _images(data: Any, workdir: str, held_out: HeldOut | None) -> Given:
             f'{np.count_nonzero(in_test):,} of the {len(in_test):,} images are held out for testing, chosen by their '
             f'content (data.test_fraction={held_out.fraction:g})'
         )
-    return Given(
+    return Input(
         {'data.name': 'npz', 'data.path': path},
         channels if stated else 0,
         lambda file: np.savez(file, **(named if in_test is None else _divided(named, in_test))),

@@ -1,4 +1,4 @@
-"""A roll call that checks that all processes of a run are present and alike, before JAX joins them.
+"""A rendezvous that checks that all processes of a run are present and alike, before JAX joins them.
 
 JAX aborts with a stack trace when a process is missing. So process 0 first listens at the coordinator's address itself,
 receives the identity and the command of every other process, answers all of them, and frees the address for JAX.
@@ -25,12 +25,12 @@ Message = dict[str, Any]
 """A message of a process, as JSON: the identity and the facts of a process, or the answer of process 0."""
 
 GRACE_S = 2.0
-"""How long the roll call continues after it has found a process that differs."""
+"""How long the rendezvous continues after it has found a process that differs."""
 MOST_BYTES = 2**24
 """The largest length of a message; a longer one is from something else."""
 
 
-def roll_call(place: Place, facts: Facts, timeout_s: float) -> str:
+def meet(place: Place, facts: Facts, timeout_s: float) -> str:
     """Returns when every process is present and has the same facts.
 
     Returns:

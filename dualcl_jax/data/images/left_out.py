@@ -19,7 +19,7 @@ UNMATCHED = 'rows of the table that name no file'
 _SIZE = re.compile(r'[\d,]+×[\d,]+ pixels: ')
 
 
-def left_out(index: Index, groups: Mapping[str, np.ndarray], unmatched: Sequence[str]) -> dict[str, dict[str, Any]]:
+def by_reason(index: Index, groups: Mapping[str, np.ndarray], unmatched: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Lists the files that are not used: for each reason their number, and the names of up to `NAMED`.
 
     Args:

@@ -10,19 +10,19 @@ from pathlib import Path
 import pytest
 
 from dualcl_jax.system.errors import RestartError, UserError
-from dualcl_jax.system.processes import agreement, places, roll_call
+from dualcl_jax.system.processes import agreement, places, rendezvous
 from dualcl_jax.system.processes.places import Place
 from tests.support.runs import Trainer, contents, finish, free_port, killed_at_last
 
 
 def call(facts_of, *, present=None, timeout_s=1.0, late=0.0):
-    """Runs the roll call of processes with these facts on one machine; returns the error of each, None for success."""
+    """Runs the rendezvous of processes with these facts on one machine; returns the error of each, None for success."""
     address, count = f'127.0.0.1:{free_port()}', len(facts_of)
 
     def one(index):
         time.sleep(late * index)
         try:
-            roll_call.roll_call(Place(address, count, index), facts_of[index], timeout_s)
+            rendezvous.meet(Place(address, count, index), facts_of[index], timeout_s)
         except UserError as error:
             return str(error)
         return None
@@ -68,7 +68,7 @@ def test_the_port_is_free_afterwards(host):
     address = f'{host}:{free_port()}'
     for _ in range(2):
         with ThreadPoolExecutor(2) as pool:
-            list(pool.map(lambda index: roll_call.roll_call(Place(address, 2, index), {}, 5), range(2)))
+            list(pool.map(lambda index: rendezvous.meet(Place(address, 2, index), {}, 5), range(2)))
 
 
 def test_a_missing_process_is_a_reason_to_restart():
@@ -79,7 +79,7 @@ def test_a_missing_process_is_a_reason_to_restart():
 
         def one(index):
             with pytest.raises(UserError) as raised:
-                roll_call.roll_call(Place(address, 3, index), facts[index], 1.0)
+                rendezvous.meet(Place(address, 3, index), facts[index], 1.0)
             return type(raised.value)
 
         with ThreadPoolExecutor(3) as pool:
@@ -97,21 +97,21 @@ def hello(index):
 def test_a_process_that_is_started_again_while_others_are_missing():
     place = Place(f'127.0.0.1:{free_port()}', 3, 0)
     with ThreadPoolExecutor(3) as pool:
-        first = pool.submit(roll_call.roll_call, place, {}, 20)
+        first = pool.submit(rendezvous.meet, place, {}, 20)
         with retried(place) as killed:
             killed.sendall(hello(1))
-        others = [pool.submit(roll_call.roll_call, place._replace(process=index), {}, 20) for index in (1, 2)]
+        others = [pool.submit(rendezvous.meet, place._replace(process=index), {}, 20) for index in (1, 2)]
         assert len({process.result() for process in [first, *others]}) == 1
 
 
 def test_an_index_given_twice(monkeypatch):
-    monkeypatch.setattr(roll_call, 'GRACE_S', 0.3)
+    monkeypatch.setattr(rendezvous, 'GRACE_S', 0.3)
     place = Place(f'127.0.0.1:{free_port()}', 3, 0)
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(roll_call.roll_call, place, {}, 20)
+        first = pool.submit(rendezvous.meet, place, {}, 20)
         with retried(place) as other:
             other.sendall(hello(1))
-            second = pool.submit(roll_call.roll_call, place._replace(process=1), {}, 20)
+            second = pool.submit(rendezvous.meet, place._replace(process=1), {}, 20)
             assert b'given to two processes' in other.recv(2**16)
         for process in (first, second):
             with pytest.raises(UserError, match='--process_id=1: given to two processes'):
@@ -124,10 +124,10 @@ def test_an_index_given_twice(monkeypatch):
 def test_strangers(words):
     place = Place(f'127.0.0.1:{free_port()}', 2, 0)
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(roll_call.roll_call, place, {}, 20)
+        first = pool.submit(rendezvous.meet, place, {}, 20)
         with retried(place) as stranger:
             stranger.sendall(words)
-        assert pool.submit(roll_call.roll_call, place._replace(process=1), {}, 20).result() == first.result()
+        assert pool.submit(rendezvous.meet, place._replace(process=1), {}, 20).result() == first.result()
 
 
 def retried(place):
@@ -151,7 +151,7 @@ def test_a_port_in_use(monkeypatch, variables, kind):
         socket.create_server(('127.0.0.1', 0)) as other,
         pytest.raises(UserError, match=r'cannot listen on it .*; use a free port') as raised,
     ):
-        roll_call.roll_call(Place(f'127.0.0.1:{other.getsockname()[1]}', 2, 0), {}, 0.3)
+        rendezvous.meet(Place(f'127.0.0.1:{other.getsockname()[1]}', 2, 0), {}, 0.3)
     assert type(raised.value) is kind
 
 
@@ -160,10 +160,10 @@ def test_a_port_that_becomes_free(capsys):
     with ThreadPoolExecutor(2) as pool:
         with socket.create_server(('127.0.0.1', 0)) as other:
             place = Place(f'127.0.0.1:{other.getsockname()[1]}', 2, 0)
-            first = pool.submit(roll_call.roll_call, place, {}, 20)
+            first = pool.submit(rendezvous.meet, place, {}, 20)
             time.sleep(0.3)
             assert not first.done()
-        assert pool.submit(roll_call.roll_call, place._replace(process=1), {}, 20).result() == first.result()
+        assert pool.submit(rendezvous.meet, place._replace(process=1), {}, 20).result() == first.result()
     said = capsys.readouterr().out.splitlines()
     assert said == [f'note: --coordinator_address={place.address}: the port is in use; waiting until it is free']
 
@@ -188,7 +188,7 @@ def test_a_name_that_does_not_resolve(monkeypatch, number, variables, kind):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(socket, 'getaddrinfo', unknown)
     with pytest.raises(UserError, match=r'^--coordinator_address=nowhere:80: .*Name or service not known') as raised:
-        roll_call.roll_call(Place('nowhere:80', 2, 1), {}, 0.3)
+        rendezvous.meet(Place('nowhere:80', 2, 1), {}, 0.3)
     assert type(raised.value) is kind
     assert len(str(raised.value).splitlines()) == 1
 
