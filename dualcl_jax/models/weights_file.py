@@ -64,7 +64,7 @@ class Taken:
             named = ', '.join(self.skipped[:3]) + (', …' if len(self.skipped) > 3 else '')
             parts.append(f'{len(self.skipped)} skipped ({named})')
         if 'projection' not in self.variables['params']:
-            parts.append('the projection starts afresh')
+            parts.append('the projection is newly initialised')
         return '; '.join([*parts, *self.notes])
 
 
@@ -207,7 +207,7 @@ def _in_a_block(name: str) -> bool:
 
 
 def _other_channels(name: str, found: tuple[int, ...], wanted: tuple[int, ...], model: str) -> str:
-    """A note that the first layer's kernel starts afresh, if only the channels of its images differ; else ''."""
+    """A note that the first layer's kernel is newly initialised, if only the channels of its images differ; else ''."""
     axis, values = FIRST.get(name), SIDES.get(model, 0) ** 2
     if axis is None or len(found) != len(wanted) or found == wanted:
         return ''
@@ -216,7 +216,7 @@ def _other_channels(name: str, found: tuple[int, ...], wanted: tuple[int, ...], 
     if axis == 0 and (not values or found[0] % values):
         return ''  # patches of another size, or of a network of one's own
     before, now = (shape[axis] if axis else shape[0] // values for shape in (found, wanted))
-    return f'starts afresh: {before} channels in the file and {now} in the images'
+    return f'is newly initialised: {before} channels in the file and {now} in the images'
 
 
 def _check_patches(tensor: np.ndarray, name: str, model: str, what: str) -> None:

@@ -67,7 +67,7 @@ def write_bytes(path: epath.Path, content: bytes) -> None:
 def reachable(path: str, named: str) -> epath.Path:
     """Opens a path given by a user, which need not exist. Messages call it `named`, as '--workdir=gs://bucket/run'.
 
-    `~` is the home directory, which shells do not put in its place within a flag.
+    `~` is replaced by the home directory, as shells do not replace it inside a flag.
 
     Raises:
       UserError: the path is remote and its store cannot be reached.

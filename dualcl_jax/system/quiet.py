@@ -1,4 +1,4 @@
-"""Silences what other libraries say at length although it is raised, reported in one line, or without consequence."""
+"""Silences output of other libraries that is redundant, because an error follows, or harmless."""
 
 import contextlib
 import logging

@@ -1,4 +1,4 @@
-"""A run before its loop: everything checked, loaded, built and, if there is a checkpoint, restored."""
+"""Opens a run: checks its config, loads the data, builds the model, and restores a checkpoint if there is one."""
 
 import dataclasses
 import time

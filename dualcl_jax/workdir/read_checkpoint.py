@@ -77,7 +77,7 @@ def read_checkpoint(path: epath.Path, like: TrainState, mesh: Mesh, specs: Specs
 
 
 def _agree(path: epath.Path, problem: Exception | None) -> None:
-    """Reports to the other processes how a read ended here, and raises the gravest outcome of all processes."""
+    """Shares the outcome of a read with all processes, and raises the most severe one."""
     said = ['', ''] if problem is None else [outcome(path, problem), _words(problem)]
     told = [json.loads(text) for text in from_all(exchange_name(), json.dumps(said))]
     for kind in (AWAY, REFUSED, DAMAGED):

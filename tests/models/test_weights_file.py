@@ -113,7 +113,7 @@ def test_other_channels_leave_the_first_layer_fresh(network: str, model: str, fi
     made = encoder(model, **({'positions': 'learned'} if model == 'vit_tiny' else {}))
     path, expected = written(tmp_path, network), template(made, 32, channels=5)
     found = take(str(path), expected, model, (8, 8), learned=model == 'vit_tiny', flag=FLAG)
-    assert 'starts afresh: 3 channels in the file and 5 in the images' in found.describe()
+    assert 'is newly initialised: 3 channels in the file and 5 in the images' in found.describe()
     backbone, whole = found.variables['params']['backbone'], expected['params']['backbone']
     assert 'kernel' not in backbone.get(first, {})
     rest = {name for name in whole if name != first}
@@ -156,7 +156,7 @@ def test_patches_of_an_export(rows: int, fresh: bool, tmp_path: Path) -> None:
     np.savez(tmp_path / 'w.npz', **tensors)
     if fresh:
         said = taken(tmp_path / 'w.npz', made, 32).describe()
-        assert 'starts afresh: 5 channels in the file and 3 in the images' in said
+        assert 'is newly initialised: 5 channels in the file and 3 in the images' in said
     else:
         with pytest.raises(UserError, match=r'patch_embed\.kernel is \(84, '):
             taken(tmp_path / 'w.npz', made, 32)

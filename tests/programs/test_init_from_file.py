@@ -38,7 +38,7 @@ def test_starts_from_an_export(projection: bool, start, tmp_path: Path) -> None:
     done = start(file)
     assert done.status == 0, done
     assert 'tensors loaded (an export of dualcl_jax)' in done.out
-    assert ('the projection starts afresh' in done.out) != projection
+    assert ('the projection is newly initialised' in done.out) != projection
     found, before = (to_host(state) for state in (open_saved_run(f'{tmp_path}/new').state, run.state))
     for params in (found.params, found.momentum_params):  # the learning rate is 0
         np.testing.assert_array_equal(
@@ -58,7 +58,7 @@ def test_starts_on_images_of_other_channels(start, tmp_path: Path) -> None:
     done = start(file)
     assert done.status == 0, done
     said = ' '.join(done.out.split())
-    assert 'conv1.kernel starts afresh: 1 channels in the file and 3 in the images' in said
+    assert 'conv1.kernel is newly initialised: 1 channels in the file and 3 in the images' in said
     found, before = to_host(open_saved_run(f'{tmp_path}/new').state).params, to_host(run.state).params
     assert found['backbone']['conv1']['kernel'].shape[2] == 3
     np.testing.assert_array_equal(found['backbone']['conv2']['kernel'], before['backbone']['conv2']['kernel'])

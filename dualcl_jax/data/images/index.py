@@ -143,7 +143,7 @@ class Index:
         return unread and os.access(os.path.join(self.root, self.path(row)), os.R_OK)
 
     def is_current_for(self, row: int, entry: Entry) -> bool:
-        """Whether the finding at `row` holds for a file of the same path as it is now."""
+        """Whether what was found at `row` is still valid for the file that is at its path now."""
         same = (self.sizes[row], self.times[row]) == (entry.size, entry.time)
         return same and entry.size >= 0 and not self.notes.get(row, '').startswith(UNREAD)
 
