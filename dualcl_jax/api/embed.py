@@ -16,6 +16,7 @@ from dualcl_jax.api.arguments import optional_path, path_of
 from dualcl_jax.api.inputs import Data, describe, source_of, write
 from dualcl_jax.api.session import using_jax
 from dualcl_jax.system.errors import UserError, listed
+from dualcl_jax.system.kinds import IMAGES, TEXT
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -218,7 +219,6 @@ def _in_file(request: Request, source: 'EncoderSource') -> 'Iterator[Request]':
     Raises:
       UserError: the data are of another kind than the encoder takes, or the file cannot be written.
     """
-    from dualcl_jax.data.text.source import KIND as TEXT
 
     if request.data is None or isinstance(request.data, str):
         yield request
@@ -244,7 +244,6 @@ def _in_file(request: Request, source: 'EncoderSource') -> 'Iterator[Request]':
 
 def _check_complete(data: Any, examples: 'Examples') -> None:
     """Raises UserError if sentences of a list are left out: a row of features belongs to a place in the list."""
-    from dualcl_jax.data.text.source import KIND as TEXT
 
     lost = len(data) - len(examples.names) if examples.sources[0].kind == TEXT else 0
     if lost:
@@ -259,7 +258,6 @@ def _settings(request: Request, source: 'EncoderSource') -> 'ConfigDict':
     """
     from ml_collections import ConfigDict
 
-    from dualcl_jax.data.text.source import KIND as TEXT
     from dualcl_jax.evaluators.evaluate import OF_THE_ENCODER, override_data
     from dualcl_jax.system.config import PATHS, flatten
 
@@ -292,7 +290,6 @@ def _examples(request: Request, source: 'EncoderSource') -> 'Examples':
     from dualcl_jax.data.describe import describe_data
     from dualcl_jax.data.images.folder import every_image
     from dualcl_jax.data.text.source import BETWEEN
-    from dualcl_jax.data.text.source import KIND as TEXT
     from dualcl_jax.evaluators.embed_all import Examples
     from dualcl_jax.evaluators.evaluate import check_examples, check_trained_on
 
@@ -322,7 +319,6 @@ def _examples(request: Request, source: 'EncoderSource') -> 'Examples':
 
 def _look(request: Request, path: Path, examples: 'Examples', features: np.ndarray) -> dict[str, Any]:
     """Finds near duplicates or outliers: writes their tables and the page, and counts them."""
-    from dualcl_jax.data.images.source import KIND as IMAGES
     from dualcl_jax.evaluators.measures import neighbours
     from dualcl_jax.reports.neighbours import Outliers, write_page, write_tables
     from dualcl_jax.system.console import progress

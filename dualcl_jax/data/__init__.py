@@ -8,7 +8,6 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from dualcl_jax.data.images import folder, npz, photo_patches, tfds
-from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.images.source import image_shape
 from dualcl_jax.data.loader import Batch, Loader, batch_spec
 from dualcl_jax.data.source import ArraySource, HostViews, Source, Splits, example_spec, hold_out, limit_train
@@ -17,6 +16,7 @@ from dualcl_jax.data.text.tokens import kept_tokenizer
 from dualcl_jax.data.workdir_data import kept_data
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import reachable
+from dualcl_jax.system.kinds import IMAGES, TEXT
 
 __all__ = [
     'SOURCES',
@@ -63,7 +63,7 @@ def data_config(
         found.path = kept_data(workdir, found.path)
     found.workdir = str(workdir or '')
     given = config.text.tokenizer
-    if not given and config.init_from and found.name == text.KIND:
+    if not given and config.init_from and found.name == TEXT:
         given = kept_tokenizer(reachable(config.init_from, f'--init_from={config.init_from}'))
     found.text = ConfigDict(
         {

@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.source import Splits
-from dualcl_jax.data.text.source import KIND as TEXT
+from dualcl_jax.system.kinds import IMAGES, TEXT
 
 SHOWN_CLASSES = 5
 """The number of class names that are listed."""

@@ -14,8 +14,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dualcl_jax.data import Source, data_config
-from dualcl_jax.data.images.source import KIND as IMAGES
-from dualcl_jax.data.text.source import KIND as TEXT
 from dualcl_jax.data.text.tokens import FILE as TOKENIZER
 from dualcl_jax.data.text.tokens import Tokenizer
 from dualcl_jax.evaluators.derived import Derived
@@ -31,6 +29,7 @@ from dualcl_jax.system.config import from_json
 from dualcl_jax.system.devices import AXIS, place
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import reachable
+from dualcl_jax.system.kinds import IMAGES, TEXT
 from dualcl_jax.workdir.checksum import state_sha256
 from dualcl_jax.workdir.init_from import with_encoder
 from dualcl_jax.workdir.saved_run import SavedRun, open_saved_run

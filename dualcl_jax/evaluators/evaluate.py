@@ -13,7 +13,6 @@ from rich.console import Console
 from dualcl_jax import data
 from dualcl_jax.data import Source, Splits, example_spec
 from dualcl_jax.data.describe import noun
-from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.images.source import image_shape, image_type, is_photographic
 from dualcl_jax.data.tree import batch_of, empty
 from dualcl_jax.evaluators.encoder_source import EncoderSource
@@ -28,6 +27,7 @@ from dualcl_jax.system.config import check_fields, override
 from dualcl_jax.system.console import is_terminal
 from dualcl_jax.system.errors import UserError, first_line, reason_of
 from dualcl_jax.system.files import reachable, write_json
+from dualcl_jax.system.kinds import IMAGES
 from dualcl_jax.system.versions import versions
 from dualcl_jax.workdir.folder import open_workdir
 

@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dualcl_jax.data.describe import noun
-from dualcl_jax.data.images.source import KIND as IMAGES
-from dualcl_jax.data.text.source import KIND as TEXT
 from dualcl_jax.evaluators import text_protocols as text
 from dualcl_jax.evaluators.benchmarks.classification import read_classification
 from dualcl_jax.evaluators.benchmarks.passages import read_passages
@@ -35,6 +33,7 @@ from dualcl_jax.evaluators.records import Result
 from dualcl_jax.evaluators.task import Task
 from dualcl_jax.system.console import progress
 from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.kinds import IMAGES, TEXT
 
 Results = Iterator[Result]
 PURITY = {'share_of': 'min(k, others of the class)'}

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualcl_jax.data import ArraySource, Source
-from dualcl_jax.data.text.source import KIND as TEXT
 from dualcl_jax.data.text.tokens import Tokenizer
 from dualcl_jax.evaluators.task import Task
+from dualcl_jax.system.kinds import TEXT
 
 TF_IDF, WORDS = 'tf_idf', 'words'
 """The names of encoder and layer for the baseline without an encoder."""

@@ -9,8 +9,6 @@ from ml_collections import ConfigDict
 
 from dualcl_jax.data import Source, Splits, example_spec
 from dualcl_jax.data.describe import describe_data, units
-from dualcl_jax.data.images.source import KIND as IMAGES
-from dualcl_jax.data.text.source import KIND as TEXT
 from dualcl_jax.method.build import Method
 from dualcl_jax.method.negatives.selectors import find_selector
 from dualcl_jax.method.views.images import ImageViews
@@ -18,6 +16,7 @@ from dualcl_jax.method.views.text import TextViews
 from dualcl_jax.models.encoder import MODELS
 from dualcl_jax.models.resnet import RESNETS
 from dualcl_jax.models.vit import PATCHES
+from dualcl_jax.system.kinds import IMAGES, TEXT
 
 FIXED_WIDTH = (*PATCHES, 'convnext_t')
 """The models that do not use `model.width`."""

@@ -15,12 +15,12 @@ from dualcl_jax.models.encoder import DTYPES, MODELS, PRECISIONS, TEXT_MODELS, f
 from dualcl_jax.models.heads import PREDICTORS, PROJECTIONS
 from dualcl_jax.models.norm import norm_layout
 from dualcl_jax.models.resnet import STEMS
-from dualcl_jax.models.text import KIND as TEXT
 from dualcl_jax.models.text import POOLINGS
 from dualcl_jax.models.vit import PATCHES, POSITIONS
 from dualcl_jax.system.config import BELOW_1, LIMITS, Rule, at_least, between, check_fields, flatten, key_of, one_of
 from dualcl_jax.system.devices import MAPPERS
 from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.kinds import TEXT
 
 _ANY: Rule = (lambda value: True, '')
 _POSITIVE: Rule = (lambda value: value > 0, 'must be above 0')

@@ -21,9 +21,6 @@ import jax.numpy as jnp
 from dualcl_jax.models.layers import normal
 from dualcl_jax.system.tree import Tree
 
-KIND = 'text'
-"""The kind of example that these encoders take."""
-
 
 @dataclasses.dataclass(frozen=True)
 class TextGeometry:

@@ -11,7 +11,6 @@ from etils import epath
 from numpy.typing import NDArray
 
 from dualcl_jax.data.describe import baseline_name, units
-from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.evaluators.measures.knn import knn_predict, nearest_others
 from dualcl_jax.evaluators.records import SCHEMA, check_values
 from dualcl_jax.method.describe import describe_method
@@ -26,6 +25,7 @@ from dualcl_jax.reports.subject import Subject
 from dualcl_jax.system.config import flatten
 from dualcl_jax.system.console import duration
 from dualcl_jax.system.files import absolute
+from dualcl_jax.system.kinds import IMAGES
 from dualcl_jax.workdir.metrics import KNN, STS
 
 Content = dict[str, Any]

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.evaluators.embed_all import Examples
 from dualcl_jax.evaluators.measures.neighbours import Pairs
 from dualcl_jax.reports.figures import fit_within
 from dualcl_jax.reports.html import environment, jpeg_uri
 from dualcl_jax.reports.visible import visible
 from dualcl_jax.system.files import write_output
+from dualcl_jax.system.kinds import IMAGES
 
 SIDE = 100
 """The most pixels of the longer side of a picture."""

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualcl_jax.data import Source
-from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.reports.sprite import Sprite
+from dualcl_jax.system.kinds import IMAGES
 
 PICTURES, TEXTS = 'pictures', 'texts'
 LONGEST = 300

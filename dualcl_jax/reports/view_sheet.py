@@ -6,7 +6,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dualcl_jax.data import Source, data_config, load
-from dualcl_jax.data.images.source import KIND
 from dualcl_jax.data.images.statistics import channel_statistics, values_in_use
 from dualcl_jax.data.order import epoch_permutation
 from dualcl_jax.method import randomness
@@ -15,6 +14,7 @@ from dualcl_jax.method.validation import validate
 from dualcl_jax.method.views.images import ImageViews, image_views
 from dualcl_jax.reports.figures import view_pairs
 from dualcl_jax.reports.visible import visible
+from dualcl_jax.system import kinds
 from dualcl_jax.system.errors import UserError, reason_of
 from dualcl_jax.system.files import reachable
 
@@ -32,7 +32,7 @@ def show_views(config: ConfigDict, path: str) -> None:
         raise UserError(f'--show_views={path}: name a file that ends in .png')
     machine = Machine(jax.default_backend(), jax.device_count())
     train = load(data_config(fill(config, TYPICAL_IMAGES, machine))).train
-    if train.kind != KIND:
+    if train.kind != kinds.IMAGES:
         raise UserError(f'--show_views={path}: {train.name} holds {train.kind}; only views of images can be drawn')
     values = values_in_use(config.data, train)
     gray = not config.data.mean and is_gray(channel_statistics(train, values))

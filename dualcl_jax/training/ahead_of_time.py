@@ -18,7 +18,6 @@ from rich.console import Console
 from rich.table import Table
 
 from dualcl_jax.data import batch_spec
-from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.text.source import VOCABULARY
 from dualcl_jax.data.tree import ArraySpec, batch_of, empty
 from dualcl_jax.method import randomness
@@ -32,10 +31,10 @@ from dualcl_jax.method.state import TrainState, create_train_state, queue_specs,
 from dualcl_jax.method.validation import validate, validate_devices, validate_sizes
 from dualcl_jax.method.views import VIEWS
 from dualcl_jax.models.encoder import TEXT_MODELS
-from dualcl_jax.models.text import KIND as TEXT
 from dualcl_jax.step import train_step
 from dualcl_jax.system.devices import AXIS, MAPPERS, ShardMapMapper, bytes_per_device, shapes
 from dualcl_jax.system.errors import UserError, first_line
+from dualcl_jax.system.kinds import IMAGES, TEXT
 from dualcl_jax.system.tree import Tree
 from dualcl_jax.training import cost
 from dualcl_jax.workdir.saved_run import sentences_of

@@ -13,10 +13,8 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from dualcl_jax.data import Batch, Source, Splits, batch_spec, data_config, example_spec, load
 from dualcl_jax.data.images import photo_patches
 from dualcl_jax.data.images.left_out import unread
-from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.images.source import image_shape
 from dualcl_jax.data.images.statistics import channel_statistics, values_in_use
-from dualcl_jax.data.text.source import KIND as TEXT
 from dualcl_jax.evaluators.benchmarks.sts import Pairs, read_dev
 from dualcl_jax.evaluators.monitor import can_monitor
 from dualcl_jax.method.build import Method, build_method
@@ -29,6 +27,7 @@ from dualcl_jax.method.views import VIEWS
 from dualcl_jax.models.norm import LOCAL
 from dualcl_jax.system.devices import device_mesh
 from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.kinds import IMAGES, TEXT
 from dualcl_jax.system.machine import multiplies_bfloat16
 from dualcl_jax.system.processes.agreement import check_same_data, check_shared
 from dualcl_jax.workdir.folder import (

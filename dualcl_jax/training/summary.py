@@ -11,8 +11,6 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from dualcl_jax.data import Splits
 from dualcl_jax.data.describe import baseline_name, noun, units
-from dualcl_jax.data.images.source import KIND as IMAGES
-from dualcl_jax.data.text.source import KIND as TEXT
 from dualcl_jax.method.choices import FEW_IMAGES
 from dualcl_jax.method.describe import describe_method
 from dualcl_jax.method.groups import LEAST, group_size, normalized_alone
@@ -20,6 +18,7 @@ from dualcl_jax.method.negatives.selectors import find_selector
 from dualcl_jax.method.resolve import LEFT_OUT
 from dualcl_jax.system.config import flatten
 from dualcl_jax.system.console import duration
+from dualcl_jax.system.kinds import IMAGES, TEXT
 from dualcl_jax.system.user_modules import own_modules
 from dualcl_jax.system.versions import versions
 from dualcl_jax.training.plan import Plan

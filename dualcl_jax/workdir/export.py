@@ -12,11 +12,11 @@ from dualcl_jax.models.exports import Description, TextDescription
 from dualcl_jax.models.exports.encoder import compute, only_parts
 from dualcl_jax.models.images import ImageInput
 from dualcl_jax.models.text import FIELDS as TEXT_FIELDS
-from dualcl_jax.models.text import KIND as TEXT
 from dualcl_jax.system.config import PRIVATE
 from dualcl_jax.system.devices import to_host
 from dualcl_jax.system.errors import UserError, reason_of
 from dualcl_jax.system.files import absolute
+from dualcl_jax.system.kinds import TEXT
 from dualcl_jax.system.versions import versions
 from dualcl_jax.workdir.saved_run import SavedRun
 

@@ -15,12 +15,12 @@ from ml_collections import ConfigDict
 
 from dualcl_jax.data import Source, Splits, example_spec
 from dualcl_jax.data.images.left_out import unread
-from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.source import count_classes, described_split
 from dualcl_jax.data.tree import describe, parse
 from dualcl_jax.system.config import LENGTH, PATHS, differing_fields, flatten, from_json, to_json
 from dualcl_jax.system.errors import RestartError, UserError, reason_of
 from dualcl_jax.system.files import check_writable, reachable, write_json, write_text
+from dualcl_jax.system.kinds import IMAGES
 from dualcl_jax.system.tree import Tree
 
 

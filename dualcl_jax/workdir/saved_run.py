@@ -13,18 +13,17 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dualcl_jax.data.images.source import KIND as IMAGES
 from dualcl_jax.data.tree import ArraySpec, batch_of, empty
 from dualcl_jax.method.build import Method, build_method
 from dualcl_jax.method.state import TrainState, create_train_state
 from dualcl_jax.method.validation import unknown_fields
 from dualcl_jax.method.views import VIEWS
 from dualcl_jax.models.encoder import TEXT_MODELS, channels_of
-from dualcl_jax.models.text import KIND as TEXT
 from dualcl_jax.system.config import from_json
 from dualcl_jax.system.devices import device_mesh
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import reachable
+from dualcl_jax.system.kinds import IMAGES, TEXT
 from dualcl_jax.system.tree import Tree
 from dualcl_jax.workdir.checkpoint import Checkpoints
 from dualcl_jax.workdir.folder import read_examples, read_fingerprints

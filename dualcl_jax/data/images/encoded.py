@@ -14,9 +14,10 @@ from PIL import Image
 from dualcl_jax.data.images import decode, stored
 from dualcl_jax.data.images.crops import CropRecipe, central_square, crop_rng, draw_boxes
 from dualcl_jax.data.images.decode import Place
-from dualcl_jax.data.images.source import KIND, image_shape, image_source, image_type
+from dualcl_jax.data.images.source import image_shape, image_source, image_type
 from dualcl_jax.data.source import ArraySource, Splits
 from dualcl_jax.system.errors import RestartError, UserError
+from dualcl_jax.system.kinds import IMAGES
 from dualcl_jax.system.machine import available_cores
 
 READS = 8
@@ -103,7 +104,7 @@ class EncodedSource:
 
     @property
     def kind(self) -> str:
-        return KIND
+        return IMAGES
 
     @property
     def in_memory(self) -> bool:

@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 
 from dualcl_jax.data.source import ArraySource, Source, example_spec
+from dualcl_jax.system.kinds import IMAGES
 
-KIND = 'images'
-"""The `kind` of every source of images."""
 TYPES = ('uint8', 'uint16', 'float32')
 """The types of pixels: 8 bits, 16 bits, and floating point of any range."""
 
@@ -31,7 +30,7 @@ def image_source(
     """
     if pixels.dtype.name not in TYPES or pixels.ndim != 4:
         raise ValueError(f'pixels: expected [N, H, W, C] of {", ".join(TYPES)}, got {pixels.dtype} {pixels.shape}')
-    return ArraySource(name, pixels, labels, class_names, fingerprint, report, kind=KIND, texts=files)
+    return ArraySource(name, pixels, labels, class_names, fingerprint, report, kind=IMAGES, texts=files)
 
 
 def is_photographic(dtype: str, channels: int) -> bool:
@@ -50,8 +49,8 @@ def image_shape(source: Source) -> tuple[int, int, int]:
     Raises:
       ValueError: its examples are not images.
     """
-    if source.kind != KIND:
-        raise ValueError(f'{source.name}: expected {KIND}, got {source.kind}')
+    if source.kind != IMAGES:
+        raise ValueError(f'{source.name}: expected {IMAGES}, got {source.kind}')
     height, width, channels = example_spec(source).shape
     return height, width, channels
 

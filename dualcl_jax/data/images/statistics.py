@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from dualcl_jax.data.images.source import KIND, image_shape, image_type
+from dualcl_jax.data.images.source import image_shape, image_type
 from dualcl_jax.data.source import Source, limit_indices
 from dualcl_jax.system.errors import UserError
+from dualcl_jax.system.kinds import IMAGES
 
 STATISTICS_IMAGES = 4096
 BLOCK_PIXELS = 2**22
@@ -59,10 +60,10 @@ def values_in_use(data: Any, train: Source) -> tuple[float, ...]:
       UserError: `data.value_range` is given for such examples.
     """
     given = tuple(data.value_range)
-    if train.kind == KIND and image_type(train) != 'uint8':
+    if train.kind == IMAGES and image_type(train) != 'uint8':
         return given or measured_range(train)
     if given:
-        what = 'images of 8 bits, from 0 to 255' if train.kind == KIND else train.kind
+        what = 'images of 8 bits, from 0 to 255' if train.kind == IMAGES else train.kind
         raise UserError(f'config.data.value_range={given}: {train.name} holds {what}; leave it empty')
     return ()
 

@@ -19,9 +19,8 @@ from dualcl_jax.data.text.splits import choose_test
 from dualcl_jax.data.text.tokens import FILE, Tokenizer, train_wordpiece
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import reachable
+from dualcl_jax.system.kinds import TEXT
 
-KIND = 'text'
-"""The `kind` of every source of text."""
 VOCABULARY = 16_384
 """The size of a tokenizer that is trained, if the config does not set it."""
 TRAIN_NAMES, TEST_NAMES = ('train', 'training'), ('test', 'validation', 'valid', 'val', 'dev')
@@ -96,12 +95,12 @@ def load(data: Any) -> Splits:
     } | _in_other_pairs(parts['train'].rows)
     sources = {
         split: ArraySource(
-            KIND,
+            TEXT,
             encoded[split].arrays,
             labels[split],
             names or None,
             report=report,
-            kind=KIND,
+            kind=TEXT,
             ids=first_equal(_digests(part.rows)),
             kept_files={FILE: tokenizer.definition.encode()},
             texts=[BETWEEN.join(row.sentences) for row in part.rows],

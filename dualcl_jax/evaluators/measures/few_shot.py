@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from dualcl_jax.evaluators.measures.knn import normalize
 from dualcl_jax.evaluators.measures.rows import members
+from dualcl_jax.losses import normalize
 
 DRAWS_AT_ONCE = 8
 HELD_BYTES = 2**30

@@ -12,18 +12,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
+from dualcl_jax.losses import cosine, normalize
 from dualcl_jax.system.devices import fetched
 
 BLOCK_BYTES = 64 * 2**20
 """The float32 similarities that one device holds at a time."""
 BLOCK_ROWS = 1024
 """Rows that `nearest_others` compares with all rows at a time."""
-
-
-def normalize(features: ArrayLike) -> jax.Array:
-    """Normalises features [M, F] to float32 rows of length 1; a row of zeros remains zero."""
-    features = jnp.asarray(features).astype(jnp.float32)
-    return features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), np.finfo(np.float32).tiny)
 
 
 def nearest(queries: ArrayLike, bank: ArrayLike, k: int) -> tuple[jax.Array, jax.Array]:
@@ -41,7 +36,7 @@ def nearest(queries: ArrayLike, bank: ArrayLike, k: int) -> tuple[jax.Array, jax
     Returns:
       similarities [Q, min(k, N)] float32 in [-1, 1] up to rounding, and indices into the bank [Q, min(k, N)] int32.
     """
-    similarities = jnp.einsum('qf,nf->qn', normalize(queries), normalize(bank), precision=lax.Precision.HIGHEST)
+    similarities = cosine(normalize(jnp.asarray(queries)), normalize(jnp.asarray(bank)))
     return lax.top_k(similarities, min(k, similarities.shape[1]))
 
 

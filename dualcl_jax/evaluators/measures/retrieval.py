@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from dualcl_jax.evaluators.measures.knn import normalize
 from dualcl_jax.evaluators.measures.rows import members
+from dualcl_jax.losses import cosine, normalize
 from dualcl_jax.system.machine import available_cores
 
 BLOCK_BYTES = 64 * 2**20
@@ -87,7 +87,7 @@ def retrieve(
 @functools.partial(jax.jit, static_argnames='k')
 def _similar(queries: jax.Array, bank: jax.Array, *, k: int) -> tuple[jax.Array, jax.Array]:
     """All cosine similarities [q, N], and the indices of the k largest of each row."""
-    similarities = jnp.einsum('qf,nf->qn', normalize(queries), normalize(bank), precision=jax.lax.Precision.HIGHEST)
+    similarities = cosine(normalize(queries), normalize(bank))
     return similarities, jax.lax.top_k(similarities, k)[1]
 
 

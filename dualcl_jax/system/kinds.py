@@ -1,0 +1,3 @@
+"""The kinds of examples."""
+
+IMAGES, TEXT = 'images', 'text'
