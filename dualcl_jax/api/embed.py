@@ -16,6 +16,7 @@ from dualcl_jax.api.arguments import optional_path, path_of
 from dualcl_jax.api.inputs import Data, describe, source_of, write
 from dualcl_jax.api.session import using_jax
 from dualcl_jax.system.errors import UserError, listed
+from dualcl_jax.system.files import reachable
 from dualcl_jax.system.kinds import IMAGES, TEXT
 
 if TYPE_CHECKING:
@@ -265,6 +266,8 @@ def _settings(request: Request, source: 'EncoderSource') -> 'ConfigDict':
     form = None
     if request.data is not None:
         assert isinstance(request.data, str)
+        if not reachable(request.data, f'--data={request.data}').exists():
+            raise UserError(f'--data={request.data}: no such file or folder; correct the path')
         form = source_of(request.data, of_text=source.kind == TEXT)
     if request.labels != 'auto' and form != 'folder':
         raise UserError(f'--labels={request.labels}: only for a folder of images in --data; leave it out')

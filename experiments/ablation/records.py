@@ -9,10 +9,10 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from dualcl_jax.data.text.source import KIND as TEXT
 from dualcl_jax.system.config import PRIVATE, to_json
 from dualcl_jax.system.errors import UserError
 from dualcl_jax.system.files import check_output, write_output
+from dualcl_jax.system.kinds import TEXT
 from dualcl_jax.workdir.folder import read_fingerprints
 from dualcl_jax.workdir.metrics import read_records
 from experiments.ablation.measures import MEASURES, Measure

@@ -201,7 +201,7 @@ def test_wordnet_as_it_was_measured() -> None:
 @pytest.mark.parametrize(
     ('name', 'content', 'columns', 'changes', 'said'),
     [
-        ('none.txt', None, '', {}, r'no such file or folder'),
+        ('none.txt', None, '', {}, r'no such file or folder; name a file of sentences, or a folder of such files$'),
         ('a.txt', b'', '', {}, r'no sentences in it$'),
         ('a.txt', b'\n\n', '', {}, r'no sentences in it\n2 rows: empty \(a.txt:1, a.txt:2\)'),
         (

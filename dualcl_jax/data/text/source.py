@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from dualcl_jax.data.source import ArraySource, Splits, described_split, first_equal, held_out_by_content, limit_indices
-from dualcl_jax.data.text import tfds
+from dualcl_jax.data.text import tfds, wordnet
 from dualcl_jax.data.text.files import TOO_MANY, read_rows, reader_of
 from dualcl_jax.data.text.rows import EMPTY, UNCHECKED, Columns, LeftOut, Row
 from dualcl_jax.data.text.splits import choose_test
@@ -134,7 +134,10 @@ def _read(data: Any, columns: Columns, left_out: LeftOut) -> tuple[_Part, _Part 
         )
     root = reachable(data.path, f'data.path={data.path}')
     if not root.exists():
-        raise UserError(f'data.path={data.path}: no such file or folder')
+        remedy = 'name a file of sentences, or a folder of such files'
+        if data.path == wordnet.FOLDER:
+            remedy = f'install WordNet (apt-get install {wordnet.PACKAGE}), or {remedy}'
+        raise UserError(f'data.path={data.path}: no such file or folder; {remedy}')
 
     def rows(files: Sequence[epath.Path], left_out: LeftOut, columns: Columns = columns) -> list[Row]:
         return [row for file in files for row in read_rows(file, columns, left_out)]

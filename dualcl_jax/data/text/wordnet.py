@@ -1,8 +1,10 @@
-"""Pairs from the files of WordNet 3.0, such as those of Debian's package wordnet-base: an entry and its definition."""
+"""Pairs from the files of WordNet 3.0, such as those of a package of Debian: an entry and its definition."""
 
 import re
 
 COLUMNS = ('entry', 'definition')
+FOLDER, PACKAGE = '/usr/share/wordnet', 'wordnet-base'
+"""Where Debian's package installs the files."""
 FILES = ('data.noun', 'data.verb', 'data.adj', 'data.adv')
 """The files of entries."""
 
