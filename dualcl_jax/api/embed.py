@@ -221,15 +221,19 @@ def _in_file(request: Request, source: 'EncoderSource') -> 'Iterator[Request]':
       UserError: the data are of another kind than the encoder takes, or the file cannot be written.
     """
 
+    from dualcl_jax.models.images import ImageInput
+
     if request.data is None or isinstance(request.data, str):
         yield request
         return
     with tempfile.TemporaryDirectory() as folder:
         found = describe(request.data, folder, of_text=source.kind == TEXT)
         if found.channels not in (0, source.config.data.channels):
+            assert isinstance(source.views, ImageInput)
+            takes = source.config.data.channels or f'{source.views.channels} of 8 bits'
             raise UserError(
-                f'data: {found.channels} channels as stored, but the encoder takes '
-                f'{source.config.data.channels or "1 or 3 of 8 bits"}; give images as those that it was trained on'
+                f'data: {found.channels} channels as stored, but the encoder takes {takes}; '
+                'give images as those that it was trained on'
             )
         path = found.fields['data.path']
         assert found.write is not None
@@ -259,6 +263,7 @@ def _settings(request: Request, source: 'EncoderSource') -> 'ConfigDict':
     """
     from ml_collections import ConfigDict
 
+    from dualcl_jax.data.text.files import has_lines
     from dualcl_jax.evaluators.evaluate import OF_THE_ENCODER, override_data
     from dualcl_jax.system.config import PATHS, flatten
 
@@ -272,6 +277,7 @@ def _settings(request: Request, source: 'EncoderSource') -> 'ConfigDict':
     if request.labels != 'auto' and form != 'folder':
         raise UserError(f'--labels={request.labels}: only for a folder of images in --data; leave it out')
     if form is not None:
+        assert request.data is not None
         known = dict(flatten(config)).keys() - OF_THE_ENCODER
         for field in (assignment.partition('=')[0] for assignment in request.fields):
             if field in ('data.name', *PATHS) or (field == 'data.labels' and request.labels != 'auto'):
@@ -283,6 +289,8 @@ def _settings(request: Request, source: 'EncoderSource') -> 'ConfigDict':
         config.data.update(validation_fraction=0.0, test_fraction=0.0)  # so that rows stay in their order
         if form == 'folder':
             config.data.update(labels=request.labels, path_column='', label_column='')
+        if form == 'text' and os.path.isfile(os.path.expanduser(request.data)) and has_lines(request.data):
+            config.data.update(columns='', label_column='')
     override_data(config, request.fields)
     return config.data
 

@@ -97,6 +97,11 @@ def stored(given: Input, workdir: str) -> Iterator[None]:
             print(given.note)
     try:
         yield
+    except UserError as error:
+        named = f'data.path={path}'
+        if not writes or named not in str(error):
+            raise
+        raise type(error)(str(error).replace(named, 'data')) from error  # the file is removed below
     finally:
         if writes:
             # Errors of a folder that is away are suppressed: the error that ended the run counts.

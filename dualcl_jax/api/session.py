@@ -2,9 +2,11 @@
 
 import contextlib
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 from dualcl_jax.system.files import cache_folder
 from dualcl_jax.system.private_jax import backends_started
@@ -45,10 +47,35 @@ def using_jax(*, deterministic: bool = True) -> Iterator[None]:
 def _start(deterministic: bool) -> None:
     before = os.environ.get('XLA_FLAGS', '')
     used = backends_started()
-    start(deterministic=deterministic, is_program=False)
+    with _interrupted_afterwards():
+        start(deterministic=deterministic, is_program=False)
+        import orbax.checkpoint  # noqa: F401
     if used and os.environ.get('XLA_FLAGS', '') != before:
         print('note: JAX was already in use, without the XLA options that dualcl_jax sets; call dualcl_jax first')
     _started.set()
+
+
+@contextlib.contextmanager
+def _interrupted_afterwards() -> Iterator[None]:
+    """A context in which the first Ctrl-C takes effect at the end: Python cannot import half of a package again."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    pressed: list[int] = []
+
+    def press(number: int, frame: FrameType | None) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

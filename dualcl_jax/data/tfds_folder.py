@@ -13,6 +13,7 @@ from typing import Any
 from etils import epath
 
 from dualcl_jax.system.errors import RestartError, UserError, first_line, is_temporary
+from dualcl_jax.system.files import matching
 
 CHUNK = 256
 """Records that are read at a time. Encoded images may have megabytes."""
@@ -114,7 +115,7 @@ def check_versions(name: str, data_dir: str) -> None:
             f'{name}: the namespace {parsed.namespace!r} is third-party code; use a set that is part of TFDS'
         )
     patterns = [f'{depth}/{file}' for depth in ('*', '*/*', '*/*/*') for file in FILES]  # epath has no **
-    found = [path for pattern in patterns for path in (epath.Path(data_dir) / parsed.name).glob(pattern)]
+    found = matching(epath.Path(data_dir) / parsed.name, *patterns)
     for folder in sorted({path.parent for path in found}):
         check_features(folder)
 

@@ -29,7 +29,7 @@ from dualcl_jax.system.errors import UserError, first_line, reason_of
 from dualcl_jax.system.files import reachable, write_json
 from dualcl_jax.system.kinds import IMAGES
 from dualcl_jax.system.versions import versions
-from dualcl_jax.workdir.folder import open_workdir
+from dualcl_jax.workdir.folder import open_folder
 
 OF_THE_ENCODER = ('data.image_size', 'data.mean', 'data.std', 'data.value_range')
 """Fields that belong to a trained encoder and cannot be changed."""
@@ -270,7 +270,7 @@ def evaluate(
         folder /= _folder_of(source, config.data.name, splits, overrides)
     writes = jax.process_index() == 0
     if writes:
-        open_workdir(str(folder), '--output')
+        open_folder(str(folder), '--output')
     task = Task(source, splits, config, tuple(encoders), tuple(layers), benchmarks)
     console = Console(highlight=False, markup=False, quiet=not writes, width=None if is_terminal() else TABLE_WIDTH)
     for note in (*absent, *notes(task, protocols)):

@@ -24,7 +24,7 @@ from dualcl_jax.reports.shown import PICTURES, TEXTS, Shown
 from dualcl_jax.reports.subject import Subject
 from dualcl_jax.system.config import flatten
 from dualcl_jax.system.console import duration
-from dualcl_jax.system.files import absolute
+from dualcl_jax.system.files import absolute, matching
 from dualcl_jax.system.kinds import IMAGES
 from dualcl_jax.workdir.metrics import KNN, STS
 
@@ -288,8 +288,7 @@ def _confusion(samples: Samples, predictions: NDArray | None, bank_labels: NDArr
 def _evaluations(folder: epath.Path, missing: dict[str, str]) -> list[Content]:
     """The records of `dualcl_jax.evaluate` in `evaluation/`; `missing` names the files that hold none."""
     parent, found, strange = folder / 'evaluation', list[Content](), list[str]()
-    paths = sorted([*parent.glob('*.json'), *parent.glob('*/*.json')]) if parent.exists() else []
-    for path in paths:
+    for path in matching(parent, '*.json', '*/*.json') if parent.exists() else ():
         try:
             records = [{name: of[name] for name in RECORD} for of in json.loads(path.read_text())['records']]
             for record in records:

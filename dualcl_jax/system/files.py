@@ -93,6 +93,15 @@ def absolute(path: epath.Path) -> epath.Path:
     return path if '://' in str(path) else path.resolve()
 
 
+def matching(folder: epath.Path, *patterns: str) -> list[epath.Path]:
+    """The paths below a folder that match one of the patterns, sorted; the folder may be missing.
+
+    Only the patterns have wildcards. epath's `glob` also takes those in the name of a local folder as such.
+    """
+    found = folder if '://' in str(folder) else Path(folder)
+    return sorted(epath.Path(path) for pattern in patterns for path in found.glob(pattern))
+
+
 def cache_folder() -> Path:
     """The folder of everything that is cached: $XDG_CACHE_HOME/dualcl_jax, by default ~/.cache/dualcl_jax.
 

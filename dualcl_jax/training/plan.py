@@ -34,6 +34,7 @@ from dualcl_jax.workdir.folder import (
     check_read,
     check_same_images,
     check_same_run,
+    check_storable,
     existing_or_new,
     open_workdir,
     read_fingerprints,
@@ -117,6 +118,7 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = 
     validate_devices(config, mesh.devices.size)
     check_tracker(config.log.tracker)
     similar = read_dev(config.sts.path) if config.sts.path else None
+    check_storable(workdir)
     folder = open_workdir(workdir) if writes else existing_or_new(workdir)
     if writes:
         check_shared(folder, config.parallel.timeout_s)

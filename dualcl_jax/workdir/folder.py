@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,13 +20,38 @@ from dualcl_jax.data.source import count_classes, described_split
 from dualcl_jax.data.tree import describe, parse
 from dualcl_jax.system.config import LENGTH, PATHS, differing_fields, flatten, from_json, to_json
 from dualcl_jax.system.errors import RestartError, UserError, reason_of
-from dualcl_jax.system.files import check_writable, reachable, write_json, write_text
+from dualcl_jax.system.files import absolute, check_writable, reachable, write_json, write_text
 from dualcl_jax.system.kinds import IMAGES
 from dualcl_jax.system.tree import Tree
 
+UNSTORABLE = re.compile(r'[][*?\\]')
+"""Characters that Orbax and TensorStore do not take literally in the name of a local folder."""
 
-def open_workdir(path: str, flag: str = '--workdir') -> epath.Path:
+
+def open_workdir(path: str) -> epath.Path:
     """Opens the folder of a run and creates it if missing.
+
+    Raises:
+      UserError: the path is empty, the folder cannot be created or written, or checkpoints cannot be stored in it.
+    """
+    check_storable(path)
+    return open_folder(path, '--workdir')
+
+
+def check_storable(path: str) -> None:
+    """Raises UserError if a local path has characters with which Orbax would write checkpoints that nothing can read.
+
+    It reads brackets and the like as a pattern, finds no file and reports no error; TensorStore reads a backslash as a
+    slash.
+    """
+    if '://' not in path and (found := UNSTORABLE.search(str(absolute(_path(path))))):
+        raise UserError(
+            f'--workdir={path}: checkpoints cannot be stored below a folder with {found[0]} in its name; choose another'
+        )
+
+
+def open_folder(path: str, flag: str) -> epath.Path:
+    """Opens a folder for files and creates it if missing.
 
     Raises:
       UserError: the path is empty, or the folder cannot be created or written. The message names the path as `flag`.

@@ -15,9 +15,11 @@ import dualcl_jax
 from configs import default
 from dualcl_jax import evaluate as evaluate_program
 from dualcl_jax import main
+from dualcl_jax.api import session
 from dualcl_jax.api.train import assignments
 from dualcl_jax.system.config import load_config, override
 from dualcl_jax.system.errors import RestartError, UserError
+from dualcl_jax.system.processes import heartbeat
 from dualcl_jax.system.processes.stop_signal import StopSignal
 from dualcl_jax.training import loop
 from tests.support.runs import QUICK, REPOSITORY, summary, write_npz
@@ -189,6 +191,43 @@ def test_interrupt_in_a_process_of_the_user() -> None:
         assert stop.after(2)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interrupt_during_the_first_imports_comes_after_them() -> None:
+    """Python cannot import half of a package again."""
+    done = []
+
+    def imports(times: int) -> None:
+        with session._interrupted_afterwards():
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+            done.append(times)
+
+    for times in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            imports(times)
+    assert done == [1]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interrupt_while_the_watch_starts_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        raise KeyboardInterrupt
+
+    config = default.get_config()
+    config.parallel.start_s = 0.1
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, 'start', interrupted)
+        patch.setattr(heartbeat, '_end', lambda error: pytest.fail(str(error)))
+        with pytest.raises(KeyboardInterrupt):
+            heartbeat.Heartbeat(config).__enter__()
+    (watch,) = [thread for thread in threading.enumerate() if thread.name == 'dualcl-heartbeat'] or [None]
+    if watch is not None:
+        watch.join(10)
+        assert not watch.is_alive()
 
 
 def test_names_of_fields() -> None:

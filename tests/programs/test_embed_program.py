@@ -293,11 +293,11 @@ def test_mistakes_of_data(run, workdir: Path, tmp_path: Path, capsys: pytest.Cap
     np.savez(gray, images=np.zeros((9, 16, 16), np.uint8))
     with pytest.raises(UserError, match='1 channels, but the encoder of'):
         dualcl_jax.embed(workdir, data=gray)
-    with pytest.raises(UserError, match='--data=.*missing: no such file or folder; correct the path'):
+    with pytest.raises(UserError, match=r'--data=.*missing: no such file or folder; correct the path'):
         dualcl_jax.embed(workdir, data=tmp_path / 'missing')
     with pytest.raises(UserError, match='--labels=none: only for a folder of images'):
         dualcl_jax.embed(workdir, data=gray, labels='none')
-    with pytest.raises(UserError, match='data: 3 channels as stored, but the encoder takes 1 or 3 of 8 bits; give'):
+    with pytest.raises(UserError, match='data: 3 channels as stored, but the encoder takes 3 of 8 bits; give'):
         dualcl_jax.embed(workdir, data=np.zeros((9, 16, 16, 3), np.float32))
     with pytest.raises(UserError, match='data: list; give a path, an array of images'):
         dualcl_jax.embed(workdir, data=['a sentence'])

@@ -78,16 +78,19 @@ def test_handlers_come_back_after_an_error() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_signal_ignored_from_the_start_stays_ignored(left: list) -> None:
-    """As SIGHUP by nohup."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+@pytest.mark.parametrize(
+    ('number', 'ends_process'), [(signal.SIGHUP, True), (signal.SIGINT, True), (signal.SIGINT, False)]
+)
+def test_a_signal_ignored_from_the_start_stays_ignored(left: list, number: int, ends_process: bool) -> None:
+    """As SIGHUP by nohup, and SIGINT in a command that a shell runs in the background."""
+    before = signal.signal(number, signal.SIG_IGN)
     try:
-        with StopSignal(several_processes=False) as stop:
-            signal.raise_signal(signal.SIGHUP)
+        with StopSignal(several_processes=False, ends_process=ends_process) as stop:
+            signal.raise_signal(number)
             assert not stop.after(1)
-        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert signal.getsignal(number) is signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(number, before)
     assert not left
 
 

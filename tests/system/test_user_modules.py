@@ -23,7 +23,7 @@ from tests.support.runs import REPOSITORY, write_npz
 NET = """
 import flax.linen as nn
 
-from dualcl_jax.contrastive import SelectorSpec, select_threshold, select_top_k
+from dualcl_jax.contrastive import Selection, SelectorSpec, select_threshold, select_top_k
 
 
 class Net(nn.Module):
@@ -75,6 +75,18 @@ def without_keys(similarities, k):
 
 def a_mask(similarities, k, rngs=None):
     return similarities > 0.5
+
+
+def transposed(similarities, k, rngs=None):
+    return Selection(similarities.T, None)
+
+
+def of_one_anchor(similarities, k, rngs=None):
+    return Selection(*(part[:1] for part in select_top_k(similarities, k)))
+
+
+def of_integers(similarities, k, rngs=None):
+    return Selection(similarities.astype('int32'), None)
 
 
 def with_margin(similarities, k, rngs=None, *, margin):
@@ -184,6 +196,9 @@ def test_a_selector_that_is_called_otherwise(nets: str, name: str, said: str) ->
     ('name', 'said'),
     [
         ('own_nets_for_test:a_mask', 'must return a Selection, not an array'),
+        ('own_nets_for_test:transposed', r'its similarities are float32 \[4, 2\] .*; must be float32 \[2, 4\]'),
+        ('own_nets_for_test:of_one_anchor', r'its similarities are float32 \[1, 1\] .*; must be float32 \[2, 1\]'),
+        ('own_nets_for_test:of_integers', r'its similarities are int32 \[2, 4\] .*; must be float32 \[2, 4\]'),
         ('own_nets_for_test:of_unknown_fields', 'its SelectorSpec names unknown fields: margin'),
         ('numpy:argmax', 'NotImplementedError'),
         ('builtins:max', 'must be called with similarities, k and rngs'),

@@ -17,7 +17,7 @@ from dualcl_jax.data import ArraySource, Splits
 from dualcl_jax.data.images.source import image_source
 from dualcl_jax.system.config import override
 from dualcl_jax.system.errors import RestartError, UserError
-from dualcl_jax.system.files import replacing, write_json, write_text
+from dualcl_jax.system.files import matching, replacing, write_json, write_text
 from dualcl_jax.workdir import folder as folders
 from dualcl_jax.workdir.folder import (
     check_same_run,
@@ -47,6 +47,23 @@ def test_open_workdir_refuses(tmp_path: Path, path: str) -> None:
     (tmp_path / 'file').write_text('')
     with pytest.raises(UserError, match='--workdir'):
         open_workdir(path.format(tmp=tmp_path))
+
+
+@pytest.mark.parametrize('name', ['lr[0.1]', 'a*', 'what?', 'back\\slash', 'lr[0.1]/run'])
+def test_names_that_orbax_takes_for_patterns_are_refused(tmp_path: Path, name: str) -> None:
+    """It would write checkpoints there that nothing can read."""
+    with pytest.raises(UserError, match=r'checkpoints cannot be stored below a folder with . in its name'):
+        open_workdir(str(tmp_path / name))
+    assert not any(tmp_path.iterdir())
+
+
+def test_only_the_pattern_has_wildcards(tmp_path: Path) -> None:
+    folder = tmp_path / 'set[1]' / 'inner'
+    folder.mkdir(parents=True)
+    (folder / 'a.json').write_text('')
+    found = matching(epath.Path(folder.parent), '*.json', '*/*.json')
+    assert found == [epath.Path(folder / 'a.json')]
+    assert matching(epath.Path(tmp_path / 'missing'), '*') == []
 
 
 def test_check_same_run(tmp_path: Path) -> None:

@@ -57,6 +57,11 @@ UNDECODABLE = '\udcff'
 Read = Callable[[IO[bytes], str, Columns, LeftOut], Iterator[Row]]
 
 
+def has_lines(name: str) -> bool:
+    """Whether a file with this name is read line by line, without columns."""
+    return reader_of(name) in (None, _read_lines)
+
+
 def read_rows(path: epath.Path, columns: Columns, left_out: LeftOut) -> Iterator[Row]:
     """Yields the rows of a file, read by the ending of its name; counts those that cannot be used in `left_out`.
 

@@ -214,6 +214,14 @@ def _try_out(name: str, select: Selector, *, counted: bool) -> None:
     if not isinstance(found, Selection):
         kind = 'an array' if isinstance(found, jax.ShapeDtypeStruct) else type(found).__name__
         raise UserError(f'negatives.selector={name!r}: must return a Selection, not {kind}')
+    values, slots = found
+    expected = similarities.shape if slots is None else (similarities.shape[0], *values.shape[1:2])
+    for part, array, dtype in (('similarities', values, jnp.float32), ('slots', slots, jnp.int32)):
+        if array is not None and (array.shape, array.dtype) != (expected, dtype):
+            raise UserError(
+                f'negatives.selector={name!r}: its {part} are {array.dtype.name} {list(array.shape)} for similarities '
+                f'[2, 4]; must be {dtype.dtype.name} {list(expected)}'
+            )
 
 
 def _masked(similarities: jax.Array, chosen: jax.Array) -> Selection:

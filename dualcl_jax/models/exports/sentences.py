@@ -77,7 +77,10 @@ class LoadedTextEncoder:
         Raises:
           UserError: the argument is not a list of texts, or one holds an unpaired surrogate.
         """
-        return self.function(self.tokens(sentences))
+        tokens = self.tokens(sentences)
+        if not len(tokens['length']):  # a program has at least one example
+            return jnp.zeros((0, self.description.features), jnp.float32)
+        return self.function(tokens)
 
     def tokens(self, sentences: Iterable[str]) -> dict[str, np.ndarray]:
         """Encodes N sentences as tokens, as `function` takes them. Raises UserError as `__call__` does."""

@@ -237,7 +237,11 @@ class Heartbeat:
         if self._connection is not None:
             self._connection.doing = self._doing
             self._connection.begin_run(self._parallel.silence_s, self._parallel.stall_s)
-        threading.Thread(target=self._watch, name='dualcl-heartbeat', daemon=True).start()
+        try:
+            threading.Thread(target=self._watch, name='dualcl-heartbeat', daemon=True).start()
+        except BaseException:  # such as Ctrl-C: then `__exit__` is not called
+            self._leaving.set()
+            raise
         return self
 
     def enter(self, phase: str, step: int = 0, *, settled: int = 0) -> None:

@@ -71,7 +71,8 @@ class StopSignal:
         if not self._main:
             return self
         if not self._ends_process:
-            self._before = {signal.SIGINT: signal.signal(signal.SIGINT, self._interrupt)}
+            handled = {signal.SIGINT}.intersection(self._handled)
+            self._before = {number: signal.signal(number, self._interrupt) for number in handled}
             return self
         self._numbers, writing = socket.socketpair()
         writing.setblocking(False)

@@ -78,6 +78,8 @@ def test_any_number_of_images_of_either_type(tmp_path, form):
     want = loaded(IMAGES)
     for count in (1, 2, 4):
         np.testing.assert_allclose(loaded(IMAGES[:count]), want[:count], rtol=1e-5, atol=1e-5)
+    none = loaded(IMAGES[:0])
+    assert (none.shape, none.dtype) == ((0, want.shape[1]), want.dtype)
     np.testing.assert_allclose(loaded(IMAGES / np.float32(255)), want, rtol=1e-5, atol=1e-5)
 
 

@@ -93,6 +93,7 @@ def test_a_loaded_encoder_equals_that_of_the_run(tmp_path, form, name):
         np.testing.assert_allclose(loaded(SENTENCES), want, atol=1e-5)
         assert loaded.description.features == want.shape[1]
         np.testing.assert_allclose(loaded(SENTENCES[:1]), want[:1], atol=1e-5)
+        assert loaded([]).shape == (0, want.shape[1])
     np.testing.assert_array_equal(loaded(iter(SENTENCES)), loaded(SENTENCES))
     for wrong in ('a cat', ['a cat', 1], 1):
         with pytest.raises(UserError, match='takes a list of sentences'):
