@@ -97,8 +97,8 @@ def test_one_process_examines_a_folder_that_others_share(images, tmp_path, monke
             fields |= {'st_ino': about.st_ino + (number << 40), 'st_mtime_ns': about.st_mtime_ns + number}
         return SimpleNamespace(**fields)
 
-    def changes(*args, real=index_cache._kept):
-        known = real(*args)
+    def changes(caches, real=index_cache._Caches.of_run):
+        known = real(caches)
         if distributed.global_state.process_id:
             (images / 'ant' / '3.png').write_bytes(encode(photo(700), 'PNG'))
         return known
@@ -112,7 +112,7 @@ def test_one_process_examines_a_folder_that_others_share(images, tmp_path, monke
         if case == 'own mounts':
             patch.setattr(os, 'stat', own_mount)
         elif case == 'changes meanwhile':
-            patch.setattr(index_cache, '_kept', changes)
+            patch.setattr(index_cache._Caches, 'of_run', changes)
         assert two_processes(load) == [None, None]
     assert len(examined) == count
     differing = (found[0].digests != found[1].digests).any(axis=1)

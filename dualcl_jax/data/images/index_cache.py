@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import PIL
@@ -46,74 +46,84 @@ def open_index(root: str, channels: int = 0, run_cache: RunCache = NO_CACHE) -> 
     """
     if not os.path.isdir(root):
         raise UserError(f'data.path={root}: no such folder; with data.name=folder, set it to a local folder of images')
-    cache = _cache_file(root, channels)
-    name = f'index-{cache.stem[:16]}.npz'
+    caches = _Caches(root, channels, run_cache)
+    if not run_cache.trains:
+        return caches.open()
+    # Neither the inode nor the time of the folder: gcsfuse gives them anew to each mount.
+    key = repr((os.path.realpath(root), channels))
+    return made_once('index', key, caches.open, caches.of_process_0, has=caches.fresh_of_machine)
 
-    def own() -> Index:
-        kept = _kept(run_cache, name, root)
-        index = _own_index(root, cache, channels, kept, save)
-        if kept is None or not _same(index, kept):
-            save(index)
-        return index
 
-    def save(index: Index) -> None:
-        run_cache.save(name, functools.partial(_write, index, compressed=True))
+class _Caches(NamedTuple):
+    """The two caches of the index of a folder: that of this machine, and that of the run. See `open_index`."""
 
-    def fresh() -> Index | None:
-        known = _load(cache, root)
+    root: str
+    channels: int
+    run_cache: RunCache
+
+    @property
+    def file(self) -> Path:
+        """The cache of this machine."""
+        return _cache_file(self.root, self.channels)
+
+    @property
+    def name(self) -> str:
+        """The name of the cache of the run."""
+        return f'index-{self.file.stem[:16]}.npz'
+
+    def of_run(self) -> Index | None:
+        """The index in the cache of the run; None if there is none, or it cannot be used."""
+        content = self.run_cache.read(self.name)
+        shown = f'{self.name} in {self.run_cache.workdir}'
+        return None if content is None else _usable(shown, lambda: io.BytesIO(content), self.root)
+
+    def fresh_of_machine(self) -> Index | None:
+        """The index in the cache of this machine; None if there is none that is valid."""
+        known = _load(self.file, self.root)
         return known if known is not None and known.is_fresh() else None
 
-    def take() -> Index | None:
-        index = _kept(run_cache, name, root)
+    def open(self) -> Index:
+        """Opens the index in this process, and stores it in the cache of the run."""
+        kept = self.of_run()
+        index = self._examined(kept, self._save_in_run)
+        if kept is None or not _same(index, kept):
+            self._save_in_run(index)
+        return index
+
+    def of_process_0(self) -> Index | None:
+        """The index that process 0 has stored in the cache of the run; None if this process cannot use it."""
+        index = self.of_run()
         if index is None:
             return None
         if not index.is_fresh(retry=False):  # this process has other files, or folders with other times
-            return _own_index(root, cache, channels, index)
-        if not _holds(cache, index):  # processes with one home need not wait for its lock
-            with _locked(cache) as writable:
-                if writable and not _holds(cache, index):
-                    _try_to_save(index, cache)
+            return self._examined(index)
+        if not _holds(self.file, index):  # processes with one home need not wait for its lock
+            with _locked(self.file) as writable:
+                if writable and not _holds(self.file, index):
+                    _try_to_save(index, self.file)
         return index
 
-    if not run_cache.trains:
-        return own()
-    # Neither the inode nor the time of the folder: gcsfuse gives them anew to each mount.
-    return made_once('index', repr((os.path.realpath(root), channels)), own, take, has=fresh)
+    def _save_in_run(self, index: Index) -> None:
+        self.run_cache.save(self.name, functools.partial(_write, index, compressed=True))
 
+    def _examined(self, other: Index | None, save: Callable[[Index], None] | None = None) -> Index:
+        """A valid index: `other`, that of this machine, or a new one for which `save` stores what is found so far."""
+        with _locked(self.file) as writable:
+            cached = _load(self.file, self.root)
+            found = [known for known in (other, cached) if known is not None]
+            index = next((known for known in found if known.is_fresh()), None)
 
-def _own_index(
-    root: str, cache: Path, channels: int, other: Index | None, save: Callable[[Index], None] | None = None
-) -> Index:
-    """Opens the index of a folder in this process.
+            def save_part(index: Index) -> None:
+                if writable:
+                    _try_to_save(index, self.file)
+                if save:
+                    save(index)
 
-    Args:
-      root, channels: see `open_index`.
-      cache: the cache of this machine.
-      other: another index of the folder, which may be valid as well.
-      save: see `examine_all`.
-    """
-    with _locked(cache) as writable:
-        cached = _load(cache, root)
-        found = [known for known in (other, cached) if known is not None]
-        index = next((known for known in found if known.is_fresh()), None)
-
-        def save_part(index: Index) -> None:
-            if writable:
-                _try_to_save(index, cache)
-            if save:
-                save(index)
-
-        if index is None:
-            index = examine_all(root, max(found, key=len, default=None), channels, save_part)
-        if writable and (cached is None or not _same(index, cached)):
-            _try_to_save(index, cache)
-    return index
-
-
-def _kept(run_cache: RunCache, name: str, root: str) -> Index | None:
-    """The index in the cache of a run; None if there is none, or it cannot be used."""
-    content = run_cache.read(name)
-    return None if content is None else _usable(f'{name} in {run_cache.workdir}', lambda: io.BytesIO(content), root)
+            if index is None:
+                index = examine_all(self.root, max(found, key=len, default=None), self.channels, save_part)
+            if writable and (cached is None or not _same(index, cached)):
+                _try_to_save(index, self.file)
+        return index
 
 
 def _cache_file(root: str, channels: int) -> Path:
