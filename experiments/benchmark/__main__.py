@@ -31,7 +31,7 @@ from dualcl_jax.data.loader import Loader
 from dualcl_jax.losses import info_nce, normalize
 from dualcl_jax.method.negatives.queue import UNKNOWN, Queue, noise_queue
 from dualcl_jax.method.negatives.queue_loss import Anchors, contrast_with_queue
-from dualcl_jax.method.negatives.selectors import AUTO, SELECTORS
+from dualcl_jax.method.negatives.selectors import AUTO, EXACT, SELECTORS
 from dualcl_jax.method.resolve import resolve
 from dualcl_jax.method.views import VIEWS
 from dualcl_jax.method.views.images import PRESETS, make_views
@@ -83,7 +83,7 @@ def head(rounds: int, batch: int = 0) -> Cases:
                 'queue': size,
                 'k': k,
                 'selector': name,
-                'exact': name != 'approx_max_k',
+                'exact': name in EXACT,
                 'seconds': median,
             }
             | {'ratio_to_all': median / timings['all'][0], 'smallest': smallest, 'largest': largest}
