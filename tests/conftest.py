@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,7 +33,7 @@ import pytest
 from dualcl_jax.method.views import images
 from dualcl_jax.models.encoder import MODELS
 from dualcl_jax.system.errors import UserError
-from dualcl_jax.system.processes import start
+from dualcl_jax.system.processes import agreement, start
 from tests.support.runs import REPOSITORY, Finished, Trainer, heed_signals
 
 MODELS['smooth'] = MODELS['tiny']  # an allowed name; tests/support/quick_config.py provides its network
@@ -153,6 +154,7 @@ def two_processes(monkeypatch):
         initialize_preemption_sync_manager = None  # must be there, but is not called
 
     monkeypatch.setattr(distributed, 'global_state', State())
+    monkeypatch.setattr(agreement, '_calls', Counter())
 
     def run(check, present=(0, 1)):
         def one(index):

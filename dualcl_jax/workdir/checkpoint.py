@@ -27,7 +27,6 @@ from dualcl_jax.workdir.checksum import checksums, seal
 from dualcl_jax.workdir.read_checkpoint import (
     DAMAGED,
     DamagedError,
-    exchange_name,
     failure,
     is_gone,
     outcome,
@@ -277,7 +276,7 @@ class Checkpoints:
         end = time.monotonic() + LISTING_S
         while True:
             steps = ' '.join(map(str, sorted(self._manager.all_steps())))
-            first, *others = from_all(exchange_name(), f'{int(time.monotonic() < end)} {steps}')
+            first, *others = from_all('checkpoints listed', f'{int(time.monotonic() < end)} {steps}')
             waits, _, listed = first.partition(' ')  # as long as process 0 does
             apart = [index for index, text in enumerate(others, start=1) if text.partition(' ')[2] != listed]
             if not apart:
@@ -345,7 +344,7 @@ class Checkpoints:
                     number += 1
                     path = aside / f'{step:08d}.{number}'
                 self._path(step).rename(path)
-        from_process_0(exchange_name(), '')  # the others wait until they are moved
+        from_process_0('checkpoints moved', '')  # the others wait until they are moved
         self._manager.reload()
         self._listed()  # a process that still saw them would not save their steps again
 

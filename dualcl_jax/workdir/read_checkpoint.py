@@ -4,7 +4,6 @@ Each process reads the files itself, and the read of one of them may fail. A fai
 such as storage that is unavailable for a moment, is distinguished from damage: it ends the start, and changes nothing.
 """
 
-import itertools
 import json
 from typing import Any
 
@@ -21,16 +20,9 @@ from dualcl_jax.workdir.checksum import checksums, is_sealed
 AWAY, REFUSED, DAMAGED = 'away', 'refused', 'damaged'
 """Outcomes of a failed read, in the order of their precedence."""
 
-_exchanges = itertools.count()
-
 
 class DamagedError(Exception):
     """A checkpoint cannot be used; the message is the reason in a few words."""
-
-
-def exchange_name() -> str:
-    """A new name for an exchange between the processes, which must all call this equally often."""
-    return f'checkpoints/{next(_exchanges)}'
 
 
 def read_record(path: epath.Path) -> dict[str, Any]:
@@ -79,7 +71,7 @@ def read_checkpoint(path: epath.Path, like: TrainState, mesh: Mesh, specs: Specs
 def _agree(path: epath.Path, problem: Exception | None) -> None:
     """Shares the outcome of a read with all processes, and raises the most severe one."""
     said = ['', ''] if problem is None else [outcome(path, problem), _words(problem)]
-    told = [json.loads(text) for text in from_all(exchange_name(), json.dumps(said))]
+    told = [json.loads(text) for text in from_all('checkpoint read', json.dumps(said))]
     for kind in (AWAY, REFUSED, DAMAGED):
         for index, (found, why) in enumerate(told):
             if found == kind:

@@ -22,7 +22,7 @@ from dualcl_jax.system.errors import RestartError, UserError
 from dualcl_jax.system.processes import heartbeat
 from dualcl_jax.system.processes.stop_signal import StopSignal
 from dualcl_jax.training import loop
-from tests.support.runs import QUICK, REPOSITORY, summary, write_npz
+from tests.support.runs import QUICK, REPOSITORY, TIMEOUT, free_port, summary, write_npz
 
 
 @pytest.fixture
@@ -228,6 +228,39 @@ def test_an_interrupt_while_the_watch_starts_leaves_none(monkeypatch: pytest.Mon
     if watch is not None:
         watch.join(10)
         assert not watch.is_alive()
+
+
+@pytest.mark.slow
+def test_joined_processes_of_the_user_train_twice(tmp_path: Path) -> None:
+    program = f"""
+import sys
+import jax, numpy as np
+import dualcl_jax
+jax.config.update('jax_platforms', 'cpu')
+jax.distributed.initialize('127.0.0.1:{free_port()}', 2, int(sys.argv[1]))
+images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), np.uint8)
+for name in 'first', 'second':
+    found = dualcl_jax.train(
+        (images, np.arange(64) % 4), workdir={str(tmp_path)!r} + '/' + name, config={QUICK!r},
+        model__name='tiny', model__norm='local', steps=4, batch_size=16,
+    )
+    print('state', found['state_sha256'])
+"""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, '-c', program, str(index)],
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    printed = [process.communicate(timeout=TIMEOUT) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed
+    states = [line for out, _ in printed for line in out.splitlines() if line.startswith('state ')]
+    assert len(states) == 4
+    assert len(set(states)) == 1
 
 
 def test_names_of_fields() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from dualcl_jax.system import machine
+from dualcl_jax.system.processes.agreement import from_all, from_process_0
 
 POD = 'kubepods/pod1'
 QUOTAS = {
@@ -57,6 +58,17 @@ def test_this_machine() -> None:
 def test_no_cgroups_on_this_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(machine, 'MEMBERSHIPS', tmp_path / 'none')
     assert machine.available_cores() >= 1
+
+
+def test_each_exchange_of_a_name_has_its_own_texts(two_processes) -> None:
+    found: dict[int, list] = {}
+
+    def check(index: int) -> None:
+        found[index] = [from_all('name', f'{call} of {index}') for call in range(2)]
+        found[index].append([from_process_0('other', f'{call} of {index}') for call in range(2)])
+
+    assert two_processes(check) == [None, None]
+    assert found[0] == found[1] == [['0 of 0', '0 of 1'], ['1 of 0', '1 of 1'], ['0 of 0', '1 of 0']]
 
 
 @pytest.mark.parametrize(('apart', 'share'), [(False, 4), (True, 8)])

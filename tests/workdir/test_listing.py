@@ -1,7 +1,6 @@
 """Processes agree on the checkpoints that all of them see and can read, wait for each other's view, or give up."""
 
 import errno
-import itertools
 import os
 import shutil
 import threading
@@ -18,17 +17,14 @@ from jax._src import distributed
 
 from dualcl_jax.method.state import TrainState
 from dualcl_jax.system.devices import device_mesh, replicate
-from dualcl_jax.workdir import checkpoint, read_checkpoint
+from dualcl_jax.workdir import checkpoint
 from dualcl_jax.workdir.checkpoint import Checkpoints
 
 
 @pytest.fixture(autouse=True)
-def separate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """JAX has started before the threads act as processes, each of which counts its own exchanges."""
+def started() -> None:
+    """JAX has started before the threads act as processes."""
     jax.devices()
-    names = [itertools.count(), itertools.count()]
-    for module in (checkpoint, read_checkpoint):
-        monkeypatch.setattr(module, 'exchange_name', lambda: f'{next(names[distributed.global_state.process_id])}')
 
 
 @pytest.mark.parametrize('late', [True, False])

@@ -5,6 +5,7 @@ import json
 import socket
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ APPEARS_S = 5.0
 """Seconds after which a new file is visible everywhere: it appears late on network file systems."""
 _ONE_WEEK_S = 7 * 24 * 3600.0
 _ANSWER_S = 10.0
+_calls: Counter[tuple[int, str]] = Counter()
 Made = TypeVar('Made')
 
 
@@ -32,19 +34,18 @@ def check_shared(folder: epath.Path, timeout_s: float) -> None:
       UserError: names the processes that see another folder.
       RestartError: names a process that did not call it in time.
     """
-    client, index, count = _joined()
+    _, index, count = _joined()
     if count == 1:
         return
     nonce = folder / f'.shared-{uuid.uuid4().hex}'
     if index == 0:
         nonce.write_text('')
-        client.key_value_set('dualcl/workdir', nonce.name)
     problem = (
         f'--workdir={folder}: process APART sees a different folder from process 0\n'
         'use one that all hosts share, such as gs://BUCKET/RUN or a network file system'
     )
     try:
-        name = _read(client, 'workdir', timeout_s, by=0)
+        name = _from_process_0('nonce', nonce.name, timeout_s)
         end = time.monotonic() + APPEARS_S
         while not (folder / name).exists() and time.monotonic() < end:
             time.sleep(0.2)
@@ -103,7 +104,7 @@ def made_once(
     Every process must call it, after JAX has joined them. The only process of a run makes it.
 
     Args:
-      name: name of the result; a process may ask for it only once.
+      name: name of the result.
       key: identifies what it is made of. Processes whose key differs from that of process 0 make their own.
       make: makes the result. In process 0 it also leaves it where the others can take it. If it fails there, they make
         it as well.
@@ -113,6 +114,7 @@ def made_once(
     client, index, count = _joined()
     if count == 1:
         return make()
+    name = _of_this_call(name, index)
     if index == 0:
         client.key_value_set(f'dualcl/{name}/key', key)
         said = 'failed'
@@ -134,21 +136,26 @@ def is_first() -> bool:
 
 
 def from_process_0(name: str, text: str) -> str:
-    """Gives every process the text of process 0. Every process must call it, once per name.
+    """Gives every process the text of process 0. Every process must call it, equally often with each name.
 
     It waits until process 0 has called it; if that process is lost, the heartbeats or JAX end the wait.
     """
+    return _from_process_0(name, text, _ONE_WEEK_S)
+
+
+def _from_process_0(name: str, text: str, timeout_s: float) -> str:
     client, index, count = _joined()
     if count == 1:
         return text
+    name = _of_this_call(name, index)
     if index == 0:
         client.key_value_set(f'dualcl/{name}', text)
         return text
-    return _read(client, name, _ONE_WEEK_S, by=0)
+    return _read(client, name, timeout_s, by=0)
 
 
 def from_all(name: str, text: str, timeout_s: float = _ONE_WEEK_S) -> list[str]:
-    """Gives every process the texts of all processes, by index. Every process must call it, once per name.
+    """Gives every process the texts of all processes, by index. They must all call it, equally often with each name.
 
     Process 0 collects the texts, so that each of the others sends one message. It waits like `from_process_0`, or, in
     `check_shared`, for a limited time: without the text of one process, all of them raise `_MissingError`.
@@ -156,6 +163,7 @@ def from_all(name: str, text: str, timeout_s: float = _ONE_WEEK_S) -> list[str]:
     client, index, count = _joined()
     if count == 1:
         return [text]
+    name = _of_this_call(name, index)
     if index:
         client.key_value_set(f'dualcl/{name}/{index}', text)
         said = json.loads(_read(client, f'{name}/all', timeout_s + _ANSWER_S, by=0))
@@ -168,6 +176,12 @@ def from_all(name: str, text: str, timeout_s: float = _ONE_WEEK_S) -> list[str]:
     if len(said) < count:
         raise _MissingError(len(said))
     return said
+
+
+def _of_this_call(name: str, index: int) -> str:
+    """The name with the number of exchanges of this name, the same in every process: a stored value never changes."""
+    _calls[index, name] += 1
+    return f'{name}/{_calls[index, name]}'
 
 
 def machine_id() -> str:
