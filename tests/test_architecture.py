@@ -91,7 +91,7 @@ def layer_violations() -> Iterator[tuple[str, str]]:
                     yield name, target
 
 
-def test_every_module_is_in_a_room():
+def test_every_module_is_in_a_layer():
     packages = {package for packages in LAYERS for package in packages} | {''}
     assert {name for name in modules() if package_of(name) not in packages} == set()
 
@@ -124,8 +124,8 @@ def test_few_files_in_the_root():
 
 
 def test_no_long_file():
-    packages = ('dualcl_jax', 'configs', 'experiments', 'tests')
-    files = [path for package in packages for path in (REPOSITORY / package).rglob('*.py')]
+    folders = ('dualcl_jax', 'configs', 'experiments', 'tests')
+    files = [path for folder in folders for path in (REPOSITORY / folder).rglob('*.py')]
     lengths = {str(path.relative_to(REPOSITORY)): len(path.read_text().splitlines()) for path in files}
     assert {path: length for path, length in lengths.items() if length > FILE_LINES} == {}
 
@@ -146,15 +146,15 @@ def texts() -> list[Path]:
     found = [REPOSITORY / name for name in ('Makefile', 'pyproject.toml', 'experiments/README.md')]
     found += [path for pattern in ('*.md', 'docs/**/*.md', 'configs/**/*.py') for path in REPOSITORY.glob(pattern)]
     found = [path for path in found if path.parent.name != 'generated']  # copies, with links of their own
-    found += [path for package in ('dualcl_jax', 'experiments') for path in (REPOSITORY / package).rglob('*.py')]
+    found += [path for folder in ('dualcl_jax', 'experiments') for path in (REPOSITORY / folder).rglob('*.py')]
     return sorted(found)
 
 
 @cache
 def file_names() -> set[str]:
     """The names of all files of the project, without their folders."""
-    packages = ('dualcl_jax', 'configs', 'experiments', 'tests')
-    return {path.name for package in packages for path in (REPOSITORY / package).rglob('*')}
+    folders = ('dualcl_jax', 'configs', 'experiments', 'tests')
+    return {path.name for folder in folders for path in (REPOSITORY / folder).rglob('*')}
 
 
 def has_module(name: str) -> bool:

@@ -220,7 +220,6 @@ def _in_file(request: Request, source: 'EncoderSource') -> 'Iterator[Request]':
     Raises:
       UserError: the data are of another kind than the encoder takes, or the file cannot be written.
     """
-
     from dualcl_jax.models.images import ImageInput
 
     if request.data is None or isinstance(request.data, str):
@@ -249,7 +248,6 @@ def _in_file(request: Request, source: 'EncoderSource') -> 'Iterator[Request]':
 
 def _check_complete(data: Any, examples: 'Examples') -> None:
     """Raises UserError if sentences of a list are left out: a row of features belongs to a place in the list."""
-
     lost = len(data) - len(examples.names) if examples.sources[0].kind == TEXT else 0
     if lost:
         raise UserError(f'data: {lost:,} of the {len(data):,} sentences cannot be used; leave them out')
@@ -289,7 +287,7 @@ def _settings(request: Request, source: 'EncoderSource') -> 'ConfigDict':
         config.data.update(validation_fraction=0.0, test_fraction=0.0)  # so that rows stay in their order
         if form == 'folder':
             config.data.update(labels=request.labels, path_column='', label_column='')
-        if form == 'text' and os.path.isfile(os.path.expanduser(request.data)) and has_lines(request.data):
+        if form == 'text' and has_lines(request.data) and not reachable(request.data, '--data').is_dir():
             config.data.update(columns='', label_column='')
     override_data(config, request.fields)
     return config.data

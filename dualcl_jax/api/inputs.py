@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -98,10 +99,9 @@ def stored(given: Input, workdir: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        named = f'data.path={path}'
-        if not writes or named not in str(error):
-            raise
-        raise type(error)(str(error).replace(named, 'data')) from error  # the file is removed below
+        if writes:  # the file is removed below
+            error.args = (re.sub(rf'(config\.)?data\.path={re.escape(path)}', 'data', str(error)),)
+        raise
     finally:
         if writes:
             # Errors of a folder that is away are suppressed: the error that ended the run counts.

@@ -50,9 +50,10 @@ def _start(deterministic: bool) -> None:
     with _interrupted_afterwards():
         start(deterministic=deterministic, is_program=False)
         import orbax.checkpoint  # noqa: F401
+
+        _started.set()
     if used and os.environ.get('XLA_FLAGS', '') != before:
         print('note: JAX was already in use, without the XLA options that dualcl_jax sets; call dualcl_jax first')
-    _started.set()
 
 
 @contextlib.contextmanager
@@ -73,9 +74,10 @@ def _interrupted_afterwards() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    if pressed:
-        raise KeyboardInterrupt
+        if signal.getsignal(signal.SIGINT) is press:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if pressed:
+            raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

@@ -168,6 +168,8 @@ class Loader(Generic[T]):
         self._thread: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> 'Loader[T]':
+        if self._thread is not None:
+            raise RuntimeError('a Loader can be entered only once')
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix='dualcl-loader')
         for _ in range(self._depth):
             self._prepare_next()
@@ -175,9 +177,11 @@ class Loader(Generic[T]):
 
     def __exit__(self, *_: object) -> None:
         assert self._thread is not None
+        for future in self._ahead:
+            future.cancel()
         self._ahead.clear()
-        self._thread.shutdown(cancel_futures=True)
-        self._batches.close()
+        self._thread.submit(self._batches.close)  # ends the workers, even if Ctrl-C interrupts the next line
+        self._thread.shutdown()
 
     def __iter__(self) -> Iterator[T]:
         return self

@@ -288,7 +288,7 @@ def _confusion(samples: Samples, predictions: NDArray | None, bank_labels: NDArr
 def _evaluations(folder: epath.Path, missing: dict[str, str]) -> list[Content]:
     """The records of `dualcl_jax.evaluate` in `evaluation/`; `missing` names the files that hold none."""
     parent, found, strange = folder / 'evaluation', list[Content](), list[str]()
-    for path in matching(parent, '*.json', '*/*.json') if parent.exists() else ():
+    for path in matching(parent, '*.json', '*/*.json'):
         try:
             records = [{name: of[name] for name in RECORD} for of in json.loads(path.read_text())['records']]
             for record in records:

@@ -14,11 +14,11 @@ from dualcl_jax.method.validation import validate
 from dualcl_jax.method.views.images import ImageViews, image_views
 from dualcl_jax.reports.figures import view_pairs
 from dualcl_jax.reports.visible import visible
-from dualcl_jax.system import kinds
 from dualcl_jax.system.errors import UserError, reason_of
 from dualcl_jax.system.files import reachable
+from dualcl_jax.system.kinds import IMAGES
 
-IMAGES = 10
+SHOWN = 10
 
 
 def show_views(config: ConfigDict, path: str) -> None:
@@ -32,13 +32,13 @@ def show_views(config: ConfigDict, path: str) -> None:
         raise UserError(f'--show_views={path}: name a file that ends in .png')
     machine = Machine(jax.default_backend(), jax.device_count())
     train = load(data_config(fill(config, TYPICAL_IMAGES, machine))).train
-    if train.kind != kinds.IMAGES:
+    if train.kind != IMAGES:
         raise UserError(f'--show_views={path}: {train.name} holds {train.kind}; only views of images can be drawn')
     values = values_in_use(config.data, train)
     gray = not config.data.mean and is_gray(channel_statistics(train, values))
     config = fill(config, len(train), machine, gray=gray)
     config.data.value_range = values
-    ids = epoch_permutation(config.seed, 0, len(train))[:IMAGES]
+    ids = epoch_permutation(config.seed, 0, len(train))[:SHOWN]
     recipe = image_views(config, train.examples(np.arange(0)))
     views = visible(first_views(train, ids, recipe, config.seed), stretch=bool(recipe.value_range))
     try:

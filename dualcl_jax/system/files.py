@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import glob
 import json
 import os
 import uuid
@@ -96,10 +97,11 @@ def absolute(path: epath.Path) -> epath.Path:
 def matching(folder: epath.Path, *patterns: str) -> list[epath.Path]:
     """The paths below a folder that match one of the patterns, sorted; the folder may be missing.
 
-    Only the patterns have wildcards. epath's `glob` also takes those in the name of a local folder as such.
+    epath's `glob` also treats wildcards in the name of a local folder as wildcards; here, only the patterns have any.
     """
-    found = folder if '://' in str(folder) else Path(folder)
-    return sorted(epath.Path(path) for pattern in patterns for path in found.glob(pattern))
+    if '://' in str(folder):
+        return sorted(path for pattern in patterns for path in folder.glob(pattern))
+    return sorted(folder / path for pattern in patterns for path in glob.glob(pattern, root_dir=folder))
 
 
 def cache_folder() -> Path:

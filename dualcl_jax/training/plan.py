@@ -118,10 +118,12 @@ def make_plan(config: ConfigDict, workdir: str, *, writes: bool, extend: bool = 
     validate_devices(config, mesh.devices.size)
     check_tracker(config.log.tracker)
     similar = read_dev(config.sts.path) if config.sts.path else None
-    check_storable(workdir)
-    folder = open_workdir(workdir) if writes else existing_or_new(workdir)
     if writes:
+        folder = open_workdir(workdir)
         check_shared(folder, config.parallel.timeout_s)
+    else:
+        check_storable(workdir)
+        folder = existing_or_new(workdir)
     stored = stored_config(folder)
     if stored is None and config.data.name == photo_patches.NAME:
         photo_patches.check_not_divided(config.data.validation_fraction)

@@ -24,8 +24,8 @@ from dualcl_jax.system.files import absolute, check_writable, reachable, write_j
 from dualcl_jax.system.kinds import IMAGES
 from dualcl_jax.system.tree import Tree
 
-UNSTORABLE = re.compile(r'[][*?\\]')
-"""Characters that Orbax and TensorStore do not take literally in the name of a local folder."""
+UNSTORABLE = re.compile(r'\[[^/]+\]|\\')
+"""What Orbax and TensorStore do not take literally in the path of a local folder."""
 
 
 def open_workdir(path: str) -> epath.Path:
@@ -39,10 +39,9 @@ def open_workdir(path: str) -> epath.Path:
 
 
 def check_storable(path: str) -> None:
-    """Raises UserError if a local path has characters with which Orbax would write checkpoints that nothing can read.
+    """Raises UserError if Orbax would write checkpoints below a local path that nothing can read.
 
-    It reads brackets and the like as a pattern, finds no file and reports no error; TensorStore reads a backslash as a
-    slash.
+    It takes [...] for a pattern, finds no file and reports no error; TensorStore takes a backslash for a slash.
     """
     if '://' not in path and (found := UNSTORABLE.search(str(absolute(_path(path))))):
         raise UserError(

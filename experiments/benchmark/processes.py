@@ -57,7 +57,7 @@ async def answer(address: tuple[str, int], index: int, count: int, facts: dict[s
         return len(message), told['token']
 
 
-async def roll(count: int, facts: dict[str, str]) -> dict[str, Any]:
+async def meet_all(count: int, facts: dict[str, str]) -> dict[str, Any]:
     """The rendezvous of `count` processes."""
     with socket.create_server((HOST, 0)) as free:
         port = free.getsockname()[1]
@@ -167,7 +167,7 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     facts = {name: repr(value) for name, value in flatten(load_config('configs/imagenet.py:moco_v3'))}
     found: dict[str, Any] = {'count': flags.count}
-    found['rendezvous'] = asyncio.run(roll(flags.count, facts))
+    found['rendezvous'] = asyncio.run(meet_all(flags.count, facts))
     found['heartbeats'] = asyncio.run(heartbeats(flags.count, flags.seconds))
     for part in ('rendezvous', 'heartbeats'):
         for name, value in found[part].items():

@@ -1,5 +1,6 @@
 """The functions train and evaluate: the same runs and errors as the commands, from a thread, and when interrupted."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from dualcl_jax.system.errors import RestartError, UserError
 from dualcl_jax.system.processes import heartbeat
 from dualcl_jax.system.processes.stop_signal import StopSignal
 from dualcl_jax.training import loop
-from tests.support.runs import QUICK, REPOSITORY, TIMEOUT, free_port, summary, write_npz
+from tests.support.runs import QUICK, REPOSITORY, TIMEOUT, free_port, killed_at_last, summary, write_npz
 
 
 @pytest.fixture
@@ -215,19 +216,20 @@ def test_an_interrupt_while_the_watch_starts_leaves_none(monkeypatch: pytest.Mon
 
     def interrupted(thread: threading.Thread) -> None:
         start(thread)
+        started.append(thread)
         raise KeyboardInterrupt
 
-    config = default.get_config()
+    config, started, ended = default.get_config(), [], []
     config.parallel.start_s = 0.1
+    monkeypatch.setattr(heartbeat, '_end', ended.append)  # ends the process
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, 'start', interrupted)
-        patch.setattr(heartbeat, '_end', lambda error: pytest.fail(str(error)))
         with pytest.raises(KeyboardInterrupt):
             heartbeat.Heartbeat(config).__enter__()
-    (watch,) = [thread for thread in threading.enumerate() if thread.name == 'dualcl-heartbeat'] or [None]
-    if watch is not None:
-        watch.join(10)
-        assert not watch.is_alive()
+    (watch,) = started
+    watch.join(10)
+    assert not watch.is_alive()
+    assert not ended
 
 
 @pytest.mark.slow
@@ -256,7 +258,10 @@ for name in 'first', 'second':
         )
         for index in range(2)
     ]
-    printed = [process.communicate(timeout=TIMEOUT) for process in processes]
+    with contextlib.ExitStack() as stack:
+        for process in processes:
+            stack.enter_context(killed_at_last(process))
+        printed = [process.communicate(timeout=TIMEOUT) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], printed
     states = [line for out, _ in printed for line in out.splitlines() if line.startswith('state ')]
     assert len(states) == 4

@@ -332,6 +332,8 @@ def main() -> None:
     parser.add_argument('--only', choices=PARTS, help='run only this part')
     flags = parser.parse_args()
     heed_signals()
+    for variable in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS'):  # the process that forks for each run has no threads
+        os.environ.setdefault(variable, '1')
     jax.config.update('jax_platforms', 'cpu')  # for the checkpoints that this process reads
     FOLDER.mkdir(parents=True, exist_ok=True)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}

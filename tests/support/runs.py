@@ -105,8 +105,6 @@ class Trainer:
             'JAX_NUMPY_RANK_PROMOTION': 'raise',
             'JAX_NUMPY_DTYPE_PROMOTION': 'strict',
             'PYTHONUNBUFFERED': '1',
-            'OMP_NUM_THREADS': '1',  # a process with threads, such as those of NumPy, must not fork
-            'OPENBLAS_NUM_THREADS': '1',
         }
 
     def run(

@@ -89,6 +89,18 @@ def of_integers(similarities, k, rngs=None):
     return Selection(similarities.astype('int32'), None)
 
 
+def of_one_row(similarities, k, rngs=None):
+    return Selection(similarities[0], similarities[0].astype('int32'))
+
+
+def of_nothing(similarities, k, rngs=None):
+    return Selection(None, None)
+
+
+def of_pairs(similarities, k, rngs=None):
+    return Selection((similarities, similarities), None)
+
+
 def with_margin(similarities, k, rngs=None, *, margin):
     return select_top_k(similarities - margin, k)
 
@@ -196,9 +208,15 @@ def test_a_selector_that_is_called_otherwise(nets: str, name: str, said: str) ->
     ('name', 'said'),
     [
         ('own_nets_for_test:a_mask', 'must return a Selection, not an array'),
-        ('own_nets_for_test:transposed', r'its similarities are float32 \[4, 2\] .*; must be float32 \[2, 4\]'),
-        ('own_nets_for_test:of_one_anchor', r'its similarities are float32 \[1, 1\] .*; must be float32 \[2, 1\]'),
-        ('own_nets_for_test:of_integers', r'its similarities are int32 \[2, 4\] .*; must be float32 \[2, 4\]'),
+        (
+            'own_nets_for_test:transposed',
+            r'similarities float32 \[4, 2\] and slots None; must be float32 \[2, K',
+        ),
+        ('own_nets_for_test:of_one_anchor', r'returns similarities float32 \[1, 1\] and slots int32 \[1, 1\]; must be'),
+        ('own_nets_for_test:of_integers', r'returns similarities int32 \[2, 4\] and slots None; must be'),
+        ('own_nets_for_test:of_one_row', r'returns similarities float32 \[4\] and slots int32 \[4\]; must be'),
+        ('own_nets_for_test:of_nothing', 'returns similarities None and slots None; must be'),
+        ('own_nets_for_test:of_pairs', 'returns similarities tuple and slots None; must be'),
         ('own_nets_for_test:of_unknown_fields', 'its SelectorSpec names unknown fields: margin'),
         ('numpy:argmax', 'NotImplementedError'),
         ('builtins:max', 'must be called with similarities, k and rngs'),

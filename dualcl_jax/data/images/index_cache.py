@@ -46,7 +46,7 @@ def open_index(root: str, channels: int = 0, run_cache: RunCache = NO_CACHE) -> 
     """
     if not os.path.isdir(root):
         raise UserError(f'data.path={root}: no such folder; with data.name=folder, set it to a local folder of images')
-    caches = _Caches(root, channels, run_cache)
+    caches = _Caches(root, channels, run_cache, _cache_file(root, channels))
     if not run_cache.trains:
         return caches.open()
     # Neither the inode nor the time of the folder: gcsfuse gives them anew to each mount.
@@ -55,16 +55,12 @@ def open_index(root: str, channels: int = 0, run_cache: RunCache = NO_CACHE) -> 
 
 
 class _Caches(NamedTuple):
-    """The two caches of the index of a folder: that of this machine, and that of the run. See `open_index`."""
+    """The two caches of the index of a folder: `file` on this machine, and that of the run. See `open_index`."""
 
     root: str
     channels: int
     run_cache: RunCache
-
-    @property
-    def file(self) -> Path:
-        """The cache of this machine."""
-        return _cache_file(self.root, self.channels)
+    file: Path
 
     @property
     def name(self) -> str:

@@ -38,7 +38,7 @@ class LeftOut:
         self._count(f'rows: {reason}', count, [place])
 
     def include(self, other: 'LeftOut') -> None:
-        """Adds the rows that another one counts."""
+        """Adds the counts of another."""
         for reason, about in other.reasons.items():
             self._count(reason, about['count'], about['names'])
 

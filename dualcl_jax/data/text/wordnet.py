@@ -1,4 +1,4 @@
-"""Pairs from the files of WordNet 3.0, such as those of a package of Debian: an entry and its definition."""
+"""Pairs from the files of WordNet 3.0, such as those of Debian's package wordnet-base: an entry and its definition."""
 
 import re
 

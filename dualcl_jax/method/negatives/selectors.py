@@ -130,7 +130,7 @@ def find_selector(name: str) -> SelectorSpec:
 
     Args:
       name: a key of `SELECTORS`, or 'module:name' of a function of the user's own, or of a `SelectorSpec` with one, in
-        a module that the program has imported, see `dualcl_jax.system.user_modules.find_own`; never imported here.
+        a module that the program has imported. It is never imported here (`dualcl_jax.system.user_modules`).
 
     Raises:
       UserError: there is no such selector, or it cannot be called like those of `SELECTORS`.
@@ -214,14 +214,21 @@ def _try_out(name: str, select: Selector, *, counted: bool) -> None:
     if not isinstance(found, Selection):
         kind = 'an array' if isinstance(found, jax.ShapeDtypeStruct) else type(found).__name__
         raise UserError(f'negatives.selector={name!r}: must return a Selection, not {kind}')
-    values, slots = found
-    expected = similarities.shape if slots is None else (similarities.shape[0], *values.shape[1:2])
-    for part, array, dtype in (('similarities', values, jnp.float32), ('slots', slots, jnp.int32)):
-        if array is not None and (array.shape, array.dtype) != (expected, dtype):
-            raise UserError(
-                f'negatives.selector={name!r}: its {part} are {array.dtype.name} {list(array.shape)} for similarities '
-                f'[2, 4]; must be {dtype.dtype.name} {list(expected)}'
-            )
+    values, slots = (_described(part) for part in found)
+    columns = values.partition(', ')[2] if slots != 'None' else '4]'
+    wanted = f'float32 [2, {columns}', f'int32 [2, {columns}' if slots != 'None' else 'None'
+    if (values, slots) != wanted:
+        raise UserError(
+            f'negatives.selector={name!r}: of similarities [2, 4] it returns similarities {values} and slots {slots}; '
+            'must be float32 [2, K] and int32 [2, K], or float32 [2, 4] and None'
+        )
+
+
+def _described(part: Any) -> str:
+    """The dtype and the shape of an array, such as 'float32 [2, 4]'; of anything else, its type or 'None'."""
+    if not isinstance(part, jax.ShapeDtypeStruct):
+        return 'None' if part is None else type(part).__name__
+    return f'{part.dtype.name} {list(part.shape)}'
 
 
 def _masked(similarities: jax.Array, chosen: jax.Array) -> Selection:

@@ -21,7 +21,7 @@ APPEARS_S = 5.0
 """Seconds after which a new file is visible everywhere: it appears late on network file systems."""
 _ONE_WEEK_S = 7 * 24 * 3600.0
 _ANSWER_S = 10.0
-_calls: Counter[tuple[int, str]] = Counter()
+_calls: Counter[tuple[int, str]] = Counter()  # by process, because tests run processes as threads
 Made = TypeVar('Made')
 
 
@@ -49,7 +49,7 @@ def check_shared(folder: epath.Path, timeout_s: float) -> None:
         end = time.monotonic() + APPEARS_S
         while not (folder / name).exists() and time.monotonic() < end:
             time.sleep(0.2)
-        _compare('workdir', 'yes' if (folder / name).exists() else 'no', problem, timeout_s)
+        _compare(name, 'yes' if (folder / name).exists() else 'no', problem, timeout_s)
     except _MissingError as missing:
         raise RestartError(
             f'process {missing} of {count} did not open --workdir={folder} within {timeout_s:g} s; check its output'
@@ -179,7 +179,7 @@ def from_all(name: str, text: str, timeout_s: float = _ONE_WEEK_S) -> list[str]:
 
 
 def _of_this_call(name: str, index: int) -> str:
-    """The name with the number of exchanges of this name, the same in every process: a stored value never changes."""
+    """A new name for each exchange, because a stored value never changes. All processes count alike."""
     _calls[index, name] += 1
     return f'{name}/{_calls[index, name]}'
 
