@@ -5,6 +5,7 @@ to start over.
 """
 
 import argparse
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -164,7 +165,8 @@ def soak(trainer: Trainer, scratch: Path, expected: Path, steps: int) -> Result:
         page = os.sysconf('SC_PAGE_SIZE')
         wait_until(lambda: injected.logged(workdir, 3), process)
         while process.poll() is None:
-            memory.append(int(Path(f'/proc/{process.pid}/statm').read_text().split()[1]) * page)
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                memory.append(int(Path(f'/proc/{process.pid}/statm').read_text().split()[1]) * page)
             time.sleep(0.05)
         assert process.wait() == 0
     memory = [value for value in memory if value]  # 0 once it has ended
