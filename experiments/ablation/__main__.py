@@ -134,7 +134,7 @@ def run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
         raise UserError(f'--jobs={flags.jobs}: must be at least 1')
     sweep = changed(load_sweep(flags.sweep), flags)
     jobs = chosen(sweep, plan(sweep, overrides), flags.arms)[item(flags.item)]
-    planned = make_plan(sweep, Path(flags.sweep).stem, overrides)
+    planned = make_plan(sweep, flags.sweep, overrides)
     found = {job.name: record for job in jobs if (record := read_record(flags.output, job)) is not None}
     new = [job for job in jobs if job.name not in found]
     taken = {name: record for other in flags.records for name, record in same_runs(new, other, sweep).items()}

@@ -16,22 +16,59 @@ from dualcl_jax.system.kinds import TEXT
 from dualcl_jax.workdir.folder import read_fingerprints
 from dualcl_jax.workdir.metrics import read_records
 from experiments.ablation.measures import MEASURES, Measure
-from experiments.ablation.sweep import Job, Sweep, configured, length, public_fields
+from experiments.ablation.sweep import REPOSITORY, Job, Sweep, configured, length, public_fields
 
 Record = dict[str, Any]
+NUMBER = int | float
+RECORD = {
+    'arm': str,
+    'seed': int,
+    'fields': [str],
+    'steps': int,
+    'passes': int,
+    'wall_time_s': NUMBER,
+    'curve': [{'step': int, 'passes': int, 'wall_time_s': NUMBER}],
+    'state_sha256': str,
+    'versions': dict,
+    'config': {
+        'data': {'name': str},
+        'loss': {'symmetric': bool},
+        'monitor': {'k': int, 'temperature': NUMBER},
+        'train': {'batch_size': int},
+    },
+}
+"""What every record contains, as for `_misfit`."""
+PLAN = {
+    'name': str,
+    'command': str,
+    'title': str,
+    'config': str,
+    'base': [str],
+    'arms': [{'name': str, 'fields': [str], 'x': NUMBER | None, 'series': str, 'levels': [str]}],
+    'baseline': str,
+    'seeds': [int],
+    'budget': int,
+    'x_label': str,
+}
+"""What every stored plan contains, as for `_misfit`."""
 
 
-def make_plan(sweep: Sweep, name: str, overrides: Sequence[str]) -> dict[str, Any]:
+def make_plan(sweep: Sweep, path: str, overrides: Sequence[str]) -> dict[str, Any]:
     """The plan of a sweep, with the command that runs it, but without paths of this machine.
 
-    `overrides` are 'field=value' for every arm.
+    Args:
+      sweep: the sweep.
+      path: its file; of one outside the repository, the command has only the name.
+      overrides: 'field=value' for every arm.
     """
     overrides = public_fields(overrides)
     arms = tuple(dataclasses.replace(arm, fields=tuple(public_fields(arm.fields))) for arm in sweep.arms)
     sweep = dataclasses.replace(sweep, base=tuple(public_fields(sweep.base)), arms=arms)
-    command = ['python -m experiments.ablation run', f'experiments/sweeps/{name}.py', f'--budget={sweep.budget}']
+    file, repository = Path(path).resolve(), REPOSITORY.resolve()
+    shown = file.relative_to(repository).as_posix() if file.is_relative_to(repository) else file.name
+    command = [f'python -m experiments.ablation run {shown}', f'--budget={sweep.budget}']
     command += [f'--seeds={",".join(map(str, sweep.seeds))}', *(f'--config.{field}' for field in overrides)]
-    return {'name': name, 'command': ' '.join(command), 'overrides': overrides, **dataclasses.asdict(sweep)}
+    return {'name': Path(path).stem, 'command': ' '.join(command), 'overrides': overrides, **dataclasses.asdict(sweep)}
 
 
 def write_plan(folder: Path, plan: dict[str, Any]) -> None:
@@ -51,10 +88,22 @@ def write_plan(folder: Path, plan: dict[str, Any]) -> None:
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
-    """Reads the plan that `write_plan` stored; the default measure is kNN accuracy. Raises UserError if absent."""
-    stored = _read(folder / 'sweep.json', 'no sweep here; give the --output folder of a sweep')
+    """Reads the plan that `write_plan` stored; the default measure is kNN accuracy.
+
+    Raises:
+      UserError: the folder holds no plan, or a damaged one.
+    """
+    path = folder / 'sweep.json'
+    if not path.exists():
+        raise UserError(f'{path}: no sweep here; give the --output folder of a sweep')
+    stored = _read(path, PLAN)
     # Older plans have the overrides in their command alone.
-    return {'measure': 'knn', 'overrides': stored['command'].split(' --config.')[1:]} | stored
+    plan = {'measure': 'knn', 'overrides': stored['command'].split(' --config.')[1:]} | stored
+    known = {'measure': list(MEASURES), 'baseline': [arm['name'] for arm in plan['arms']]}
+    wrong = [name for name, values in known.items() if plan[name] not in values]
+    if wrong or _misfit(plan['overrides'], [str]) is not None:
+        raise _damaged(path, f'{(*wrong, "overrides")[0]} is missing or wrong')
+    return plan
 
 
 def path_of(folder: Path, job: Job) -> Path:
@@ -71,7 +120,7 @@ def read_record(folder: Path, job: Job) -> Record | None:
     path = path_of(folder, job)
     if not path.exists():
         return None
-    record = _read(path, '')
+    record = _read(path, RECORD)
     _check(path, record, job.stored_fields, job.measure)
     return record
 
@@ -87,7 +136,7 @@ def read_all(folder: Path, plan: dict[str, Any]) -> list[Record]:
     found: list[Record] = []
     paths: list[Path] = []
     for path in sorted((folder / 'records').glob('*.json')):
-        record = _read(path, '')
+        record = _read(path, RECORD)
         if record['arm'] in arms:
             _check(path, record, _planned(plan, arms[record['arm']], record), MEASURES[plan['measure']])
             found.append(record)
@@ -100,7 +149,7 @@ def _planned(plan: dict[str, Any], arm: dict[str, Any], record: Record) -> list[
     """The fields that the plan has for the run of a record."""
     fields = public_fields([*plan['base'], *arm['fields'], *plan['overrides'], f'seed={record["seed"]}'])
     if public_fields(record['fields'])[:-1] != fields:
-        return [*fields, record['fields'][-1]]
+        return [*fields, *record['fields'][-1:]]
     steps, _ = length(ConfigDict(record['config']), plan['budget'])
     return [*fields, f'train.steps={steps}']
 
@@ -226,13 +275,36 @@ def write_record(folder: Path, job: Job) -> Record:
     return record
 
 
-def _read(path: Path, missing: str) -> Any:
-    if missing and not path.exists():
-        raise UserError(f'{path}: {missing}')
+def _read(path: Path, shape: dict[str, Any]) -> dict[str, Any]:
+    """Reads a JSON file that contains at least this shape. Raises UserError if it is damaged."""
     try:
-        return json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes())
     except ValueError as error:
-        raise UserError(f'{path}: damaged ({error}); restore it, or remove it to repeat the run') from error
+        raise _damaged(path, error) from error
+    if (place := _misfit(value, shape)) is not None:
+        raise _damaged(path, f'{place.lstrip(".")} is missing or wrong' if place else 'it must be a mapping')
+    return value
+
+
+def _misfit(value: Any, shape: Any, place: str = '') -> str | None:
+    """The first place where a value of a JSON file lacks a shape, such as '.arms.0.name'; None if there is none.
+
+    A shape is a type, [shape] for a list of any length, or {key: shape} for a mapping with at least these keys.
+    """
+    kind: Any = type(shape) if isinstance(shape, dict | list) else shape
+    if not isinstance(value, kind):
+        return place
+    parts: list[tuple[Any, Any, Any]] = []
+    if isinstance(shape, dict):
+        parts = [(key, value.get(key, ...), part) for key, part in shape.items()]
+    elif isinstance(shape, list):
+        parts = [(number, each, shape[0]) for number, each in enumerate(value)]
+    found = (_misfit(each, part, f'{place}.{name}') for name, each, part in parts)
+    return next((each for each in found if each is not None), None)
+
+
+def _damaged(path: Path, why: object) -> UserError:
+    return UserError(f'{path}: damaged ({why}); restore it, or remove it to repeat the run')
 
 
 def _write(path: Path, value: Any) -> None:

@@ -1,10 +1,14 @@
 """Definition of a sweep: arms to compare, each a change of one base config, with the same seeds and budget."""
 
+import contextlib
 import dataclasses
 import importlib.util
+import math
 import re
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePath
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -110,6 +114,64 @@ def public_fields(fields: Sequence[str]) -> list[str]:
     return found
 
 
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, tuple | list)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _are_texts(value: Any) -> bool:
+    return _is_sequence(value) and all(map(_is_text, value))
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_place(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value))
+
+
+def _are_seeds(value: Any) -> bool:
+    if not _is_sequence(value) or not all(map(_is_whole, value)):
+        return False
+    return len(value) > 0 and min(value) >= 0 and len(set(value)) == len(value)
+
+
+Rule = tuple[Callable[[Any], bool], str]
+TEXT: Rule = (_is_text, 'must be a string')
+FIELDS: Rule = (_are_texts, "must be a tuple of 'field=value', such as ('loss.symmetric=False',) with its comma")
+SWEEP_RULES: dict[str, Rule] = {
+    'title': TEXT,
+    'config': TEXT,
+    'base': FIELDS,
+    'arms': (_is_sequence, "must be a tuple of arms, such as (Arm('a'), Arm('b'))"),
+    'baseline': TEXT,
+    'seeds': (_are_seeds, 'must be a tuple of whole numbers from 0, each once, such as (0, 1, 2)'),
+    'budget': (_is_whole, 'must be a whole number, such as 80_000'),
+    'x_label': TEXT,
+    'measure': TEXT,
+}
+ARM_RULES: dict[str, Rule] = {
+    'name': TEXT,
+    'fields': FIELDS,
+    'x': (_is_place, 'must be a finite number or None'),
+    'series': TEXT,
+    'levels': (_are_texts, "must be a tuple of strings, such as ('dual_view',) with its comma"),
+}
+"""For each attribute of an arm, whether a value is valid, and what a valid one is; `SWEEP_RULES` likewise."""
+
+
+def _check(where: str, value: Sweep | Arm, rules: dict[str, Rule]) -> None:
+    """Raises UserError, which begins with `where`, if an attribute breaks its rule."""
+    for name, (is_valid, valid) in rules.items():
+        found = getattr(value, name)
+        if not is_valid(found):
+            raise UserError(f'{where}: {name}={reprlib.repr(found)}: {valid}')
+
+
 def load_sweep(path: str) -> Sweep:
     """Runs `get_sweep()` of a file, which is Python and trusted.
 
@@ -127,6 +189,11 @@ def load_sweep(path: str) -> Sweep:
         raise UserError(f'{path}: {type(error).__name__}: {error}') from error
     if not isinstance(sweep, Sweep):
         raise UserError(f'{path}: get_sweep() must return an experiments.ablation.sweep.Sweep')
+    _check(path, sweep, SWEEP_RULES)
+    for arm in sweep.arms:
+        if not isinstance(arm, Arm):
+            raise UserError(f"{path}: arms: {reprlib.repr(arm)} is not an arm; write it as Arm('a')")
+        _check(f'{path}: arm {arm.name!r}', arm, ARM_RULES)
     if sweep.measure not in MEASURES:
         raise UserError(f'{path}: measure {sweep.measure!r} is not one of: {", ".join(MEASURES)}')
     names = [arm.name for arm in sweep.arms]
@@ -135,7 +202,7 @@ def load_sweep(path: str) -> Sweep:
             raise UserError(f'{path}: arm {name!r}: names must be unique and of letters, digits, _, . and -')
     if sweep.baseline not in names:
         raise UserError(f'{path}: baseline {sweep.baseline!r} is not one of the arms: {", ".join(names)}')
-    levels = [arm.levels for arm in sweep.arms if arm.levels]
+    levels = [tuple(arm.levels) for arm in sweep.arms if arm.levels]
     if len(set(levels)) < len(levels) or len({len(each) for each in levels}) > 1:
         raise UserError(
             f'{path}: levels: an arm with levels needs one of every factor, and no two arms may have the same'
@@ -167,7 +234,12 @@ def plan(sweep: Sweep, overrides: Sequence[str]) -> list[Job]:
             own = [field for field in fields if field.partition('=')[0] in OF_THE_SWEEP]
             if own:
                 raise UserError(f'arm {arm.name}: {own[0]}: the sweep sets seeds and length; leave it out')
-            config = configured(sweep.config, fields)
+            config = configured(sweep.config, ())
+            with _named('base'):
+                override(config, sweep.base)
+            with _named(f'arm {arm.name}'):
+                override(config, arm.fields)
+            override(config, overrides)
             if config.train.batch_size is None:
                 raise UserError(
                     f'arm {arm.name}: train.batch_size: the sweep needs a value to compute the length of runs'
@@ -182,6 +254,15 @@ def plan(sweep: Sweep, overrides: Sequence[str]) -> list[Job]:
             _validate(config, arm.name)
             jobs.append(Job(arm.name, seed, fields, steps, passes, measure, measure.settings(config)))
     return jobs
+
+
+@contextlib.contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Names the part of the sweep in an error of its fields, which are no flags."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f'{what}: {str(error).replace("--config.", "")}') from error
 
 
 def length(config: ConfigDict, budget: int) -> tuple[int, int]:

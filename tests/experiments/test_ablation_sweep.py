@@ -128,7 +128,10 @@ def test_a_config_with_open_fields_needs_a_batch() -> None:
         ([Arm('a', ('seed=3',))], [], 999, 'arm a: seed=3'),
         ([BOTH], ['train.steps=5'], 999, 'arm both: train.steps=5'),
         ([BOTH, Arm('a', ('loss.temperature=0',))], [], 999, 'arm a: config.loss.temperature=0.0'),
-        ([BOTH], ['loss.symetric=True'], 999, 'did you mean loss.symmetric'),
+        ([BOTH], ['loss.symetric=True'], 999, '--config.loss.symetric: no such field; did you mean loss.symmetric'),
+        ([BOTH, Arm('a', ('loss.symetric=True',))], [], 999, 'arm a: loss.symetric: no such field; did you mean'),
+        ([BOTH, Arm('a', ('loss',))], [], 999, 'arm a: loss: needs a value, loss=VALUE'),
+        ([BOTH, Arm('a', ('model.dim=x',))], [], 999, 'arm a: model.dim=x: must be an integer'),
     ],
 )
 def test_plans_that_cannot_be(arms: list[Arm], overrides: list[str], budget: int, said: str) -> None:
@@ -165,6 +168,64 @@ def test_files_that_are_no_sweep(tmp_path: Path, text: str, said: str) -> None:
     assert said in str(error.value)
     with pytest.raises(UserError, match='no such sweep'):
         load_sweep(str(tmp_path / 'none.py'))
+
+
+def test_wrong_fields_of_the_base() -> None:
+    with pytest.raises(UserError, match=r'^base: loss\.symetric: no such field; did you mean'):
+        plan(dataclasses.replace(sweep(BOTH), base=('loss.symetric=True',)), [])
+
+
+@pytest.mark.parametrize(
+    ('changes', 'said'),
+    [
+        ('title=None', 'title=None: must be a string'),
+        ('config=3', 'config=3: must be a string'),
+        ('base="model.dim=8"', "base='model.dim=8': must be a tuple of 'field=value'"),
+        ('arms=(Arm("a"), "b")', "arms: 'b' is not an arm; write it as Arm('a')"),
+        ('arms=Arm("a")', 'must be a tuple of arms'),
+        ('baseline=None', 'baseline=None: must be a string'),
+        ('seeds=3', 'seeds=3: must be a tuple of whole numbers from 0, each once'),
+        ('seeds=()', 'seeds=(): must be'),
+        ('seeds=(0, 0)', 'seeds=(0, 0): must be'),
+        ('seeds=("0",)', "seeds=('0',): must be"),
+        ('seeds=(-1,)', 'seeds=(-1,): must be'),
+        ('seeds=(True,)', 'seeds=(True,): must be'),
+        ('budget=64.5', 'budget=64.5: must be a whole number'),
+        ('x_label=3', 'x_label=3: must be a string'),
+        ('measure=["knn"]', "measure=['knn']: must be a string"),
+        ('arms=(Arm(3),)', 'arm 3: name=3: must be a string'),
+        ('arms=(Arm("a", None),)', "arm 'a': fields=None: must be a tuple of 'field=value'"),
+        ('arms=(Arm("a", ("k=1")),)', "arm 'a': fields='k=1': must be a tuple of 'field=value'"),
+        ('arms=(Arm("a", (1,)),)', "arm 'a': fields=(1,): must be a tuple of 'field=value'"),
+        ('arms=(Arm("a", x="0.5"),)', "arm 'a': x='0.5': must be a finite number or None"),
+        ('arms=(Arm("a", x=float("nan")),)', "arm 'a': x=nan: must be"),
+        ('arms=(Arm("a", series=None),)', "arm 'a': series=None: must be a string"),
+        ('arms=(Arm("a", levels="xy"),)', "arm 'a': levels='xy': must be a tuple of strings"),
+    ],
+)
+def test_attributes_of_a_wrong_type(tmp_path: Path, changes: str, said: str) -> None:
+    path = tmp_path / 'mine.py'
+    path.write_text(
+        'import dataclasses\n'
+        'from experiments.ablation.sweep import *\n'
+        f'def get_sweep(): return dataclasses.replace(VALID, {changes})\n'
+        'VALID = Sweep("", "configs/default.py", (), (Arm("a"),), "a", (0,), 1000)\n'
+    )
+    with pytest.raises(UserError) as error:
+        load_sweep(str(path))
+    assert str(error.value).startswith(f'{path}: ')
+    assert said in str(error.value)
+    assert '\n' not in str(error.value)
+
+
+def test_lists_are_as_good_as_tuples(tmp_path: Path) -> None:
+    path = tmp_path / 'mine.py'
+    path.write_text(
+        'from experiments.ablation.sweep import *\n'
+        'def get_sweep(): return Sweep("", "configs/default.py", ["train.batch_size=32"], ARMS, "a", [0, 1], 1000)\n'
+        'ARMS = [Arm("a", ["model.dim=8"], levels=["x"]), Arm("b", levels=["y"])]\n'
+    )
+    assert [job.name for job in plan(load_sweep(str(path)), [])] == ['a-seed0', 'b-seed0', 'a-seed1', 'b-seed1']
 
 
 @pytest.mark.parametrize('text', ['4/4', '1', 'a/b', '-1/2', '0/0'])

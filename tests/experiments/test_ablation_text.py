@@ -89,7 +89,7 @@ def test_runs_are_measured_by_sts(in_process, monkeypatch: pytest.MonkeyPatch, s
     assert record['data_fingerprint'] == report['train']['fingerprint']
     assert str(tmp_path) not in path_of(tmp_path, job).read_text()
 
-    write_plan(tmp_path, make_plan(sweep, 'sentences', [*places, *SMALL]))
+    write_plan(tmp_path, make_plan(sweep, 'sentences.py', [*places, *SMALL]))
     assert str(tmp_path) not in (tmp_path / 'sweep.json').read_text()
     for number, other in enumerate(jobs):
         values = {key: record[key] + number / 100 for key in KEYS}
@@ -128,6 +128,9 @@ def test_a_sweep_of_sentences_needs_the_sets(in_process, tmp_path: Path) -> None
 def test_a_record_of_another_measure_is_refused(sweep, tmp_path: Path) -> None:
     job = plan(sweep, SMALL)[0]
     knn = MEASURES['knn'].validation.key
-    store(tmp_path, job, {'arm': job.arm, 'fields': job.stored_fields, knn: 0.5})
+    config = json.loads(to_json(configured(sweep.config, job.stored_fields)))
+    about = {'arm': job.arm, 'seed': job.seed, 'fields': job.stored_fields, 'steps': job.steps, 'passes': job.passes}
+    rest = {'wall_time_s': 9.0, 'curve': [], 'state_sha256': 'abc', 'versions': {}, 'config': config}
+    store(tmp_path, job, about | rest | {knn: 0.5})
     with pytest.raises(UserError, match='was not measured by sts; use another --output'):
         read_record(tmp_path, job)
