@@ -137,11 +137,11 @@ class Checkpoints:
         return self._directory / f'{step:08d}'
 
     def _rank(self, step: int, record: Mapping[str, Any] | None) -> None:
-        """Ranks a checkpoint by its score, if that was measured."""
+        """Ranks a checkpoint by its score, if one was measured since training began."""
         if self._best is None:
             return
         self._best.scores.pop(step, None)
-        if record is None or record.get(SCORE) is not None:
+        if record is None or (record.get(SCORE) is not None and record.get(MEASURED) != 0):
             self._best.scores[step] = record[SCORE] if record else None
             self._best.measured[step] = (record or {}).get(MEASURED, step)  # absent in records of earlier versions
 

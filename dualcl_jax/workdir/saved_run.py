@@ -185,15 +185,15 @@ def _choose(folder: epath.Path, steps: list[int], step: str) -> tuple[int, str |
     if step == BEST:
         records = read_records(folder / 'metrics.jsonl')
         has = next((score for score in SCORES if any(score in record for record in records)), KNN.backbone)
-        scores = {record['step']: record[has] for record in records if has in record}
+        scores = {record['step']: record[has] for record in records if has in record and record['step']}
         nearest: dict[int, int] = {}  # by the step of a measurement, the first checkpoint that has no later one
         for at in steps:
             nearest.setdefault(max((found for found in scores if found <= at), default=-1), at)
         ranked = [(scores[found], at) for found, at in nearest.items() if scores.get(found) is not None]
         if not ranked:
             raise UserError(
-                f'--step=best: {folder} has no kNN accuracy in its metrics.jsonl, nor STS-B dev; name a step or use '
-                'latest'
+                f'--step=best: {folder} has no kNN accuracy after step 0 in its metrics.jsonl, nor STS-B dev; name a '
+                'step or use latest'
             )
         return max(ranked)[1], has
     if not step.isdecimal() or int(step) not in steps:

@@ -1,6 +1,9 @@
 """Compares vision transformers with an explicit float64 forward pass and the paper's parameter counts."""
 
 import math
+import os
+import subprocess
+import sys
 
 import chex
 import jax
@@ -11,6 +14,7 @@ import pytest
 from dualcl_jax.models.encoder import build_encoder
 from dualcl_jax.models.vit import VisionTransformer, sine_cosine_positions
 from tests.support.config_parts import model_config
+from tests.support.runs import REPOSITORY
 
 DIM, HEADS, DEPTH, PATCH = 8, 2, 2, 4
 
@@ -82,6 +86,27 @@ def test_forward_pass():
     expected = [forward(jax.tree.map(np.float64, variables['params']), np.float64(image)) for image in images]
     found = jax.jit(lambda v: model.apply(v, images, train=True))(variables)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_with_the_cpu_options_of_programs():
+    """XLA does not compile oneDNN's layer norm of bfloat16 with a float32 result."""
+    program = """
+from dualcl_jax.system.processes import start
+start._set_cpu_flags()
+import jax, jax.numpy as jnp
+from dualcl_jax.models.encoder import build_encoder
+from tests.support.config_parts import model_config
+encoder, images = build_encoder(model_config(name='vit_tiny', dtype='bfloat16')), jnp.ones((7, 16, 16, 3))
+variables = encoder.init(jax.random.key(0), images, train=False)
+features = jax.jit(lambda: encoder.apply(variables, images, train=False).backbone)()
+print(features.dtype)
+"""
+    environment = os.environ | {'JAX_PLATFORMS': 'cpu'}
+    environment.pop('JAX_COMPILATION_CACHE_DIR', None)
+    done = subprocess.run(
+        [sys.executable, '-c', program], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == 'float32\n', done.stderr[-2000:]
 
 
 def test_positions_of_a_grid():

@@ -62,6 +62,13 @@ def test_of_checkpoints_with_one_measurement_the_first_counts(tmp_path: Path) ->
     assert checkpoints(tmp_path) == [20, 60]
 
 
+def test_the_score_of_an_untrained_encoder_does_not_count(tmp_path: Path) -> None:
+    for step, (score, measured) in {4: (0.9, 0), 10: (0.3, 10), 20: (0.2, 20)}.items():
+        with Checkpoints(epath.Path(tmp_path / 'checkpoints'), keep=1, keep_best=1) as store:
+            store.save(step, state(step), {}, score, measured)
+    assert checkpoints(tmp_path) == [10, 20]
+
+
 def test_ranking_survives_many_resumes(tmp_path: Path) -> None:
     for score in BEFORE:
         save(tmp_path, [score])

@@ -53,6 +53,7 @@ def test_a_named_step(finished: Path) -> None:
     ('scores', 'best'),
     [
         ({0: 0.9, 8: 0.3, 16: 0.2}, 8),  # 12 has the same measurement, and is further from it
+        ({0: 0.9, 12: 0.3, 16: 0.2}, 12),  # that of the encoder before training does not count
         ({0: 0.1, 5: 0.3, 7: 0.2, 16: 0.1}, 8),  # that of step 5 counts for no checkpoint
         ({0: 0.1, 5: 0.3, 11: 0.5, 15: 0.2}, 12),
         ({0: 0.1, 7: 0.3, 12: 0.3, 16: 0.2}, 12),  # equal scores
