@@ -98,7 +98,8 @@ from dualcl_jax.models.encoder import build_encoder
 from tests.support.config_parts import model_config
 encoder, images = build_encoder(model_config(name='vit_tiny', dtype='bfloat16')), jnp.ones((7, 16, 16, 3))
 variables = encoder.init(jax.random.key(0), images, train=False)
-features = jax.jit(lambda: encoder.apply(variables, images, train=False).backbone)()
+forward = jax.jit(lambda variables, images: encoder.apply(variables, images, train=False).backbone)
+features = forward(variables, images)
 print(features.dtype)
 """
     environment = os.environ | {'JAX_PLATFORMS': 'cpu'}
