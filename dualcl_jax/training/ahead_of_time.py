@@ -28,7 +28,7 @@ from dualcl_jax.method.negatives.queue import Queue, batch_queue, empty_queue
 from dualcl_jax.method.negatives.queue_loss import Anchors
 from dualcl_jax.method.resolve import resolve
 from dualcl_jax.method.state import TrainState, create_train_state, queue_specs, state_specs
-from dualcl_jax.method.validation import validate, validate_devices, validate_sizes
+from dualcl_jax.method.validation import validate, validate_devices, validate_kind, validate_sizes
 from dualcl_jax.method.views import VIEWS
 from dualcl_jax.models.encoder import TEXT_MODELS
 from dualcl_jax.step import train_step
@@ -173,6 +173,7 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> dict[str, Any]:
 def _resolved(config: ConfigDict, devices: Sequence[Any]) -> FrozenConfigDict:
     """Checks and resolves a config for devices, with assumptions about the data. Raises UserError for a mistake."""
     validate(config)
+    validate_kind(config, TEXT if config.data.name == TEXT else IMAGES, config.data.name)
     resolved = resolve(
         config,
         platform=devices[0].platform,

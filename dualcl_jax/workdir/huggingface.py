@@ -16,6 +16,8 @@ from dualcl_jax.system.errors import UserError, first_line
 from dualcl_jax.system.files import reachable
 
 CONFIG, WEIGHTS, MODULES = 'config.json', 'model.safetensors', 'modules.json'
+IMAGE_FIELD = 'num_channels'
+"""A field of the config of an encoder of images, which that of an encoder of text does not have."""
 PICKLES = ('pytorch_model.bin', 'model.ckpt', 'flax_model.msgpack', 'tf_model.h5')
 DTYPES: dict[str, Any] = {'F16': np.float16, 'BF16': jnp.bfloat16, 'F32': np.float32, 'F64': np.float64}
 """The types of weights by their names in safetensors. Tensors of other types are constants, which are not read."""
@@ -76,6 +78,11 @@ def find_pretrained(path: str) -> Pretrained | None:
         if (folder / WEIGHTS).exists():
             raise UserError(f'--init_from={path}: {WEIGHTS} without a {CONFIG} that names its model_type; restore it')
         return None
+    if IMAGE_FIELD in config:
+        raise UserError(
+            f"--init_from={path}: holds an encoder of images, and folders in Hugging Face's format are for text; name "
+            'a file of dualcl export --format=safetensors instead'
+        )
     if not (folder / TOKENIZER).exists():
         raise UserError(
             f'--init_from={path}: has no {TOKENIZER}; save it with save_pretrained of a fast tokenizer of transformers'

@@ -124,10 +124,16 @@ def check_encoder(method: Method, state: TrainState, path: str) -> str:
 
 def _run(path: str) -> tuple[epath.Path, int, ConfigDict]:
     """The folder of the run that a path names, the step of its newest checkpoint, and its config."""
-    if not reachable(path, f'--init_from={path}').exists():
+    named = reachable(path, f'--init_from={path}')
+    if not named.exists():
         raise UserError(
             f'--init_from={path}: no such folder, and models are not downloaded; name a workdir, or the local folder '
             'or file of a model'
+        )
+    if not named.is_dir():
+        raise UserError(
+            f'--init_from={path}: weights of an encoder of images must be in a file .safetensors or .npz; add the '
+            'suffix to a safetensors file, or write one with dualcl export --format=safetensors'
         )
     folder, steps = find_run(path, flag='--init_from')
     config = stored_config(folder)

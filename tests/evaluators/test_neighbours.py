@@ -60,6 +60,19 @@ def test_equal_rows_alone_are_duplicates(count: int) -> None:
     assert (outlier_scores(found) == 0).all()
 
 
+@pytest.mark.parametrize('features', [64, 512])
+def test_a_threshold_of_1_finds_all_copies(features: int) -> None:
+    """The cosines of some equal rows are below 1, and those of others above it."""
+    drawn = np.random.default_rng(0).normal(size=(1000, features)).astype(np.float32)
+    nearest = nearest_others(np.repeat(drawn, 2, axis=0))
+    assert nearest.similarities[:, 0].min() < 1 < nearest.similarities[:, 0].max()
+    found = near_duplicates(nearest, 1)
+    assert sorted(found.first) == list(range(0, 2000, 2))
+    np.testing.assert_array_equal(sorted(found.second), np.arange(1, 2000, 2))
+    assert found.similarities.dtype == np.float32
+    assert found.similarities.max() == 1
+
+
 def test_two_similar_rows_are_duplicates() -> None:
     one, other = np.random.default_rng(0).normal(size=(2, 64)).astype(np.float32)
     assert len(near_duplicates(nearest_others(np.stack([one, one + 1e-2])), 0.99).first) == 1
@@ -120,6 +133,16 @@ def test_pixels_confirm_copies() -> None:
     assert (np.diff(found.similarities) <= 0).all()
     nothing = Pairs(first[:0], second[:0], np.ones(0, np.float32))
     assert len(confirmed(nothing, 0.9, lambda rows: images[rows]).first) == 0
+
+
+@pytest.mark.parametrize('channels', [3, 40])
+def test_a_threshold_of_1_confirms_all_copies(channels: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (200, 16, 16, channels)).astype(np.uint8)
+    rows = np.arange(200)
+    alike = Pairs(rows, rows + 200, np.ones(200, np.float32))
+    found = confirmed(alike, 1, lambda rows: images[rows % 200])
+    assert sorted(found.first) == rows.tolist()
+    assert found.similarities.dtype == np.float32
 
 
 @pytest.mark.parametrize('kind', ['uint8', 'uint16', 'float32'])

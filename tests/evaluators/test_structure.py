@@ -46,6 +46,13 @@ def test_uniformity(count):
 def test_uniformity_of_known_cases():
     assert uniformity(np.ones((700, 4), np.float32)) == pytest.approx(0, abs=1e-5)
     assert uniformity(np.array([[1.0, 0], [-1, 0]])) == pytest.approx(-8, abs=1e-5)
+    assert uniformity(np.zeros((700, 4), np.float32)) == 0
+    assert uniformity(np.array([[1.0, 0], [0, 0]])) == pytest.approx(-2, abs=1e-5)
+
+
+def test_zeros_are_at_distance_1():
+    """As the similarity of a row of zeros is 0: no class is nearer than another."""
+    assert class_distances(np.zeros((6, 3)), np.arange(6) % 2) == (1, 1)
 
 
 @pytest.mark.parametrize(('count', 'features'), [(50, 7), (6, 20)])

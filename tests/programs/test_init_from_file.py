@@ -68,12 +68,14 @@ def test_wrong_files(start, tmp_path: Path) -> None:
     run = random_run(tmp_path, 'model.name=tiny')
     file = tmp_path / 'encoder.safetensors'
     file.write_bytes(FORMATS['safetensors'](*describe(run, encoder='query', projection=False)))
+    (tmp_path / 'encoder.torchvision').write_bytes(file.read_bytes())
     before = contents(tmp_path)
     for path, fields, said in (
         (file, ['model.width=8'], 'params.backbone.conv1.kernel is'),
         (file, ['model.name=resnet18'], 'is a tiny, not a resnet18; use the model.name of its run, tiny'),
         (tmp_path / 'weights.pth', [], 'pickled weights are not read'),
         (tmp_path / 'missing.npz', [], 'cannot be read'),
+        (tmp_path / 'encoder.torchvision', [], 'must be in a file .safetensors or .npz; add the suffix'),
     ):
         done = start(path, *fields)
         assert (done.status, done.out) == (2, ''), done

@@ -117,6 +117,8 @@ def test_parts_of_a_batch_count_as_often_as_they_run() -> None:
         (['--topology=v5e:4x4'], 'the following arguments are required: --config'),
         (['--config=configs/cifar10.py', '--nonsense=1'], '--nonsense=1: no such flag'),
         (['--config=configs/cifar10.py', '--config.train.batch_size=511'], 'config.train.batch_size=511: must be a'),
+        (['--config=cifar10', '--config.data.name=text'], "config.model.name='resnet18': text holds text; choose one"),
+        (['--config=simcse', '--config.data.name=cifar10'], "config.model.name='transformer': cifar10 holds images;"),
         (['--config=configs/nothing.py'], '--config=configs/nothing.py: no such file'),
     ],
 )

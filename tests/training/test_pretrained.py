@@ -145,6 +145,10 @@ DAMAGES = {
         'model.safetensors: ',
     ),
     'no tokenizer': (lambda folder: (folder / 'tokenizer.json').unlink(), 'has no tokenizer.json; save'),
+    'images': (
+        lambda folder: change_config(folder, model_type='vit', num_channels=3),
+        "holds an encoder of images, and folders in Hugging Face's format are for text; name a file",
+    ),
     'no config': (lambda folder: (folder / 'config.json').unlink(), 'model.safetensors without a config.json'),
     'no JSON': (lambda folder: (folder / 'config.json').write_text('{'), 'config.json cannot be read'),
     'pooling': (

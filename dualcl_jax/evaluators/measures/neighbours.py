@@ -23,7 +23,7 @@ REDUCED_AT_ONCE = 1024
 """Images that are reduced at a time."""
 NEIGHBOURS = 10
 """How many nearest neighbours an outlier is far from, and how many near duplicates a row has at most."""
-ROUNDING = 1e-6
+ROUNDING = 2e-6
 """Relative differences of features, and differences of cosines, up to this one are those of rounding."""
 
 
@@ -66,10 +66,13 @@ def _centred(features: NDArray) -> NDArray:
 
 
 def near_duplicates(neighbours: Neighbours, threshold: float) -> Pairs:
-    """The pairs of rows whose similarity is at least `threshold`, in [-1, 1]."""
-    rows, columns = np.nonzero(neighbours.similarities >= threshold)
+    """The pairs of rows whose similarity is at least `threshold`, in [-1, 1], up to `ROUNDING`.
+
+    Similarities that rounding has made larger than 1 are 1.
+    """
+    rows, columns = np.nonzero(neighbours.similarities >= threshold - ROUNDING)
     others = neighbours.rows[rows, columns].astype(np.int64)
-    values = neighbours.similarities[rows, columns]
+    values = np.minimum(neighbours.similarities[rows, columns], 1)
     pairs = np.stack([np.minimum(rows, others), np.maximum(rows, others)], axis=1)
     pairs, at = np.unique(pairs, axis=0, return_index=True)
     order = np.argsort(-values[at], kind='stable')
@@ -98,7 +101,7 @@ def confirmed(pairs: Pairs, threshold: float, images_at: Callable[[NDArray], NDA
 
     Args:
       pairs: pairs found by their features.
-      threshold: the least similarity of a pair.
+      threshold: the least similarity of a pair, up to `ROUNDING`.
       images_at: returns the images [n, H, W, C] at some rows [n].
 
     Returns:
@@ -112,7 +115,7 @@ def confirmed(pairs: Pairs, threshold: float, images_at: Callable[[NDArray], NDA
         return pairs
     first, second = places.reshape(2, -1)
     values = np.minimum(pairs.similarities, _correlations(np.concatenate(blocks), first, second))
-    kept = np.flatnonzero(values >= threshold)
+    kept = np.flatnonzero(values >= threshold - ROUNDING)
     order = kept[np.argsort(-values[kept], kind='stable')]
     return Pairs(pairs.first[order], pairs.second[order], values[order])
 
@@ -124,7 +127,7 @@ def _correlations(pixels: NDArray, first: NDArray, second: NDArray) -> NDArray:
     blank = np.abs(remainders).max(axis=1) <= ROUNDING * np.abs(means[:, 0])
     small = unit(np.where(blank[:, None], 0, remainders))
     equal = blank[first] & blank[second] & np.isclose(means[first, 0], means[second, 0], rtol=ROUNDING, atol=0)
-    return np.where(equal, np.float32(1), np.einsum('pf,pf->p', small[first], small[second]))
+    return np.where(equal, np.float32(1), (small[first] * small[second]).sum(axis=1))
 
 
 def reduced(images: NDArray) -> NDArray:

@@ -27,7 +27,8 @@ def alignment(first: NDArray, second: NDArray) -> float:
 def uniformity(features: NDArray) -> float:
     """log of the mean of exp(-2 ‖x - y‖²) over all pairs of different examples (2005.10242, eq. 7, t = 2): [-8, 0].
 
-    Lower is more uniform; 0 if all features are equal. The features are [N, F], with N at least 2.
+    Lower is more uniform; 0 if all features are equal, also if they are all zero. The features are [N, F], with N at
+    least 2.
     """
     rows, count = _unit(features).astype(np.float32), len(features)
     numbers = np.arange(count + -count % BLOCK_ROWS, dtype=np.int32).reshape(-1, BLOCK_ROWS)
@@ -37,14 +38,16 @@ def uniformity(features: NDArray) -> float:
 
 @jax.jit
 def _potentials(rows: jax.Array, numbers: jax.Array) -> jax.Array:
-    """Σ exp(-2 ‖x - y‖²) over the other rows y of unit vectors [N, F], for the rows x of each block of `numbers`.
+    """Σ exp(-2 ‖x - y‖²) over the other rows y, for the rows x of each block of `numbers`.
 
-    For numbers beyond the last row, the result is meaningless.
+    The rows [N, F] have length 1 or 0. For numbers beyond the last row, the result is meaningless.
     """
+    lengths = jnp.any(rows != 0, axis=1).astype(rows.dtype)
 
     def block(queries: jax.Array) -> jax.Array:
         cosines = jnp.matmul(rows[queries], rows.T, precision=jax.lax.Precision.HIGHEST)
-        potential = jnp.exp(-2.0 * jnp.maximum(2.0 - 2.0 * cosines, 0.0))
+        squares = lengths[queries][:, None] + lengths[None]
+        potential = jnp.exp(-2.0 * jnp.maximum(squares - 2.0 * cosines, 0.0))
         others = queries[:, None] != jnp.arange(rows.shape[0], dtype=jnp.int32)[None]
         return jnp.where(others, potential, 0.0).sum(axis=1)
 
@@ -97,6 +100,7 @@ def class_distances(features: NDArray, labels: NDArray) -> tuple[float, float]:
     """Mean cosine distance 1 - x·y of pairs of different examples of one class, and of pairs of different classes.
 
     It takes features [N, F] and labels [N] with pairs of both kinds, and is exact, from sums over classes in float64.
+    The distance from a row of zeros is 1.
     """
     rows = _unit(features)
     classes, sizes = np.unique(labels, return_counts=True)
