@@ -57,8 +57,8 @@ def _percent(step: int, steps: int) -> int:
 
 
 PANELS = {
-    'width 16, 16 pixels, small batches, no key term': (of_sweep, 'small_batch_fresh', 1e3),
     'width 16, 24 pixels': (of_sweep, 'longer', 1e3),
+    'width 16, 24 pixels, small batches': (of_sweep, 'length_800000', 1e3),
     'CIFAR-100, width 16, 24 pixels': (of_sweep, 'cifar100', 1e3),
     'width 64, 32 pixels, one H100': (of_gpu, 'cifar10_h100', 1e6),
 }
