@@ -16,6 +16,7 @@ from dualcl_jax.system.errors import STORAGE, first_line
 
 WARNINGS = (
     "coroutine 'async_serialize_from_host",
+    "coroutine 'Store._get_array_metadatas' was never awaited",
     'Sharding info not provided when restoring',
     'Error writing persistent compilation cache entry',
 )
