@@ -89,7 +89,7 @@ def test_forward_pass():
 
 
 def test_bfloat16_with_the_cpu_options_of_programs():
-    """XLA does not compile oneDNN's layer norm of bfloat16 with a float32 result."""
+    """XLA:CPU does not compile oneDNN's layer norm of bfloat16 with a float32 result."""
     program = """
 from dualcl_jax.system.processes import start
 start._set_cpu_flags()

@@ -26,16 +26,12 @@ from dualcl_jax.system.versions import PACKAGES
 CPU_FLAGS = (
     '--xla_cpu_use_onednn=true',
     '--xla_cpu_experimental_onednn_custom_call=true',
-    '--xla_disable_hlo_passes=onednn-ops-rewriter',
     '--xla_cpu_experimental_ynn_fusion_type=reduce',
     '--xla_backend_optimization_level=1',
 )
 """These make XLA:CPU compute convolutions and matrix products with oneDNN. YNN, which jax 0.12 uses for most of them,
 takes 1.4 to 1.8 times as long (3×3 convolutions of ResNet-18 at width 16, batch 256, float32, one core of a Xeon with
 AVX-512).
-
-Layer norm and softmax are left to XLA: it does not compile oneDNN's layer norm of bfloat16 with a float32 result, the
-last one of a ViT (jaxlib 0.12.0.1).
 
 Optimization level 1 instead of 3 compiles the step in 0.8 of the time (CPU time on a shared AMD EPYC). The step ran no
 slower; the loss head alone took 1.1 times as long."""
