@@ -120,7 +120,7 @@ class VisionTransformer(nn.Module):
         block = nn.remat(Block) if self.remat else Block
         for index in range(self.depth):
             x = block(self.heads, self.dtype, name=f'blocks_{index}')(x)
-        # Converted before it is sliced: else XLA:CPU passes bfloat16 to oneDNN's layer norm, and fails (jaxlib 0.12.0.1).
+        # Converted before it is sliced: else XLA:CPU (jaxlib 0.12.0.1) calls oneDNN with bfloat16 and fails to compile.
         return layer_norm(x.astype(jnp.float32)[:, 0], EPSILON, name='norm')
 
 
