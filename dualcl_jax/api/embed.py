@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from dualcl_jax.api.arguments import optional_path, path_of
-from dualcl_jax.api.inputs import Data, describe, source_of, write
+from dualcl_jax.api.inputs import Data, describe, source_of, without_path, write
 from dualcl_jax.api.session import using_jax
 from dualcl_jax.system.errors import UserError, listed
 from dualcl_jax.system.files import reachable
@@ -240,10 +240,8 @@ def _in_file(request: Request, source: 'EncoderSource') -> 'Iterator[Request]':
         fields = [f'data.memory_bytes={max(source.config.data.memory_bytes, os.path.getsize(path))}']
         if 'data.columns' in found.fields:
             fields += [f'data.columns={found.fields["data.columns"]}', 'data.label_column=']
-        try:
+        with without_path(path):
             yield request._replace(data=path, fields=fields)
-        except UserError as error:  # without the name of the temporary file
-            raise UserError(str(error).replace(f'data.path={path}', 'data')) from error
 
 
 def _check_complete(data: Any, examples: 'Examples') -> None:
@@ -266,16 +264,17 @@ def _settings(request: Request, source: 'EncoderSource') -> 'ConfigDict':
     from dualcl_jax.system.config import PATHS, flatten
 
     config = ConfigDict({'data': source.config.data.to_dict()})
-    form = None
+    form, is_file_of_lines = None, False
     if request.data is not None:
         assert isinstance(request.data, str)
-        if not reachable(request.data, f'--data={request.data}').exists():
+        root = reachable(request.data, f'--data={request.data}')
+        if not root.exists():
             raise UserError(f'--data={request.data}: no such file or folder; correct the path')
         form = source_of(request.data, of_text=source.kind == TEXT)
+        is_file_of_lines = form == 'text' and has_lines(request.data) and not root.is_dir()
     if request.labels != 'auto' and form != 'folder':
         raise UserError(f'--labels={request.labels}: only for a folder of images in --data; leave it out')
     if form is not None:
-        assert request.data is not None
         known = dict(flatten(config)).keys() - OF_THE_ENCODER
         for field in (assignment.partition('=')[0] for assignment in request.fields):
             if field in ('data.name', *PATHS) or (field == 'data.labels' and request.labels != 'auto'):
@@ -287,7 +286,7 @@ def _settings(request: Request, source: 'EncoderSource') -> 'ConfigDict':
         config.data.update(validation_fraction=0.0, test_fraction=0.0)  # so that rows stay in their order
         if form == 'folder':
             config.data.update(labels=request.labels, path_column='', label_column='')
-        if form == 'text' and has_lines(request.data) and not reachable(request.data, '--data').is_dir():
+        if is_file_of_lines:
             config.data.update(columns='', label_column='')
     override_data(config, request.fields)
     return config.data

@@ -97,11 +97,8 @@ def stored(given: Input, workdir: str) -> Iterator[None]:
         if given.note:
             print(given.note)
     try:
-        yield
-    except UserError as error:
-        if writes:  # the file is removed below
-            error.args = (re.sub(rf'(config\.)?data\.path={re.escape(path)}', 'data', str(error)),)
-        raise
+        with without_path(path) if writes else contextlib.nullcontext():
+            yield
     finally:
         if writes:
             # Errors of a folder that is away are suppressed: the error that ended the run counts.
@@ -109,6 +106,16 @@ def stored(given: Input, workdir: str) -> Iterator[None]:
                 config = stored_config(existing_or_new(workdir))
                 if config is None or config.data.path != path:
                     os.unlink(path)
+
+
+@contextlib.contextmanager
+def without_path(path: str) -> Iterator[None]:
+    """A context whose errors name data that were given in memory as 'data', not by the path of their file."""
+    try:
+        yield
+    except UserError as error:
+        error.args = (re.sub(rf'(config\.)?data\.path={re.escape(path)}', 'data', str(error)),)
+        raise
 
 
 def write(path: str, function: Write) -> None:

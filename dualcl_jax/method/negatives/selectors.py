@@ -214,10 +214,11 @@ def _try_out(name: str, select: Selector, *, counted: bool) -> None:
     if not isinstance(found, Selection):
         kind = 'an array' if isinstance(found, jax.ShapeDtypeStruct) else type(found).__name__
         raise UserError(f'negatives.selector={name!r}: must return a Selection, not {kind}')
-    values, slots = (_described(part) for part in found)
-    columns = values.partition(', ')[2] if slots != 'None' else '4]'
-    wanted = f'float32 [2, {columns}', f'int32 [2, {columns}' if slots != 'None' else 'None'
-    if (values, slots) != wanted:
+    columns = similarities.shape[1]
+    if found.slots is not None and getattr(found.similarities, 'ndim', 0) == 2:
+        columns = found.similarities.shape[1]
+    values, slots = map(_described, found)
+    if (values, slots) != (f'float32 [2, {columns}]', 'None' if found.slots is None else f'int32 [2, {columns}]'):
         raise UserError(
             f'negatives.selector={name!r}: of similarities [2, 4] it returns similarities {values} and slots {slots}; '
             'must be float32 [2, K] and int32 [2, K], or float32 [2, 4] and None'

@@ -77,10 +77,7 @@ class LoadedTextEncoder:
         Raises:
           UserError: the argument is not a list of texts, or one holds an unpaired surrogate.
         """
-        tokens = self.tokens(sentences)
-        if not len(tokens['length']):  # a program has at least one example
-            return jnp.zeros((0, self.description.features), jnp.float32)
-        return self.function(tokens)
+        return self.function(self.tokens(sentences))
 
     def tokens(self, sentences: Iterable[str]) -> dict[str, np.ndarray]:
         """Encodes N sentences as tokens, as `function` takes them. Raises UserError as `__call__` does."""

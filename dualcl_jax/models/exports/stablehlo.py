@@ -92,7 +92,14 @@ def read(content: bytes) -> LoadedEncoder | LoadedTextEncoder:
         raise ValueError(f'its program cannot be used: {reason_of(error)}') from error
     if getattr(found, 'shape', None) != (2, description.features) or found.dtype != jnp.float32:
         raise ValueError('the features of its program do not match its description')
-    return loaded(description, jax.jit(exported.call))
+    run = jax.jit(exported.call)
+
+    def features_of(inputs: Tree) -> jax.Array:
+        if not jax.tree.leaves(inputs)[0].shape[0]:  # a program takes at least one example
+            return jnp.zeros((0, description.features), jnp.float32)
+        return run(inputs)
+
+    return loaded(description, features_of)
 
 
 def _version_of_jax(description: Described) -> str:

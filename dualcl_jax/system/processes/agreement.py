@@ -45,7 +45,7 @@ def check_shared(folder: epath.Path, timeout_s: float) -> None:
         'use one that all hosts share, such as gs://BUCKET/RUN or a network file system'
     )
     try:
-        name = _from_process_0('nonce', nonce.name, timeout_s)
+        name = from_process_0('nonce', nonce.name, timeout_s)
         end = time.monotonic() + APPEARS_S
         while not (folder / name).exists() and time.monotonic() < end:
             time.sleep(0.2)
@@ -135,15 +135,12 @@ def is_first() -> bool:
     return _joined()[1] == 0
 
 
-def from_process_0(name: str, text: str) -> str:
+def from_process_0(name: str, text: str, timeout_s: float = _ONE_WEEK_S) -> str:
     """Gives every process the text of process 0. Every process must call it, equally often with each name.
 
-    It waits until process 0 has called it; if that process is lost, the heartbeats or JAX end the wait.
+    It waits until process 0 has called it; if that process is lost, the heartbeats or JAX end the wait. In
+    `check_shared` it waits for a limited time, and then raises `_MissingError`.
     """
-    return _from_process_0(name, text, _ONE_WEEK_S)
-
-
-def _from_process_0(name: str, text: str, timeout_s: float) -> str:
     client, index, count = _joined()
     if count == 1:
         return text
